@@ -1,0 +1,131 @@
+"""What the pipeline tells whoever listens (the page, later a publisher): one snapshot and two kinds of event.
+
+A listener gets every event in order through a bounded queue; one that does not keep up loses the oldest events,
+never the newest, and the pipeline never waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+State = Literal["waiting", "warming", "trusted", "stale", "ended"]
+"""waiting for a scanner; warming up; trusted; no volume for more than 3 TR in an open run; run ended."""
+
+
+class Counts(msgspec.Struct, frozen=True, kw_only=True):
+    """The account so far; at the run's end the last five add up to ``planned``."""
+
+    planned: int = 0
+    received: int = 0
+    decoded: int = 0
+    warming: int = 0
+    censored: int = 0
+    skipped: int = 0
+    missing: int = 0
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status", tag_field="kind"):
+    """Where the run stands; sent on every change and to every new listener first."""
+
+    state: State
+    run_id: str | None
+    subject: int | None
+    volume: int | None
+    counts: Counts
+    tr_s: float
+    decode_delay_s: float
+    """From an image's onset to the end of its window: the haemodynamic response, not compute."""
+    bundle_name: str
+    bundle_sha256: str
+    bundle_is_demo: bool
+    run_folder: str | None
+    message: str
+    """The latest thing an operator should know: why something was skipped, that a run was resumed."""
+
+
+class LatencyMs(msgspec.Struct, frozen=True, kw_only=True):
+    """Compute latency of one frame by stage, from the last byte of its volume to the frame."""
+
+    journal: float
+    preprocess: float
+    wait: float
+    brain: float
+    denoise: float
+    vae: float
+    total: float
+
+
+class Frame(msgspec.Struct, frozen=True, kw_only=True, tag="frame", tag_field="kind"):
+    """One decoded frame; its picture travels beside it (see :class:`Event`)."""
+
+    run_id: str
+    volume: int
+    window: tuple[int, int]
+    """Half-open range of volumes the decoder saw."""
+    state: Literal["warming", "trusted"]
+    sampler: str
+    latency_ms: LatencyMs
+    shown_onset: int | None
+    """Onset volume of the picture that was on screen for this window, where the scanner's markers tell."""
+
+
+class Shown(msgspec.Struct, frozen=True, kw_only=True, tag="shown", tag_field="kind"):
+    """A picture was put on screen."""
+
+    run_id: str
+    onset_volume: int
+    name: str
+
+
+class Event(msgspec.Struct, frozen=True):
+    """An event with its picture: RGB uint8 ``[H, W, 3]`` for a frame, PNG bytes for what was shown."""
+
+    message: Status | Frame | Shown
+    image: NDArray[np.uint8] | None = None
+    png: bytes | None = None
+
+
+class Broadcast:
+    """Hands events to any number of listeners; keeps the open run's frames and pictures for late ones."""
+
+    def __init__(self, status: Status, queue_length: int = 64) -> None:
+        self.status = status
+        self.frames: dict[int, Event] = {}
+        self.shown: dict[int, Event] = {}
+        self._queue_length = queue_length
+        self._listeners: set[asyncio.Queue[Event]] = set()
+
+    def send(self, event: Event) -> None:
+        """Give an event to every listener; a status replaces the snapshot, a new run drops the old one's frames."""
+        message = event.message
+        if isinstance(message, Status):
+            if message.run_id != self.status.run_id:
+                self.frames.clear()
+                self.shown.clear()
+            self.status = message
+        elif isinstance(message, Frame):
+            self.frames[message.volume] = event
+        else:
+            self.shown[message.onset_volume] = event
+        for queue in self._listeners:
+            if queue.full():
+                queue.get_nowait()
+            queue.put_nowait(event)
+
+    @asynccontextmanager
+    async def listen(self) -> AsyncIterator[asyncio.Queue[Event]]:
+        """A queue that first holds the current status, then every event from now on."""
+        queue: asyncio.Queue[Event] = asyncio.Queue(self._queue_length)
+        queue.put_nowait(Event(self.status))
+        self._listeners.add(queue)
+        try:
+            yield queue
+        finally:
+            self._listeners.discard(queue)
