@@ -1,0 +1,47 @@
+"""The Natural Scenes Dataset, read only: paths, designs, regions, runs, stimuli and splits.
+
+Works on NSD itself (which one must obtain oneself; its terms forbid redistribution) and
+on synthetic subjects that ``python -m sim synthesize`` writes in the same layout.
+Images are 0-based 73k indices here; ids in files count from 1.
+"""
+
+from nsd.design import N_DESIGN_ROWS, N_IMAGES, Trial, read_design, trials
+from nsd.errors import BadFile, BadRequest, GridMismatch, MissingFile, NsdError
+from nsd.expdesign import ExpDesign, read_expdesign, shared_images
+from nsd.layout import Layout
+from nsd.roi import Roi, read_roi
+from nsd.run import Run
+from nsd.sessions import SUBJECTS_SESSIONS, TASK_RUNS_PER_SESSION, TR_S, RunKey, runs, task_runs
+from nsd.splits import RunTrial, run_trials, standard_split, time_resolved_split
+from nsd.stimuli import Stimuli
+
+__all__ = [
+    "N_DESIGN_ROWS",
+    "N_IMAGES",
+    "SUBJECTS_SESSIONS",
+    "TASK_RUNS_PER_SESSION",
+    "TR_S",
+    "BadFile",
+    "BadRequest",
+    "ExpDesign",
+    "GridMismatch",
+    "Layout",
+    "MissingFile",
+    "NsdError",
+    "Roi",
+    "Run",
+    "RunKey",
+    "RunTrial",
+    "Stimuli",
+    "Trial",
+    "read_design",
+    "read_expdesign",
+    "read_roi",
+    "run_trials",
+    "runs",
+    "shared_images",
+    "standard_split",
+    "task_runs",
+    "time_resolved_split",
+    "trials",
+]

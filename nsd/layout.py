@@ -1,0 +1,55 @@
+"""Where every file of the Natural Scenes Dataset lies under its root."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+_SPACE = "func1pt8mm"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths of a data set in NSD's layout; nothing is opened and nothing needs to exist.
+
+    Subjects, sessions and runs are numbered from 1, as in NSD's file names.
+    """
+
+    root: Path
+
+    def _timeseries_dir(self, subject: int) -> Path:
+        return self.root / "nsddata_timeseries" / "ppdata" / f"subj{subject:02d}" / _SPACE
+
+    def timeseries(self, subject: int, session: int, run: int) -> Path:
+        """Preprocessed volumes of one run, ``[x, y, z, time]``."""
+        name = f"timeseries_session{session:02d}_run{run:02d}.nii.gz"
+        return self._timeseries_dir(subject) / "timeseries" / name
+
+    def design(self, subject: int, session: int, run: int) -> Path:
+        """One integer a row: the image that appears at this volume, or 0."""
+        return self._timeseries_dir(subject) / "design" / f"design_session{session:02d}_run{run:02d}.tsv"
+
+    def motion(self, subject: int, session: int, run: int) -> Path:
+        """Three translations (mm) and three rotations (rad) a row."""
+        return self._timeseries_dir(subject) / "motion" / f"motion_session{session:02d}_run{run:02d}.tsv"
+
+    def roi(self, subject: int) -> Path:
+        """The nsdgeneral region: -1 outside cortex, 0 other cortex, > 0 inside."""
+        return self.root / "nsddata" / "ppdata" / f"subj{subject:02d}" / _SPACE / "roi" / "nsdgeneral.nii.gz"
+
+    def expdesign(self) -> Path:
+        """Orderings and image lists of the whole experiment (MATLAB, 1-based)."""
+        return self.root / "nsddata" / "experiments" / "nsd" / "nsd_expdesign.mat"
+
+    def stim_info(self) -> Path:
+        """One row for each of the 73 000 images (0-based ``nsdId``)."""
+        return self.root / "nsddata" / "experiments" / "nsd" / "nsd_stim_info_merged.csv"
+
+    def stimuli(self) -> Path:
+        """The pictures themselves, HDF5 data set ``imgBrick``."""
+        return self.root / "nsddata_stimuli" / "stimuli" / "nsd" / "nsd_stimuli.hdf5"
+
+    def betas(self, subject: int, session: int) -> Path:
+        """Single-trial GLM responses of one session (the GLMdenoise + ridge version)."""
+        folder = self.root / "nsddata_betas" / "ppdata" / f"subj{subject:02d}" / _SPACE
+        return folder / "betas_fithrf_GLMdenoise_RR" / f"betas_session{session:02d}.nii.gz"

@@ -1,0 +1,46 @@
+"""The region of interest a decoder reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+
+from nsd.errors import BadFile, require_file
+from nsd.layout import Layout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roi:
+    """``mask`` is bool ``[x, y, z]``; ``affine`` float64 ``[4, 4]``, voxel index to mm."""
+
+    mask: npt.NDArray[np.bool_]
+    affine: npt.NDArray[np.float64]
+
+    @property
+    def n_voxels(self) -> int:
+        """How many voxels the region has."""
+        return int(np.count_nonzero(self.mask))
+
+
+def read_roi(layout: Layout, subject: int) -> Roi:
+    """Read the nsdgeneral region (> 0) of ``subject``.
+
+    :raises MissingFile: there is no such file.
+    :raises BadFile: not a readable three-dimensional NIfTI image, or without any voxel > 0.
+    """
+    path = require_file(layout.roi(subject), f"the nsdgeneral region of subject {subject}")
+    try:
+        image: Any = nib.load(path)
+        labels = np.asanyarray(image.dataobj)
+    except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError) as error:
+        raise BadFile(path, "a NIfTI image", str(error)) from error
+    if labels.ndim != 3:
+        raise BadFile(path, "three dimensions [x, y, z]", f"shape {labels.shape}")
+    mask = labels > 0
+    if not mask.any():
+        raise BadFile(path, "voxels with a label > 0", "none")
+    return Roi(mask=mask, affine=np.asarray(image.affine, dtype=np.float64))

@@ -1,0 +1,130 @@
+"""The volumes of one run, read lazily."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+
+from nsd.design import N_DESIGN_ROWS, Trial, read_design, trials
+from nsd.errors import BadFile, BadRequest, GridMismatch, require_file
+from nsd.layout import Layout
+from nsd.roi import Roi
+from nsd.sessions import TR_S, RunKey
+
+_BLOCK = 25  # volumes held at once while a ROI is read out of a full-size run (35 MB)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One task run. Making it reads nothing; header, design and volumes are read when asked for.
+
+    The series on disk has one volume more than the design has rows (226 and 225); the
+    trailing one belongs to no design row and is not part of the run here.
+    """
+
+    layout: Layout
+    subject: int
+    session: int
+    run: int
+
+    @property
+    def key(self) -> RunKey:
+        """Subject, session and run as one sortable value."""
+        return RunKey(self.subject, self.session, self.run)
+
+    @cached_property
+    def design(self) -> npt.NDArray[np.int64]:
+        """``int64[225]``: 0, or the 1-based 73k id that appears at this volume."""
+        return read_design(self.layout.design(self.subject, self.session, self.run))
+
+    @property
+    def trials(self) -> list[Trial]:
+        """Presentations in order, with 0-based images."""
+        return trials(self.design)
+
+    @cached_property
+    def _image(self) -> Any:
+        path = require_file(self.layout.timeseries(*self.key), f"the volumes of {self.key}")
+        try:
+            # An open handle makes reading volume after volume of a gzip file one pass over it.
+            image: Any = nib.load(path, keep_file_open=True)
+        except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError) as error:
+            raise BadFile(path, "a NIfTI series", str(error)) from error
+        if len(image.shape) != 4 or image.shape[3] != N_DESIGN_ROWS + 1:
+            expected = f"four dimensions with {N_DESIGN_ROWS + 1} volumes ({N_DESIGN_ROWS} design rows + 1)"
+            raise BadFile(path, expected, f"shape {image.shape}")
+        return image
+
+    @property
+    def n_volumes(self) -> int:
+        """Volumes that have a design row: 225."""
+        return N_DESIGN_ROWS
+
+    @property
+    def tr_s(self) -> float:
+        """Seconds between volumes."""
+        return TR_S
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Grid ``(x, y, z)``."""
+        x, y, z, _ = self._image.shape
+        return int(x), int(y), int(z)
+
+    @property
+    def affine(self) -> npt.NDArray[np.float64]:
+        """``float64[4, 4]``, voxel index to mm."""
+        return np.asarray(self._image.affine, dtype=np.float64)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the volumes as they are handed out: as stored, or float where the file scales them."""
+        return np.dtype(self._read(0, 1).dtype)
+
+    def volume(self, index: int) -> npt.NDArray[Any]:
+        """Return volume ``index`` (0-based, < 225) as a C-order array ``[x, y, z]``."""
+        if not 0 <= index < self.n_volumes:
+            raise BadRequest(f"volume {index}: expected 0 to {self.n_volumes - 1} for {self.key}")
+        return np.ascontiguousarray(self._read(index, index + 1)[..., 0])
+
+    def volumes(self, start: int = 0) -> Iterator[npt.NDArray[Any]]:
+        """Yield the volumes from ``start`` on, in one pass over the file."""
+        for index in range(start, self.n_volumes):
+            yield self.volume(index)
+
+    def roi_series(self, roi: Roi) -> npt.NDArray[np.float32]:
+        """Return ``float32[225, V]``: rows are volumes, columns the mask's voxels in C order.
+
+        :raises GridMismatch: region and series do not lie on one grid.
+        """
+        self._check_grid(roi)
+        series = np.empty((self.n_volumes, roi.n_voxels), dtype=np.float32)
+        for start in range(0, self.n_volumes, _BLOCK):
+            stop = min(start + _BLOCK, self.n_volumes)
+            series[start:stop] = self._read(start, stop)[roi.mask].T
+        return series
+
+    def _read(self, start: int, stop: int) -> npt.NDArray[Any]:
+        image = self._image
+        try:
+            return np.asanyarray(image.dataobj[..., start:stop])
+        except (OSError, EOFError, ValueError) as error:
+            path = self.layout.timeseries(*self.key)
+            raise BadFile(path, f"volumes {start} to {stop - 1} to be readable", str(error)) from error
+
+    def _check_grid(self, roi: Roi) -> None:
+        path, roi_path = self.layout.timeseries(*self.key), self.layout.roi(self.subject)
+        if roi.mask.shape != self.shape:
+            raise GridMismatch(
+                f"{path}: expected the grid of {roi_path}, {roi.mask.shape}, found {self.shape};"
+                " series and region must come from the same subject and space"
+            )
+        if not np.allclose(roi.affine, self.affine, atol=1e-3):
+            expected, found = roi.affine.tolist(), self.affine.tolist()
+            raise GridMismatch(f"{path}: expected the affine of {roi_path}, {expected}, found {found}")

@@ -1,0 +1,70 @@
+"""The pictures that were shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from nsd.errors import BadFile, BadRequest, require_file
+from nsd.layout import Layout
+
+_DATASET = "imgBrick"
+
+
+class Stimuli:
+    """The stimulus pictures, uint8 ``[H, W, 3]`` RGB, by 0-based image index. A context manager.
+
+    :raises MissingFile: there is no stimulus file.
+    :raises BadFile: it is not HDF5, or has no uint8 ``imgBrick`` of shape ``(N, H, W, 3)``.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._path = require_file(layout.stimuli(), "the stimulus pictures")
+        try:
+            self._file = h5py.File(self._path, "r")
+        except OSError as error:
+            raise BadFile(self._path, "an HDF5 file", str(error)) from error
+        self._brick = self._file.get(_DATASET)
+        shape: tuple[int, ...] = getattr(self._brick, "shape", ())
+        if len(shape) != 4 or shape[3] != 3 or self._brick.dtype != np.uint8:
+            self.close()
+            found = f"shape {shape}" if shape else "none"
+            raise BadFile(self._path, f"uint8 data set {_DATASET!r} of shape (N, H, W, 3)", found)
+
+    def __enter__(self) -> Stimuli:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __len__(self) -> int:
+        return int(self._brick.shape[0])
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """Height and width of every picture."""
+        return int(self._brick.shape[1]), int(self._brick.shape[2])
+
+    def image(self, image: int) -> npt.NDArray[np.uint8]:
+        """Return one picture, uint8 ``[H, W, 3]``."""
+        if not 0 <= image < len(self):
+            raise BadRequest(f"image {image}: expected 0 to {len(self) - 1} in {self._path}")
+        return np.asarray(self._brick[image], dtype=np.uint8)
+
+    def images(self, images: Sequence[int]) -> npt.NDArray[np.uint8]:
+        """Return pictures in the order asked for, repeats allowed: uint8 ``[N, H, W, 3]``."""
+        pictures = np.empty((len(images), *self.size_px, 3), dtype=np.uint8)
+        # In file order, so that each compressed chunk is unpacked once.
+        for position in np.argsort(np.asarray(images, dtype=np.int64), kind="stable"):
+            pictures[position] = self.image(int(images[position]))
+        return pictures
