@@ -1,0 +1,100 @@
+"""What one page has yet to be told: the same numbers for the data channel and for the WebSocket.
+
+The broadcast's memory is the truth and its queue only the bell: a page that was slow, or came late, is
+brought up to date from memory, so that it misses no frame of the open run and nothing piles up for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+
+import msgspec
+
+from realtime.events import Broadcast, Event, Frame, Shown, Status
+
+BEAT_S = 1.0
+"""After this long without news a page is sent a sign of life."""
+BATCH = 32
+"""Messages in one transmission: keeps it well below the 64 KiB every browser's data channel takes."""
+
+
+class RunKey(msgspec.Struct, frozen=True, tag="run", tag_field="kind"):
+    """What follows belongs to this run; pictures are asked for with its key."""
+
+    key: str
+
+
+class Beat(msgspec.Struct, frozen=True, tag="beat", tag_field="kind"):
+    """The server is alive and has nothing new."""
+
+
+Message = RunKey | Beat | Status | Frame | Shown
+
+
+def run_key(session: str, run_id: str | None) -> str:
+    """Names one run of one server, so that a browser never shows a cached picture of another."""
+    return hashlib.blake2s(f"{session}/{run_id}".encode(), digest_size=8).hexdigest()
+
+
+def newest_frame(broadcast: Broadcast) -> tuple[int, Event] | None:
+    """Volume and event of the open run's newest frame."""
+    if not broadcast.frames:
+        return None
+    volume = max(broadcast.frames)
+    return volume, broadcast.frames[volume]
+
+
+class Feed:
+    """One page's view of the broadcast; ``session`` is the server's random name."""
+
+    def __init__(self, broadcast: Broadcast, session: str) -> None:
+        self._broadcast = broadcast
+        self._session = session
+        self._key: str | None = None
+        self._status: Status | None = None
+        self._told: dict[tuple[str, int], Event] = {}
+
+    async def follow(self) -> AsyncIterator[str]:
+        """JSON arrays of messages: all of the run so far, then what comes, while the caller iterates."""
+        async with self._broadcast.listen() as queue:
+            while True:
+                news = self._news(await _drain(queue, BEAT_S))
+                for start in range(0, len(news), BATCH):
+                    yield msgspec.json.encode(news[start : start + BATCH]).decode()
+
+    def _news(self, events: list[Event]) -> list[Message]:
+        """What to send after these events from the queue."""
+        news: list[Message] = []
+        status = self._broadcast.status
+        key = run_key(self._session, status.run_id)
+        if key != self._key:
+            self._key = key
+            self._told.clear()
+            news.append(RunKey(key))
+        statuses = [event.message for event in events if isinstance(event.message, Status)]
+        news.extend(told for told in statuses if told.run_id == status.run_id)
+        if status is not self._status and status not in news:  # the queue lost it
+            news.append(status)
+        self._status = status
+        news.extend(self._untold("shown", self._broadcast.shown))
+        news.extend(self._untold("frame", self._broadcast.frames))
+        return news or [Beat()]
+
+    def _untold(self, kind: str, memory: dict[int, Event]) -> list[Message]:
+        fresh = {(kind, number): event for number, event in memory.items()}
+        fresh = {name: event for name, event in fresh.items() if self._told.get(name) is not event}
+        self._told.update(fresh)
+        return [event.message for event in fresh.values()]
+
+
+async def _drain(queue: asyncio.Queue[Event], timeout_s: float) -> list[Event]:
+    """Every event waiting in the queue; where there is none, the first to come within the time."""
+    try:
+        events = [await asyncio.wait_for(queue.get(), timeout_s)]
+    except TimeoutError:
+        return []
+    while not queue.empty():
+        events.append(queue.get_nowait())
+    return events

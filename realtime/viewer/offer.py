@@ -1,0 +1,65 @@
+"""Session descriptions (SDP, RFC 8866) of the page's WebRTC connection: what is checked, dropped, gathered.
+
+aioice gathers every address of the machine but loopback. Here it is the other way round: the page is on
+127.0.0.1, so that is the one address offered, and the page's own candidates are dropped unread (they name other
+interfaces, or mDNS names that would have to be asked for on the network). The page's connectivity checks come
+from its loopback address, which is learned from them ("peer reflexive", RFC 8445 section 7.3.1.3).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Awaitable, Callable
+
+from aioice import Candidate, Connection
+from aiortc import RTCPeerConnection
+
+LOOPBACK = "127.0.0.1"
+
+_Gather = Callable[..., Awaitable[list[Candidate]]]
+
+
+class OfferError(ValueError):
+    """A session description that is not the page's kind of offer."""
+
+
+def check_offer(sdp: str) -> None:
+    """Raise OfferError unless an offer asks for one video and one data channel; before a parser sees it."""
+    if not sdp.startswith("v=0"):
+        raise OfferError("expected a session description that starts with v=0")
+    sections = sorted(line[2:].split(" ")[0] for line in sdp.splitlines() if line.startswith("m="))
+    if sections != ["application", "video"]:
+        raise OfferError(f"expected one video and one application section, got {sections[:8]}")
+
+
+def without_candidates(sdp: str) -> str:
+    """The description without its candidates, nor the word that no more will come."""
+    drop = ("a=candidate:", "a=end-of-candidates")
+    return "".join(f"{line}\r\n" for line in sdp.splitlines() if not line.startswith(drop))
+
+
+def candidate_addresses(sdp: str) -> set[str]:
+    """Addresses of all candidates in a description."""
+    candidates = [line.split(" ") for line in sdp.splitlines() if line.startswith("a=candidate:")]
+    return {fields[4] for fields in candidates}
+
+
+def gather_loopback_only(connection: RTCPeerConnection) -> None:
+    """Make this connection gather 127.0.0.1 and nothing else; call between remote and local description.
+
+    aioice hands the machine's addresses to ``Connection.get_component_candidates``: on this connection's own
+    instances a function with the one address stands in its place, and nobody else in the process notices.
+    """
+    transports = [transceiver.receiver.transport for transceiver in connection.getTransceivers()]
+    if connection.sctp is not None:
+        transports.append(connection.sctp.transport)
+    for transport in transports:
+        ice: Connection = transport.transport.iceGatherer._connection
+        gather = functools.partial(_loopback_candidates, Connection.get_component_candidates, ice)
+        ice.get_component_candidates = gather  # type: ignore[method-assign,assignment]
+
+
+def _loopback_candidates(
+    gather: _Gather, ice: Connection, component: int, addresses: list[str], timeout: int = 5
+) -> Awaitable[list[Candidate]]:
+    return gather(ice, component=component, addresses=[LOOPBACK], timeout=timeout)

@@ -1,0 +1,109 @@
+"""One page's WebRTC connection: a video track and a data channel, all of it on 127.0.0.1 (see offer.py)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from aiortc import RTCConfiguration, RTCDataChannel, RTCPeerConnection, RTCRtpSender, RTCSessionDescription
+
+from realtime.viewer.feed import Feed
+from realtime.viewer.live import LivePicture, PictureTrack
+from realtime.viewer.offer import (
+    LOOPBACK,
+    OfferError,
+    candidate_addresses,
+    check_offer,
+    gather_loopback_only,
+    without_candidates,
+)
+
+CONNECT_TIMEOUT_S = 10.0
+"""A page gives up after 3 s; what has not connected long after that never will."""
+BUFFER_BYTES = 256 * 1024
+"""A data channel that holds more unsent than this is waited for."""
+
+_log = logging.getLogger(__name__)
+
+
+class Peer:
+    """Answers one offer and serves the connection until either side closes it."""
+
+    def __init__(self, feed: Feed, live: LivePicture, on_closed: Callable[[Peer], None]) -> None:
+        self._feed = feed
+        self._on_closed = on_closed
+        self._telling: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        # An empty list, because the default asks a STUN server on the internet.
+        self._connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        self._connection.on("connectionstatechange", self._state_changed)
+        self._connection.on("datachannel", self._channel_opened)
+        video = self._connection.addTransceiver(PictureTrack(live), direction="sendonly")
+        codecs = RTCRtpSender.getCapabilities("video").codecs
+        video.setCodecPreferences([codec for codec in codecs if codec.mimeType in ("video/VP8", "video/rtx")])
+
+    async def answer(self, offer_sdp: str) -> str:
+        """The answer to a page's offer; OfferError where it is malformed or not one of a page of ours."""
+        check_offer(offer_sdp)
+        offer = RTCSessionDescription(sdp=without_candidates(offer_sdp), type="offer")
+        try:
+            await self._connection.setRemoteDescription(offer)
+            gather_loopback_only(self._connection)
+            await self._connection.setLocalDescription()
+        except Exception as error:  # aiortc's parser raises whatever a malformed line trips over
+            raise OfferError(f"expected an offer aiortc can read, got {error!r}") from error
+        answer_sdp = self._connection.localDescription.sdp
+        addresses = candidate_addresses(answer_sdp)
+        if addresses != {LOOPBACK}:
+            raise OfferError(f"expected to offer {LOOPBACK} alone, but gathered {sorted(addresses)}")
+        loop = asyncio.get_running_loop()
+        self._deadline = loop.call_later(CONNECT_TIMEOUT_S, self._give_up_unless_connected)
+        return answer_sdp
+
+    async def close(self) -> None:
+        """End the connection; the page sees its channel close."""
+        await asyncio.shield(self._begin_closing())
+
+    def _begin_closing(self) -> asyncio.Task[None]:
+        """Close in a task of its own: if one call of aiortc's close is cancelled, the next waits for ever."""
+        self._stop_telling()
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._connection.close())
+        return self._closing
+
+    def _stop_telling(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        if self._telling is not None:
+            self._telling.cancel()
+
+    def _state_changed(self) -> None:
+        if self._connection.connectionState == "failed":
+            self._begin_closing()
+        elif self._connection.connectionState == "closed":
+            self._stop_telling()
+            self._on_closed(self)
+
+    def _give_up_unless_connected(self) -> None:
+        if self._connection.connectionState != "connected":
+            _log.info("a page did not connect through WebRTC within %.0f s", CONNECT_TIMEOUT_S)
+            self._begin_closing()
+
+    def _channel_opened(self, channel: RTCDataChannel) -> None:
+        if self._telling is None:
+            self._telling = asyncio.create_task(self._tell(channel))
+
+    async def _tell(self, channel: RTCDataChannel) -> None:
+        """Send the feed; what the channel cannot take yet is waited for, so that nothing piles up."""
+        drained = asyncio.Event()
+        channel.bufferedAmountLowThreshold = BUFFER_BYTES // 2
+        channel.on("bufferedamountlow", drained.set)
+        async for text in self._feed.follow():
+            drained.clear()
+            if channel.bufferedAmount > BUFFER_BYTES:
+                await drained.wait()
+            if channel.readyState != "open":
+                return
+            channel.send(text)

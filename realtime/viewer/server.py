@@ -1,0 +1,178 @@
+"""The page's server on 127.0.0.1: static files, pictures of the run, WebRTC signalling, the WebSocket."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import secrets
+import struct
+from pathlib import Path
+
+import msgspec
+from aiohttp import WSCloseCode, web
+
+from realtime.errors import ServeError
+from realtime.events import Broadcast, Event
+from realtime.viewer.feed import Feed, newest_frame, run_key
+from realtime.viewer.guard import add_headers, only_this_machine, require_same_origin
+from realtime.viewer.live import LivePicture
+from realtime.viewer.offer import LOOPBACK, OfferError
+from realtime.viewer.peer import Peer
+from realtime.viewer.pictures import encode_png
+
+MAX_PAGES = 8
+"""Pages at a time, for each of WebRTC and WebSocket."""
+MAX_OFFER_BYTES = 64 * 1024
+
+_STATIC = Path(__file__).parent / "static"
+_PICTURE_HEADER = struct.Struct(">I")
+
+
+class _Offer(msgspec.Struct, frozen=True):
+    sdp: str
+
+
+class Viewer:
+    """Shows a broadcast in the browser; belongs to the event loop the broadcast belongs to."""
+
+    def __init__(self, broadcast: Broadcast, port: int) -> None:
+        """``port`` on 127.0.0.1; 0 takes a free one."""
+        self._broadcast = broadcast
+        self._port = port
+        self._session = secrets.token_hex(8)
+        self._live = LivePicture()
+        self._following: asyncio.Task[None] | None = None
+        self._runner: web.AppRunner | None = None
+        self._peers: set[Peer] = set()
+        self._sockets: set[web.WebSocketResponse] = set()
+
+    async def start(self) -> str:
+        """Serve, and return the page's URL; ServeError where the port cannot be had."""
+        runner = web.AppRunner(self._app(), access_log=None, handle_signals=False, shutdown_timeout=1.0)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, LOOPBACK, self._port).start()
+        except OSError as error:
+            await runner.cleanup()
+            in_use = error.errno == errno.EADDRINUSE
+            reason = "is in use" if in_use else f"cannot be opened ({error.strerror})"
+            raise ServeError(
+                f"port {self._port} on {LOOPBACK} {reason}: choose another with --port, or 0 for any free one"
+            ) from error
+        self._runner = runner
+        self._following = asyncio.create_task(self._live.follow(self._broadcast))
+        return f"http://{LOOPBACK}:{runner.addresses[0][1]}/"
+
+    async def stop(self) -> None:
+        """Say goodbye to every page and free the port; safe to call at any time, and twice."""
+        if self._following is not None:
+            self._following.cancel()
+        sockets = [socket.close(code=WSCloseCode.GOING_AWAY) for socket in self._sockets]
+        await asyncio.gather(*sockets, *(peer.close() for peer in self._peers), return_exceptions=True)
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    def _app(self) -> web.Application:
+        app = web.Application(middlewares=[only_this_machine], client_max_size=MAX_OFFER_BYTES)
+        app.on_response_prepare.append(add_headers)
+        app.add_routes(
+            [
+                web.get("/", _index),
+                web.get(r"/frames/{volume:\d{1,6}}.png", self._frame),
+                web.get(r"/shown/{onset:\d{1,6}}.png", self._shown),
+                web.get("/ws", self._websocket),
+                web.post("/offer", self._offer),
+                web.static("/static", _STATIC),
+            ]
+        )
+        return app
+
+    async def _frame(self, request: web.Request) -> web.Response:
+        """A decoded frame of the open run as PNG; ``width`` shrinks it."""
+        event = self._recorded(request, self._broadcast.frames, "volume")
+        if event.image is None:
+            raise web.HTTPNotFound(text="this frame has no picture\n")
+        width = request.query.get("width", "")
+        shrink_to = max(1, int(width)) if width.isdecimal() and len(width) < 6 else None
+        png = await asyncio.to_thread(encode_png, event.image, shrink_to)
+        return _png_response(request, png)
+
+    async def _shown(self, request: web.Request) -> web.Response:
+        """The picture put on screen at an onset, exactly as the scanner's marker brought it."""
+        event = self._recorded(request, self._broadcast.shown, "onset")
+        if event.png is None:
+            raise web.HTTPNotFound(text="this marker has no picture\n")
+        return _png_response(request, event.png)
+
+    def _recorded(self, request: web.Request, memory: dict[int, Event], name: str) -> Event:
+        key = request.query.get("run")
+        if key is not None and key != run_key(self._session, self._broadcast.status.run_id):
+            raise web.HTTPNotFound(text="this run is no longer the open one\n")
+        number = int(request.match_info[name])
+        if number not in memory:
+            raise web.HTTPNotFound(text=f"nothing at {name} {number} of the open run\n")
+        return memory[number]
+
+    async def _offer(self, request: web.Request) -> web.Response:
+        """Answer a page's WebRTC offer; what is wrong with it is one line of JSON."""
+        require_same_origin(request)
+        if request.content_type != "application/json":
+            return _refusal(415, "expected application/json")
+        if len(self._peers) >= MAX_PAGES:
+            return _refusal(503, f"{MAX_PAGES} pages are connected already")
+        peer = Peer(Feed(self._broadcast, self._session), self._live, self._peers.discard)
+        self._peers.add(peer)
+        try:
+            offer = msgspec.json.decode(await request.read(), type=_Offer)
+            answer = await peer.answer(offer.sdp)
+        except (msgspec.DecodeError, OfferError) as error:
+            await peer.close()
+            return _refusal(400, str(error))
+        except web.HTTPException:
+            await peer.close()
+            raise
+        return web.json_response({"type": "answer", "sdp": answer})
+
+    async def _websocket(self, request: web.Request) -> web.StreamResponse:
+        """Messages as text and the newest frame as binary: its volume (uint32, big-endian), then PNG."""
+        require_same_origin(request)
+        if len(self._sockets) >= MAX_PAGES:
+            return _refusal(503, f"{MAX_PAGES} pages are connected already")
+        socket = web.WebSocketResponse(heartbeat=5.0, max_msg_size=4096, compress=False)
+        await socket.prepare(request)
+        self._sockets.add(socket)
+        telling = asyncio.create_task(self._tell(socket))
+        try:
+            async for _ in socket:  # a page has nothing to say: reading notices when it leaves
+                pass
+        finally:
+            self._sockets.discard(socket)
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
+        return socket
+
+    async def _tell(self, socket: web.WebSocketResponse) -> None:
+        sent: Event | None = None
+        async for text in Feed(self._broadcast, self._session).follow():
+            await socket.send_str(text)
+            newest = newest_frame(self._broadcast)
+            if newest is not None and newest[1] is not sent and newest[1].image is not None:
+                volume, sent = newest
+                assert sent.image is not None
+                png = await asyncio.to_thread(encode_png, sent.image)
+                await socket.send_bytes(_PICTURE_HEADER.pack(volume) + png)
+
+
+async def _index(_request: web.Request) -> web.FileResponse:
+    return web.FileResponse(_STATIC / "index.html")
+
+
+def _png_response(request: web.Request, png: bytes) -> web.Response:
+    """A picture asked for by run key never changes under its URL; without, the next run may replace it."""
+    caching = "private, max-age=3600, immutable" if "run" in request.query else "no-store"
+    return web.Response(body=png, content_type="image/png", headers={"Cache-Control": caching})
+
+
+def _refusal(status: int, error: str) -> web.Response:
+    return web.json_response({"error": error}, status=status)
