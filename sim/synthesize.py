@@ -1,0 +1,229 @@
+"""Writes a synthetic subject in NSD's layout.
+
+Everything is a pure function of (settings, seed, subject, session, run); files appear whole
+(written beside their place, then renamed), and what is there already is kept, so an
+interrupted synthesis goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import scipy.io
+from tqdm import tqdm
+
+from nsd import N_IMAGES, TR_S, ExpDesign, Layout, task_runs
+from sim.cortex import N_WRITTEN_VOLUMES, Cortex
+from sim.errors import SimError
+from sim.experiment import design_rows, expdesign_variables, plan_experiment, stim_info_csv
+from sim.noise import VoxelNoise, draw_run_noise, draw_voxel_noise
+from sim.provenance import Provenance
+from sim.scenes import SIZE_PX, SceneSet
+from sim.settings import CortexSettings
+
+CHUNK_IMAGES = 50  # 0.6 MB: fits HDF5's chunk cache of 1 MB
+_FLUSH_IMAGES = 2_000
+_GZIP_LEVEL = 1
+_NON_BRAIN_INTENSITY = 20.0
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a path to write to, which becomes ``path`` if the block succeeds and is removed if it fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name("." + path.name)
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_stimuli(layout: Layout, seed: int, n_images: int = N_IMAGES) -> None:
+    """Write ``nsd_stimuli.hdf5``: uint8 ``imgBrick`` ``(n_images, 64, 64, 3)``, scenes of ``seed`` in order.
+
+    The file appears under its name when it is complete; an interrupted one is continued.
+
+    :raises SimError: a file is there already whose pictures are fewer, or scenes of another seed.
+    """
+    path = layout.stimuli()
+    if path.exists():
+        _check_stimuli(path, seed, n_images)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    scenes = SceneSet(seed)
+    with _open_partial(partial, seed, n_images) as file:
+        brick, first = file["imgBrick"], int(file.attrs["n_written"])
+        progress = tqdm(total=n_images, initial=first, desc="pictures", unit="img", mininterval=1)
+        for start in range(first, n_images, CHUNK_IMAGES):
+            stop = min(start + CHUNK_IMAGES, n_images)
+            brick[start:stop] = np.stack([scenes.render(image) for image in range(start, stop)])
+            progress.update(stop - start)
+            if stop % _FLUSH_IMAGES == 0 or stop == n_images:
+                file.flush()
+                file.attrs["n_written"] = stop
+                file.flush()
+        progress.close()
+    partial.replace(path)
+
+
+def _open_partial(partial: Path, seed: int, n_images: int) -> Any:
+    """Continue ``partial`` if it is a sound beginning of the same file, else begin anew."""
+    with contextlib.suppress(OSError):  # absent, or torn by a crash
+        file = h5py.File(partial, "r+")
+        if file.attrs.get("seed") == seed and file.get("imgBrick", np.empty(0)).shape[0] == n_images:
+            return file
+        file.close()
+    file = h5py.File(partial, "w")
+    shape = (n_images, SIZE_PX, SIZE_PX, 3)
+    chunks = (min(CHUNK_IMAGES, n_images), SIZE_PX, SIZE_PX, 3)
+    file.create_dataset("imgBrick", shape, np.uint8, chunks=chunks, compression="gzip", compression_opts=1)
+    file.attrs["seed"] = seed
+    file.attrs["n_written"] = 0
+    return file
+
+
+def _check_stimuli(path: Path, seed: int, n_images: int) -> None:
+    with h5py.File(path, "r") as file:
+        found = int(file["imgBrick"].shape[0])
+        first_matches = np.array_equal(file["imgBrick"][0], SceneSet(seed).render(0))
+    if found < n_images or not first_matches:
+        whose = "the same" if first_matches else "another"
+        raise SimError(
+            f"{path}: expected at least {n_images} pictures of seed {seed}, "
+            f"found {found} of {whose} seed; remove it or choose another folder"
+        )
+
+
+def write_experiment(layout: Layout, seed: int) -> ExpDesign:
+    """Write ``nsd_expdesign.mat`` and the image table unless they are there; return the plan."""
+    plan = plan_experiment(seed)
+    if not layout.expdesign().exists():
+        with whole_file(layout.expdesign()) as partial:
+            scipy.io.savemat(partial, expdesign_variables(plan), do_compression=True, appendmat=False)
+    if not layout.stim_info().exists():
+        with whole_file(layout.stim_info()) as partial:
+            partial.write_text(stim_info_csv(plan), encoding="utf-8")
+    return plan
+
+
+class SubjectWriter:
+    """Writes one subject's region and sessions."""
+
+    def __init__(
+        self, layout: Layout, plan: ExpDesign, settings: CortexSettings, seed: int, subject: int
+    ) -> None:
+        self.layout = layout
+        self.plan = plan
+        self.settings = settings
+        self.seed = seed
+        self.subject = subject
+        self.cortex = Cortex(settings, seed, subject)
+        rng = np.random.default_rng([seed, subject, 2])
+        self.voxels: VoxelNoise = draw_voxel_noise(settings, rng)
+        brain = self.cortex.anatomy.brain
+        self.baseline = np.full(settings.grid, _NON_BRAIN_INTENSITY, dtype=np.float32)
+        self.baseline[brain] = rng.uniform(*settings.baseline, np.count_nonzero(brain))
+
+    def write_roi(self) -> None:
+        """Write nsdgeneral in NSD's code."""
+        anatomy = self.cortex.anatomy
+        self._write_image(self.layout.roi(self.subject), anatomy.labels)
+
+    def write_session(self, session: int) -> npt.NDArray[np.float64]:
+        """Write the 12 task runs of a session; return each voxel's signal share as written, ``[V]``."""
+        designs = [design_rows(self.plan, self.subject, session, index) for index in range(12)]
+        images = np.unique(np.concatenate([design[design > 0] for design in designs]) - 1)
+        responses = self.cortex.responses(images.tolist())
+        evoked_variance = np.zeros(self.settings.n_roi_voxels)
+        total_variance = np.zeros(self.settings.n_roi_voxels)
+        for run, design in zip(task_runs(self.subject, session), designs, strict=True):
+            onsets = np.flatnonzero(design)
+            rows = np.searchsorted(images, design[onsets] - 1)
+            evoked = self.cortex.evoked(onsets.tolist(), responses[rows])
+            evoked_units, series = self._write_run(session, run, design, evoked)
+            evoked_variance += evoked_units.var(axis=0, dtype=np.float64)
+            total_variance += series.var(axis=0, dtype=np.float64)
+        return np.asarray(evoked_variance / total_variance)
+
+    def _write_run(
+        self, session: int, run: int, design: npt.NDArray[np.int64], evoked: npt.NDArray[np.float32]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int16]]:
+        """Write one run's files; return evoked and written series of the region, ``[226, V]``, in units."""
+        rng = np.random.default_rng([self.seed, self.subject, 3, session, run])
+        noise = draw_run_noise(self.settings, self.voxels, self.cortex.anatomy.positions, rng)
+        scale = 1 + rng.normal(0, self.settings.run_scale_sd)
+        baseline = self.baseline * np.float32(scale)
+        unit = self.settings.fluctuation * baseline  # what one SD of a series is in scanner units
+        roi = self.cortex.anatomy.roi
+        evoked_units = evoked * self.voxels.evoked_sd * unit[roi]
+        white = rng.standard_normal((N_WRITTEN_VOLUMES, *baseline.shape), dtype=np.float32)
+        volumes = baseline + unit * white
+        volumes[:, roi] = baseline[roi] + evoked_units + noise.series * unit[roi]
+        stored = np.clip(np.rint(volumes), 0, np.iinfo(np.int16).max).astype(np.int16)
+        key = (self.subject, session, run)
+        self._write_text(self.layout.design(*key), design[:, None], "%d")
+        self._write_text(self.layout.motion(*key), noise.motion, "%.6f")
+        # The series last: a run counts as present by its series.
+        self._write_image(self.layout.timeseries(*key), np.moveaxis(stored, 0, -1))
+        return evoked_units, stored[:, roi]
+
+    def _write_image(self, path: Path, values: npt.NDArray[np.int16]) -> None:
+        make: Any = nib.Nifti1Image  # untyped in nibabel
+        image = make(values, self.cortex.anatomy.affine)
+        image.header.set_xyzt_units("mm", "sec")
+        if values.ndim == 4:
+            image.header.set_zooms((*(self.settings.voxel_mm,) * 3, TR_S))
+        with whole_file(path) as partial:
+            partial.write_bytes(gzip.compress(image.to_bytes(), compresslevel=_GZIP_LEVEL, mtime=0))
+
+    def _write_text(self, path: Path, values: npt.NDArray[Any], form: str) -> None:
+        with whole_file(path) as partial:
+            np.savetxt(partial, values, fmt=form, delimiter="\t")
+
+
+def synthesize(
+    root: Path,
+    *,
+    settings: CortexSettings,
+    seed: int,
+    subject: int,
+    n_sessions: int,
+    n_stimuli: int = N_IMAGES,
+) -> Provenance:
+    """Write or complete a synthetic data set: stimuli first, then the plan, then ``n_sessions`` sessions.
+
+    :raises SimError: the folder holds a data set of other settings or another seed, or not a synthetic one.
+    :raises NsdError: the subject or the number of sessions is not one of NSD's.
+    """
+    layout = Layout(root)
+    task_runs(subject, n_sessions)  # refuses what NSD does not have before anything is written
+    provenance = Provenance.open(root, settings=settings, seed=seed)
+    if n_stimuli:
+        write_stimuli(layout, seed, n_stimuli)
+    plan = write_experiment(layout, seed)
+    missing = [s for s in range(1, n_sessions + 1) if not _is_complete(layout, provenance, subject, s)]
+    if not missing:
+        return provenance
+    writer = SubjectWriter(layout, plan, settings, seed, subject)
+    writer.write_roi()
+    for session in tqdm(missing, desc=f"sessions of subject {subject}", unit="session"):
+        share = writer.write_session(session)
+        provenance = provenance.with_session(subject, session, share)
+        provenance.write(root)
+    return provenance
+
+
+def _is_complete(layout: Layout, provenance: Provenance, subject: int, session: int) -> bool:
+    runs = task_runs(subject, session)
+    there = all(layout.timeseries(subject, session, run).is_file() for run in runs)
+    return there and provenance.has_session(subject, session)
