@@ -7,27 +7,49 @@
     brain.onnx denoise.onnx vae.onnx
     README.md             model card
 
-Read without torch and without executing anything in it.
+Read without torch and without executing anything in it. ``bundle.json`` holds the SHA-256 of every other
+file, so that its own SHA-256 is the identity of the whole.
+
+Legend: V voxels of the region, T volumes of a window, c, h, w latent channels, height and width.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, TypeVar
 
 import msgspec
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from realtime import bundlefiles
+from realtime.errors import BundleError, WireError
+from realtime.wire import RunStart
 
 FORMAT_VERSION = 1
+SPEC_FILE = "bundle.json"
+PRIOR_FILE = "prior.npz"
+NULL_CONDITION_FILE = "null_condition.npy"
+MAX_SPEC_BYTES = 2**20
+TR_TOLERANCE = 0.005
+"""Share by which a scanner's TR may differ from the bundle's: 1.33 s is what some say for 4/3 s."""
+GRID_TOLERANCE_MM = 0.1
 
-Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
-FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+Edge = Annotated[int, msgspec.Meta(ge=1, le=16_384)]
+Row4 = tuple[float, float, float, float]
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
+    """What is common to all parts of the spec: nothing in it is optional, nothing unknown is passed over."""
 
 
-class Tensor(_Part):
+class Tensor(_Part, frozen=True, kw_only=True):
     """One input or output of a graph."""
 
     name: str
@@ -35,7 +57,7 @@ class Tensor(_Part):
     shape: tuple[int | str, ...]
 
 
-class Graph(_Part):
+class Graph(_Part, frozen=True, kw_only=True):
     """One ONNX graph: ``brain``, ``denoise`` or ``vae``."""
 
     file: FileName
@@ -44,16 +66,17 @@ class Graph(_Part):
     outputs: tuple[Tensor, ...]
 
 
-class Roi(_Part):
+class Roi(_Part, frozen=True, kw_only=True):
     """The voxels the decoder sees: ``> 0`` in ``file``, on the scanner's grid, in C order."""
 
     file: FileName
     n_voxels: Positive
-    shape: tuple[int, int, int]
-    affine: tuple[tuple[float, float, float, float], ...]
+    shape: tuple[Edge, Edge, Edge]
+    affine: tuple[Row4, Row4, Row4, Row4]
+    """Voxel to millimetres, as the scanner's run start must say it too."""
 
 
-class Window(_Part):
+class Window(_Part, frozen=True, kw_only=True):
     """The volumes a decode uses: ``length_volumes`` from ``offset_volumes`` after the image's onset."""
 
     offset_volumes: Annotated[int, msgspec.Meta(ge=-100, le=100)]
@@ -65,7 +88,7 @@ class Window(_Part):
         return self.offset_volumes + self.length_volumes - 1
 
 
-class Preprocessing(_Part):
+class Preprocessing(_Part, frozen=True, kw_only=True):
     """Streaming detrending and z-scoring: see :mod:`realtime.preprocess`."""
 
     high_pass_hz: Annotated[float, msgspec.Meta(gt=0, lt=1)]
@@ -74,7 +97,7 @@ class Preprocessing(_Part):
     """Weight of the prior mean and SD while a run is young, in volumes."""
 
 
-class Sampler(_Part):
+class Sampler(_Part, frozen=True, kw_only=True):
     """A sampler as a table: at step i, ``next = c0 * latents + c1 * prediction + c2 * previous prediction``.
 
     The prediction is of the clean latents (x0), already guided. A step whose guidance is 1 runs without the
@@ -82,12 +105,16 @@ class Sampler(_Part):
     """
 
     name: str
-    timesteps: tuple[int, ...]
+    timesteps: Annotated[tuple[int, ...], msgspec.Meta(min_length=1, max_length=1_000)]
     coefficients: tuple[tuple[float, float, float], ...]
     guidance: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        if not len(self.timesteps) == len(self.coefficients) == len(self.guidance):
+            raise ValueError(f"sampler {self.name!r}: timesteps, coefficients and guidance differ in length")
 
-class Decoder(_Part):
+
+class Decoder(_Part, frozen=True, kw_only=True):
     """A brain graph and the window it was trained for; the first decoder of a bundle is the general one."""
 
     name: FileName
@@ -95,7 +122,7 @@ class Decoder(_Part):
     window: Window
 
 
-class Stage(_Part):
+class Stage(_Part, frozen=True, kw_only=True):
     """One step of the way here: what it made, from what, and how close it stayed to the step before."""
 
     name: str
@@ -105,7 +132,7 @@ class Stage(_Part):
     notes: dict[str, str]
 
 
-class Spec(_Part):
+class Spec(_Part, frozen=True, kw_only=True):
     """``bundle.json``."""
 
     format_version: int
@@ -114,12 +141,170 @@ class Spec(_Part):
     roi: Roi
     tr_s: Annotated[float, msgspec.Meta(gt=0, le=60)]
     preprocessing: Preprocessing
-    latent_shape: tuple[int, int, int]
-    image_size_px: tuple[int, int]
-    condition_shape: tuple[int, int]
+    latent_shape: tuple[Edge, Edge, Edge]
+    """c, h, w."""
+    image_size_px: tuple[Edge, Edge]
+    """Height, width."""
+    condition_shape: tuple[Edge, Edge]
+    """Tokens, width."""
     decoders: Annotated[tuple[Decoder, ...], msgspec.Meta(min_length=1)]
     samplers: Annotated[tuple[Sampler, ...], msgspec.Meta(min_length=1)]
     graphs: dict[str, Graph]
     files: dict[FileName, Sha256]
     """Every file of the bundle but ``bundle.json`` itself."""
     provenance: tuple[Stage, ...]
+
+    def __post_init__(self) -> None:
+        for name in {"denoise", "vae", *(decoder.graph for decoder in self.decoders)} - self.graphs.keys():
+            raise ValueError(f"no graph {name!r}")
+        named = {self.roi.file, PRIOR_FILE, NULL_CONDITION_FILE, *(g.file for g in self.graphs.values())}
+        for file in sorted(named - self.files.keys()):
+            raise ValueError(f"no SHA-256 for {file!r}")
+
+
+N = TypeVar("N", Sampler, Decoder)
+
+
+class _Version(msgspec.Struct):
+    format_version: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Bundle:
+    """An opened bundle: everything in it has been checked against ``bundle.json``."""
+
+    folder: Path
+    spec: Spec
+    sha256: str
+    """Of ``bundle.json``, and through it of everything."""
+    roi_mask: NDArray[np.bool_]
+    """[x, y, z]"""
+    prior_mean: NDArray[np.float32]
+    """[V]"""
+    prior_sd: NDArray[np.float32]
+    """[V]"""
+    null_condition: NDArray[np.float32]
+    """[tokens, width]"""
+
+    @classmethod
+    def open(cls, folder: Path) -> Bundle:
+        """Read and check a bundle.
+
+        :raises BundleError: what is missing, changed, too new or contradictory, and what to do
+        """
+        if not folder.is_dir():
+            raise BundleError(f"expected a bundle's folder, found none at {folder}")
+        encoded = bundlefiles.read_bytes(folder / SPEC_FILE, MAX_SPEC_BYTES)
+        spec = decode_spec(encoded)
+        for file, expected in spec.files.items():
+            bundlefiles.check_sha256(folder / file, expected)
+        voxels = (spec.roi.n_voxels,)
+        prior = bundlefiles.read_npz(folder / PRIOR_FILE, {"mean": voxels, "sd": voxels})
+        return cls(
+            folder=folder,
+            spec=spec,
+            sha256=hashlib.sha256(encoded).hexdigest(),
+            roi_mask=_read_roi(folder, spec.roi),
+            prior_mean=prior["mean"],
+            prior_sd=prior["sd"],
+            null_condition=bundlefiles.read_npy(folder / NULL_CONDITION_FILE, spec.condition_shape),
+        )
+
+    def graph_path(self, name: str) -> Path:
+        """The ONNX file of a graph that the spec names."""
+        return self.folder / self.spec.graphs[name].file
+
+    def sampler(self, name: str | None = None) -> Sampler:
+        """A sampler by name; the bundle's first without one.
+
+        :raises BundleError: when there is none of that name
+        """
+        return _named(self.spec.samplers, name, "samplers")
+
+    def decoder(self, name: str | None = None) -> Decoder:
+        """A decoder by name; the bundle's first, the general one, without one.
+
+        :raises BundleError: when there is none of that name
+        """
+        return _named(self.spec.decoders, name, "decoders")
+
+    def check_run(self, start: RunStart) -> None:
+        """See that a run is one this bundle can decode.
+
+        :raises WireError: codes ``subject``, ``grid`` and ``tr``
+        """
+        spec = self.spec
+        if start.subject != spec.subject:
+            raise WireError(
+                "subject",
+                f"expected subject {spec.subject}, for whom bundle {spec.name!r} was made, got subject "
+                f"{start.subject}; start the runtime with that subject's bundle",
+            )
+        if start.shape != spec.roi.shape or not same_grid(start.affine, spec.roi.affine, spec.roi.shape):
+            raise WireError(
+                "grid",
+                f"expected volumes on the grid {spec.roi.shape} with affine {spec.roi.affine}, got "
+                f"{start.shape} with {start.affine}; send volumes on the grid of the subject's region",
+            )
+        if abs(start.tr_s - spec.tr_s) > TR_TOLERANCE * spec.tr_s:
+            raise WireError(
+                "tr",
+                f"expected the TR the decoder was trained for, {spec.tr_s:.4f} s, got {start.tr_s:.4f} s",
+            )
+
+
+def _named(items: tuple[N, ...], name: str | None, what: str) -> N:
+    for item in items:
+        if name in (None, item.name):
+            return item
+    known = ", ".join(item.name for item in items)
+    raise BundleError(f"expected one of the bundle's {what} ({known}), got {name!r}")
+
+
+def _read_roi(folder: Path, roi: Roi) -> NDArray[np.bool_]:
+    mask, affine = bundlefiles.read_mask(folder / roi.file)
+    n_voxels = int(np.count_nonzero(mask))
+    if mask.shape != roi.shape or n_voxels != roi.n_voxels or not same_grid(affine, roi.affine, roi.shape):
+        raise BundleError(
+            f"{folder / roi.file}: expected {roi.n_voxels} voxels on {roi.shape} with affine {roi.affine}, "
+            f"found {n_voxels} on {mask.shape} with {affine.tolist()}; export the bundle again"
+        )
+    return mask
+
+
+def same_grid(first: ArrayLike, second: ArrayLike, shape: tuple[int, ...]) -> bool:
+    """Whether two affines [4, 4] put every voxel of a grid in the same place, to ``GRID_TOLERANCE_MM``."""
+    corners = np.array([[x, y, z, 1] for x in (0, shape[0]) for y in (0, shape[1]) for z in (0, shape[2])])
+    apart_mm = np.abs((np.asarray(first, float) - np.asarray(second, float)) @ corners.T)
+    return bool((apart_mm <= GRID_TOLERANCE_MM).all())
+
+
+def decode_spec(encoded: bytes) -> Spec:
+    """Read the bytes of a ``bundle.json``.
+
+    :raises BundleError: when it is of another format version, or not a spec
+    """
+    try:
+        version = msgspec.json.decode(encoded, type=_Version).format_version
+        if version != FORMAT_VERSION:
+            todo = "update realtime" if version > FORMAT_VERSION else "export the bundle again"
+            raise BundleError(f"{SPEC_FILE}: expected format version {FORMAT_VERSION}, got {version}; {todo}")
+        return msgspec.json.decode(encoded, type=Spec)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BundleError(
+            f"{SPEC_FILE}: expected a bundle's specification: {error}; export it again"
+        ) from error
+
+
+def write_spec(folder: Path, spec: Spec) -> str:
+    """Write ``bundle.json``, atomically, after all other files; returns its SHA-256.
+
+    :raises BundleError: when it could not be read back
+    """
+    encoded = msgspec.json.format(msgspec.json.encode(spec), indent=2) + b"\n"
+    if len(encoded) > MAX_SPEC_BYTES or decode_spec(encoded) != spec:
+        raise BundleError(f"{SPEC_FILE}: expected a specification that reads back, at most 1 MiB")
+    partial = folder / f".{SPEC_FILE}.partial"
+    partial.write_bytes(encoded)
+    os.replace(partial, folder / SPEC_FILE)
+    return hashlib.sha256(encoded).hexdigest()

@@ -1,9 +1,9 @@
 """Least squares over a growing series, exact at every row, without keeping the series.
 
 The fit of many series on a few regressors is carried as its triangular factor: with the regressors seen so
-far ``F = Q R``, the state is ``R`` [K, K], ``Q' Y`` [K, V], the residual sum of squares [V] and the last T rows
-of ``Q``. A new row is rotated into it by K Givens rotations: O(K) work per series, however long the run already
-is (Gentleman 1974, "Basic procedures for large, sparse or weighted linear least squares problems", AS 75).
+far ``F = Q R``, the state is ``R`` [K, K], ``Q' Y`` [K, V], the residual sum of squares [V] and the last T
+rows of ``Q``. A new row is rotated into it by K Givens rotations: O(K) work per series, however long the run
+already is (Gentleman 1974, "Basic procedures for large, sparse or weighted linear least squares problems").
 
 Why not the normal equations ``beta = inv(F'F) F'Y``: over the first volumes of a run slow cosines look alike
 (five of them over 8 of 225 volumes have a condition number of 4e12), and ``F'F`` squares that. Rotations

@@ -168,7 +168,8 @@ class StreamingPreprocessor:
         return "trusted" if warm else "warming"
 
     def _newest_z(self) -> NDArray[np.float32]:
-        return self._z_scores((0,))[0].astype(np.float32)
+        newest: NDArray[np.float32] = self._z_scores((0,))[0].astype(np.float32)
+        return newest
 
     def _z_scores(self, ages: Sequence[int]) -> Floats:
         """Z-scores [len(ages), V] of recent rows; zeros before the first good volume."""

@@ -20,7 +20,7 @@ which volumes the runtime has, and all others are sent again. So a crash on eith
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -30,22 +30,28 @@ from realtime.errors import WireError
 
 WIRE_VERSION = 1
 MAX_HEADER_BYTES = 16_384
+MAX_REPLY_BYTES = 2**20
+"""Room for the list of ``held`` volumes of the longest run with every second one missing."""
 MAX_VOLUME_BYTES = 256 * 2**20
 MAX_PICTURE_BYTES = 4 * 2**20
 DTYPES = ("int16", "uint16", "int32", "float32", "float64")
 
-RunId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,95}$")]
+RunId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,95}\Z")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=100_000)]
 Edge = Annotated[int, msgspec.Meta(ge=1, le=1_024)]
 Row4 = tuple[float, float, float, float]
 
+T = TypeVar("T")
+
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What every message has. Values are checked when a header is read, beyond types not when one is made."""
+
     version: int = WIRE_VERSION
     run_id: RunId
 
 
-class RunStart(_Message, tag="run_start", tag_field="kind"):
+class RunStart(_Message, frozen=True, kw_only=True, tag="run_start", tag_field="kind"):
     """A run begins: who is scanned, and what every volume of the run will look like."""
 
     subject: Annotated[int, msgspec.Meta(ge=1, le=99_999)]
@@ -55,59 +61,69 @@ class RunStart(_Message, tag="run_start", tag_field="kind"):
     affine: tuple[Row4, Row4, Row4, Row4]
     dtype: Literal["int16", "uint16", "int32", "float32", "float64"]
 
+    def __post_init__(self) -> None:
+        if not all(math.isfinite(number) for row in self.affine for number in row):
+            raise ValueError(f"expected a finite affine, got {self.affine}")
+        if self.volume_bytes > MAX_VOLUME_BYTES:
+            raise ValueError(f"expected volumes of at most {MAX_VOLUME_BYTES} bytes, got {self.volume_bytes}")
+
     @property
     def volume_bytes(self) -> int:
         """Size of one volume's buffer in bytes."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
-class Volume(_Message, tag="volume", tag_field="kind"):
+class Volume(_Message, frozen=True, kw_only=True, tag="volume", tag_field="kind"):
     """One volume; its voxels are the second frame, C order, little endian."""
 
     index: Count
     acquired_s: float
     """When its acquisition ended, in seconds since the run's start, by the scanner's clock."""
 
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.acquired_s):
+            raise ValueError(f"expected a finite acquisition time, got {self.acquired_s}")
 
-class Marker(_Message, tag="marker", tag_field="kind"):
+
+class Marker(_Message, frozen=True, kw_only=True, tag="marker", tag_field="kind"):
     """What presentation software put on screen at ``onset_volume``; the picture (PNG) is the second frame."""
 
     onset_volume: Count
     name: Annotated[str, msgspec.Meta(max_length=200)]
 
 
-class RunEnd(_Message, tag="run_end", tag_field="kind"):
+class RunEnd(_Message, frozen=True, kw_only=True, tag="run_end", tag_field="kind"):
     """No more volumes will come."""
 
     reason: Literal["complete", "aborted"]
 
 
-class RunAccepted(_Message, tag="run_accepted", tag_field="kind"):
+class RunAccepted(_Message, frozen=True, kw_only=True, tag="run_accepted", tag_field="kind"):
     """The runtime takes the run; it already holds the volumes in ``held`` (half-open ranges)."""
 
     held: list[tuple[int, int]]
 
 
-class Ack(_Message, tag="ack", tag_field="kind"):
+class Ack(_Message, frozen=True, kw_only=True, tag="ack", tag_field="kind"):
     """The volume is in the journal."""
 
     index: int
 
 
-class MarkerAck(_Message, tag="marker_ack", tag_field="kind"):
+class MarkerAck(_Message, frozen=True, kw_only=True, tag="marker_ack", tag_field="kind"):
     """The marker is recorded."""
 
     onset_volume: int
 
 
-class RunClosed(_Message, tag="run_closed", tag_field="kind"):
+class RunClosed(_Message, frozen=True, kw_only=True, tag="run_closed", tag_field="kind"):
     """The run is complete on the runtime's side; the scanner may go."""
 
 
-class Refused(_Message, tag="refused", tag_field="kind"):
+class Refused(_Message, frozen=True, kw_only=True, tag="refused", tag_field="kind"):
     """A message was not taken. ``code`` is a short word for programs, ``message`` is for people."""
 
-    run_id: str  # type: ignore[assignment]  # a refused message may carry an id of any form, or none
+    run_id: str  # a refused message may carry an id of any form, or none
     code: str
     message: str
     index: int | None = None
@@ -117,8 +133,8 @@ ToRuntime = RunStart | Volume | Marker | RunEnd
 ToScanner = RunAccepted | Ack | MarkerAck | RunClosed | Refused
 
 _encoder = msgspec.msgpack.Encoder()
-_to_runtime = msgspec.msgpack.Decoder(ToRuntime)
-_to_scanner = msgspec.msgpack.Decoder(ToScanner)
+_to_runtime: msgspec.msgpack.Decoder[ToRuntime] = msgspec.msgpack.Decoder(ToRuntime)
+_to_scanner: msgspec.msgpack.Decoder[ToScanner] = msgspec.msgpack.Decoder(ToScanner)
 
 
 class _Version(msgspec.Struct):
@@ -138,20 +154,12 @@ def decode_to_runtime(header: bytes) -> ToRuntime:
 
     :raises WireError: codes ``header`` (not a message of this format) and ``version``.
     """
-    _check_header(header)
-    try:
-        return _to_runtime.decode(header)
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
-        raise WireError("header", f"expected a scanner message of wire version {WIRE_VERSION}: {error}") from error
+    return _decode(_to_runtime, header, MAX_HEADER_BYTES, "scanner message")
 
 
 def decode_to_scanner(header: bytes) -> ToScanner:
     """Read a header that the runtime sent; raises as :func:`decode_to_runtime`."""
-    _check_header(header)
-    try:
-        return _to_scanner.decode(header)
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
-        raise WireError("header", f"expected a runtime reply of wire version {WIRE_VERSION}: {error}") from error
+    return _decode(_to_scanner, header, MAX_REPLY_BYTES, "runtime reply")
 
 
 def volume_array(start: RunStart, buffer: bytes | memoryview) -> NDArray[np.generic]:
@@ -159,24 +167,26 @@ def volume_array(start: RunStart, buffer: bytes | memoryview) -> NDArray[np.gene
 
     :raises WireError: code ``size`` when the buffer is not exactly one volume of the run.
     """
-    if len(buffer) != start.volume_bytes:
+    n_bytes = memoryview(buffer).nbytes
+    if n_bytes != start.volume_bytes:
         raise WireError(
             "size",
             f"expected {start.volume_bytes} bytes for a volume {start.shape} of {start.dtype}, "
-            f"got {len(buffer)}; send the raw C-order buffer of the shape and dtype in the run's start",
+            f"got {n_bytes}; send the raw C-order buffer of the shape and dtype in the run's start",
         )
     return np.frombuffer(buffer, dtype=np.dtype(start.dtype).newbyteorder("<")).reshape(start.shape)
 
 
-def _check_header(header: bytes) -> None:
-    if len(header) > MAX_HEADER_BYTES:
-        raise WireError("header", f"expected a header of at most {MAX_HEADER_BYTES} bytes, got {len(header)}")
+def _decode(decoder: msgspec.msgpack.Decoder[T], header: bytes, limit: int, what: str) -> T:
+    if len(header) > limit:
+        raise WireError("header", f"expected a {what} of at most {limit} bytes, got {len(header)}")
     try:
         version = _version.decode(header).version
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
-        raise WireError("header", f"expected a msgpack map with a version and a kind: {error}") from error
-    if version != WIRE_VERSION:
-        raise WireError(
-            "version",
-            f"expected wire version {WIRE_VERSION}, got {version}; run the same release on both sides",
-        )
+        if version == WIRE_VERSION:
+            return decoder.decode(header)
+    # Beside its own errors msgspec lets through what its string and recursion checks raise.
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError("header", f"expected a {what} of wire version {WIRE_VERSION}: {error}") from error
+    raise WireError(
+        "version", f"expected wire version {WIRE_VERSION}, got {version}; run the same release on both sides"
+    )

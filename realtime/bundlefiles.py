@@ -1,0 +1,110 @@
+"""Reads the files of a bundle: digests, the region, plain arrays. Nothing is unpickled, shapes come first."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO
+
+import nibabel
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
+
+from realtime.errors import BundleError
+
+MAX_GRID_VOXELS = 2**27
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal, as ``bundle.json`` lists it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_sha256(path: Path, expected: str) -> None:
+    """See that a file is the one that was exported.
+
+    :raises BundleError: when it cannot be read, or a byte of it changed
+    """
+    try:
+        found = file_sha256(path)
+    except OSError as error:
+        raise BundleError(
+            f"{path}: listed in the bundle but not readable: {error.strerror}; copy the whole folder again"
+        ) from error
+    if found != expected:
+        raise BundleError(
+            f"{path}: changed since the bundle was made: expected SHA-256 {expected}, found {found}; "
+            "copy it again from where it came, or export the bundle again"
+        )
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """A small file.
+
+    :raises BundleError: when it cannot be read, or is larger than ``limit`` bytes
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise BundleError(f"{path}: not readable: {error.strerror}; is this a bundle?") from error
+    if len(content) > limit:
+        raise BundleError(f"{path}: expected at most {limit} bytes, found more")
+    return content
+
+
+def read_mask(path: Path) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """The region: where a NIfTI volume is > 0, bool [x, y, z], and its affine [4, 4]."""
+    try:
+        image = nibabel.Nifti1Image.from_filename(path)
+        if len(image.shape) != 3 or math.prod(image.shape) > MAX_GRID_VOXELS:
+            raise BundleError(f"{path}: expected one volume, found shape {image.shape}")
+        mask = np.asarray(image.dataobj) > 0
+    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
+        raise BundleError(f"{path}: expected a NIfTI volume: {error}") from error
+    return mask, np.asarray(image.affine, dtype=np.float64)
+
+
+def read_npy(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """A float32 array of a known shape from an ``.npy`` file."""
+    with path.open("rb") as stream:
+        return _read_array(stream, str(path), shape)
+
+
+def read_npz(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, NDArray[np.float32]]:
+    """Float32 arrays of known names and shapes from an ``.npz`` file."""
+    arrays = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name, shape in shapes.items():
+                with archive.open(f"{name}.npy") as stream:
+                    arrays[name] = _read_array(stream, f"{path}, {name}", shape)
+    except (zipfile.BadZipFile, KeyError, zlib.error, RuntimeError, NotImplementedError) as error:
+        raise BundleError(f"{path}: expected an .npz with {', '.join(shapes)}: {error}") from error
+    return arrays
+
+
+def _read_array(stream: IO[bytes], name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    try:
+        version = np.lib.format.read_magic(stream)
+        if version != (1, 0):
+            raise BundleError(f"{name}: expected .npy format 1.0, found {version}")
+        found, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    except (ValueError, EOFError) as error:
+        raise BundleError(f"{name}: expected an array in .npy format: {error}") from error
+    if found != shape or dtype != np.dtype("<f4") or (is_fortran and len(shape) > 1):
+        raise BundleError(f"{name}: expected C-order float32 {shape}, found {dtype} {found}; export it again")
+    n_bytes = 4 * math.prod(shape)
+    data = stream.read(n_bytes)
+    if len(data) != n_bytes:
+        raise BundleError(f"{name}: expected {n_bytes} bytes of numbers, found {len(data)}")
+    array = np.frombuffer(data, dtype=np.float32).reshape(shape)
+    if not np.isfinite(array).all():
+        raise BundleError(f"{name}: expected finite numbers; export it again")
+    return array
