@@ -1,1 +1,1 @@
-"""The demo world: scenes, a simulated cortex that writes synthetic subjects, the scanner that replays runs."""
+"""The demo world: scenes, a simulated cortex that writes synthetic subjects, a scanner that replays runs."""

@@ -28,6 +28,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m sim", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_synthesize(commands)
+    _add_replay(commands)
+    _add_excerpt(commands)
     return parser
 
 
@@ -36,8 +38,8 @@ def _add_synthesize(commands: argparse._SubParsersAction[argparse.ArgumentParser
         "synthesize",
         help="write a synthetic subject in the layout of the Natural Scenes Dataset",
         description="Write a synthetic subject in NSD's layout: pictures, experiment plan, region of "
-        "interest and the runs of the first N sessions. Deterministic in --seed; an interrupted command goes on "
-        "where it was. A session takes about 10 s and 24 MB, all 73 000 pictures 2 minutes and 290 MB.",
+        "interest and the runs of the first N sessions. Deterministic in --seed; an interrupted command goes "
+        "on where it was. A session takes about 10 s and 24 MB, all 73 000 pictures 2 minutes and 290 MB.",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="root of the data set")
     parser.add_argument("--subject", type=int, default=1, help="subject number, 1 to 8 (default 1)")
@@ -72,6 +74,86 @@ def _synthesize(arguments: argparse.Namespace) -> int:
     )
     low, median, high = provenance.median_share(arguments.subject)
     print(f"signal share of a volume, over voxels: median {median:.3f}, quartiles {low:.3f} and {high:.3f}")
+    return 0
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--nsd", type=Path, required=True, metavar="DIR", help="root of the data set")
+    parser.add_argument("--subject", type=int, default=1, help="subject number (default 1)")
+    parser.add_argument("--session", type=int, default=1, help="session number (default 1)")
+    parser.add_argument("--run", type=int, default=1, help="number of a task run (default 1)")
+
+
+def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "replay",
+        help="be the scanner: send a recorded run to a runtime, volume by volume",
+        description="Send a run of a data set in NSD's layout to a runtime, volume by volume at the scan's "
+        "pace, with the pictures that were shown. What the runtime has not acknowledged is sent again when "
+        "either side comes back: killed and started again, the same command goes on at the first volume the "
+        "runtime lacks. Ctrl-C ends the run on both sides.",
+    )
+    _add_run_options(parser)
+    parser.add_argument(
+        "--connect",
+        default="tcp://127.0.0.1:5555",
+        metavar="ADDRESS",
+        help="where the runtime listens (default tcp://127.0.0.1:5555)",
+    )
+    parser.add_argument(
+        "--speed", type=float, default=1.0, help="1 is the scan's own pace, 8 eight times as fast (default 1)"
+    )
+    parser.add_argument(
+        "--run-id", metavar="ID", help="name of the run (default: as in sub-01_ses-nsd01_task-nsdcore_run-01)"
+    )
+    parser.set_defaults(command=_replay)
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from nsd import Layout
+    from sim.recording import Recording
+    from sim.scanner import Scanner, ZmqLink
+    from sim.sender import Sender
+
+    def tell(line: str) -> None:
+        tqdm.write(f"scanner: {line}", file=sys.stderr)
+
+    numbers = {"subject": arguments.subject, "session": arguments.session, "run": arguments.run}
+    with Recording(Layout(arguments.nsd), **numbers, run_id=arguments.run_id) as recording:
+        sender = Sender(recording.start, recording.markers, speed=arguments.speed)
+        with (
+            ZmqLink(arguments.connect) as link,
+            tqdm(total=sender.start.n_volumes, unit="volume", desc="replay", disable=None) as progress,
+        ):
+            is_complete = Scanner(recording, link, sender, tell=tell).replay(progress)
+    if not is_complete:
+        tell(f"interrupted; the runtime holds {sender.n_held} of {sender.start.n_volumes} volumes")
+        return 130
+    tell(f"run complete: {sender.n_held} volumes acknowledged")
+    return 0
+
+
+def _add_excerpt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "excerpt",
+        help="copy one run of a synthetic data set into a small data set of its own",
+        description="Copy one run with its region, design and motion into a folder in the same layout. "
+        "Pictures are left out; replay draws them from the seed.",
+    )
+    _add_run_options(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="root of the new data set")
+    parser.set_defaults(command=_excerpt)
+
+
+def _excerpt(arguments: argparse.Namespace) -> int:
+    from sim.excerpt import excerpt
+
+    numbers = {"subject": arguments.subject, "session": arguments.session, "run": arguments.run}
+    written = excerpt(arguments.nsd, arguments.out, **numbers)
+    n_bytes = sum(path.stat().st_size for path in written)
+    print(f"{arguments.out}: {len(written)} files, {n_bytes / 1e6:.1f} MB")
     return 0
 
 

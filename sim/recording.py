@@ -1,0 +1,134 @@
+"""A recorded run as a scanner sees it: its start, its volumes, and what was on screen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from nsd import Layout, Run, Stimuli, task_runs
+from realtime import wire
+from realtime.errors import WireError
+from sim.errors import SimError
+from sim.provenance import FILE_NAME, read_provenance
+from sim.scenes import SceneSet
+
+Picture = npt.NDArray[np.uint8]
+
+
+def default_run_id(run: Run) -> str:
+    """Name a run in BIDS style, for example ``sub-01_ses-nsd01_task-nsdcore_run-01``."""
+    return f"sub-{run.subject:02d}_ses-nsd{run.session:02d}_task-nsdcore_run-{run.run:02d}"
+
+
+class Recording:
+    """One task run of a data set in NSD's layout, ready to be sent. A context manager.
+
+    :raises NsdError: files of the run are missing or not what the layout says.
+    :raises SimError: what the wire format cannot carry.
+    """
+
+    def __init__(
+        self, layout: Layout, *, subject: int, session: int, run: int, run_id: str | None = None
+    ) -> None:
+        runs = task_runs(subject, session)
+        if run not in runs:
+            raise SimError(
+                f"run {run}: expected a task run, {runs.start} to {runs.stop - 1} in session {session} "
+                f"of subject {subject}"
+            )
+        self._run = Run(layout, subject, session, run)
+        self._pictures = _open_pictures(layout)
+        self._dtype = _wire_dtype(self._run.dtype)
+        self.start = self._make_start(run_id or default_run_id(self._run))
+        self._trials = {trial.onset_volume: trial for trial in self._run.trials}
+
+    def __enter__(self) -> Recording:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._pictures is not None:
+            self._pictures.close()
+
+    @property
+    def markers(self) -> list[wire.Marker]:
+        """What was put on screen, in order; empty where there are no pictures to show."""
+        if self._pictures is None:
+            return []
+        name, run_id = self._pictures.name, self.start.run_id
+        trials = self._trials.values()
+        return [wire.Marker(run_id=run_id, onset_volume=t.onset_volume, name=name(t.image)) for t in trials]
+
+    def volume(self, index: int) -> bytes:
+        """The voxels of one volume as the wire wants them: C order, little endian."""
+        return np.ascontiguousarray(self._run.volume(index), dtype=self._dtype).tobytes()
+
+    def picture_png(self, onset_volume: int) -> bytes:
+        """The picture that appeared at ``onset_volume``, as PNG."""
+        if self._pictures is None:
+            raise SimError(f"{self._run.key}: expected pictures, found neither stimuli nor {FILE_NAME}")
+        picture = self._pictures.picture(self._trials[onset_volume].image)
+        _, png = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        return png.tobytes()
+
+    def _make_start(self, run_id: str) -> wire.RunStart:
+        x, y, z = self._run.shape
+        start = wire.RunStart(
+            run_id=run_id,
+            subject=self._run.subject,
+            tr_s=self._run.tr_s,
+            n_volumes=self._run.n_volumes,
+            shape=(x, y, z),
+            affine=cast("Any", tuple(tuple(row) for row in self._run.affine.tolist())),
+            dtype=cast("Any", self._dtype.name),
+        )
+        try:
+            wire.decode_to_runtime(wire.encode(start))
+        except WireError as error:
+            raise SimError(f"the start of run {run_id!r} does not fit the wire format: {error}") from error
+        return start
+
+
+def _wire_dtype(stored: np.dtype[Any]) -> np.dtype[Any]:
+    """The type that is sent: as stored where the wire format has it, else one that holds the same values."""
+    dtype = stored if stored.name in wire.DTYPES else np.dtype(np.float64)
+    return dtype.newbyteorder("<")
+
+
+class _StoredPictures:
+    """Pictures of a stimulus file."""
+
+    def __init__(self, stimuli: Stimuli) -> None:
+        self._stimuli = stimuli
+        self.picture: Callable[[int], Picture] = stimuli.image
+
+    def name(self, image: int) -> str:
+        return f"nsd {image + 1}"
+
+    def close(self) -> None:
+        self._stimuli.close()
+
+
+class _DrawnPictures:
+    """Pictures of a synthetic data set, drawn again from its seed."""
+
+    def __init__(self, scenes: SceneSet) -> None:
+        self._scenes = scenes
+        self.picture: Callable[[int], Picture] = scenes.render
+
+    def name(self, image: int) -> str:
+        return self._scenes.scene(image).name
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _open_pictures(layout: Layout) -> _StoredPictures | _DrawnPictures | None:
+    if (layout.root / FILE_NAME).is_file():
+        return _DrawnPictures(SceneSet(read_provenance(layout.root).seed))
+    if layout.stimuli().is_file():
+        return _StoredPictures(Stimuli(layout))
+    return None

@@ -1,0 +1,158 @@
+"""The scanner: replays a recorded run to a runtime, at the pace of the scan.
+
+A thin loop around `sim.sender.Sender`, which decides everything. Time passes only in
+`Link.receive`, so a test can put both clock and link in its hands.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import zmq
+from tqdm import tqdm
+
+from realtime import wire
+from sim.errors import SimError
+from sim.recording import Recording
+from sim.sender import Reconnect, Sender, State
+
+ABORT_PATIENCE_S = 2.0
+"""How long an interrupted scanner waits for the runtime to close the run."""
+
+_LONGEST_WAIT_S = 0.5  # so that an interrupt is noticed, whatever the socket library does with signals
+
+
+class Link(Protocol):
+    """A connection to the runtime."""
+
+    def send(self, header: bytes, buffer: bytes) -> None:
+        """Queue one message."""
+
+    def receive(self, timeout_s: float) -> bytes | None:
+        """Return the header of the next reply, or None when none came in time."""
+
+    def reconnect(self) -> None:
+        """Drop the connection with all that is queued, and make a new one."""
+
+
+class ZmqLink:
+    """A DEALER socket that connects to the runtime's ROUTER. A context manager.
+
+    :raises SimError: ``endpoint`` is not an address that ZeroMQ can connect to.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        self._endpoint = endpoint
+        self._context = zmq.Context()
+        self._socket = self._connect()
+
+    def __enter__(self) -> ZmqLink:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._socket.close(linger=0)
+        self._context.term()
+
+    def send(self, header: bytes, buffer: bytes) -> None:
+        """Queue one message; what the queue cannot take is sent again after the reconnect that follows."""
+        try:
+            self._socket.send_multipart([header, buffer], flags=zmq.NOBLOCK)
+        except zmq.Again:
+            return
+
+    def receive(self, timeout_s: float) -> bytes | None:
+        """Return the header of the next reply, or None when none came in time."""
+        if not self._socket.poll(math.ceil(timeout_s * 1000)):
+            return None
+        return self._socket.recv_multipart()[0]
+
+    def reconnect(self) -> None:
+        """Drop the socket with all that is queued, and make a new one."""
+        self._socket.close(linger=0)
+        self._socket = self._connect()
+
+    def _connect(self) -> zmq.Socket[bytes]:
+        socket = self._context.socket(zmq.DEALER)
+        try:
+            socket.connect(self._endpoint)
+        except zmq.ZMQError as error:
+            socket.close(linger=0)
+            self._context.term()
+            expected = "expected an address like tcp://127.0.0.1:5555"
+            raise SimError(f"{self._endpoint}: {expected}: {error}") from error
+        return socket
+
+
+class Scanner:
+    """Replays one recording. ``tell`` takes lines for a person, ``progress`` (if any) follows the volumes."""
+
+    def __init__(
+        self,
+        recording: Recording,
+        link: Link,
+        sender: Sender,
+        *,
+        tell: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.sender = sender
+        self._recording = recording
+        self._link = link
+        self._tell = tell
+        self._clock = clock
+        self._said_unanswered = False
+
+    def replay(self, progress: tqdm[None] | None = None) -> bool:
+        """Send the run; return True when the runtime has closed it complete, False when interrupted.
+
+        :raises RefusedError: the runtime does not take this run.
+        """
+        give_up_s = math.inf
+        while not self.sender.is_finished and self._clock() < give_up_s:
+            try:
+                self._step(give_up_s)
+            except KeyboardInterrupt:
+                if self.sender.aborted:
+                    raise
+                self.sender.abort()
+                give_up_s = self._clock() + ABORT_PATIENCE_S
+            if progress is not None:
+                progress.update(self.sender.n_held - progress.n)
+        return self.sender.is_finished and not self.sender.aborted
+
+    def _step(self, give_up_s: float) -> None:
+        """Send what is due, then wait for a reply until something is due again."""
+        now_s = self._clock()
+        for action in self.sender.poll(now_s):
+            if isinstance(action, Reconnect):
+                self._link.reconnect()
+            else:
+                self._link.send(wire.encode(action), self._buffer(action))
+        self._say_unanswered()
+        wake_s = min(self.sender.wake_s(now_s), give_up_s)
+        header = self._link.receive(min(max(wake_s - self._clock(), 0), _LONGEST_WAIT_S))
+        if header is None:
+            return
+        was_opening = self.sender.state is State.OPENING
+        self.sender.on_reply(wire.decode_to_scanner(header), self._clock())
+        if was_opening and self.sender.state is not State.OPENING:
+            self._say_accepted()
+
+    def _buffer(self, message: wire.ToRuntime) -> bytes:
+        if isinstance(message, wire.Volume):
+            return self._recording.volume(message.index)
+        if isinstance(message, wire.Marker):
+            return self._recording.picture_png(message.onset_volume)
+        return b""
+
+    def _say_unanswered(self) -> None:
+        if self.sender.is_unanswered and not self._said_unanswered:
+            self._tell("no answer from the runtime; trying on, nothing is lost (Ctrl-C ends)")
+        self._said_unanswered = self.sender.is_unanswered
+
+    def _say_accepted(self) -> None:
+        n_held, n_volumes = self.sender.n_held, self.sender.start.n_volumes
+        self._tell(f"the runtime takes the run; it holds {n_held} of {n_volumes} volumes")
