@@ -1,7 +1,7 @@
 """What the pipeline tells whoever listens (the page, later a publisher): one snapshot and two kinds of event.
 
-A listener gets every event in order through a bounded queue; one that does not keep up loses the oldest events,
-never the newest, and the pipeline never waits for it.
+A listener gets every event in order through a bounded queue; one that does not keep up loses the oldest
+events, never the newest, and the pipeline never waits for it.
 """
 
 from __future__ import annotations
@@ -103,10 +103,13 @@ class Broadcast:
         self._listeners: set[asyncio.Queue[Event]] = set()
 
     def send(self, event: Event) -> None:
-        """Give an event to every listener; a status replaces the snapshot, a new run drops the old one's frames."""
+        """Give an event to every listener.
+
+        A status replaces the snapshot; one of another run folder drops the old run's frames and pictures.
+        """
         message = event.message
         if isinstance(message, Status):
-            if message.run_id != self.status.run_id:
+            if message.run_folder != self.status.run_folder:
                 self.frames.clear()
                 self.shown.clear()
             self.status = message

@@ -1,0 +1,143 @@
+"""The journal of a run: every message that was taken, in the order it came, in one append-only file.
+
+    file    = magic, record*
+    record  = head, header (the message's msgpack header), payload (voxels or PNG, as they came)
+    head    = "RTJ1", header bytes u32, payload bytes u64, received (UTC seconds) f64, CRC-32 u32
+
+Numbers are little endian. A record is written before its message is acknowledged, and not synced to the disk
+one by one: it outlives the process however that dies (``kill -9`` too), but the last seconds may not outlive
+a power cut. The file is synced when the run closes. Voxels are stored as they came: to compress a whole-brain
+volume takes longer than the rest of its way to the decoder.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from realtime.errors import RecordError
+from realtime.wire import MAX_HEADER_BYTES, MAX_VOLUME_BYTES
+
+MAGIC = b"realtime journal 1\n"
+_MARK = b"RTJ1"
+_HEAD = struct.Struct("<4sIQd")
+_CRC = struct.Struct("<I")
+_OVERHEAD = _HEAD.size + _CRC.size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One record as it stands in the file."""
+
+    header: bytes
+    payload: bytes
+    received_utc_s: float
+    end: int
+    """Offset of the first byte after it."""
+
+
+class Journal:
+    """Appends to a journal; holds a lock on it, so that two runtimes never write the same run.
+
+    :raises RecordError: when the file cannot be written or another process holds it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise RecordError(f"cannot write {path}: {error.strerror or error}") from error
+        try:
+            _lock(self._file.fileno())
+        except OSError as error:
+            self._file.close()
+            raise RecordError(f"{path} is in use by another runtime; choose another --out") from error
+        self._end = path.stat().st_size
+        if self._end < len(MAGIC):
+            self.cut(0)
+
+    def append(self, header: bytes, payload: bytes | memoryview, received_utc_s: float) -> None:
+        """Write one record and hand it to the operating system.
+
+        :raises RecordError: when the disk does not take it; what was written of it is taken back.
+        """
+        head = _HEAD.pack(_MARK, len(header), len(payload), received_utc_s)
+        checksum = zlib.crc32(payload, zlib.crc32(header, zlib.crc32(head)))
+        self._write(b"".join((head, _CRC.pack(checksum), header, payload)))
+
+    def cut(self, end: int) -> None:
+        """Drop everything from offset ``end`` on: a torn record; below the magic, start afresh."""
+        self._end = end if end >= len(MAGIC) else 0
+        self._file.truncate(self._end)
+        if self._end == 0:
+            self._write(MAGIC)
+
+    def close(self) -> None:
+        """Sync to the disk, then close and unlock."""
+        if not self._file.closed:
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+    def _write(self, data: bytes) -> None:
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            self._file.truncate(self._end)
+            raise RecordError(f"cannot write {self.path}: {error.strerror or error}") from error
+        self._end += len(data)
+
+
+def read_journal(path: Path) -> Iterator[Entry]:
+    """Every whole record of a journal in order; a last record that was torn by a crash is left out.
+
+    :raises RecordError: when the file is no journal, or is damaged before its end.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        magic = file.read(len(MAGIC))
+        if magic != MAGIC and not MAGIC.startswith(magic):
+            raise RecordError(f"expected a run's journal in {path}, found another file")
+        while entry := _read_entry(file, path, size):
+            yield entry
+
+
+def _read_entry(file: BinaryIO, path: Path, size: int) -> Entry | None:
+    """The next record, or None at the end of the file or at a torn record, which nothing follows."""
+    start = file.tell()
+    head = file.read(_OVERHEAD)
+    if len(head) < _OVERHEAD:
+        return None
+    mark, n_header, n_payload, received_utc_s = _HEAD.unpack_from(head)
+    if mark != _MARK or n_header > MAX_HEADER_BYTES or n_payload > MAX_VOLUME_BYTES:
+        raise RecordError(f"{path} is damaged at byte {start}: expected the head of a record")
+    header, payload = file.read(n_header), file.read(n_payload)
+    end = start + _OVERHEAD + n_header + n_payload
+    if end > size:
+        return None
+    checksum = zlib.crc32(payload, zlib.crc32(header, zlib.crc32(head[: _HEAD.size])))
+    if checksum != _CRC.unpack_from(head, _HEAD.size)[0]:
+        if end == size:
+            return None
+        raise RecordError(f"{path} is damaged at byte {start}: a record's checksum does not fit")
+    return Entry(header=header, payload=payload, received_utc_s=received_utc_s, end=end)
+
+
+def _lock(descriptor: int) -> None:
+    """Take the file for this process; the system frees it when the process ends, however it ends."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,291 @@
+"""The run folder: all that came in and all that was made of it, written as it happens.
+
+    run.json                    what the run is, with which bundle and versions, whether it is open or closed
+    volumes.journal             every message taken (see :mod:`realtime.journal`)
+    frames/000123.png           the frame decoded at volume 123
+    shown/000120.png            the picture that presentation software put on screen at volume 120
+    <name>_desc-dynadiff_decoding.tsv, .json    one row per planned volume (see :mod:`realtime.table`)
+    <name>_desc-shown_events.tsv, .json         one row per picture shown
+    dataset_description.json    a BIDS-style derivative
+
+A run that is started again after it was closed gets a folder of its own, ``<run_id>_take-2``.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from realtime import table, wire
+from realtime.errors import RecordError
+from realtime.journal import Entry, Journal, read_journal
+
+FORMAT_VERSION = 1
+PACKAGE = "realtime-dynadiff"
+_BIDS_NAME = re.compile(r"sub-[a-zA-Z0-9]+(_ses-[a-zA-Z0-9]+)?_task-[a-zA-Z0-9]+(_[a-z]+-[a-zA-Z0-9]+)*")
+EVENT_COLUMNS: dict[str, dict[str, Any]] = {
+    "onset": {"Description": "Start of the volume at which the picture appeared.", "Units": "s"},
+    "duration": {"Description": "How long it was shown; the scanner's marker does not tell.", "Units": "s"},
+    "onset_volume": {"Description": "Index of that volume, from 0."},
+    "name": {"Description": "What presentation software calls the picture."},
+    "stim_file": {"Description": "The picture: a PNG, relative to this file's folder."},
+}
+
+
+class RunFile(msgspec.Struct, frozen=True, kw_only=True):
+    """``run.json``."""
+
+    format_version: int = FORMAT_VERSION
+    state: Literal["open", "closed"] = "open"
+    start: wire.RunStart
+    bundle_name: str
+    bundle_sha256: str
+    window_delay_volumes: int
+    """Volumes from a picture's onset to the end of the window that shows it."""
+    seed: int
+    versions: dict[str, str]
+    opened_utc: str
+    closed_utc: str | None = None
+    notes: tuple[str, ...] = ()
+    """What happened to the run, for people: restarts, an abort."""
+
+
+class RunFolder:
+    """Writes a run folder; one process at a time.
+
+    :raises RecordError: from every method, when the disk does not take what is written.
+    """
+
+    def __init__(self, path: Path, info: RunFile) -> None:
+        """Use :meth:`create` or :meth:`reopen`."""
+        self.path = path
+        self.info = info
+        self._journal = Journal(path / "volumes.journal")
+        self._table = table_path(path, info.start)
+        self._events = events_path(path, info.start)
+
+    @classmethod
+    def create(cls, root: Path, info: RunFile) -> RunFolder:
+        """Make the next take's folder of a run under ``root``."""
+        takes = list(takes_of(root, info.start.run_id))
+        path = take_path(root, info.start.run_id, len(takes) + 1)
+        try:
+            for folder in (path, path / "frames", path / "shown"):
+                folder.mkdir(parents=True)
+        except OSError as error:
+            raise RecordError(f"cannot make the run folder {path}: {error.strerror or error}") from error
+        run = cls(path, info)
+        run._describe()
+        run._append(run._table, table.header_line())
+        run._append(run._events, ("\t".join(EVENT_COLUMNS) + "\n").encode())
+        run._save()
+        run.journal(info.start)
+        return run
+
+    @classmethod
+    def reopen(cls, path: Path) -> tuple[RunFolder, list[table.Row]]:
+        """Go on with a run that a crash left open; returns the rows written so far too.
+
+        Torn ends are cut off, and frames whose row was lost are removed.
+        """
+        run = cls(path, read_run_file(path))
+        try:
+            end = 0
+            for entry in run.entries():
+                end = entry.end
+            run._journal.cut(end)
+            rows, table_end = table.read_table(run._table)
+            os.truncate(run._table, table_end)
+            named = {row.frame for row in rows}
+            for orphan in (path / "frames").iterdir():
+                if f"frames/{orphan.name}" not in named:
+                    orphan.unlink()
+        except OSError as error:
+            run._journal.close()
+            raise RecordError(f"cannot go on with {path}: {error.strerror or error}") from error
+        except RecordError:
+            run._journal.close()
+            raise
+        return run, rows
+
+    def entries(self) -> Iterator[Entry]:
+        """The journal from its start, one record at a time."""
+        return read_journal(self.path / "volumes.journal")
+
+    def rows(self) -> list[table.Row]:
+        """The whole rows of the table."""
+        return table.read_table(self._table)[0]
+
+    def journal(self, message: wire.ToRuntime, payload: bytes | memoryview = b"") -> None:
+        """Put a message into the journal."""
+        self._journal.append(wire.encode(message), payload, datetime.now(UTC).timestamp())
+
+    def write_frame(self, volume: int, image: NDArray[np.uint8]) -> str:
+        """Save a frame, RGB ``[H, W, 3]``, as PNG; returns its name for the table."""
+        done, png = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        if not done:
+            raise RecordError(f"cannot encode the frame of volume {volume}, an image of {image.shape}")
+        name = f"frames/{volume:06d}.png"
+        self._write(self.path / name, png.tobytes())
+        return name
+
+    def write_row(self, row: table.Row) -> None:
+        """Append a volume's row to the table."""
+        self._append(self._table, table.row_line(row))
+
+    def write_shown(self, marker: wire.Marker, png: bytes) -> None:
+        """Save the picture of a marker and its row in the events table."""
+        file = f"shown/{marker.onset_volume:06d}.png"
+        self._write(self.path / file, png)
+        onset_s = marker.onset_volume * self.info.start.tr_s
+        name = " ".join(marker.name.split()) or table.NOT_AVAILABLE
+        row = (f"{onset_s:.4f}", table.NOT_AVAILABLE, str(marker.onset_volume), name, file)
+        self._append(self._events, ("\t".join(row) + "\n").encode())
+
+    def note(self, text: str) -> None:
+        """Add a sentence to ``run.json`` for whoever reads the run later."""
+        self.info = msgspec.structs.replace(self.info, notes=(*self.info.notes, text))
+        self._save()
+
+    def close(self) -> None:
+        """Mark the run closed and sync it to the disk."""
+        self.info = msgspec.structs.replace(self.info, state="closed", closed_utc=utc_now())
+        self._save()
+        self.suspend()
+
+    def suspend(self) -> None:
+        """Let go of the folder and leave the run open, to go on later."""
+        self._journal.close()
+
+    def _save(self) -> None:
+        text = msgspec.json.format(msgspec.json.encode(self.info), indent=2)
+        temporary = self.path / "run.json.part"
+        self._write(temporary, text)
+        temporary.replace(self.path / "run.json")
+
+    def _describe(self) -> None:
+        description = {
+            "Name": f"Decoded images of {self.info.start.run_id}",
+            "BIDSVersion": "1.10.0",
+            "DatasetType": "derivative",
+            "GeneratedBy": [{"Name": PACKAGE, "Version": self.info.versions[PACKAGE]}],
+        }
+        decoding = {
+            "Description": "One row per planned volume of the run: what became of it, and its decoded frame.",
+            "Sources": ["volumes.journal", f"bundle:{self.info.bundle_name}#{self.info.bundle_sha256}"],
+            **table.COLUMNS,
+        }
+        shown = {
+            "Description": "What was on screen, by the scanner's markers; the decoder saw nothing of it.",
+            "Sources": ["volumes.journal"],
+            **EVENT_COLUMNS,
+        }
+        for path, content in (
+            (self.path / "dataset_description.json", description),
+            (self._table.with_suffix(".json"), decoding),
+            (self._events.with_suffix(".json"), shown),
+        ):
+            self._write(path, msgspec.json.format(msgspec.json.encode(content), indent=2))
+
+    def _write(self, path: Path, data: bytes) -> None:
+        try:
+            path.write_bytes(data)
+        except OSError as error:
+            raise RecordError(f"cannot write {path}: {error.strerror or error}") from error
+
+    def _append(self, path: Path, line: bytes) -> None:
+        try:
+            with path.open("ab", buffering=0) as file:
+                file.write(line)
+        except OSError as error:
+            raise RecordError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def new_run_file(
+    start: wire.RunStart, *, bundle_name: str, bundle_sha256: str, window_delay_volumes: int, seed: int
+) -> RunFile:
+    """``run.json`` of a run that begins now."""
+    return RunFile(
+        start=start,
+        bundle_name=bundle_name,
+        bundle_sha256=bundle_sha256,
+        window_delay_volumes=window_delay_volumes,
+        seed=seed,
+        versions=_versions(),
+        opened_utc=utc_now(),
+    )
+
+
+def read_run_file(path: Path) -> RunFile:
+    """Read ``run.json`` of a run folder.
+
+    :raises RecordError: when it is missing, damaged or of a newer format.
+    """
+    file = path / "run.json"
+    try:
+        info = msgspec.json.decode(file.read_bytes(), type=RunFile)
+    except OSError as error:
+        raise RecordError(f"expected a run folder in {path}: {error.strerror or error}: {file}") from error
+    except msgspec.DecodeError as error:
+        raise RecordError(f"{file} does not describe a run: {error}") from error
+    if info.format_version > FORMAT_VERSION:
+        raise RecordError(
+            f"expected format {FORMAT_VERSION} in {file}, got {info.format_version}; use a newer release"
+        )
+    return info
+
+
+def take_path(root: Path, run_id: str, take: int) -> Path:
+    """The folder of a run's n-th take, from 1."""
+    return root / (run_id if take == 1 else f"{run_id}_take-{take}")
+
+
+def takes_of(root: Path, run_id: str) -> Iterator[Path]:
+    """The folders of a run, in order of their takes."""
+    take = 1
+    while (path := take_path(root, run_id, take)).exists():
+        yield path
+        take += 1
+
+
+def table_path(folder: Path, start: wire.RunStart) -> Path:
+    """The table of decodes in a run folder."""
+    return folder / f"{bids_name(start)}_desc-dynadiff_decoding.tsv"
+
+
+def events_path(folder: Path, start: wire.RunStart) -> Path:
+    """The table of what was shown in a run folder."""
+    return folder / f"{bids_name(start)}_desc-shown_events.tsv"
+
+
+def bids_name(start: wire.RunStart) -> str:
+    """The run's name in BIDS entities: its id where it has them, else made from subject and id."""
+    if _BIDS_NAME.fullmatch(start.run_id):
+        return start.run_id
+    return f"sub-{start.subject:02d}_task-{re.sub('[^a-zA-Z0-9]', '', start.run_id)}"
+
+
+def utc_now() -> str:
+    """Now, as ISO 8601 in UTC to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in (PACKAGE, "numpy", "onnxruntime", "onnxruntime-gpu"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {PACKAGE: "not installed"} | versions

@@ -1,0 +1,123 @@
+"""Reading a run folder: the account, the frames, and what was shown beside what was decoded."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from realtime import table, wire
+from realtime.errors import RecordError
+from realtime.journal import read_journal
+from realtime.picture import decode_png
+from realtime.record import EVENT_COLUMNS, RunFile, events_path, read_run_file, table_path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """What was on screen from ``onset_volume`` on."""
+
+    onset_volume: int
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """A picture and the frame of the window that belongs to its onset."""
+
+    picture: Picture
+    row: table.Row
+    frame: Path
+
+    def shown_image(self) -> NDArray[np.uint8]:
+        """What was on screen, RGB ``[H, W, 3]``, at the size of the frame."""
+        shown, frame = read_image(self.picture.path), self.decoded_image()
+        if shown.shape == frame.shape:
+            return shown
+        size = (frame.shape[1], frame.shape[0])
+        return np.asarray(cv2.resize(shown, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+    def decoded_image(self) -> NDArray[np.uint8]:
+        """The frame, RGB ``[H, W, 3]``."""
+        return read_image(self.frame)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """A run folder as it stands on the disk; the run may still be open."""
+
+    path: Path
+    info: RunFile
+    rows: tuple[table.Row, ...]
+    """In the order of volumes."""
+    pictures: tuple[Picture, ...]
+    """In the order of onsets."""
+    received: frozenset[int]
+    """The volumes that came."""
+
+    def trials(self) -> list[Trial]:
+        """Every picture whose own window was decoded: the frame at its onset plus the window's delay.
+
+        Trials of the warm-up are among them, with the row's state ``warming``.
+        """
+        rows = {row.volume: row for row in self.rows}
+        found = []
+        for picture in self.pictures:
+            row = rows.get(picture.onset_volume + self.info.window_delay_volumes)
+            if row is not None and row.frame is not None:
+                found.append(Trial(picture=picture, row=row, frame=self.path / row.frame))
+        return found
+
+
+def read_recorded(path: Path) -> Recorded:
+    """Read a run folder.
+
+    :raises RecordError: when it is none, or is damaged.
+    """
+    info = read_run_file(path)
+    try:
+        rows, _ = table.read_table(table_path(path, info.start))
+        pictures = sorted(_pictures(path, info), key=lambda picture: picture.onset_volume)
+        received = frozenset(_received(path))
+    except OSError as error:
+        raise RecordError(f"cannot read the run in {path}: {error.strerror or error}") from error
+    return Recorded(
+        path=path,
+        info=info,
+        rows=tuple(sorted(rows, key=lambda row: row.volume)),
+        pictures=tuple(pictures),
+        received=received,
+    )
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """A PNG of a run folder as RGB ``[H, W, 3]``.
+
+    :raises RecordError: when it is missing or damaged.
+    """
+    try:
+        return decode_png(path.read_bytes())
+    except (OSError, wire.WireError) as error:
+        raise RecordError(f"cannot read the picture {path}: {error}") from error
+
+
+def _pictures(path: Path, info: RunFile) -> Iterator[Picture]:
+    with events_path(path, info.start).open(newline="") as file:
+        lines = [line for line in file if line.endswith("\n")]
+    for row in csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE):
+        if row.keys() != EVENT_COLUMNS.keys() or None in row.values():
+            raise RecordError(f"expected the columns {', '.join(EVENT_COLUMNS)} in {file.name}, got {row}")
+        yield Picture(onset_volume=int(row["onset_volume"]), name=row["name"], path=path / row["stim_file"])
+
+
+def _received(path: Path) -> Iterator[int]:
+    for entry in read_journal(path / "volumes.journal"):
+        message = wire.decode_to_runtime(entry.header)
+        if isinstance(message, wire.Volume):
+            yield message.index

@@ -1,0 +1,98 @@
+"""Beginning a run, and going on with one that a crash, or a stop of the runtime, left open."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+
+from realtime import wire
+from realtime.bundle import Bundle
+from realtime.errors import RealtimeError, RecordError
+from realtime.events import Event, Shown
+from realtime.record import RunFolder, new_run_file, read_run_file, takes_of
+from realtime.run import Run
+from realtime.table import row_frame
+
+_log = logging.getLogger(__name__)
+
+
+def open_folders(out: Path, bundle_sha256: str) -> list[Path]:
+    """Run folders under ``out`` that were left open with this bundle, the last opened first."""
+    found = []
+    for file in out.glob("*/run.json"):
+        try:
+            info = read_run_file(file.parent)
+        except RecordError as error:
+            _log.warning("passed over: %s", error)
+            continue
+        if info.state == "open" and info.bundle_sha256 == bundle_sha256:
+            found.append((info.opened_utc, file.parent))
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def is_closed(out: Path, run_id: str) -> bool:
+    """Whether the last take of a run was closed."""
+    takes = list(takes_of(out, run_id))
+    return bool(takes) and read_run_file(takes[-1]).state == "closed"
+
+
+def reopen(path: Path, bundle: Bundle) -> Run:
+    """Bring a run back to where its journal ends: the same statistics, and what was accounted stays.
+
+    Of the volumes that came and were not yet accounted, the newest is decoded; the others are skipped.
+
+    :raises RecordError: when the folder is damaged, or another runtime writes it.
+    """
+    folder, rows = RunFolder.reopen(path)
+    try:
+        run = Run(folder, bundle, rows)
+        for entry in folder.entries():
+            run.restore(wire.decode_to_runtime(entry.header), entry.payload)
+        run.tell(f"resumed at {run.where()} after a restart")
+        folder.note(run.message)
+    except RealtimeError as error:
+        folder.suspend()
+        raise RecordError(f"cannot go on with {path}: {error}") from error
+    return run
+
+
+def begin(out: Path, bundle: Bundle, seed: int, start: wire.RunStart) -> Run:
+    """Go on with the run's last take where it is open and was made with this bundle; else begin the next.
+
+    :raises RecordError: when no run folder can be made.
+    """
+    for path in list(takes_of(out, start.run_id))[-1:]:
+        try:
+            info = read_run_file(path)
+            if (info.state, info.bundle_sha256, info.start) == ("open", bundle.sha256, start):
+                return reopen(path, bundle)
+        except RecordError as error:
+            _log.warning("%s", error)
+    info = new_run_file(
+        start,
+        bundle_name=bundle.spec.name,
+        bundle_sha256=bundle.sha256,
+        window_delay_volumes=bundle.decoder().window.delay_volumes,
+        seed=seed,
+    )
+    run = Run(RunFolder.create(out, info), bundle)
+    run.tell(f"{start.run_id} begins; it is recorded in {run.folder.path}")
+    return run
+
+
+def recorded_events(run: Run) -> Iterator[Event]:
+    """The frames and pictures in the run folder, as they were sent when they were new."""
+    folder = run.folder
+    for entry in folder.entries():
+        message = wire.decode_to_runtime(entry.header)
+        if isinstance(message, wire.Marker):
+            shown = Shown(run_id=message.run_id, onset_volume=message.onset_volume, name=message.name)
+            yield Event(shown, png=entry.payload)
+    for row in folder.rows():
+        frame = row_frame(row, run.start.run_id)
+        image = cv2.imread(str(folder.path / row.frame)) if row.frame else None
+        if frame is not None and image is not None:
+            yield Event(frame, image=cv2.cvtColor(image, cv2.COLOR_BGR2RGB))  # type: ignore[arg-type]

@@ -1,0 +1,255 @@
+"""One run from its start to its end: what came, what is ready to decode, what became of every volume.
+
+No waiting and no sockets in here: the pipeline brings messages and times and takes windows away.
+"""
+
+from __future__ import annotations
+
+import bisect
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from realtime import wire
+from realtime.account import Account, VolumeState
+from realtime.bundle import Bundle
+from realtime.deadline import NewestWins, Reorder, Turn
+from realtime.errors import WireError
+from realtime.events import Frame, LatencyMs
+from realtime.picture import check_png
+from realtime.preprocess import StreamingPreprocessor
+from realtime.record import RunFolder
+from realtime.table import Row, frame_row
+
+GAP_PATIENCE_TR = 2
+"""A gap in the volumes is given up after this many TR."""
+_REPLACED = "a newer window was ready before its decode began"
+_RESTARTED = "the runtime was restarted before it was decoded"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """A volume in the journal; ``voxels`` is ``[x, y, z]``."""
+
+    voxels: NDArray[np.generic]
+    received_s: float
+    journal_ms: float
+    restored: bool = False
+    """Read back from the journal by a restarted runtime."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """A window that can be decoded: ``[V, T]``, the z-scores of the T volumes up to ``volume``."""
+
+    volume: int
+    window: NDArray[np.float32]
+    state: Literal["warming", "trusted"]
+    repaired_voxels: int
+    preprocess_ms: float
+    arrival: Arrival
+
+
+class Run:
+    """A run in a folder that is open for writing."""
+
+    def __init__(self, folder: RunFolder, bundle: Bundle, rows: Iterable[Row] = ()) -> None:
+        """``rows``: what an earlier process has already accounted; :meth:`restore` brings the rest."""
+        self.folder = folder
+        self.start = folder.info.start
+        self.queue: NewestWins[Ready] = NewestWins()
+        self.message = ""
+        """The latest thing an operator should know."""
+        self.duplicates = 0
+        self.account = Account(self.start.n_volumes)
+        for row in rows:
+            self.account.settle(row.volume, row.state)
+        self._window = bundle.decoder().window
+        self.trusted = False
+        """Whether the statistics of the newest volume are those of a run old enough."""
+        self._onsets: list[int] = []
+        self._reorder: Reorder[Arrival] = Reorder(
+            self.start.n_volumes,
+            GAP_PATIENCE_TR * self.start.tr_s,
+            [row.volume for row in rows if row.state == "missing"],
+        )
+        self._preprocessor = StreamingPreprocessor(
+            bundle.roi_mask,
+            self.start.n_volumes,
+            self.start.tr_s,
+            bundle.spec.preprocessing,
+            bundle.prior_mean,
+            bundle.prior_sd,
+            window_volumes=self._window.length_volumes,
+        )
+
+    @property
+    def position(self) -> int | None:
+        """The newest volume whose turn has come; None before the first."""
+        return self._reorder.next_index - 1 if self._reorder.next_index else None
+
+    def where(self) -> str:
+        """Where the run stands, in words."""
+        return "its start" if self.position is None else f"volume {self.position}"
+
+    def receive(self, message: wire.Volume, payload: memoryview, received_s: float) -> Arrival | None:
+        """Check a volume and put it into the journal; None when it had come before.
+
+        :raises WireError: codes ``index`` and ``size``; RecordError: when the journal cannot be written.
+        """
+        if message.index >= self.start.n_volumes:
+            raise WireError(
+                "index",
+                f"expected a volume below {self.start.n_volumes}, as planned in the run's start, "
+                f"got index {message.index}",
+            )
+        voxels = wire.volume_array(self.start, payload)
+        if self.account.has(message.index):
+            self.duplicates += 1
+            _log.info("volume %d came again (%d duplicates so far)", message.index, self.duplicates)
+            return None
+        self.folder.journal(message, payload)
+        self.account.receive(message.index)
+        journal_ms = 1e3 * (perf_counter() - received_s)
+        return Arrival(voxels=voxels, received_s=received_s, journal_ms=journal_ms)
+
+    def take(self, index: int, arrival: Arrival) -> None:
+        """Go on with a volume from the journal, once those before it have come."""
+        if index < self._reorder.next_index:
+            self.tell(f"volume {index} came after its gap had been given up; it is not used")
+        self._advance(self._reorder.push(index, arrival, arrival.received_s))
+
+    def expire(self, now_s: float) -> None:
+        """Give up the gaps whose time is over."""
+        self._advance(self._reorder.expire(now_s))
+
+    def scanner_is_back(self, now_s: float) -> None:
+        """Give the sender time to fill gaps that it could not fill while it was away."""
+        self._reorder.restart_clock(now_s)
+
+    def finish(self) -> None:
+        """No more volumes will come: what has not come is missing."""
+        self._advance(self._reorder.close())
+
+    def abort(self, reason: str) -> None:
+        """Account all that is still open: what has not come is missing, what is not decoded is skipped."""
+        self.finish()
+        for volume in self.account.open_volumes:
+            self.skip(volume, reason)
+
+    def show(self, marker: wire.Marker, payload: memoryview) -> bytes | None:
+        """Record what was on screen; returns its PNG, or None when the marker had come before.
+
+        :raises WireError: codes ``index`` and ``picture``.
+        """
+        if marker.onset_volume >= self.start.n_volumes:
+            raise WireError(
+                "index",
+                f"expected a marker below volume {self.start.n_volumes}, got one at {marker.onset_volume}",
+            )
+        png = check_png(bytes(payload))
+        if marker.onset_volume in self._onsets:
+            return None
+        self.folder.journal(marker, png)
+        self.folder.write_shown(marker, png)
+        bisect.insort(self._onsets, marker.onset_volume)
+        return png
+
+    def shown_onset(self, volume: int) -> int | None:
+        """Onset of the picture that the window ending at ``volume`` shows: the last one old enough."""
+        position = bisect.bisect_right(self._onsets, volume - self._window.delay_volumes)
+        return self._onsets[position - 1] if position else None
+
+    def restore(self, message: wire.ToRuntime, payload: bytes) -> None:
+        """Take a message from the journal of an earlier process; what it accounted stays as it is."""
+        if isinstance(message, wire.Marker):
+            bisect.insort(self._onsets, message.onset_volume)
+        elif isinstance(message, wire.Volume) and self.account.receive(message.index):
+            voxels = wire.volume_array(self.start, payload)
+            arrival = Arrival(voxels=voxels, received_s=perf_counter(), journal_ms=0.0, restored=True)
+            self._advance(self._reorder.push(message.index, arrival, arrival.received_s))
+
+    def frame(self, ready: Ready, sampler: str, stages_ms: dict[str, float]) -> Frame:
+        """The frame that a decode has just made; its latency ends here."""
+        total_ms = 1e3 * (perf_counter() - ready.arrival.received_s)
+        known = {"journal": ready.arrival.journal_ms, "preprocess": ready.preprocess_ms} | stages_ms
+        return Frame(
+            run_id=self.start.run_id,
+            volume=ready.volume,
+            window=(ready.volume + 1 - self._window.length_volumes, ready.volume + 1),
+            state=ready.state,
+            sampler=sampler,
+            latency_ms=LatencyMs(**known, wait=max(0.0, total_ms - sum(known.values())), total=total_ms),
+            shown_onset=self.shown_onset(ready.volume),
+        )
+
+    def record(self, frame: Frame, image: NDArray[np.uint8], repaired_voxels: int) -> None:
+        """Write a frame and its row."""
+        self.account.settle(frame.volume, "decoded" if frame.state == "trusted" else "warming")
+        self.folder.write_row(frame_row(frame, self.folder.write_frame(frame.volume, image), repaired_voxels))
+
+    def skip(self, volume: int, reason: str) -> None:
+        """Account a volume whose window is not decoded."""
+        self._settle(volume, "skipped", reason)
+
+    def _advance(self, turns: Iterable[Turn[Arrival]]) -> None:
+        lost = []
+        for turn in turns:
+            if turn.item is None:
+                self._settle(turn.index, "missing", "it did not come")
+                lost.append(turn.index)
+            else:
+                self._preprocess(turn.index, turn.item)
+        if lost:
+            self.tell(f"{_volumes(lost)} missing: not sent by the scanner, or lost on the way")
+
+    def _preprocess(self, volume: int, arrival: Arrival) -> None:
+        began_s = perf_counter()
+        pushed = self._preprocessor.push(volume, arrival.voxels)
+        window = self._preprocessor.window()
+        preprocess_ms = 1e3 * (perf_counter() - began_s)
+        self.trusted = self.trusted or pushed.status == "trusted"
+        if self.account.state_of(volume) is not None:
+            return
+        if pushed.status == "censored":
+            self._settle(volume, "censored", "too many of its ROI voxels are not finite")
+        elif window is None:
+            self._settle(volume, "warming", "no full window yet")
+        else:
+            ready = Ready(
+                volume=volume,
+                window=window,
+                state=pushed.status,
+                repaired_voxels=pushed.repaired_voxels,
+                preprocess_ms=preprocess_ms,
+                arrival=arrival,
+            )
+            replaced = self.queue.offer(ready)
+            if replaced:
+                self.skip(replaced.volume, _RESTARTED if replaced.arrival.restored else _REPLACED)
+
+    def _settle(self, volume: int, state: VolumeState, reason: str) -> None:
+        self.account.settle(volume, state)
+        self.folder.write_row(Row(volume=volume, state=state, reason=reason))
+        if state in ("censored", "skipped"):
+            self.tell(f"volume {volume} {state}: {reason}")
+
+    def tell(self, message: str) -> None:
+        """Let the operator know."""
+        self.message = message
+        _log.info("%s", message)
+
+
+def _volumes(indices: list[int]) -> str:
+    """Rising indices in words."""
+    first, last = indices[0], indices[-1]
+    if first == last:
+        return f"volume {first}"
+    return f"{len(indices)} volumes from {first} to {last}"

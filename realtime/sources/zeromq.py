@@ -1,0 +1,138 @@
+"""Volumes over ZeroMQ, in this project's own messages (:mod:`realtime.wire`)."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import time
+from functools import partial
+from urllib.parse import urlsplit
+
+import zmq
+import zmq.asyncio
+
+from realtime import wire
+from realtime.errors import ServeError, WireError
+from realtime.sources import Received
+
+HIGH_WATER_MARK = 64
+"""Messages a scanner may have under way on this side; beyond that its own queue grows."""
+_LINGER_MS = 500
+
+_log = logging.getLogger(__name__)
+
+
+class ZeroMqSource:
+    """A ROUTER that scanners connect to. Listens on this machine's loopback only.
+
+    :param address: ``tcp://127.0.0.1:5555``; port 0 takes any free one.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._host, self._port = check_address(address)
+        self._context = zmq.asyncio.Context()
+        self._socket: zmq.asyncio.Socket | None = None
+
+    async def start(self) -> str:
+        """Bind; returns the address with its port. :raises ServeError: where the port is in use."""
+        socket = self._context.socket(zmq.ROUTER)
+        socket.set(zmq.LINGER, _LINGER_MS)
+        socket.set(zmq.MAXMSGSIZE, wire.MAX_VOLUME_BYTES)
+        socket.set(zmq.RCVHWM, HIGH_WATER_MARK)
+        socket.set(zmq.IPV6, ":" in self._host)
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        try:
+            socket.bind(f"tcp://{host}:{self._port or '*'}")
+        except zmq.ZMQError as error:
+            socket.close(linger=0)
+            self._context.term()
+            raise ServeError(_bind_message(f"tcp://{host}:{self._port}", error)) from error
+        self._socket = socket
+        return str(socket.get_string(zmq.LAST_ENDPOINT))
+
+    async def receive(self) -> Received:
+        """The next message with a valid header; others are refused here."""
+        if self._socket is None:
+            raise ServeError("the source has not been started")
+        while True:
+            frames = await self._socket.recv_multipart(copy=False)
+            received_s = time.perf_counter()
+            reply = partial(self._reply, frames[0].bytes)
+            try:
+                message, payload = parse([frame.buffer for frame in frames[1:]])
+            except WireError as error:
+                _log.warning("refused a message: %s", error)
+                await reply(wire.Refused(run_id="", code=error.code, message=str(error)))
+                continue
+            return Received(message=message, payload=payload, received_s=received_s, reply=reply)
+
+    async def stop(self) -> None:
+        """Close the socket; replies under way get half a second."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+            self._context.term()
+
+    async def _reply(self, peer: bytes, message: wire.ToScanner) -> None:
+        if self._socket is not None:
+            await self._socket.send_multipart([peer, wire.encode(message), b""])
+
+
+def check_address(address: str) -> tuple[str, int]:
+    """Host and port of a ``tcp://`` address on this machine's loopback.
+
+    :raises ServeError: for any other form or host. What comes from the network is not authenticated yet.
+    """
+    try:
+        parts = urlsplit(address)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if host is None or port is None or parts.scheme != "tcp" or parts.path:
+        raise ServeError(f"expected a source like tcp://127.0.0.1:5555, got {address!r}")
+    if host == "localhost":
+        host = "127.0.0.1"
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise ServeError(
+            f"expected a loopback address such as tcp://127.0.0.1:{port}, got {address!r}: messages from the "
+            "network are not authenticated; forward the scanner's port to this machine through an SSH tunnel"
+        )
+    return host, port
+
+
+def parse(frames: list[memoryview]) -> tuple[wire.ToRuntime, memoryview]:
+    """Header and payload of a message's frames.
+
+    :raises WireError: codes ``frames``, ``size`` and those of :func:`realtime.wire.decode_to_runtime`.
+    """
+    if len(frames) != 2:
+        raise WireError("frames", f"expected two frames, a header and a buffer, got {len(frames)}")
+    header, payload = frames
+    if len(header) > wire.MAX_HEADER_BYTES:
+        raise WireError(
+            "header", f"expected a header of at most {wire.MAX_HEADER_BYTES} bytes, got {len(header)}"
+        )
+    message = wire.decode_to_runtime(bytes(header))
+    limit = _PAYLOAD_LIMITS.get(type(message), 0)
+    if len(payload) > limit:
+        raise WireError(
+            "size",
+            f"expected at most {limit} bytes after a {type(message).__name__} header, got {len(payload)}",
+        )
+    return message, payload
+
+
+_PAYLOAD_LIMITS: dict[type, int] = {
+    wire.Volume: wire.MAX_VOLUME_BYTES,
+    wire.Marker: wire.MAX_PICTURE_BYTES,
+}
+
+
+def _bind_message(address: str, error: zmq.ZMQError) -> str:
+    if error.errno == zmq.EADDRINUSE:
+        return f"{address} is in use, perhaps by another runtime; stop that one or give --source another port"
+    return f"cannot listen on {address}: {error.strerror}"
