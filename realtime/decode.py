@@ -1,0 +1,142 @@
+"""A window of z-scores in, a picture out, on any engine.
+
+    window ─► brain ─► condition ─► sampler's table, one denoise step a row ─► vae ─► picture
+
+The sampler is data: at step i the graph ``denoise`` predicts the clean latents x0 (guided by the weighted
+conditions) and returns ``next = c0 * latents + c1 * x0 + c2 * previous x0`` with the table's coefficients.
+That covers DDIM (c2 = 0; Song et al. 2021) and DPM-Solver++(2M) (Lu et al. 2022).
+
+The initial noise depends on the seed alone, so that what changes from picture to picture is the brain.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from realtime.bundle import Bundle, Sampler
+from realtime.engines import Engine, Handle
+from realtime.errors import EngineError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """A picture and what it took."""
+
+    image: NDArray[np.uint8]
+    """RGB [H, W, 3]"""
+    stages_ms: dict[str, float]
+    """Time in ``brain``, ``denoise`` (all steps) and ``vae``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Step:
+    timestep: Handle
+    coefficients: Handle
+    weights: Handle
+    is_guided: bool
+
+
+def initial_noise(shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
+    """Standard normal noise of a shape, the same in every release of numpy.
+
+    The 64-bit words of Philox (4x64, 10 rounds), whose stream numpy guarantees, become uniform numbers, and
+    pairs of these normal ones by Box and Muller's transform. Numpy may change its own ``standard_normal``.
+    """
+    count = math.prod(shape)
+    words = np.random.Philox(seed).random_raw(2 * ((count + 1) // 2)).reshape(-1, 2)
+    uniform = ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    radius, angle = np.sqrt(-2.0 * np.log(uniform[:, 0])), 2.0 * np.pi * uniform[:, 1]
+    normal = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+    return normal.reshape(-1)[:count].reshape(shape).astype(np.float32)
+
+
+class Decoder:
+    """Decodes windows with one of a bundle's decoders; warm from the start.
+
+    :param seed: of the initial noise, the same for every picture
+    :param name: of the bundle's decoder; by default the first
+    :raises BundleError: when the bundle has no such decoder
+    :raises EngineError: when a graph does not run here
+    """
+
+    def __init__(self, bundle: Bundle, engine: Engine, seed: int = 0, name: str | None = None) -> None:
+        self._bundle, self._engine = bundle, engine
+        decoder = bundle.decoder(name)
+        self._brain = decoder.graph
+        self._window_shape = (bundle.spec.roi.n_voxels, decoder.window.length_volumes)
+        latents = (1, *bundle.spec.latent_shape)
+        self._noise = engine.put(initial_noise(latents, seed))
+        self._no_previous = engine.put(np.zeros(latents, dtype=np.float32))
+        self._tables: dict[Sampler, list[_Step]] = {}
+        for sampler in bundle.spec.samplers:
+            self._warm_up(sampler)
+
+    def decode(self, window: NDArray[np.float32], sampler: Sampler | None = None) -> Decoded:
+        """Decode a window [V, T] of z-scores.
+
+        :param sampler: one of the bundle's; by default its first
+        :raises EngineError: on a window of another shape, or when a graph fails
+        """
+        if window.shape != self._window_shape:
+            raise EngineError(f"expected a window of shape {self._window_shape}, got {window.shape}")
+        return self._decode(window, self._table(sampler or self._bundle.sampler()))
+
+    def _decode(self, window: NDArray[np.float32], steps: list[_Step]) -> Decoded:
+        engine = self._engine
+        times = [perf_counter()]
+        inputs = {"window": engine.put(window[np.newaxis].astype(np.float32))}
+        condition = engine.get(engine.run(self._brain, inputs)["condition"])
+        times.append(perf_counter())
+        latents = self._denoise(condition, steps)
+        times.append(perf_counter())
+        image = engine.get(engine.run("vae", {"latents": latents})["image"])
+        times.append(perf_counter())
+        stages_s = zip(("brain", "denoise", "vae"), np.diff(times), strict=True)
+        return Decoded(image=image, stages_ms={stage: 1e3 * float(seconds) for stage, seconds in stages_s})
+
+    def _denoise(self, condition: NDArray[Any], steps: list[_Step]) -> Handle:
+        """Run the table's steps; an unguided step leaves the null condition out and costs half."""
+        engine = self._engine
+        both = engine.put(np.concatenate([self._bundle.null_condition[np.newaxis], condition]))
+        alone = engine.put(condition)
+        latents, previous = self._noise, self._no_previous
+        for step in steps:
+            outputs = engine.run(
+                "denoise",
+                {
+                    "latents": latents,
+                    "previous": previous,
+                    "timestep": step.timestep,
+                    "conditions": both if step.is_guided else alone,
+                    "weights": step.weights,
+                    "coefficients": step.coefficients,
+                },
+            )
+            latents, previous = outputs["next"], outputs["prediction"]
+        return latents
+
+    def _table(self, sampler: Sampler) -> list[_Step]:
+        if sampler not in self._tables:
+            rows = zip(sampler.timesteps, sampler.coefficients, sampler.guidance, strict=True)
+            self._tables[sampler] = [self._step(*row) for row in rows]
+        return self._tables[sampler]
+
+    def _step(self, timestep: int, coefficients: tuple[float, float, float], guidance: float) -> _Step:
+        is_guided = guidance != 1.0
+        return _Step(
+            timestep=self._engine.put(np.array([timestep], dtype=np.int64)),
+            coefficients=self._engine.put(np.array(coefficients, dtype=np.float32)),
+            weights=self._engine.put(np.array([1 - guidance, guidance][not is_guided :], dtype=np.float32)),
+            is_guided=is_guided,
+        )
+
+    def _warm_up(self, sampler: Sampler) -> None:
+        """Run every graph in every form a sampler uses once, so that no run's first picture pays for it."""
+        forms = {step.is_guided: step for step in self._table(sampler)}
+        self._decode(np.zeros(self._window_shape, dtype=np.float32), list(forms.values()))
