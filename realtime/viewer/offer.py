@@ -1,9 +1,9 @@
 """Session descriptions (SDP, RFC 8866) of the page's WebRTC connection: what is checked, dropped, gathered.
 
 aioice gathers every address of the machine but loopback. Here it is the other way round: the page is on
-127.0.0.1, so that is the one address offered, and the page's own candidates are dropped unread (they name other
-interfaces, or mDNS names that would have to be asked for on the network). The page's connectivity checks come
-from its loopback address, which is learned from them ("peer reflexive", RFC 8445 section 7.3.1.3).
+127.0.0.1, so that is the one address offered, and the page's own candidates are dropped unread (they name
+other interfaces, or mDNS names that would have to be asked for on the network). The page's checks come from
+its loopback address, which is learned from them ("peer reflexive", RFC 8445 section 7.3.1.3).
 """
 
 from __future__ import annotations

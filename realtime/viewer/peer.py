@@ -19,8 +19,8 @@ from realtime.viewer.offer import (
     without_candidates,
 )
 
-CONNECT_TIMEOUT_S = 10.0
-"""A page gives up after 3 s; what has not connected long after that never will."""
+CONNECT_TIMEOUT_S = 60.0
+"""A page gives up after 3 s unless told to be patient; what has not connected long after that never will."""
 BUFFER_BYTES = 256 * 1024
 """A data channel that holds more unsent than this is waited for."""
 

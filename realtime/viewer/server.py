@@ -139,7 +139,7 @@ class Viewer:
         require_same_origin(request)
         if len(self._sockets) >= MAX_PAGES:
             return _refusal(503, f"{MAX_PAGES} pages are connected already")
-        socket = web.WebSocketResponse(heartbeat=5.0, max_msg_size=4096, compress=False)
+        socket = web.WebSocketResponse(heartbeat=20.0, max_msg_size=4096, compress=False)
         await socket.prepare(request)
         self._sockets.add(socket)
         telling = asyncio.create_task(self._tell(socket))

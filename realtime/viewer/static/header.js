@@ -1,0 +1,68 @@
+// The lines an operator reads from across the room: state, position, connection, account, message, bundle.
+
+import { find, ms, put, showOnly } from "./dom.js";
+
+const STATES = {
+  waiting: ["Waiting for the scanner", "no volume yet"],
+  warming: ["Warming", "frames are shown, not yet to be trusted"],
+  trusted: ["Trusted", "statistics have settled"],
+  stale: ["Stale", "the run is open, but no volume has come for more than 3 TR"],
+  ended: ["Run ended", ""],
+  lost: ["No connection", "what you see is old"],
+  connecting: ["Connecting", ""],
+};
+const COUNTS = ["received", "decoded", "warming", "censored", "skipped", "missing"];
+const TRANSPORTS = {
+  webrtc: "video over WebRTC",
+  websocket: "pictures over WebSocket",
+  none: "",
+};
+
+export function drawHeader(store) {
+  const { status, counts, link } = store;
+  const known = link.state === "live" || status ? (status?.state ?? "connecting") : "connecting";
+  const state = link.state === "lost" ? "lost" : known;
+  document.documentElement.dataset.state = state;
+  const [word, detail] = STATES[state];
+  put("state", word, state);
+  put("state-detail", state === "ended" ? `${counts.received} of ${counts.planned} volumes received` : detail);
+  drawLink(link);
+  drawPosition(status, counts);
+  for (const name of COUNTS) {
+    find(`count-${name}`).parentElement.classList.toggle("some", counts[name] > 0);
+    put(`count-${name}`, counts[name]);
+  }
+  if (status) drawRunFacts(status);
+}
+
+function drawLink({ state, transport, note }) {
+  document.documentElement.dataset.connection = state;
+  document.documentElement.dataset.transport = transport;
+  put("connection", { connecting: "Connecting", live: "Connected", lost: "No connection" }[state], state);
+  put("transport", [TRANSPORTS[transport], note].filter(Boolean).join(": "), transport);
+}
+
+function drawPosition(status, counts) {
+  const volume = status?.volume ?? null;
+  const subject = status?.subject ?? null;
+  put("subject", subject === null ? "" : `subject ${subject}`, subject);
+  put("run", status?.run_id ?? "");
+  put("volume", volume ?? "–", volume);
+  put("planned", counts.planned || "–", counts.planned);
+  const progress = find("progress");
+  progress.max = counts.planned || 1;
+  progress.value = volume === null ? 0 : Math.min(volume + 1, progress.max);
+  document.title = `${STATES[document.documentElement.dataset.state][0]} ${volume ?? ""}`.trim();
+}
+
+function drawRunFacts(status) {
+  put("message", status.message);
+  put("bundle", status.bundle_name);
+  find("bundle").title = status.bundle_sha256;
+  find("bundle").dataset.sha256 = status.bundle_sha256;
+  showOnly(find("demo-badge"), status.bundle_is_demo);
+  showOnly(find("demo-note"), status.bundle_is_demo);
+  put("run-folder", status.run_folder ?? "–", status.run_folder);
+  put("decode-delay", status.decode_delay_s.toFixed(1), status.decode_delay_s);
+  put("tr", ms(status.tr_s * 1000), status.tr_s * 1000);
+}
