@@ -66,16 +66,19 @@ class Pipeline:
         self.broadcast = Broadcast(self._status("waiting for the scanner"))
 
     async def run(self) -> None:
-        """Go on with the last run that was left open, if any; then serve, until cancelled."""
+        """Serve until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._take_messages())
+            tasks.create_task(self._watch_time())
+            tasks.create_task(self._decode_windows())
+
+    def resume_last(self) -> None:
+        """Before :meth:`run`: go on with the last run that was left open, if any."""
         for path in open_folders(self._settings.out, self._settings.bundle.sha256)[:1]:
             try:
                 self._adopt(reopen(path, self._settings.bundle))
             except RecordError as error:
                 _log.warning("%s", error)
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._take_messages())
-            tasks.create_task(self._watch_time())
-            tasks.create_task(self._decode_windows())
 
     def stop(self, *, end_run: bool) -> Path | None:
         """Once :meth:`run` is over: let go of the open run, if any, and return its folder.

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from realtime import table, wire
-from realtime.errors import RecordError
+from realtime.errors import RecordError, WireError
 from realtime.journal import read_journal
 from realtime.picture import decode_png
 from realtime.record import EVENT_COLUMNS, RunFile, events_path, read_run_file, table_path
@@ -103,7 +103,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """
     try:
         return decode_png(path.read_bytes())
-    except (OSError, wire.WireError) as error:
+    except (OSError, WireError) as error:
         raise RecordError(f"cannot read the picture {path}: {error}") from error
 
 

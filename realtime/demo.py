@@ -1,0 +1,189 @@
+"""``realtime demo``: a simulated scanner replays the shipped run to a runtime in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from realtime import report
+from realtime.errors import ServeError
+from realtime.events import Broadcast, Frame, Status
+from realtime.recorded import read_recorded
+from realtime.serve import cancel, describe
+from realtime.service import Options, Service, interrupts, open_page
+
+_SERIES = "nsddata_timeseries/ppdata/subj*/func1pt8mm/timeseries/timeseries_session*_run*.nii.gz"
+_SERIES_NAME = re.compile(r"subj(\d+)/.*timeseries_session(\d+)_run(\d+)\.nii\.gz\Z")
+_CHILD_PATIENCE_S = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """What the simulated scanner plays."""
+
+    nsd: Path
+    """A root in NSD's layout that holds one run."""
+    speed: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Outcome:
+    folder: Path | None
+    was_interrupted: bool
+    complaint: str | None
+    """What the scanner said when it failed."""
+
+
+def demo(options: Options, replay: Replay, *, open_browser: bool, tell: Callable[[str], None]) -> None:
+    """Replay the run to its end, or until Ctrl-C; write the report and print it.
+
+    :raises RealtimeError: when it cannot start, or the scanner fails.
+    """
+    command = scanner_command(replay)
+    outcome = asyncio.run(_demo(Service(options), options, command, open_browser, tell))
+    if outcome.folder:
+        _report(outcome.folder, options.out, with_network=not outcome.was_interrupted, tell=tell)
+    if outcome.complaint:
+        raise ServeError(f"the simulated scanner failed: {outcome.complaint}")
+
+
+def scanner_command(replay: Replay) -> list[str]:
+    """The command that replays the one run under ``replay.nsd``; the address is to follow.
+
+    :raises ServeError: when there is not exactly one.
+    """
+    found = sorted(path.relative_to(replay.nsd).as_posix() for path in replay.nsd.glob(_SERIES))
+    match = _SERIES_NAME.search(found[0]) if len(found) == 1 else None
+    if match is None:
+        raise ServeError(f"expected one run to replay, {replay.nsd / _SERIES}, found {len(found)}")
+    subject, session, run = (str(int(number)) for number in match.groups())
+    command = [sys.executable, "-m", "sim", "replay", "--nsd", str(replay.nsd), "--subject", subject]
+    return [*command, "--session", session, "--run", run, "--speed", str(replay.speed), "--connect"]
+
+
+async def _demo(
+    service: Service, options: Options, command: list[str], open_browser: bool, tell: Callable[[str], None]
+) -> _Outcome:
+    with interrupts() as stop:
+        await service.start()
+        if service.url:
+            tell(f"open {service.url}")
+        for line in describe(service, options):
+            tell(line)
+        if open_browser and service.url:
+            open_page(service.url)
+        async with _scanner([*command, service.source_address]) as scanner:
+            return await _follow(service, stop, scanner)
+
+
+async def _follow(service: Service, stop: asyncio.Event, scanner: _Scanner) -> _Outcome:
+    closed = asyncio.create_task(service.closed.get())
+    tasks: list[asyncio.Task[object]] = [
+        asyncio.create_task(service.pipeline.run()),
+        asyncio.create_task(stop.wait()),
+        asyncio.create_task(scanner.process.wait()),
+        asyncio.create_task(_show_progress(service.pipeline.broadcast)),
+    ]
+    try:
+        done, _ = await asyncio.wait([closed, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        await scanner.end(interrupt=closed not in done)
+        failed = [task for task in done if task is tasks[0]]
+    finally:
+        await cancel(*tasks)
+        left_open = await service.stop(end_run=True)
+    for task in failed:
+        task.result()
+    folder = closed.result() if closed.done() else left_open
+    closed.cancel()
+    complaint = scanner.complaint() if tasks[2] in done else None
+    return _Outcome(folder=folder, was_interrupted=stop.is_set(), complaint=complaint)
+
+
+class _Scanner:
+    """The simulated scanner, a process of its own."""
+
+    def __init__(self, process: asyncio.subprocess.Process, said: Path) -> None:
+        self.process = process
+        self._said = said
+
+    async def end(self, *, interrupt: bool) -> None:
+        """Wait until it is gone; with ``interrupt`` tell it to end its run now."""
+        if interrupt and self.process.returncode is None:
+            self.process.send_signal(signal.SIGINT)
+        try:
+            await asyncio.wait_for(self.process.wait(), _CHILD_PATIENCE_S)
+        except TimeoutError:
+            self.process.kill()
+            await self.process.wait()
+
+    def complaint(self) -> str | None:
+        """The last line it said, where it failed."""
+        said = self._said.read_text(errors="replace").strip().splitlines()
+        return (said or ["it said nothing"])[-1] if self.process.returncode else None
+
+
+@asynccontextmanager
+async def _scanner(command: list[str]) -> AsyncIterator[_Scanner]:
+    """Run the scanner; it is gone at the end, whatever happens.
+
+    It has a session of its own, so that a terminal's Ctrl-C reaches this process first.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        said = Path(folder) / "said"
+        with said.open("wb") as file:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=file,
+                start_new_session=True,
+            )
+        try:
+            yield _Scanner(process, said)
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+
+async def _show_progress(broadcast: Broadcast) -> None:
+    """One line on the terminal; nothing where there is none."""
+    latency = ""
+    with tqdm(unit=" volumes", disable=None, dynamic_ncols=True) as bar:
+        async with broadcast.listen() as queue:
+            while True:
+                message = (await queue.get()).message
+                if isinstance(message, Frame):
+                    latency = f", {message.latency_ms.total:.0f} ms"
+                elif isinstance(message, Status):
+                    bar.total = message.counts.planned or None
+                    bar.set_description_str(message.state, refresh=False)
+                    bar.set_postfix_str(f"{message.counts.decoded} decoded{latency}", refresh=False)
+                    bar.update(message.counts.received - bar.n)
+
+
+def _report(folder: Path, out: Path, *, with_network: bool, tell: Callable[[str], None]) -> None:
+    """Write the report into the run folder and, as the demo's result, into ``out``."""
+    summary = report.write_report(folder)
+    recorded = read_recorded(folder)
+    report.save(out, summary, recorded)
+    if with_network:
+        try:
+            report.add_network(summary, folder)
+        except KeyboardInterrupt:
+            summary.notes.append("features of EfficientNet-Lite0 were not scored: interrupted")
+        for target in (folder, out):
+            report.save(target, summary, recorded)
+    for line in report.lines(summary):
+        tell(line)
+    tell(f"frames and tables {folder}")
+    tell(f"report            {(out / 'report.html').absolute()}")
