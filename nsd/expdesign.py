@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.io
 
 from nsd.design import N_IMAGES
 from nsd.errors import BadFile, BadRequest, require_file
@@ -82,6 +81,8 @@ def read_expdesign(layout: Layout) -> ExpDesign:
     :raises MissingFile: there is no such file.
     :raises BadFile: not a MATLAB file, or a variable is missing, misshapen or out of range.
     """
+    import scipy.io  # here, as it loads for as long as all the rest together
+
     path = require_file(layout.expdesign(), "the experiment's design")
     try:
         content = scipy.io.loadmat(path, variable_names=list(_SHAPES))

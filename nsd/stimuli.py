@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from types import TracebackType
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 
@@ -23,6 +22,8 @@ class Stimuli:
     """
 
     def __init__(self, layout: Layout) -> None:
+        import h5py  # here, as most users of this package never open the pictures
+
         self._path = require_file(layout.stimuli(), "the stimulus pictures")
         try:
             self._file = h5py.File(self._path, "r")
