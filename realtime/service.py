@@ -13,14 +13,19 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from realtime.bundle import SPEC_FILE, Bundle
 from realtime.decode import Decoder
 from realtime.engines import open_engine
 from realtime.errors import ServeError
+from realtime.events import Broadcast
 from realtime.pipeline import Pipeline, Settings
 from realtime.sources.zeromq import ZeroMqSource
-from realtime.viewer import Viewer
+
+
+if TYPE_CHECKING:
+    from realtime.viewer import Viewer
 
 SEED = 0
 """Of the initial noise: the same for every run, so that what changes on screen is the brain."""
@@ -57,7 +62,7 @@ class Service:
         )
         decoder = Decoder(self.bundle, engine, SEED)
         self.pipeline = Pipeline(settings, self._source, decoder, self.closed.put_nowait)
-        self._viewer = None if options.port is None else Viewer(self.pipeline.broadcast, options.port)
+        self._viewer = None if options.port is None else _viewer(self.pipeline.broadcast, options.port)
         self.source_address = ""
         self.url: str | None = None
 
@@ -77,6 +82,12 @@ class Service:
             await self._viewer.stop()
         await self._source.stop()
         return folder
+
+
+def _viewer(broadcast: Broadcast, port: int) -> Viewer:
+    from realtime.viewer import Viewer  # brings WebRTC, which a headless runtime does not need
+
+    return Viewer(broadcast, port)
 
 
 def choose_bundle(folder: Path | None, subject: int | None) -> tuple[Path, bool]:

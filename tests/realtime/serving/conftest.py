@@ -1,0 +1,220 @@
+"""A scanner's side for tests: runs to send, a client that sends them, a runtime as a process of its own."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import h5py
+import nibabel
+import numpy as np
+import pytest
+import zmq
+
+from nsd import Layout
+from realtime import wire
+
+SHAPE = (6, 6, 6)
+AFFINE = ((1.8, 0.0, 0.0, -5.4), (0.0, 1.8, 0.0, -5.4), (0.0, 0.0, 1.8, -5.4), (0.0, 0.0, 0.0, 1.0))
+PATIENCE_S = 300.0
+"""Against a hang only; nothing is measured by it."""
+
+
+@dataclass
+class Scan:
+    """A run of noise that anyone can make again from its seed."""
+
+    run_id: str = "sub-01_ses-nsd01_task-nsdcore_run-01"
+    n_volumes: int = 40
+    dtype: str = "int16"
+    seed: int = 0
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def start(self) -> wire.RunStart:
+        fields: dict[str, Any] = {
+            "run_id": self.run_id,
+            "subject": 1,
+            "tr_s": 4 / 3,
+            "n_volumes": self.n_volumes,
+            "shape": SHAPE,
+            "affine": AFFINE,
+            "dtype": self.dtype,
+        }
+        return wire.RunStart(**(fields | self.changes))
+
+    def voxels(self, index: int) -> np.ndarray:
+        noise = np.random.default_rng((self.seed, index)).standard_normal(SHAPE)
+        return (1000 + 10 * noise).astype(self.dtype)
+
+    def volume(self, index: int) -> wire.Volume:
+        return wire.Volume(run_id=self.run_id, index=index, acquired_s=(index + 1) * 4 / 3)
+
+    def marker(self, onset_volume: int) -> wire.Marker:
+        return wire.Marker(run_id=self.run_id, onset_volume=onset_volume, name=f"picture {onset_volume}")
+
+    def end(self, reason: Any = "complete") -> wire.RunEnd:
+        return wire.RunEnd(run_id=self.run_id, reason=reason)
+
+
+def picture_png(seed: int, edge_px: int = 32) -> bytes:
+    image = np.random.default_rng(seed).integers(0, 256, (edge_px, edge_px, 3), dtype=np.uint8)
+    return cv2.imencode(".png", image)[1].tobytes()
+
+
+class Client:
+    """A scanner that does what a test says, message by message."""
+
+    def __init__(self, address: str) -> None:
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.connect(address)
+
+    def close(self) -> None:
+        self._socket.close(linger=0)
+        self._context.term()
+
+    def send_frames(self, *frames: bytes) -> None:
+        self._socket.send_multipart(frames)
+
+    def reply(self) -> wire.ToScanner:
+        assert self._socket.poll(int(1000 * PATIENCE_S)), "the runtime did not answer"
+        return wire.decode_to_scanner(self._socket.recv_multipart()[0])
+
+    def ask(self, message: wire.ToRuntime, buffer: bytes = b"") -> wire.ToScanner:
+        self.send_frames(wire.encode(message), buffer)
+        return self.reply()
+
+    def send_volume(self, scan: Scan, index: int) -> wire.ToScanner:
+        return self.ask(scan.volume(index), scan.voxels(index).tobytes())
+
+    def send_run(self, scan: Scan) -> None:
+        """A whole run without a fault, each reply checked."""
+        assert self.ask(scan.start) == wire.RunAccepted(run_id=scan.run_id, held=[])
+        for index in range(scan.n_volumes):
+            assert self.send_volume(scan, index) == wire.Ack(run_id=scan.run_id, index=index)
+        assert self.ask(scan.end()) == wire.RunClosed(run_id=scan.run_id)
+
+
+class Served:
+    """``realtime serve`` as a process of its own."""
+
+    def __init__(self, bundle: Path, out: Path, *options: str, source: str = "tcp://127.0.0.1:0") -> None:
+        self.out = out
+        self._log = out.parent / f"{out.name}.log"
+        command = [sys.executable, "-m", "realtime", "serve", "--headless", "--bundle", str(bundle)]
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, "--source", source, "--out", str(out), *options], stdout=subprocess.PIPE, stderr=log
+            )
+        self.address = self._address()
+
+    def _address(self) -> str:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            found = re.search(rb"volumes from (tcp://\S+),", line)
+            if found:
+                return found.group(1).decode()
+        raise AssertionError(f"the runtime did not start: {self.log()}")
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(PATIENCE_S)
+
+    def interrupt(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(PATIENCE_S)
+
+    def run_folder(self, scan: Scan, take: int = 1) -> Path:
+        return self.out / (scan.run_id if take == 1 else f"{scan.run_id}_take-{take}")
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.kill()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def make_scan() -> type[Scan]:
+    return Scan
+
+
+@pytest.fixture
+def make_picture() -> Callable[..., bytes]:
+    return picture_png
+
+
+@pytest.fixture
+def connect() -> Iterator[Callable[[str], Client]]:
+    clients: list[Client] = []
+
+    def make(address: str) -> Client:
+        clients.append(Client(address))
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture
+def serve(tiny_bundle: Path, tmp_path: Path) -> Iterator[Callable[..., Served]]:
+    served: list[Served] = []
+
+    def start(out: Path = tmp_path / "runs", **options: Any) -> Served:
+        served.append(Served(tiny_bundle, out, **options))
+        return served[-1]
+
+    yield start
+    for one in served:
+        one.close()
+
+
+@pytest.fixture(scope="session")
+def tiny_nsd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root in NSD's layout with one run on the tiny bundle's grid."""
+    root = tmp_path_factory.mktemp("nsd")
+    layout = Layout(root)
+    rng = np.random.default_rng(7)
+    series = (1000 + 10 * rng.standard_normal((*SHAPE, 226))).astype(np.int16)
+    design = np.zeros(225, dtype=int)
+    design[9 : 9 + 3 * 62 : 3] = 1 + np.arange(62) % 50
+    for path in (layout.timeseries(1, 1, 1), layout.design(1, 1, 1), layout.stimuli()):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    image = nibabel.Nifti1Image(series, np.array(AFFINE))
+    image.header.set_zooms((1.8, 1.8, 1.8, 4 / 3))
+    image.header.set_xyzt_units("mm", "sec")
+    nibabel.save(image, layout.timeseries(1, 1, 1))
+    np.savetxt(layout.design(1, 1, 1), design, fmt="%d")
+    with h5py.File(layout.stimuli(), "w") as file:
+        file["imgBrick"] = rng.integers(0, 256, (50, 32, 32, 3), dtype=np.uint8)
+    return root
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "summary.json").read_text())
+
+
+@pytest.fixture
+def account_of() -> Callable[[Path], dict[str, Any]]:
+    """``summary.json`` of a folder, once its states are known to add up."""
+
+    def read(folder: Path) -> dict[str, Any]:
+        summary = read_summary(folder)
+        states = ("decoded", "warming", "censored", "skipped", "missing")
+        assert sum(summary[state] for state in states) == summary["planned"]
+        return summary
+
+    return read
