@@ -110,9 +110,7 @@ class SceneSet:
     def render(self, image: int) -> NDArray[np.uint8]:
         """The picture of one scene, RGB uint8 ``[64, 64, 3]``."""
         scene = self.scene(image)
-        matrix = cv2.getRotationMatrix2D(
-            (_SPRITE_PX / 2, _SPRITE_PX / 2), scene.rotation_deg, scene.scale
-        )
+        matrix = cv2.getRotationMatrix2D((_SPRITE_PX / 2, _SPRITE_PX / 2), scene.rotation_deg, scene.scale)
         matrix[:, 2] += np.array(scene.shift_px) * (_SPRITE_PX / SIZE_PX)
         sprite = cv2.warpAffine(_sprite(scene.object_index), matrix, (_SPRITE_PX, _SPRITE_PX))
         sprite = cv2.resize(sprite, (SIZE_PX, SIZE_PX), interpolation=cv2.INTER_AREA)
@@ -141,7 +139,10 @@ def _sprite(object_index: int) -> NDArray[np.float32]:
             "found none; install the release named in pyproject.toml"
         )
     png = resvg_py.svg_to_bytes(
-        svg_string=svg.read_text(encoding="utf-8"), width=_SPRITE_PX, height=_SPRITE_PX, skip_system_fonts=True
+        svg_string=svg.read_text(encoding="utf-8"),
+        width=_SPRITE_PX,
+        height=_SPRITE_PX,
+        skip_system_fonts=True,
     )
     bgra = cv2.imdecode(np.frombuffer(bytes(png), dtype=np.uint8), cv2.IMREAD_UNCHANGED).astype(np.float32)
     alpha = bgra[..., 3:] / 255

@@ -1,0 +1,1 @@
+"""Offline half: windows, model, recipes, the DeepSpeed loop, evaluation."""

@@ -1,0 +1,56 @@
+"""The diffusion objective shared by the base model and Dynadiff's stage (paper 2.2)."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+
+
+def make_scheduler() -> DDIMScheduler:
+    """Stable Diffusion 1's noise schedule, as Versatile Diffusion uses it."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="epsilon",
+    )
+
+
+def cubic_timesteps(uniform_B: Tensor, n_timesteps: int = 1000) -> Tensor:
+    """Timesteps ``(1 - u^3) * n``: more of the noisy end, where the condition decides (paper 2.2)."""
+    return ((1 - uniform_B**3) * n_timesteps).long().clamp(max=n_timesteps - 1)
+
+
+def offset_noise(like: Tensor, strength: float) -> Tensor:
+    """Gaussian noise per element plus ``strength`` times Gaussian noise per sample and channel."""
+    noise = torch.randn_like(like)
+    return noise + strength * torch.randn(*like.shape[:2], 1, 1, dtype=like.dtype, device=like.device)
+
+
+def drop_conditions(conditions_BNW: Tensor, null_NW: Tensor, share: float) -> Tensor:
+    """Replace whole conditions by the null embedding with probability ``share``."""
+    dropped = torch.rand(len(conditions_BNW), 1, 1, device=conditions_BNW.device) < share
+    return torch.where(dropped, null_NW.to(conditions_BNW.dtype), conditions_BNW)
+
+
+class DiffusionLoss(nn.Module):
+    """Mean squared error on the predicted noise, at cubic timesteps, with offset noise."""
+
+    def __init__(self, strength: float) -> None:
+        super().__init__()
+        self.strength = strength
+        self.register_buffer("alphas_cumprod", make_scheduler().alphas_cumprod, persistent=False)
+
+    def forward(self, unet: UNet2DConditionModel, latents_BCHW: Tensor, conditions_BNW: Tensor) -> Tensor:
+        """The loss of one batch; noise and timesteps come from torch's global generator."""
+        timesteps = cubic_timesteps(torch.rand(len(latents_BCHW), device=latents_BCHW.device))
+        noise = offset_noise(latents_BCHW.float(), self.strength)
+        alpha = self.alphas_cumprod.float()[timesteps].view(-1, 1, 1, 1)
+        noisy = alpha.sqrt() * latents_BCHW.float() + (1 - alpha).sqrt() * noise
+        predicted = unet(noisy.to(conditions_BNW.dtype), timesteps, conditions_BNW).sample
+        return nn.functional.mse_loss(predicted.float(), noise)

