@@ -119,7 +119,7 @@ class SceneSet:
 
 
 def _gradient(scene: Scene) -> NDArray[np.float32]:
-    """Background of a scene: one colour fades into the other along ``gradient_deg``; float ``[64, 64, 3]``."""
+    """Background: one colour fades into the other along ``gradient_deg``; float ``[64, 64, 3]``."""
     axis = (np.arange(SIZE_PX, dtype=np.float32) + 0.5) / SIZE_PX - 0.5
     angle = np.deg2rad(scene.gradient_deg)
     along = axis[None, :] * np.cos(angle) + axis[:, None] * np.sin(angle)

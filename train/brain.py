@@ -72,4 +72,4 @@ class BrainModule(nn.Module):
         hidden_BTH = self.dropout(nn.functional.gelu(self.norm(hidden_BTH)))
         hidden_BH = self.aggregate(hidden_BTH.transpose(1, 2)).squeeze(-1)
         tokens: Tensor = self.output(hidden_BH)
-        return tokens.unflatten(1, (self.config.n_tokens, self.config.token_width))
+        return tokens.view(-1, self.config.n_tokens, self.config.token_width)

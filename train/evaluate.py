@@ -1,10 +1,10 @@
 """Decode the held-out runs and compare with what was shown.
 
-    OUT/table.json, table.md   identification and PixCorr: whole-run and streaming preprocessing, ceiling, floor
-    OUT/grid.png               held-out trials drawn by seed: shown, decoded offline, decoded streaming, ceiling
+OUT/table.json, table.md   identification and PixCorr, a row for each way of decoding
+OUT/grid.png               held-out trials drawn by seed: shown, offline, streaming, ceiling
 
-The *ceiling* is the base model conditioned on the true picture; the *floor* is the same decodes, shuffled over
-trials.
+*offline* and *streaming* differ in preprocessing; the *ceiling* is the base model conditioned on the true
+picture; the *floor* is the offline decodes of windows shuffled over trials.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The one training loop: DeepSpeed ZeRO-2 with optimizer offload, progress, checkpoints, exact resume.
 
-An objective is a module that takes a batch and returns its loss. Data order, noise and dropout of a step depend
-on (seed, step) alone, so a run that was interrupted goes on as if it had not been.
+An objective is a module that takes a batch and returns its loss. Data order, noise and dropout of a step
+depend on (seed, step) alone, so a run that was interrupted goes on as if it had not been.
 """
 
 from __future__ import annotations

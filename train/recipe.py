@@ -13,11 +13,7 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 DEMO = Path(__file__).parent / "recipes" / "demo.toml"
 
 
-class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
-
-
-class Training(_Section):
+class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One optimisation: AdamW, linear warm-up, cosine decay."""
 
     steps: Positive
@@ -28,7 +24,7 @@ class Training(_Section):
     accumulation: Positive = 1
 
 
-class Base(_Section):
+class Base(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The pretrained latent diffusion model: VAE, UNet and the tokens it is conditioned on."""
 
     latent_channels: Positive
@@ -43,21 +39,21 @@ class Base(_Section):
     unet_training: Training
 
 
-class Brain(_Section):
+class Brain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Sizes of the brain module that do not follow from subject, window or base model."""
 
     hidden_width: Positive
     dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)]
 
 
-class Window(_Section):
+class Window(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The volumes a decode uses, counted from the image's onset row."""
 
     offset_volumes: int
     length_volumes: Positive
 
 
-class Preprocessing(_Section):
+class Preprocessing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Drift removal and z-scoring, and which of its two forms the decoder is trained on."""
 
     high_pass_hz: Annotated[float, msgspec.Meta(gt=0)]
@@ -66,14 +62,14 @@ class Preprocessing(_Section):
     train_on: Annotated[tuple[Literal["whole_run", "causal"], ...], msgspec.Meta(min_length=1)]
 
 
-class Lora(_Section):
+class Lora(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Low-rank adapters on every cross-attention projection of the UNet."""
 
     rank: Positive
     alpha: Positive
 
 
-class Diffusion(_Section):
+class Diffusion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Training noise and inference settings (paper 2.2)."""
 
     offset_noise: Annotated[float, msgspec.Meta(ge=0)]
@@ -82,7 +78,7 @@ class Diffusion(_Section):
     inference_steps: Positive
 
 
-class Recipe(_Section):
+class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole recipe file."""
 
     base: Base

@@ -22,7 +22,7 @@ _BATCH = 64
 def sample(
     unet: UNet2DConditionModel, conditions_BNW: Tensor, null_NW: Tensor, noise: Tensor, settings: Diffusion
 ) -> Tensor:
-    """DDIM with guidance (paper 2.2): latents ``[B, c, h, w]`` of conditions ``[B, N, W]``, from ``noise``."""
+    """DDIM with guidance (paper 2.2): conditions ``[B, N, W]`` and ``noise`` to latents ``[B, c, h, w]``."""
     scheduler = make_scheduler()
     scheduler.set_timesteps(settings.inference_steps)
     latents = noise

@@ -12,6 +12,8 @@ import msgspec
 import numpy as np
 
 from realtime.identify import identification
+from realtime.recorded import read_recorded
+from realtime.report import trusted
 from train.errors import TrainError
 from train.features import efficientnet_lite0
 
@@ -19,13 +21,14 @@ from train.features import efficientnet_lite0
 def score_run(folder: Path) -> dict[str, Any]:
     """Two-way identification with its interval: keys value, low, high, chance, n_trials.
 
-    :raises TrainError: when ``folder`` is not a run folder.
+    :raises RecordError: when ``folder`` is not a whole run folder.
+    :raises TrainError: when fewer than two of its trials were decoded.
     """
-    from realtime.report import trial_pictures
-
-    shown, decoded = trial_pictures(folder)
-    if len(shown) < 2:
-        raise TrainError(f"expected at least two decoded trials in {folder}, found {len(shown)}")
-    scores = identification(efficientnet_lite0(np.stack(shown)), efficientnet_lite0(np.stack(decoded)))
+    trials = trusted(read_recorded(folder))
+    if len(trials) < 2:
+        raise TrainError(f"expected at least two decoded trials in {folder}, found {len(trials)}")
+    shown = np.stack([trial.shown_image() for trial in trials])
+    decoded = np.stack([trial.decoded_image() for trial in trials])
+    scores = identification(efficientnet_lite0(shown), efficientnet_lite0(decoded))
     result: dict[str, Any] = msgspec.to_builtins(scores)
     return result
