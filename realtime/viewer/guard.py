@@ -7,12 +7,12 @@ request that opens a connection must come from a page of this very server (``Ori
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
+import re
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
+_LOOPBACK_HOST = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d{1,5})?", re.IGNORECASE | re.ASCII)
 
 _CONTENT_SECURITY_POLICY = "; ".join(
     [
@@ -38,10 +38,7 @@ _HEADERS = {
 
 def is_loopback_host(host: str) -> bool:
     """Whether a ``Host`` header (``name`` or ``name:port``) names this machine."""
-    try:
-        return urlsplit(f"//{host}").hostname in LOOPBACK_HOSTS
-    except ValueError:
-        return False
+    return _LOOPBACK_HOST.fullmatch(host) is not None
 
 
 def is_same_origin(origin: str | None, host: str) -> bool:

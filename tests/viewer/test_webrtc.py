@@ -1,0 +1,238 @@
+"""WebRTC without a browser: aiortc at both ends, over real sockets on 127.0.0.1; and offers that are none."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import aiohttp
+import numpy as np
+import pytest
+from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
+from numpy.typing import NDArray
+
+from realtime.events import Broadcast, Event
+from realtime.viewer import Viewer
+from realtime.viewer.offer import candidate_addresses, gather_loopback_only, without_candidates
+from realtime.viewer.server import MAX_OFFER_BYTES, MAX_PAGES
+
+Check = Callable[[aiohttp.ClientSession, Broadcast], Awaitable[None]]
+
+
+def with_viewer(status: Event, check: Check) -> None:
+    async def serve() -> None:
+        broadcast = Broadcast(status.message)  # type: ignore[arg-type]
+        viewer = Viewer(broadcast, 0)
+        url = await viewer.start()
+        try:
+            async with aiohttp.ClientSession(url) as session:
+                await check(session, broadcast)
+        finally:
+            await viewer.stop()
+
+    asyncio.run(serve())
+
+
+class Page:
+    """The page's half of the connection."""
+
+    def __init__(self) -> None:
+        self.connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        self.messages: list[dict[str, Any]] = []
+        self.told = asyncio.Event()
+        channel = self.connection.createDataChannel("numbers")
+        channel.on("message", self._hear)
+        self.track = self.connection.addTransceiver("video", direction="recvonly").receiver.track
+        self.connection.on("track", self._take)
+
+    def _hear(self, text: str) -> None:
+        self.messages.extend(json.loads(text))
+        self.told.set()
+
+    def _take(self, track: Any) -> None:
+        self.track = track
+
+    async def offer(self) -> str:
+        gather_loopback_only(self.connection)
+        await self.connection.setLocalDescription()
+        return self.connection.localDescription.sdp
+
+    async def connect(self, session: aiohttp.ClientSession) -> str:
+        async with session.post("/offer", json={"type": "offer", "sdp": await self.offer()}) as response:
+            answer = await response.json()
+            assert response.status == 200, answer
+        await self.connection.setRemoteDescription(RTCSessionDescription(answer["sdp"], "answer"))
+        return str(answer["sdp"])
+
+    async def hear(self, done: Callable[[], bool]) -> None:
+        while not done():
+            self.told.clear()
+            await self.told.wait()
+
+    async def see(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Receive video until it shows this picture's mean colour."""
+        while True:
+            frame = (await self.track.recv()).to_ndarray(format="rgb24")
+            if np.abs(frame.mean((0, 1)) - image.mean((0, 1))).max() < 4:
+                return np.asarray(frame)
+
+    def volumes(self) -> list[int]:
+        return [message["volume"] for message in self.messages if message["kind"] == "frame"]
+
+
+def test_video_and_numbers_over_loopback_alone(run: Any) -> None:
+    async def check(session: aiohttp.ClientSession, broadcast: Broadcast) -> None:
+        broadcast.send(run.frame(6, (200, 40, 40)))
+        page = Page()
+        answer = await page.connect(session)
+        assert candidate_addresses(answer) == {"127.0.0.1"}
+        frame = await page.see(broadcast.frames[6].image)  # type: ignore[arg-type]
+        assert frame.shape == (512, 512, 3)
+        for volume, rgb in [(7, (40, 200, 40)), (8, (40, 40, 200)), (9, (220, 220, 60))]:
+            broadcast.send(run.status("warming", volume))
+            broadcast.send(run.frame(volume, rgb))
+            await page.see(broadcast.frames[volume].image)  # type: ignore[arg-type]
+        await page.hear(lambda: page.volumes() == [6, 7, 8, 9])
+        assert [m["volume"] for m in page.messages if m["kind"] == "status"][-1] == 9
+        await page.connection.close()
+
+    with_viewer(run.status("waiting"), check)
+
+
+def test_a_late_page_is_told_a_long_run(run: Any) -> None:
+    async def check(session: aiohttp.ClientSession, broadcast: Broadcast) -> None:
+        for volume in range(600):
+            broadcast.send(run.frame(volume))
+        page = Page()
+        await page.connect(session)
+        await page.hear(lambda: len(page.volumes()) == 600)
+        assert page.volumes() == list(range(600))
+        await page.connection.close()
+
+    with_viewer(run.status("waiting"), check)
+
+
+def test_stop_ends_the_connection(run: Any) -> None:
+    async def check() -> None:
+        viewer = Viewer(Broadcast(run.status("waiting").message), 0)
+        url = await viewer.start()
+        page = Page()
+        closed = asyncio.Event()
+        page.connection.on(
+            "connectionstatechange",
+            lambda: closed.set() if page.connection.connectionState == "closed" else None,
+        )
+        async with aiohttp.ClientSession(url) as session:
+            await page.connect(session)
+            await page.hear(lambda: len(page.messages) > 0)
+        await viewer.stop()
+        await closed.wait()
+
+    asyncio.run(check())
+
+
+def test_an_offers_own_candidates_are_not_looked_at() -> None:
+    lines = [
+        "v=0",
+        "m=video 9 UDP/TLS/RTP/SAVPF 96",
+        "a=candidate:1 1 udp 2113937151 secret.local 53756 typ host generation 0",
+        "a=candidate:2 1 udp 2113937151 192.0.2.7 53756 typ host",
+        "a=end-of-candidates",
+        "a=mid:0",
+    ]
+    kept = without_candidates("\r\n".join(lines))
+    assert kept.splitlines() == [lines[0], lines[1], lines[5]]
+    assert candidate_addresses("\r\n".join(lines)) == {"secret.local", "192.0.2.7"}
+
+
+async def good_offer() -> str:
+    page = Page()
+    sdp = await page.offer()
+    await page.connection.close()
+    return sdp
+
+
+def spoil(sdp: str, how: str) -> str:
+    lines = sdp.splitlines()
+    match how:
+        case "no credentials":
+            lines = [line for line in lines if not line.startswith(("a=ice-ufrag", "a=ice-pwd"))]
+        case "no fingerprint":
+            lines = [line for line in lines if not line.startswith("a=fingerprint")]
+        case "no codec of ours":
+            lines = [line.replace("VP8", "VP7") for line in lines]
+        case "two videos":
+            lines += [line for line in lines if line.startswith("m=video")]
+        case "no data channel":
+            lines = lines[: next(i for i, line in enumerate(lines) if line.startswith("m=application"))]
+        case "a torn line":
+            lines = [line[:9] if line.startswith("a=rtpmap") else line for line in lines]
+        case "numbers that are words":
+            lines = [line.replace("9 UDP", "nine UDP") for line in lines]
+        case "cut in half":
+            lines = lines[: len(lines) // 2]
+        case "many sections":
+            lines += ["m=audio 9 UDP/TLS/RTP/SAVPF 0"] * 500
+    return "\r\n".join(lines) + "\r\n"
+
+
+SPOILED = [
+    "no credentials", "no fingerprint", "no codec of ours", "two videos", "no data channel", "a torn line",
+    "numbers that are words", "cut in half", "many sections",
+]  # fmt: skip
+GARBAGE = ["", "v=0", "hello", "v=0\r\nm=video\r\nm=application\r\n", "v=0\r\n" + "\x00" * 99, "m=" * 500]
+
+
+def test_bad_offers_are_refused_and_leave_nothing_behind(run: Any) -> None:
+    async def check(session: aiohttp.ClientSession, _: Broadcast) -> None:
+        offer = await good_offer()
+        offers = GARBAGE + [spoil(offer, how) for how in SPOILED]
+        assert len(offers) > MAX_PAGES  # so that a leak would show in the end
+        for sdp in offers:
+            async with session.post("/offer", json={"sdp": sdp}) as response:
+                assert response.status == 400, sdp
+                assert (await response.json())["error"]
+        async with session.post("/offer", json={"sdp": offer}) as response:
+            assert response.status == 200
+
+    with_viewer(run.status("waiting"), check)
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "status"),
+    [
+        (b"", "application/json", 400),
+        (b"{", "application/json", 400),
+        (b"\xff\xfe", "application/json", 400),
+        (b"[]", "application/json", 400),
+        (b'{"sdp": 7}', "application/json", 400),
+        (b'{"type": "offer"}', "application/json", 400),
+        (b'{"sdp": "v=0"}', "text/plain", 415),
+        (b'{"sdp": "' + b"x" * MAX_OFFER_BYTES + b'"}', "application/json", 413),
+    ],
+)
+def test_bad_bodies_are_refused(run: Any, body: bytes, content_type: str, status: int) -> None:
+    async def check(session: aiohttp.ClientSession, _: Broadcast) -> None:
+        headers = {"Content-Type": content_type}
+        for _attempt in range(MAX_PAGES + 1):
+            async with session.post("/offer", data=body, headers=headers) as response:
+                assert response.status == status
+        async with session.post("/offer", json={"sdp": await good_offer()}) as response:
+            assert response.status == 200
+
+    with_viewer(run.status("waiting"), check)
+
+
+def test_one_page_too_many_is_told_so(run: Any) -> None:
+    async def check(session: aiohttp.ClientSession, _: Broadcast) -> None:
+        offer = {"sdp": await good_offer()}
+        for _page in range(MAX_PAGES):
+            async with session.post("/offer", json=offer) as response:
+                assert response.status == 200
+        async with session.post("/offer", json=offer) as response:
+            assert response.status == 503
+            assert "connected already" in (await response.json())["error"]
+
+    with_viewer(run.status("waiting"), check)
