@@ -198,13 +198,14 @@ class Bundle:
         spec = decode_spec(encoded)
         for file, expected in spec.files.items():
             bundlefiles.check_sha256(folder / file, expected)
+        mask = _read_roi(folder, spec.roi)
         voxels = (spec.roi.n_voxels,)
         prior = bundlefiles.read_npz(folder / PRIOR_FILE, {"mean": voxels, "sd": voxels})
         return cls(
             folder=folder,
             spec=spec,
             sha256=hashlib.sha256(encoded).hexdigest(),
-            roi_mask=_read_roi(folder, spec.roi),
+            roi_mask=mask,
             prior_mean=prior["mean"],
             prior_sd=prior["sd"],
             null_condition=bundlefiles.read_npy(folder / NULL_CONDITION_FILE, spec.condition_shape),

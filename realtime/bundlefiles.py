@@ -13,11 +13,22 @@ import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from realtime.errors import BundleError
 
 MAX_GRID_VOXELS = 2**27
+
+_NIBABEL_FAILURES = (
+    EOFError,
+    HeaderDataError,
+    ImageFileError,
+    OSError,
+    ValueError,
+    WrapStructError,
+    zlib.error,
+)
 
 
 def file_sha256(path: Path) -> str:
@@ -66,7 +77,7 @@ def read_mask(path: Path) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
         if len(image.shape) != 3 or math.prod(image.shape) > MAX_GRID_VOXELS:
             raise BundleError(f"{path}: expected one volume, found shape {image.shape}")
         mask = np.asarray(image.dataobj) > 0
-    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
+    except _NIBABEL_FAILURES as error:
         raise BundleError(f"{path}: expected a NIfTI volume: {error}") from error
     return mask, np.asarray(image.affine, dtype=np.float64)
 

@@ -75,11 +75,11 @@ class OnnxRuntimeEngine:
         return handle
 
     def get(self, tensor: Handle) -> NDArray[Any]:
-        """A tensor as an array of the host."""
+        """A tensor as an array of the host, its own."""
         if not isinstance(tensor, onnxruntime.OrtValue):
             raise EngineError(f"expected a tensor of this engine, got a {type(tensor).__name__}")
-        array: NDArray[Any] = tensor.numpy()
-        return array
+        # On the CPU numpy() is a view, and does not keep alive what it looks at.
+        return np.array(tensor.numpy())
 
     def run(self, graph: str, inputs: Mapping[str, Handle]) -> dict[str, Handle]:
         """Run a graph; its outputs stay on the device.

@@ -1,0 +1,254 @@
+"""A bundle opens whole, or says which file is wrong and what to do."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from realtime import bundle, wire
+from realtime.bundle import Bundle
+from realtime.bundlefiles import file_sha256
+from realtime.errors import BundleError, WireError
+
+FILES = (
+    "brain.onnx",
+    "denoise.onnx",
+    "vae.onnx",
+    "roi.nii.gz",
+    "prior.npz",
+    "null_condition.npy",
+    "README.md",
+)
+
+
+@pytest.fixture
+def folder(make_tiny_bundle: Callable[..., Path], tmp_path: Path) -> Path:
+    return make_tiny_bundle(tmp_path / "bundle")
+
+
+def put(folder: Path, file: str, write: Callable[[Path], object]) -> None:
+    """Write a file of a bundle anew and list it as it now is."""
+    write(folder / file)
+    spec = bundle.decode_spec((folder / "bundle.json").read_bytes())
+    listed = {**spec.files, file: file_sha256(folder / file)}
+    bundle.write_spec(folder, msgspec.structs.replace(spec, files=listed))
+
+
+def edit_json(folder: Path, **changes: Any) -> None:
+    path = folder / "bundle.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_an_opened_bundle_holds_what_was_written(tiny_bundle: Path) -> None:
+    opened = Bundle.open(tiny_bundle)
+    voxels = opened.spec.roi.n_voxels
+    assert opened.sha256 == file_sha256(tiny_bundle / "bundle.json")
+    assert opened.roi_mask.shape == opened.spec.roi.shape
+    assert opened.roi_mask.sum() == voxels
+    np.testing.assert_array_equal(opened.prior_mean, np.full(voxels, 1000, np.float32))
+    np.testing.assert_array_equal(opened.prior_sd, np.full(voxels, 10, np.float32))
+    np.testing.assert_array_equal(opened.null_condition, np.load(tiny_bundle / "null_condition.npy"))
+    assert opened.graph_path("brain") == tiny_bundle / "brain.onnx"
+    assert opened.decoder().window.delay_volumes == 8
+    assert set(opened.spec.files) == set(FILES)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_changed_byte_is_found_and_its_file_named(folder: Path, file: str) -> None:
+    content = bytearray((folder / file).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / file).write_bytes(content)
+    with pytest.raises(BundleError, match=rf"{file}: changed since the bundle was made"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize("file", [*FILES, "bundle.json"])
+def test_a_missing_file_is_named(folder: Path, file: str) -> None:
+    (folder / file).unlink()
+    with pytest.raises(BundleError, match=file):
+        Bundle.open(folder)
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="nowhere"):
+        Bundle.open(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(("version", "todo"), [(2, "update realtime"), (0, "export the bundle again")])
+def test_another_format_version_says_what_to_do(folder: Path, version: int, todo: str) -> None:
+    edit_json(folder, format_version=version, something_new={"a": 1})
+    with pytest.raises(BundleError, match=f"expected format version 1, got {version}; {todo}"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"something": 1}, "something"),
+        ({"files": {"../outside": "0" * 64}}, "regex"),
+        ({"files": {"/etc/passwd": "0" * 64}}, "regex"),
+        ({"files": {}}, "no SHA-256 for 'brain.onnx'"),
+        ({"graphs": {}}, "no graph"),
+        ({"samplers": []}, "samplers"),
+        (
+            {"samplers": [{"name": "a", "timesteps": [1], "coefficients": [], "guidance": []}]},
+            "differ in length",
+        ),
+        ({"tr_s": None}, "tr_s"),
+        ({"latent_shape": [4, 0, 8]}, "latent_shape"),
+    ],
+)
+def test_a_specification_that_cannot_be_is_refused(folder: Path, changes: dict[str, Any], named: str) -> None:
+    edit_json(folder, **changes)
+    with pytest.raises(BundleError, match=named):
+        Bundle.open(folder)
+
+
+def test_a_huge_specification_is_not_read(folder: Path) -> None:
+    edit_json(folder, name="x" * bundle.MAX_SPEC_BYTES)
+    with pytest.raises(BundleError, match=r"bundle.json: expected at most"):
+        Bundle.open(folder)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_any_bytes_are_a_specification_or_a_bundle_error(tiny_bundle: Path, data: st.DataObject) -> None:
+    encoded = bytearray((tiny_bundle / "bundle.json").read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        encoded[data.draw(st.integers(0, len(encoded) - 1))] = data.draw(st.integers(0, 255))
+    # One that still reads, with another name for something, is caught by the digests it lists.
+    with suppress(BundleError):
+        assert isinstance(bundle.decode_spec(bytes(encoded)), bundle.Spec)
+
+
+class _Payload:
+    """Would run when unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (pytest.fail, ("unpickled",))
+
+
+@pytest.mark.parametrize(
+    ("mean", "found"),
+    [
+        (np.zeros(29, np.float32), "29"),
+        (np.zeros(30, np.float64), "float64"),
+        (np.full(30, np.nan, np.float32), "finite"),
+        (np.array([_Payload()] * 30, dtype=object), "object"),
+    ],
+)
+def test_a_prior_of_another_form_is_refused(folder: Path, mean: np.ndarray, found: str) -> None:
+    sd = np.ones(30, np.float32)
+    put(folder, "prior.npz", lambda path: np.savez(path, mean=mean, sd=sd))
+    with pytest.raises(BundleError, match=rf"prior.npz, mean: .*{found}"):
+        Bundle.open(folder)
+
+
+def test_a_prior_without_its_parts_is_refused(folder: Path) -> None:
+    put(folder, "prior.npz", lambda path: np.savez(path, mean=np.zeros(30, np.float32)))
+    with pytest.raises(BundleError, match=r"expected an .npz with mean, sd"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"no array", b"\x93NUMPY\x01\x00\xff\xff"])
+def test_files_that_are_no_arrays_are_refused(folder: Path, content: bytes) -> None:
+    put(folder, "null_condition.npy", lambda path: path.write_bytes(content))
+    with pytest.raises(BundleError, match=r"null_condition.npy: expected an array"):
+        Bundle.open(folder)
+    put(folder, "prior.npz", lambda path: path.write_bytes(content))
+    with pytest.raises(BundleError):
+        Bundle.open(folder)
+
+
+def test_an_array_cut_short_is_refused(folder: Path) -> None:
+    put(folder, "null_condition.npy", lambda path: path.write_bytes(path.read_bytes()[:-4]))
+    with pytest.raises(BundleError, match="expected 32 bytes of numbers, found 28"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no gzip", gzip.compress(b"no NIfTI"), gzip.compress(bytes(400))],
+    ids=["empty", "no gzip", "no NIfTI", "zeros"],
+)
+def test_a_region_that_is_no_nifti_is_refused(folder: Path, content: bytes) -> None:
+    put(folder, "roi.nii.gz", lambda path: path.write_bytes(content))
+    with pytest.raises(BundleError, match=r"roi.nii.gz"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"n_voxels": 31},
+        {"shape": (6, 6, 7)},
+        {"affine": ((2.0, 0, 0, -5.4), (0, 1.8, 0, -5.4), (0, 0, 1.8, 0), (0, 0, 0, 1))},
+    ],
+)
+def test_a_region_other_than_specified_is_refused(folder: Path, changes: dict[str, Any]) -> None:
+    spec = bundle.decode_spec((folder / "bundle.json").read_bytes())
+    roi = msgspec.structs.replace(spec.roi, **changes)
+    bundle.write_spec(folder, msgspec.structs.replace(spec, roi=roi))
+    with pytest.raises(BundleError, match=r"roi.nii.gz: expected"):
+        Bundle.open(folder)
+
+
+def test_a_specification_is_written_whole_or_not_at_all(folder: Path) -> None:
+    before = (folder / "bundle.json").read_bytes()
+    spec = bundle.decode_spec(before)
+    with pytest.raises(BundleError):
+        bundle.write_spec(folder, msgspec.structs.replace(spec, tr_s=float("nan")))
+    assert (folder / "bundle.json").read_bytes() == before
+    assert bundle.write_spec(folder, spec) == file_sha256(folder / "bundle.json")
+    assert {path.name for path in folder.iterdir()} == {*FILES, "bundle.json"}
+
+
+def test_parts_are_found_by_name(tiny_bundle: Path) -> None:
+    opened = Bundle.open(tiny_bundle)
+    assert opened.sampler().name == "ddim-4"
+    assert opened.sampler("multistep-3").timesteps == (751, 401, 1)
+    with pytest.raises(BundleError, match=r"samplers \(ddim-4, multistep-3\), got 'euler'"):
+        opened.sampler("euler")
+    with pytest.raises(BundleError, match="decoders"):
+        opened.decoder("special")
+
+
+def start(opened: Bundle, **changes: Any) -> wire.RunStart:
+    roi = opened.spec.roi
+    fields: dict[str, Any] = {"subject": 1, "tr_s": 4 / 3, "shape": roi.shape, "affine": roi.affine}
+    return wire.RunStart(run_id="run", n_volumes=225, dtype="int16", **(fields | changes))
+
+
+def test_a_run_of_the_subject_on_the_grid_is_taken(tiny_bundle: Path) -> None:
+    opened = Bundle.open(tiny_bundle)
+    opened.check_run(start(opened))
+    opened.check_run(start(opened, tr_s=1.333))
+    rounded = tuple(tuple(float(np.float32(x)) for x in row) for row in opened.spec.roi.affine)
+    opened.check_run(start(opened, affine=rounded))
+
+
+@pytest.mark.parametrize(
+    ("code", "changes"),
+    [
+        ("subject", {"subject": 2}),
+        ("grid", {"shape": (6, 6, 7)}),
+        ("grid", {"affine": ((1.8, 0, 0, -5.2), (0, 1.8, 0, -5.4), (0, 0, 1.8, -5.4), (0, 0, 0, 1))}),
+        ("grid", {"affine": ((-1.8, 0, 0, 5.4), (0, 1.8, 0, -5.4), (0, 0, 1.8, -5.4), (0, 0, 0, 1))}),
+        ("tr", {"tr_s": 1.6}),
+    ],
+)
+def test_a_run_that_does_not_fit_is_refused(tiny_bundle: Path, code: str, changes: dict[str, Any]) -> None:
+    opened = Bundle.open(tiny_bundle)
+    with pytest.raises(WireError, match="expected .* got") as caught:
+        opened.check_run(start(opened, **changes))
+    assert caught.value.code == code

@@ -1,0 +1,165 @@
+"""The table-driven loop on an engine equals the same arithmetic in numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from realtime.bundle import Bundle, Sampler
+from realtime.decode import Decoder, initial_noise
+from realtime.engines import Engine, Handle, open_engine
+from realtime.errors import BundleError, EngineError
+
+Array = NDArray[Any]
+
+
+@pytest.fixture(scope="module")
+def opened(tiny_bundle: Path) -> Bundle:
+    return Bundle.open(tiny_bundle)
+
+
+@pytest.fixture(scope="module")
+def engine(opened: Bundle) -> Engine:
+    return open_engine(opened, "onnxruntime-cpu")
+
+
+def windows(count: int) -> Array:
+    return np.random.default_rng(7).standard_normal((count, 30, 6)).astype(np.float32)
+
+
+class Reference:
+    """The tiny bundle's three graphs and the loop over the table, in float64."""
+
+    def __init__(self, opened: Bundle) -> None:
+        self.null = opened.null_condition.astype(np.float64).reshape(-1)
+        self.weights: dict[str, Array] = {}
+        for name in opened.spec.graphs:
+            for tensor in onnx.load(opened.graph_path(name)).graph.initializer:
+                self.weights[tensor.name] = numpy_helper.to_array(tensor).astype(np.float64)
+
+    def decode(self, window: Array, sampler: Sampler, seed: int) -> Array:
+        condition = np.tanh(window.reshape(-1) @ self.weights["brain_weights"])
+        latents = initial_noise((4, 8, 8), seed).astype(np.float64)
+        previous = np.zeros_like(latents)
+        for t, (c0, c1, c2), guidance in zip(
+            sampler.timesteps, sampler.coefficients, sampler.guidance, strict=True
+        ):
+            guided, unguided = (
+                np.tanh(c @ self.weights["mix"]).reshape(4, 8, 8) for c in (condition, self.null)
+            )
+            prediction = unguided + guidance * (guided - unguided) + 1e-4 * t * latents
+            latents = c0 * latents + c1 * prediction + c2 * previous
+            previous = prediction
+        colours = np.einsum("oc,chw->ohw", self.weights["colours"][:, :, 0, 0], latents)
+        picture = colours.repeat(4, axis=1).repeat(4, axis=2).transpose(1, 2, 0)
+        return np.clip(127.5 * picture + 127.5, 0, 255)
+
+
+@pytest.mark.parametrize("name", ["ddim-4", "multistep-3"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_table_is_run_as_written(opened: Bundle, engine: Engine, name: str, seed: int) -> None:
+    decoder, reference = Decoder(opened, engine, seed=seed), Reference(opened)
+    sampler = opened.sampler(name)
+    for window in windows(3):
+        image = decoder.decode(window, sampler).image
+        assert image.dtype == np.uint8
+        assert image.shape == (32, 32, 3)
+        assert (
+            np.abs(image - reference.decode(window, sampler, seed)).max() < 0.51
+        )  # rounding to whole numbers
+        assert image.std() > 20  # and there is something to see
+
+
+def test_the_window_decides_the_picture(opened: Bundle, engine: Engine) -> None:
+    decoder = Decoder(opened, engine)
+    first, second = windows(2)
+    images = [decoder.decode(window).image for window in (first, second, first)]
+    np.testing.assert_array_equal(images[0], images[2])
+    assert np.abs(images[0].astype(int) - images[1]).mean() > 10
+
+
+def test_a_decode_leaves_its_window_and_the_pictures_before_it_alone(opened: Bundle, engine: Engine) -> None:
+    decoder = Decoder(opened, engine)
+    first, second = windows(2)
+    kept = first.copy()
+    image = decoder.decode(first).image
+    seen = image.copy()
+    decoder.decode(second)
+    np.testing.assert_array_equal(first, kept)
+    np.testing.assert_array_equal(image, seen)
+
+
+def test_engines_opened_anew_decode_the_same(opened: Bundle) -> None:
+    (window,) = windows(1)
+    images = [Decoder(opened, open_engine(opened), seed=3).decode(window).image for _ in range(2)]
+    np.testing.assert_array_equal(*images)
+
+
+def test_the_stages_are_timed(opened: Bundle, engine: Engine) -> None:
+    decoded = Decoder(opened, engine).decode(windows(1)[0])
+    assert list(decoded.stages_ms) == ["brain", "denoise", "vae"]
+    assert all(value > 0 for value in decoded.stages_ms.values())
+
+
+class Counting:
+    """Passes everything on and notes how many conditions each step was given."""
+
+    description = "counting"
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.conditions: list[int] = []
+
+    def put(self, array: Array) -> Handle:
+        return self.engine.put(array)
+
+    def get(self, tensor: Handle) -> Array:
+        return self.engine.get(tensor)
+
+    def run(self, graph: str, inputs: Mapping[str, Handle]) -> dict[str, Handle]:
+        if graph == "denoise":
+            self.conditions.append(len(self.engine.get(inputs["conditions"])))
+        return self.engine.run(graph, inputs)
+
+
+def test_a_step_without_guidance_costs_half(opened: Bundle, engine: Engine) -> None:
+    counting = Counting(engine)
+    decoder = Decoder(opened, counting)
+    assert set(counting.conditions) == {1, 2}  # both forms are warm
+    counting.conditions.clear()
+    decoder.decode(windows(1)[0], opened.sampler("multistep-3"))
+    assert counting.conditions == [2, 1, 1]
+
+
+def test_a_window_of_another_shape_is_refused(opened: Bundle, engine: Engine) -> None:
+    with pytest.raises(EngineError, match=r"expected a window of shape \(30, 6\), got \(6, 30\)"):
+        Decoder(opened, engine).decode(windows(1)[0].T)
+    with pytest.raises(BundleError, match="decoders"):
+        Decoder(opened, engine, name="special")
+
+
+def test_noise_is_the_same_for_ever() -> None:
+    noise = initial_noise((2, 3), seed=0)
+    expected = [
+        [-0.14246037602424622, 2.9167699813842773, 1.0293543338775635],
+        [0.666201651096344, -0.007848219946026802, 0.20520946383476257],
+    ]
+    np.testing.assert_array_equal(noise, np.array(expected, np.float32))
+
+
+def test_noise_is_standard_normal_and_depends_on_the_seed() -> None:
+    noise = initial_noise((4, 64, 65), seed=5)
+    assert noise.shape == (4, 64, 65)
+    assert noise.dtype == np.float32
+    assert abs(noise.mean()) < 0.03
+    assert abs(noise.std() - 1) < 0.03
+    assert abs((np.abs(noise) < 1).mean() - 0.6827) < 0.02
+    assert abs(np.corrcoef(noise.ravel(), initial_noise((4, 64, 65), seed=6).ravel())[0, 1]) < 0.03
+    np.testing.assert_array_equal(initial_noise((3, 3), 5).ravel()[:8], initial_noise((2, 4), 5).ravel())

@@ -1,0 +1,158 @@
+"""Graphs run as written, or the engine says what is wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from realtime import bundle
+from realtime.bundle import Bundle
+from realtime.bundlefiles import file_sha256
+from realtime.engines import ENGINES, onnxruntime, open_engine, signature
+from realtime.errors import EngineError
+
+
+@pytest.fixture
+def folder(make_tiny_bundle: Callable[..., Path], tmp_path: Path) -> Path:
+    return make_tiny_bundle(tmp_path / "bundle")
+
+
+def relist(folder: Path, file: str) -> None:
+    spec = bundle.decode_spec((folder / "bundle.json").read_bytes())
+    listed = {**spec.files, file: file_sha256(folder / file)}
+    bundle.write_spec(folder, msgspec.structs.replace(spec, files=listed))
+
+
+def test_a_graph_computes_what_it_says(tiny_bundle: Path) -> None:
+    opened = Bundle.open(tiny_bundle)
+    engine = open_engine(opened, "onnxruntime-cpu")
+    window = np.random.default_rng(0).standard_normal((1, 30, 6)).astype(np.float32)
+    condition = engine.get(engine.run("brain", {"window": engine.put(window)})["condition"])
+    graph = onnx.load(tiny_bundle / "brain.onnx").graph
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}["brain_weights"]
+    np.testing.assert_allclose(
+        condition, np.tanh(window.reshape(1, -1) @ weights).reshape(1, 2, 4), atol=1e-6
+    )
+
+
+def test_tensors_go_in_and_out_unchanged(tiny_bundle: Path) -> None:
+    engine = open_engine(Bundle.open(tiny_bundle))
+    array = np.random.default_rng(0).standard_normal((1, 4, 8, 8)).astype(np.float32)
+    for layout in (array, np.asfortranarray(array)):
+        np.testing.assert_array_equal(engine.get(engine.put(layout)), array)
+    with pytest.raises(EngineError, match="expected a tensor of this engine, got a str"):
+        engine.get("latents")
+
+
+def test_an_engine_says_what_it_runs_on(tiny_bundle: Path) -> None:
+    opened = Bundle.open(tiny_bundle)
+    one = open_engine(opened, "onnxruntime-cpu", threads=1)
+    assert one.description.startswith("ONNX Runtime ")
+    assert one.description.endswith("CPU, 1 thread")
+    assert open_engine(opened, "onnxruntime-cpu", threads=2).description.endswith("CPU, 2 threads")
+
+
+def test_an_unknown_engine_is_refused(tiny_bundle: Path) -> None:
+    with pytest.raises(EngineError, match=f"expected an engine of {', '.join(ENGINES)}, got 'tensorrt'"):
+        open_engine(Bundle.open(tiny_bundle), "tensorrt")
+
+
+def test_cuda_is_not_replaced_in_silence(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "_has_cuda_device", lambda: False)
+    opened = Bundle.open(tiny_bundle)
+    with pytest.raises(EngineError, match="CUDA"):
+        open_engine(opened, "onnxruntime-cuda")
+    assert ", CPU, " in open_engine(opened, "auto").description
+
+
+def test_a_cuda_device_that_fails_is_told(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise EngineError("its driver is too old")
+
+    monkeypatch.setattr(onnxruntime, "_has_cuda_device", lambda: True)
+    monkeypatch.setattr(onnxruntime, "_require_cuda", fail)
+    assert ", CPU, " in open_engine(Bundle.open(tiny_bundle), "auto").description
+    assert "its driver is too old; decoding on the CPU" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"", b"no graph", b"\x08\x0a" * 50])
+@pytest.mark.parametrize("graph", ["brain", "denoise", "vae"])
+def test_a_file_that_is_no_graph_is_named(folder: Path, graph: str, content: bytes) -> None:
+    (folder / f"{graph}.onnx").write_bytes(content)
+    relist(folder, f"{graph}.onnx")
+    with pytest.raises(EngineError, match=rf"{graph}.onnx: expected"):
+        open_engine(Bundle.open(folder))
+
+
+def test_a_graph_cut_short_is_named(folder: Path) -> None:
+    path = folder / "brain.onnx"
+    path.write_bytes(path.read_bytes()[:-100])
+    relist(folder, "brain.onnx")
+    with pytest.raises(EngineError, match=r"brain.onnx: expected an ONNX graph"):
+        open_engine(Bundle.open(folder))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"latent_shape": (4, 8, 16)}, r"denoise.onnx: inputs: expected .*\(1, 4, 8, 16\)"),
+        ({"condition_shape": (2, 8)}, r"brain.onnx: outputs: expected .*\(1, 2, 8\)"),
+        ({"image_size_px": (64, 64)}, r"vae.onnx: outputs: expected .*\(64, 64, 3\)"),
+    ],
+)
+def test_graphs_that_do_not_fit_the_specification_are_refused(
+    folder: Path, changes: dict[str, tuple[int, ...]], named: str
+) -> None:
+    np.save(folder / "null_condition.npy", np.zeros(changes.get("condition_shape", (2, 4)), np.float32))
+    relist(folder, "null_condition.npy")
+    spec = bundle.decode_spec((folder / "bundle.json").read_bytes())
+    bundle.write_spec(folder, msgspec.structs.replace(spec, **changes))
+    with pytest.raises(EngineError, match=named):
+        open_engine(Bundle.open(folder))
+
+
+def test_a_graph_that_no_decoder_uses_is_refused(folder: Path) -> None:
+    spec = bundle.decode_spec((folder / "bundle.json").read_bytes())
+    graphs = {**spec.graphs, "surplus": spec.graphs["brain"]}
+    bundle.write_spec(folder, msgspec.structs.replace(spec, graphs=graphs))
+    with pytest.raises(EngineError, match="expected denoise, vae or a decoder's graph, got 'surplus'"):
+        open_engine(Bundle.open(folder))
+
+
+def test_a_run_that_fails_names_its_graph(tiny_bundle: Path) -> None:
+    engine = open_engine(Bundle.open(tiny_bundle))
+    with pytest.raises(EngineError, match="brain failed on ONNX Runtime"):
+        engine.run("brain", {"window": engine.put(np.zeros((1, 29, 6), np.float32))})
+
+
+def test_weights_stored_as_float16_run(folder: Path) -> None:
+    path = folder / "brain.onnx"
+    model = onnx.load(path)
+    (weights,) = (tensor for tensor in model.graph.initializer if tensor.name == "brain_weights")
+    exact = numpy_helper.to_array(weights)
+    weights.CopyFrom(numpy_helper.from_array(exact.astype(np.float16), "half_weights"))
+    cast = helper.make_node("Cast", ["half_weights"], ["brain_weights"], to=TensorProto.FLOAT)
+    model.graph.node.insert(0, cast)
+    onnx.save(model, path)
+    relist(folder, "brain.onnx")
+    engine = open_engine(Bundle.open(folder))
+    window = np.random.default_rng(0).standard_normal((1, 30, 6)).astype(np.float32)
+    condition = engine.get(engine.run("brain", {"window": engine.put(window)})["condition"])
+    np.testing.assert_allclose(condition, np.tanh(window.reshape(1, -1) @ exact).reshape(1, 2, 4), atol=5e-3)
+
+
+def test_signatures_name_every_graph_of_the_format(tiny_bundle: Path) -> None:
+    spec = Bundle.open(tiny_bundle).spec
+    for name in spec.graphs:
+        inputs, outputs = signature(spec, name)
+        graph = onnx.load(tiny_bundle / f"{name}.onnx").graph
+        assert [tensor.name for tensor in inputs] == [value.name for value in graph.input]
+        assert [tensor.name for tensor in outputs] == [value.name for value in graph.output]
