@@ -142,7 +142,7 @@ def load_checkpoint(folder: Path, base_folder: Path | None = None) -> Checkpoint
     brain = BrainModule(brain_config(info.recipe, info.n_voxels))
     brain.load_state_dict({k.removeprefix("brain."): v for k, v in weights.items() if k.startswith("brain.")})
     unet = UNet2DConditionModel.from_pretrained(base / "image_unet")
-    unet.load_lora_adapter(folder / "adapter", prefix=None)
+    unet.load_lora_adapter(folder / "adapter", prefix=None, use_safetensors=True)
     vae = AutoencoderKL.from_pretrained(base / "vae")
     for part in (brain, unet, vae):
         part.eval().requires_grad_(False)
@@ -174,7 +174,7 @@ def read_info(folder: Path) -> CheckpointInfo:
 def merged_unet(checkpoint: Checkpoint) -> UNet2DConditionModel:
     """A plain UNet with the adapter folded into its weights; the checkpoint's own is left as it is."""
     unet = UNet2DConditionModel.from_pretrained(checkpoint.base_folder / "image_unet")
-    unet.load_lora_adapter(checkpoint.folder / "adapter", prefix=None)
+    unet.load_lora_adapter(checkpoint.folder / "adapter", prefix=None, use_safetensors=True)
     unet.fuse_lora()
     unet.unload_lora()
     return unet.eval().requires_grad_(False)

@@ -18,7 +18,7 @@ class PictureEncoder(nn.Module):
     """
 
     def __init__(
-        self, token_width: int, widths: tuple[int, ...] = (32, 64, 128, 192), noise: float = 0.7
+        self, token_width: int, widths: tuple[int, ...] = (16, 48, 96, 192), noise: float = 0.7
     ) -> None:
         super().__init__()
         self.noise = noise

@@ -1,7 +1,6 @@
 """Windows of preprocessed volumes, one for each presentation, cached as memory-mapped arrays.
 
 CACHE/whole_run.npy, causal.npy   float16 [trials, V, T]: detrended over the whole run, or as streamed
-CACHE/trials.tsv                  session, run, onset row and image of each trial
 CACHE/prior.npz                   per-voxel mean and SD of the training runs
 CACHE/done.json                   what it was made from; written last
 """
@@ -73,19 +72,21 @@ def prepare(layout: Layout, keys: list[RunKey], recipe: Recipe, folder: Path) ->
 
     :raises TrainError: when ``folder`` was made from other runs or settings.
     """
-    made_from = {
-        "runs": [list(key) for key in keys],
-        "window": msgspec.to_builtins(recipe.window),
-        "preprocessing": msgspec.to_builtins(recipe.preprocessing),
-    }
+    made_from = json.dumps(
+        {
+            "runs": [list(key) for key in keys],
+            "window": msgspec.to_builtins(recipe.window),
+            "preprocessing": msgspec.to_builtins(recipe.preprocessing),
+        }
+    )
     trials = run_trials(layout, keys)
     if not (folder / "done.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         prior = measure_prior(layout, keys, recipe.preprocessing.high_pass_hz)
         prior.save(folder / "prior.npz")
         _write_windows(layout, keys, len(trials), recipe, prior, folder)
-        (folder / "done.json").write_text(json.dumps(made_from))
-    elif json.loads((folder / "done.json").read_text()) != made_from:
+        (folder / "done.json").write_text(made_from)
+    elif (folder / "done.json").read_text() != made_from:
         raise TrainError(f"{folder} holds windows of other runs or settings; remove it to make them anew")
     forms = {form: np.load(folder / f"{form}.npy", mmap_mode="r", allow_pickle=False) for form in FORMS}
     return Windows(trials=trials, forms=forms), Prior.load(folder / "prior.npz")

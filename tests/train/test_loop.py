@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
-from conftest import short  # type: ignore[import-not-found]
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from train.errors import TrainError
 from train.loop import Batch, batch_indices, choose_precision, deepspeed_config, fit
 from train.recipe import Training, read_recipe
+
+
+def short(steps: int, precision: str = "fp32") -> Training:
+    training = read_recipe().fit
+    return msgspec.structs.replace(
+        training, steps=steps, micro_batch=20, peak_learning_rate=0.2, warmup_steps=1, precision=precision
+    )
+
 
 X = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
 
@@ -40,7 +48,9 @@ def batch_of(indices: NDArray[np.int64]) -> Batch:
     return {"x": X[indices]}
 
 
-def train(folder: Path, training: Training, model: Line | None = None, save_every_s: float = 1e9) -> list[float]:
+def train(
+    folder: Path, training: Training, model: Line | None = None, save_every_s: float = 1e9
+) -> list[float]:
     return fit(
         model or Line(), batch_of, 40, training, folder=folder, seed=3, name="line", save_every_s=save_every_s
     )

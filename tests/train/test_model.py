@@ -27,7 +27,9 @@ def test_brain_module_has_the_papers_size() -> None:
 
 def test_brain_module_equals_its_layers_written_out() -> None:
     torch.manual_seed(0)
-    brain = BrainModule(BrainConfig(n_voxels=10, n_volumes=3, n_subjects=2, hidden_width=8, n_tokens=2, token_width=4))
+    brain = BrainModule(
+        BrainConfig(n_voxels=10, n_volumes=3, n_subjects=2, hidden_width=8, n_tokens=2, token_width=4)
+    )
     brain.eval()
     window, subject = torch.randn(5, 10, 3), torch.tensor([0, 1, 1, 0, 1])
     expected = []
@@ -37,7 +39,10 @@ def test_brain_module_equals_its_layers_written_out() -> None:
             hidden = one[:, t] @ brain.subject.weights[who]
             hidden = hidden @ brain.timestep.weight[t] + brain.timestep.bias[t]
             rows.append(torch.nn.functional.gelu(brain.norm(hidden)))
-        mixed = sum(w * row for w, row in zip(brain.aggregate.weight[0], rows, strict=True)) + brain.aggregate.bias
+        mixed = (
+            sum(w * row for w, row in zip(brain.aggregate.weight[0], rows, strict=True))
+            + brain.aggregate.bias
+        )
         expected.append(brain.output(mixed).view(2, 4))
     torch.testing.assert_close(brain(window, subject), torch.stack(expected))
 
@@ -85,7 +90,9 @@ def test_lora_is_on_every_cross_attention_projection_and_nothing_else_learns(tin
     assert all(any(f".{target}.lora_" in name for target in LORA_TARGETS) for name in learning)
     carriers = {name.split(".lora_")[0] for name in learning}
     projections = {
-        name for name, _ in unet.named_modules() if any(name.endswith(f".{target}") for target in LORA_TARGETS)
+        name
+        for name, _ in unet.named_modules()
+        if any(name.endswith(f".{target}") for target in LORA_TARGETS)
     }
     assert carriers == projections
 
