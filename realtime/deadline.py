@@ -69,9 +69,9 @@ class Reorder(Generic[Item]):
         return min((came_s for _, came_s in self._early.values()), default=math.inf) + self.patience_s
 
     def _give_up_before(self, index: int) -> list[Turn[Item]]:
-        gap = [Turn[Item](lost, None) for lost in range(self.next_index, index) if lost not in self._given_up]
+        lost = [gap for gap in range(self.next_index, index) if gap not in self._given_up]
         self.next_index = index
-        return gap + list(self._in_order())
+        return [Turn(gap, None) for gap in lost] + list(self._in_order())
 
     def _in_order(self) -> Iterator[Turn[Item]]:
         while self.next_index in self._early or self.next_index in self._given_up:

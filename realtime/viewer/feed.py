@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import msgspec
 
@@ -34,7 +34,10 @@ Message = RunKey | Beat | Status | Frame | Shown
 
 
 def run_key(session: str, run_id: str | None) -> str:
-    """Names one run of one server, so that a browser never shows a cached picture of another."""
+    """Names one run of one server, so that a browser never shows a cached picture of another.
+
+    A run id does not come back within a server's life: a second take of a run has an id of its own.
+    """
     return hashlib.blake2s(f"{session}/{run_id}".encode(), digest_size=8).hexdigest()
 
 
@@ -56,7 +59,7 @@ class Feed:
         self._status: Status | None = None
         self._told: dict[tuple[str, int], Event] = {}
 
-    async def follow(self) -> AsyncIterator[str]:
+    async def follow(self) -> AsyncGenerator[str, None]:
         """JSON arrays of messages: all of the run so far, then what comes, while the caller iterates."""
         async with self._broadcast.listen() as queue:
             while True:

@@ -30,6 +30,8 @@ def check_offer(sdp: str) -> None:
     sections = sorted(line[2:].split(" ")[0] for line in sdp.splitlines() if line.startswith("m="))
     if sections != ["application", "video"]:
         raise OfferError(f"expected one video and one application section, got {sections[:8]}")
+    if "\na=fingerprint:" not in sdp:
+        raise OfferError("expected a fingerprint of the page's certificate")
 
 
 def without_candidates(sdp: str) -> str:

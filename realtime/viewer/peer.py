@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 
@@ -100,10 +101,11 @@ class Peer:
         drained = asyncio.Event()
         channel.bufferedAmountLowThreshold = BUFFER_BYTES // 2
         channel.on("bufferedamountlow", drained.set)
-        async for text in self._feed.follow():
-            drained.clear()
-            if channel.bufferedAmount > BUFFER_BYTES:
-                await drained.wait()
-            if channel.readyState != "open":
-                return
-            channel.send(text)
+        async with contextlib.aclosing(self._feed.follow()) as texts:
+            async for text in texts:
+                drained.clear()
+                if channel.bufferedAmount > BUFFER_BYTES:
+                    await drained.wait()
+                if channel.readyState != "open":
+                    return
+                channel.send(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import secrets
 import struct
@@ -154,14 +155,18 @@ class Viewer:
 
     async def _tell(self, socket: web.WebSocketResponse) -> None:
         sent: Event | None = None
-        async for text in Feed(self._broadcast, self._session).follow():
-            await socket.send_str(text)
-            newest = newest_frame(self._broadcast)
-            if newest is not None and newest[1] is not sent and newest[1].image is not None:
-                volume, sent = newest
-                assert sent.image is not None
-                png = await asyncio.to_thread(encode_png, sent.image)
-                await socket.send_bytes(_PICTURE_HEADER.pack(volume) + png)
+        async with contextlib.aclosing(Feed(self._broadcast, self._session).follow()) as texts:
+            async for text in texts:
+                await socket.send_str(text)
+                newest = newest_frame(self._broadcast)
+                if newest is not None and newest[1] is not sent:
+                    volume, sent = newest
+                    await self._send_picture(socket, volume, sent)
+
+    async def _send_picture(self, socket: web.WebSocketResponse, volume: int, event: Event) -> None:
+        if event.image is not None:
+            png = await asyncio.to_thread(encode_png, event.image)
+            await socket.send_bytes(_PICTURE_HEADER.pack(volume) + png)
 
 
 async def _index(_request: web.Request) -> web.FileResponse:

@@ -143,7 +143,10 @@ def test_while_cosines_look_alike_the_stream_equals_the_batch_as_far_as_float64_
         if n < basis.shape[1] + 3:
             continue
         pivots = np.abs(np.diag(qr(basis[:n] / np.abs(basis[:n]).max(axis=0), mode="r", pivoting=True)[0]))
-        told_apart = pivots[pivots > 100 * np.finfo(float).eps]
+        tolerance = 100 * np.finfo(float).eps
+        if ((pivots > tolerance / 2) & (pivots < tolerance * 2)).any():
+            continue  # whether this cosine is in is a matter of the last bit
+        told_apart = pivots[pivots > tolerance]
         window = stream.window()
         assert window is not None
         deviation = np.abs(window.T - batch(rows[:n], basis[:n])[-T:]).max()

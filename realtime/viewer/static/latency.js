@@ -7,10 +7,14 @@ const STAGES = ["journal", "preprocess", "wait", "brain", "denoise", "vae"];
 const LINE = "#6fb3e0";
 const DIM = "#8b96a3";
 const GRID = { stroke: "#20262d", width: 1 };
-const FONT = "14px system-ui, sans-serif";
 
 const holder = find("latency-chart");
 let chart = null;
+let chartRemPx = 0;
+
+// The page's unit of length: it grows with the screen, and the chart's letters with it.
+const remPx = () => parseFloat(getComputedStyle(document.documentElement).fontSize);
+const font = () => `${0.85 * remPx()}px system-ui, sans-serif`;
 
 export function drawLatency(store) {
   const frames = store.volumes.map((volume) => store.frames.get(volume));
@@ -70,7 +74,11 @@ function drawChart(store, totals, trMs) {
   const data = [store.volumes, totals];
   const top = 1.12 * Math.max(trMs, ...totals, 1);
   const last = Math.max(planned - 1, store.volumes.at(-1) ?? 0);
-  chart ??= new uPlot(options(width, height), data, holder);
+  if (chartRemPx !== remPx()) {
+    chart?.destroy();
+    chart = new uPlot(options(width, height), data, holder);
+    chartRemPx = remPx();
+  }
   if (chart.width !== width || chart.height !== height) chart.setSize({ width, height });
   chart.trMs = trMs;
   chart.batch(() => {
@@ -82,7 +90,7 @@ function drawChart(store, totals, trMs) {
 }
 
 function options(width, height) {
-  const axis = { stroke: DIM, grid: GRID, ticks: GRID, font: FONT };
+  const axis = { stroke: DIM, grid: GRID, ticks: GRID, font: font() };
   return {
     width,
     height,
@@ -90,8 +98,8 @@ function options(width, height) {
     cursor: { show: false },
     scales: { x: { time: false, auto: false }, y: { auto: false } },
     axes: [
-      { ...axis, size: 28 },
-      { ...axis, size: 52, space: 36 },
+      { ...axis, size: 1.8 * remPx() },
+      { ...axis, size: 3.6 * remPx(), space: 2 * remPx() },
     ],
     series: [{}, { stroke: LINE, width: 2, points: { show: true, size: 4, fill: LINE, stroke: LINE } }],
     hooks: { draw: [drawTr] },
@@ -112,7 +120,7 @@ function drawTr(plot) {
   ctx.moveTo(bbox.left, y);
   ctx.lineTo(bbox.left + bbox.width, y);
   ctx.stroke();
-  ctx.font = `${14 * devicePixelRatio}px system-ui, sans-serif`;
+  ctx.font = `${0.85 * remPx() * devicePixelRatio}px system-ui, sans-serif`;
   ctx.textAlign = "right";
   ctx.textBaseline = "top";
   ctx.fillText(`TR ${Math.round(plot.trMs)} ms`, bbox.left + bbox.width - 4, y + 4 * devicePixelRatio);

@@ -43,7 +43,7 @@ function drawCaption(frame) {
   put("frame-volume", frame ? `volume ${frame.volume}` : "", frame?.volume);
   put("frame-state", frame?.state ?? "");
   const [first, end] = frame?.window ?? [];
-  put("frame-window", frame ? `from volumes ${first} to ${end - 1}` : "", frame?.window.join(" "));
+  put("frame-window", frame ? `from ${first}–${end - 1}` : "", frame?.window.join(" "));
   put("frame-sampler", frame?.sampler ?? "");
 }
 
