@@ -144,6 +144,7 @@ def _sprite(object_index: int) -> NDArray[np.float32]:
         height=_SPRITE_PX,
         skip_system_fonts=True,
     )
-    bgra = cv2.imdecode(np.frombuffer(bytes(png), dtype=np.uint8), cv2.IMREAD_UNCHANGED).astype(np.float32)
+    decoded = cv2.imdecode(np.frombuffer(bytes(png), dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+    bgra = np.asarray(decoded, dtype=np.float32)
     alpha = bgra[..., 3:] / 255
     return np.concatenate([bgra[..., 2::-1] * alpha, alpha], axis=2)

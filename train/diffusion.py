@@ -44,13 +44,14 @@ class DiffusionLoss(nn.Module):
     def __init__(self, strength: float) -> None:
         super().__init__()
         self.strength = strength
-        self.register_buffer("alphas_cumprod", make_scheduler().alphas_cumprod, persistent=False)
+        # Not a buffer: a half-precision engine would round it.
+        self.alphas_cumprod: Tensor = make_scheduler().alphas_cumprod
 
     def forward(self, unet: UNet2DConditionModel, latents_BCHW: Tensor, conditions_BNW: Tensor) -> Tensor:
         """The loss of one batch; noise and timesteps come from torch's global generator."""
         timesteps = cubic_timesteps(torch.rand(len(latents_BCHW), device=latents_BCHW.device))
         noise = offset_noise(latents_BCHW.float(), self.strength)
-        alpha = self.alphas_cumprod.float()[timesteps].view(-1, 1, 1, 1)
+        alpha = self.alphas_cumprod.to(timesteps.device)[timesteps].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * latents_BCHW.float() + (1 - alpha).sqrt() * noise
         predicted = unet(noisy.to(conditions_BNW.dtype), timesteps, conditions_BNW).sample
         return nn.functional.mse_loss(predicted.float(), noise)

@@ -80,7 +80,7 @@ def fit_subject(root: Path, subject: int, recipe: Recipe, base: Path, out: Path,
         n_voxels=roi.n_voxels,
         recipe=recipe,
         base=os.path.relpath(base.resolve(), out.resolve()),
-        held_out_runs=[tuple(key) for key in test_keys],
+        held_out_runs=[(key.subject, key.session, key.run) for key in test_keys],
         n_train_trials=len(chosen),
         last_loss=float(np.mean(losses[-200:])) if losses else None,
     )

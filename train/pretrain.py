@@ -100,7 +100,8 @@ class VaeObjective(nn.Module):
         rebuilt = self.vae.decode(latents.sample()).sample.float()
         # Squared error for the colours of areas, absolute error for sharp outlines.
         difference = rebuilt - pictures.float()
-        return difference.abs().mean() + difference.square().mean() + self.kl_weight * latents.kl().mean()
+        error: Tensor = difference.abs().mean() + difference.square().mean()
+        return error + self.kl_weight * latents.kl().mean()
 
 
 class BaseObjective(nn.Module):
@@ -134,7 +135,8 @@ def encode_latents(vae: AutoencoderKL, pictures: NDArray[np.uint8]) -> Tensor:
         .float()
         for start in range(0, len(pictures), _ENCODE_BATCH)
     ]
-    return (torch.cat(parts) - shift) * vae.config.scaling_factor
+    latents: Tensor = (torch.cat(parts) - shift) * vae.config.scaling_factor
+    return latents
 
 
 @torch.no_grad()
@@ -144,7 +146,7 @@ def decode_latents(vae: AutoencoderKL, latents: Tensor) -> NDArray[np.uint8]:
     shift = vae.config.shift_factor or 0.0
     pictures = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor + shift).sample.float()
     levels = ((pictures / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-    return levels.permute(0, 2, 3, 1).numpy()
+    return np.asarray(levels.permute(0, 2, 3, 1), dtype=np.uint8)
 
 
 def train_vae(pictures: NDArray[np.uint8], recipe: Recipe, out: Path, seed: int) -> AutoencoderKL:
