@@ -23,10 +23,11 @@ from typing import Annotated, TypeVar
 
 import msgspec
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from realtime import bundlefiles
 from realtime.errors import BundleError, WireError
+from realtime.grid import same_grid
 from realtime.wire import RunStart
 
 FORMAT_VERSION = 1
@@ -36,7 +37,6 @@ NULL_CONDITION_FILE = "null_condition.npy"
 MAX_SPEC_BYTES = 2**20
 TR_TOLERANCE = 0.005
 """Share by which a scanner's TR may differ from the bundle's: 1.33 s is what some say for 4/3 s."""
-GRID_TOLERANCE_MM = 0.1
 
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
@@ -195,7 +195,7 @@ class Bundle:
         if not folder.is_dir():
             raise BundleError(f"expected a bundle's folder, found none at {folder}")
         encoded = bundlefiles.read_bytes(folder / SPEC_FILE, MAX_SPEC_BYTES)
-        spec = decode_spec(encoded)
+        spec = decode_spec(encoded, folder / SPEC_FILE)
         for file, expected in spec.files.items():
             bundlefiles.check_sha256(folder / file, expected)
         mask = _read_roi(folder, spec.roi)
@@ -223,10 +223,7 @@ class Bundle:
         return _named(self.spec.samplers, name, "samplers")
 
     def decoder(self, name: str | None = None) -> Decoder:
-        """A decoder by name; the bundle's first, the general one, without one.
-
-        :raises BundleError: when there is none of that name
-        """
+        """A decoder by name; the bundle's first, the general one, without one; raises as :meth:`sampler`."""
         return _named(self.spec.decoders, name, "decoders")
 
     def check_run(self, start: RunStart) -> None:
@@ -273,15 +270,8 @@ def _read_roi(folder: Path, roi: Roi) -> NDArray[np.bool_]:
     return mask
 
 
-def same_grid(first: ArrayLike, second: ArrayLike, shape: tuple[int, ...]) -> bool:
-    """Whether two affines [4, 4] put every voxel of a grid in the same place, to ``GRID_TOLERANCE_MM``."""
-    corners = np.array([[x, y, z, 1] for x in (0, shape[0]) for y in (0, shape[1]) for z in (0, shape[2])])
-    apart_mm = np.abs((np.asarray(first, float) - np.asarray(second, float)) @ corners.T)
-    return bool((apart_mm <= GRID_TOLERANCE_MM).all())
-
-
-def decode_spec(encoded: bytes) -> Spec:
-    """Read the bytes of a ``bundle.json``.
+def decode_spec(encoded: bytes, path: Path = Path(SPEC_FILE)) -> Spec:
+    """Read the bytes of a ``bundle.json``; ``path`` is for messages.
 
     :raises BundleError: when it is of another format version, or not a spec
     """
@@ -289,12 +279,10 @@ def decode_spec(encoded: bytes) -> Spec:
         version = msgspec.json.decode(encoded, type=_Version).format_version
         if version != FORMAT_VERSION:
             todo = "update realtime" if version > FORMAT_VERSION else "export the bundle again"
-            raise BundleError(f"{SPEC_FILE}: expected format version {FORMAT_VERSION}, got {version}; {todo}")
+            raise BundleError(f"{path}: expected format version {FORMAT_VERSION}, got {version}; {todo}")
         return msgspec.json.decode(encoded, type=Spec)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise BundleError(
-            f"{SPEC_FILE}: expected a bundle's specification: {error}; export it again"
-        ) from error
+        raise BundleError(f"{path}: expected a bundle's specification: {error}; export it again") from error
 
 
 def write_spec(folder: Path, spec: Spec) -> str:
