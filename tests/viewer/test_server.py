@@ -259,7 +259,7 @@ def test_a_slow_page_misses_no_frame_and_is_shown_the_newest(run: Any) -> None:
             for volume in range(150):  # more than its queue holds, in one go
                 broadcast.send(run.frame(volume, (volume, 0, 0)))
             broadcast.send(run.status("trusted", 149))
-            await page.read_until(lambda: bool(page.pictures) and page.pictures[-1][0] == 149)
+            await page.read_until(lambda: len(page.of_kind("frame")) == 150 and page.pictures[-1][0] == 149)
         assert [message["volume"] for message in page.of_kind("frame")] == list(range(150))
         assert len(page.pictures) < 150
         assert page.of_kind("status")[-1]["volume"] == 149

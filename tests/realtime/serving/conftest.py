@@ -146,12 +146,12 @@ class Served:
         self.process.stdout.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_scan() -> type[Scan]:
     return Scan
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_picture() -> Callable[..., bytes]:
     return picture_png
 

@@ -1,0 +1,461 @@
+"""The pipeline in this process: messages through a queue, a real decoder or one that a test holds back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import pytest
+
+from realtime import wire
+from realtime.bundle import Bundle
+from realtime.decode import Decoded, Decoder
+from realtime.engines import open_engine
+from realtime.errors import EngineError
+from realtime.events import Event, Frame, Shown, Status
+from realtime.pipeline import Pipeline, Settings
+from realtime.recorded import read_recorded
+from realtime.sources import Received
+
+PATIENCE_S = 120.0
+TR_S = 0.05
+"""So that giving up a gap and going stale take no time; the test bundle is made with it."""
+
+
+class QueueSource:
+    """A source without a network."""
+
+    def __init__(self) -> None:
+        self.messages: asyncio.Queue[Received] = asyncio.Queue()
+
+    async def start(self) -> str:
+        return "nowhere"
+
+    async def receive(self) -> Received:
+        return await self.messages.get()
+
+    async def stop(self) -> None:
+        pass
+
+    async def ask(self, message: wire.ToRuntime, buffer: bytes = b"") -> wire.ToScanner:
+        answer: asyncio.Future[wire.ToScanner] = asyncio.get_running_loop().create_future()
+
+        async def reply(to_scanner: wire.ToScanner) -> None:
+            answer.set_result(to_scanner)
+
+        received = Received(
+            message=message, payload=memoryview(buffer), received_s=perf_counter(), reply=reply
+        )
+        await self.messages.put(received)
+        return await asyncio.wait_for(answer, PATIENCE_S)
+
+
+class HeldDecoder:
+    """Decodes one window each time the test lets it."""
+
+    def __init__(self) -> None:
+        self.began = threading.Semaphore(0)
+        self._go = threading.Semaphore(0)
+        self.fails = False
+
+    def decode(self, window: np.ndarray, sampler: object) -> Decoded:
+        self.began.release()
+        assert self._go.acquire(timeout=PATIENCE_S)
+        if self.fails:
+            raise EngineError("the device was lost")
+        image = np.full((32, 32, 3), 7, dtype=np.uint8)
+        return Decoded(image=image, stages_ms={"brain": 1.0, "denoise": 1.0, "vae": 1.0})
+
+    def let_go(self, times: int = 1) -> None:
+        self._go.release(times)
+
+    async def begins(self) -> None:
+        assert await asyncio.to_thread(self.began.acquire, timeout=PATIENCE_S)
+
+
+class Bench:
+    """A pipeline that runs, its scanner's end, and what its listeners hear."""
+
+    def __init__(self, bundle: Bundle, out: Path, decoder: object) -> None:
+        self.closed: list[Path] = []
+        self.source = QueueSource()
+        settings = Settings(bundle=bundle, bundle_is_demo=False, seed=0, out=out)
+        self.pipeline = Pipeline(settings, self.source, decoder, self.closed.append)
+        self.heard: list[Event] = []
+        self._news = asyncio.Event()
+
+    @property
+    def status(self) -> Status:
+        return self.pipeline.broadcast.status
+
+    @property
+    def frames(self) -> list[Frame]:
+        return [event.message for event in self.heard if isinstance(event.message, Frame)]
+
+    async def listen(self) -> None:
+        async with self.pipeline.broadcast.listen() as queue:
+            while True:
+                self.heard.append(await queue.get())
+                self._news.set()
+
+    async def until(self, condition) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while not condition():
+                self._news.clear()
+                await self._news.wait()
+
+    async def start(self, scan) -> wire.ToScanner:
+        return await self.source.ask(scan.start)
+
+    async def volume(self, scan, index: int) -> wire.ToScanner:
+        return await self.source.ask(scan.volume(index), scan.voxels(index).tobytes())
+
+    async def volumes(self, scan, indices) -> None:
+        for index in indices:
+            assert await self.volume(scan, index) == wire.Ack(run_id=scan.run_id, index=index)
+
+
+@asynccontextmanager
+async def bench(
+    bundle: Bundle, out: Path, decoder: object | None = None, *, resume: bool = False
+) -> AsyncIterator[Bench]:
+    one = Bench(bundle, out, decoder or Decoder(bundle, open_engine(bundle, threads=1)))
+    listening = asyncio.create_task(one.listen())
+    await asyncio.sleep(0)
+    if resume:
+        one.pipeline.resume_last()
+    running = asyncio.create_task(one.pipeline.run())
+    try:
+        yield one
+    finally:
+        for task in (running, listening):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        if isinstance(decoder, HeldDecoder):
+            decoder.let_go(1000)
+        one.pipeline.stop(end_run=False)
+
+
+@pytest.fixture(scope="module")
+def bundle(make_tiny_bundle, tmp_path_factory) -> Bundle:
+    return Bundle.open(make_tiny_bundle(tmp_path_factory.mktemp("fast") / "tiny", tr_s=TR_S))
+
+
+@pytest.fixture
+def scan(make_scan):
+    return make_scan(n_volumes=24, changes={"tr_s": TR_S})
+
+
+def rows_of(one: Bench, scan) -> dict:
+    return {row.volume: row for row in read_recorded(one.pipeline._settings.out / scan.run_id).rows}
+
+
+def test_every_volume_with_a_window_gives_a_frame(bundle, scan, make_picture, tmp_path) -> None:
+    async def run() -> None:
+        async with bench(bundle, tmp_path) as one:
+            assert one.status.state == "waiting"
+            assert await one.start(scan) == wire.RunAccepted(run_id=scan.run_id, held=[])
+            for index in range(scan.n_volumes):
+                if index in (3, 9):
+                    png = make_picture(index)
+                    assert await one.source.ask(scan.marker(index), png) == wire.MarkerAck(
+                        run_id=scan.run_id, onset_volume=index
+                    )
+                await one.volume(scan, index)
+                if index >= 5:
+                    await one.until(lambda index=index: one.frames and one.frames[-1].volume == index)
+                assert one.status.state == ("trusted" if index >= 11 else "warming")
+            assert await one.source.ask(scan.end()) == wire.RunClosed(run_id=scan.run_id)
+            assert await one.source.ask(scan.end()) == wire.RunClosed(run_id=scan.run_id)  # asked twice
+            await one.until(lambda: one.status.state == "ended")
+            assert [frame.volume for frame in one.frames] == list(range(5, 24))
+            assert [frame.state for frame in one.frames] == ["warming"] * 6 + ["trusted"] * 13
+            assert one.frames[0].window == (0, 6)
+            onsets = {frame.volume: frame.shown_onset for frame in one.frames}
+            assert (onsets[10], onsets[11], onsets[16], onsets[17]) == (None, 3, 3, 9)
+            for frame in one.frames:
+                parts = [getattr(frame.latency_ms, name) for name in STAGES]
+                assert frame.latency_ms.total == pytest.approx(sum(parts))
+            shown = [event for event in one.heard if isinstance(event.message, Shown)]
+            assert [event.message.onset_volume for event in shown] == [3, 9]
+            assert shown[0].png == make_picture(3)
+            counts = one.status.counts
+            assert (counts.decoded, counts.warming, counts.received) == (13, 11, 24)
+            (folder,) = one.closed
+            recorded = read_recorded(folder)
+            assert recorded.info.state == "closed"
+            for event in one.heard:
+                if isinstance(event.message, Frame):
+                    row = recorded.rows[event.message.volume]
+                    trial_image = folder / row.frame
+                    assert trial_image.exists()
+            assert [trial.row.volume for trial in recorded.trials()] == [11, 17]
+
+    asyncio.run(run())
+
+
+STAGES = ("journal", "preprocess", "wait", "brain", "denoise", "vae")
+
+
+def test_while_a_decode_runs_only_the_newest_window_waits(bundle, scan, tmp_path) -> None:
+    decoder = HeldDecoder()
+
+    async def run() -> None:
+        async with bench(bundle, tmp_path, decoder) as one:
+            await one.start(scan)
+            await one.volumes(scan, range(6))
+            await decoder.begins()
+            await one.volumes(scan, range(6, 20))
+            assert one.status.counts.skipped == 13
+            assert one.status.message == (
+                "volume 18 skipped: a newer window was ready before its decode began"
+            )
+            decoder.let_go(2)
+            await one.until(lambda: [frame.volume for frame in one.frames] == [5, 19])
+
+    asyncio.run(run())
+
+
+def test_a_failed_decode_is_accounted_and_the_next_one_works(bundle, scan, tmp_path) -> None:
+    decoder = HeldDecoder()
+
+    async def run() -> None:
+        async with bench(bundle, tmp_path, decoder) as one:
+            await one.start(scan)
+            decoder.fails = True
+            await one.volumes(scan, range(6))
+            decoder.let_go()
+            await one.until(lambda: one.status.counts.skipped == 1)
+            decoder.fails = False
+            await one.volumes(scan, [6])
+            decoder.let_go()
+            await one.until(lambda: one.frames)
+            assert rows_of(one, scan)[5].reason == "its decode failed: the device was lost"
+
+    asyncio.run(run())
+
+
+def test_volumes_out_of_order_are_put_in_order_and_twice_is_once(bundle, scan, tmp_path) -> None:
+    async def run() -> None:
+        async with bench(bundle, tmp_path) as one:
+            await one.start(scan)
+            await one.volumes(scan, [1, 0, 1, 2, 5, 5, 4])
+            assert one.status.volume == 2
+            await one.volumes(scan, [3])
+            assert one.status.volume == 5
+            assert one.status.counts.received == 6
+            assert one.status.counts.missing == 0
+
+    asyncio.run(run())
+
+
+def test_a_gap_is_given_up_and_what_comes_late_is_kept_but_not_used(bundle, scan, tmp_path) -> None:
+    async def run() -> None:
+        async with bench(bundle, tmp_path) as one:
+            await one.start(scan)
+            await one.volumes(scan, [0, 1, 4])
+            await one.until(lambda: one.status.counts.missing == 2)
+            assert one.status.volume == 4
+            assert one.status.message.startswith("2 volumes from 2 to 3 missing")
+            await one.volumes(scan, [3])
+            assert "volume 3 came after its gap had been given up" in one.status.message
+            assert one.status.counts.received == 4
+            await one.source.ask(scan.end("aborted"))
+            counts = one.status.counts
+            assert (counts.missing, counts.planned) == (24 - 3, 24)
+            assert 3 in read_recorded(one.closed[0]).received
+
+    asyncio.run(run())
+
+
+def test_a_volume_of_nan_is_censored_and_the_run_goes_on(bundle, make_scan, tmp_path) -> None:
+    scan = make_scan(n_volumes=24, dtype="float32", changes={"tr_s": TR_S})
+
+    async def run() -> None:
+        async with bench(bundle, tmp_path) as one:
+            await one.start(scan)
+            await one.volumes(scan, range(8))
+            nan = np.full((6, 6, 6), np.nan, dtype=np.float32).tobytes()
+            assert isinstance(await one.source.ask(scan.volume(8), nan), wire.Ack)
+            assert one.status.counts.censored == 1
+            assert one.status.message == "volume 8 censored: too many of its ROI voxels are not finite"
+            await one.volumes(scan, [9])
+            await one.until(lambda: one.frames and one.frames[-1].volume == 9)
+
+    asyncio.run(run())
+
+
+def test_an_open_run_without_volumes_goes_stale_and_comes_back(bundle, scan, tmp_path) -> None:
+    async def run() -> None:
+        async with bench(bundle, tmp_path) as one:
+            await one.start(scan)
+            await one.volumes(scan, range(3))
+            await one.until(lambda: one.status.state == "stale")
+            await one.volume(scan, 3)
+            assert one.heard[-1].message.state != "stale"
+
+    asyncio.run(run())
+
+
+def test_another_run_is_refused_while_one_is_alive_and_taken_when_it_is_not(
+    bundle, make_scan, make_tiny_bundle, tmp_path
+) -> None:
+    slow = Bundle.open(make_tiny_bundle(tmp_path / "tiny"))  # TR 4/3 s: it does not go stale in a test
+    scan, other = make_scan(n_volumes=24), make_scan(run_id="other", n_volumes=24)
+
+    async def refused() -> None:
+        async with bench(slow, tmp_path / "slow") as one:
+            await one.start(scan)
+            await one.volumes(scan, [0])
+            reply = await one.start(other)
+            assert isinstance(reply, wire.Refused)
+            assert reply.code == "busy"
+            assert scan.run_id in reply.message
+            await one.volumes(scan, [1])
+
+    async def taken() -> None:
+        async with bench(bundle, tmp_path / "fast") as one:
+            first = make_scan(n_volumes=24, changes={"tr_s": TR_S})
+            second = make_scan(run_id="other", n_volumes=24, changes={"tr_s": TR_S})
+            await one.start(first)
+            await one.volumes(first, range(3))
+            await one.until(lambda: one.status.state == "stale")
+            assert isinstance(await one.start(second), wire.RunAccepted)
+            assert one.status.run_id == "other"
+            recorded = read_recorded(one.closed[0])
+            assert recorded.info.state == "closed"
+            assert len(recorded.rows) == 24
+            assert recorded.info.notes == ("given up at volume 2: another run began",)
+
+    asyncio.run(refused())
+    asyncio.run(taken())
+
+
+def test_a_scanner_that_comes_back_learns_what_is_held(bundle, scan, tmp_path) -> None:
+    async def run() -> None:
+        async with bench(bundle, tmp_path) as one:
+            await one.start(scan)
+            await one.volumes(scan, [0, 1, 2, 4])
+            again = await one.start(scan)
+            assert again == wire.RunAccepted(run_id=scan.run_id, held=[(0, 3), (4, 5)])
+            other = await one.source.ask(
+                wire.RunStart(**{**{f: getattr(scan.start, f) for f in scan.start.__struct_fields__}, "n_volumes": 30})
+            )
+            assert isinstance(other, wire.Refused)
+            assert other.code == "run-start"
+            await one.volumes(scan, [3])
+            assert one.status.volume == 4
+
+    asyncio.run(run())
+
+
+def test_a_stopped_runtime_goes_on_where_it_was(bundle, scan, make_picture, tmp_path) -> None:
+    async def run() -> None:
+        async with bench(bundle, tmp_path) as one:
+            await one.start(scan)
+            await one.source.ask(scan.marker(2), make_picture(2))
+            for index in range(15):
+                await one.volume(scan, index)
+                if index >= 5:
+                    await one.until(lambda index=index: one.frames and one.frames[-1].volume == index)
+        async with bench(bundle, tmp_path, resume=True) as two:
+            assert two.status.state == "stale"
+            assert two.status.message == "resumed at volume 14 after a restart"
+            assert sorted(two.pipeline.broadcast.frames) == list(range(5, 15))
+            for volume, event in two.pipeline.broadcast.frames.items():
+                before = one.pipeline.broadcast.frames[volume]
+                assert np.array_equal(event.image, before.image)
+                assert event.message.shown_onset == before.message.shown_onset
+            assert two.pipeline.broadcast.shown[2].png == make_picture(2)
+            reply = await two.start(scan)
+            assert reply == wire.RunAccepted(run_id=scan.run_id, held=[(0, 15)])
+            for index in range(15, 24):
+                await two.volume(scan, index)
+                await two.until(lambda index=index: index in two.pipeline.broadcast.frames)
+            await two.source.ask(scan.end())
+            counts = two.status.counts
+            assert (counts.received, counts.decoded, counts.warming, counts.skipped) == (24, 13, 11, 0)
+            notes = read_recorded(two.closed[0]).info.notes
+            assert notes == (
+                "the runtime was stopped at volume 14; the run is still open",
+                "resumed at volume 14 after a restart",
+            )
+
+    asyncio.run(run())
+
+
+def test_the_same_run_again_is_another_take_and_the_page_starts_afresh(bundle, scan, tmp_path) -> None:
+    async def run() -> None:
+        async with bench(bundle, tmp_path) as one:
+            for _ in range(2):
+                assert await one.start(scan) == wire.RunAccepted(run_id=scan.run_id, held=[])
+                assert one.pipeline.broadcast.frames == {}
+                await one.volumes(scan, range(6))
+                await one.until(lambda: 5 in one.pipeline.broadcast.frames)
+                await one.source.ask(scan.end("aborted"))
+            assert [folder.name for folder in one.closed] == [scan.run_id, f"{scan.run_id}_take-2"]
+
+    asyncio.run(run())
+
+
+def test_a_run_left_open_with_another_bundle_is_not_mixed_with_this_one(
+    bundle, scan, make_tiny_bundle, tmp_path
+) -> None:
+    other = Bundle.open(make_tiny_bundle(tmp_path / "other", seed=1, tr_s=TR_S))
+
+    async def run() -> None:
+        async with bench(bundle, tmp_path / "out") as one:
+            await one.start(scan)
+            await one.volumes(scan, range(3))
+        async with bench(other, tmp_path / "out", resume=True) as two:
+            assert two.status.state == "waiting"
+            assert await two.start(scan) == wire.RunAccepted(run_id=scan.run_id, held=[])
+            assert two.status.run_folder.endswith("_take-2")
+
+    asyncio.run(run())
+
+
+def test_two_runtimes_never_write_one_run(bundle, scan, tmp_path) -> None:
+    async def run() -> None:
+        async with bench(bundle, tmp_path) as one:
+            await one.start(scan)
+            await one.volumes(scan, range(3))
+            async with bench(bundle, tmp_path, resume=True) as two:
+                assert two.status.state == "waiting"
+                assert await two.start(scan) == wire.RunAccepted(run_id=scan.run_id, held=[])
+                assert two.status.run_folder.endswith("_take-2")
+            await one.volumes(scan, [3])
+
+    asyncio.run(run())
+
+
+def test_a_disk_that_does_not_take_a_volume_is_said_and_nothing_is_acknowledged(
+    bundle, scan, tmp_path, monkeypatch
+) -> None:
+    async def run() -> None:
+        async with bench(bundle, tmp_path) as one:
+            await one.start(scan)
+            await one.volumes(scan, [0])
+            from realtime.errors import RecordError
+            from realtime.record import RunFolder
+
+            def full(*arguments: object) -> None:
+                raise RecordError("cannot write volumes.journal: No space left on device")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(RunFolder, "journal", full)
+                reply = await one.volume(scan, 1)
+            assert isinstance(reply, wire.Refused)
+            assert (reply.code, reply.index) == ("runtime", 1)
+            assert "No space left" in one.status.message
+            await one.volumes(scan, [1, 2])
+            assert one.status.counts.received == 3
+
+    asyncio.run(run())

@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from realtime import table, wire
+from realtime.errors import RecordError
+from realtime.events import Frame, LatencyMs
+from realtime.journal import MAGIC, Journal, read_journal
+from realtime.record import RunFolder, bids_name, new_run_file, read_run_file, takes_of
+from realtime.recorded import read_recorded
+
+LATENCY = LatencyMs(journal=0.25, preprocess=1.5, wait=0.125, brain=2.0, denoise=80.0, vae=4.0, total=87.875)
+
+
+def run_file(scan):
+    return new_run_file(
+        scan.start, bundle_name="tiny", bundle_sha256="ab" * 32, window_delay_volumes=8, seed=0
+    )
+
+
+@pytest.fixture
+def folder(make_scan, tmp_path: Path):
+    run = RunFolder.create(tmp_path, run_file(make_scan()))
+    yield run
+    run.suspend()
+
+
+def frame(volume: int, shown_onset: int | None = None) -> Frame:
+    return Frame(
+        run_id="sub-01_ses-nsd01_task-nsdcore_run-01",
+        volume=volume,
+        window=(volume - 5, volume + 1),
+        state="trusted",
+        sampler="ddim-4",
+        latency_ms=LATENCY,
+        shown_onset=shown_onset,
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    payloads=st.lists(st.binary(max_size=200), min_size=1, max_size=6),
+    cut=st.integers(min_value=0),
+    tail=st.sampled_from(["cut", "whole"]),
+)
+def test_a_journal_torn_anywhere_keeps_every_whole_record(tmp_path_factory, payloads, cut, tail) -> None:
+    path = tmp_path_factory.mktemp("journal") / "volumes.journal"
+    journal = Journal(path)
+    ends = [path.stat().st_size]
+    for number, payload in enumerate(payloads):
+        journal.append(b"header %d" % number, payload, 1.5)
+        ends.append(path.stat().st_size)
+    journal.close()
+    data = path.read_bytes()
+    size = cut % (len(data) + 1) if tail == "cut" else len(data)
+    path.write_bytes(data[:size])
+    expected = sum(end <= size for end in ends[1:])
+    entries = list(read_journal(path))
+    assert [entry.payload for entry in entries] == payloads[:expected]
+    assert [entry.header for entry in entries] == [b"header %d" % n for n in range(expected)]
+    journal = Journal(path)
+    journal.cut(entries[-1].end if entries else 0)
+    journal.append(b"after", b"the crash", 2.5)
+    journal.close()
+    assert [entry.payload for entry in read_journal(path)] == [*payloads[:expected], b"the crash"]
+
+
+def test_a_changed_byte_in_the_last_record_drops_it_and_earlier_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "volumes.journal"
+    journal = Journal(path)
+    for number in range(3):
+        journal.append(b"header", bytes([number]) * 50, 0.0)
+    journal.close()
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert len(list(read_journal(path))) == 2
+    data[len(MAGIC) + 40] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(RecordError, match="damaged at byte"):
+        list(read_journal(path))
+
+
+def test_another_file_is_no_journal(tmp_path: Path) -> None:
+    path = tmp_path / "volumes.journal"
+    path.write_bytes(b"something else entirely, and long enough")
+    with pytest.raises(RecordError, match="expected a run's journal"):
+        list(read_journal(path))
+
+
+def test_a_journal_has_one_writer(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "volumes.journal")
+    with pytest.raises(RecordError, match="in use by another runtime"):
+        Journal(tmp_path / "volumes.journal")
+    journal.close()
+    Journal(tmp_path / "volumes.journal").close()
+
+
+def test_the_journal_holds_what_came_byte_for_byte(folder: RunFolder, make_scan) -> None:
+    scan = make_scan()
+    voxels = scan.voxels(3).tobytes()
+    folder.journal(scan.volume(3), memoryview(voxels))
+    start, volume = folder.entries()
+    assert wire.decode_to_runtime(start.header) == scan.start
+    assert wire.decode_to_runtime(volume.header) == scan.volume(3)
+    assert volume.payload == voxels
+
+
+def test_a_run_folder_is_a_described_derivative(folder: RunFolder) -> None:
+    name = "sub-01_ses-nsd01_task-nsdcore_run-01"
+    description = json.loads((folder.path / "dataset_description.json").read_text())
+    assert description["DatasetType"] == "derivative"
+    assert description["GeneratedBy"][0]["Name"] == "realtime-dynadiff"
+    for table_name in (f"{name}_desc-dynadiff_decoding", f"{name}_desc-shown_events"):
+        columns = (folder.path / f"{table_name}.tsv").read_text().splitlines()[0].split("\t")
+        sidecar = json.loads((folder.path / f"{table_name}.json").read_text())
+        assert sidecar.keys() == {"Description", "Sources", *columns}
+        assert all(sidecar[column]["Description"] for column in columns)
+        assert all(sidecar[column]["Units"] == "ms" for column in columns if column.endswith("_ms"))
+
+
+def test_rows_and_frames_are_read_back_as_written(folder: RunFolder, make_scan, make_picture) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    rows = [
+        table.Row(volume=4, state="warming", reason="no full window\tyet\n"),
+        table.frame_row(frame(20, shown_onset=12), folder.write_frame(20, image), repaired_voxels=2),
+    ]
+    for row in rows:
+        folder.write_row(row)
+    folder.write_shown(make_scan().marker(12), make_picture(1))
+    folder.close()
+    recorded = read_recorded(folder.path)
+    assert recorded.info.state == "closed"
+    assert recorded.rows[0].reason == "no full window yet"
+    assert recorded.rows[1] == rows[1]
+    assert table.row_frame(recorded.rows[1], "sub-01_ses-nsd01_task-nsdcore_run-01") == frame(20, 12)
+    assert table.row_frame(recorded.rows[0], "r") is None
+    (trial,) = recorded.trials()
+    assert (trial.picture.onset_volume, trial.picture.name, trial.row.volume) == (12, "picture 12", 20)
+    assert np.array_equal(trial.decoded_image(), image)
+
+
+def test_a_torn_row_and_a_frame_without_a_row_go_and_the_rest_stays(folder: RunFolder, make_scan) -> None:
+    image = np.zeros((8, 8, 3), dtype=np.uint8)
+    folder.write_row(table.frame_row(frame(8), folder.write_frame(8, image), 0))
+    folder.write_frame(9, image)
+    folder.suspend()
+    table_file = next(folder.path.glob("*decoding.tsv"))
+    with table_file.open("ab") as file:
+        file.write(b"9\tdecoded\tn/a\tframes/00")
+    again, rows = RunFolder.reopen(folder.path)
+    again.write_row(table.Row(volume=9, state="skipped", reason="restart"))
+    again.close()
+    assert [row.volume for row in rows] == [8]
+    assert [row.volume for row in read_recorded(folder.path).rows] == [8, 9]
+    assert [path.name for path in (folder.path / "frames").iterdir()] == ["000008.png"]
+
+
+def test_a_run_that_is_recorded_again_gets_a_folder_of_its_own(make_scan, tmp_path: Path) -> None:
+    scan = make_scan()
+    for _ in range(3):
+        RunFolder.create(tmp_path, run_file(scan)).close()
+    assert [path.name for path in takes_of(tmp_path, scan.run_id)] == [
+        scan.run_id,
+        f"{scan.run_id}_take-2",
+        f"{scan.run_id}_take-3",
+    ]
+
+
+def test_a_run_file_of_a_newer_release_is_refused_and_damage_named(folder: RunFolder) -> None:
+    file = folder.path / "run.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {"format_version": 99}))
+    with pytest.raises(RecordError, match="expected format 1"):
+        read_run_file(folder.path)
+    file.write_text("{")
+    with pytest.raises(RecordError, match="does not describe a run"):
+        read_run_file(folder.path)
+    with pytest.raises(RecordError, match="expected a run folder"):
+        read_run_file(folder.path / "frames")
+
+
+@pytest.mark.parametrize(
+    ("run_id", "name"),
+    [
+        ("sub-01_ses-nsd01_task-nsdcore_run-01", "sub-01_ses-nsd01_task-nsdcore_run-01"),
+        ("sub-07_task-rest", "sub-07_task-rest"),
+        ("my-run_3", "sub-01_task-myrun3"),
+        ("sub-01_run-2", "sub-01_task-sub01run2"),
+    ],
+)
+def test_names_are_made_of_bids_entities(make_scan, run_id: str, name: str) -> None:
+    assert bids_name(make_scan(run_id=run_id).start) == name
+
+
+def test_a_folder_that_cannot_be_made_is_named(make_scan, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecordError, match="cannot make the run folder"):
+        RunFolder.create(tmp_path / "file", run_file(make_scan()))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("1\tdecoded", "expected 16 columns"),
+        ("\t".join(["one", "decoded"] + ["n/a"] * 14), "does not fit"),
+        ("\t".join(["1", "lost"] + ["n/a"] * 14), "does not fit"),
+    ],
+)
+def test_a_row_that_does_not_fit_is_an_error(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "table.tsv"
+    path.write_bytes(table.header_line() + line.encode() + b"\n")
+    with pytest.raises(RecordError, match=message):
+        table.read_table(path)

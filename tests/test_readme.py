@@ -1,0 +1,52 @@
+"""The README's commands exist, take the options it gives them, and are the ones that are tested."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
+OURS = [
+    part.strip()
+    for line in COMMANDS
+    for part in line.split("&&")
+    if part.strip().startswith(("realtime", "python -m"))
+]
+
+
+def test_the_readme_names_the_two_commands_of_a_newcomer() -> None:
+    assert "pip install . && realtime demo" in COMMANDS
+    assert "pip install '.[test]' && pytest" in COMMANDS
+
+
+def test_continuous_integration_runs_the_readmes_test_command() -> None:
+    lines = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert "pip install --quiet '.[test]'" in lines
+    assert "pytest" in lines
+
+
+@pytest.mark.parametrize("command", OURS)
+def test_a_command_takes_the_options_the_readme_gives_it(command: str) -> None:
+    words = shlex.split(command)
+    module, rest = (words[2], words[3:]) if words[0] == "python" else (words[0], words[1:])
+    done = subprocess.run(
+        [sys.executable, "-m", module, rest[0], "--help"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    for option in rest[1:]:
+        if option.startswith("--"):
+            assert re.search(rf"{option}\b", done.stdout), f"{command}: no option {option}"
+
+
+def test_links_and_pictures_are_there() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if not target.startswith("http"):
+            assert (ROOT / target).exists(), target
