@@ -47,12 +47,12 @@ function drawPosition(status, counts) {
   const subject = status?.subject ?? null;
   put("subject", subject === null ? "" : `subject ${subject}`, subject);
   put("run", status?.run_id ?? "");
-  put("volume", volume ?? "–", volume);
+  put("volume", volume === null ? "–" : volume + 1, volume); // people count from one, indices from zero
   put("planned", counts.planned || "–", counts.planned);
   const progress = find("progress");
   progress.max = counts.planned || 1;
   progress.value = volume === null ? 0 : Math.min(volume + 1, progress.max);
-  document.title = `${STATES[document.documentElement.dataset.state][0]} ${volume ?? ""}`.trim();
+  document.title = `${STATES[document.documentElement.dataset.state][0]} · realtime`;
 }
 
 function drawRunFacts(status) {

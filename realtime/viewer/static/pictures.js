@@ -26,7 +26,9 @@ export function drawPictures(store) {
   document.documentElement.dataset.view = live ? "live" : "past";
   decoded.dataset.volume = volume ?? "";
   const behind = store.volumes.length - 1 - store.volumes.indexOf(volume);
-  put("view", live ? "live" : `looking back ${behind} ${behind === 1 ? "frame" : "frames"}`, live ? "live" : "past");
+  const running = ["warming", "trusted"].includes(document.documentElement.dataset.state);
+  const here = running ? "live" : "newest";
+  put("view", live ? here : `${behind} ${behind === 1 ? "frame" : "frames"} back`, live ? "live" : "past");
   showOnly(find("back-to-live"), !live);
   showOnly(video, live && frame && store.link.transport === "webrtc");
   showOnly(canvas, live && frame && store.link.transport === "websocket");
@@ -43,7 +45,7 @@ function drawCaption(frame) {
   put("frame-volume", frame ? `volume ${frame.volume}` : "", frame?.volume);
   put("frame-state", frame?.state ?? "");
   const [first, end] = frame?.window ?? [];
-  put("frame-window", frame ? `from ${first}–${end - 1}` : "", frame?.window.join(" "));
+  put("frame-window", frame ? `volumes ${first}–${end - 1}` : "", frame?.window.join(" "));
   put("frame-sampler", frame?.sampler ?? "");
 }
 

@@ -37,7 +37,7 @@ function buildItem(store, volume) {
   const item = document.createElement("div");
   item.id = `frame-${volume}`;
   item.className = "frame";
-  item.role = "option";
+  item.setAttribute("role", "option");
   item.dataset.volume = volume;
   item.append(picture(store.pictureUrl("frames", volume, THUMB_PX), "thumb"));
   const track = document.createElement("span");
@@ -58,7 +58,7 @@ function update(store, item, before) {
   const name = store.shown.get(onset);
   item.setAttribute("aria-label", `volume ${volume}, ${state}${name ? `, shown: ${name}` : ""}`);
   const gap = before === null ? 0 : volume - before - 1;
-  if (gap > 0) item.dataset.gap = `${gap} without a frame`;
+  if (gap > 0) item.dataset.gap = `no frame ×${gap}`;
   else delete item.dataset.gap;
   const begins = name !== undefined && (before === null || store.frames.get(before).shown_onset !== onset);
   item.dataset.shown = name === undefined ? "none" : begins ? "begins" : "lasts";
