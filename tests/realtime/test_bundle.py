@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from realtime import bundle, wire
@@ -120,7 +120,7 @@ def test_a_huge_specification_is_not_read(folder: Path) -> None:
         Bundle.open(folder)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_any_bytes_are_a_specification_or_a_bundle_error(tiny_bundle: Path, data: st.DataObject) -> None:
     encoded = bytearray((tiny_bundle / "bundle.json").read_bytes())

@@ -71,7 +71,6 @@ def batch(rows: NDArray[Any], basis: NDArray[np.float64]) -> NDArray[np.float64]
     return z
 
 
-@settings(deadline=None)
 @given(n=st.integers(2, 400), tr_s=st.floats(0.3, 3), high_pass_hz=st.floats(0.001, 0.05))
 def test_the_basis_is_nilearns(n: int, tr_s: float, high_pass_hz: float) -> None:
     expected = create_cosine_drift(high_pass_hz, np.arange(n) * tr_s)
@@ -177,7 +176,7 @@ def test_the_stream_is_the_same_at_any_offset() -> None:
     np.testing.assert_allclose(a, b, rtol=RTOL, atol=ATOL)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     fates=st.lists(
         st.sampled_from(["good", "good", "good", "censored", "missing"]), min_size=60, max_size=90
