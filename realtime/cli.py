@@ -45,7 +45,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "left open, by a crash or a stop, goes on where it was when serve starts again with the same --out.",
     )
     parser.add_argument(
-        "--subject", type=int, metavar="N", help="who is scanned (default: as the bundle says)"
+        "--subject", type=int, metavar="N", help="who is scanned (default: whom the bundle is of)"
     )
     parser.add_argument(
         "--bundle",
@@ -67,8 +67,8 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser = commands.add_parser(
         "demo",
         help="replay the shipped run and decode it",
-        description="Replay a held-out run of a simulated subject, which comes with this package, as a scanner "
-        "would send it; decode it and report how well the frames match what was shown.",
+        description="Replay a held-out run of a simulated subject, which comes with this package, as a scanner"
+        " would send it; decode it and report how well the frames match what was shown.",
     )
     parser.add_argument(
         "--speed",

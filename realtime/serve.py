@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -42,8 +41,10 @@ async def _serve(service: Service, options: Options, open_browser: bool, tell: C
         finally:
             await cancel(*tasks)
             open_folder = await service.stop(end_run=False)
-        if open_folder:
-            await asyncio.to_thread(_write, open_folder)
+        unreported = [service.closed.get_nowait() for _ in range(service.closed.qsize())]
+        for folder in [*unreported, open_folder]:
+            if folder:
+                _write(folder)
         for task in done:
             task.result()
 
@@ -69,9 +70,8 @@ async def cancel(*tasks: asyncio.Task[object]) -> None:
 
 async def _report_runs(closed: asyncio.Queue[Path]) -> None:
     while True:
-        folder = await closed.get()
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.shield(asyncio.to_thread(_write, folder))
+        # A cancelled thread runs on to its end, for which the event loop waits before it closes.
+        await asyncio.to_thread(_write, await closed.get())
 
 
 def _write(folder: Path) -> None:

@@ -23,7 +23,6 @@ from realtime.events import Broadcast
 from realtime.pipeline import Pipeline, Settings
 from realtime.sources.zeromq import ZeroMqSource
 
-
 if TYPE_CHECKING:
     from realtime.viewer import Viewer
 

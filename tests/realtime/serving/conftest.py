@@ -113,16 +113,21 @@ class Served:
         command = [sys.executable, "-m", "realtime", "serve", "--headless", "--bundle", str(bundle)]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*command, "--source", source, "--out", str(out), *options], stdout=subprocess.PIPE, stderr=log
+                [*command, "--source", source, "--out", str(out), *options],
+                stdout=subprocess.PIPE,
+                stderr=log,
             )
-        self.address = self._address()
+        self.said = self._read_start()
+        self.address = re.search(r"volumes from (tcp://\S+),", self.said).group(1)
 
-    def _address(self) -> str:
+    def _read_start(self) -> str:
+        """What it prints up to its last line before it serves."""
         assert self.process.stdout is not None
+        said = ""
         for line in self.process.stdout:
-            found = re.search(rb"volumes from (tcp://\S+),", line)
-            if found:
-                return found.group(1).decode()
+            said += line.decode()
+            if "page" in line.decode():
+                return said
         raise AssertionError(f"the runtime did not start: {self.log()}")
 
     def log(self) -> str:

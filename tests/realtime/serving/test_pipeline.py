@@ -10,22 +10,25 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from time import perf_counter
 
+import msgspec
 import numpy as np
 import pytest
 
 from realtime import wire
-from realtime.bundle import Bundle
+from realtime.bundle import Bundle, Preprocessing
 from realtime.decode import Decoded, Decoder
 from realtime.engines import open_engine
 from realtime.errors import EngineError
 from realtime.events import Event, Frame, Shown, Status
 from realtime.pipeline import Pipeline, Settings
-from realtime.recorded import read_recorded
+from realtime.recorded import read_image, read_recorded
 from realtime.sources import Received
 
 PATIENCE_S = 120.0
-TR_S = 0.05
-"""So that giving up a gap and going stale take no time; the test bundle is made with it."""
+SHORT_TR_S = 0.3
+"""A gap is given up and a run goes stale within a second."""
+LONG_TR_S = 50.0
+"""Nothing is given up and nothing goes stale, however busy the machine is."""
 
 
 class QueueSource:
@@ -145,12 +148,35 @@ async def bench(
 
 @pytest.fixture(scope="module")
 def bundle(make_tiny_bundle, tmp_path_factory) -> Bundle:
-    return Bundle.open(make_tiny_bundle(tmp_path_factory.mktemp("fast") / "tiny", tr_s=TR_S))
+    return Bundle.open(make_tiny_bundle(tmp_path_factory.mktemp("long") / "tiny", **timed(LONG_TR_S)))
+
+
+@pytest.fixture(scope="module")
+def short_bundle(make_tiny_bundle, tmp_path_factory) -> Bundle:
+    return Bundle.open(make_tiny_bundle(tmp_path_factory.mktemp("short") / "tiny", **timed(SHORT_TR_S)))
+
+
+def timed(tr_s: float) -> dict:
+    """Changes to the tiny bundle that give it a TR and the same drift basis at any."""
+    high_pass_hz = 0.01 / tr_s
+    return {
+        "tr_s": tr_s,
+        "preprocessing": Preprocessing(high_pass_hz=high_pass_hz, warmup_volumes=12, prior_volumes=10.0),
+    }
 
 
 @pytest.fixture
 def scan(make_scan):
-    return make_scan(n_volumes=24, changes={"tr_s": TR_S})
+    return make_scan(n_volumes=24, changes={"tr_s": LONG_TR_S})
+
+
+@pytest.fixture
+def short_scan(make_scan):
+    return make_scan(n_volumes=24, changes={"tr_s": SHORT_TR_S})
+
+
+def frame_file(recorded, event: Event) -> str:
+    return recorded.rows[event.message.volume].frame
 
 
 def rows_of(one: Bench, scan) -> dict:
@@ -193,9 +219,7 @@ def test_every_volume_with_a_window_gives_a_frame(bundle, scan, make_picture, tm
             assert recorded.info.state == "closed"
             for event in one.heard:
                 if isinstance(event.message, Frame):
-                    row = recorded.rows[event.message.volume]
-                    trial_image = folder / row.frame
-                    assert trial_image.exists()
+                    assert np.array_equal(read_image(folder / frame_file(recorded, event)), event.image)
             assert [trial.row.volume for trial in recorded.trials()] == [11, 17]
 
     asyncio.run(run())
@@ -256,18 +280,20 @@ def test_volumes_out_of_order_are_put_in_order_and_twice_is_once(bundle, scan, t
     asyncio.run(run())
 
 
-def test_a_gap_is_given_up_and_what_comes_late_is_kept_but_not_used(bundle, scan, tmp_path) -> None:
+def test_a_gap_is_given_up_and_what_comes_late_is_kept_but_not_used(
+    short_bundle, short_scan, tmp_path
+) -> None:
     async def run() -> None:
-        async with bench(bundle, tmp_path) as one:
-            await one.start(scan)
-            await one.volumes(scan, [0, 1, 4])
+        async with bench(short_bundle, tmp_path) as one:
+            await one.start(short_scan)
+            await one.volumes(short_scan, [0, 1, 4])
             await one.until(lambda: one.status.counts.missing == 2)
             assert one.status.volume == 4
             assert one.status.message.startswith("2 volumes from 2 to 3 missing")
-            await one.volumes(scan, [3])
+            await one.volumes(short_scan, [3])
             assert "volume 3 came after its gap had been given up" in one.status.message
             assert one.status.counts.received == 4
-            await one.source.ask(scan.end("aborted"))
+            await one.source.ask(short_scan.end("aborted"))
             counts = one.status.counts
             assert (counts.missing, counts.planned) == (24 - 3, 24)
             assert 3 in read_recorded(one.closed[0]).received
@@ -276,7 +302,7 @@ def test_a_gap_is_given_up_and_what_comes_late_is_kept_but_not_used(bundle, scan
 
 
 def test_a_volume_of_nan_is_censored_and_the_run_goes_on(bundle, make_scan, tmp_path) -> None:
-    scan = make_scan(n_volumes=24, dtype="float32", changes={"tr_s": TR_S})
+    scan = make_scan(n_volumes=24, dtype="float32", changes={"tr_s": LONG_TR_S})
 
     async def run() -> None:
         async with bench(bundle, tmp_path) as one:
@@ -292,26 +318,23 @@ def test_a_volume_of_nan_is_censored_and_the_run_goes_on(bundle, make_scan, tmp_
     asyncio.run(run())
 
 
-def test_an_open_run_without_volumes_goes_stale_and_comes_back(bundle, scan, tmp_path) -> None:
+def test_an_open_run_without_volumes_goes_stale_and_comes_back(short_bundle, short_scan, tmp_path) -> None:
     async def run() -> None:
-        async with bench(bundle, tmp_path) as one:
-            await one.start(scan)
-            await one.volumes(scan, range(3))
+        async with bench(short_bundle, tmp_path) as one:
+            await one.start(short_scan)
+            await one.volumes(short_scan, range(3))
             await one.until(lambda: one.status.state == "stale")
-            await one.volume(scan, 3)
+            await one.volume(short_scan, 3)
             assert one.heard[-1].message.state != "stale"
 
     asyncio.run(run())
 
 
-def test_another_run_is_refused_while_one_is_alive_and_taken_when_it_is_not(
-    bundle, make_scan, make_tiny_bundle, tmp_path
-) -> None:
-    slow = Bundle.open(make_tiny_bundle(tmp_path / "tiny"))  # TR 4/3 s: it does not go stale in a test
-    scan, other = make_scan(n_volumes=24), make_scan(run_id="other", n_volumes=24)
+def test_another_run_is_refused_while_one_is_alive(bundle, scan, make_scan, tmp_path) -> None:
+    other = make_scan(run_id="other", n_volumes=24, changes={"tr_s": LONG_TR_S})
 
-    async def refused() -> None:
-        async with bench(slow, tmp_path / "slow") as one:
+    async def run() -> None:
+        async with bench(bundle, tmp_path) as one:
             await one.start(scan)
             await one.volumes(scan, [0])
             reply = await one.start(other)
@@ -320,22 +343,27 @@ def test_another_run_is_refused_while_one_is_alive_and_taken_when_it_is_not(
             assert scan.run_id in reply.message
             await one.volumes(scan, [1])
 
-    async def taken() -> None:
-        async with bench(bundle, tmp_path / "fast") as one:
-            first = make_scan(n_volumes=24, changes={"tr_s": TR_S})
-            second = make_scan(run_id="other", n_volumes=24, changes={"tr_s": TR_S})
-            await one.start(first)
-            await one.volumes(first, range(3))
+    asyncio.run(run())
+
+
+def test_another_run_takes_the_place_of_one_whose_scanner_is_gone(
+    short_bundle, short_scan, make_scan, tmp_path
+) -> None:
+    other = make_scan(run_id="other", n_volumes=24, changes={"tr_s": SHORT_TR_S})
+
+    async def run() -> None:
+        async with bench(short_bundle, tmp_path) as one:
+            await one.start(short_scan)
+            await one.volumes(short_scan, range(3))
             await one.until(lambda: one.status.state == "stale")
-            assert isinstance(await one.start(second), wire.RunAccepted)
+            assert isinstance(await one.start(other), wire.RunAccepted)
             assert one.status.run_id == "other"
             recorded = read_recorded(one.closed[0])
             assert recorded.info.state == "closed"
             assert len(recorded.rows) == 24
             assert recorded.info.notes == ("given up at volume 2: another run began",)
 
-    asyncio.run(refused())
-    asyncio.run(taken())
+    asyncio.run(run())
 
 
 def test_a_scanner_that_comes_back_learns_what_is_held(bundle, scan, tmp_path) -> None:
@@ -345,9 +373,7 @@ def test_a_scanner_that_comes_back_learns_what_is_held(bundle, scan, tmp_path) -
             await one.volumes(scan, [0, 1, 2, 4])
             again = await one.start(scan)
             assert again == wire.RunAccepted(run_id=scan.run_id, held=[(0, 3), (4, 5)])
-            other = await one.source.ask(
-                wire.RunStart(**{**{f: getattr(scan.start, f) for f in scan.start.__struct_fields__}, "n_volumes": 30})
-            )
+            other = await one.source.ask(msgspec.structs.replace(scan.start, n_volumes=30))
             assert isinstance(other, wire.Refused)
             assert other.code == "run-start"
             await one.volumes(scan, [3])
@@ -408,7 +434,7 @@ def test_the_same_run_again_is_another_take_and_the_page_starts_afresh(bundle, s
 def test_a_run_left_open_with_another_bundle_is_not_mixed_with_this_one(
     bundle, scan, make_tiny_bundle, tmp_path
 ) -> None:
-    other = Bundle.open(make_tiny_bundle(tmp_path / "other", seed=1, tr_s=TR_S))
+    other = Bundle.open(make_tiny_bundle(tmp_path / "other", seed=1, **timed(LONG_TR_S)))
 
     async def run() -> None:
         async with bench(bundle, tmp_path / "out") as one:

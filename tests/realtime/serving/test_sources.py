@@ -67,7 +67,15 @@ def header(**changes: object) -> bytes:
         ([header(kind="pickle"), b""], "header"),
         ([header(index=-1), b""], "header"),
         ([header(run_id="../../etc"), b""], "header"),
-        ([msgspec.msgpack.encode({"kind": "run_end", "version": 1, "run_id": "r", "reason": "complete"}), b"!"], "size"),
+        (
+            [
+                msgspec.msgpack.encode(
+                    {"kind": "run_end", "version": 1, "run_id": "r", "reason": "complete"}
+                ),
+                b"!",
+            ],
+            "size",
+        ),
     ],
 )
 def test_what_is_no_message_is_refused_with_a_code(frames: list[bytes], code: str) -> None:
@@ -94,7 +102,10 @@ def test_over_a_socket_bad_messages_are_answered_and_good_ones_come_through(conn
             assert bytes(volume.payload) == scan.voxels(4).tobytes()
             assert volume.received_s >= start.received_s
             await volume.reply(wire.Ack(run_id=scan.run_id, index=4))
-            return [type(reply).__name__ for reply in await asyncio.to_thread(lambda: [client.reply() for _ in range(3)])]
+            return [
+                type(reply).__name__
+                for reply in await asyncio.to_thread(lambda: [client.reply() for _ in range(3)])
+            ]
         finally:
             await source.stop()
 

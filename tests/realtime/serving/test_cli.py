@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from realtime import cli, service
+from realtime.errors import ServeError
+from realtime.service import choose_bundle
+
+
+@pytest.fixture
+def shipped(tmp_path: Path, tiny_bundle: Path, tiny_nsd: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An installation whose demo data is the tests' own."""
+    root = tmp_path / "installed"
+    shutil.copytree(tiny_bundle, root / "demo_data" / "bundle")
+    shutil.copytree(tiny_nsd, root / "demo_data" / "nsd")
+    monkeypatch.setattr(service.resources, "files", lambda package: root)
+    monkeypatch.chdir(tmp_path)
+    return root / "demo_data" / "bundle"
+
+
+def test_a_given_bundle_is_taken(tiny_bundle: Path, shipped: Path) -> None:
+    assert choose_bundle(tiny_bundle, None) == (tiny_bundle, False)
+    assert choose_bundle(tiny_bundle, 1) == (tiny_bundle, False)
+
+
+def test_without_one_the_subjects_own_comes_before_the_shipped(tiny_bundle: Path, shipped: Path) -> None:
+    assert choose_bundle(None, 1) == (shipped, True)
+    assert choose_bundle(None, None) == (shipped, True)
+    shutil.copytree(tiny_bundle, "bundles/sub-01")
+    assert choose_bundle(None, 1) == (Path("bundles/sub-01"), False)
+
+
+def test_a_bundle_of_another_subject_is_refused(tiny_bundle: Path, shipped: Path) -> None:
+    with pytest.raises(ServeError, match="expected a bundle of subject 2, got one of subject 1"):
+        choose_bundle(tiny_bundle, 2)
+    with pytest.raises(ServeError, match="there is none of subject 2 in bundles/sub-02"):
+        choose_bundle(None, 2)
+
+
+def test_an_installation_without_the_demo_says_so(monkeypatch, tmp_path: Path, capsys) -> None:
+    monkeypatch.setattr(service.resources, "files", lambda package: tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for command in (["demo", "--headless"], ["serve", "--headless"]):
+        assert cli.main(command) == 2
+        said = capsys.readouterr().err
+        assert "expected the shipped demo's data" in said
+        assert said.count("\n") == 1
+
+
+def test_serve_says_which_bundle_it_took(serve) -> None:
+    served = serve()
+    assert "decoding with bundle tiny, subject 1" in served.said
+    assert "no page (headless)" in served.said
+    assert "ONNX Runtime" in served.said
+    assert served.interrupt() == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["demo", "--speed", "0"],
+        ["demo", "--speed", "nan"],
+        ["demo", "--port", "70000"],
+        ["serve", "--no-such-option"],
+    ],
+)
+def test_wrong_options_are_a_usage_error(arguments: list[str], capsys) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(arguments)
+    assert exit_.value.code == 2
+    assert "usage: realtime" in capsys.readouterr().err
+
+
+def test_a_source_on_the_network_is_refused(tiny_bundle: Path, tmp_path: Path, capsys) -> None:
+    options = ["--bundle", str(tiny_bundle), "--out", str(tmp_path), "--headless"]
+    assert cli.main(["serve", *options, "--source", "tcp://0.0.0.0:5555"]) == 2
+    assert "expected a loopback address" in capsys.readouterr().err

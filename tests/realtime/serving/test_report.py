@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from realtime import report, table
+from realtime.events import Frame, LatencyMs
+from realtime.identify import hog, identification, pixels
+from realtime.record import RunFolder, new_run_file
+from realtime.recorded import read_recorded
+
+KEYS = {
+    "run_id",
+    "state",
+    "planned",
+    "received",
+    "decoded",
+    "warming",
+    "censored",
+    "skipped",
+    "missing",
+    "tr_s",
+    "latency_ms",
+    "identification",
+    "bundle_sha256",
+    "notes",
+}
+
+
+def picture(seed: int) -> np.ndarray:
+    small = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return cv2.resize(small, (32, 32), interpolation=cv2.INTER_CUBIC)
+
+
+def latency(total_ms: float) -> LatencyMs:
+    return LatencyMs(
+        journal=0.0, preprocess=0.0, wait=0.0, brain=0.0, denoise=total_ms, vae=0.0, total=total_ms
+    )
+
+
+def make_run(root: Path, scan, noise: float = 0.0) -> RunFolder:
+    """40 volumes: pictures at 9, 12, .. 30, frames of them eight volumes later; 17 and 20 still warming."""
+    folder = RunFolder.create(
+        root,
+        new_run_file(scan.start, bundle_name="tiny", bundle_sha256="ab" * 32, window_delay_volumes=8, seed=0),
+    )
+    rng = np.random.default_rng(0)
+    for onset in range(9, 31, 3):
+        folder.write_shown(
+            scan.marker(onset),
+            cv2.imencode(".png", cv2.cvtColor(picture(onset), cv2.COLOR_RGB2BGR))[1].tobytes(),
+        )
+    for volume in range(38):
+        folder.journal(scan.volume(volume), scan.voxels(volume).tobytes())
+    for volume in range(40):
+        if volume < 6:
+            folder.write_row(table.Row(volume=volume, state="warming", reason="no full window yet"))
+        elif volume >= 38:
+            folder.write_row(table.Row(volume=volume, state="missing", reason="it did not come"))
+        elif volume == 10:
+            folder.write_row(table.Row(volume=volume, state="censored", reason="too many <NaN>"))
+        else:
+            shown = picture(volume - 8).astype(float) + noise * rng.standard_normal((32, 32, 3))
+            frame = Frame(
+                run_id=scan.run_id,
+                volume=volume,
+                window=(volume - 5, volume + 1),
+                state="trusted" if volume > 20 else "warming",
+                sampler="ddim-4",
+                latency_ms=latency(float(volume)),
+                shown_onset=volume - 8,
+            )
+            file = folder.write_frame(volume, np.clip(shown, 0, 255).astype(np.uint8))
+            folder.write_row(table.frame_row(frame, file, 0))
+    return folder
+
+
+@pytest.fixture
+def run(make_scan, tmp_path: Path):
+    folder = make_run(tmp_path, make_scan(), noise=30.0)
+    folder.close()
+    return folder.path
+
+
+def test_summary_json_has_the_promised_keys_and_adds_up(run: Path, account_of) -> None:
+    report.write_report(run)
+    summary = account_of(run)
+    assert summary.keys() == KEYS
+    assert summary["latency_ms"].keys() == {"p50", "p95", "max"}
+    assert summary["identification"].keys() == {"pixels", "features"}
+    for score in summary["identification"].values():
+        assert score.keys() == {"value", "low", "high", "chance", "n_trials"}
+    assert (summary["planned"], summary["received"]) == (40, 38)
+    assert (summary["decoded"], summary["warming"]) == (17, 20)
+    assert (summary["censored"], summary["skipped"], summary["missing"]) == (1, 0, 2)
+    assert summary["bundle_sha256"] == "ab" * 32
+
+
+def test_latency_is_over_all_frames(run: Path) -> None:
+    frames = [volume for volume in range(6, 38) if volume != 10]
+    found = report.summarize(read_recorded(run)).latency_ms
+    assert found.p50 == pytest.approx(np.median(frames), abs=1e-3)
+    assert found.p95 == pytest.approx(np.quantile(frames, 0.95), abs=1e-3)
+    assert found.max == 37
+
+
+def test_identification_is_over_trusted_trials_of_onset_plus_delay(run: Path) -> None:
+    recorded = read_recorded(run)
+    trials = report.trusted(recorded)
+    assert [(trial.picture.onset_volume, trial.row.volume) for trial in trials] == [
+        (onset, onset + 8) for onset in range(15, 30, 3)
+    ]
+    found = report.summarize(recorded).identification
+    for name, features in (("pixels", pixels), ("features", hog)):
+        true = np.stack([features(picture(onset)) for onset in range(15, 30, 3)])
+        decoded = np.stack([features(trial.decoded_image()) for trial in trials])
+        assert found[name] == identification(true, decoded)
+    assert found["pixels"].value == 1.0
+
+
+def test_pictures_of_another_size_are_brought_to_that_of_the_frame(run: Path) -> None:
+    trial = report.trusted(read_recorded(run))[0]
+    large = picture(trial.picture.onset_volume).repeat(2, axis=0).repeat(2, axis=1)
+    cv2.imwrite(str(trial.picture.path), cv2.cvtColor(large, cv2.COLOR_RGB2BGR))
+    assert np.array_equal(trial.shown_image(), picture(trial.picture.onset_volume))
+
+
+def test_an_open_run_counts_what_has_not_come_as_missing_and_says_so(make_scan, tmp_path: Path) -> None:
+    scan = make_scan()
+    folder = RunFolder.create(
+        tmp_path,
+        new_run_file(scan.start, bundle_name="tiny", bundle_sha256="ab" * 32, window_delay_volumes=8, seed=0),
+    )
+    summary = report.write_report(folder.path)
+    folder.suspend()
+    assert (summary.state, summary.planned, summary.missing, summary.received) == ("open", 40, 40, 0)
+    assert summary.latency_ms.p50 is None
+    assert summary.identification["pixels"].value is None
+    assert any("still open" in note for note in summary.notes)
+    assert any("takes two trials" in note for note in summary.notes)
+    assert "no frame" in "\n".join(report.lines(summary))
+
+
+def test_the_page_holds_everything_itself(run: Path) -> None:
+    report.write_report(run)
+    page = (run / "report.html").read_text()
+    assert not re.search(r"""(?:src|href)=["']?(?!["']?data:)""", page)
+    assert page.count("data:image/png;base64,") == 2 * 8  # eight pictures whose frame was decoded
+    assert page.count("<circle") == 31
+    assert page.count("<rect") == 40
+    assert "too many &lt;NaN&gt; (1)" in page
+    assert "<NaN>" not in page
+    assert page.count("· warming") == 2
+
+
+def test_names_from_outside_are_escaped(make_scan, tmp_path: Path, make_picture) -> None:
+    scan = make_scan()
+    folder = make_run(tmp_path, scan)
+    marker = scan.marker(31)
+    folder.write_shown(
+        type(marker)(run_id=scan.run_id, onset_volume=29, name="<script>alert(1)</script>"), make_picture(1)
+    )
+    folder.close()
+    report.write_report(folder.path)
+    page = (folder.path / "report.html").read_text()
+    assert "&lt;script&gt;" in page
+    assert "<script>" not in page
+
+
+def test_lines_for_the_terminal_name_every_figure(run: Path) -> None:
+    text = "\n".join(report.lines(report.write_report(run)))
+    assert "40 planned, 38 received: 17 decoded, 20 warming, 1 censored, 0 skipped, 2 missing" in text
+    assert "TR 1333 ms" in text
+    assert re.search(
+        r"pixels +100.0 % identified, two-way \(95 % interval 100.0 to 100.0, chance 50, 5 trials\)", text
+    )
+
+
+class Network:
+    """Stands for the process that scores with the network."""
+
+    def __init__(self, stdout: bytes = b"", stderr: bytes = b"", returncode: int = 0) -> None:
+        self.done = subprocess.CompletedProcess([], returncode, stdout, stderr)
+        self.command: list[str] = []
+
+    def run(self, command: list[str], **options: object) -> subprocess.CompletedProcess[bytes]:
+        self.command = command
+        if self.done.returncode:
+            raise subprocess.CalledProcessError(1, command, self.done.stdout, self.done.stderr)
+        return self.done
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch):
+    def install(network: Network) -> Network:
+        monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: object())
+        monkeypatch.setattr(report.subprocess, "run", network.run)
+        return network
+
+    return install
+
+
+def test_the_networks_score_is_added_where_it_is_installed(run: Path, installed) -> None:
+    score = {"value": 0.8, "low": 0.7, "high": 0.9, "chance": 0.5, "n_trials": 5}
+    network = installed(Network(json.dumps(score).encode()))
+    summary = report.write_report(run)
+    report.add_network(summary, run)
+    assert network.command[1:] == ["-m", "train", "score", "--run", str(run), "--json"]
+    added = summary.identification["efficientnet_lite0"]
+    assert (added.value, added.low, added.high, added.n_trials) == (0.8, 0.7, 0.9, 5)
+
+
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [
+        (Network(stderr=b"train: no weights\n", returncode=1), "train: no weights"),
+        (Network(stdout=b"not json"), "malformed"),
+    ],
+)
+def test_where_the_network_fails_a_note_says_so(run: Path, installed, network: Network, reason: str) -> None:
+    installed(network)
+    summary = report.write_report(run)
+    report.add_network(summary, run)
+    assert "efficientnet_lite0" not in summary.identification
+    assert "were not scored" in summary.notes[-1]
+    assert reason in summary.notes[-1]
+
+
+def test_where_the_network_is_not_installed_a_note_says_so(run: Path, monkeypatch) -> None:
+    monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None)
+    summary = report.write_report(run)
+    report.add_network(summary, run)
+    assert summary.notes[-1].endswith("efficientnet_lite_pytorch is not installed")
