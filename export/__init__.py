@@ -1,0 +1,1 @@
+"""From a checkpoint to a bundle: LoRA merge, ONNX graphs, sampler tables, parity at every step."""

@@ -1,0 +1,162 @@
+"""The model card: what a person should know about a bundle before using it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from export.errors import ExportError
+from realtime.bundle import Spec, Stage
+from train.dynadiff import Checkpoint
+
+SYNTHETIC_FILE = "synthetic.json"
+
+_CARD = """\
+# {name}
+
+Decodes what subject {subject} was shown from {length} volumes of fMRI (TR {tr_s:.3f} s), the first of them
+{offset} volumes after the picture's onset: `realtime serve --subject {subject} --bundle DIR`.
+
+{recordings}
+
+## Model
+
+| part | size |
+|---|---|
+| region | {n_voxels} voxels of a grid of {grid} |
+| brain module | {n_voxels} x {length} z-scores to {tokens} tokens of {token_width}; {brain} M parameters |
+| diffusion model | UNet on latents of {latents}, LoRA of rank {rank} merged; {unet} M parameters |
+| VAE | latents to pictures of {height} x {width} px; {vae} M parameters with its encoder |
+
+Trained on {trials} presentations for {steps} steps of {batch} with seed {seed}; no picture of the {held_out}
+held-out runs was among them. Preprocessing: cosine drifts slower than {high_pass_hz:g} Hz removed, z-scores,
+trusted after {warmup} volumes.
+
+Samplers (the first is the default): {samplers}.
+
+## Files
+
+{files}
+
+The arithmetic is in float32. Weights are stored as float16 where they are big; an engine widens them once,
+while it loads them.
+
+## How close each step stayed to the one before
+
+{parity}
+
+Differences are the largest ones, relative to the largest number of what is compared; `noise` is what the UNet
+predicts, `image` counts levels of 255 beyond the one that rounding can flip. The hash of every step is in
+`bundle.json`.
+
+## Limits
+
+{limits}
+"""
+
+_SYNTHETIC = """\
+**The recordings are synthetic.** No person was scanned: a simulated cortex looked at scenes of OpenMoji
+pictures (seed {seed}, settings {settings}). What this bundle decodes says nothing about brains.
+
+Pictures: [OpenMoji](https://openmoji.org), the open-source emoji and icon project, licence
+[CC BY-SA 4.0](https://creativecommons.org/licenses/by-sa/4.0/); turned, scaled and drawn on gradients.
+The model learned from them and its pictures derive from them: share them under the same licence."""
+
+_RECORDED = """\
+The recordings are those that the checkpoint was trained on; it carries no note of a synthetic subject. Use
+this bundle under the terms of their data set."""
+
+_LIMITS = (
+    "Made for subject {subject} alone, on this grid, at this TR: the runtime refuses other runs.",
+    "Measured on a CPU with ONNX Runtime; on GPUs it has not been measured.",
+    "Parity says that the bundle computes what the trained model computes, not that the model is right: how "
+    "well it decodes is in the evaluation (`python -m train evaluate`).",
+    "A picture shows what the window of {length} volumes holds; the haemodynamic response alone puts it "
+    "{delay_s:.1f} s behind what was seen.",
+    "The diffusion model completes what the brain leaves open: a sharp picture is no sign of a sure one.",
+)
+
+
+def card(spec: Spec, stages: Iterable[Stage], sizes: Mapping[str, int], checkpoint: Checkpoint) -> str:
+    """The text of a bundle's ``README.md``.
+
+    :param sizes: bytes of its files
+    :raises ExportError: when the checkpoint's ``synthetic.json`` cannot be read
+    """
+    info, recipe = checkpoint.info, checkpoint.recipe
+    stages = list(stages)
+    merged = next(stage for stage in stages if stage.name == "merged")
+    window = spec.decoders[0].window
+    facts = {
+        "subject": spec.subject,
+        "length": window.length_volumes,
+        # The picture's onset to the end of the window's last volume.
+        "delay_s": (window.delay_volumes + 1) * spec.tr_s,
+    }
+    return _CARD.format(
+        **facts,
+        name=spec.name,
+        tr_s=spec.tr_s,
+        offset=window.offset_volumes,
+        recordings=_recordings(checkpoint.folder),
+        n_voxels=spec.roi.n_voxels,
+        grid=_times(spec.roi.shape),
+        tokens=spec.condition_shape[0],
+        token_width=spec.condition_shape[1],
+        latents=_times(spec.latent_shape),
+        height=spec.image_size_px[0],
+        width=spec.image_size_px[1],
+        rank=recipe.lora.rank,
+        brain=_millions(merged, "brain"),
+        unet=_millions(merged, "image_unet"),
+        vae=_millions(merged, "vae"),
+        trials=info.n_train_trials,
+        steps=recipe.fit.steps,
+        batch=recipe.fit.micro_batch * recipe.fit.accumulation,
+        seed=info.seed,
+        held_out=len(info.held_out_runs),
+        high_pass_hz=spec.preprocessing.high_pass_hz,
+        warmup=spec.preprocessing.warmup_volumes,
+        samplers=", ".join(f"`{s.name}` with guidance {s.guidance[0]:g}" for s in spec.samplers),
+        files=_table(("file", "MB"), [(f"`{name}`", f"{size / 1e6:.2f}") for name, size in sizes.items()]),
+        parity=_parity(stages),
+        limits="\n".join(f"- {limit.format(**facts)}" for limit in _LIMITS),
+    )
+
+
+def _recordings(folder: Path) -> str:
+    """Whether the subject is synthetic: then the checkpoint has a copy of the data set's note."""
+    path = folder / SYNTHETIC_FILE
+    if not path.exists():
+        return _RECORDED
+    try:
+        made: dict[str, Any] = json.loads(path.read_bytes())
+        return _SYNTHETIC.format(seed=made["seed"], settings=made["settings_sha256"][:12])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ExportError(
+            f"{path}: expected the note that `python -m sim synthesize` writes: {error!r}"
+        ) from error
+
+
+def _parity(stages: Iterable[Stage]) -> str:
+    rows = [
+        (stage.name, stage.notes.get("against", ""), what, f"{value:.2g}", stage.notes.get("limit", ""))
+        for stage in stages
+        for what, value in stage.parity.items()
+    ]
+    return _table(("step", "against", "what", "difference", "limit"), rows)
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _times(sizes: Iterable[int]) -> str:
+    return " x ".join(map(str, sizes))
+
+
+def _millions(merged: Stage, part: str) -> str:
+    return f"{int(merged.notes[f'{part}_parameters']) / 1e6:.1f}"

@@ -1,0 +1,163 @@
+"""The three graphs of a bundle as modules: tensors in, tensors out, as ``realtime.engines.signature`` says.
+
+Legend: n conditions, N tokens, W token width, c, h, w latents, V voxels, T volumes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from realtime.bundle import Sampler
+from train.brain import BrainModule
+
+Inputs = dict[str, Tensor]
+
+
+class BrainGraph(nn.Module):
+    """The brain module of one subject."""
+
+    subject: Tensor
+
+    def __init__(self, brain: BrainModule, subject_index: int = 0) -> None:
+        super().__init__()
+        self.brain = brain
+        self.register_buffer("subject", torch.tensor([subject_index]))
+
+    def forward(self, window: Tensor) -> Tensor:
+        """A window ``[1, V, T]`` of z-scores: the condition ``[1, N, W]``."""
+        condition: Tensor = self.brain(window, self.subject)
+        return condition
+
+
+class DenoiseGraph(nn.Module):
+    """One step of any sampler that is a table of timesteps and coefficients.
+
+    :param unet: noise of latents ``[n, c, h, w]`` at a timestep given conditions ``[n, N, W]``
+    :param alphas_cumprod: share of signal in the variance of noisy latents, by timestep
+    """
+
+    signal: Tensor
+    noise: Tensor
+
+    def __init__(self, unet: nn.Module, alphas_cumprod: Tensor) -> None:
+        super().__init__()
+        self.unet = unet
+        self.register_buffer("signal", alphas_cumprod.double().sqrt().float())
+        self.register_buffer("noise", (1 - alphas_cumprod.double()).sqrt().float())
+
+    def forward(
+        self,
+        latents: Tensor,
+        previous: Tensor,
+        timestep: Tensor,
+        conditions: Tensor,
+        weights: Tensor,
+        coefficients: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """The next latents ``[1, c, h, w]`` and the prediction of the clean ones, ``[1, c, h, w]``.
+
+        The noises predicted under the ``n`` conditions are summed by ``weights`` ``[n]``: ``[1 - g, g]`` is
+        classifier-free guidance g (Ho and Salimans 2022), ``[1]`` is none.
+        """
+        repeated = latents.expand(conditions.shape[0], -1, -1, -1)
+        noises = self.unet(repeated, timestep, conditions, return_dict=False)[0]
+        guided = (weights.view(-1, 1, 1, 1) * noises).sum(dim=0, keepdim=True)
+        prediction = (latents - self.noise[timestep] * guided) / self.signal[timestep]
+        next_latents = coefficients[0] * latents + coefficients[1] * prediction + coefficients[2] * previous
+        return next_latents, prediction
+
+
+class VaeGraph(nn.Module):
+    """Latents to a picture; scaling and rounding are those of ``train.pretrain.decode_latents``."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+        self.scale = float(vae.config.scaling_factor)
+        self.shift = float(vae.config.shift_factor or 0.0)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Latents ``[1, c, h, w]`` as the sampler leaves them: the picture, uint8 ``[H, W, 3]``."""
+        picture = self.vae.decode(latents / self.scale + self.shift, return_dict=False)[0]
+        levels = ((picture / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        image: Tensor = levels[0].permute(1, 2, 0)
+        return image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """A module on its way to ONNX."""
+
+    name: str
+    module: nn.Module
+    outputs: tuple[str, ...]
+    cases: list[Inputs]
+    """Inputs at which parity is measured, by name in the order of ``forward``; the first one is traced."""
+    free: dict[str, str] = field(default_factory=dict)
+    """Inputs whose first dimension is free, and its name."""
+
+
+def brain_graph(brain: BrainModule, seed: int, n_cases: int = 4) -> Graph:
+    """The brain graph, with standard normal windows as cases."""
+    draw = torch.Generator().manual_seed(seed)
+    shape = (1, brain.config.n_voxels, brain.config.n_volumes)
+    windows = [torch.randn(shape, generator=draw) for _ in range(n_cases)]
+    return Graph(
+        name="brain",
+        module=BrainGraph(brain).eval(),
+        outputs=("condition",),
+        cases=[{"window": window} for window in windows],
+    )
+
+
+def denoise_graph(
+    unet: nn.Module,
+    alphas_cumprod: Tensor,
+    sampler: Sampler,
+    conditions: Tensor,
+    latent_shape: tuple[int, ...],
+    seed: int,
+) -> Graph:
+    """The denoise graph; its cases are the first, middle and last step of a sampler, guided and not.
+
+    :param conditions: null and another condition, ``[2, N, W]``
+    """
+    draw = torch.Generator().manual_seed(seed)
+    last = len(sampler.timesteps) - 1
+    cases: list[Inputs] = []
+    for step in (0, last // 2, last):
+        guidance = sampler.guidance[step]
+        for weights in ([1 - guidance, guidance], [1.0]):
+            cases.append(
+                {
+                    "latents": torch.randn(1, *latent_shape, generator=draw),
+                    "previous": torch.randn(1, *latent_shape, generator=draw),
+                    "timestep": torch.tensor([sampler.timesteps[step]]),
+                    "conditions": conditions[-len(weights) :],
+                    "weights": torch.tensor(weights),
+                    "coefficients": torch.tensor(sampler.coefficients[step]),
+                }
+            )
+    return Graph(
+        name="denoise",
+        module=DenoiseGraph(unet, alphas_cumprod).eval(),
+        outputs=("next", "prediction"),
+        cases=cases,
+        free={"conditions": "n", "weights": "n"},
+    )
+
+
+def vae_graph(vae: AutoencoderKL, latent_shape: tuple[int, ...], seed: int, n_cases: int = 3) -> Graph:
+    """The VAE graph, with standard normal latents as cases: the scaling factor makes theirs so."""
+    draw = torch.Generator().manual_seed(seed)
+    latents = [torch.randn(1, *latent_shape, generator=draw) for _ in range(n_cases)]
+    return Graph(
+        name="vae",
+        module=VaeGraph(vae).eval(),
+        outputs=("image",),
+        cases=[{"latents": each} for each in latents],
+    )

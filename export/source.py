@@ -1,0 +1,86 @@
+"""What an export starts from: the checkpoint, its base model, and the subject's region and prior."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+
+from export.errors import ExportError
+from realtime import bundle, bundlefiles
+from realtime.bundle import NULL_CONDITION_FILE, PRIOR_FILE
+from realtime.errors import BundleError
+from train.dynadiff import Checkpoint, load_checkpoint, read_info
+from train.errors import TrainError
+
+ROI_FILE = "roi.nii.gz"
+ADAPTER_FILE = "adapter/pytorch_lora_weights.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Subject:
+    """The subject's region on the scanner's grid, and prior mean and SD of its voxels, float32 ``[V]``."""
+
+    roi: bundle.Roi
+    prior_mean: NDArray[np.float32]
+    prior_sd: NDArray[np.float32]
+
+
+def read_checkpoint(folder: Path, base: Path | None = None) -> Checkpoint:
+    """Read a checkpoint and the base model that it was trained on.
+
+    :raises ExportError: when a file is missing or does not hold what it should
+    """
+    try:
+        read_info(folder)
+        if not (folder / ADAPTER_FILE).exists():
+            raise ExportError(f"expected {folder / ADAPTER_FILE}, found no file; is the checkpoint whole?")
+        return load_checkpoint(folder, base)
+    except TrainError as error:
+        raise ExportError(str(error)) from error
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ExportError(
+            f"expected weights that fit each other in {folder} and its base model: {error}; name the base "
+            "model that the checkpoint was trained on with --base, or train again"
+        ) from error
+
+
+def read_subject(checkpoint: Checkpoint) -> Subject:
+    """Read region and prior; they must fit the brain module.
+
+    :raises ExportError: naming the file that is missing or does not fit
+    """
+    path, n_voxels = checkpoint.folder / ROI_FILE, checkpoint.info.n_voxels
+    try:
+        mask, affine = bundlefiles.read_mask(path)
+        prior = bundlefiles.read_npz(checkpoint.folder / PRIOR_FILE, {"mean": (n_voxels,), "sd": (n_voxels,)})
+    except (BundleError, OSError) as error:
+        raise ExportError(
+            f"{error}; `python -m train fit` writes it into the checkpoint at its end"
+        ) from error
+    found = int(np.count_nonzero(mask))
+    if found != n_voxels:
+        raise ExportError(
+            f"{path}: expected the {n_voxels} voxels the brain module was trained on, found {found}"
+        )
+    x, y, z = mask.shape
+    r0, r1, r2, r3 = ((float(a), float(b), float(c), float(d)) for a, b, c, d in affine)
+    roi = bundle.Roi(file=ROI_FILE, n_voxels=n_voxels, shape=(x, y, z), affine=(r0, r1, r2, r3))
+    return Subject(roi=roi, prior_mean=prior["mean"], prior_sd=prior["sd"])
+
+
+def write_subject(checkpoint: Checkpoint, subject: Subject, folder: Path) -> None:
+    """Write what the runtime needs besides the graphs: region, prior and null condition."""
+    shutil.copyfile(checkpoint.folder / ROI_FILE, folder / ROI_FILE)
+    np.savez(folder / PRIOR_FILE, mean=subject.prior_mean, sd=subject.prior_sd)
+    np.save(folder / NULL_CONDITION_FILE, np.ascontiguousarray(checkpoint.null_NW.numpy(), dtype=np.float32))
+
+
+def latent_shape(checkpoint: Checkpoint) -> tuple[int, int, int]:
+    """Channels, height and width of the latents."""
+    config = checkpoint.unet.config
+    return config.in_channels, config.sample_size, config.sample_size
