@@ -6,6 +6,7 @@ A checkpoint is a folder that says what it is:
     brain.safetensors      brain module and null condition
     adapter/               LoRA, as diffusers and peft save it
     roi.nii.gz, prior.npz  what the runtime needs of the subject
+    synthetic.json         how the recordings were made, where no person was scanned
 """
 
 from __future__ import annotations

@@ -73,6 +73,8 @@ def fit_subject(root: Path, subject: int, recipe: Recipe, base: Path, out: Path,
     )
     shutil.copy(layout.roi(subject), out / "roi.nii.gz")
     prior.save(out / "prior.npz")
+    if (root / "synthetic.json").exists():
+        shutil.copy(root / "synthetic.json", out)
     info = CheckpointInfo(
         subject=subject,
         seed=seed,
