@@ -100,4 +100,5 @@ def _difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
     apart = float(np.abs(found.astype(np.float64) - expected).max())
     if expected.dtype == np.uint8:
         return max(apart - 1, 0.0) / 255
-    return apart / float(np.abs(expected).max())
+    largest = float(np.abs(expected).max())
+    return apart / largest if largest else apart

@@ -1,0 +1,121 @@
+"""A checkpoint small enough to export in a test: the real classes, random weights, LoRA that matters."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from export import onnxgraph
+from export.__main__ import main
+from export.source import read_checkpoint
+from realtime.bundle import Bundle
+from train.brain import BrainModule
+from train.dynadiff import Checkpoint, CheckpointInfo, Dynadiff, add_lora, brain_config, save_checkpoint
+from train.pretrain import make_unet, make_vae
+from train.recipe import Recipe, read_recipe
+
+GRID = (5, 4, 3)
+N_VOXELS = 30
+AFFINE = np.diag([1.8, 1.8, 1.8, 1.0])
+STORED_ELEMENTS = 256
+"""Weights of the tiny model that count as big."""
+
+
+def tiny_recipe() -> Recipe:
+    recipe, replace = read_recipe(), msgspec.structs.replace
+    return replace(
+        recipe,
+        base=replace(
+            recipe.base,
+            latent_channels=4,
+            vae_widths=(8, 8, 8, 8),
+            unet_widths=(16, 32),
+            attention_head_width=8,
+            n_tokens=3,
+            token_width=8,
+        ),
+        brain=replace(recipe.brain, hidden_width=32),
+        lora=replace(recipe.lora, rank=2, alpha=6),
+        diffusion=replace(recipe.diffusion, inference_steps=4, guidance=3.0),
+    )
+
+
+def write_checkpoint(root: Path, recipe: Recipe, n_voxels: int = N_VOXELS) -> tuple[Path, Path]:
+    """A base model and a checkpoint as training leaves them, with random weights; returns both folders."""
+    torch.manual_seed(0)
+    base, folder = root / "base", root / "checkpoint"
+    unet, vae = make_unet(recipe.base), make_vae(recipe.base)
+    vae.register_to_config(scaling_factor=0.7)
+    unet.save_pretrained(base / "image_unet")
+    vae.save_pretrained(base / "vae")
+    add_lora(unet, recipe.lora)
+    for name, weight in unet.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=0.5)
+    null = torch.randn(recipe.base.n_tokens, recipe.base.token_width)
+    model = Dynadiff(BrainModule(brain_config(recipe, n_voxels)), unet, null, recipe)
+    info = CheckpointInfo(
+        subject=1,
+        seed=7,
+        tr_s=4 / 3,
+        n_voxels=n_voxels,
+        recipe=recipe,
+        base=os.path.relpath(base, folder),
+        held_out_runs=[(1, 1, 3), (1, 2, 5)],
+        n_train_trials=1234,
+        last_loss=0.125,
+    )
+    save_checkpoint(folder, model, info)
+    mask = np.zeros(np.prod(GRID) if n_voxels == N_VOXELS else n_voxels, dtype=np.int16)
+    mask[:n_voxels] = 1
+    shape = GRID if n_voxels == N_VOXELS else (n_voxels, 1, 1)
+    nibabel.save(nibabel.Nifti1Image(mask.reshape(shape), AFFINE), folder / "roi.nii.gz")
+    ones = np.ones(n_voxels, dtype=np.float32)
+    np.savez(folder / "prior.npz", mean=900 * ones, sd=20 * ones)
+    (folder / "synthetic.json").write_text(json.dumps({"seed": 5, "settings_sha256": "ab" * 32}))
+    return base, folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What the command made of the tiny checkpoint, and what it said."""
+
+    root: Path
+    folder: Path
+    checkpoint: Checkpoint
+    bundle: Bundle
+    said: str
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the tiny checkpoint; not to be changed."""
+    return write_checkpoint(tmp_path_factory.mktemp("tiny"), tiny_recipe())[1]
+
+
+@pytest.fixture(scope="session")
+def exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The tiny checkpoint, exported by the command; not to be changed."""
+    root = tmp_path_factory.mktemp("bundles")
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+        patch.setattr(onnxgraph, "MIN_STORED_ELEMENTS", STORED_ELEMENTS)
+        code = main(["bundle", "--checkpoint", str(tiny_checkpoint), "--out", str(root / "sub-01")])
+    assert code == 0
+    return Exported(
+        root=root,
+        folder=root / "sub-01",
+        checkpoint=read_checkpoint(tiny_checkpoint),
+        bundle=Bundle.open(root / "sub-01"),
+        said=out.getvalue(),
+    )

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from onnxscript import ir
+from safetensors.torch import load_file, save_file
+
+from export import build, onnxgraph
+from export.build import export_bundle
+from export.errors import ExportError
+from export.graphs import DenoiseGraph, brain_graph
+from export.parity import Limits, gate, gate_psnr, psnr_db
+from export.pictures import torch_pictures
+from export.provenance import CHECKPOINT_FILES, folder_sha256
+from realtime.bundle import SPEC_FILE, Bundle, Stage
+from realtime.bundlefiles import file_sha256
+from realtime.decode import Decoder
+from realtime.engines import open_engine
+from train.diffusion import make_scheduler
+from train.dynadiff import merged_unet
+
+from .conftest import STORED_ELEMENTS, Exported
+
+
+def stages_of(bundle: Bundle) -> dict[str, Stage]:
+    return {stage.name: stage for stage in bundle.spec.provenance}
+
+
+def test_the_bundle_is_what_the_checkpoint_says(exported: Exported) -> None:
+    spec, recipe = exported.bundle.spec, exported.checkpoint.recipe
+    assert (spec.name, spec.subject, spec.tr_s) == ("sub-01", 1, 4 / 3)
+    assert (spec.latent_shape, spec.image_size_px, spec.condition_shape) == ((4, 8, 8), (64, 64), (3, 8))
+    assert spec.preprocessing.high_pass_hz == recipe.preprocessing.high_pass_hz
+    assert spec.decoders[0].window.length_volumes == recipe.window.length_volumes
+    assert spec.decoders[0].window.offset_volumes == recipe.window.offset_volumes
+    assert [(s.name, s.guidance) for s in spec.samplers] == [("ddim-4", (3.0,) * 4), ("ddim-2", (3.0,) * 2)]
+    np.testing.assert_array_equal(exported.bundle.null_condition, exported.checkpoint.null_NW)
+
+
+def test_it_holds_what_it_lists_and_nothing_else(exported: Exported) -> None:
+    found = {path.name for path in exported.folder.iterdir()}
+    assert found == {SPEC_FILE, *exported.bundle.spec.files}
+    assert "README.md" in found
+    assert [path.name for path in exported.root.iterdir()] == ["sub-01"], "no half-written folder beside it"
+
+
+def test_the_command_says_what_it_made(exported: Exported) -> None:
+    size = sum(path.stat().st_size for path in exported.folder.iterdir())
+    assert f"{size / 1e6:.1f} MB, sha256 {exported.bundle.sha256}" in exported.said
+    assert f"realtime serve --subject 1 --bundle {exported.folder}" in exported.said
+
+
+def test_the_runtime_decodes_windows_into_the_pictures_of_torch(exported: Exported) -> None:
+    """Other windows and another seed than those measured at export."""
+    windows = np.random.default_rng(11).standard_normal((3, 30, 6), dtype=np.float32)
+    decoder = Decoder(exported.bundle, open_engine(exported.bundle, "onnxruntime-cpu"), seed=12)
+    for sampler in exported.bundle.spec.samplers:
+        found = [decoder.decode(window, sampler).image for window in windows]
+        expected = torch_pictures(exported.checkpoint, windows, sampler, seed=12)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert psnr_db(ours, theirs) > 30
+        assert psnr_db(found[0], found[1]) < 30, "the window must matter, else nothing is tested"
+
+
+def test_lora_is_merged_and_matters(exported: Exported) -> None:
+    checkpoint = exported.checkpoint
+    merged, unmerged = merged_unet(checkpoint), checkpoint.unet
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+    latents, condition = torch.randn(1, 4, 8, 8), torch.randn(1, 3, 8)
+    with torch.no_grad():
+        expected = unmerged(latents, 301, condition).sample
+        found = merged(latents, 301, condition).sample
+        unmerged.disable_adapters()
+        without = unmerged(latents, 301, condition).sample
+        unmerged.enable_adapters()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert float((without - expected).abs().max()) > 1e-2
+    onnx = onnxgraph.onnx_runner(exported.bundle.graph_path("denoise"))
+    module = DenoiseGraph(merged, make_scheduler().alphas_cumprod)
+    inputs = {
+        "latents": latents,
+        "previous": latents,
+        "timestep": torch.tensor([301]),
+        "conditions": condition,
+        "weights": torch.ones(1),
+        "coefficients": torch.tensor([0.0, 1.0, 0.0]),
+    }
+    np.testing.assert_allclose(onnx(inputs)["next"], module(**inputs)[0], atol=2e-2)
+
+
+def test_every_stage_is_measured_and_within_its_limit(exported: Exported) -> None:
+    stages = stages_of(exported.bundle)
+    assert list(stages) == [
+        *("base model", "checkpoint", "ddim-4", "ddim-2", "merged"),
+        *(f"{graph} {step}" for graph in ("brain", "denoise", "vae") for step in ("onnx", "stored")),
+        "pictures",
+    ]
+    assert set(stages["merged"].parity) == {"next", "noise"}
+    assert 0 < stages["merged"].parity["noise"] <= 1e-4
+    for graph in ("brain", "denoise", "vae"):
+        assert max(stages[f"{graph} onnx"].parity.values()) <= 1e-4
+        assert max(stages[f"{graph} stored"].parity.values()) <= 1e-2
+    assert 1e-5 < stages["denoise stored"].parity["noise"], "rounded weights must show"
+    assert stages["pictures"].parity.keys() == {"ddim-4_psnr_db", "ddim-2_psnr_db"}
+    assert min(stages["pictures"].parity.values()) >= 30
+
+
+def test_the_way_is_linked_by_hashes(exported: Exported, tiny_checkpoint: Path) -> None:
+    stages = stages_of(exported.bundle)
+    seen: set[str] = set()
+    for stage in exported.bundle.spec.provenance:
+        assert set(stage.made_from) <= seen, stage.name
+        seen.add(stage.sha256)
+    assert stages["checkpoint"].made_from == (stages["base model"].sha256,)
+    assert stages["merged"].made_from == (stages["checkpoint"].sha256, stages["base model"].sha256)
+    assert stages["checkpoint"].sha256 == folder_sha256(tiny_checkpoint, CHECKPOINT_FILES)
+    for graph in ("brain", "denoise", "vae"):
+        assert stages[f"{graph} onnx"].made_from == (stages["merged"].sha256,)
+        assert stages[f"{graph} stored"].made_from == (stages[f"{graph} onnx"].sha256,)
+        assert stages[f"{graph} stored"].sha256 == exported.bundle.spec.files[f"{graph}.onnx"]
+        assert stages[f"{graph} stored"].sha256 in stages["pictures"].made_from
+
+
+def test_the_same_checkpoint_gives_the_same_graph(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxgraph, "MIN_STORED_ELEMENTS", STORED_ELEMENTS)
+    model = onnxgraph.trace(brain_graph(exported.checkpoint.brain, build.SEED))
+    onnxgraph.save(model, tmp_path / "exact.onnx")
+    onnxgraph.store_compactly(model)
+    onnxgraph.save(model, tmp_path / "stored.onnx")
+    stages = stages_of(exported.bundle)
+    assert file_sha256(tmp_path / "exact.onnx") == stages["brain onnx"].sha256
+    assert file_sha256(tmp_path / "stored.onnx") == stages["brain stored"].sha256
+
+
+def test_the_card_says_what_a_person_should_know(exported: Exported, tiny_checkpoint: Path) -> None:
+    card = (exported.folder / "README.md").read_text()
+    for fact in (
+        "synthetic",
+        "OpenMoji",
+        "CC BY-SA 4.0",
+        "1234 presentations",
+        "30 voxels",
+        "`ddim-4`",
+        "12.0 s",
+    ):
+        assert fact in card
+    for stage in exported.bundle.spec.provenance:
+        for what, value in stage.parity.items():
+            assert re.search(rf"\| {stage.name} \|[^|]*\| {what} \| {re.escape(f'{value:.2g}')} \|", card)
+    for text in (card, (exported.folder / SPEC_FILE).read_text()):
+        assert str(tiny_checkpoint.parent) not in text
+
+
+@pytest.mark.parametrize(
+    ("limits", "step"),
+    [(Limits(sampler=0), "sampler ddim-4"), (Limits(merged=0), "merged"), (Limits(onnx=-1), "brain onnx")],
+)
+def test_a_step_beyond_its_limit_is_named_and_leaves_nothing(
+    tiny_checkpoint: Path, tmp_path: Path, limits: Limits, step: str
+) -> None:
+    with pytest.raises(ExportError, match=rf"^{step}: expected \w+ to stay within"):
+        export_bundle(tiny_checkpoint, tmp_path / "out", limits=limits)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_weight_changed_on_the_way_is_found(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def store_and_spoil(model: ir.Model) -> int:
+        value = max(
+            model.graph.initializers.values(), key=lambda v: v.const_value.nbytes if v.const_value else 0
+        )
+        assert value.const_value is not None
+        spoiled = value.const_value.numpy().copy()
+        spoiled.flat[0] += 10
+        value.const_value = ir.tensor(spoiled, name=value.name)
+        return 1
+
+    monkeypatch.setattr(onnxgraph, "store_compactly", store_and_spoil)
+    with pytest.raises(ExportError, match="^brain stored: expected condition to stay within 0.01"):
+        export_bundle(tiny_checkpoint, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_not_finite_are_found(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
+    weights = load_file(copied / "brain.safetensors")
+    weights["null_condition"][0, 0] = torch.nan
+    save_file(weights, copied / "brain.safetensors")
+    with pytest.raises(ExportError, match="^merged: expected next to stay within 0.0001 .* got nan"):
+        export_bundle(copied, tmp_path / "out", base=tiny_checkpoint.parent / "base")
+    assert not (tmp_path / "out").exists()
+
+
+def test_gates_let_nothing_undefined_pass() -> None:
+    for value in (float("nan"), float("inf"), 2e-4):
+        with pytest.raises(ExportError, match="step: expected figure"):
+            gate("step", {"figure": value}, 1e-4)
+    for value in (float("nan"), 29.9):
+        with pytest.raises(ExportError, match="step: expected a PSNR"):
+            gate_psnr("step", {"figure": value}, 30)
+    assert gate("step", {"figure": 1e-4}, 1e-4) == {"figure": 1e-4}
+    assert gate_psnr("step", {"figure": 30.0}, 30) == {"figure": 30.0}
+
+
+def test_psnr_of_one_level_and_of_none() -> None:
+    black = np.zeros((4, 4, 3), dtype=np.uint8)
+    assert psnr_db(black + np.uint8(1), black) == pytest.approx(48.13, abs=0.01)
+    assert psnr_db(black, black) == 100.0

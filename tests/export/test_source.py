@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+from export.__main__ import main
+from export.errors import ExportError
+from export.source import read_checkpoint, read_subject, write_subject
+
+from .conftest import AFFINE, GRID, N_VOXELS
+
+
+@pytest.fixture
+def copied(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny checkpoint, with its base model beside it as before, to be damaged."""
+    shutil.copytree(tiny_checkpoint.parent / "base", tmp_path / "base")
+    return Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
+
+
+def test_region_prior_and_null_condition_come_through(copied: Path, tmp_path: Path) -> None:
+    checkpoint = read_checkpoint(copied)
+    subject = read_subject(checkpoint)
+    (tmp_path / "out").mkdir()
+    write_subject(checkpoint, subject, tmp_path / "out")
+    assert (subject.roi.n_voxels, subject.roi.shape) == (N_VOXELS, GRID)
+    np.testing.assert_array_equal(subject.roi.affine, AFFINE)
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "null_condition.npy"), checkpoint.null_NW)
+    with np.load(tmp_path / "out" / "prior.npz") as prior:
+        assert {name: set(prior[name].tolist()) for name in prior} == {"mean": {900.0}, "sd": {20.0}}
+
+
+def test_a_moved_base_model_is_named(copied: Path, tmp_path: Path) -> None:
+    moved = (tmp_path / "base").rename(tmp_path / "elsewhere")
+    with pytest.raises(ExportError, match=r"base.*config\.json, found no file; name the base model's folder"):
+        read_checkpoint(copied)
+    assert read_checkpoint(copied, moved).base_folder == moved
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "checkpoint.json",
+        "brain.safetensors",
+        "adapter/pytorch_lora_weights.safetensors",
+        "roi.nii.gz",
+        "prior.npz",
+    ],
+)
+def test_a_missing_file_is_named(copied: Path, missing: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (copied / missing).unlink()
+    out = copied.parent / "out"
+    assert main(["bundle", "--checkpoint", str(copied), "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("export: ")
+    assert said.count("\n") == 1
+    assert Path(missing).name in said
+    assert not out.exists()
+
+
+def test_no_checkpoint_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bundle", "--checkpoint", str(tmp_path / "none"), "--out", str(tmp_path / "out")]) == 2
+    assert "checkpoint.json, found no file" in capsys.readouterr().err
+
+
+def test_damaged_weights(copied: Path) -> None:
+    whole = (copied / "brain.safetensors").read_bytes()
+    (copied / "brain.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ExportError, match="expected weights that fit each other"):
+        read_checkpoint(copied)
+
+
+def test_weights_of_another_size(copied: Path) -> None:
+    weights = load_file(copied / "brain.safetensors")
+    weights["brain.output.weight"] = weights["brain.output.weight"][:-1].contiguous()
+    save_file(weights, copied / "brain.safetensors")
+    with pytest.raises(ExportError, match=r"size mismatch for output\.weight"):
+        read_checkpoint(copied)
+
+
+def test_a_region_that_the_brain_module_was_not_trained_on(copied: Path) -> None:
+    mask = np.zeros(GRID, dtype=np.int16)
+    mask.flat[: N_VOXELS - 1] = 1
+    nibabel.save(nibabel.Nifti1Image(mask, AFFINE), copied / "roi.nii.gz")
+    with pytest.raises(ExportError, match="expected the 30 voxels the brain module was trained on, found 29"):
+        read_subject(read_checkpoint(copied))
+
+
+def test_a_prior_of_another_region(copied: Path) -> None:
+    np.savez(copied / "prior.npz", mean=np.ones(3, np.float32), sd=np.ones(3, np.float32))
+    with pytest.raises(ExportError, match=r"prior\.npz.*expected C-order float32 \(30,\)"):
+        read_subject(read_checkpoint(copied))
