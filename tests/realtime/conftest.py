@@ -10,17 +10,12 @@ import nibabel
 import numpy as np
 import onnx
 import pytest
-from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from realtime import bundle
 from realtime.bundlefiles import file_sha256
 from realtime.engines import signature
-
-# How fast an example runs on a busy machine is no property of the code.
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("untimed")
 
 GRID = (6, 6, 6)
 N_VOXELS = 30
