@@ -67,8 +67,8 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser = commands.add_parser(
         "demo",
         help="replay the shipped run and decode it",
-        description="Replay a held-out run of a simulated subject, which comes with this package, as a scanner"
-        " would send it; decode it and report how well the frames match what was shown.",
+        description="Replay a held-out run of a simulated subject, which comes with this package, as a "
+        "scanner would send it; decode it and report how well the frames match what was shown.",
     )
     parser.add_argument(
         "--speed",

@@ -35,25 +35,13 @@ class Replay:
     speed: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Outcome:
-    folder: Path | None
-    was_interrupted: bool
-    complaint: str | None
-    """What the scanner said when it failed."""
-
-
 def demo(options: Options, replay: Replay, *, open_browser: bool, tell: Callable[[str], None]) -> None:
     """Replay the run to its end, or until Ctrl-C; write the report and print it.
 
     :raises RealtimeError: when it cannot start, or the scanner fails.
     """
     command = scanner_command(replay)
-    outcome = asyncio.run(_demo(Service(options), options, command, open_browser, tell))
-    if outcome.folder:
-        _report(outcome.folder, options.out, with_network=not outcome.was_interrupted, tell=tell)
-    if outcome.complaint:
-        raise ServeError(f"the simulated scanner failed: {outcome.complaint}")
+    asyncio.run(_demo(Service(options), options, command, open_browser, tell))
 
 
 def scanner_command(replay: Replay) -> list[str]:
@@ -72,23 +60,35 @@ def scanner_command(replay: Replay) -> list[str]:
 
 async def _demo(
     service: Service, options: Options, command: list[str], open_browser: bool, tell: Callable[[str], None]
-) -> _Outcome:
+) -> None:
     with interrupts() as stop:
         await service.start()
-        if service.url:
-            tell(f"open {service.url}")
-        for line in describe(service, options):
-            tell(line)
-        if open_browser and service.url:
-            open_page(service.url)
-        async with _scanner([*command, service.source_address]) as scanner:
-            return await _follow(service, stop, scanner)
+        try:
+            if service.url:
+                tell(f"open {service.url}")
+            for line in describe(service, options):
+                tell(line)
+            if open_browser and service.url:
+                open_page(service.url)
+            async with _scanner([*command, service.source_address]) as scanner:
+                folder = await _follow(service, stop, scanner)
+            if folder:
+                with_network = not stop.is_set()
+                await asyncio.to_thread(_report, folder, options.out, with_network=with_network, tell=tell)
+            scanner.check()
+            if service.url and sys.stdin.isatty() and not stop.is_set():
+                tell("the page stays until Ctrl-C")
+                await stop.wait()
+        finally:
+            await service.stop(end_run=True)
 
 
-async def _follow(service: Service, stop: asyncio.Event, scanner: _Scanner) -> _Outcome:
+async def _follow(service: Service, stop: asyncio.Event, scanner: _Scanner) -> Path | None:
+    """Serve until the run is closed, the scanner is gone or the user stops it; returns the run's folder."""
     closed = asyncio.create_task(service.closed.get())
+    serving = asyncio.create_task(service.pipeline.run())
     tasks: list[asyncio.Task[object]] = [
-        asyncio.create_task(service.pipeline.run()),
+        serving,
         asyncio.create_task(stop.wait()),
         asyncio.create_task(scanner.process.wait()),
         asyncio.create_task(_show_progress(service.pipeline.broadcast)),
@@ -96,16 +96,14 @@ async def _follow(service: Service, stop: asyncio.Event, scanner: _Scanner) -> _
     try:
         done, _ = await asyncio.wait([closed, *tasks], return_when=asyncio.FIRST_COMPLETED)
         await scanner.end(interrupt=closed not in done)
-        failed = [task for task in done if task is tasks[0]]
     finally:
         await cancel(*tasks)
-        left_open = await service.stop(end_run=True)
-    for task in failed:
-        task.result()
+        left_open = service.pipeline.stop(end_run=True)
+    if serving in done:
+        serving.result()
     folder = closed.result() if closed.done() else left_open
     closed.cancel()
-    complaint = scanner.complaint() if tasks[2] in done else None
-    return _Outcome(folder=folder, was_interrupted=stop.is_set(), complaint=complaint)
+    return folder
 
 
 class _Scanner:
@@ -114,21 +112,27 @@ class _Scanner:
     def __init__(self, process: asyncio.subprocess.Process, said: Path) -> None:
         self.process = process
         self._said = said
+        self._was_ended = False
+        self._last_line = ""
 
     async def end(self, *, interrupt: bool) -> None:
         """Wait until it is gone; with ``interrupt`` tell it to end its run now."""
         if interrupt and self.process.returncode is None:
+            self._was_ended = True
             self.process.send_signal(signal.SIGINT)
         try:
             await asyncio.wait_for(self.process.wait(), _CHILD_PATIENCE_S)
         except TimeoutError:
+            self._was_ended = True
             self.process.kill()
             await self.process.wait()
-
-    def complaint(self) -> str | None:
-        """The last line it said, where it failed."""
         said = self._said.read_text(errors="replace").strip().splitlines()
-        return (said or ["it said nothing"])[-1] if self.process.returncode else None
+        self._last_line = (said or ["it said nothing"])[-1]
+
+    def check(self) -> None:
+        """:raises ServeError: when it failed by itself, with the last line it said."""
+        if self.process.returncode and not self._was_ended:
+            raise ServeError(f"the simulated scanner failed: {self._last_line}")
 
 
 @asynccontextmanager
@@ -174,16 +178,12 @@ async def _show_progress(broadcast: Broadcast) -> None:
 def _report(folder: Path, out: Path, *, with_network: bool, tell: Callable[[str], None]) -> None:
     """Write the report into the run folder and, as the demo's result, into ``out``."""
     summary = report.write_report(folder)
-    recorded = read_recorded(folder)
-    report.save(out, summary, recorded)
     if with_network:
-        try:
-            report.add_network(summary, folder)
-        except KeyboardInterrupt:
-            summary.notes.append("features of EfficientNet-Lite0 were not scored: interrupted")
-        for target in (folder, out):
-            report.save(target, summary, recorded)
+        report.add_network(summary, folder)
+    recorded = read_recorded(folder)
+    for target in (folder, out):
+        report.save(target, summary, recorded)
     for line in report.lines(summary):
         tell(line)
-    tell(f"frames and tables {folder}")
-    tell(f"report            {(out / 'report.html').absolute()}")
+    tell(f"frames, tables  {folder}")
+    tell(f"report          {(out / 'report.html').absolute()}")

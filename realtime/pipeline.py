@@ -162,7 +162,7 @@ class Pipeline:
         png = run.show(message, received.payload)
         await received.reply(wire.MarkerAck(run_id=message.run_id, onset_volume=message.onset_volume))
         if png is not None:
-            shown = Shown(run_id=message.run_id, onset_volume=message.onset_volume, name=message.name)
+            shown = Shown(run_id=run.name, onset_volume=message.onset_volume, name=message.name)
             self.broadcast.send(Event(shown, png=png))
 
     async def _end(self, message: wire.RunEnd, received: Received) -> None:
@@ -285,7 +285,7 @@ class Pipeline:
         spec = bundle.spec
         return Status(
             state=self._state(),
-            run_id=run.start.run_id if run else None,
+            run_id=run.name if run else None,
             subject=run.start.subject if run else None,
             volume=run.position if run else None,
             counts=run.account.counts if run else Counts(),

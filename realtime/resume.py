@@ -89,10 +89,10 @@ def recorded_events(run: Run) -> Iterator[Event]:
     for entry in folder.entries():
         message = wire.decode_to_runtime(entry.header)
         if isinstance(message, wire.Marker):
-            shown = Shown(run_id=message.run_id, onset_volume=message.onset_volume, name=message.name)
+            shown = Shown(run_id=run.name, onset_volume=message.onset_volume, name=message.name)
             yield Event(shown, png=entry.payload)
     for row in folder.rows():
-        frame = row_frame(row, run.start.run_id)
+        frame = row_frame(row, run.name)
         image = cv2.imread(str(folder.path / row.frame)) if row.frame else None
         if frame is not None and image is not None:
             yield Event(frame, image=cv2.cvtColor(image, cv2.COLOR_BGR2RGB))  # type: ignore[arg-type]

@@ -91,6 +91,11 @@ class Run:
         )
 
     @property
+    def name(self) -> str:
+        """The run's id; of a later take, with its number."""
+        return self.folder.path.name
+
+    @property
     def position(self) -> int | None:
         """The newest volume whose turn has come; None before the first."""
         return self._reorder.next_index - 1 if self._reorder.next_index else None
@@ -181,7 +186,7 @@ class Run:
         total_ms = 1e3 * (perf_counter() - ready.arrival.received_s)
         known = {"journal": ready.arrival.journal_ms, "preprocess": ready.preprocess_ms} | stages_ms
         return Frame(
-            run_id=self.start.run_id,
+            run_id=self.name,
             volume=ready.volume,
             window=(ready.volume + 1 - self._window.length_volumes, ready.volume + 1),
             state=ready.state,

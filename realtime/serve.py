@@ -31,20 +31,21 @@ async def _serve(service: Service, options: Options, open_browser: bool, tell: C
         if open_browser and service.url:
             open_page(service.url)
         service.pipeline.resume_last()
-        tasks = [
+        reporting = asyncio.create_task(_report_runs(service.closed))
+        tasks: list[asyncio.Task[object]] = [
             asyncio.create_task(service.pipeline.run()),
             asyncio.create_task(stop.wait()),
-            asyncio.create_task(_report_runs(service.closed)),
         ]
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait([*tasks, reporting], return_when=asyncio.FIRST_COMPLETED)
         finally:
             await cancel(*tasks)
             open_folder = await service.stop(end_run=False)
-        unreported = [service.closed.get_nowait() for _ in range(service.closed.qsize())]
-        for folder in [*unreported, open_folder]:
-            if folder:
-                _write(folder)
+            if open_folder:
+                service.closed.put_nowait(open_folder)
+            all_reported = asyncio.create_task(service.closed.join())
+            await asyncio.wait([all_reported, reporting], return_when=asyncio.FIRST_COMPLETED)
+            await cancel(all_reported, reporting)
         for task in done:
             task.result()
 
@@ -70,8 +71,8 @@ async def cancel(*tasks: asyncio.Task[object]) -> None:
 
 async def _report_runs(closed: asyncio.Queue[Path]) -> None:
     while True:
-        # A cancelled thread runs on to its end, for which the event loop waits before it closes.
         await asyncio.to_thread(_write, await closed.get())
+        closed.task_done()
 
 
 def _write(folder: Path) -> None:

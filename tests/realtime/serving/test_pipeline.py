@@ -427,6 +427,7 @@ def test_the_same_run_again_is_another_take_and_the_page_starts_afresh(bundle, s
                 await one.until(lambda: 5 in one.pipeline.broadcast.frames)
                 await one.source.ask(scan.end("aborted"))
             assert [folder.name for folder in one.closed] == [scan.run_id, f"{scan.run_id}_take-2"]
+            assert one.frames[-1].run_id == one.status.run_id == f"{scan.run_id}_take-2"
 
     asyncio.run(run())
 
