@@ -80,9 +80,17 @@ class Journal:
             self._write(MAGIC)
 
     def close(self) -> None:
-        """Sync to the disk, then close and unlock."""
-        if not self._file.closed:
+        """Sync to the disk, then close and unlock.
+
+        :raises RecordError: when the disk fails.
+        """
+        if self._file.closed:
+            return
+        try:
             os.fsync(self._file.fileno())
+        except OSError as error:
+            raise RecordError(f"cannot sync {self.path} to the disk: {error.strerror or error}") from error
+        finally:
             self._file.close()
 
     def _write(self, data: bytes) -> None:

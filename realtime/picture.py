@@ -35,7 +35,10 @@ def decode_png(data: bytes) -> NDArray[np.uint8]:
         raise WireError(
             "picture", f"expected a picture of at most {MAX_EDGE_PX} px a side, got {width} x {height}"
         )
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:
+        image = None
     if image is None:
         raise WireError("picture", f"the marker's PNG of {len(data)} bytes cannot be decoded; it is damaged")
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)

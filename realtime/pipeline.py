@@ -28,7 +28,6 @@ from realtime.sources import Received, Source
 
 STALE_TR = 3
 """An open run is stale when no volume came for more than this many TR."""
-_TICKS_PER_TR = 4
 _NEVER = float("-inf")
 
 _log = logging.getLogger(__name__)
@@ -229,7 +228,7 @@ class Pipeline:
 
     async def _watch_time(self) -> None:
         while True:
-            await asyncio.sleep(self._settings.bundle.spec.tr_s / _TICKS_PER_TR)
+            await asyncio.sleep(self._settings.bundle.spec.tr_s / 4)
             run = self._open_run
             if run is None or self._heard_s == _NEVER:
                 continue
@@ -237,7 +236,7 @@ class Pipeline:
             try:
                 run.expire(perf_counter())
             except RecordError as error:
-                self._send_status(str(error))
+                run.tell(str(error))
             if run.account.counts != before or self._state() != self.broadcast.status.state:
                 self._wake.set()
                 self._send_status(run.message)
@@ -282,16 +281,15 @@ class Pipeline:
 
     def _status(self, message: str) -> Status:
         run, bundle = self._run, self._settings.bundle
-        spec = bundle.spec
         return Status(
             state=self._state(),
             run_id=run.name if run else None,
             subject=run.start.subject if run else None,
             volume=run.position if run else None,
             counts=run.account.counts if run else Counts(),
-            tr_s=spec.tr_s,
-            decode_delay_s=bundle.decoder().window.delay_volumes * spec.tr_s,
-            bundle_name=spec.name,
+            tr_s=bundle.spec.tr_s,
+            decode_delay_s=bundle.decoder().window.delay_volumes * bundle.spec.tr_s,
+            bundle_name=bundle.spec.name,
             bundle_sha256=bundle.sha256,
             bundle_is_demo=self._settings.bundle_is_demo,
             run_folder=str(run.folder.path) if run else None,

@@ -172,7 +172,12 @@ class RunFolder:
         text = msgspec.json.format(msgspec.json.encode(self.info), indent=2)
         temporary = self.path / "run.json.part"
         self._write(temporary, text)
-        temporary.replace(self.path / "run.json")
+        try:
+            temporary.replace(self.path / "run.json")
+        except OSError as error:
+            raise RecordError(
+                f"cannot replace {self.path / 'run.json'}: {error.strerror or error}"
+            ) from error
 
     def _describe(self) -> None:
         description = {

@@ -96,7 +96,7 @@ def bundle(tiny_bundle: Path) -> Bundle:
     return Bundle.open(tiny_bundle)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(actions=actions)
 def test_every_volume_ends_in_one_state_whatever_happens(actions, bundle: Bundle, make_scan) -> None:
     scan = make_scan(n_volumes=N_VOLUMES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import socket
 import subprocess
@@ -11,8 +12,12 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from realtime import cli, wire
+from realtime.errors import WireError
+from realtime.picture import decode_png
 
 
 def refused(reply: wire.ToScanner, code: str, *words: str) -> None:
@@ -63,15 +68,25 @@ def test_each_bad_message_is_refused_and_a_good_run_follows(serve, connect, make
 
 
 def test_a_png_that_would_fill_the_memory_is_refused(make_picture) -> None:
-    from realtime.errors import WireError
-    from realtime.picture import decode_png
-
     bomb = bytearray(make_picture(1))
     bomb[16:24] = (60_000).to_bytes(4, "big") * 2
     with pytest.raises(WireError, match="at most 2048 px a side, got 60000 x 60000"):
         decode_png(bytes(bomb))
     with pytest.raises(WireError, match="damaged"):
         decode_png(make_picture(1)[:60])
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    changes=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=8),
+    n_cut=st.integers(0, 60),
+)
+def test_a_damaged_png_is_decoded_or_refused_and_nothing_else(make_picture, changes, n_cut) -> None:
+    data = bytearray(make_picture(1))
+    for place, value in changes:
+        data[place % len(data)] = value
+    with contextlib.suppress(WireError):
+        assert decode_png(bytes(data[: len(data) - n_cut])).shape[2] == 3
 
 
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:
