@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
 
 from realtime.events import Broadcast, Counts, Event, Frame, LatencyMs, Shown, Status
 from realtime.viewer import Viewer
@@ -172,6 +172,7 @@ def open_page(tmp_path: Path) -> Iterator[Callable[..., Page]]:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         pytest.fail("browser tests need Debian's chromium: apt-get install chromium")
+    expect.set_options(timeout=PATIENCE_MS)
     playwright = sync_playwright().start()
     contexts: list[Any] = []
     complaints: list[str] = []
