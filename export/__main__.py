@@ -35,7 +35,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("export").setLevel(logging.INFO)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is not installed
     try:
         _bundle(options)
     except (ExportError, RealtimeError) as error:
@@ -78,8 +77,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _bundle(options: argparse.Namespace) -> None:
-    from export.build import export_bundle  # imports torch
+    from export.build import export_bundle  # imports torch, which sets up logging of its own
 
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # warns that torchvision is not installed
     bundle = export_bundle(options.checkpoint, options.out, base=options.base, name=options.name)
     sizes = [path.stat().st_size for path in bundle.folder.iterdir()]
     print(f"{options.out}: {sum(sizes) / 1e6:.1f} MB, sha256 {bundle.sha256}")

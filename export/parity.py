@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +74,7 @@ def compare(graph: Graph, first: Runner, second: Runner) -> dict[str, float]:
 def psnr_db(found: NDArray[np.uint8], expected: NDArray[np.uint8]) -> float:
     """Peak signal-to-noise ratio of 8-bit pictures."""
     mean_square = float(np.mean((found.astype(np.float64) - expected) ** 2))
-    return min(IDENTICAL_DB, 10 * np.log10(255**2 / mean_square)) if mean_square else IDENTICAL_DB
+    return min(IDENTICAL_DB, 10 * math.log10(255**2 / mean_square)) if mean_square else IDENTICAL_DB
 
 
 def _comparable(graph: Graph, case: Inputs, outputs: Arrays) -> Arrays:

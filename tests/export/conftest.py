@@ -38,7 +38,7 @@ def tiny_recipe() -> Recipe:
         base=replace(
             recipe.base,
             latent_channels=4,
-            vae_widths=(8, 8, 8, 8),
+            vae_widths=(8, 8, 8),
             unet_widths=(16, 32),
             attention_head_width=8,
             n_tokens=3,
@@ -61,7 +61,7 @@ def write_checkpoint(root: Path, recipe: Recipe, n_voxels: int = N_VOXELS) -> tu
     add_lora(unet, recipe.lora)
     for name, weight in unet.named_parameters():
         if "lora_" in name:
-            torch.nn.init.normal_(weight, std=0.5)
+            torch.nn.init.normal_(weight, std=0.2)
     null = torch.randn(recipe.base.n_tokens, recipe.base.token_width)
     model = Dynadiff(BrainModule(brain_config(recipe, n_voxels)), unet, null, recipe)
     info = CheckpointInfo(

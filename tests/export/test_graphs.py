@@ -14,7 +14,7 @@ from train.pretrain import decode_latents, make_unet, make_vae
 
 from .conftest import tiny_recipe
 
-LATENTS = (4, 8, 8)
+LATENTS = (4, 16, 16)
 
 
 @pytest.fixture(scope="module")

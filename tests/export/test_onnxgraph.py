@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnxruntime
 import pytest
@@ -32,9 +33,10 @@ def _tiny_weights_are_big(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def graph() -> Graph:
     torch.manual_seed(3)
-    unet = make_unet(tiny_recipe().base).eval().requires_grad_(False)
+    base = msgspec.structs.replace(tiny_recipe().base, unet_widths=(32,))
+    unet = make_unet(base).eval().requires_grad_(False)
     alphas = make_scheduler().alphas_cumprod
-    return denoise_graph(unet, alphas, SAMPLER, torch.randn(2, 3, 8), (4, 8, 8), seed=0)
+    return denoise_graph(unet, alphas, SAMPLER, torch.randn(2, 3, 8), (4, 16, 16), seed=0)
 
 
 @pytest.fixture(scope="module")
