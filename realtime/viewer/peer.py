@@ -52,7 +52,7 @@ class Peer:
         try:
             await self._connection.setRemoteDescription(offer)
             gather_loopback_only(self._connection)
-            await self._connection.setLocalDescription()
+            await self._connection.setLocalDescription(await self._connection.createAnswer())
         except Exception as error:  # aiortc's parser raises whatever a malformed line trips over
             raise OfferError(f"expected an offer aiortc can read, got {error!r}") from error
         answer_sdp = self._connection.localDescription.sdp

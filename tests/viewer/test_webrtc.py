@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -170,12 +171,14 @@ def spoil(sdp: str, how: str) -> str:
         case "a torn line":
             lines = [line[:9] if line.startswith("a=rtpmap") else line for line in lines]
         case "numbers that are words":
-            lines = [line.replace("9 UDP", "nine UDP") for line in lines]
+            lines = [re.sub(r"^m=video \d+", "m=video nine", line) for line in lines]
         case "cut in half":
             lines = lines[: len(lines) // 2]
         case "many sections":
             lines += ["m=audio 9 UDP/TLS/RTP/SAVPF 0"] * 500
-    return "\r\n".join(lines) + "\r\n"
+    spoiled = "\r\n".join(lines) + "\r\n"
+    assert spoiled != sdp, how
+    return spoiled
 
 
 SPOILED = [

@@ -80,7 +80,7 @@ function picture(url, className) {
 
 // Keep the frame on view in sight, without moving the page itself.
 function follow(item, live) {
-  const target = item ? `${item.dataset.volume} ${live}` : null;
+  const target = item ? `${item.dataset.volume} ${live} ${strip.clientWidth}` : null;
   if (target === followed) return;
   followed = target;
   if (item) strip.setAttribute("aria-activedescendant", item.id);
