@@ -72,6 +72,12 @@ def _parser() -> argparse.ArgumentParser:
         help="base model, if it is not where it was when the checkpoint was made",
     )
     command.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="folder of the bundle")
+    command.add_argument(
+        "--evaluation",
+        type=Path,
+        metavar="FILE",
+        help="table.md of `python -m train evaluate`, for the model card",
+    )
     command.add_argument("--name", help="name that the runtime shows (default: the subject, as sub-01)")
     return parser
 
@@ -80,7 +86,9 @@ def _bundle(options: argparse.Namespace) -> None:
     from export.build import export_bundle  # imports torch, which sets up logging of its own
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # warns that torchvision is not installed
-    bundle = export_bundle(options.checkpoint, options.out, base=options.base, name=options.name)
+    bundle = export_bundle(
+        options.checkpoint, options.out, base=options.base, name=options.name, evaluation=options.evaluation
+    )
     sizes = [path.stat().st_size for path in bundle.folder.iterdir()]
     print(f"{options.out}: {sum(sizes) / 1e6:.1f} MB, sha256 {bundle.sha256}")
     print(f"serve it: realtime serve --subject {bundle.spec.subject} --bundle {options.out}")

@@ -21,7 +21,14 @@ from export.parity import Limits, compare, gate
 from export.pictures import note_pictures
 from export.provenance import Ledger, library_versions, note_sources, weights_sha256
 from export.samplers import ddim, diffusers_ddim_error
-from export.source import Subject, latent_shape, read_checkpoint, read_subject, write_subject
+from export.source import (
+    Subject,
+    latent_shape,
+    read_checkpoint,
+    read_evaluation,
+    read_subject,
+    write_subject,
+)
 from export.staging import check_replaceable, staging
 from realtime import bundle
 from realtime.bundle import SPEC_FILE, Bundle, Sampler
@@ -43,6 +50,7 @@ class _Export:
     checkpoint: Checkpoint
     subject: Subject
     name: str
+    quality: str | None
     limits: Limits
     folder: Path
     ledger: Ledger = field(default_factory=Ledger)
@@ -54,22 +62,25 @@ def export_bundle(
     *,
     base: Path | None = None,
     name: str | None = None,
+    evaluation: Path | None = None,
     limits: Limits | None = None,
 ) -> Bundle:
     """Export a checkpoint; ``out`` appears whole, or stays as it was.
 
     :param base: folder of the base model, where it has moved since training
     :param name: of the bundle; by default the subject, as ``sub-01``
+    :param evaluation: ``table.md`` of ``python -m train evaluate``, for the model card
     :raises ExportError: what is missing, in the way, or too far from the step before
     """
     check_replaceable(out)
     checkpoint = read_checkpoint(checkpoint_folder, base)
-    subject = read_subject(checkpoint)
+    subject, quality = read_subject(checkpoint), read_evaluation(evaluation)
     with staging(out) as folder:
         export = _Export(
             checkpoint=checkpoint,
             subject=subject,
             name=name or f"sub-{checkpoint.info.subject:02d}",
+            quality=quality,
             limits=limits or Limits(),
             folder=folder,
         )
@@ -88,7 +99,9 @@ def _build(export: _Export) -> None:
     bundle.write_spec(folder, spec)
     note_pictures(ledger, Bundle.open(folder), checkpoint, export.limits.psnr_db, SEED)
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != SPEC_FILE}
-    (folder / CARD_FILE).write_text(card(spec, ledger.stages, sizes, checkpoint), encoding="utf-8")
+    (folder / CARD_FILE).write_text(
+        card(spec, ledger.stages, sizes, checkpoint, export.quality), encoding="utf-8"
+    )
     bundle.write_spec(folder, _spec(export, samplers, graphs))
     Bundle.open(folder)
 

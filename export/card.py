@@ -36,6 +36,10 @@ trusted after {warmup} volumes.
 
 Samplers (the first is the default): {samplers}.
 
+## How well it decodes
+
+{quality}
+
 ## Files
 
 {files}
@@ -68,21 +72,29 @@ _RECORDED = """\
 The recordings are those that the checkpoint was trained on; it carries no note of a synthetic subject. Use
 this bundle under the terms of their data set."""
 
+_NOT_EVALUATED = "Not measured when this bundle was made: `python -m train evaluate` does."
+
 _LIMITS = (
     "Made for subject {subject} alone, on this grid, at this TR: the runtime refuses other runs.",
     "Measured on a CPU with ONNX Runtime; on GPUs it has not been measured.",
-    "Parity says that the bundle computes what the trained model computes, not that the model is right: how "
-    "well it decodes is in the evaluation (`python -m train evaluate`).",
+    "Parity says that the bundle computes what the trained model computes, not that the model is right.",
     "A picture shows what the window of {length} volumes holds; the haemodynamic response alone puts it "
     "{delay_s:.1f} s behind what was seen.",
     "The diffusion model completes what the brain leaves open: a sharp picture is no sign of a sure one.",
 )
 
 
-def card(spec: Spec, stages: Iterable[Stage], sizes: Mapping[str, int], checkpoint: Checkpoint) -> str:
+def card(
+    spec: Spec,
+    stages: Iterable[Stage],
+    sizes: Mapping[str, int],
+    checkpoint: Checkpoint,
+    quality: str | None = None,
+) -> str:
     """The text of a bundle's ``README.md``.
 
     :param sizes: bytes of its files
+    :param quality: how well it decodes, in Markdown
     :raises ExportError: when the checkpoint's ``synthetic.json`` cannot be read
     """
     info, recipe = checkpoint.info, checkpoint.recipe
@@ -120,6 +132,7 @@ def card(spec: Spec, stages: Iterable[Stage], sizes: Mapping[str, int], checkpoi
         high_pass_hz=spec.preprocessing.high_pass_hz,
         warmup=spec.preprocessing.warmup_volumes,
         samplers=", ".join(f"`{s.name}` with guidance {s.guidance[0]:g}" for s in spec.samplers),
+        quality=quality or _NOT_EVALUATED,
         files=_table(("file", "MB"), [(f"`{name}`", f"{size / 1e6:.2f}") for name, size in sizes.items()]),
         parity=_parity(stages),
         limits="\n".join(f"- {limit.format(**facts)}" for limit in _LIMITS),

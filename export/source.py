@@ -49,6 +49,22 @@ def read_checkpoint(folder: Path, base: Path | None = None) -> Checkpoint:
         ) from error
 
 
+def read_evaluation(path: Path | None) -> str | None:
+    """The table that `python -m train evaluate` wrote, for the model card.
+
+    :raises ExportError: when there is no text at ``path``
+    """
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ExportError(
+            f"expected the table.md of `python -m train evaluate` at {path}: {error}; evaluate first, or leave "
+            "--evaluation out"
+        ) from error
+
+
 def read_subject(checkpoint: Checkpoint) -> Subject:
     """Read region and prior; they must fit the brain module.
 

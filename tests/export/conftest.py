@@ -110,7 +110,10 @@ def exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
     out = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
         patch.setattr(onnxgraph, "MIN_STORED_ELEMENTS", STORED_ELEMENTS)
-        code = main(["bundle", "--checkpoint", str(tiny_checkpoint), "--out", str(root / "sub-01")])
+        table = tiny_checkpoint.parent / "table.md"
+        table.write_text("| offline | 0.987 |\n")
+        command = ["bundle", "--checkpoint", str(tiny_checkpoint), "--out", str(root / "sub-01")]
+        code = main([*command, "--evaluation", str(table)])
     assert code == 0
     return Exported(
         root=root,

@@ -149,6 +149,7 @@ def test_the_card_says_what_a_person_should_know(exported: Exported, tiny_checkp
         "30 voxels",
         "`ddim-4`",
         "12.0 s",
+        "| offline | 0.987 |",
     ):
         assert fact in card
     for stage in exported.bundle.spec.provenance:

@@ -67,6 +67,14 @@ def test_no_checkpoint_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "checkpoint.json, found no file" in capsys.readouterr().err
 
 
+def test_no_evaluation_where_one_is_named(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["bundle", "--checkpoint", str(tiny_checkpoint), "--out", str(tmp_path / "out")]
+    assert main([*command, "--evaluation", str(tmp_path / "table.md")]) == 2
+    assert "expected the table.md of `python -m train evaluate`" in capsys.readouterr().err
+
+
 def test_damaged_weights(copied: Path) -> None:
     whole = (copied / "brain.safetensors").read_bytes()
     (copied / "brain.safetensors").write_bytes(whole[: len(whole) // 2])
