@@ -60,8 +60,8 @@ def read_evaluation(path: Path | None) -> str | None:
         return path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ExportError(
-            f"expected the table.md of `python -m train evaluate` at {path}: {error}; evaluate first, or leave "
-            "--evaluation out"
+            f"expected the table.md of `python -m train evaluate` at {path}: {error}; evaluate first, or "
+            "leave --evaluation out"
         ) from error
 
 
