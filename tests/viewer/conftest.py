@@ -9,10 +9,11 @@ import asyncio
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import cv2
 import numpy as np
 import pytest
@@ -118,6 +119,29 @@ def run() -> SyntheticRun:
 @pytest.fixture(scope="session")
 def make_run() -> type[SyntheticRun]:
     return SyntheticRun
+
+
+def serve_and_check(
+    status: Event, check: Callable[[aiohttp.ClientSession, Broadcast], Coroutine[Any, Any, None]]
+) -> None:
+    async def serve() -> None:
+        assert isinstance(status.message, Status)
+        broadcast = Broadcast(status.message)
+        viewer = Viewer(broadcast, 0)
+        url = await viewer.start()
+        try:
+            async with aiohttp.ClientSession(url) as session:
+                await check(session, broadcast)
+        finally:
+            await viewer.stop()
+
+    asyncio.run(serve())
+
+
+@pytest.fixture
+def with_viewer() -> Any:
+    """``with_viewer(status_event, check)`` awaits ``check(session, broadcast)``; the session is the page's."""
+    return serve_and_check
 
 
 class Served:

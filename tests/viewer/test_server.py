@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +17,10 @@ from numpy.typing import NDArray
 
 import realtime.viewer
 from realtime.errors import ServeError
-from realtime.events import Broadcast, Event
+from realtime.events import Broadcast
 from realtime.viewer import Viewer
 
 STATIC = Path(realtime.viewer.__file__).parent / "static"
-Check = Callable[[aiohttp.ClientSession, Broadcast], Awaitable[None]]
-
-
-def with_viewer(status: Event, check: Check) -> None:
-    """Run a check against a started viewer; the session's base is the page's URL."""
-
-    async def serve() -> None:
-        assert status.message.__class__.__name__ == "Status"
-        broadcast = Broadcast(status.message)  # type: ignore[arg-type]
-        viewer = Viewer(broadcast, 0)
-        url = await viewer.start()
-        try:
-            async with aiohttp.ClientSession(url) as session:
-                await check(session, broadcast)
-        finally:
-            await viewer.stop()
-
-    asyncio.run(serve())
 
 
 def decode_png(png: bytes) -> NDArray[np.uint8]:
@@ -50,7 +32,7 @@ async def status_and_text(request: Any) -> tuple[int, str]:
         return response.status, await response.text()
 
 
-def test_page_and_everything_it_asks_for(run: Any) -> None:
+def test_page_and_everything_it_asks_for(with_viewer: Any, run: Any) -> None:
     async def check(session: aiohttp.ClientSession, _: Broadcast) -> None:
         code, page = await status_and_text(session.get("/"))
         assert code == 200
@@ -73,7 +55,7 @@ def test_page_and_everything_it_asks_for(run: Any) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/static/app.js", "/frames/1.png", "/no-such-page", "/offer"])
-def test_every_answer_is_locked_down(run: Any, path: str) -> None:
+def test_every_answer_is_locked_down(with_viewer: Any, run: Any, path: str) -> None:
     async def check(session: aiohttp.ClientSession, _: Broadcast) -> None:
         async with session.get(path) as response:
             policy = response.headers["Content-Security-Policy"]
@@ -108,7 +90,7 @@ def test_page_needs_nothing_inline_and_nothing_from_elsewhere() -> None:
         "/static/", "/static", "/frames/7.png?run=of-another-time",
     ],
 )  # fmt: skip
-def test_what_is_not_there_is_not_found(run: Any, path: str) -> None:
+def test_what_is_not_there_is_not_found(with_viewer: Any, run: Any, path: str) -> None:
     async def check(session: aiohttp.ClientSession, broadcast: Broadcast) -> None:
         broadcast.send(run.frame(7))
         # As it stands, without the client tidying it up.
@@ -122,7 +104,7 @@ def test_what_is_not_there_is_not_found(run: Any, path: str) -> None:
     with_viewer(run.status("warming"), check)
 
 
-def test_pictures_of_the_open_run(run: Any, make_run: Any) -> None:
+def test_pictures_of_the_open_run(with_viewer: Any, run: Any, make_run: Any) -> None:
     async def check(session: aiohttp.ClientSession, broadcast: Broadcast) -> None:
         frame = run.frame(7, (200, 60, 30))
         shown = run.shown(3, "apple", (10, 200, 30))
@@ -146,7 +128,7 @@ def test_pictures_of_the_open_run(run: Any, make_run: Any) -> None:
     "host", ["example.org", "127.0.0.1.example.org", "192.0.2.1:80", "rebound.test:8765"]
 )
 @pytest.mark.parametrize("path", ["/", "/ws", "/frames/7.png", "/static/app.js"])
-def test_a_foreign_name_for_this_machine_is_refused(run: Any, host: str, path: str) -> None:
+def test_a_foreign_name_for_this_machine_is_refused(with_viewer: Any, run: Any, host: str, path: str) -> None:
     async def check(session: aiohttp.ClientSession, broadcast: Broadcast) -> None:
         broadcast.send(run.frame(7))
         code, text = await status_and_text(session.get(path, headers={"Host": host}))
@@ -159,7 +141,7 @@ def test_a_foreign_name_for_this_machine_is_refused(run: Any, host: str, path: s
 @pytest.mark.parametrize(
     "origin", ["http://example.org", "null", "http://127.0.0.1:1", "https://127.0.0.1", "http://localhost"]
 )
-def test_pages_of_other_sites_are_refused(run: Any, origin: str) -> None:
+def test_pages_of_other_sites_are_refused(with_viewer: Any, run: Any, origin: str) -> None:
     async def check(session: aiohttp.ClientSession, _: Broadcast) -> None:
         headers = {"Origin": origin}
         assert (await status_and_text(session.post("/offer", json={"sdp": "v=0"}, headers=headers)))[0] == 403
@@ -170,7 +152,7 @@ def test_pages_of_other_sites_are_refused(run: Any, origin: str) -> None:
     with_viewer(run.status("waiting"), check)
 
 
-def test_own_page_may_connect_by_any_loopback_name(run: Any) -> None:
+def test_own_page_may_connect_by_any_loopback_name(with_viewer: Any, run: Any) -> None:
     async def check(session: aiohttp.ClientSession, _: Broadcast) -> None:
         port = session._base_url.port  # type: ignore[union-attr]
         for name in ("127.0.0.1", "localhost", "[::1]"):
@@ -181,7 +163,7 @@ def test_own_page_may_connect_by_any_loopback_name(run: Any) -> None:
     with_viewer(run.status("waiting"), check)
 
 
-def test_only_127_0_0_1_is_listened_on(run: Any) -> None:
+def test_only_127_0_0_1_is_listened_on(with_viewer: Any, run: Any) -> None:
     async def check(session: aiohttp.ClientSession, _: Broadcast) -> None:
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection("127.0.0.2", session._base_url.port)  # type: ignore[union-attr]
@@ -225,7 +207,7 @@ class Page:
         return [message for message in self.messages if message["kind"] == kind]
 
 
-def test_a_late_page_is_told_the_whole_run(run: Any) -> None:
+def test_a_late_page_is_told_the_whole_run(with_viewer: Any, run: Any) -> None:
     async def check(session: aiohttp.ClientSession, broadcast: Broadcast) -> None:
         broadcast.send(run.shown(0, "apple", (200, 0, 0)))
         frames = [run.frame(volume, (volume, 100, 50), shown_onset=0) for volume in range(8, 208)]
@@ -251,7 +233,7 @@ def test_a_late_page_is_told_the_whole_run(run: Any) -> None:
     with_viewer(run.status("waiting"), check)
 
 
-def test_a_slow_page_misses_no_frame_and_is_shown_the_newest(run: Any) -> None:
+def test_a_slow_page_misses_no_frame_and_is_shown_the_newest(with_viewer: Any, run: Any) -> None:
     async def check(session: aiohttp.ClientSession, broadcast: Broadcast) -> None:
         async with session.ws_connect("/ws") as websocket:
             page = Page(websocket)
@@ -267,7 +249,7 @@ def test_a_slow_page_misses_no_frame_and_is_shown_the_newest(run: Any) -> None:
     with_viewer(run.status("warming"), check)
 
 
-def test_a_new_run_begins_anew(run: Any, make_run: Any) -> None:
+def test_a_new_run_begins_anew(with_viewer: Any, run: Any, make_run: Any) -> None:
     async def check(session: aiohttp.ClientSession, broadcast: Broadcast) -> None:
         second = make_run("second")
         async with session.ws_connect("/ws") as websocket:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import aiohttp
@@ -14,26 +14,10 @@ import pytest
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from numpy.typing import NDArray
 
-from realtime.events import Broadcast, Event
+from realtime.events import Broadcast
 from realtime.viewer import Viewer
 from realtime.viewer.offer import candidate_addresses, gather_loopback_only, without_candidates
 from realtime.viewer.server import MAX_OFFER_BYTES, MAX_PAGES
-
-Check = Callable[[aiohttp.ClientSession, Broadcast], Awaitable[None]]
-
-
-def with_viewer(status: Event, check: Check) -> None:
-    async def serve() -> None:
-        broadcast = Broadcast(status.message)  # type: ignore[arg-type]
-        viewer = Viewer(broadcast, 0)
-        url = await viewer.start()
-        try:
-            async with aiohttp.ClientSession(url) as session:
-                await check(session, broadcast)
-        finally:
-            await viewer.stop()
-
-    asyncio.run(serve())
 
 
 class Page:
@@ -83,7 +67,7 @@ class Page:
         return [message["volume"] for message in self.messages if message["kind"] == "frame"]
 
 
-def test_video_and_numbers_over_loopback_alone(run: Any) -> None:
+def test_video_and_numbers_over_loopback_alone(with_viewer: Any, run: Any) -> None:
     async def check(session: aiohttp.ClientSession, broadcast: Broadcast) -> None:
         broadcast.send(run.frame(6, (200, 40, 40)))
         page = Page()
@@ -102,7 +86,7 @@ def test_video_and_numbers_over_loopback_alone(run: Any) -> None:
     with_viewer(run.status("waiting"), check)
 
 
-def test_a_late_page_is_told_a_long_run(run: Any) -> None:
+def test_a_late_page_is_told_a_long_run(with_viewer: Any, run: Any) -> None:
     async def check(session: aiohttp.ClientSession, broadcast: Broadcast) -> None:
         for volume in range(600):
             broadcast.send(run.frame(volume))
@@ -188,7 +172,7 @@ SPOILED = [
 GARBAGE = ["", "v=0", "hello", "v=0\r\nm=video\r\nm=application\r\n", "v=0\r\n" + "\x00" * 99, "m=" * 500]
 
 
-def test_bad_offers_are_refused_and_leave_nothing_behind(run: Any) -> None:
+def test_bad_offers_are_refused_and_leave_nothing_behind(with_viewer: Any, run: Any) -> None:
     async def check(session: aiohttp.ClientSession, _: Broadcast) -> None:
         offer = await good_offer()
         offers = GARBAGE + [spoil(offer, how) for how in SPOILED]
@@ -216,7 +200,9 @@ def test_bad_offers_are_refused_and_leave_nothing_behind(run: Any) -> None:
         (b'{"sdp": "' + b"x" * MAX_OFFER_BYTES + b'"}', "application/json", 413),
     ],
 )
-def test_bad_bodies_are_refused(run: Any, body: bytes, content_type: str, status: int) -> None:
+def test_bad_bodies_are_refused(
+    with_viewer: Any, run: Any, body: bytes, content_type: str, status: int
+) -> None:
     async def check(session: aiohttp.ClientSession, _: Broadcast) -> None:
         headers = {"Content-Type": content_type}
         for _attempt in range(MAX_PAGES + 1):
@@ -228,7 +214,7 @@ def test_bad_bodies_are_refused(run: Any, body: bytes, content_type: str, status
     with_viewer(run.status("waiting"), check)
 
 
-def test_one_page_too_many_is_told_so(run: Any) -> None:
+def test_one_page_too_many_is_told_so(with_viewer: Any, run: Any) -> None:
     async def check(session: aiohttp.ClientSession, _: Broadcast) -> None:
         offer = {"sdp": await good_offer()}
         for _page in range(MAX_PAGES):
