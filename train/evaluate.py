@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nsd import Layout, RunKey, Stimuli, run_trials
-from realtime.identify import hog, identification, pixcorr, pixels, stack
+from realtime.identify import correlations, hog, identification, pixels, stack
 from train.dynadiff import Checkpoint, load_checkpoint
 from train.features import efficientnet_lite0
 from train.pretrain import load_picture_encoder, to_tensor
@@ -51,8 +52,10 @@ def evaluate(
         "ceiling": decode_pictures(checkpoint, shown, seed),
     }
     order = np.random.default_rng(seed).permutation(len(chosen))
-    rows = {name: compare(shown, pictures) for name, pictures in decoded.items()}
-    rows["floor"] = compare(shown, decoded["offline"][order])
+    truth = Seen.of(shown)
+    seen = {name: Seen.of(pictures) for name, pictures in decoded.items()}
+    seen["floor"] = seen["offline"].reordered(order)
+    rows = {name: compare(truth, those) for name, those in seen.items()}
     out.mkdir(parents=True, exist_ok=True)
     (out / "table.json").write_text(
         json.dumps({"trials": len(chosen), "runs": len(keys), "rows": rows}, indent=2)
@@ -97,17 +100,37 @@ def decode_pictures(checkpoint: Checkpoint, pictures: Pictures, seed: int) -> Pi
     return decode(condition_of, len(pictures), base, checkpoint.vae, null_NW, settings, seed, "ceiling")
 
 
-def compare(shown: Pictures, decoded: Pictures) -> dict[str, object]:
-    """Two-way identification in three kinds of features, and mean PixCorr with its standard error."""
-    correlations = [pixcorr(true, picture) for true, picture in zip(shown, decoded, strict=True)]
-    by = {
-        "pixels": identification(stack([pixels(p) for p in shown]), stack([pixels(p) for p in decoded])),
-        "hog": identification(stack([hog(p) for p in shown]), stack([hog(p) for p in decoded])),
-        "efficientnet_lite0": identification(efficientnet_lite0(shown), efficientnet_lite0(decoded)),
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """Pictures of trials in each kind of features, ``[trials, d]``."""
+
+    features: dict[str, NDArray[np.float64]]
+
+    @staticmethod
+    def of(pictures: Pictures) -> Seen:
+        """Compute the features of ``pictures`` ``[trials, H, W, 3]``."""
+        return Seen(
+            features={
+                "pixels": stack([pixels(picture) for picture in pictures]),
+                "hog": stack([hog(picture) for picture in pictures]),
+                "efficientnet_lite0": efficientnet_lite0(pictures),
+            }
+        )
+
+    def reordered(self, order: NDArray[np.int64]) -> Seen:
+        """The same pictures in another order."""
+        return Seen(features={kind: rows[order] for kind, rows in self.features.items()})
+
+
+def compare(shown: Seen, decoded: Seen) -> dict[str, object]:
+    """Two-way identification in each kind of features, and mean PixCorr with its standard error."""
+    row: dict[str, object] = {
+        kind: msgspec.to_builtins(identification(true, decoded.features[kind]))
+        for kind, true in shown.features.items()
     }
-    row: dict[str, object] = {name: msgspec.to_builtins(value) for name, value in by.items()}
-    spread = float(np.std(correlations, ddof=1) / np.sqrt(len(correlations)))
-    return row | {"pixcorr": {"value": float(np.mean(correlations)), "standard_error": spread}}
+    pixcorr = np.diagonal(correlations(shown.features["pixels"], decoded.features["pixels"]))
+    spread = float(np.std(pixcorr, ddof=1) / np.sqrt(len(pixcorr)))
+    return row | {"pixcorr": {"value": float(np.mean(pixcorr)), "standard_error": spread}}
 
 
 def as_markdown(rows: dict[str, dict[str, object]]) -> str:
