@@ -140,7 +140,7 @@ def serve_and_check(
 
 @pytest.fixture
 def with_viewer() -> Any:
-    """``with_viewer(status_event, check)`` awaits ``check(session, broadcast)``; the session asks the viewer."""
+    """``with_viewer(status_event, check)`` awaits ``check(session, broadcast)`` on the viewer."""
     return serve_and_check
 
 
