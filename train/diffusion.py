@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
@@ -26,6 +28,11 @@ def cubic_timesteps(uniform_B: Tensor, n_timesteps: int = 1000) -> Tensor:
     return ((1 - uniform_B**3) * n_timesteps).long().clamp(max=n_timesteps - 1)
 
 
+def uniform_timesteps(uniform_B: Tensor, n_timesteps: int = 1000) -> Tensor:
+    """Every timestep alike, as base models are pretrained: fine detail is learned at the quiet end."""
+    return (uniform_B * n_timesteps).long().clamp(max=n_timesteps - 1)
+
+
 def offset_noise(like: Tensor, strength: float) -> Tensor:
     """Gaussian noise per element plus ``strength`` times Gaussian noise per sample and channel."""
     noise = torch.randn_like(like)
@@ -39,17 +46,21 @@ def drop_conditions(conditions_BNW: Tensor, null_NW: Tensor, share: float) -> Te
 
 
 class DiffusionLoss(nn.Module):
-    """Mean squared error on the predicted noise, at cubic timesteps, with offset noise."""
+    """Mean squared error on the predicted noise, with offset noise.
 
-    def __init__(self, strength: float) -> None:
+    ``timesteps_of`` turns uniform numbers ``[B]`` in [0, 1) into timesteps.
+    """
+
+    def __init__(self, strength: float, timesteps_of: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.strength = strength
+        self.timesteps_of = timesteps_of
         # Not a buffer: a half-precision engine would round it.
         self.alphas_cumprod: Tensor = make_scheduler().alphas_cumprod
 
     def forward(self, unet: UNet2DConditionModel, latents_BCHW: Tensor, conditions_BNW: Tensor) -> Tensor:
         """The loss of one batch; noise and timesteps come from torch's global generator."""
-        timesteps = cubic_timesteps(torch.rand(len(latents_BCHW), device=latents_BCHW.device))
+        timesteps = self.timesteps_of(torch.rand(len(latents_BCHW), device=latents_BCHW.device))
         noise = offset_noise(latents_BCHW.float(), self.strength)
         alpha = self.alphas_cumprod.to(timesteps.device)[timesteps].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * latents_BCHW.float() + (1 - alpha).sqrt() * noise

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from train.brain import BrainConfig, BrainModule
-from train.diffusion import DiffusionLoss, drop_conditions
+from train.diffusion import DiffusionLoss, cubic_timesteps, drop_conditions
 from train.errors import TrainError
 from train.loop import Batch
 from train.recipe import Lora, Recipe
@@ -55,7 +55,7 @@ class Dynadiff(nn.Module):
         self.brain = brain
         self.unet = unet
         self.null = nn.Parameter(null_NW.clone())
-        self.loss = DiffusionLoss(recipe.diffusion.offset_noise)
+        self.loss = DiffusionLoss(recipe.diffusion.offset_noise, cubic_timesteps)
         self.dropout = recipe.diffusion.condition_dropout
 
     def forward(self, batch: Batch) -> Tensor:

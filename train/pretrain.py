@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nsd import Layout, Stimuli, read_expdesign
-from train.diffusion import DiffusionLoss, drop_conditions
+from train.diffusion import DiffusionLoss, drop_conditions, uniform_timesteps
 from train.errors import TrainError
 from train.loop import Batch, fit
 from train.picture import PictureEncoder
@@ -74,7 +74,8 @@ def make_unet(base: Base) -> UNet2DConditionModel:
         up_block_types=("CrossAttnUpBlock2D",) * depth,
         layers_per_block=1,
         cross_attention_dim=base.token_width,
-        attention_head_dim=base.attention_head_width,
+        # Of this class, and this class alone, the argument is the *number* of heads, whatever its name.
+        attention_head_dim=tuple(width // base.attention_head_width for width in base.unet_widths),
         norm_num_groups=16,
     )
 
@@ -101,7 +102,8 @@ class VaeObjective(nn.Module):
         # Squared error for the colours of areas, absolute error for sharp outlines.
         difference = rebuilt - pictures.float()
         error: Tensor = difference.abs().mean() + difference.square().mean()
-        return error + self.kl_weight * latents.kl().mean()
+        divergence: Tensor = latents.kl().mean()
+        return error + self.kl_weight * divergence
 
 
 class BaseObjective(nn.Module):
@@ -112,7 +114,7 @@ class BaseObjective(nn.Module):
         self.unet = unet
         self.encoder = encoder
         self.null = nn.Parameter(torch.zeros(recipe.base.n_tokens, recipe.base.token_width))
-        self.loss = DiffusionLoss(recipe.diffusion.offset_noise)
+        self.loss = DiffusionLoss(recipe.diffusion.offset_noise, uniform_timesteps)
         self.dropout = recipe.diffusion.condition_dropout
 
     def forward(self, batch: Batch) -> Tensor:

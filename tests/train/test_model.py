@@ -78,7 +78,7 @@ def test_loss_is_the_error_of_the_predicted_noise() -> None:
             sigma = (1 - make_scheduler().alphas_cumprod[timesteps]).sqrt().view(-1, 1, 1, 1)
             return type("Output", (), {"sample": noisy / sigma})
 
-    loss = DiffusionLoss(0.1)(Perfect(), torch.zeros(8, 4, 4, 4), torch.zeros(8, 1, 1))
+    loss = DiffusionLoss(0.1, cubic_timesteps)(Perfect(), torch.zeros(8, 4, 4, 4), torch.zeros(8, 1, 1))
     assert loss.item() == pytest.approx(0, abs=1e-8)
 
 
@@ -95,6 +95,14 @@ def test_lora_is_on_every_cross_attention_projection_and_nothing_else_learns(tin
         if any(name.endswith(f".{target}") for target in LORA_TARGETS)
     }
     assert carriers == projections
+
+
+def test_attention_heads_have_the_width_the_recipe_names(tiny_recipe: Recipe) -> None:
+    unet = make_unet(tiny_recipe.base)
+    attentions = [module for name, module in unet.named_modules() if name.endswith("attn2")]
+    assert attentions
+    for attention in attentions:
+        assert attention.to_q.out_features == attention.heads * tiny_recipe.base.attention_head_width
 
 
 def test_scheduler_is_stable_diffusions() -> None:
