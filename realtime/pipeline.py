@@ -288,7 +288,7 @@ class Pipeline:
             volume=run.position if run else None,
             counts=run.account.counts if run else Counts(),
             tr_s=bundle.spec.tr_s,
-            decode_delay_s=bundle.decoder().window.delay_volumes * bundle.spec.tr_s,
+            decode_delay_s=(bundle.decoder().window.delay_volumes + 1) * bundle.spec.tr_s,
             bundle_name=bundle.spec.name,
             bundle_sha256=bundle.sha256,
             bundle_is_demo=self._settings.bundle_is_demo,

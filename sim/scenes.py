@@ -110,7 +110,8 @@ class SceneSet:
     def render(self, image: int) -> NDArray[np.uint8]:
         """The picture of one scene, RGB uint8 ``[64, 64, 3]``."""
         scene = self.scene(image)
-        matrix = cv2.getRotationMatrix2D((_SPRITE_PX / 2, _SPRITE_PX / 2), scene.rotation_deg, scene.scale)
+        centre = (_SPRITE_PX / 2, _SPRITE_PX / 2)
+        matrix = np.asarray(cv2.getRotationMatrix2D(centre, scene.rotation_deg, scene.scale), dtype=np.float64)
         matrix[:, 2] += np.array(scene.shift_px) * (_SPRITE_PX / SIZE_PX)
         sprite = cv2.warpAffine(_sprite(scene.object_index), matrix, (_SPRITE_PX, _SPRITE_PX))
         sprite = cv2.resize(sprite, (SIZE_PX, SIZE_PX), interpolation=cv2.INTER_AREA)
@@ -125,7 +126,7 @@ def _gradient(scene: Scene) -> NDArray[np.float32]:
     along = axis[None, :] * np.cos(angle) + axis[:, None] * np.sin(angle)
     share = (along / np.sqrt(2) + 0.5).astype(np.float32)[..., None]
     first, second = (np.array(colour, dtype=np.float32) for colour in scene.colours)
-    return (1 - share) * first + share * second
+    return np.asarray((1 - share) * first + share * second, dtype=np.float32)
 
 
 @functools.cache

@@ -56,6 +56,7 @@ def test_the_page_shows_what_the_run_folder_records(
         return len({tuple(colour.round()) for colour in colours.values()}) >= 8
 
     until(page, seen_enough, "eight different pictures in the video")
+    expect(page.get_by_test_id("decode-delay")).to_have_text("12.0")
     expect(page.get_by_test_id("state")).to_have_text("Run ended")
     on_page = {name: number(page, f"count-{name}") for name in COUNTS[1:]} | {
         "planned": number(page, "planned")
