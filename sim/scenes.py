@@ -111,7 +111,8 @@ class SceneSet:
         """The picture of one scene, RGB uint8 ``[64, 64, 3]``."""
         scene = self.scene(image)
         centre = (_SPRITE_PX / 2, _SPRITE_PX / 2)
-        matrix = np.asarray(cv2.getRotationMatrix2D(centre, scene.rotation_deg, scene.scale), dtype=np.float64)
+        turn = cv2.getRotationMatrix2D(centre, scene.rotation_deg, scene.scale)
+        matrix = np.asarray(turn, dtype=np.float64)
         matrix[:, 2] += np.array(scene.shift_px) * (_SPRITE_PX / SIZE_PX)
         sprite = cv2.warpAffine(_sprite(scene.object_index), matrix, (_SPRITE_PX, _SPRITE_PX))
         sprite = cv2.resize(sprite, (SIZE_PX, SIZE_PX), interpolation=cv2.INTER_AREA)
