@@ -49,7 +49,11 @@ def fit_subject(root: Path, subject: int, recipe: Recipe, base: Path, out: Path,
     unet = UNet2DConditionModel.from_pretrained(base / "image_unet")
     add_lora(unet, recipe.lora)
     _, null_NW = load_picture_encoder(base, recipe.base)
-    model = Dynadiff(BrainModule(brain_config(recipe, roi.n_voxels)), unet, null_NW, recipe)
+    brain = BrainModule(brain_config(recipe, roi.n_voxels))
+    # The brain's tokens start around the base model's "no condition", which holds their mean and places.
+    with torch.no_grad():
+        brain.output.bias.copy_(null_NW.flatten())
+    model = Dynadiff(brain, unet, null_NW, recipe)
     forms = [windows.forms[form] for form in recipe.preprocessing.train_on]
 
     def batch_of(examples: NDArray[np.int64]) -> Batch:

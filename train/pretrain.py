@@ -5,6 +5,8 @@ It stands where Versatile Diffusion stands in the paper: diffusers' classes, sav
     OUT/vae, OUT/image_unet      save_pretrained
     OUT/picture_encoder.safetensors, null_condition inside it
     OUT/base.json                recipe and figures
+
+Three trainings, one after the other: VAE, picture encoder, UNet on the frozen two's latents and tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from nsd import Layout, Stimuli, read_expdesign
 from train.diffusion import DiffusionLoss, drop_conditions, uniform_timesteps
 from train.errors import TrainError
 from train.loop import Batch, fit
-from train.picture import PictureEncoder
+from train.picture import PictureAutoencoder, PictureEncoder, disturb
 from train.recipe import Base, Recipe
 
 _log = logging.getLogger(__name__)
@@ -107,19 +109,22 @@ class VaeObjective(nn.Module):
 
 
 class BaseObjective(nn.Module):
-    """The diffusion loss of latents given their own picture's tokens."""
+    """The diffusion loss of latents given their own picture's tokens, which noise makes imprecise.
 
-    def __init__(self, unet: UNet2DConditionModel, encoder: PictureEncoder, recipe: Recipe) -> None:
+    ``null_NW`` is where the embedding of "no condition" starts.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, null_NW: Tensor, recipe: Recipe) -> None:
         super().__init__()
         self.unet = unet
-        self.encoder = encoder
-        self.null = nn.Parameter(torch.zeros(recipe.base.n_tokens, recipe.base.token_width))
+        self.null = nn.Parameter(null_NW.clone())
         self.loss = DiffusionLoss(recipe.diffusion.offset_noise, uniform_timesteps)
+        self.noise = recipe.base.condition_noise
         self.dropout = recipe.diffusion.condition_dropout
 
     def forward(self, batch: Batch) -> Tensor:
-        """Loss of latents ``[B, c, h, w]`` with pictures ``[B, 3, H, W]``."""
-        tokens = self.encoder(batch["pictures"].to(self.null.dtype))
+        """Loss of latents ``[B, c, h, w]`` with tokens ``[B, N, W]``."""
+        tokens = disturb(batch["tokens"].to(self.null.dtype), self.noise)
         loss: Tensor = self.loss(
             self.unet, batch["latents"], drop_conditions(tokens, self.null, self.dropout)
         )
@@ -173,21 +178,44 @@ def train_vae(pictures: NDArray[np.uint8], recipe: Recipe, out: Path, seed: int)
     return vae
 
 
+def train_encoder(pictures: NDArray[np.uint8], recipe: Recipe, out: Path, seed: int) -> PictureEncoder:
+    """Train the picture encoder, or read it from its training folder where it is done already."""
+    torch.manual_seed(seed + 2)
+    encoder = PictureEncoder(recipe.base.token_width)
+    fit(
+        PictureAutoencoder(encoder, recipe.base.token_width, recipe.base.condition_noise),
+        lambda chosen: {"pictures": to_tensor(pictures[np.sort(chosen)])},
+        len(pictures),
+        recipe.base.encoder_training,
+        folder=out / "training" / "encoder",
+        seed=seed,
+        name="picture encoder",
+    )
+    return encoder.float().eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def encode_tokens(encoder: PictureEncoder, pictures: NDArray[np.uint8]) -> Tensor:
+    """Condition tokens of pictures, without noise; float32 ``[N, tokens, W]``."""
+    starts = range(0, len(pictures), _ENCODE_BATCH)
+    return torch.cat([encoder(to_tensor(pictures[start : start + _ENCODE_BATCH])) for start in starts])
+
+
 def train_base(pictures: NDArray[np.uint8], recipe: Recipe, out: Path, seed: int) -> None:
-    """Train VAE, UNet and picture encoder on pictures ``[N, 64, 64, 3]`` and save them under ``out``."""
+    """Train VAE, picture encoder and UNet on pictures ``[N, 64, 64, 3]`` and save them under ``out``."""
     out.mkdir(parents=True, exist_ok=True)
     vae = train_vae(pictures, recipe, out, seed)
     held_out = pictures[-256:]
     rebuilt = decode_latents(vae, encode_latents(vae, held_out)).astype(np.float32)
     psnr_db = float(10 * np.log10(255**2 / np.mean((rebuilt - held_out) ** 2)))
     _log.info("VAE: %.1f dB PSNR", psnr_db)
-    latents = encode_latents(vae, pictures)
+    encoder = train_encoder(pictures, recipe, out, seed)
+    latents, tokens = encode_latents(vae, pictures), encode_tokens(encoder, pictures)
     torch.manual_seed(seed + 1)
-    encoder = PictureEncoder(recipe.base.token_width, noise=recipe.base.condition_noise)
-    objective = BaseObjective(make_unet(recipe.base), encoder, recipe)
+    objective = BaseObjective(make_unet(recipe.base), tokens.mean(dim=0), recipe)
     losses = fit(
         objective,
-        lambda chosen: {"pictures": to_tensor(pictures[chosen]), "latents": latents[chosen]},
+        lambda chosen: {"tokens": tokens[chosen], "latents": latents[chosen]},
         len(pictures),
         recipe.base.unet_training,
         folder=out / "training" / "unet",
@@ -210,6 +238,6 @@ def load_picture_encoder(folder: Path, base: Base) -> tuple[PictureEncoder, Tens
     """The picture encoder and the null condition ``[N, W]`` that the base model was trained with."""
     weights = load_file(folder / "picture_encoder.safetensors")
     null = weights.pop("null_condition")
-    encoder = PictureEncoder(base.token_width, noise=base.condition_noise)
+    encoder = PictureEncoder(base.token_width)
     encoder.load_state_dict(weights)
     return encoder.eval(), null

@@ -36,6 +36,7 @@ class Base(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     condition_noise: Annotated[float, msgspec.Meta(ge=0)]
     n_pictures: Positive
     vae_training: Training
+    encoder_training: Training
     unet_training: Training
 
 

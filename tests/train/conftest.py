@@ -42,6 +42,7 @@ def tiny_recipe() -> Recipe:
         token_width=16,
         n_pictures=24,
         vae_training=short(3),
+        encoder_training=short(3),
         unet_training=short(3),
     )
     brain = msgspec.structs.replace(demo.brain, hidden_width=24)
