@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,16 @@ import numpy.typing as npt
 
 from nsd.errors import BadFile, require_file
 from nsd.layout import Layout
+
+UNREADABLE = (
+    nib.filebasedimages.ImageFileError,
+    nib.spatialimages.HeaderDataError,
+    OSError,
+    EOFError,
+    ValueError,
+    zlib.error,
+)
+"""What nibabel raises for a file that is damaged or no NIfTI image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +47,7 @@ def read_roi(layout: Layout, subject: int) -> Roi:
     try:
         image: Any = nib.load(path)
         labels = np.asanyarray(image.dataobj)
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError) as error:
+    except UNREADABLE as error:
         raise BadFile(path, "a NIfTI image", str(error)) from error
     if labels.ndim != 3:
         raise BadFile(path, "three dimensions [x, y, z]", f"shape {labels.shape}")

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from nsd.design import N_DESIGN_ROWS, Trial, read_design, trials
 from nsd.errors import BadFile, BadRequest, GridMismatch, require_file
 from nsd.layout import Layout
-from nsd.roi import Roi
+from nsd.roi import UNREADABLE, Roi
 from nsd.sessions import TR_S, RunKey
 
 _BLOCK = 25  # volumes held at once while a ROI is read out of a full-size run (35 MB)
@@ -54,7 +54,7 @@ class Run:
         try:
             # An open handle makes reading volume after volume of a gzip file one pass over it.
             image: Any = nib.load(path, keep_file_open=True)
-        except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError) as error:
+        except UNREADABLE as error:
             raise BadFile(path, "a NIfTI series", str(error)) from error
         if len(image.shape) != 4 or image.shape[3] != N_DESIGN_ROWS + 1:
             expected = f"four dimensions with {N_DESIGN_ROWS + 1} volumes ({N_DESIGN_ROWS} design rows + 1)"
@@ -114,7 +114,7 @@ class Run:
         image = self._image
         try:
             return np.asanyarray(image.dataobj[..., start:stop])
-        except (OSError, EOFError, ValueError) as error:
+        except UNREADABLE as error:
             path = self.layout.timeseries(*self.key)
             raise BadFile(path, f"volumes {start} to {stop - 1} to be readable", str(error)) from error
 

@@ -54,7 +54,8 @@ def scanner_command(replay: Replay) -> list[str]:
     if match is None:
         raise ServeError(f"expected one run to replay, {replay.nsd / _SERIES}, found {len(found)}")
     subject, session, run = (str(int(number)) for number in match.groups())
-    command = [sys.executable, "-m", "sim", "replay", "--nsd", str(replay.nsd), "--subject", subject]
+    # -P: what is installed, not what lies in the current folder under the same name.
+    command = [sys.executable, "-P", "-m", "sim", "replay", "--nsd", str(replay.nsd), "--subject", subject]
     return [*command, "--session", session, "--run", run, "--speed", str(replay.speed), "--connect"]
 
 
@@ -69,12 +70,14 @@ async def _demo(
             for line in describe(service, options):
                 tell(line)
             if open_browser and service.url:
-                open_page(service.url)
-            async with _scanner([*command, service.source_address]) as scanner:
+                await asyncio.to_thread(open_page, service.url)
+            async with _scanner([*command, service.source_address, "--stop-with-stdin"]) as scanner:
                 folder = await _follow(service, stop, scanner)
             if folder:
                 with_network = not stop.is_set()
                 await asyncio.to_thread(_report, folder, options.out, with_network=with_network, tell=tell)
+            else:
+                tell("stopped before the run began: there is nothing to report")
             scanner.check()
             if service.url and sys.stdin.isatty() and not stop.is_set():
                 tell("the page stays until Ctrl-C")
@@ -146,7 +149,7 @@ async def _scanner(command: list[str]) -> AsyncIterator[_Scanner]:
         with said.open("wb") as file:
             process = await asyncio.create_subprocess_exec(
                 *command,
-                stdin=asyncio.subprocess.DEVNULL,
+                stdin=asyncio.subprocess.PIPE,  # never written: its end tells that this process is gone
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=file,
                 start_new_session=True,

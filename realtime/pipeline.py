@@ -114,7 +114,10 @@ class Pipeline:
         _log.warning("refused a %s of %s: %s", type(message).__name__, message.run_id, error)
         refused = wire.Refused(run_id=message.run_id, code=code, message=str(error), index=index)
         await received.reply(refused)
-        self._send_status(f"refused a {type(message).__name__}: {error}")
+        said = f"refused a {type(message).__name__}: {error}"
+        if self._open_run:
+            self._open_run.tell(said)  # stays on the page when the next volume's status comes
+        self._send_status(said)
 
     async def _handle(self, received: Received) -> None:
         message = received.message
@@ -153,7 +156,10 @@ class Pipeline:
         await received.reply(wire.Ack(run_id=message.run_id, index=message.index))
         self._heard_s = received.received_s
         if arrival:
-            run.take(message.index, arrival)
+            try:
+                run.take(message.index, arrival)
+            except RecordError as error:  # the volume is in the journal and acknowledged: no refusal any more
+                run.tell(str(error))
             self._wake.set()
         self._send_status(run.message)
 
@@ -189,7 +195,7 @@ class Pipeline:
 
     async def _make_room(self, run: Run, message: wire.RunStart) -> None:
         """End a run whose scanner has gone, so that another can begin; refuse where it has not."""
-        if self._state() != "stale":
+        if perf_counter() - self._heard_s <= STALE_TR * run.start.tr_s:
             raise WireError(
                 "busy",
                 f"expected messages of {run.start.run_id}, which is open, got the start of {message.run_id}; "

@@ -88,7 +88,7 @@ class RunFolder:
         run = cls(path, info)
         run._describe()
         run._append(run._table, table.header_line())
-        run._append(run._events, ("\t".join(EVENT_COLUMNS) + "\n").encode())
+        run._begin_events()
         run._save()
         run.journal(info.start)
         return run
@@ -107,6 +107,7 @@ class RunFolder:
             run._journal.cut(end)
             rows, table_end = table.read_table(run._table)
             os.truncate(run._table, table_end)
+            run._begin_events()  # written anew from the journal, which has every marker whole
             named = {row.frame for row in rows}
             for orphan in (path / "frames").iterdir():
                 if f"frames/{orphan.name}" not in named:
@@ -152,6 +153,9 @@ class RunFolder:
         name = " ".join(marker.name.split()) or table.NOT_AVAILABLE
         row = (f"{onset_s:.4f}", table.NOT_AVAILABLE, str(marker.onset_volume), name, file)
         self._append(self._events, ("\t".join(row) + "\n").encode())
+
+    def _begin_events(self) -> None:
+        self._write(self._events, ("\t".join(EVENT_COLUMNS) + "\n").encode())
 
     def note(self, text: str) -> None:
         """Add a sentence to ``run.json`` for whoever reads the run later."""

@@ -98,7 +98,10 @@ class Run:
     @property
     def position(self) -> int | None:
         """The newest volume whose turn has come; None before the first."""
-        return self._reorder.next_index - 1 if self._reorder.next_index else None
+        newest = self.account.newest
+        if newest is None or not self._reorder.next_index:
+            return None
+        return min(self._reorder.next_index - 1, newest)  # a run's end passes over what has not come
 
     def where(self) -> str:
         """Where the run stands, in words."""
@@ -176,6 +179,7 @@ class Run:
         """Take a message from the journal of an earlier process; what it accounted stays as it is."""
         if isinstance(message, wire.Marker):
             bisect.insort(self._onsets, message.onset_volume)
+            self.folder.write_shown(message, payload)
         elif isinstance(message, wire.Volume) and self.account.receive(message.index):
             voxels = wire.volume_array(self.start, payload)
             arrival = Arrival(voxels=voxels, received_s=perf_counter(), journal_ms=0.0, restored=True)

@@ -29,7 +29,7 @@ async def _serve(service: Service, options: Options, open_browser: bool, tell: C
         for line in describe(service, options):
             tell(line)
         if open_browser and service.url:
-            open_page(service.url)
+            await asyncio.to_thread(open_page, service.url)
         service.pipeline.resume_last()
         reporting = asyncio.create_task(_report_runs(service.closed))
         tasks: list[asyncio.Task[object]] = [

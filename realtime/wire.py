@@ -56,7 +56,8 @@ class RunStart(_Message, frozen=True, kw_only=True, tag="run_start", tag_field="
 
     subject: Annotated[int, msgspec.Meta(ge=1, le=99_999)]
     tr_s: Annotated[float, msgspec.Meta(gt=0, le=60)]
-    n_volumes: Annotated[int, msgspec.Meta(ge=1, le=100_000)]
+    # A drift basis grows with its square; this is a run of 3.7 hours at 4/3 s.
+    n_volumes: Annotated[int, msgspec.Meta(ge=1, le=10_000)]
     shape: tuple[Edge, Edge, Edge]
     affine: tuple[Row4, Row4, Row4, Row4]
     dtype: Literal["int16", "uint16", "int32", "float32", "float64"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -106,6 +108,11 @@ def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument(
         "--run-id", metavar="ID", help="name of the run (default: as in sub-01_ses-nsd01_task-nsdcore_run-01)"
     )
+    parser.add_argument(
+        "--stop-with-stdin",
+        action="store_true",
+        help="stop when standard input ends, as it does when the program that started this one is gone",
+    )
     parser.set_defaults(command=_replay)
 
 
@@ -120,6 +127,8 @@ def _replay(arguments: argparse.Namespace) -> int:
     def tell(line: str) -> None:
         tqdm.write(f"scanner: {line}", file=sys.stderr)
 
+    if arguments.stop_with_stdin:
+        threading.Thread(target=_exit_at_end_of_input, daemon=True).start()
     numbers = {"subject": arguments.subject, "session": arguments.session, "run": arguments.run}
     with Recording(Layout(arguments.nsd), **numbers, run_id=arguments.run_id) as recording:
         sender = Sender(recording.start, recording.markers, speed=arguments.speed)
@@ -133,6 +142,13 @@ def _replay(arguments: argparse.Namespace) -> int:
         return 130
     tell(f"run complete: {sender.n_held} volumes acknowledged")
     return 0
+
+
+def _exit_at_end_of_input() -> None:
+    # Not sys.stdin: a thread that waits in it would hold up the interpreter's own end.
+    while os.read(0, 4096):
+        pass
+    os._exit(130)  # the runtime went with whoever held the other end: nobody is left to end the run with
 
 
 def _add_excerpt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -26,6 +26,9 @@ MAX_IN_FLIGHT = 16
 NO_RUN = "no-run"
 """Code with which a runtime refuses messages of a run that it has not opened (since its start)."""
 
+TROUBLE = "runtime"
+"""Code with which it refuses what it would take another time: its disk is full, say."""
+
 
 class RefusedError(SimError):
     """The runtime does not take this run, and sending it again would not change that."""
@@ -262,4 +265,6 @@ class Sender:
             return
         if reply.run_id not in ("", self.start.run_id):
             return
+        if reply.code == TROUBLE and reply.index is not None:
+            return  # the volume is not acknowledged, so it is offered again
         raise RefusedError(f"the runtime refused: {reply.message}")

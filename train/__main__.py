@@ -14,7 +14,7 @@ from train.errors import TrainError
 from train.recipe import DEMO, read_recipe
 
 _EPILOG = """\
-the way through, for the demo (about an hour on two cores; every command can be interrupted and
+the way through, for the demo (about two hours on two cores; every command can be interrupted and
 given again to go on):
 
   python -m sim synthesize --out data/nsd --subject 1 --sessions 40 --seed 1

@@ -120,17 +120,20 @@ class Viewer:
         require_same_origin(request)
         if request.content_type != "application/json":
             return _refusal(415, "expected application/json")
+        try:
+            offer = msgspec.json.decode(await request.read(), type=_Offer)
+        except msgspec.DecodeError as error:
+            return _refusal(400, str(error))
         if len(self._peers) >= MAX_PAGES:
             return _refusal(503, f"{MAX_PAGES} pages are connected already")
         peer = Peer(Feed(self._broadcast, self._session), self._live, self._peers.discard)
         self._peers.add(peer)
         try:
-            offer = msgspec.json.decode(await request.read(), type=_Offer)
             answer = await peer.answer(offer.sdp)
-        except (msgspec.DecodeError, OfferError) as error:
+        except OfferError as error:
             await peer.close()
             return _refusal(400, str(error))
-        except web.HTTPException:
+        except BaseException:
             await peer.close()
             raise
         return web.json_response({"type": "answer", "sdp": answer})

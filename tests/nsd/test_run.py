@@ -93,6 +93,15 @@ def test_a_torn_series_is_named(hand_made: HandMade) -> None:
         run_of(hand_made).roi_series(read_roi(Layout(hand_made.root), 1))
 
 
+def test_a_series_whose_compression_is_damaged_is_named(hand_made: HandMade) -> None:
+    path = Layout(hand_made.root).timeseries(1, 1, 2)
+    content = bytearray(path.read_bytes())
+    content[30:60] = b"\xff" * 30  # no block of a deflate stream begins like this
+    path.write_bytes(content)
+    with pytest.raises(BadFile, match=r"run02.nii.gz: expected"):
+        run_of(hand_made).roi_series(read_roi(Layout(hand_made.root), 1))
+
+
 def test_a_series_that_is_no_image_is_named(hand_made: HandMade) -> None:
     Layout(hand_made.root).timeseries(1, 1, 2).write_text("no image")
     with pytest.raises(BadFile, match=r"run02.nii.gz: expected a NIfTI series"):

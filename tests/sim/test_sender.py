@@ -121,6 +121,18 @@ def test_a_restarted_runtime_that_asks_for_the_start_gets_it() -> None:
     assert sender.poll(TR_S) == [run_start(9)]
 
 
+def test_a_volume_that_a_runtime_in_trouble_refuses_is_offered_again() -> None:
+    sender = Sender(run_start(9), [], speed=1.0)
+    sender.poll(0.0)
+    sender.on_reply(accepted(), 0.0)
+    assert volume_indices(sender.poll(TR_S)) == [0]
+    refused = wire.Refused(run_id=RUN_ID, code="runtime", message="No space left on device", index=0)
+    sender.on_reply(refused, TR_S)
+    assert sender.poll(TR_S + 1.0) == [Reconnect(), run_start(9)]
+    sender.on_reply(accepted(), TR_S + 1.0)
+    assert volume_indices(sender.poll(TR_S + 1.0)) == [0]
+
+
 def test_no_more_than_some_volumes_are_under_way() -> None:
     sender = Sender(run_start(225), [], speed=1000.0)
     sender.poll(0.0)

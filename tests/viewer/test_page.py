@@ -211,6 +211,7 @@ def test_a_runtime_that_dies_is_noticed_and_found_again(
     first.stop()
     expect(page.get_by_test_id("state")).to_have_text("No connection")
     expect_root(page, "connection", "lost")
+    expect(page.get_by_test_id("still")).to_be_visible()  # the newest frame stays in sight
     second = serve(run.status("trusted", 31, message="run resumed"), port=first.port)
     frame = run.frame(31, COLOURS[0])
     second.send(frame)

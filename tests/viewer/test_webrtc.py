@@ -187,6 +187,24 @@ def test_bad_offers_are_refused_and_leave_nothing_behind(with_viewer: Any, run: 
     with_viewer(run.status("waiting"), check)
 
 
+def test_offers_that_break_off_take_no_place(with_viewer: Any, run: Any) -> None:
+    async def check(session: aiohttp.ClientSession, _: Broadcast) -> None:
+        server = session._base_url
+        assert server is not None
+        head = f"POST /offer HTTP/1.1\r\nHost: {server.host}:{server.port}\r\n"
+        head += "Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
+        for _ in range(MAX_PAGES + 1):
+            _, writer = await asyncio.open_connection(server.host, server.port)
+            writer.write(head.encode())
+            await writer.drain()
+            writer.close()
+            await writer.wait_closed()
+        async with session.post("/offer", json={"sdp": await good_offer()}) as response:
+            assert response.status == 200
+
+    with_viewer(run.status("waiting"), check)
+
+
 @pytest.mark.parametrize(
     ("body", "content_type", "status"),
     [

@@ -1,6 +1,7 @@
 // The two big pictures: the decoded frame (live video, live canvas, or an old frame) and what was on screen.
 
 import { find, put, showOnly } from "./dom.js";
+import { THUMB_PX } from "./strip.js";
 
 const decoded = find("decoded");
 const video = find("video");
@@ -32,10 +33,12 @@ export function drawPictures(store) {
   showOnly(find("back-to-live"), !live);
   showOnly(video, live && frame && store.link.transport === "webrtc");
   showOnly(canvas, live && frame && store.link.transport === "websocket");
-  // Without a connection the newest frame stays, as a picture.
-  const old = frame && (!live || store.link.transport === "none");
+  // Without a connection the newest frame stays, as a picture: the strip's, since no server gives another now.
+  const alone = store.link.transport === "none";
+  const old = frame && (!live || alone);
   showOnly(still, Boolean(old));
-  if (old) setSource(still, store.pictureUrl("frames", volume), `decoded at volume ${volume}`);
+  const width = alone ? THUMB_PX : undefined;
+  if (old) setSource(still, store.pictureUrl("frames", volume, width), `decoded at volume ${volume}`);
   showOnly(find("empty"), !frame);
   drawCaption(frame);
   drawShown(store, frame);

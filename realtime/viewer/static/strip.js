@@ -2,7 +2,7 @@
 
 import { find } from "./dom.js";
 
-const THUMB_PX = 128;
+export const THUMB_PX = 128;
 const strip = find("strip");
 let runKey = null;
 let followed = null;

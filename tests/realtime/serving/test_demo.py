@@ -83,6 +83,31 @@ def test_interrupting_the_demo_ends_the_run_and_the_scanner_and_still_reports(
     assert not any(Path(f"/proc/{pid}").exists() for pid in children)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the scanner's process in /proc")
+def test_a_demo_that_is_killed_leaves_no_scanner_behind(tiny_bundle, tiny_nsd, tmp_path) -> None:
+    out = tmp_path / "runs"
+    command = [sys.executable, "-c", DEMO, str(tiny_bundle), str(tiny_nsd), str(out)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        end_s = time.monotonic() + PATIENCE_S
+        while not (out / RUN_ID / "volumes.journal").exists():
+            assert process.poll() is None
+            assert time.monotonic() < end_s
+            time.sleep(0.01)
+        (scanner,) = children_of(process.pid)
+        process.kill()
+    while is_running(scanner):
+        assert time.monotonic() < end_s
+        time.sleep(0.01)
+
+
+def is_running(pid: int) -> bool:
+    """Whether it is there and no zombie that its new parent has yet to bury."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def children_of(pid: int) -> list[int]:
     """The processes it started, from any of its threads."""
     listed = Path(f"/proc/{pid}/task").glob("*/children")
@@ -106,8 +131,8 @@ def test_a_scanner_that_fails_is_quoted(tiny_bundle, tiny_nsd, tmp_path) -> None
 
 def test_the_command_names_the_run_that_is_there(tiny_nsd, tmp_path) -> None:
     command = scanner_command(Replay(nsd=tiny_nsd, speed=2.5))
-    assert command[1:4] == ["-m", "sim", "replay"]
-    pairs = dict(zip(command[4:-1:2], command[5:-1:2], strict=True))
+    assert command[1:5] == ["-P", "-m", "sim", "replay"]
+    pairs = dict(zip(command[5:-1:2], command[6:-1:2], strict=True))
     assert (pairs["--subject"], pairs["--session"], pairs["--run"], pairs["--speed"]) == (
         "1",
         "1",

@@ -21,6 +21,7 @@ from realtime.engines import open_engine
 from realtime.errors import EngineError
 from realtime.events import Event, Frame, Shown, Status
 from realtime.pipeline import Pipeline, Settings
+from realtime.record import events_path
 from realtime.recorded import read_image, read_recorded
 from realtime.sources import Received
 
@@ -366,6 +367,37 @@ def test_another_run_takes_the_place_of_one_whose_scanner_is_gone(
     asyncio.run(run())
 
 
+def test_a_run_of_which_no_volume_ever_came_does_not_stand_in_the_way(
+    short_bundle, short_scan, make_scan, tmp_path
+) -> None:
+    other = make_scan(run_id="other", n_volumes=24, changes={"tr_s": SHORT_TR_S})
+
+    async def run() -> None:
+        async with bench(short_bundle, tmp_path) as one:
+            await one.start(short_scan)
+            async with asyncio.timeout(PATIENCE_S):
+                while isinstance(reply := await one.start(other), wire.Refused):
+                    assert reply.code == "busy"
+                    await asyncio.sleep(SHORT_TR_S / 4)
+            assert isinstance(reply, wire.RunAccepted)
+            assert one.status.run_id == "other"
+
+    asyncio.run(run())
+
+
+def test_an_aborted_run_stands_where_its_last_volume_was(bundle, scan, tmp_path) -> None:
+    async def run() -> None:
+        async with bench(bundle, tmp_path) as one:
+            await one.start(scan)
+            await one.volumes(scan, range(10))
+            await one.source.ask(wire.RunEnd(run_id=scan.run_id, reason="aborted"))
+            assert one.status.state == "ended"
+            assert one.status.volume == 9
+            assert one.status.counts.missing == 14
+
+    asyncio.run(run())
+
+
 def test_a_scanner_that_comes_back_learns_what_is_held(bundle, scan, tmp_path) -> None:
     async def run() -> None:
         async with bench(bundle, tmp_path) as one:
@@ -391,6 +423,11 @@ def test_a_stopped_runtime_goes_on_where_it_was(bundle, scan, make_picture, tmp_
                 await one.volume(scan, index)
                 if index >= 5:
                     await one.until(lambda index=index: one.frames and one.frames[-1].volume == index)
+        # Killed between journal and picture, and in the middle of a line: both are in the journal still.
+        folder = tmp_path / scan.run_id
+        (folder / "shown" / "000002.png").unlink()
+        events = events_path(folder, scan.start)
+        events.write_bytes(events.read_bytes()[:-9])
         async with bench(bundle, tmp_path, resume=True) as two:
             assert two.status.state == "stale"
             assert two.status.message == "resumed at volume 14 after a restart"
@@ -408,8 +445,10 @@ def test_a_stopped_runtime_goes_on_where_it_was(bundle, scan, make_picture, tmp_
             await two.source.ask(scan.end())
             counts = two.status.counts
             assert (counts.received, counts.decoded, counts.warming, counts.skipped) == (24, 13, 11, 0)
-            notes = read_recorded(two.closed[0]).info.notes
-            assert notes == (
+            recorded = read_recorded(two.closed[0])
+            assert [picture.onset_volume for picture in recorded.pictures] == [2]
+            assert (folder / "shown" / "000002.png").read_bytes() == make_picture(2)
+            assert recorded.info.notes == (
                 "the runtime was stopped at volume 14; the run is still open",
                 "resumed at volume 14 after a restart",
             )
@@ -484,5 +523,27 @@ def test_a_disk_that_does_not_take_a_volume_is_said_and_nothing_is_acknowledged(
             assert "No space left" in one.status.message
             await one.volumes(scan, [1, 2])
             assert one.status.counts.received == 3
+
+    asyncio.run(run())
+
+
+def test_a_row_that_cannot_be_written_refuses_no_volume_that_is_held(
+    bundle, scan, tmp_path, monkeypatch
+) -> None:
+    async def run() -> None:
+        async with bench(bundle, tmp_path) as one:
+            await one.start(scan)
+            await one.volumes(scan, [0])
+            from realtime.errors import RecordError
+            from realtime.record import RunFolder
+
+            def full(*arguments: object) -> None:
+                raise RecordError("cannot write the table: No space left on device")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(RunFolder, "write_row", full)
+                await one.volumes(scan, [1])
+            assert "No space left" in one.status.message
+            await one.volumes(scan, [2])
 
     asyncio.run(run())
