@@ -10,6 +10,7 @@ from typing import Any
 from export.errors import ExportError
 from realtime.bundle import Spec, Stage
 from train.dynadiff import Checkpoint
+from train.recipe import Finetune
 
 SYNTHETIC_FILE = "synthetic.json"
 
@@ -27,7 +28,7 @@ Decodes what subject {subject} was shown from {length} volumes of fMRI (TR {tr_s
 |---|---|
 | region | {n_voxels} voxels of a grid of {grid} |
 | brain module | {n_voxels} x {length} z-scores to {tokens} tokens of {token_width}; {brain} M parameters |
-| diffusion model | UNet on latents of {latents}, LoRA of rank {rank} merged; {unet} M parameters |
+| diffusion model | UNet on latents of {latents}, {tuned}; {unet} M parameters |
 | VAE | latents to pictures of {height} x {width} px; {vae} M parameters with its encoder |
 
 Trained on {trials} presentations for {steps} steps of {batch} with seed {seed}; no picture of the {held_out}
@@ -120,7 +121,7 @@ def card(
         latents=_times(spec.latent_shape),
         height=spec.image_size_px[0],
         width=spec.image_size_px[1],
-        rank=recipe.lora.rank,
+        tuned=_tuned(recipe.finetune),
         brain=_millions(merged, "brain"),
         unet=_millions(merged, "image_unet"),
         vae=_millions(merged, "vae"),
@@ -169,6 +170,13 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 def _times(sizes: Iterable[int]) -> str:
     return " x ".join(map(str, sizes))
+
+
+def _tuned(finetune: Finetune) -> str:
+    """What of the UNet learned with the brain module."""
+    if finetune.layers == "lora":
+        return f"LoRA of rank {finetune.rank} merged"
+    return "as pretrained" if finetune.layers == "none" else f"tuned: {finetune.layers}"
 
 
 def _millions(merged: Stage, part: str) -> str:

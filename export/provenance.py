@@ -19,6 +19,7 @@ CHECKPOINT_FILES = (
     "checkpoint.json",
     "brain.safetensors",
     "adapter/*",
+    "image_unet/*",
     "roi.nii.gz",
     "prior.npz",
     "synthetic.json",

@@ -36,8 +36,8 @@ def read_checkpoint(folder: Path, base: Path | None = None) -> Checkpoint:
     :raises ExportError: when a file is missing or does not hold what it should
     """
     try:
-        read_info(folder)
-        if not (folder / ADAPTER_FILE).exists():
+        info = read_info(folder)
+        if info.recipe.finetune.layers == "lora" and not (folder / ADAPTER_FILE).exists():
             raise ExportError(f"expected {folder / ADAPTER_FILE}, found no file; is the checkpoint whole?")
         return load_checkpoint(folder, base)
     except TrainError as error:

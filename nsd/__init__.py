@@ -9,13 +9,14 @@ from nsd.design import N_DESIGN_ROWS, N_IMAGES, Trial, read_design, trials
 from nsd.errors import BadFile, BadRequest, GridMismatch, MissingFile, NsdError
 from nsd.expdesign import ExpDesign, read_expdesign, shared_images
 from nsd.layout import Layout
-from nsd.roi import Roi, read_roi
+from nsd.roi import NSDGENERAL_VOXELS, Roi, read_roi
 from nsd.run import Run
 from nsd.sessions import SUBJECTS_SESSIONS, TASK_RUNS_PER_SESSION, TR_S, RunKey, runs, task_runs
 from nsd.splits import RunTrial, run_trials, standard_split, time_resolved_split
 from nsd.stimuli import Stimuli
 
 __all__ = [
+    "NSDGENERAL_VOXELS",
     "N_DESIGN_ROWS",
     "N_IMAGES",
     "SUBJECTS_SESSIONS",

@@ -13,6 +13,11 @@ import numpy.typing as npt
 from nsd.errors import BadFile, require_file
 from nsd.layout import Layout
 
+NSDGENERAL_VOXELS = {
+    1: 15_724, 2: 14_278, 3: 15_226, 4: 13_153, 5: 13_039, 6: 17_907, 7: 12_682, 8: 14_386,
+}  # fmt: skip
+"""Subject -> voxels of the nsdgeneral region at 1.8 mm; synthetic subjects have their own number."""
+
 UNREADABLE = (
     nib.filebasedimages.ImageFileError,
     nib.spatialimages.HeaderDataError,

@@ -189,11 +189,18 @@ class StreamingPreprocessor:
 
 
 def whole_run(rows: NDArray[Any], tr_s: float, high_pass_hz: float) -> NDArray[np.float32]:
-    """Z-score a recorded run [n, V] as a whole: drift removed, SD with ddof 1, flat voxels 0; float32 [n, V].
+    """Z-score a recorded run [n, V] as a whole, slow cosines removed; otherwise as :func:`z_scored`."""
+    return z_scored(rows, cosine_basis(len(rows), tr_s, high_pass_hz))
+
+
+def z_scored(rows: NDArray[Any], basis: Floats) -> NDArray[np.float32]:
+    """Z-score a recorded run [n, V] as a whole: what ``basis`` [n, K] spans removed, a constant among it.
+
+    SD with ddof 1, flat voxels 0; float32 [n, V].
 
     :raises PreprocessError: when a value is not finite, or there are not enough volumes for the basis
     """
-    basis, _ = np.linalg.qr(cosine_basis(len(rows), tr_s, high_pass_hz))
+    basis, _ = np.linalg.qr(basis)
     if len(rows) <= basis.shape[1]:
         raise PreprocessError(
             f"expected more than {basis.shape[1]} volumes for the drift basis, got {len(rows)}"

@@ -1,19 +1,26 @@
 """The brain module: a window of volumes to the condition tokens of the diffusion model (paper 2.2).
 
-Legend: B batch, V voxels, T volumes of the window, H hidden width, N tokens, W token width.
+Legend: B batch, S subjects, V voxels, T volumes of the window, H hidden width, N tokens, W token width.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from train.errors import TrainError
+
+Aggregation = Literal["out", "in", "mean"]
+_Layer = Callable[[Tensor, int], Tensor]
+
 
 @dataclass(frozen=True, kw_only=True)
 class BrainConfig:
-    """Sizes of the brain module; the paper's are the defaults, V and T belong to the subject and window."""
+    """Sizes and switches of the brain module; the paper's are the defaults, V and T are the data's."""
 
     n_voxels: int
     n_volumes: int = 6
@@ -22,6 +29,19 @@ class BrainConfig:
     n_tokens: int = 257
     token_width: int = 768
     dropout: float = 0.5
+    timestep_layers: Literal["own", "shared"] = "own"
+    """A layer of its own for every volume, or one for all (paper, table 2, first row)."""
+    aggregation: Aggregation = "out"
+    """Volumes are merged by learned weights behind the timestep layers, before the subject layer (table 2,
+    second row), or behind the timestep layers by their mean."""
+    per_subject_timesteps: bool = False
+    """Every subject has timestep layers of its own (paper, appendix E); the released code shares them."""
+    residual_blocks: int = 0
+
+    @property
+    def n_merged(self) -> int:
+        """Volumes that the subject layer sees."""
+        return 1 if self.aggregation == "in" else self.n_volumes
 
 
 class SubjectLayer(nn.Module):
@@ -31,45 +51,135 @@ class SubjectLayer(nn.Module):
         super().__init__()
         self.weights = nn.Parameter(torch.randn(n_subjects, n_voxels, width) / n_voxels**0.5)
 
-    def forward(self, window_BVT: Tensor, subject_B: Tensor) -> Tensor:
-        """``[B, V, T]`` and subject indices ``[B]`` to ``[B, T, H]``."""
-        if self.weights.shape[0] == 1:
-            return window_BVT.transpose(1, 2) @ self.weights[0]
-        return window_BVT.transpose(1, 2) @ self.weights[subject_B]
+    def forward(self, window_BTV: Tensor, subject_B: Tensor) -> Tensor:
+        """``[B, T, V]`` and subject indices ``[B]`` to ``[B, T, H]``."""
+        return _by_subject(window_BTV, subject_B, len(self.weights), lambda x, s: x @ self.weights[s])
 
 
 class TimestepLayer(nn.Module):
-    """A linear layer of its own for every volume of the window."""
+    """A linear layer for every volume of the window, once or for every subject."""
 
-    def __init__(self, n_volumes: int, width: int) -> None:
+    def __init__(self, n_subjects: int, n_volumes: int, width: int) -> None:
         super().__init__()
         bound = width**-0.5
-        self.weight = nn.Parameter(torch.empty(n_volumes, width, width).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(n_volumes, width).uniform_(-bound, bound))
+        self.weight = nn.Parameter(torch.empty(n_subjects, n_volumes, width, width).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(n_subjects, n_volumes, width).uniform_(-bound, bound))
 
-    def forward(self, hidden_BTH: Tensor) -> Tensor:
-        """``[B, T, H]`` to ``[B, T, H]``."""
-        return torch.einsum("bth,thk->btk", hidden_BTH, self.weight) + self.bias
+    def forward(self, hidden_BTH: Tensor, subject_B: Tensor) -> Tensor:
+        """``[B, T, H]`` to ``[B, T, H]``; a single layer serves every volume."""
+
+        def layer(hidden_BTH: Tensor, subject: int) -> Tensor:
+            weight_THK = self.weight[subject].expand(hidden_BTH.shape[1], -1, -1)
+            return torch.einsum("bth,thk->btk", hidden_BTH, weight_THK) + self.bias[subject]
+
+        return _by_subject(hidden_BTH, subject_B, len(self.weight), layer)
+
+
+class ResidualBlock(nn.Module):
+    """Linear, norm, GELU, dropout, added to what came in."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Linear(width, width), nn.LayerNorm(width), nn.GELU(), nn.Dropout(dropout)
+        )
+
+    def forward(self, hidden_BH: Tensor) -> Tensor:
+        """``[B, H]`` to ``[B, H]``."""
+        added: Tensor = self.body(hidden_BH)
+        return hidden_BH + added
 
 
 class BrainModule(nn.Module):
-    """Subject layer, timestep layers, norm, GELU, dropout, aggregation over time, output tokens."""
+    """Subject layer, timestep layers, norm, GELU, dropout, aggregation over time, output tokens.
+
+    A window of one volume (betas) has nothing to tell apart or merge over time: it goes from the subject
+    layer to the norm (paper, appendix C).
+
+    :raises TrainError: when switches contradict each other.
+    """
 
     def __init__(self, config: BrainConfig) -> None:
         super().__init__()
+        _check(config)
         self.config = config
         width = config.hidden_width
         self.subject = SubjectLayer(config.n_subjects, config.n_voxels, width)
-        self.timestep = TimestepLayer(config.n_volumes, width)
+        self.timestep: TimestepLayer | None = None
+        if config.n_volumes > 1:
+            n_layers = config.n_merged if config.timestep_layers == "own" else 1
+            n_owners = config.n_subjects if config.per_subject_timesteps else 1
+            self.timestep = TimestepLayer(n_owners, n_layers, width)
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(config.dropout)
-        self.aggregate = nn.Linear(config.n_volumes, 1)
+        learns_to_merge = config.n_volumes > 1 and config.aggregation != "mean"
+        self.aggregate = nn.Linear(config.n_volumes, 1) if learns_to_merge else None
+        self.residual = nn.Sequential(
+            *(ResidualBlock(width, config.dropout) for _ in range(config.residual_blocks))
+        )
         self.output = nn.Linear(width, config.n_tokens * config.token_width)
 
     def forward(self, window_BVT: Tensor, subject_B: Tensor) -> Tensor:
         """Windows ``[B, V, T]`` of z-scores, subject indices ``[B]``: condition ``[B, N, W]``."""
-        hidden_BTH = self.timestep(self.subject(window_BVT, subject_B))
+        if self.config.aggregation == "in":
+            window_BVT = self._merge(window_BVT)[..., None]
+        hidden_BTH = self.subject(window_BVT.transpose(1, 2), subject_B)
+        if self.timestep is not None:
+            hidden_BTH = self.timestep(hidden_BTH, subject_B)
         hidden_BTH = self.dropout(nn.functional.gelu(self.norm(hidden_BTH)))
-        hidden_BH = self.aggregate(hidden_BTH.transpose(1, 2)).squeeze(-1)
-        tokens: Tensor = self.output(hidden_BH)
+        if self.config.aggregation == "in":
+            hidden_BH = hidden_BTH[:, 0]
+        else:
+            hidden_BH = self._merge(hidden_BTH.transpose(1, 2))
+        tokens: Tensor = self.output(self.residual(hidden_BH))
         return tokens.view(-1, self.config.n_tokens, self.config.token_width)
+
+    def _merge(self, series_BxT: Tensor) -> Tensor:
+        """Merge the last axis, time: ``[B, x, T]`` to ``[B, x]``."""
+        if self.aggregate is None:
+            return series_BxT.mean(dim=-1)
+        merged: Tensor = self.aggregate(series_BxT).squeeze(-1)
+        return merged
+
+    @torch.no_grad()
+    def of_subject(self, subject: int, n_voxels: int) -> BrainModule:
+        """A module of its own for one subject, without the padding behind its ``n_voxels``.
+
+        :raises TrainError: when there is no such subject, or it would have more voxels than the layers.
+        """
+        if not (0 <= subject < self.config.n_subjects and 0 < n_voxels <= self.config.n_voxels):
+            raise TrainError(
+                f"expected a subject index below {self.config.n_subjects} and at most "
+                f"{self.config.n_voxels} voxels, got {subject} and {n_voxels}"
+            )
+        single = BrainModule(replace(self.config, n_subjects=1, n_voxels=n_voxels))
+        state = self.state_dict()
+        state["subject.weights"] = state["subject.weights"][subject : subject + 1, :n_voxels]
+        if self.config.per_subject_timesteps:
+            for key in ("timestep.weight", "timestep.bias"):
+                state[key] = state[key][subject : subject + 1]
+        single.load_state_dict(state)
+        return single.train(self.training)
+
+
+def _check(config: BrainConfig) -> None:
+    if config.n_volumes == 1 and config.per_subject_timesteps:
+        raise TrainError(
+            "a window of one volume has no timestep layers, so subjects cannot have their own; "
+            "set per_subject_timesteps = false"
+        )
+
+
+def _by_subject(x_BTX: Tensor, subject_B: Tensor, n_subjects: int, layer: _Layer) -> Tensor:
+    """Apply each subject's layer to its rows; where there is one layer, to all at once.
+
+    Gathering a matrix per row instead would copy it for every row of the batch: 2 GB at the paper's size.
+    """
+    if n_subjects == 1:
+        return layer(x_BTX, 0)
+    parts, places = [], []
+    for subject in sorted(set(subject_B.tolist())):
+        rows = (subject_B == subject).nonzero()[:, 0]
+        parts.append(layer(x_BTX[rows], subject))
+        places.append(rows)
+    return torch.cat(parts)[torch.cat(places).argsort()]

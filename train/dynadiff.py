@@ -1,10 +1,10 @@
-"""Dynadiff's single stage: brain module and LoRA learn jointly from one diffusion loss (paper 2.2).
+"""Dynadiff's single stage: brain module and UNet learn jointly from one diffusion loss (paper 2.2).
 
 A checkpoint is a folder that says what it is:
 
     checkpoint.json        subject, seed, recipe, brain sizes, base model, held-out runs
     brain.safetensors      brain module and null condition
-    adapter/               LoRA, as diffusers and peft save it
+    adapter/               LoRA, or what else of the UNet was tuned (:mod:`train.finetune`)
     roi.nii.gz, prior.npz  what the runtime needs of the subject
     synthetic.json         how the recordings were made, where no person was scanned
 """
@@ -15,19 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from train.base import find_base, is_on_hub, load_vae
 from train.brain import BrainConfig, BrainModule
 from train.diffusion import DiffusionLoss, cubic_timesteps, drop_conditions
 from train.errors import TrainError
+from train.finetune import load_merged, load_tuned, save_tuned
 from train.loop import Batch
-from train.recipe import Lora, Recipe
-
-LORA_TARGETS = ["attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"]
+from train.recipe import Recipe
 
 
 class CheckpointInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,14 +37,14 @@ class CheckpointInfo(msgspec.Struct, frozen=True, kw_only=True):
     n_voxels: int
     recipe: Recipe
     base: str
-    """Folder of the base model, relative to the checkpoint where both lie under one root."""
+    """Folder of the base model, relative to the checkpoint's, or its name on the hub."""
     held_out_runs: list[tuple[int, int, int]]
     n_train_trials: int
     last_loss: float | None
 
 
 class Dynadiff(nn.Module):
-    """The objective: brain module and a UNet whose cross-attention carries LoRA; all else is frozen."""
+    """The objective: brain module and a UNet of which some part learns; all else is frozen."""
 
     def __init__(
         self, brain: BrainModule, unet: UNet2DConditionModel, null_NW: Tensor, recipe: Recipe
@@ -54,7 +52,7 @@ class Dynadiff(nn.Module):
         super().__init__()
         self.brain = brain
         self.unet = unet
-        self.null = nn.Parameter(null_NW.clone())
+        self.null = nn.Parameter(null_NW.clone(), requires_grad=recipe.diffusion.null_condition == "learned")
         self.loss = DiffusionLoss(recipe.diffusion.offset_noise, cubic_timesteps)
         self.dropout = recipe.diffusion.condition_dropout
 
@@ -68,25 +66,20 @@ class Dynadiff(nn.Module):
         return loss
 
 
-def add_lora(unet: UNet2DConditionModel, lora: Lora) -> None:
-    """Freeze the UNet and put trainable adapters on every cross-attention projection."""
-    unet.requires_grad_(False)
-    unet.add_adapter(
-        LoraConfig(
-            r=lora.rank, lora_alpha=lora.alpha, target_modules=LORA_TARGETS, init_lora_weights="gaussian"
-        )
-    )
-
-
-def brain_config(recipe: Recipe, n_voxels: int) -> BrainConfig:
-    """Sizes of the brain module for a subject's ROI and the recipe's base model."""
+def brain_config(recipe: Recipe, n_voxels: int, n_subjects: int = 1) -> BrainConfig:
+    """Sizes of the brain module for a region of ``n_voxels`` and the recipe's base model."""
     return BrainConfig(
         n_voxels=n_voxels,
+        n_subjects=n_subjects,
         n_volumes=recipe.window.length_volumes,
         hidden_width=recipe.brain.hidden_width,
         n_tokens=recipe.base.n_tokens,
         token_width=recipe.base.token_width,
         dropout=recipe.brain.dropout,
+        timestep_layers=recipe.brain.timestep_layers,
+        aggregation=recipe.brain.aggregation,
+        per_subject_timesteps=recipe.brain.per_subject_timesteps,
+        residual_blocks=recipe.brain.residual_blocks,
     )
 
 
@@ -99,7 +92,7 @@ def save_checkpoint(folder: Path, model: Dynadiff, info: CheckpointInfo) -> None
     save_file(
         {key: value.float().contiguous() for key, value in weights.items()}, folder / "brain.safetensors"
     )
-    model.unet.save_lora_adapter(folder / "adapter")
+    save_tuned(model.unet, info.recipe.finetune, folder)
     partial = folder / "checkpoint.json.partial"
     partial.write_bytes(msgspec.json.format(msgspec.json.encode(info), indent=2))
     partial.rename(folder / "checkpoint.json")
@@ -107,7 +100,7 @@ def save_checkpoint(folder: Path, model: Dynadiff, info: CheckpointInfo) -> None
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint read back, in fp32 and evaluation mode; ``unet`` carries the adapter, unmerged."""
+    """A checkpoint read back, in fp32 and evaluation mode; an adapter lies beside ``unet``'s weights."""
 
     folder: Path
     info: CheckpointInfo
@@ -123,28 +116,20 @@ class Checkpoint:
         return self.info.recipe
 
 
-def load_checkpoint(folder: Path, base_folder: Path | None = None) -> Checkpoint:
+def load_checkpoint(folder: Path, base: str | Path | None = None) -> Checkpoint:
     """Read a checkpoint and the base model it was trained on.
 
-    :raises TrainError: when either folder lacks a file or ``checkpoint.json`` cannot be read.
+    :raises TrainError: when either lacks a file or ``checkpoint.json`` cannot be read.
     """
     info = read_info(folder)
-    base = base_folder or (folder / info.base).resolve()
-    for needed in (
-        folder / "brain.safetensors",
-        base / "vae" / "config.json",
-        base / "image_unet" / "config.json",
-    ):
-        if not needed.exists():
-            raise TrainError(
-                f"expected {needed}, found no file; name the base model's folder if it has moved"
-            )
-    weights = load_file(folder / "brain.safetensors")
+    base_folder = find_base(base or (info.base if is_on_hub(info.base) else (folder / info.base).resolve()))
+    path = folder / "brain.safetensors"
+    if not path.exists():
+        raise TrainError(f"expected {path}, found no file; is {folder} a whole checkpoint?")
+    weights = load_file(path)
     brain = BrainModule(brain_config(info.recipe, info.n_voxels))
     brain.load_state_dict({k.removeprefix("brain."): v for k, v in weights.items() if k.startswith("brain.")})
-    unet = UNet2DConditionModel.from_pretrained(base / "image_unet")
-    unet.load_lora_adapter(folder / "adapter", prefix=None, use_safetensors=True)
-    vae = AutoencoderKL.from_pretrained(base / "vae")
+    unet, vae = load_tuned(info.recipe.finetune, folder, base_folder), load_vae(base_folder)
     for part in (brain, unet, vae):
         part.eval().requires_grad_(False)
     return Checkpoint(
@@ -154,7 +139,7 @@ def load_checkpoint(folder: Path, base_folder: Path | None = None) -> Checkpoint
         unet=unet,
         vae=vae,
         null_NW=weights["null_condition"],
-        base_folder=base,
+        base_folder=base_folder,
     )
 
 
@@ -171,11 +156,6 @@ def read_info(folder: Path) -> CheckpointInfo:
         raise TrainError(f"{path}: {error}") from error
 
 
-@torch.no_grad()
 def merged_unet(checkpoint: Checkpoint) -> UNet2DConditionModel:
     """A plain UNet with the adapter folded into its weights; the checkpoint's own is left as it is."""
-    unet = UNet2DConditionModel.from_pretrained(checkpoint.base_folder / "image_unet")
-    unet.load_lora_adapter(checkpoint.folder / "adapter", prefix=None, use_safetensors=True)
-    unet.fuse_lora()
-    unet.unload_lora()
-    return unet.eval().requires_grad_(False)
+    return load_merged(checkpoint.recipe.finetune, checkpoint.folder, checkpoint.base_folder)

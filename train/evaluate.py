@@ -18,17 +18,20 @@ import cv2
 import msgspec
 import numpy as np
 import torch
-from diffusers import UNet2DConditionModel
 from numpy.typing import NDArray
 from torch import Tensor
 
 from nsd import Layout, RunKey, Stimuli, run_trials
 from realtime.identify import correlations, hog, identification, pixels, stack
+from train.base import load_unet
+from train.cache import Prior
 from train.dynadiff import Checkpoint, load_checkpoint
+from train.errors import TrainError
 from train.features import efficientnet_lite0
 from train.pretrain import load_picture_encoder, to_tensor
+from train.recipe import DemoBase, demo_base
 from train.sample import decode
-from train.windows import Prior, run_windows
+from train.windows import run_windows
 
 _log = logging.getLogger(__name__)
 Pictures = NDArray[np.uint8]
@@ -42,6 +45,11 @@ def evaluate(
     checkpoint = load_checkpoint(folder)
     layout = Layout(root)
     keys = [RunKey(*key) for key in checkpoint.info.held_out_runs]
+    if not keys:
+        raise TrainError(
+            f"expected a checkpoint that holds out runs, but that in {folder} names none: it was imported, "
+            "and its authors' test set is the shared images"
+        )
     windows, images = _held_out_windows(layout, keys, checkpoint)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(images))[:max_trials])
     with Stimuli(layout) as stimuli:
@@ -49,8 +57,9 @@ def evaluate(
     decoded = {
         "offline": decode_windows(checkpoint, windows["whole_run"][chosen], seed, "offline"),
         "streaming": decode_windows(checkpoint, windows["causal"][chosen], seed, "streaming"),
-        "ceiling": decode_pictures(checkpoint, shown, seed),
     }
+    if isinstance(checkpoint.recipe.base, DemoBase):
+        decoded["ceiling"] = decode_pictures(checkpoint, shown, seed)
     order = np.random.default_rng(seed).permutation(len(chosen))
     truth = Seen.of(shown)
     seen = {name: Seen.of(pictures) for name, pictures in decoded.items()}
@@ -89,8 +98,8 @@ def decode_windows(checkpoint: Checkpoint, windows: NDArray[np.float16], seed: i
 
 def decode_pictures(checkpoint: Checkpoint, pictures: Pictures, seed: int) -> Pictures:
     """What the base model, without adapter, makes of the true pictures' own tokens: the ceiling."""
-    encoder, null_NW = load_picture_encoder(checkpoint.base_folder, checkpoint.recipe.base)
-    base = UNet2DConditionModel.from_pretrained(checkpoint.base_folder / "image_unet").eval()
+    encoder, null_NW = load_picture_encoder(checkpoint.base_folder, demo_base(checkpoint.recipe))
+    base = load_unet(checkpoint.base_folder)
 
     def condition_of(part: slice) -> Tensor:
         tokens: Tensor = encoder(to_tensor(pictures[part]))

@@ -5,78 +5,95 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
 
-from nsd import Layout, RunKey, Stimuli, read_roi, run_trials, runs, time_resolved_split
+from nsd import Layout, Stimuli, read_roi
 from nsd.sessions import TR_S
+from train.base import find_base, is_on_hub, load_unet, load_vae
 from train.brain import BrainModule
-from train.dynadiff import CheckpointInfo, Dynadiff, add_lora, brain_config, save_checkpoint
-from train.errors import TrainError
+from train.cache import Cache, prepare
+from train.dataset import WindowData, examples
+from train.dynadiff import CheckpointInfo, Dynadiff, brain_config, save_checkpoint
+from train.finetune import set_trainable
 from train.loop import Batch, fit
 from train.pretrain import encode_latents, load_picture_encoder
-from train.recipe import Recipe
-from train.windows import Windows, prepare
+from train.recipe import DemoBase, Recipe
 
+_ENCODE_BATCH = 32
 _log = logging.getLogger(__name__)
 
 
-def fit_subject(root: Path, subject: int, recipe: Recipe, base: Path, out: Path, seed: int) -> None:
+def fit_subject(
+    root: Path,
+    subject: int,
+    recipe: Recipe,
+    base: str | Path,
+    out: Path,
+    seed: int,
+    cache_folder: Path | None = None,
+) -> None:
     """Train the decoder of one subject and write its checkpoint to ``out``.
 
     Whole runs are held out (the paper's time-resolved split), and so is every other presentation of a picture
     that a held-out run shows.
 
+    :param base: folder of the base model, or its name on the hub
+    :param cache_folder: of the prepared recordings, made where they are not there; by default in ``out``
     :raises TrainError: when ``base`` is not a base model, or ``out`` holds another run.
     """
-    if not (base / "image_unet" / "config.json").exists():
-        raise TrainError(f"expected a base model in {base}, found none; make it with `python -m train base`")
+    base_folder = find_base(base)
     layout = Layout(root)
-    train_keys, test_keys = time_resolved_split(runs(layout, subject), seed)
-    windows, prior = prepare(layout, train_keys, recipe, out / "windows")
-    chosen = trials_to_train_on(layout, windows, test_keys)
-    _log.info("%d runs train, %d are held out; %d trials train", len(train_keys), len(test_keys), len(chosen))
-    vae = AutoencoderKL.from_pretrained(base / "vae")
-    images, place = np.unique(windows.images, return_inverse=True)
+    cache = prepare(root, subject, recipe, cache_folder or out / "cache", seed=seed)
+    test_keys = [key for key in cache.runs if key not in set(cache.train_runs)]
+    chosen = trials_to_train_on(cache)
+    forms = recipe.preprocessing.train_on
+    data = WindowData(
+        [examples(cache, chosen, recipe.window, form) for form in forms], recipe.window.length_volumes
+    )
+    _log.info(
+        "%d runs train, %d are held out; %d trials train",
+        len(cache.train_runs),
+        len(test_keys),
+        len(chosen),
+    )
+    vae, unet = load_vae(base_folder), load_unet(base_folder)
+    images, place = np.unique(data.images, return_inverse=True)
     with Stimuli(layout) as stimuli:
-        latents = encode_latents(vae, stimuli.images(images.tolist()))
+        latents = encode_stimuli(stimuli, images.tolist(), vae, unet.config.sample_size)
     roi = read_roi(layout, subject)
     torch.manual_seed(seed)
-    unet = UNet2DConditionModel.from_pretrained(base / "image_unet")
-    add_lora(unet, recipe.lora)
-    _, null_NW = load_picture_encoder(base, recipe.base)
+    set_trainable(unet, recipe.finetune)
+    null_NW = starting_null(base_folder, recipe)
     brain = BrainModule(brain_config(recipe, roi.n_voxels))
-    # The brain's tokens start around the base model's "no condition", which holds their mean and places.
+    # The brain's tokens start around "no condition"; the demo's base model keeps their mean and places in it.
     with torch.no_grad():
         brain.output.bias.copy_(null_NW.flatten())
     model = Dynadiff(brain, unet, null_NW, recipe)
-    forms = [windows.forms[form] for form in recipe.preprocessing.train_on]
 
-    def batch_of(examples: NDArray[np.int64]) -> Batch:
-        form, which = np.divmod(examples, len(chosen))
-        trials = chosen[which]
-        stacked = np.stack([forms[f][trial] for f, trial in zip(form, trials, strict=True)])
-        return {
-            "windows": torch.from_numpy(stacked.astype(np.float32)),
-            "subjects": torch.zeros(len(trials), dtype=torch.long),
-            "latents": latents[place[trials]],
-        }
+    def batch_of(indices: NDArray[np.int64]) -> Batch:
+        windows, _, subjects = data.batch(indices)
+        return {"windows": windows.float(), "subjects": subjects, "latents": latents[place[indices]]}
 
     losses = fit(
         model,
         batch_of,
-        len(forms) * len(chosen),
+        len(data),
         recipe.fit,
         folder=out / "training",
         seed=seed,
         name=f"subject {subject}",
     )
     shutil.copy(layout.roi(subject), out / "roi.nii.gz")
-    prior.save(out / "prior.npz")
+    cache.prior.save(out / "prior.npz")
     if (root / "synthetic.json").exists():
         shutil.copy(root / "synthetic.json", out)
     info = CheckpointInfo(
@@ -85,7 +102,7 @@ def fit_subject(root: Path, subject: int, recipe: Recipe, base: Path, out: Path,
         tr_s=TR_S,
         n_voxels=roi.n_voxels,
         recipe=recipe,
-        base=os.path.relpath(base.resolve(), out.resolve()),
+        base=str(base) if is_on_hub(base) else os.path.relpath(base_folder.resolve(), out.resolve()),
         held_out_runs=[(key.subject, key.session, key.run) for key in test_keys],
         n_train_trials=len(chosen),
         last_loss=float(np.mean(losses[-200:])) if losses else None,
@@ -93,7 +110,31 @@ def fit_subject(root: Path, subject: int, recipe: Recipe, base: Path, out: Path,
     save_checkpoint(out, model.float(), info)
 
 
-def trials_to_train_on(layout: Layout, windows: Windows, test_keys: list[RunKey]) -> NDArray[np.int64]:
-    """Indices of the trials whose picture no held-out run shows."""
-    held_out = [item.trial.image for item in run_trials(layout, test_keys)]
-    return np.flatnonzero(~np.isin(windows.images, held_out))
+def encode_stimuli(stimuli: Stimuli, images: Sequence[int], vae: AutoencoderKL, latent_px: int) -> Tensor:
+    """Latents ``[N, c, latent_px, latent_px]`` of pictures, brought to the size that makes latents of it."""
+    size_px = latent_px << (len(vae.config.block_out_channels) - 1)
+    parts = []
+    for start in tqdm(range(0, len(images), _ENCODE_BATCH), desc="latents", unit="batch"):
+        pictures = stimuli.images(images[start : start + _ENCODE_BATCH])
+        if pictures.shape[1:3] != (size_px, size_px):
+            resized = [
+                cv2.resize(picture, (size_px, size_px), interpolation=cv2.INTER_CUBIC) for picture in pictures
+            ]
+            pictures = np.stack(resized).astype(np.uint8)
+        parts.append(encode_latents(vae, pictures))
+    return torch.cat(parts)
+
+
+def starting_null(base: Path, recipe: Recipe) -> Tensor:
+    """What stands for "no condition" before training, ``[N, W]``: what the base model learned, or zeros."""
+    if isinstance(recipe.base, DemoBase):
+        return load_picture_encoder(base, recipe.base)[1]
+    return torch.zeros(recipe.base.n_tokens, recipe.base.token_width)
+
+
+def trials_to_train_on(cache: Cache) -> NDArray[np.int64]:
+    """Indices of the presentations in training runs whose picture no held-out run shows."""
+    trains = set(cache.train_runs)
+    in_training = np.array([item.run in trains for item in cache.trials])
+    images = np.array([item.trial.image for item in cache.trials])
+    return np.flatnonzero(in_training & ~np.isin(images, images[~in_training]))

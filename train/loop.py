@@ -70,7 +70,7 @@ def fit(
 
     :raises TrainError: when the loss stops being finite, or ``folder`` holds another run's checkpoint.
     """
-    engine = _start_engine(objective, training)
+    engine = start_engine(objective, training)
     folder.mkdir(parents=True, exist_ok=True)
     first = _resume(engine, folder, training, seed)
     losses: list[float] = []
@@ -127,7 +127,7 @@ def _step(
     return total
 
 
-def _start_engine(objective: nn.Module, training: Training) -> Any:
+def start_engine(objective: nn.Module, training: Training) -> Any:
     """DeepSpeed's engine; on its own a single process, under the ``deepspeed`` launcher one of many."""
     if "RANK" not in os.environ:
         with socket.socket() as free:

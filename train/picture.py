@@ -78,7 +78,7 @@ class PictureAutoencoder(nn.Module):
 
     def rebuild(self, tokens_BNW: Tensor) -> Tensor:
         """Tokens to pictures ``[B, 3, 64, 64]``; every place sees its own token and the global one."""
-        grid = tokens_BNW[:, 1:].transpose(1, 2).unflatten(2, (GRID, GRID))
+        grid = tokens_BNW[:, 1:].transpose(1, 2).reshape(len(tokens_BNW), -1, GRID, GRID)
         whole = tokens_BNW[:, 0, :, None, None].expand_as(grid)
         pictures: Tensor = self.decoder(torch.cat([grid, whole], dim=1))
         return pictures

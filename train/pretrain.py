@@ -24,11 +24,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nsd import Layout, Stimuli, read_expdesign
+from train.base import UNET_FOLDER, VAE_FOLDER, load_vae, make_unet, make_vae
 from train.diffusion import DiffusionLoss, drop_conditions, uniform_timesteps
 from train.errors import TrainError
 from train.loop import Batch, fit
 from train.picture import PictureAutoencoder, PictureEncoder, disturb
-from train.recipe import Base, Recipe
+from train.recipe import DemoBase, Recipe, demo_base
 
 _log = logging.getLogger(__name__)
 _ENCODE_BATCH = 64
@@ -48,38 +49,6 @@ def base_pictures(root: Path, subject: int, n_pictures: int, seed: int) -> NDArr
             )
         chosen = np.random.default_rng(seed).choice(unseen, n_pictures, replace=False)
         return stimuli.images(np.sort(chosen).tolist())
-
-
-def make_vae(base: Base) -> AutoencoderKL:
-    """An untrained VAE of the recipe's size."""
-    depth = len(base.vae_widths)
-    return AutoencoderKL(
-        block_out_channels=base.vae_widths,
-        down_block_types=("DownEncoderBlock2D",) * depth,
-        up_block_types=("UpDecoderBlock2D",) * depth,
-        latent_channels=base.latent_channels,
-        layers_per_block=1,
-        norm_num_groups=8,
-        sample_size=64,
-    )
-
-
-def make_unet(base: Base) -> UNet2DConditionModel:
-    """An untrained UNet of the recipe's size, cross-attention at every level."""
-    depth = len(base.unet_widths)
-    return UNet2DConditionModel(
-        sample_size=64 >> (len(base.vae_widths) - 1),
-        in_channels=base.latent_channels,
-        out_channels=base.latent_channels,
-        block_out_channels=base.unet_widths,
-        down_block_types=("CrossAttnDownBlock2D",) * depth,
-        up_block_types=("CrossAttnUpBlock2D",) * depth,
-        layers_per_block=1,
-        cross_attention_dim=base.token_width,
-        # Of this class, and this class alone, the argument is the *number* of heads, whatever its name.
-        attention_head_dim=tuple(width // base.attention_head_width for width in base.unet_widths),
-        norm_num_groups=16,
-    )
 
 
 def to_tensor(pictures: NDArray[np.uint8]) -> Tensor:
@@ -119,7 +88,7 @@ class BaseObjective(nn.Module):
         self.unet = unet
         self.null = nn.Parameter(null_NW.clone())
         self.loss = DiffusionLoss(recipe.diffusion.offset_noise, uniform_timesteps)
-        self.noise = recipe.base.condition_noise
+        self.noise = demo_base(recipe).condition_noise
         self.dropout = recipe.diffusion.condition_dropout
 
     def forward(self, batch: Batch) -> Tensor:
@@ -156,17 +125,17 @@ def decode_latents(vae: AutoencoderKL, latents: Tensor) -> NDArray[np.uint8]:
     return np.asarray(levels.permute(0, 2, 3, 1), dtype=np.uint8)
 
 
-def train_vae(pictures: NDArray[np.uint8], recipe: Recipe, out: Path, seed: int) -> AutoencoderKL:
+def train_vae(pictures: NDArray[np.uint8], base: DemoBase, out: Path, seed: int) -> AutoencoderKL:
     """Train and save the VAE, or read it where it is already there."""
-    if (out / "vae" / "config.json").exists():
-        return AutoencoderKL.from_pretrained(out / "vae")
+    if (out / VAE_FOLDER / "config.json").exists():
+        return load_vae(out)
     torch.manual_seed(seed)
-    vae = make_vae(recipe.base)
+    vae = make_vae(base)
     fit(
         VaeObjective(vae),
         lambda chosen: {"pictures": to_tensor(pictures[np.sort(chosen)])},
         len(pictures),
-        recipe.base.vae_training,
+        base.vae_training,
         folder=out / "training" / "vae",
         seed=seed,
         name="VAE",
@@ -174,19 +143,19 @@ def train_vae(pictures: NDArray[np.uint8], recipe: Recipe, out: Path, seed: int)
     vae = vae.float()
     vae.register_to_config(scaling_factor=1.0)
     vae.register_to_config(scaling_factor=1.0 / float(encode_latents(vae, pictures[:2048]).std()))
-    vae.save_pretrained(out / "vae")
+    vae.save_pretrained(out / VAE_FOLDER)
     return vae
 
 
-def train_encoder(pictures: NDArray[np.uint8], recipe: Recipe, out: Path, seed: int) -> PictureEncoder:
+def train_encoder(pictures: NDArray[np.uint8], base: DemoBase, out: Path, seed: int) -> PictureEncoder:
     """Train the picture encoder, or read it from its training folder where it is done already."""
     torch.manual_seed(seed + 2)
-    encoder = PictureEncoder(recipe.base.token_width)
+    encoder = PictureEncoder(base.token_width)
     fit(
-        PictureAutoencoder(encoder, recipe.base.token_width, recipe.base.condition_noise),
+        PictureAutoencoder(encoder, base.token_width, base.condition_noise),
         lambda chosen: {"pictures": to_tensor(pictures[np.sort(chosen)])},
         len(pictures),
-        recipe.base.encoder_training,
+        base.encoder_training,
         folder=out / "training" / "encoder",
         seed=seed,
         name="picture encoder",
@@ -203,27 +172,28 @@ def encode_tokens(encoder: PictureEncoder, pictures: NDArray[np.uint8]) -> Tenso
 
 def train_base(pictures: NDArray[np.uint8], recipe: Recipe, out: Path, seed: int) -> None:
     """Train VAE, picture encoder and UNet on pictures ``[N, 64, 64, 3]`` and save them under ``out``."""
+    base = demo_base(recipe)
     out.mkdir(parents=True, exist_ok=True)
-    vae = train_vae(pictures, recipe, out, seed)
+    vae = train_vae(pictures, base, out, seed)
     held_out = pictures[-256:]
     rebuilt = decode_latents(vae, encode_latents(vae, held_out)).astype(np.float32)
     psnr_db = float(10 * np.log10(255**2 / np.mean((rebuilt - held_out) ** 2)))
     _log.info("VAE: %.1f dB PSNR", psnr_db)
-    encoder = train_encoder(pictures, recipe, out, seed)
+    encoder = train_encoder(pictures, base, out, seed)
     latents, tokens = encode_latents(vae, pictures), encode_tokens(encoder, pictures)
     torch.manual_seed(seed + 1)
-    objective = BaseObjective(make_unet(recipe.base), tokens.mean(dim=0), recipe)
+    objective = BaseObjective(make_unet(base), tokens.mean(dim=0), recipe)
     losses = fit(
         objective,
         lambda chosen: {"tokens": tokens[chosen], "latents": latents[chosen]},
         len(pictures),
-        recipe.base.unet_training,
+        base.unet_training,
         folder=out / "training" / "unet",
         seed=seed,
         name="base UNet",
     )
     objective = objective.float()
-    objective.unet.save_pretrained(out / "image_unet")
+    objective.unet.save_pretrained(out / UNET_FOLDER)
     weights = {"null_condition": objective.null.detach()} | encoder.state_dict()
     save_file(
         {key: value.contiguous() for key, value in weights.items()}, out / "picture_encoder.safetensors"
@@ -234,7 +204,7 @@ def train_base(pictures: NDArray[np.uint8], recipe: Recipe, out: Path, seed: int
     )
 
 
-def load_picture_encoder(folder: Path, base: Base) -> tuple[PictureEncoder, Tensor]:
+def load_picture_encoder(folder: Path, base: DemoBase) -> tuple[PictureEncoder, Tensor]:
     """The picture encoder and the null condition ``[N, W]`` that the base model was trained with."""
     weights = load_file(folder / "picture_encoder.safetensors")
     null = weights.pop("null_condition")

@@ -19,9 +19,10 @@ from export import onnxgraph
 from export.__main__ import main
 from export.source import read_checkpoint
 from realtime.bundle import Bundle
+from train.base import make_unet, make_vae
 from train.brain import BrainModule
-from train.dynadiff import Checkpoint, CheckpointInfo, Dynadiff, add_lora, brain_config, save_checkpoint
-from train.pretrain import make_unet, make_vae
+from train.dynadiff import Checkpoint, CheckpointInfo, Dynadiff, brain_config, save_checkpoint
+from train.finetune import set_trainable
 from train.recipe import Recipe, read_recipe
 
 GRID = (5, 4, 3)
@@ -45,7 +46,7 @@ def tiny_recipe() -> Recipe:
             token_width=8,
         ),
         brain=replace(recipe.brain, hidden_width=32),
-        lora=replace(recipe.lora, rank=2, alpha=6),
+        finetune=replace(recipe.finetune, rank=2, alpha=6),
         diffusion=replace(recipe.diffusion, inference_steps=4, guidance=3.0),
     )
 
@@ -58,7 +59,7 @@ def write_checkpoint(root: Path, recipe: Recipe, n_voxels: int = N_VOXELS) -> tu
     vae.register_to_config(scaling_factor=0.7)
     unet.save_pretrained(base / "image_unet")
     vae.save_pretrained(base / "vae")
-    add_lora(unet, recipe.lora)
+    set_trainable(unet, recipe.finetune)
     for name, weight in unet.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(weight, std=0.2)

@@ -17,8 +17,8 @@ from export.parity import compare
 from export.samplers import ddim
 from realtime.bundle import Bundle
 from realtime.engines import signature
+from train.base import make_unet
 from train.diffusion import make_scheduler
-from train.pretrain import make_unet
 
 from .conftest import STORED_ELEMENTS, Exported, tiny_recipe
 

@@ -7,19 +7,22 @@ import shutil
 from pathlib import Path
 
 import cv2
+import h5py
 import numpy as np
 import pytest
 import torch
 
 from nsd import Layout, RunKey, Stimuli, read_expdesign, run_trials
 from train.__main__ import main
+from train.base import load_vae
+from train.cache import Prior, prepare
 from train.dynadiff import load_checkpoint, merged_unet, read_info
 from train.errors import TrainError
 from train.evaluate import decode_windows, evaluate
-from train.fit import fit_subject, trials_to_train_on
-from train.pretrain import base_pictures
+from train.fit import encode_stimuli, fit_subject, trials_to_train_on
+from train.pretrain import base_pictures, encode_latents
 from train.recipe import Recipe, read_recipe
-from train.windows import Prior, prepare, run_windows
+from train.windows import run_windows
 
 
 def test_a_checkpoint_reads_back_and_decodes(tiny_checkpoint: Path, tiny_nsd: Path) -> None:
@@ -62,16 +65,16 @@ def test_merging_lora_leaves_the_function_as_it_was(tiny_checkpoint: Path) -> No
 def test_no_picture_of_a_held_out_run_is_trained_on(
     tiny_checkpoint: Path, tiny_nsd: Path, tiny_recipe: Recipe
 ) -> None:
-    layout = Layout(tiny_nsd)
     info = read_info(tiny_checkpoint)
     test_keys = [RunKey(*key) for key in info.held_out_runs]
-    train_keys = [RunKey(1, 1, run) for run in range(1, 13) if RunKey(1, 1, run) not in test_keys]
-    assert len(train_keys) + len(test_keys) == 12
-    windows, _ = prepare(layout, train_keys, tiny_recipe, tiny_checkpoint / "windows")
-    chosen = trials_to_train_on(layout, windows, test_keys)
+    cache = prepare(tiny_nsd, 1, tiny_recipe, tiny_checkpoint / "cache")
+    assert sorted([*cache.train_runs, *test_keys]) == cache.runs
+    chosen = trials_to_train_on(cache)
     assert len(chosen) == info.n_train_trials
-    held_out = {item.trial.image for item in run_trials(layout, test_keys)}
-    assert not held_out & set(windows.images[chosen].tolist())
+    trained = [cache.trials[index] for index in chosen]
+    assert not {item.run for item in trained} & set(test_keys)
+    held_out = {item.trial.image for item in run_trials(Layout(tiny_nsd), test_keys)}
+    assert not held_out & {item.trial.image for item in trained}
 
 
 def test_windows_are_the_volumes_after_their_onset(
@@ -88,6 +91,19 @@ def test_windows_are_the_volumes_after_their_onset(
     # late in a run the streamed fit has almost all that the whole run's has
     difference = np.abs(here["causal"][-1].astype(float) - here["whole_run"][-1].astype(float))
     assert np.median(difference) < 0.2
+
+
+def test_pictures_of_another_size_are_brought_to_the_base_models(tiny_base: Path, tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    layout.stimuli().parent.mkdir(parents=True)
+    colours = np.array([[200, 30, 90], [10, 220, 60]], dtype=np.uint8)
+    with h5py.File(layout.stimuli(), "w") as file:
+        file["imgBrick"] = np.broadcast_to(colours[:, None, None], (2, 85, 85, 3))
+    vae = load_vae(tiny_base)
+    with Stimuli(layout) as stimuli:
+        latents = encode_stimuli(stimuli, [1, 0], vae, 8)
+    expected = encode_latents(vae, np.broadcast_to(colours[::-1, None, None], (2, 64, 64, 3)).copy())
+    torch.testing.assert_close(latents, expected)
 
 
 def test_base_pictures_are_none_that_the_subject_is_shown(tiny_nsd: Path) -> None:
@@ -121,17 +137,17 @@ def test_errors_say_what_was_expected(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with pytest.raises(TrainError, match="expected a base model in"):
+    with pytest.raises(TrainError, match="a base model is a folder"):
         fit_subject(tiny_nsd, 1, tiny_recipe, tmp_path, tmp_path / "out", seed=1)
     with pytest.raises(TrainError, match=r"expected .*checkpoint\.json, found no file"):
         load_checkpoint(tmp_path)
     damaged = tmp_path / "damaged"
-    shutil.copytree(tiny_checkpoint, damaged, ignore=shutil.ignore_patterns("windows", "training"))
+    shutil.copytree(tiny_checkpoint, damaged, ignore=shutil.ignore_patterns("cache", "training"))
     (damaged / "brain.safetensors").unlink()
     with pytest.raises(TrainError, match="expected .*brain.safetensors"):
         load_checkpoint(damaged)
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text("[base]\nlatent_channels = 0\n")
+    recipe.write_text("[base]\nkind = 'demo'\nlatent_channels = 0\n")
     with pytest.raises(TrainError, match="latent_channels"):
         read_recipe(recipe)
     arguments = ["evaluate", "--nsd", str(tiny_nsd), "--checkpoint", str(tmp_path), "--out", str(tmp_path)]

@@ -1,0 +1,185 @@
+"""Prepared recordings: equal to independent libraries, resumable, refused where they do not fit."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import scipy.signal
+import torch
+from nilearn.signal import clean
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+from nsd import Layout, Run, read_roi
+from realtime.preprocess import StreamingPreprocessor, cosine_basis
+from train.cache import STAGES, Cache, prepare, streaming_settings
+from train.dataset import WindowData, examples
+from train.errors import TrainError
+from train.recipe import Recipe
+
+FP16 = 1e-3
+"""Rounding of z-scores of some SD to float16, and a little."""
+
+
+@pytest.fixture(scope="module")
+def cache(tiny_nsd: Path, tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    return prepare(tiny_nsd, 1, tiny_recipe, tmp_path_factory.mktemp("prepared") / "cache")
+
+
+def recorded(root: Path, cache: Cache, index: int) -> NDArray[np.float64]:
+    layout = Layout(root)
+    return Run(layout, *cache.runs[index]).roi_series(read_roi(layout, 1)).astype(np.float64)
+
+
+@pytest.mark.filterwarnings("ignore:When confounds are provided")
+def test_a_run_is_what_nilearn_makes_of_it(cache: Cache, tiny_nsd: Path, tiny_recipe: Recipe) -> None:
+    rows = recorded(tiny_nsd, cache, 3)
+    basis = cosine_basis(225, 4 / 3, tiny_recipe.preprocessing.high_pass_hz)
+    expected = clean(
+        rows, confounds=basis, detrend=False, standardize="zscore_sample", standardize_confounds=False
+    )
+    np.testing.assert_allclose(cache.whole_run[3], expected, rtol=FP16, atol=FP16)
+
+
+def test_linear_is_what_scipy_makes_of_it(tiny_nsd: Path, tiny_recipe: Recipe, tmp_path: Path) -> None:
+    linear = msgspec.structs.replace(
+        tiny_recipe, preprocessing=msgspec.structs.replace(tiny_recipe.preprocessing, drift="linear")
+    )
+    cache = prepare(tiny_nsd, 1, linear, tmp_path / "cache")
+    residuals = scipy.signal.detrend(recorded(tiny_nsd, cache, 3), axis=0)
+    expected = residuals / residuals.std(axis=0, ddof=1)
+    np.testing.assert_allclose(cache.whole_run[3], expected, rtol=FP16, atol=FP16)
+
+
+def test_causal_windows_are_the_runtimes(cache: Cache, tiny_nsd: Path, tiny_recipe: Recipe) -> None:
+    index = 5
+    rows = recorded(tiny_nsd, cache, index)
+    stream = StreamingPreprocessor(
+        np.ones((rows.shape[1], 1, 1), dtype=bool),
+        225,
+        4 / 3,
+        streaming_settings(tiny_recipe.preprocessing),
+        cache.prior.mean,
+        cache.prior.sd,
+        6,
+    )
+    windows = {}
+    for volume, row in enumerate(rows):
+        stream.push_row(volume, row)
+        windows[volume] = stream.window()
+    here = [place for place, item in enumerate(cache.trials) if item.run == cache.runs[index]]
+    for place in here:
+        expected = windows[cache.trials[place].trial.onset_volume + 8]
+        assert expected is not None
+        np.testing.assert_allclose(cache.causal[place].T, expected, rtol=FP16, atol=FP16)
+
+
+def test_the_prior_knows_only_runs_that_train(cache: Cache, tiny_nsd: Path) -> None:
+    assert len(cache.train_runs) == 11
+    means = [
+        recorded(tiny_nsd, cache, index).mean(axis=0)
+        for index, key in enumerate(cache.runs)
+        if key in cache.train_runs
+    ]
+    np.testing.assert_allclose(cache.prior.mean, np.mean(means, axis=0), rtol=1e-6)
+
+
+def test_runs_that_were_not_finished_are_made_again(
+    cache: Cache, tiny_nsd: Path, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    folder = tmp_path / "cache"
+    shutil.copytree(cache.folder, folder)
+    done = np.load(folder / "done.npy", mmap_mode="r+")
+    in_last_run = sum(item.run == cache.runs[-1] for item in cache.trials)
+    for name, n_rows in (("whole_run", 1), ("causal", in_last_run)):
+        array = np.load(folder / f"{name}.npy", mmap_mode="r+")
+        array[-n_rows:] = 7  # half-written
+        array.flush()
+        done[STAGES.index(name), -1] = 0
+    done.flush()
+    again = prepare(tiny_nsd, 1, tiny_recipe, folder)
+    np.testing.assert_array_equal(again.whole_run, cache.whole_run)
+    np.testing.assert_array_equal(again.causal, cache.causal)
+
+
+def test_a_killed_preparation_goes_on(cache: Cache, tiny_nsd: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text((Path(__file__).parents[2] / "train" / "recipes" / "demo.toml").read_text())
+    command = [sys.executable, "-m", "train", "prepare", "--nsd", str(tiny_nsd), "--subject", "1"]
+    command += ["--out", str(folder), "--recipe", str(recipe), "--workers", "1"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not (folder / "done.npy").exists() or not np.load(folder / "done.npy").any():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert np.load(folder / "done.npy").all()
+    for name in ("whole_run", "causal"):
+        assert (folder / f"{name}.npy").read_bytes() == (cache.folder / f"{name}.npy").read_bytes()
+
+
+def test_a_cache_of_other_settings_is_refused_and_left_alone(
+    cache: Cache, tiny_nsd: Path, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in cache.folder.iterdir()}
+    other = msgspec.structs.replace(
+        tiny_recipe, window=msgspec.structs.replace(tiny_recipe.window, length_volumes=3)
+    )
+    with pytest.raises(TrainError, match="holds recordings with other window"):
+        prepare(tiny_nsd, 1, other, cache.folder)
+    with pytest.raises(TrainError, match="holds recordings with other train_runs"):
+        prepare(tiny_nsd, 1, tiny_recipe, cache.folder, seed=2)
+    assert before == {path.name: path.stat().st_mtime_ns for path in cache.folder.iterdir()}
+    (tmp_path / "mine.txt").write_text("not a cache")
+    with pytest.raises(TrainError, match="expected an empty folder or a cache"):
+        prepare(tiny_nsd, 1, tiny_recipe, tmp_path)
+
+
+def test_windows_are_the_volumes_after_their_onset(cache: Cache, tiny_recipe: Recipe) -> None:
+    trials = np.arange(40, 50)
+    data = WindowData([examples(cache, trials, tiny_recipe.window, "whole_run")], 6)
+    windows, images, subjects = data.batch(np.array([3, 7]))
+    assert windows.shape == (2, 100, 6)
+    assert not subjects.any()
+    for window, image, place in zip(windows, images, (43, 47), strict=True):
+        item = cache.trials[place]
+        first = item.trial.onset_volume + 3
+        expected = cache.whole_run[cache.runs.index(item.run), first : first + 6].T
+        np.testing.assert_array_equal(window.numpy(), expected)
+        assert image == item.trial.image
+
+
+def test_forms_and_subjects_lie_one_after_the_other_and_smaller_regions_end_in_zeros(
+    cache: Cache, tiny_recipe: Recipe
+) -> None:
+    trials = np.arange(20)
+    whole = examples(cache, trials, tiny_recipe.window, "whole_run", subject=1)
+    causal = examples(cache, trials, tiny_recipe.window, "causal")
+    small = type(causal)(rows=causal.rows[:, :60], starts=causal.starts, images=causal.images, subject=2)
+    data = WindowData([whole, causal, small], 6)
+    assert len(data) == 60
+    loader = DataLoader(data, batch_size=60, num_workers=2)
+    windows, images, subjects = next(iter(loader))
+    assert subjects.tolist() == [1] * 20 + [0] * 20 + [2] * 20
+    assert torch.equal(images[:20], images[20:40])
+    assert torch.equal(windows[25], torch.from_numpy(cache.causal[5].T.copy()))
+    assert torch.equal(windows[45, :60], windows[25, :60])
+    assert not windows[40:, 60:].any()
+
+
+def test_a_window_beyond_its_run_is_refused(cache: Cache, tiny_recipe: Recipe) -> None:
+    late = msgspec.structs.replace(tiny_recipe.window, offset_volumes=200)
+    with pytest.raises(TrainError, match="reaches beyond the run"):
+        examples(cache, np.arange(5), late, "whole_run")

@@ -1,0 +1,208 @@
+"""A checkpoint with the released names, written by DeepSpeed, becomes one of ours: the same function."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from train.__main__ import main
+from train.base import load_unet, make_unet
+from train.dynadiff import load_checkpoint
+from train.errors import TrainError
+from train.evaluate import evaluate
+from train.finetune import set_trainable
+from train.loop import start_engine
+from train.recipe import PAPER, Recipe, Training, read_recipe
+from train.released import (
+    BRAIN,
+    TAG,
+    UNET,
+    adapter_from_released,
+    brain_from_released,
+    check_base,
+    import_released,
+    read_released,
+)
+
+N_SUBJECTS, N_VOXELS, N_VOLUMES = 2, 120, 6
+"""More voxels than the synthetic subject's 100: padding."""
+
+
+def released_state(recipe: Recipe, base: UNet2DConditionModel, n_voxels: int = N_VOXELS) -> dict[str, Tensor]:
+    """Weights under their released names, with the text attention that the released UNet carries along."""
+    width, tokens = recipe.brain.hidden_width, recipe.base.n_tokens * recipe.base.token_width
+    shapes = {
+        "subject_layers.weights": (N_SUBJECTS, n_voxels, width),
+        "lin0.weight": (N_VOLUMES * width, 1, width),
+        "lin0.bias": (N_VOLUMES * width,),
+        "post_lin0.0.weight": (width,),
+        "post_lin0.0.bias": (width,),
+        "out_time_agg.weight": (1, N_VOLUMES),
+        "out_time_agg.bias": (1,),
+        "lin1.weight": (tokens, width),
+        "lin1.bias": (tokens,),
+    }
+    state = {f"{BRAIN}{name}": torch.randn(shape) / 5 for name, shape in shapes.items()}
+    set_trainable(base, recipe.finetune)
+    for name, weight in base.state_dict().items():
+        image = re.sub(r"(\.attentions\.\d+)\.", r"\1.transformers.0.", name)
+        state[f"{UNET}{image}"] = torch.randn_like(weight) / 5 if ".lora_" in name else weight.clone()
+        if ".attentions." in name:
+            text = image.replace(".transformers.0.", ".transformers.1.")
+            state[f"{UNET}{text}"] = torch.randn_like(weight)
+    return state
+
+
+def module_of(state: Mapping[str, Tensor]) -> nn.Module:
+    """A module whose parameters have these names; adapters and brain module learn, as in the paper."""
+    root = nn.Module()
+    for name, weight in state.items():
+        *path, leaf = name.split(".")
+        at = root
+        for step in path:
+            if step not in at._modules:
+                at.add_module(step, nn.Module())
+            at = at._modules[step]  # type: ignore[assignment]
+        learns = name.startswith(BRAIN) or ".lora_" in name
+        at.register_parameter(leaf, nn.Parameter(weight.clone(), requires_grad=learns))
+    return root
+
+
+@pytest.fixture(scope="module")
+def state(tiny_recipe: Recipe, tiny_base: Path) -> dict[str, Tensor]:
+    torch.manual_seed(4)
+    return released_state(tiny_recipe, load_unet(tiny_base))
+
+
+@pytest.fixture(scope="module")
+def released(state: dict[str, Tensor], tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("released")
+    training = Training(steps=1, micro_batch=1, peak_learning_rate=1e-3, warmup_steps=1, precision="fp32")
+    start_engine(module_of(state), training).save_checkpoint(str(folder), tag=TAG)
+    return folder
+
+
+def reference_condition(state: Mapping[str, Tensor], window_VT: Tensor, layer: int, recipe: Recipe) -> Tensor:
+    """The released forward pass, from the raw weights: a grouped convolution over the window's volumes."""
+    raw = {name.removeprefix(BRAIN): weight for name, weight in state.items()}
+    width = recipe.brain.hidden_width
+    padded = torch.zeros(N_VOXELS, N_VOLUMES)
+    padded[: len(window_VT)] = window_VT
+    hidden_TH = padded.T @ raw["subject_layers.weights"][layer]
+    convolved = nn.functional.conv1d(hidden_TH[None], raw["lin0.weight"], raw["lin0.bias"], groups=N_VOLUMES)
+    hidden_TH = convolved.view(N_VOLUMES, width)
+    normed = nn.functional.layer_norm(hidden_TH, (width,), raw["post_lin0.0.weight"], raw["post_lin0.0.bias"])
+    hidden_TH = nn.functional.gelu(normed)
+    merged = nn.functional.linear(hidden_TH.T, raw["out_time_agg.weight"], raw["out_time_agg.bias"])[:, 0]
+    tokens = nn.functional.linear(merged, raw["lin1.weight"], raw["lin1.bias"])
+    return tokens.view(recipe.base.n_tokens, recipe.base.token_width)
+
+
+def reference_unet(state: Mapping[str, Tensor], recipe: Recipe) -> UNet2DConditionModel:
+    """A plain UNet with each adapter multiplied out by hand, from the raw weights."""
+    scale = recipe.finetune.alpha / recipe.finetune.rank
+    weights = {}
+    for key, weight in state.items():
+        if not key.startswith(UNET) or ".transformers.1." in key or ".lora_" in key:
+            continue
+        added = 0.0
+        if key.endswith(".base_layer.weight"):
+            stem = key.removesuffix("base_layer.weight")
+            added = scale * state[f"{stem}lora_B.default.weight"] @ state[f"{stem}lora_A.default.weight"]
+        name = key.removeprefix(UNET).replace(".transformers.0.", ".").replace(".base_layer.", ".")
+        weights[name] = weight + added
+    unet = make_unet(recipe.base)
+    unet.load_state_dict(weights)
+    return unet.eval()
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_the_imported_model_is_the_same_function(
+    layer: int,
+    state: dict[str, Tensor],
+    released: Path,
+    tiny_recipe: Recipe,
+    tiny_base: Path,
+    tiny_nsd: Path,
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "imported"
+    import_released(released, 1, tiny_recipe, tiny_base, out, layer=layer, nsd=tiny_nsd)
+    checkpoint = load_checkpoint(out)
+    assert checkpoint.info.n_voxels == 100
+    assert not checkpoint.null_NW.any()
+    assert (out / "roi.nii.gz").exists()
+    assert (out / "prior.npz").exists()
+    with pytest.raises(TrainError, match="expected a checkpoint that holds out runs"):
+        evaluate(tiny_nsd, out, tmp_path / "results", max_trials=3)
+
+    torch.manual_seed(5)
+    window = torch.randn(100, N_VOLUMES)
+    expected = reference_condition(state, window, layer, tiny_recipe)
+    condition = checkpoint.brain(window[None], torch.tensor([0]))
+    torch.testing.assert_close(condition[0], expected, rtol=1e-4, atol=1e-5)
+
+    size, channels = checkpoint.unet.config.sample_size, checkpoint.unet.config.in_channels
+    latents, timestep = torch.randn(1, channels, size, size), torch.tensor([500])
+    with torch.no_grad():
+        theirs = reference_unet(state, tiny_recipe)(latents, timestep, expected[None]).sample
+        ours = checkpoint.unet(latents, timestep, condition).sample
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_full_size_names_and_shapes_fit() -> None:
+    recipe = read_recipe(PAPER)
+    with torch.device("meta"):
+        state = released_state(recipe, make_unet(recipe.base), n_voxels=15_724)
+    brain = brain_from_released(state, recipe)
+    assert brain.config.n_voxels == 15_724
+    unet = adapter_from_released(state, recipe)
+    assert sum(p.numel() for name, p in unet.named_parameters() if ".lora_" in name) == 397_824
+
+
+def test_what_is_not_a_released_checkpoint_is_refused(
+    state: dict[str, Tensor], tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainError, match="expected a DeepSpeed checkpoint"):
+        read_released(tmp_path)
+    (tmp_path / TAG).mkdir()
+    with pytest.raises(TrainError, match="expected a whole DeepSpeed checkpoint"):
+        read_released(tmp_path)
+    without = {name: weight for name, weight in state.items() if "lin1" not in name}
+    with pytest.raises(TrainError, match=r"expected model\.brain_modules\.clip_image\.lin1\.weight"):
+        brain_from_released(without, tiny_recipe)
+    wrong = state | {f"{BRAIN}lin1.bias": torch.zeros(3)}
+    with pytest.raises(TrainError, match=r"expected output\.bias of shape \(272,\), .* found \(3,\)"):
+        brain_from_released(wrong, tiny_recipe)
+    frozen = {name: weight for name, weight in state.items() if "lora_A" not in name}
+    with pytest.raises(TrainError, match="expected LoRA weights for"):
+        adapter_from_released(frozen, tiny_recipe)
+
+
+def test_another_base_model_is_noticed(state: dict[str, Tensor], tiny_base: Path) -> None:
+    base = load_unet(tiny_base)
+    assert check_base(state, base) == len(dict(base.named_parameters()))
+    with torch.no_grad():
+        base.conv_in.bias[0] += 0.5
+    with pytest.raises(TrainError, match=r"conv_in\.bias of the base model"):
+        check_base(state, base)
+
+
+def test_a_smaller_subjects_weights_are_refused(
+    released: Path, tiny_recipe: Recipe, tiny_base: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainError, match="expected a subject layer of at least the 15724 voxels"):
+        import_released(released, 1, tiny_recipe, tiny_base, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_says_what_it_misses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--checkpoint", str(tmp_path), "--subject", "1", "--base", str(tmp_path)]
+    assert main(["import-released", *arguments, "--out", str(tmp_path / "out")]) == 2
+    assert "a base model is a folder in diffusers' layout" in capsys.readouterr().err
