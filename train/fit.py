@@ -65,12 +65,13 @@ def fit_subject(
         len(test_keys),
         len(chosen),
     )
-    vae, unet = load_vae(base_folder), load_unet(base_folder)
+    vae = load_vae(base_folder)
+    torch.manual_seed(seed)
+    unet = load_unet(base_folder)
     images, place = np.unique(data.images, return_inverse=True)
     with Stimuli(layout) as stimuli:
         latents = encode_stimuli(stimuli, images.tolist(), vae, unet.config.sample_size)
     roi = read_roi(layout, subject)
-    torch.manual_seed(seed)
     set_trainable(unet, recipe.finetune)
     null_NW = starting_null(base_folder, recipe)
     brain = BrainModule(brain_config(recipe, roi.n_voxels))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from time import perf_counter
@@ -18,10 +18,10 @@ from realtime import wire
 from realtime.bundle import Bundle, Preprocessing
 from realtime.decode import Decoded, Decoder
 from realtime.engines import open_engine
-from realtime.errors import EngineError
+from realtime.errors import EngineError, RecordError
 from realtime.events import Event, Frame, Shown, Status
 from realtime.pipeline import Pipeline, Settings
-from realtime.record import events_path
+from realtime.record import RunFolder, events_path
 from realtime.recorded import read_image, read_recorded
 from realtime.sources import Received
 
@@ -502,21 +502,30 @@ def test_two_runtimes_never_write_one_run(bundle, scan, tmp_path) -> None:
     asyncio.run(run())
 
 
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Within it, what a run folder's method writes finds no space."""
+
+    @contextlib.contextmanager
+    def full(method: str) -> Iterator[None]:
+        def fail(*arguments: object) -> None:
+            raise RecordError("cannot write: No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(RunFolder, method, fail)
+            yield
+
+    return full
+
+
 def test_a_disk_that_does_not_take_a_volume_is_said_and_nothing_is_acknowledged(
-    bundle, scan, tmp_path, monkeypatch
+    bundle, scan, tmp_path, full_disk
 ) -> None:
     async def run() -> None:
         async with bench(bundle, tmp_path) as one:
             await one.start(scan)
             await one.volumes(scan, [0])
-            from realtime.errors import RecordError
-            from realtime.record import RunFolder
-
-            def full(*arguments: object) -> None:
-                raise RecordError("cannot write volumes.journal: No space left on device")
-
-            with monkeypatch.context() as patch:
-                patch.setattr(RunFolder, "journal", full)
+            with full_disk("journal"):
                 reply = await one.volume(scan, 1)
             assert isinstance(reply, wire.Refused)
             assert (reply.code, reply.index) == ("runtime", 1)
@@ -528,20 +537,13 @@ def test_a_disk_that_does_not_take_a_volume_is_said_and_nothing_is_acknowledged(
 
 
 def test_a_row_that_cannot_be_written_refuses_no_volume_that_is_held(
-    bundle, scan, tmp_path, monkeypatch
+    bundle, scan, tmp_path, full_disk
 ) -> None:
     async def run() -> None:
         async with bench(bundle, tmp_path) as one:
             await one.start(scan)
             await one.volumes(scan, [0])
-            from realtime.errors import RecordError
-            from realtime.record import RunFolder
-
-            def full(*arguments: object) -> None:
-                raise RecordError("cannot write the table: No space left on device")
-
-            with monkeypatch.context() as patch:
-                patch.setattr(RunFolder, "write_row", full)
+            with full_disk("write_row"):
                 await one.volumes(scan, [1])
             assert "No space left" in one.status.message
             await one.volumes(scan, [2])
