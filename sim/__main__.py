@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 
 from nsd import N_IMAGES, NsdError
 from sim.errors import SimError
@@ -136,12 +139,32 @@ def _replay(arguments: argparse.Namespace) -> int:
             ZmqLink(arguments.connect) as link,
             tqdm(total=sender.start.n_volumes, unit="volume", desc="replay", disable=None) as progress,
         ):
-            is_complete = Scanner(recording, link, sender, tell=tell).replay(progress)
+            scanner = Scanner(recording, link, sender, tell=tell)
+            with _interrupts(scanner.interrupt):
+                is_complete = scanner.replay(progress)
     if not is_complete:
         tell(f"interrupted; the runtime holds {sender.n_held} of {sender.start.n_volumes} volumes")
         return 130
     tell(f"run complete: {sender.n_held} volumes acknowledged")
     return 0
+
+
+@contextlib.contextmanager
+def _interrupts(interrupt: Callable[[], None]) -> Iterator[None]:
+    """Call ``interrupt`` at the first Ctrl-C; the second ends the program at once.
+
+    Not as an exception: one that is raised inside a library's callback is printed there and lost.
+    """
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        interrupt()
+
+    before = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _exit_at_end_of_input() -> None:

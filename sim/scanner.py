@@ -104,6 +104,11 @@ class Scanner:
         self._tell = tell
         self._clock = clock
         self._said_unanswered = False
+        self._is_interrupted = False
+
+    def interrupt(self) -> None:
+        """End the run on both sides, soon; may be called by a signal handler."""
+        self._is_interrupted = True
 
     def replay(self, progress: tqdm[None] | None = None) -> bool:
         """Send the run; return True when the runtime has closed it complete, False when interrupted.
@@ -112,13 +117,10 @@ class Scanner:
         """
         give_up_s = math.inf
         while not self.sender.is_finished and self._clock() < give_up_s:
-            try:
-                self._step(give_up_s)
-            except KeyboardInterrupt:
-                if self.sender.aborted:
-                    raise
+            if self._is_interrupted and not self.sender.aborted:
                 self.sender.abort()
                 give_up_s = self._clock() + ABORT_PATIENCE_S
+            self._step(give_up_s)
             if progress is not None:
                 progress.update(self.sender.n_held - progress.n)
         return self.sender.is_finished and not self.sender.aborted
