@@ -48,94 +48,108 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_base, _add_prepare, _add_fit, _add_evaluate, _add_released, _add_describe, _add_score):
+        add(commands)
+    return parser
 
-    base = commands.add_parser(
+
+def _add_base(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
         "base", help="train the demo's base model (VAE and image-conditioned UNet) once"
     )
-    _nsd_options(base)
-    base.add_argument("--out", type=Path, required=True, help="folder of the base model")
-    _recipe_options(base)
-    base.set_defaults(run=_base)
+    _nsd_options(parser)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the base model")
+    _recipe_options(parser)
+    parser.set_defaults(run=_base)
 
-    prepare = commands.add_parser(
+
+def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
         "prepare", help="read, mask, detrend and z-score a subject's runs once, into a memory-mapped cache"
     )
-    _nsd_options(prepare)
-    prepare.add_argument("--out", type=Path, required=True, help="folder of the cache")
-    prepare.add_argument("--workers", type=int, help="processes, each holding one run (default: the cores)")
-    _recipe_options(prepare)
-    prepare.set_defaults(run=_prepare)
+    _nsd_options(parser)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the cache")
+    parser.add_argument("--workers", type=int, help="processes, each holding one run (default: the cores)")
+    _recipe_options(parser)
+    parser.set_defaults(run=_prepare)
 
-    fit = commands.add_parser("fit", help="Dynadiff's single stage: brain module and LoRA, jointly")
-    _nsd_options(fit)
-    fit.add_argument(
+
+def _add_fit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("fit", help="Dynadiff's single stage: brain module and LoRA, jointly")
+    _nsd_options(parser)
+    parser.add_argument(
         "--base", help="folder of the base model, or its name on the hub (default: the recipe's source)"
     )
-    fit.add_argument("--cache", type=Path, help="what `prepare` wrote (default: made in --out)")
-    fit.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
-    _recipe_options(fit)
-    fit.set_defaults(run=_fit)
+    parser.add_argument("--cache", type=Path, help="what `prepare` wrote (default: made in --out)")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
+    _recipe_options(parser)
+    parser.set_defaults(run=_fit)
 
-    evaluate = commands.add_parser(
-        "evaluate", help="decode the held-out runs and compare with what was shown"
-    )
-    evaluate.add_argument("--nsd", type=Path, required=True, help="root of NSD or of a synthetic subject")
-    evaluate.add_argument("--checkpoint", type=Path, required=True, help="folder that `fit` wrote")
-    evaluate.add_argument("--out", type=Path, required=True, help="folder of the table and the picture grid")
-    evaluate.add_argument(
+
+def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("evaluate", help="decode the held-out runs and compare with what was shown")
+    parser.add_argument("--nsd", type=Path, required=True, help="root of NSD or of a synthetic subject")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="folder that `fit` wrote")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the table and the picture grid")
+    parser.add_argument(
         "--trials", type=int, default=1000, help="held-out trials at most (default: %(default)s)"
     )
-    evaluate.set_defaults(run=_evaluate)
+    parser.set_defaults(run=_evaluate)
 
-    released = commands.add_parser(
+
+def _add_released(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
         "import-released",
         help="turn a checkpoint that the paper's authors released into one of this project",
         description="Turn a subject's folder of facebook/dynadiff into a checkpoint that `export bundle` "
         "takes. It holds pickles: import only what comes from a source you trust.",
     )
-    released.add_argument(
+    parser.add_argument(
         "--checkpoint", type=Path, required=True, help="the subject's folder, with `checkpoint/`"
     )
-    released.add_argument("--subject", type=int, required=True, help="subject number in NSD, from 1")
-    released.add_argument(
+    parser.add_argument("--subject", type=int, required=True, help="subject number in NSD, from 1")
+    parser.add_argument(
         "--nsd", type=Path, help="root of NSD: its region and runs are what serving needs besides"
     )
-    released.add_argument(
+    parser.add_argument(
         "--layer",
         type=int,
         default=0,
         help="place of the subject's layer where there are several, from 0 (default: %(default)s)",
     )
-    released.add_argument(
+    parser.add_argument(
         "--base", help="folder of the base model, or its name on the hub (default: the recipe's)"
     )
-    released.add_argument("--recipe", type=Path, default=Path("paper"), help="recipe (default: %(default)s)")
-    released.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
-    released.set_defaults(run=_import_released)
+    parser.add_argument("--recipe", type=Path, default=Path("paper"), help="recipe (default: %(default)s)")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
+    parser.set_defaults(run=_import_released)
 
-    describe = commands.add_parser(
+
+def _add_describe(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
         "describe", help="parameters of a recipe's model by part, without allocating them"
     )
-    describe.add_argument("recipe", type=Path, help="recipe file, or a shipped recipe: demo, paper")
-    describe.add_argument(
+    parser.add_argument("recipe", type=Path, help="recipe file, or a shipped recipe: demo, paper")
+    parser.add_argument(
         "--subject",
         type=int,
         nargs="+",
         default=[1],
         help="subjects of NSD whose regions it reads; several share one model (default: 1)",
     )
-    describe.add_argument("--json", action="store_true", help="print one JSON object, for programs")
-    describe.set_defaults(run=_describe)
+    parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+    parser.set_defaults(run=_describe)
 
-    score = commands.add_parser(
+
+def _add_score(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
         "score", help="identification of a recorded run in EfficientNet-Lite0 features"
     )
-    score.add_argument(
+    parser.add_argument(
         "--run", dest="folder", type=Path, required=True, help="run folder that `realtime` wrote"
     )
-    score.add_argument("--json", action="store_true", help="print one JSON object, for programs")
-    score.set_defaults(run=_score)
-    return parser
+    parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+    parser.set_defaults(run=_score)
 
 
 def _nsd_options(parser: argparse.ArgumentParser) -> None:

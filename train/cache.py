@@ -71,6 +71,12 @@ class Cache:
     trials: list[RunTrial]
     """All presentations of all runs, in order; row i of ``causal`` is the window of the i-th."""
 
+    @property
+    def test_runs(self) -> list[RunKey]:
+        """The runs that are held out."""
+        trains = set(self.train_runs)
+        return [key for key in self.runs if key not in trains]
+
     @cached_property
     def prior(self) -> Prior:
         """Mean and SD of the runs that train."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from nsd import Layout, Stimuli, read_roi
+from nsd import Layout, Stimuli
 from nsd.sessions import TR_S
 from train.base import find_base, is_on_hub, load_unet, load_vae
 from train.brain import BrainModule
@@ -53,32 +53,20 @@ def fit_subject(
     base_folder = find_base(base)
     layout = Layout(root)
     cache = prepare(root, subject, recipe, cache_folder or out / "cache", seed=seed)
-    test_keys = [key for key in cache.runs if key not in set(cache.train_runs)]
     chosen = trials_to_train_on(cache)
-    forms = recipe.preprocessing.train_on
-    data = WindowData(
-        [examples(cache, chosen, recipe.window, form) for form in forms], recipe.window.length_volumes
-    )
+    forms = [examples(cache, chosen, recipe.window, form) for form in recipe.preprocessing.train_on]
+    data = WindowData(forms, recipe.window.length_volumes)
     _log.info(
         "%d runs train, %d are held out; %d trials train",
         len(cache.train_runs),
-        len(test_keys),
+        len(cache.test_runs),
         len(chosen),
     )
-    vae = load_vae(base_folder)
-    torch.manual_seed(seed)
-    unet = load_unet(base_folder)
+    model = untrained_model(recipe, base_folder, data.n_voxels, seed)
     images, place = np.unique(data.images, return_inverse=True)
     with Stimuli(layout) as stimuli:
-        latents = encode_stimuli(stimuli, images.tolist(), vae, unet.config.sample_size)
-    roi = read_roi(layout, subject)
-    set_trainable(unet, recipe.finetune)
-    null_NW = starting_null(base_folder, recipe)
-    brain = BrainModule(brain_config(recipe, roi.n_voxels))
-    # The brain's tokens start around "no condition"; the demo's base model keeps their mean and places in it.
-    with torch.no_grad():
-        brain.output.bias.copy_(null_NW.flatten())
-    model = Dynadiff(brain, unet, null_NW, recipe)
+        vae, latent_px = load_vae(base_folder), model.unet.config.sample_size
+        latents = encode_stimuli(stimuli, images.tolist(), vae, latent_px)
 
     def batch_of(indices: NDArray[np.int64]) -> Batch:
         windows, _, subjects = data.batch(indices)
@@ -101,14 +89,27 @@ def fit_subject(
         subject=subject,
         seed=seed,
         tr_s=TR_S,
-        n_voxels=roi.n_voxels,
+        n_voxels=data.n_voxels,
         recipe=recipe,
         base=str(base) if is_on_hub(base) else os.path.relpath(base_folder.resolve(), out.resolve()),
-        held_out_runs=[(key.subject, key.session, key.run) for key in test_keys],
+        held_out_runs=[(key.subject, key.session, key.run) for key in cache.test_runs],
         n_train_trials=len(chosen),
         last_loss=float(np.mean(losses[-200:])) if losses else None,
     )
     save_checkpoint(out, model.float(), info)
+
+
+def untrained_model(recipe: Recipe, base_folder: Path, n_voxels: int, seed: int) -> Dynadiff:
+    """The model before its first step: the base model's UNet, adapters without effect, a new brain module."""
+    torch.manual_seed(seed)
+    unet = load_unet(base_folder)
+    set_trainable(unet, recipe.finetune)
+    null_NW = starting_null(base_folder, recipe)
+    brain = BrainModule(brain_config(recipe, n_voxels))
+    # The brain's tokens start around "no condition"; the demo's base model keeps their mean and places in it.
+    with torch.no_grad():
+        brain.output.bias.copy_(null_NW.flatten())
+    return Dynadiff(brain, unet, null_NW, recipe)
 
 
 def encode_stimuli(stimuli: Stimuli, images: Sequence[int], vae: AutoencoderKL, latent_px: int) -> Tensor:
