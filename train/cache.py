@@ -65,7 +65,6 @@ class Cache:
     """A finished cache, opened for reading."""
 
     folder: Path
-    subject: int
     runs: list[RunKey]
     train_runs: list[RunKey]
     trials: list[RunTrial]
@@ -125,7 +124,7 @@ def prepare(
     starts = np.searchsorted([keys.index(item.run) for item in trials], range(len(keys) + 1))
     places = {key: slice(*starts[index : index + 2]) for index, key in enumerate(keys)}
     work("causal", partial(_stream_run, folder, recipe, trials, places))
-    return Cache(folder=folder, subject=subject, runs=keys, train_runs=train_keys, trials=trials)
+    return Cache(folder=folder, runs=keys, train_runs=train_keys, trials=trials)
 
 
 def measure_prior(runs_of_rows: Iterable[NDArray[np.float32]], high_pass_hz: float) -> Prior:

@@ -426,4 +426,6 @@ def test_no_warning_is_raised_on_the_way() -> None:
         stream = stream_for(rows, preprocessing(prior=0.0))
         for index, row in enumerate(rows):
             stream.push_row(index, row)
-            stream.window()
+            window = stream.window()
+            assert (window is None) == (index < T - 1)
+            assert window is None or np.isfinite(window).all()
