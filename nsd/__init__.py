@@ -1,10 +1,11 @@
-"""The Natural Scenes Dataset, read only: paths, designs, regions, runs, stimuli and splits.
+"""The Natural Scenes Dataset, read only: paths, designs, regions, runs, betas, stimuli and splits.
 
 Works on NSD itself (which one must obtain oneself; its terms forbid redistribution) and
 on synthetic subjects that ``python -m sim synthesize`` writes in the same layout.
 Images are 0-based 73k indices here; ids in files count from 1.
 """
 
+from nsd.betas import BETA_SCALE, read_betas
 from nsd.design import N_DESIGN_ROWS, N_IMAGES, Trial, read_design, trials
 from nsd.errors import BadFile, BadRequest, GridMismatch, MissingFile, NsdError
 from nsd.expdesign import ExpDesign, read_expdesign, shared_images
@@ -16,6 +17,7 @@ from nsd.splits import RunTrial, run_trials, standard_split, time_resolved_split
 from nsd.stimuli import Stimuli
 
 __all__ = [
+    "BETA_SCALE",
     "NSDGENERAL_VOXELS",
     "N_DESIGN_ROWS",
     "N_IMAGES",
@@ -35,6 +37,7 @@ __all__ = [
     "RunTrial",
     "Stimuli",
     "Trial",
+    "read_betas",
     "read_design",
     "read_expdesign",
     "read_roi",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
-from nsd.errors import BadFile, require_file
+from nsd.errors import BadFile, GridMismatch, require_file
 from nsd.layout import Layout
 
 NSDGENERAL_VOXELS = {
@@ -60,3 +61,16 @@ def read_roi(layout: Layout, subject: int) -> Roi:
     if not mask.any():
         raise BadFile(path, "voxels with a label > 0", "none")
     return Roi(mask=mask, affine=np.asarray(image.affine, dtype=np.float64))
+
+
+def check_grid(path: Path, image: Any, roi: Roi, roi_path: Path) -> None:
+    """Raise `GridMismatch` unless the NIfTI series ``image`` of ``path`` lies on the grid of ``roi``."""
+    grid = tuple(image.shape[:3])
+    if roi.mask.shape != grid:
+        raise GridMismatch(
+            f"{path}: expected the grid of {roi_path}, {roi.mask.shape}, found {grid};"
+            " series and region must come from the same subject and space"
+        )
+    if not np.allclose(roi.affine, image.affine, atol=1e-3):
+        expected, found = roi.affine.tolist(), image.affine.tolist()
+        raise GridMismatch(f"{path}: expected the affine of {roi_path}, {expected}, found {found}")

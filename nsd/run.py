@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nsd.design import N_DESIGN_ROWS, Trial, read_design, trials
-from nsd.errors import BadFile, BadRequest, GridMismatch, require_file
+from nsd.errors import BadFile, BadRequest, require_file
 from nsd.layout import Layout
-from nsd.roi import UNREADABLE, Roi
+from nsd.roi import UNREADABLE, Roi, check_grid
 from nsd.sessions import TR_S, RunKey
 
 _BLOCK = 25  # volumes held at once while a ROI is read out of a full-size run (35 MB)
@@ -103,7 +103,7 @@ class Run:
 
         :raises GridMismatch: region and series do not lie on one grid.
         """
-        self._check_grid(roi)
+        check_grid(self.layout.timeseries(*self.key), self._image, roi, self.layout.roi(self.subject))
         series = np.empty((self.n_volumes, roi.n_voxels), dtype=np.float32)
         for start in range(0, self.n_volumes, _BLOCK):
             stop = min(start + _BLOCK, self.n_volumes)
@@ -117,14 +117,3 @@ class Run:
         except UNREADABLE as error:
             path = self.layout.timeseries(*self.key)
             raise BadFile(path, f"volumes {start} to {stop - 1} to be readable", str(error)) from error
-
-    def _check_grid(self, roi: Roi) -> None:
-        path, roi_path = self.layout.timeseries(*self.key), self.layout.roi(self.subject)
-        if roi.mask.shape != self.shape:
-            raise GridMismatch(
-                f"{path}: expected the grid of {roi_path}, {roi.mask.shape}, found {self.shape};"
-                " series and region must come from the same subject and space"
-            )
-        if not np.allclose(roi.affine, self.affine, atol=1e-3):
-            expected, found = roi.affine.tolist(), self.affine.tolist()
-            raise GridMismatch(f"{path}: expected the affine of {roi_path}, {expected}, found {found}")

@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_synthesize(commands)
     _add_replay(commands)
     _add_excerpt(commands)
+    _add_betas(commands)
     return parser
 
 
@@ -193,6 +194,39 @@ def _excerpt(arguments: argparse.Namespace) -> int:
     written = excerpt(arguments.nsd, arguments.out, **numbers)
     n_bytes = sum(path.stat().st_size for path in written)
     print(f"{arguments.out}: {len(written)} files, {n_bytes / 1e6:.1f} MB")
+    return 0
+
+
+def _add_betas(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "betas",
+        help="estimate single-trial responses of a synthetic subject from its recorded runs",
+        description="Estimate how strongly each voxel responded to each presentation, from the recorded runs "
+        "alone, and write one file a session in the layout of NSD's betas_fithrf_GLMdenoise_RR. Each voxel "
+        "gets the haemodynamic response of a small library that explains its runs best; how far ridge draws "
+        "trials to the voxel's mean response is chosen by how well a trial foretells the same picture in "
+        "another run. Slow drift is removed, noise components (GLMdenoise) are not. Z-score the responses "
+        "within each session before use. Files hold int16, 300 times percent signal change, "
+        "[x, y, z, 750 trials]; voxels outside the region of interest are 0. nsd.read_betas reads them. "
+        "Files that are there are kept, so an interrupted command goes on where it was. A session of 2 000 "
+        "voxels takes about 1 s and 3 MB.",
+    )
+    parser.add_argument("--nsd", type=Path, required=True, metavar="DIR", help="root of a synthetic data set")
+    parser.add_argument("--subject", type=int, default=1, help="subject number (default 1)")
+    parser.add_argument(
+        "--sessions",
+        type=int,
+        metavar="N",
+        help="estimate sessions 1 to N (default: all whose 12 task runs are there)",
+    )
+    parser.set_defaults(command=_betas)
+
+
+def _betas(arguments: argparse.Namespace) -> int:
+    from sim.betas import write_betas
+
+    written, kept = write_betas(arguments.nsd, subject=arguments.subject, n_sessions=arguments.sessions)
+    print(f"single-trial responses: {len(written)} sessions written, {len(kept)} were there")
     return 0
 
 

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-import scipy.stats
 
-from nsd import N_DESIGN_ROWS, TR_S
+from nsd import N_DESIGN_ROWS
 from sim.anatomy import Anatomy, build_anatomy
 from sim.features import CELL_PX, MAP_SIZE, N_CHANNELS, feature_maps
+from sim.haemodynamics import double_gamma
 from sim.scenes import OBJECTS, SIZE_PX, Scene, SceneSet
 from sim.settings import CortexSettings
 
@@ -24,8 +24,6 @@ N_WRITTEN_VOLUMES = N_DESIGN_ROWS + 1
 _FIRST_REFERENCE_IMAGE = 1_000_000  # scenes no subject ever sees; they set the responses' scale
 _N_REFERENCE_IMAGES = 400
 _N_REFERENCE_RUNS = 16
-_HRF_VOLUMES = 25  # 33 s: the undershoot has passed
-_FINE_S = 0.05
 _BATCH = 200
 
 
@@ -44,7 +42,13 @@ class Cortex:
         self._fields, self._weights = _retinotopy(settings, self.anatomy.positions[self._retinotopic], rng)
         self._tuning = _object_tuning(settings, len(self._selective), self.scenes, rng)
         self.peak_s = rng.uniform(*settings.peak_s, settings.n_roi_voxels).astype(np.float32)
-        self.hrf = _haemodynamic_responses(settings, self.peak_s)
+        self.hrf: F32 = double_gamma(
+            self.peak_s,
+            dispersion_s=settings.dispersion_s,
+            undershoot_delay_s=settings.undershoot_delay_s,
+            undershoot_share=settings.undershoot_share,
+            image_on_s=settings.image_on_s,
+        ).astype(np.float32)
         self._calibrate(rng)
 
     @property
@@ -166,22 +170,3 @@ def _object_tuning(
     drive = places @ preference
     threshold = np.quantile(drive, 1 - settings.driving_share, axis=0)
     return np.asarray(np.maximum(drive - threshold, 0) ** settings.compression, dtype=np.float32)
-
-
-def _haemodynamic_responses(settings: CortexSettings, peak_s: F32) -> F32:
-    """Response ``[25, V]`` at each volume after onset to a picture shown for ``image_on_s``, peak 1.
-
-    Difference of two gamma densities (Friston et al. 1998) whose modes are the voxel's time to peak and
-    ``undershoot_delay_s`` later, convolved with the picture's boxcar.
-    """
-    scale = settings.dispersion_s
-    fine_s = np.arange(0, _HRF_VOLUMES * TR_S, _FINE_S)[:, None]
-    main = scipy.stats.gamma.pdf(fine_s, peak_s / scale + 1, scale=scale)
-    late_peak_s = peak_s + settings.undershoot_delay_s
-    late = scipy.stats.gamma.pdf(fine_s, late_peak_s / scale + 1, scale=scale)
-    cumulative = np.cumsum(main - settings.undershoot_share * late, axis=0)
-    on = round(settings.image_on_s / _FINE_S)
-    boxcar = cumulative.copy()
-    boxcar[on:] -= cumulative[:-on]
-    sampled = boxcar[np.round(np.arange(_HRF_VOLUMES) * TR_S / _FINE_S).astype(np.int64)]
-    return np.asarray(sampled / boxcar.max(axis=0), dtype=np.float32)

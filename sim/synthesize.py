@@ -47,6 +47,12 @@ def whole_file(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def write_image(path: Path, image: Any) -> None:
+    """Write a NIfTI image whole, the same bytes at any time of day."""
+    with whole_file(path) as partial:
+        partial.write_bytes(gzip.compress(image.to_bytes(), compresslevel=_GZIP_LEVEL, mtime=0))
+
+
 def write_stimuli(layout: Layout, seed: int, n_images: int = N_IMAGES) -> None:
     """Write ``nsd_stimuli.hdf5``: uint8 ``imgBrick`` ``(n_images, 64, 64, 3)``, scenes of ``seed`` in order.
 
@@ -183,8 +189,7 @@ class SubjectWriter:
         image.header.set_xyzt_units("mm", "sec")
         if values.ndim == 4:
             image.header.set_zooms((*(self.settings.voxel_mm,) * 3, TR_S))
-        with whole_file(path) as partial:
-            partial.write_bytes(gzip.compress(image.to_bytes(), compresslevel=_GZIP_LEVEL, mtime=0))
+        write_image(path, image)
 
     def _write_text(self, path: Path, values: npt.NDArray[Any], form: str) -> None:
         with whole_file(path) as partial:
