@@ -46,7 +46,10 @@ Row4 = tuple[float, float, float, float]
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is common to all parts of the spec: nothing in it is optional, nothing unknown is passed over."""
+    """What is common to all parts of the spec: nothing unknown is passed over.
+
+    Nothing is optional but what came after the format's first bundles; its default is what they meant.
+    """
 
 
 class Tensor(_Part, frozen=True, kw_only=True):
@@ -97,21 +100,30 @@ class Preprocessing(_Part, frozen=True, kw_only=True):
     """Weight of the prior mean and SD while a run is young, in volumes."""
 
 
-class Sampler(_Part, frozen=True, kw_only=True):
+class Sampler(_Part, frozen=True, kw_only=True, omit_defaults=True):
     """A sampler as a table: at step i, ``next = c0 * latents + c1 * prediction + c2 * previous prediction``.
 
     The prediction is of the clean latents (x0), already guided. A step whose guidance is 1 runs without the
     unconditional branch, at half the work.
+
+    The latents before the first step are ``start[0] * brain's start + start[1] * seeded noise``: noise alone,
+    or latents that the brain graph predicts, noised up to where the table sets in.
     """
 
     name: str
     timesteps: Annotated[tuple[int, ...], msgspec.Meta(min_length=1, max_length=1_000)]
     coefficients: tuple[tuple[float, float, float], ...]
     guidance: tuple[float, ...]
+    start: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         if not len(self.timesteps) == len(self.coefficients) == len(self.guidance):
             raise ValueError(f"sampler {self.name!r}: timesteps, coefficients and guidance differ in length")
+
+    @property
+    def starts_from_brain(self) -> bool:
+        """Whether the latents that the brain graph predicts have a part in the first ones."""
+        return self.start[0] != 0
 
 
 class Decoder(_Part, frozen=True, kw_only=True):
@@ -160,6 +172,15 @@ class Spec(_Part, frozen=True, kw_only=True):
         named = {self.roi.file, PRIOR_FILE, NULL_CONDITION_FILE, *(g.file for g in self.graphs.values())}
         for file in sorted(named - self.files.keys()):
             raise ValueError(f"no SHA-256 for {file!r}")
+        for name in {decoder.graph for decoder in self.decoders}:
+            predicts = any(output.name == "start" for output in self.graphs[name].outputs)
+            if predicts != self.starts_from_brain:
+                raise ValueError(f"graph {name!r} and the samplers disagree on who makes the first latents")
+
+    @property
+    def starts_from_brain(self) -> bool:
+        """Whether brain graphs predict latents to start from, beside the condition."""
+        return any(sampler.starts_from_brain for sampler in self.samplers)
 
 
 N = TypeVar("N", Sampler, Decoder)

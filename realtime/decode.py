@@ -1,18 +1,22 @@
 """A window of z-scores in, a picture out, on any engine.
 
     window ─► brain ─► condition ─► sampler's table, one denoise step a row ─► vae ─► picture
+                └────► start ───────┘ (where the decoder predicts the latents to start from)
 
 The sampler is data: at step i the graph ``denoise`` predicts the clean latents x0 (guided by the weighted
 conditions) and returns ``next = c0 * latents + c1 * x0 + c2 * previous x0`` with the table's coefficients.
 That covers DDIM (c2 = 0; Song et al. 2021) and DPM-Solver++(2M) (Lu et al. 2022).
 
-The initial noise depends on the seed alone, so that what changes from picture to picture is the brain.
+The first latents are seeded noise or, as in diffusers' img2img, latents that the brain graph predicts with
+noise on them: the sampler's ``start`` weighs the two. The noise depends on the seed alone, so that what
+changes from picture to picture is the brain.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
@@ -40,6 +44,16 @@ class _Step:
     coefficients: Handle
     weights: Handle
     is_guided: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Table:
+    """A sampler, ready to run: with ``kept`` of the brain's latents on top of ``noise`` it starts."""
+
+    steps: list[_Step]
+    kept: float
+    noise: NDArray[np.float32]
+    noise_alone: Handle
 
 
 def initial_noise(shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
@@ -71,9 +85,9 @@ class Decoder:
         self._brain = decoder.graph
         self._window_shape = (bundle.spec.roi.n_voxels, decoder.window.length_volumes)
         latents = (1, *bundle.spec.latent_shape)
-        self._noise = engine.put(initial_noise(latents, seed))
+        self._noise = initial_noise(latents, seed)
         self._no_previous = engine.put(np.zeros(latents, dtype=np.float32))
-        self._tables: dict[Sampler, list[_Step]] = {}
+        self._tables: dict[Sampler, _Table] = {}
         for sampler in bundle.spec.samplers:
             self._warm_up(sampler)
 
@@ -87,25 +101,33 @@ class Decoder:
             raise EngineError(f"expected a window of shape {self._window_shape}, got {window.shape}")
         return self._decode(window, self._table(sampler or self._bundle.sampler()))
 
-    def _decode(self, window: NDArray[np.float32], steps: list[_Step]) -> Decoded:
+    def _decode(self, window: NDArray[np.float32], table: _Table) -> Decoded:
         engine = self._engine
         times = [perf_counter()]
         inputs = {"window": engine.put(window[np.newaxis].astype(np.float32))}
-        condition = engine.get(engine.run(self._brain, inputs)["condition"])
+        outputs = engine.run(self._brain, inputs)
+        condition = engine.get(outputs["condition"])
+        latents = self._first_latents(outputs, table)
         times.append(perf_counter())
-        latents = self._denoise(condition, steps)
+        latents = self._denoise(condition, latents, table.steps)
         times.append(perf_counter())
         image = engine.get(engine.run("vae", {"latents": latents})["image"])
         times.append(perf_counter())
         stages_s = zip(("brain", "denoise", "vae"), np.diff(times), strict=True)
         return Decoded(image=image, stages_ms={stage: 1e3 * float(seconds) for stage, seconds in stages_s})
 
-    def _denoise(self, condition: NDArray[Any], steps: list[_Step]) -> Handle:
+    def _first_latents(self, outputs: Mapping[str, Handle], table: _Table) -> Handle:
+        if not table.kept:
+            return table.noise_alone
+        start = self._engine.get(outputs["start"])
+        return self._engine.put(np.float32(table.kept) * start + table.noise)
+
+    def _denoise(self, condition: NDArray[Any], latents: Handle, steps: list[_Step]) -> Handle:
         """Run the table's steps; an unguided step leaves the null condition out and costs half."""
         engine = self._engine
         both = engine.put(np.concatenate([self._bundle.null_condition[np.newaxis], condition]))
         alone = engine.put(condition)
-        latents, previous = self._noise, self._no_previous
+        previous = self._no_previous
         for step in steps:
             outputs = engine.run(
                 "denoise",
@@ -121,10 +143,17 @@ class Decoder:
             latents, previous = outputs["next"], outputs["prediction"]
         return latents
 
-    def _table(self, sampler: Sampler) -> list[_Step]:
+    def _table(self, sampler: Sampler) -> _Table:
         if sampler not in self._tables:
             rows = zip(sampler.timesteps, sampler.coefficients, sampler.guidance, strict=True)
-            self._tables[sampler] = [self._step(*row) for row in rows]
+            kept, share = sampler.start
+            noise = np.float32(share) * self._noise
+            self._tables[sampler] = _Table(
+                steps=[self._step(*row) for row in rows],
+                kept=kept,
+                noise=noise,
+                noise_alone=self._engine.put(noise),
+            )
         return self._tables[sampler]
 
     def _step(self, timestep: int, coefficients: tuple[float, float, float], guidance: float) -> _Step:
@@ -138,5 +167,7 @@ class Decoder:
 
     def _warm_up(self, sampler: Sampler) -> None:
         """Run every graph in every form a sampler uses once, so that no run's first picture pays for it."""
-        forms = {step.is_guided: step for step in self._table(sampler)}
-        self._decode(np.zeros(self._window_shape, dtype=np.float32), list(forms.values()))
+        table = self._table(sampler)
+        forms = {step.is_guided: step for step in table.steps}
+        window = np.zeros(self._window_shape, dtype=np.float32)
+        self._decode(window, replace(table, steps=list(forms.values())))

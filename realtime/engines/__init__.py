@@ -56,8 +56,9 @@ def open_engine(bundle: Bundle, name: str = "auto", threads: int | None = None) 
 def signature(spec: Spec, graph: str) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Inputs and outputs that a graph of a bundle must have; a named dimension is free.
 
-    V voxels and T volumes into ``brain`` graphs; one sampler step in ``denoise``, whose ``n`` conditions are
-    mixed by weights that sum to 1; latents to an image in ``vae``.
+    V voxels and T volumes into ``brain`` graphs, out of which come a condition and, where samplers start from
+    them, latents; one sampler step in ``denoise``, whose ``n`` conditions are mixed by weights that sum to 1;
+    latents to an image in ``vae``.
     """
     latents = (1, *spec.latent_shape)
     if graph == "denoise":
@@ -75,7 +76,9 @@ def signature(spec: Spec, graph: str) -> tuple[tuple[Tensor, ...], tuple[Tensor,
     for decoder in spec.decoders:
         if decoder.graph == graph:
             window = (1, spec.roi.n_voxels, decoder.window.length_volumes)
-            return (_floats("window", window),), (_floats("condition", (1, *spec.condition_shape)),)
+            condition = _floats("condition", (1, *spec.condition_shape))
+            start = (_floats("start", latents),) if spec.starts_from_brain else ()
+            return (_floats("window", window),), (condition, *start)
     raise EngineError(f"expected denoise, vae or a decoder's graph, got {graph!r}; export the bundle again")
 
 

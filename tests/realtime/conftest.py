@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import nibabel
 import numpy as np
 import onnx
@@ -37,6 +38,23 @@ MULTISTEP = bundle.Sampler(
     coefficients=((0.7, 0.4, 0.0), (0.5, 0.8, -0.2), (0.0, 1.5, -0.5)),
     guidance=(3.0, 1.0, 1.0),
 )
+IMAGE_TO_IMAGE = bundle.Sampler(
+    name="ddim-3-of-4",
+    timesteps=(501, 251, 1),
+    coefficients=((0.6, 0.5, 0.0), (0.3, 0.8, 0.0), (0.4, 0.6, 0.0)),
+    guidance=(3.0, 3.0, 3.0),
+    start=(0.6, 0.8),
+)
+
+
+@pytest.fixture(scope="session")
+def starting_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny bundle whose brain graph also predicts the latents to start from; not to be changed."""
+    folder = tmp_path_factory.mktemp("bundle") / "starting"
+    graphs = {name: _graph(name) for name in ("brain", "denoise", "vae")}
+    start = bundle.Tensor(name="start", dtype="float32", shape=(1, *LATENTS))
+    graphs["brain"] = msgspec.structs.replace(graphs["brain"], outputs=(start,))
+    return write_tiny_bundle(folder, samplers=(IMAGE_TO_IMAGE, DDIM), graphs=graphs)
 
 
 @pytest.fixture(scope="session")
@@ -137,7 +155,7 @@ _TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "uint8": Ten
 
 
 def _brain(spec: bundle.Spec, rng: np.random.Generator) -> onnx.ModelProto:
-    """condition = tanh(window W)."""
+    """condition = tanh(window W); start, where samplers begin at it, = tanh(window S)."""
     b = _Builder()
     size = int(np.prod(spec.condition_shape))
     weights = rng.standard_normal((N_VOXELS * WINDOW, size)) / np.sqrt(N_VOXELS * WINDOW)
@@ -146,6 +164,14 @@ def _brain(spec: bundle.Spec, rng: np.random.Generator) -> onnx.ModelProto:
     b.constant("shape", np.array([1, *spec.condition_shape]))
     flat = b.node("Reshape", "window", "flat")
     b.node("Reshape", b.node("Tanh", b.node("MatMul", flat, "brain_weights")), "shape", name="condition")
+    if spec.starts_from_brain:
+        size = int(np.prod(spec.latent_shape))
+        weights = rng.standard_normal((N_VOXELS * WINDOW, size)) / np.sqrt(N_VOXELS * WINDOW)
+        b.constant("start_weights", weights.astype(np.float32))
+        b.constant("start_shape", np.array([1, *spec.latent_shape]))
+        b.node(
+            "Reshape", b.node("Tanh", b.node("MatMul", flat, "start_weights")), "start_shape", name="start"
+        )
     return b.model(spec, "brain")
 
 

@@ -114,6 +114,24 @@ def test_a_specification_that_cannot_be_is_refused(folder: Path, changes: dict[s
         Bundle.open(folder)
 
 
+def test_the_first_latents_are_noise_where_a_bundle_does_not_say(folder: Path) -> None:
+    opened = Bundle.open(folder)
+    assert [sampler.start for sampler in opened.spec.samplers] == [(0.0, 1.0)] * 2
+    assert "start" not in (folder / "bundle.json").read_text(), "an older runtime reads it too"
+
+
+def test_brain_and_samplers_agree_on_where_to_start(folder: Path, starting_bundle: Path) -> None:
+    assert Bundle.open(starting_bundle).spec.starts_from_brain
+    samplers = json.loads((starting_bundle / "bundle.json").read_text())["samplers"]
+    edit_json(folder, samplers=samplers)
+    with pytest.raises(BundleError, match="'brain' and the samplers disagree"):
+        Bundle.open(folder)
+    graphs = json.loads((starting_bundle / "bundle.json").read_text())["graphs"]
+    edit_json(folder, graphs=graphs, samplers=samplers[1:])
+    with pytest.raises(BundleError, match="'brain' and the samplers disagree"):
+        Bundle.open(folder)
+
+
 def test_a_huge_specification_is_not_read(folder: Path) -> None:
     edit_json(folder, name="x" * bundle.MAX_SPEC_BYTES)
     with pytest.raises(BundleError, match=r"bundle.json: expected at most"):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -46,7 +47,11 @@ class Reference:
 
     def decode(self, window: Array, sampler: Sampler, seed: int) -> Array:
         condition = np.tanh(window.reshape(-1) @ self.weights["brain_weights"])
-        latents = initial_noise((4, 8, 8), seed).astype(np.float64)
+        kept, share = sampler.start
+        latents = share * initial_noise((4, 8, 8), seed).astype(np.float64)
+        if kept:
+            start = np.tanh(window.reshape(-1) @ self.weights["start_weights"])
+            latents += kept * start.reshape(4, 8, 8)
         previous = np.zeros_like(latents)
         for t, (c0, c1, c2), guidance in zip(
             sampler.timesteps, sampler.coefficients, sampler.guidance, strict=True
@@ -75,6 +80,18 @@ def test_a_table_is_run_as_written(opened: Bundle, engine: Engine, name: str, se
             np.abs(image - reference.decode(window, sampler, seed)).max() < 0.51
         )  # rounding to whole numbers
         assert image.std() > 20  # and there is something to see
+
+
+def test_a_table_may_start_from_what_the_brain_predicts(starting_bundle: Path) -> None:
+    opened = Bundle.open(starting_bundle)
+    decoder, reference = Decoder(opened, open_engine(opened, "onnxruntime-cpu"), seed=4), Reference(opened)
+    for sampler in reversed(opened.spec.samplers):
+        for window in windows(3):
+            image = decoder.decode(window, sampler).image
+            assert np.abs(image - reference.decode(window, sampler, seed=4)).max() < 0.51
+    for unlike in ((0.0, 0.8), (0.6, 0.0)):
+        other = reference.decode(window, msgspec.structs.replace(sampler, start=unlike), seed=4)
+        assert np.abs(image - other).max() > 5, "both parts must matter, else nothing is tested"
 
 
 def test_the_window_decides_the_picture(opened: Bundle, engine: Engine) -> None:

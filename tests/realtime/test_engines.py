@@ -149,10 +149,12 @@ def test_weights_stored_as_float16_run(folder: Path) -> None:
     np.testing.assert_allclose(condition, np.tanh(window.reshape(1, -1) @ exact).reshape(1, 2, 4), atol=5e-3)
 
 
-def test_signatures_name_every_graph_of_the_format(tiny_bundle: Path) -> None:
-    spec = Bundle.open(tiny_bundle).spec
+@pytest.mark.parametrize("made", ["tiny_bundle", "starting_bundle"])
+def test_signatures_name_every_graph_of_the_format(made: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(made)
+    spec = Bundle.open(folder).spec
     for name in spec.graphs:
         inputs, outputs = signature(spec, name)
-        graph = onnx.load(tiny_bundle / f"{name}.onnx").graph
+        graph = onnx.load(folder / f"{name}.onnx").graph
         assert [tensor.name for tensor in inputs] == [value.name for value in graph.input]
         assert [tensor.name for tensor in outputs] == [value.name for value in graph.output]
