@@ -1,55 +1,34 @@
-"""The one training loop: DeepSpeed ZeRO-2 with optimizer offload, progress, checkpoints, exact resume.
+"""The one training loop: progress, checkpoints, exact resume, on one process or many.
 
-An objective is a module that takes a batch and returns its loss. Data order, noise and dropout of a step
-depend on (seed, step) alone, so a run that was interrupted goes on as if it had not been.
+An objective is a module that takes a batch and returns its loss. The unit is the micro-batch: which examples
+it holds, and its noise, timesteps and dropout, follow from the seed and its number alone. A run that was
+interrupted goes on as if it had not been, and two processes give the losses of one that accumulates twice as
+many micro-batches.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import os
-import socket
+import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from train.engine import resume, save, start_engine
 from train.errors import TrainError
+from train.journal import Journal, StepFigures
+from train.processes import StopRequest, is_main_process
 from train.recipe import Training
 
 Batch = dict[str, Tensor]
-_DEEPSPEED_JSON = Path(__file__).parent / "deepspeed.json"
-_TAG = "checkpoint"
-_log = logging.getLogger(__name__)
-
-
-def choose_precision(wanted: str) -> str:
-    """``auto`` is fp16 where the device has it, else bf16; anything else is taken as it is."""
-    if wanted != "auto":
-        return wanted
-    return "fp16" if torch.cuda.is_available() else "bf16"
-
-
-def deepspeed_config(training: Training, precision: str) -> dict[str, Any]:
-    """``deepspeed.json`` with the recipe's numbers filled in."""
-    config: dict[str, Any] = json.loads(_DEEPSPEED_JSON.read_text())
-    config["train_micro_batch_size_per_gpu"] = training.micro_batch
-    config["gradient_accumulation_steps"] = training.accumulation
-    config["optimizer"]["params"]["lr"] = training.peak_learning_rate
-    config["scheduler"]["params"] |= {
-        "total_num_steps": training.steps,
-        "warmup_num_steps": training.warmup_steps,
-    }
-    if precision != "fp32":
-        config[precision] = {"enabled": True}
-    return config
+Pictures = NDArray[np.uint8]
 
 
 def fit(
@@ -62,37 +41,44 @@ def fit(
     seed: int,
     name: str,
     save_every_s: float = 300,
+    sample: Callable[[], Pictures] | None = None,
+    sample_every_steps: int = 500,
 ) -> list[float]:
-    """Train ``objective`` in place and return the loss of every step run here.
+    """Train ``objective`` in place and return the loss of every step, also of those before an interruption.
 
-    ``batch_of`` turns example indices into a batch. Checkpoints and ``losses.tsv`` go to ``folder``; where
-    one is found there, training goes on from it.
+    Checkpoints, ``losses.tsv`` and TensorBoard's files go to ``folder``; where a checkpoint is found there,
+    training goes on from it.
 
-    :raises TrainError: when the loss stops being finite, or ``folder`` holds another run's checkpoint.
+    :param batch_of: turns example indices into a batch
+    :param sample: draws pictures uint8 ``[n, H, W, 3]`` for TensorBoard; called in the main process, the
+        objective in evaluation mode. What it draws at random leaves the training as it is.
+    :raises TrainError: when loss or gradients stop being finite (the last checkpoint stays), the batch does
+        not divide over the processes, or ``folder`` holds another run's checkpoint.
+    :raises KeyboardInterrupt: after Ctrl-C or SIGTERM, once the step is finished and saved.
     """
     engine = start_engine(objective, training)
-    folder.mkdir(parents=True, exist_ok=True)
-    first = _resume(engine, folder, training, seed)
-    losses: list[float] = []
+    losses = resume(engine, folder, training, seed)
+    steps = _Steps(engine=engine, batch_of=batch_of, n_examples=n_examples, training=training, seed=seed)
     saved_at = time.monotonic()
-    bar = tqdm(range(first, training.steps), initial=first, total=training.steps, desc=name, mininterval=2)
-    with (folder / "losses.tsv").open("a") as table:
-        for step in bar:
-            losses.append(_step(engine, batch_of, n_examples, training, seed, step))
-            table.write(f"{step}\t{losses[-1]:.6f}\n")
-            if step % 20 == 0:
-                bar.set_postfix(loss=f"{np.mean(losses[-100:]):.4f}", refresh=False)
-                table.flush()
-            last = step + 1 == training.steps
-            if last or time.monotonic() - saved_at > save_every_s:
-                _save(engine, folder, training, seed, step + 1)
+    with Journal(folder, losses, training.steps, name) as journal, StopRequest() as stop:
+        for step in range(len(losses), training.steps):
+            due = is_main_process() and time.monotonic() - saved_at > save_every_s
+            figures, stops, saves = steps.take(step, stop, due)
+            journal.add(figures)
+            if sample and (step + 1) % sample_every_steps == 0 and is_main_process():
+                journal.show(_draw(engine, sample))
+            if stops or saves or step + 1 == training.steps:
+                journal.flush()
+                save(engine, folder, losses)
                 saved_at = time.monotonic()
+            if stops:
+                raise KeyboardInterrupt
     return losses
 
 
-def batch_indices(seed: int, step: int, size: int, n_examples: int) -> NDArray[np.int64]:
-    """Which examples a step sees: a new permutation each epoch, a pure function of (seed, step)."""
-    positions = np.arange(step * size, (step + 1) * size)
+def batch_indices(seed: int, number: int, size: int, n_examples: int) -> NDArray[np.int64]:
+    """Examples of a micro-batch: a new permutation each epoch, a pure function of seed and number."""
+    positions = np.arange(number * size, (number + 1) * size)
     epochs = positions // n_examples
     chosen = np.empty(size, dtype=np.int64)
     for epoch in np.unique(epochs):
@@ -102,81 +88,73 @@ def batch_indices(seed: int, step: int, size: int, n_examples: int) -> NDArray[n
     return chosen
 
 
-def _step(
-    engine: Any,
-    batch_of: Callable[[NDArray[np.int64]], Batch],
-    n_examples: int,
-    training: Training,
-    seed: int,
-    step: int,
-) -> float:
-    total = 0.0
-    for part in range(training.accumulation):
-        rank_step = (step * training.accumulation + part) * engine.world_size + engine.global_rank
-        indices = batch_indices(seed, rank_step, training.micro_batch, n_examples)
-        batch = {key: value.to(engine.device) for key, value in batch_of(indices).items()}
-        torch.manual_seed((seed << 32) + rank_step)
-        loss = engine(batch)
-        engine.backward(loss)
+@dataclass(frozen=True, kw_only=True)
+class _Steps:
+    engine: Any
+    batch_of: Callable[[NDArray[np.int64]], Batch]
+    n_examples: int
+    training: Training
+    seed: int
+
+    def take(self, step: int, stop: StopRequest, due: bool) -> tuple[StepFigures, bool, bool]:
+        """One optimizer step; its figures, and whether any process wants to stop, and to save."""
+        begun = time.perf_counter()
+        engine, accumulation = self.engine, self.training.accumulation(self.engine.world_size)
+        learning_rate = float(engine.get_lr()[0])
+        loss = torch.zeros((), dtype=torch.float64, device=engine.device)
+        for part in range(accumulation):
+            number = (step * accumulation + part) * engine.world_size + engine.global_rank
+            loss += self._backward(number) / (accumulation * engine.world_size)
+            if part < accumulation - 1:
+                engine.step()
+        # One exchange a step, so that all processes see the same and none waits for one that has left.
+        shared = torch.stack([loss, loss.new_tensor(stop.made), loss.new_tensor(due)])
+        dist.all_reduce(shared)
+        mean, stops, saves = shared.tolist()
+        if not math.isfinite(mean):
+            raise self._not_finite("loss", mean, step)
         engine.step()
-        total += loss.item() / training.accumulation
-    if not np.isfinite(total):
-        raise TrainError(
-            f"expected a finite loss, got {total} at step {step}; lower peak_learning_rate or take bf16"
+        self._check_gradients(step)
+        figures = StepFigures(
+            loss=mean,
+            learning_rate=learning_rate,
+            gradient_norm=float(engine.get_global_grad_norm()),
+            examples_per_s=self.training.batch / (time.perf_counter() - begun),
         )
-    return total
+        return figures, stops > 0, saves > 0
 
+    def _backward(self, number: int) -> Tensor:
+        training, engine = self.training, self.engine
+        indices = batch_indices(self.seed, number, training.micro_batch, self.n_examples)
+        batch = {key: value.to(engine.device) for key, value in self.batch_of(indices).items()}
+        torch.manual_seed((self.seed << 32) + number)
+        loss: Tensor = engine(batch)
+        engine.backward(loss)
+        return loss.detach()
 
-def start_engine(objective: nn.Module, training: Training) -> Any:
-    """DeepSpeed's engine; on its own a single process, under the ``deepspeed`` launcher one of many."""
-    if "RANK" not in os.environ:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        os.environ.update(
-            RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    def _check_gradients(self, step: int) -> None:
+        """DeepSpeed skips steps whose gradients overflow: right while fp16 looks for its scale, else not."""
+        optimizer = self.engine.optimizer
+        if not optimizer.overflow:
+            return
+        if not self.engine.fp16_enabled():
+            raise self._not_finite("gradient", float(self.engine.get_global_grad_norm()), step)
+        scaler = optimizer.loss_scaler
+        if scaler.cur_scale <= scaler.min_scale:
+            raise self._not_finite("gradient at the smallest loss scale", float("inf"), step)
+
+    def _not_finite(self, what: str, value: float, step: int) -> TrainError:
+        return TrainError(
+            f"expected a finite {what}, got {value} at step {step}; the last checkpoint is as it was. Lower "
+            'peak_learning_rate, or take another precision ("fp32" rules out overflow), in another --out'
         )
-    import deepspeed  # slow to import, and it reads the environment set above
-
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    precision = choose_precision(training.precision)
-    parameters = [p for p in objective.parameters() if p.requires_grad]
-    engine, *_ = deepspeed.initialize(
-        model=objective, model_parameters=parameters, config=deepspeed_config(training, precision)
-    )
-    trained = sum(p.numel() for p in parameters)
-    frozen = sum(p.numel() for p in objective.parameters()) - trained
-    _log.info(
-        "training %.2f M parameters (%.2f M frozen) in %s on %s",
-        trained / 1e6,
-        frozen / 1e6,
-        precision,
-        engine.device,
-    )
-    engine.train()
-    return engine
 
 
-def _resume(engine: Any, folder: Path, training: Training, seed: int) -> int:
-    if not (folder / "latest").exists():
-        return 0
-    _, state = engine.load_checkpoint(str(folder))
-    ours = {"training": str(training), "seed": seed}
-    theirs = {key: state[key] for key in ours}
-    if ours != theirs:
-        raise TrainError(f"{folder} holds a run with {theirs}, this one has {ours}; choose another --out")
-    _log.info("going on at step %d of %d", state["step"], training.steps)
-    return int(state["step"])
-
-
-def _save(engine: Any, folder: Path, training: Training, seed: int, step: int) -> None:
-    state = {"step": step, "seed": seed, "training": str(training)}
-    # Written beside the old one: an interruption while saving leaves the last whole checkpoint in place.
-    tag = f"{_TAG}-{step:06d}"
-    engine.save_checkpoint(str(folder), tag=tag, client_state=state)
-    if engine.global_rank == 0:
-        import shutil
-
-        for old in folder.glob(f"{_TAG}-*"):
-            if old.name != tag:
-                shutil.rmtree(old)
+def _draw(engine: Any, sample: Callable[[], Pictures]) -> Pictures:
+    engine.eval()
+    try:
+        # Every micro-batch sets the seed anew, so nothing that is drawn here reaches the next.
+        with torch.no_grad():
+            return sample()
+    finally:
+        engine.train()

@@ -10,6 +10,10 @@ import msgspec
 from train.errors import TrainError
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+Form = Literal["whole_run", "causal", "betas"]
+"""What a decoder sees of a presentation: a window of a run that was detrended and z-scored as a whole, the
+same window as the runtime makes it while the run goes on, or one beta of a general linear model."""
+
 RECIPES = Path(__file__).parent / "recipes"
 DEMO = RECIPES / "demo.toml"
 PAPER = RECIPES / "paper.toml"
@@ -19,11 +23,34 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """One optimisation: AdamW, linear warm-up, cosine decay."""
 
     steps: Positive
+    batch: Positive
+    """Examples of one optimizer step, over all devices."""
     micro_batch: Positive
+    """Examples that one device takes at once; the rest of its share of the batch is accumulated."""
     peak_learning_rate: Annotated[float, msgspec.Meta(gt=0)]
     warmup_steps: Positive
     precision: Literal["auto", "fp16", "bf16", "fp32"] = "auto"
-    accumulation: Positive = 1
+
+    def accumulation(self, n_devices: int) -> int:
+        """Micro-batches that each of ``n_devices`` takes in one step.
+
+        A micro-batch is never made smaller to fit: noise and dropout go with it, and the losses would change.
+
+        :raises TrainError: when the batch does not divide, saying what does.
+        """
+        if self.batch % (self.micro_batch * n_devices) == 0:
+            return self.batch // (self.micro_batch * n_devices)
+        share = self.batch // n_devices
+        if self.batch % n_devices == 0:
+            fits = max(size for size in range(1, min(self.micro_batch, share) + 1) if share % size == 0)
+            advice = f"micro_batch = {fits} does"
+        else:
+            whole = self.micro_batch * n_devices
+            advice = f"batch = {max(1, round(self.batch / whole)) * whole} does"
+        raise TrainError(
+            f"expected a batch of {self.batch} to divide into micro-batches of {self.micro_batch} on each of "
+            f"{n_devices} device(s), which it does not; {advice}"
+        )
 
 
 class DemoBase(
@@ -79,14 +106,14 @@ class Window(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Preprocessing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Drift removal and z-scoring, and which of its two forms the decoder is trained on."""
+    """Drift removal and z-scoring, and which forms of the recordings the decoder is trained on."""
 
     drift: Literal["cosine", "linear"] = "cosine"
     """What is removed from whole runs: the paper's cosines, or as in the released code a line."""
     high_pass_hz: Annotated[float, msgspec.Meta(gt=0)]
     warmup_volumes: Positive
     prior_volumes: Annotated[float, msgspec.Meta(ge=0)]
-    train_on: Annotated[tuple[Literal["whole_run", "causal"], ...], msgspec.Meta(min_length=1)]
+    train_on: Annotated[tuple[Form, ...], msgspec.Meta(min_length=1)]
 
 
 class Finetune(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -112,9 +139,26 @@ class Diffusion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     inference_steps: Positive
 
 
+class Ridge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The baseline Brain-Diffuser (Ozcelik and VanRullen 2023), as the paper adapts it."""
+
+    strengths: Annotated[tuple[Annotated[float, msgspec.Meta(gt=0)], ...], msgspec.Meta(min_length=1)] = (
+        *(0.1, 0.3, 1.0, 3.0, 10.0),
+    )
+    """To choose from, in units of a window's mean squared norm; Brain-Diffuser's own is 3.8 in these."""
+    held_out: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.1
+    """Share of the training pictures whose trials choose the strength."""
+    components: Positive = 1000
+    """Of tokens and of latents, at most: what a linear map of more of them could add is noise."""
+    diffusion_strength: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.75
+    """Share of the steps that are run, from the predicted latents with as much noise on them."""
+
+
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole recipe file."""
 
+    split: Literal["time-resolved", "standard"]
+    """What is held out: whole runs, or the images that every subject saw (paper 2.3)."""
     base: DemoBase | VersatileDiffusion
     brain: Brain
     window: Window
@@ -122,6 +166,14 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     finetune: Finetune
     diffusion: Diffusion
     fit: Training
+    ridge: Ridge = Ridge()
+
+    def __post_init__(self) -> None:
+        if "betas" in self.preprocessing.train_on:
+            if self.preprocessing.train_on != ("betas",) or self.window.length_volumes != 1:
+                raise ValueError(
+                    "betas have no time: expected train_on = ['betas'] alone, length_volumes = 1"
+                )
 
 
 def demo_base(recipe: Recipe) -> DemoBase:
