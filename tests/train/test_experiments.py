@@ -1,0 +1,170 @@
+"""An experiment from a synthetic subject to its page: made once, gone on with, and honest in its words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from train.__main__ import main
+from train.errors import TrainError
+from train.experiments.catalogue import (
+    OFFSETS,
+    brain_modules,
+    by_length,
+    every_window,
+    finetunings,
+    new_subject,
+    specialised,
+)
+from train.experiments.page import write_page
+from train.experiments.report import (
+    Entry,
+    Finding,
+    Report,
+    above_chance,
+    is_better,
+    is_clearly_better,
+    said,
+)
+from train.experiments.run import EXPERIMENTS, run_experiment
+from train.experiments.workbench import Workbench
+from train.recipe import Recipe, read_recipe
+from train.table import METRICS, NotComputed, Score
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_recipe: Recipe) -> Recipe:
+    replace = msgspec.structs.replace
+    return replace(
+        tiny_recipe,
+        preprocessing=replace(tiny_recipe.preprocessing, train_on=("whole_run",)),
+        diffusion=replace(tiny_recipe.diffusion, inference_steps=2),
+    )
+
+
+def test_an_experiment_ends_with_a_page_and_is_not_made_twice(
+    tiny_nsd_with_betas: Path, tiny_base: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    work, out = tmp_path / "work", tmp_path / "out"
+    page = run_experiment("betas", tiny_nsd_with_betas, tiny_base, work, out, recipe)
+    assert page == out / "betas.html"
+    text = page.read_text()
+    assert "in the synthetic data" in text
+    assert text.count("<svg") == 1
+    assert "data:image/webp" in text
+    result = json.loads((out / "betas.json").read_text())
+    assert [entry["series"] for entry in result["entries"]] == [
+        "Dynadiff, windows of 6 volumes",
+        "Dynadiff, betas",
+        "Brain-Diffuser, windows of 6 volumes",
+        "Brain-Diffuser, betas",
+    ]
+    for entry in result["entries"]:
+        assert 0 <= entry["scores"]["Pixels"]["low"] <= entry["scores"]["Pixels"]["high"] <= 1
+        assert "CLIP" not in entry["scores"], "its network is not there"
+    made = {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.is_file()}
+    run_experiment("betas", tiny_nsd_with_betas, tiny_base, work, out, recipe)
+    assert made == {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.is_file()}
+    assert json.loads((out / "betas.json").read_text())["entries"] == result["entries"]
+
+    (work / "decodes" / "betas--sub-01_betas_+0_1.npy").unlink()  # interrupted while it decoded
+    run_experiment("betas", tiny_nsd_with_betas, tiny_base, work, out, recipe)
+    assert json.loads((out / "betas.json").read_text())["entries"] == result["entries"]
+
+    longer = msgspec.structs.replace(recipe, fit=msgspec.structs.replace(recipe.fit, steps=5))
+    with pytest.raises(TrainError, match="holds a model of another recipe"):
+        run_experiment("betas", tiny_nsd_with_betas, tiny_base, work, out, longer)
+
+
+def test_neighbours_are_the_pictures_before_and_after(
+    tiny_nsd: Path, tiny_base: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    bench = Workbench(
+        root=tiny_nsd, base=tiny_base, work=tmp_path, recipe=recipe, windows=every_window(recipe.window)
+    )
+    cache, groups = bench.cache(1, recipe), bench.groups(1, recipe)
+    has_next, after = bench.neighbours(1)
+    has_previous, before = bench.neighbours(-1)
+    assert len(after) == has_next.sum() < len(groups)
+    trials = [group[0] for group in groups]
+    for place, trial in enumerate(trials[:-1]):
+        follows = cache.trials[trial + 1].trial.onset_volume - cache.trials[trial].trial.onset_volume == 3
+        if follows and trials[place + 1] == trial + 1:
+            shown = bench.shown()
+            assert np.array_equal(after[has_next[:place].sum()], shown[place + 1])
+            assert np.array_equal(before[has_previous[: place + 1].sum()], shown[place])
+            return
+    pytest.fail("no two neighbours are decoded")
+
+
+def test_variants_differ_in_what_they_are_for(tiny_base: Path, tmp_path: Path) -> None:
+    recipe = read_recipe(Path("experiments"))
+    windows = every_window(recipe.window)
+    bench = Workbench(root=tmp_path, base=tiny_base, work=tmp_path, recipe=recipe, windows=windows)
+    own = specialised(bench)
+    assert all(model.recipe.window.offset_volumes == offset for offset, model in own.items())
+    assert set(own) <= set(OFFSETS)
+    assert sorted(by_length(bench)) == [1, 2, 3, 4, 5, 6]
+    rows = [*brain_modules(bench).values(), *finetunings(bench).values()]
+    assert len({(row.recipe.brain, row.recipe.finetune) for row in rows}) == len(rows) - 1  # one is in both
+    fresh, tuned = new_subject(bench)
+    for n_sessions, model in tuned.items():
+        assert model.n_sessions == fresh[n_sessions].n_sessions == n_sessions
+        assert model.pretrained is not None
+        assert 1 not in model.pretrained.subjects
+        assert model.recipe == model.pretrained.recipe
+
+
+def entry(value: float, margin: float = 0.02, **others: float) -> Entry:
+    scores: dict[str, Score | NotComputed] = {
+        metric.name: NotComputed(needs="a network") for metric in METRICS
+    }
+    values = {"Pixels": value, "EffNet-Lite0": value, "PixCorr": value, "SSIM": value} | others
+    for name, each in values.items():
+        scores[name] = Score(
+            value=each, standard_error=margin / 2, low=each - margin, high=each + margin, n_trials=99
+        )
+    return Entry(series=f"{value}", scores=scores)
+
+
+def test_better_is_what_lies_beyond_the_others_interval() -> None:
+    assert is_better(entry(0.8), entry(0.7), "Pixels")
+    assert not is_better(entry(0.8), entry(0.77), "Pixels")
+    assert not is_better(entry(0.7), entry(0.8), "Pixels")
+    low, high = entry(0.7, EffNet=0.5), entry(0.7, EffNet=0.9)
+    assert is_better(low, high, "EffNet"), "of a distance, less is better"
+    mixed = entry(0.8, **{"EffNet-Lite0": 0.5})
+    assert not is_clearly_better(mixed, entry(0.7))
+    assert is_clearly_better(entry(0.8), entry(0.7))
+    assert above_chance(entry(0.53))
+    assert not above_chance(entry(0.51))
+    assert said(entry(0.8)) == "Pixels 80.0 % [78.0, 82.0], EffNet-Lite0 80.0 % [78.0, 82.0]"
+
+
+def test_a_page_says_what_does_not_appear(tmp_path: Path) -> None:
+    findings = [
+        Finding(paper="the sky is <blue>", appears=False, here="it was grey."),
+        Finding(paper="grass is green", appears=True, here="it was."),
+    ]
+    lines = [msgspec.structs.replace(entry(0.6 + 0.1 * x), series="one", x=float(x)) for x in range(3)]
+    report = Report(
+        name="weather", title="Weather", question="How is it?", entries=lines, findings=findings, axis="days"
+    )
+    text = write_page(report, {"command": "look out"}, tmp_path).read_text()
+    assert "the sky is &lt;blue&gt;" in text
+    assert text.index("It does not appear in the synthetic data") < text.index("it was grey.")
+    assert text.index("It appears in the synthetic data") < text.index("it was.")
+    assert "Not computed, for want of their networks" in text
+    again = write_page(report, {"command": "look out"}, tmp_path / "again").read_text()
+    assert text == again
+
+
+def test_an_unknown_experiment_is_named(tiny_nsd: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["experiment", "astrology", "--nsd", str(tiny_nsd), "--base", "x", "--work", "y"]
+    assert main(command) == 2
+    message = capsys.readouterr().err
+    assert all(name in message for name in EXPERIMENTS)

@@ -1,0 +1,125 @@
+"""The models of every experiment, by what they vary of the recipe ``experiments``.
+
+The general model, the recipe as it is, is part of most of them and trained once.
+"""
+
+from __future__ import annotations
+
+from train.experiments.workbench import Variant, Workbench
+from train.recipe import Window
+
+OFFSETS = tuple(range(-5, 10))
+"""Window starts of the shift curve, in volumes after onset: ends from 1.3 s to 20 s (figure 5)."""
+SPECIALISED_OFFSETS = (-4, -2, 0, 2, 5, 7, 9)
+LENGTHS = (1, 2, 3, 4, 5)
+SESSIONS_OF_NEW_SUBJECT = (1, 3, 10)
+SUBJECTS = (1, 2, 5, 7)
+N_SESSIONS = 10
+"""Sessions of each subject where several take part."""
+OWN_TIMESTEPS = {"per_subject_timesteps": True}
+"""Every subject has its own subject and timestep layers (appendix E); of one subject, the same function."""
+
+
+def shifted(window: Window, offset_volumes: int) -> Window:
+    """The same length of time, from another start."""
+    return Window(offset_volumes=offset_volumes, length_volumes=window.length_volumes)
+
+
+def every_window(window: Window) -> tuple[Window, ...]:
+    """Every window that an experiment decodes."""
+    return tuple(shifted(window, offset) for offset in OFFSETS)
+
+
+def general(bench: Workbench) -> Variant:
+    """The recipe as it is."""
+    return bench.variant("general")
+
+
+def baseline(bench: Workbench) -> Variant:
+    """Brain-Diffuser on the general model's windows (table 1)."""
+    return bench.variant("baseline", is_baseline=True, finetune={"layers": "none"})
+
+
+def specialised(bench: Workbench) -> dict[int, Variant]:
+    """A model for each window start; the general one is that of its own (figures 4, 5)."""
+    window = bench.recipe.window
+    models = {
+        offset: bench.variant(f"start{offset:+d}", window=shifted(window, offset))
+        for offset in SPECIALISED_OFFSETS
+    }
+    return dict(sorted((models | {window.offset_volumes: general(bench)}).items()))
+
+
+def by_length(bench: Workbench) -> dict[int, Variant]:
+    """A model for each window length from the general one's start (figure 6)."""
+    models = {
+        length: bench.variant(f"length-{length}", window={"length_volumes": length}) for length in LENGTHS
+    }
+    return models | {bench.recipe.window.length_volumes: general(bench)}
+
+
+def brain_modules(bench: Workbench) -> dict[str, Variant]:
+    """The rows of table 2."""
+    return {
+        "as in the paper": general(bench),
+        "one layer for all volumes": bench.variant("shared-timesteps", brain={"timestep_layers": "shared"}),
+        "merged before the subject layer": bench.variant("merge-in", brain={"aggregation": "in"}),
+        "merged by the mean": bench.variant("merge-mean", brain={"aggregation": "mean"}),
+        "with two residual blocks": bench.variant("residual-2", brain={"residual_blocks": 2}),
+    }
+
+
+def finetunings(bench: Workbench) -> dict[str, Variant]:
+    """The rows of table 3."""
+    return {
+        "LoRA": general(bench),
+        "nothing": bench.variant("tune-none", finetune={"layers": "none"}),
+        "cross-attention": bench.variant("tune-cross", finetune={"layers": "cross-attention"}),
+        "linear layers": bench.variant("tune-linear", finetune={"layers": "linear"}),
+        "everything": bench.variant("tune-all", finetune={"layers": "all"}),
+    }
+
+
+def by_preprocessing(bench: Workbench) -> dict[str, Variant]:
+    """Trained on whole runs, on what the runtime feeds, on both."""
+    return {
+        "whole run": general(bench),
+        "causal": bench.variant("causal", preprocessing={"train_on": ("causal",)}),
+        "both": bench.variant("causal-both", preprocessing={"train_on": ("whole_run", "causal")}),
+    }
+
+
+def of_betas(bench: Workbench) -> dict[str, Variant]:
+    """Betas in place of a window, by method (table 4)."""
+    changes = {
+        "preprocessing": {"train_on": ("betas",)},
+        "window": Window(offset_volumes=0, length_volumes=1),
+    }
+    return {
+        "Dynadiff": bench.variant("betas", **changes),
+        "Brain-Diffuser": bench.variant(
+            "betas-baseline", is_baseline=True, finetune={"layers": "none"}, **changes
+        ),
+    }
+
+
+def several_subjects(bench: Workbench) -> tuple[Variant, dict[int, Variant]]:
+    """One model for all subjects, and one for each of the first two (table 8)."""
+    together = bench.variant("subjects-all", subjects=SUBJECTS, n_sessions=N_SESSIONS, brain=OWN_TIMESTEPS)
+    second = bench.variant("subject-2", subjects=(2,), n_sessions=N_SESSIONS, brain=OWN_TIMESTEPS)
+    return together, {1: new_subject(bench)[0][N_SESSIONS], 2: second}
+
+
+def new_subject(bench: Workbench) -> tuple[dict[int, Variant], dict[int, Variant]]:
+    """Models of subject 1 by sessions: from nothing, and from a model of the other subjects (figure 9)."""
+    others = bench.variant(
+        "subjects-others", subjects=SUBJECTS[1:], n_sessions=N_SESSIONS, brain=OWN_TIMESTEPS
+    )
+    from_nothing = {
+        n: bench.variant(f"sessions-{n}", n_sessions=n, brain=OWN_TIMESTEPS) for n in SESSIONS_OF_NEW_SUBJECT
+    }
+    from_others = {
+        n: bench.variant(f"sessions-{n}-pretrained", n_sessions=n, brain=OWN_TIMESTEPS, pretrained=others)
+        for n in SESSIONS_OF_NEW_SUBJECT
+    }
+    return from_nothing, from_others

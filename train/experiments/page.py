@@ -1,0 +1,184 @@
+"""An experiment's page and JSON file."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import cv2
+import msgspec
+import numpy as np
+
+from train.experiments.report import HEADLINES, Entry, Finding, Report
+from train.sample import Pictures
+from train.table import METRICS, NotComputed, cell
+
+N_STRIP = 12
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
+h1 { font-size: 1.6rem; margin-bottom: 0.2rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
+table { border-collapse: collapse; font-size: 0.85rem; display: block; overflow-x: auto }
+td, th { padding: 0.25rem 0.6rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
+td:first-child, th:first-child { text-align: left }
+.finding { border-left: 5px solid #2a7; padding: 0.3rem 1rem; margin: 1rem 0; background: #f4faf7 }
+.finding.not { border-color: #b70; background: #fbf7f0 }
+.finding p { margin: 0.2rem 0 } .quiet { color: #666; font-size: 0.85rem }
+.strip img { height: 56px; width: auto; display: block } .strip td { padding: 0 0.5rem 2px 0; border: 0 }
+svg { max-width: 100%; height: auto }
+"""
+
+
+def write_page(report: Report, facts: dict[str, str], out: Path) -> Path:
+    """Write ``NAME.json`` and ``NAME.html`` and return the page's path.
+
+    :param facts: how it was made, for the foot of the page
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    content = {
+        "experiment": report.name,
+        "question": report.question,
+        "made": facts,
+        "findings": msgspec.to_builtins(report.findings),
+        "axis": report.axis,
+        "entries": [_computed(entry) for entry in report.entries],
+    }
+    (out / f"{report.name}.json").write_text(json.dumps(content, indent=1))
+    page = out / f"{report.name}.html"
+    page.write_text(_page(report, facts), encoding="utf-8")
+    return page
+
+
+def _computed(entry: Entry) -> dict[str, Any]:
+    """An entry without the metrics whose networks were not there."""
+    scores = {name: score for name, score in entry.scores.items() if not isinstance(score, NotComputed)}
+    return {"series": entry.series, "x": entry.x, "scores": msgspec.to_builtins(scores)}
+
+
+def _page(report: Report, facts: dict[str, str]) -> str:
+    body = [
+        f"<h1>{escape(report.title)}</h1>",
+        f"<p>{escape(report.question)}</p>",
+        *(_finding(finding) for finding in report.findings),
+        "<h2>Figures</h2>",
+        _figure(report),
+        f"<p class=quiet>Means over trials with 95 % bootstrap intervals. {escape(report.chance_at)}</p>",
+        "<h2>Pictures</h2>" if report.strips else "",
+        _strips(report.strips),
+        "<h2>Table</h2>",
+        _table(report),
+        "<h2>How this was made</h2>",
+        "<ul>",
+        *(f"<li>{escape(note)}</li>" for note in report.notes),
+        *(f"<li>{escape(name)}: {escape(value)}</li>" for name, value in facts.items()),
+        "</ul>",
+    ]
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(report.title)}</title>"
+        f"<meta name=viewport content='width=device-width'><style>{_STYLE}</style>\n"
+        + "\n".join(body)
+        + "\n</html>\n"
+    )
+
+
+def _finding(finding: Finding) -> str:
+    verdict = "appears in the synthetic data" if finding.appears else "does not appear in the synthetic data"
+    kind = "finding" if finding.appears else "finding not"
+    return (
+        f"<div class='{kind}'><p>The paper: {escape(finding.paper)}</p>"
+        f"<p><b>It {verdict}.</b> {escape(finding.here)}</p></div>"
+    )
+
+
+def _figure(report: Report) -> str:
+    """Lines over ``x``, or dots by row, of the headline metrics; as SVG."""
+    import matplotlib as mpl  # slow to import, and needed here alone
+    from matplotlib.figure import Figure
+
+    n_rows = len(report.entries)
+    size_in = (10, 6) if report.axis else (10, 1.2 + 0.3 * n_rows)
+    with mpl.rc_context({"svg.hashsalt": report.name, "font.size": 9}):
+        figure = Figure(figsize=size_in, layout="constrained")
+        axes = figure.subplots(2, 2, sharex=True) if report.axis else figure.subplots(1, 4, sharey=True)
+        for metric, plot in zip(HEADLINES, axes.flat, strict=True):
+            if report.axis:
+                _lines(plot, report.entries, metric)
+            else:
+                _dots(plot, report.entries, metric)
+            chance = next(each.chance for each in METRICS if each.name == metric)
+            if chance is not None:
+                line = plot.axhline if report.axis else plot.axvline
+                line(chance, color="0.6", linestyle=":", zorder=0)
+            plot.set_title(metric)
+        if report.axis:
+            axes.flat[0].legend(fontsize=8)
+            for plot in axes[1]:
+                plot.set_xlabel(report.axis)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def _lines(plot: Any, entries: Sequence[Entry], metric: str) -> None:
+    for series in dict.fromkeys(entry.series for entry in entries):
+        points = sorted((entry.x or 0.0, entry.score(metric)) for entry in entries if entry.series == series)
+        x = [at for at, _ in points]
+        plot.plot(x, [score.value for _, score in points], marker="o", markersize=3, label=series)
+        plot.fill_between(x, [s.low for _, s in points], [s.high for _, s in points], alpha=0.2, linewidth=0)
+
+
+def _dots(plot: Any, entries: Sequence[Entry], metric: str) -> None:
+    scores = [entry.score(metric) for entry in entries]
+    values = np.array([score.value for score in scores])
+    errors = [values - [score.low for score in scores], [score.high for score in scores] - values]
+    places = np.arange(len(entries))[::-1]
+    plot.errorbar(values, places, xerr=errors, fmt="o", markersize=4, capsize=2)
+    plot.set_yticks(places, [entry.series for entry in entries])
+
+
+def _strips(strips: Sequence[tuple[str, Pictures]]) -> str:
+    rows = [
+        f"<tr><td>{escape(name)}</td><td><img alt='' src='{_data_uri(pictures[:N_STRIP])}'></td></tr>"
+        for name, pictures in strips
+    ]
+    return f"<table class=strip>{''.join(rows)}</table>" if rows else ""
+
+
+def _data_uri(pictures: Pictures) -> str:
+    """Pictures ``[n, H, W, 3]`` side by side."""
+    strip = cv2.cvtColor(np.concatenate(list(pictures), axis=1), cv2.COLOR_RGB2BGR)
+    _, encoded = cv2.imencode(".webp", strip, [cv2.IMWRITE_WEBP_QUALITY, 85])
+    return "data:image/webp;base64," + base64.b64encode(encoded.tobytes()).decode()
+
+
+def _table(report: Report) -> str:
+    computed = [m for m in METRICS if not isinstance(report.entries[0].scores[m.name], NotComputed)]
+    left_out = [m.name for m in METRICS if m not in computed]
+    head = "".join(
+        f"<th>{escape(metric.name)} {'↑' if metric.better == 'higher' else '↓'}</th>" for metric in computed
+    )
+    rows = [
+        f"<tr><td>{escape(_label(entry, report.axis))}</td>"
+        + "".join(f"<td>{escape(cell(metric, entry.scores[metric.name]))}</td>" for metric in computed)
+        + "</tr>"
+        for entry in report.entries
+    ]
+    note = _not_computed(left_out)
+    return f"<table><tr><th></th>{head}</tr>{''.join(rows)}</table>{note}"
+
+
+def _label(entry: Entry, axis: str | None) -> str:
+    return entry.series if axis is None or entry.x is None else f"{entry.series}, {entry.x:.1f}"
+
+
+def _not_computed(left_out: Sequence[str]) -> str:
+    if not left_out:
+        return ""
+    return (
+        f"<p class=quiet>Not computed, for want of their networks' weights: {escape(', '.join(left_out))}. "
+        "<code>python -m train evaluate</code> says what to fetch for each.</p>"
+    )

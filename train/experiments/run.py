@@ -1,0 +1,70 @@
+"""``python -m train experiment NAME``: models, decodes, page."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import shlex
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from train.errors import TrainError
+from train.experiments.catalogue import every_window
+from train.experiments.over_time import time_resolved, window_length
+from train.experiments.page import write_page
+from train.experiments.parts import brain_module, comparison, finetuning
+from train.experiments.recordings import betas, preprocessing
+from train.experiments.report import Report
+from train.experiments.subjects import fine_tuning, multi_subject
+from train.experiments.workbench import N_TRIALS, Workbench
+from train.recipe import Recipe
+
+EXPERIMENTS: dict[str, Callable[[Workbench], Report]] = {
+    "time-resolved": time_resolved,
+    "window-length": window_length,
+    "baseline": comparison,
+    "brain-module": brain_module,
+    "finetuning": finetuning,
+    "preprocessing": preprocessing,
+    "multi-subject": multi_subject,
+    "new-subject": fine_tuning,
+    "betas": betas,
+}
+_log = logging.getLogger(__name__)
+
+
+def run_experiment(
+    name: str, root: Path, base: str | Path, work: Path, out: Path, recipe: Recipe, seed: int = 1
+) -> Path:
+    """Make an experiment's models and decodes as far as they are not there, and its page; returns its path.
+
+    :raises TrainError: when there is no such experiment, or ``work`` holds models of another recipe
+    """
+    if name not in EXPERIMENTS:
+        raise TrainError(f"expected an experiment of {', '.join(EXPERIMENTS)}, got {name!r}")
+    bench = Workbench(
+        root=root, base=base, work=work, recipe=recipe, windows=every_window(recipe.window), seed=seed
+    )
+    report = EXPERIMENTS[name](bench)
+    page = write_page(report, _facts(name, recipe, seed), out)
+    for finding in report.findings:
+        verdict = "appears" if finding.appears else "does not appear"
+        _log.info("%s: %s. %s", verdict, finding.paper, finding.here)
+    _log.info("%s", page)
+    return page
+
+
+def _facts(name: str, recipe: Recipe, seed: int) -> dict[str, str]:
+    """What the foot of the page says of how it was made."""
+    fit, processor = recipe.fit, platform.processor() or platform.machine()
+    return {
+        "command": shlex.join(["python", "-m", "train", "experiment", name]) + " --nsd … --base … --work …",
+        "data": "synthetic subjects of `python -m sim synthesize`; held-out runs of the time-resolved split",
+        "training": f"{fit.steps} steps of {fit.micro_batch} windows, seed {seed}",
+        "decoding": f"{N_TRIALS} presentations drawn by seed, {recipe.diffusion.inference_steps} DDIM steps, "
+        f"guidance {recipe.diffusion.guidance:g}",
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": f"{processor}, {platform.system()}, Python {sys.version.split()[0]}",
+    }

@@ -1,0 +1,179 @@
+"""Models and decodes of experiments, each made once and kept; several experiments share them.
+
+WORK/models/<variant>/           a checkpoint, as `train fit` writes it
+WORK/cache/sub-01/, …            prepared recordings
+WORK/decodes/<variant>--<test>.npy   uint8 [trials, H, W, 3]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from nsd import Layout, Stimuli
+from train.braindiffuser import fit_baseline
+from train.cache import Cache, prepare, subject_cache
+from train.checkpoint import load_checkpoint, read_info
+from train.dataset import averaged_windows
+from train.decoding import decode_windows, held_out_groups, images_of
+from train.errors import TrainError
+from train.fit import fit_subjects
+from train.order import Order
+from train.recipe import Form, Recipe, Window
+from train.sample import Pictures
+from train.trials import Trials
+
+N_TRIALS = 192
+ROWS_PER_TRIAL = 3
+"""A picture comes every 4 s: 3 volumes."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A model of an experiment."""
+
+    name: str
+    recipe: Recipe
+    subjects: tuple[int, ...] = (1,)
+    n_sessions: int | None = None
+    pretrained: Variant | None = None
+    is_baseline: bool = False
+    """Brain-Diffuser in Dynadiff's place."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What a model is tested with: windows of a subject's held-out presentations."""
+
+    window: Window
+    form: Form = "whole_run"
+    subject: int = 1
+
+    @property
+    def name(self) -> str:
+        """For files."""
+        window = self.window
+        return f"sub-{self.subject:02d}_{self.form}_{window.offset_volumes:+d}_{window.length_volumes}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workbench:
+    """Where an experiment finds its data and keeps what it makes."""
+
+    root: Path
+    """Of the data set."""
+    base: str | Path
+    work: Path
+    recipe: Recipe
+    """What variants vary."""
+    windows: tuple[Window, ...]
+    """Every window that any experiment tests, so that all of them decode the same presentations."""
+    seed: int = 1
+
+    def variant(self, name: str, **changes: Any) -> Variant:
+        """A variant of the recipe.
+
+        :param changes: sections of the recipe, each with the fields that change; or fields of the variant
+        """
+        own = {field.name for field in dataclasses.fields(Variant)} & changes.keys()
+        sections = {}
+        for section in changes.keys() - own:
+            value = changes[section]
+            if isinstance(value, dict):
+                value = msgspec.structs.replace(getattr(self.recipe, section), **value)
+            sections[section] = value
+        recipe = msgspec.structs.replace(self.recipe, **sections)
+        return Variant(name=name, recipe=recipe, **{key: changes[key] for key in own})
+
+    def cache(self, subject: int, recipe: Recipe) -> Cache:
+        """A subject's prepared recordings."""
+        folder = subject_cache(self.work / "cache", subject)
+        return prepare(self.root, subject, recipe, folder, seed=self.seed)
+
+    def model(self, variant: Variant) -> Path:
+        """The checkpoint of a variant, trained where it is not there yet.
+
+        :raises TrainError: when another recipe's lies in its place
+        """
+        folder = self.work / "models" / variant.name
+        if (folder / "checkpoint.json").exists():
+            if read_info(folder).recipe != variant.recipe:
+                raise TrainError(
+                    f"{folder} holds a model of another recipe; remove it, or name another --work"
+                )
+            return folder
+        _log.info("model %s", variant.name)
+        order = Order(
+            root=self.root,
+            subjects=variant.subjects,
+            recipe=variant.recipe,
+            base=self.base,
+            out=folder,
+            seed=self.seed,
+            caches=self.work / "cache",
+            pretrained=self.model(variant.pretrained) if variant.pretrained else None,
+            n_sessions=variant.n_sessions,
+        )
+        if variant.is_baseline:
+            fit_baseline(order)
+        else:
+            fit_subjects(order)
+        return folder
+
+    def groups(self, subject: int, recipe: Recipe) -> list[Trials]:
+        """The held-out presentations of a subject that are decoded, whatever the model."""
+        cache = self.cache(subject, recipe)
+        return held_out_groups(
+            cache, self.recipe, self.windows, average=False, seed=self.seed, n_groups=N_TRIALS
+        )
+
+    def shown(self, subject: int = 1) -> Pictures:
+        """What was on screen in the presentations that are decoded."""
+        return self._pictures(images_of(self.cache(subject, self.recipe), self.groups(subject, self.recipe)))
+
+    def neighbours(self, step: int) -> tuple[NDArray[np.bool_], Pictures]:
+        """Pictures shown before (``step`` -1) or after (1) those that are decoded, of subject 1.
+
+        :returns: bool ``[trials]``, whether there is one directly, and the pictures of those that have one
+        """
+        cache = self.cache(1, self.recipe)
+        has_one, images = [], []
+        for (trial,) in (group.tolist() for group in self.groups(1, self.recipe)):
+            here = cache.trials[trial]
+            near = cache.trials[trial + step] if 0 <= trial + step < len(cache.trials) else None
+            distance = near.trial.onset_volume - here.trial.onset_volume if near else 0
+            direct = near is not None and near.run == here.run and distance == step * ROWS_PER_TRIAL
+            has_one.append(direct)
+            if direct and near is not None:
+                images.append(near.trial.image)
+        return np.array(has_one), self._pictures(np.array(images))
+
+    def _pictures(self, images: NDArray[np.int64]) -> Pictures:
+        with Stimuli(Layout(self.root)) as stimuli:
+            return stimuli.images(images.tolist())
+
+    def decodes(self, variant: Variant, test: Probe) -> Pictures:
+        """Pictures that a model makes of its test, decoded where they are not there yet."""
+        folder = self.model(variant)
+        path = self.work / "decodes" / f"{variant.name}--{test.name}.npy"
+        if path.exists() and path.stat().st_mtime_ns > (folder / "checkpoint.json").stat().st_mtime_ns:
+            return np.asarray(np.load(path, allow_pickle=False), dtype=np.uint8)
+        checkpoint = load_checkpoint(folder, subject=test.subject).on_device()
+        cache = self.cache(test.subject, variant.recipe)
+        groups = self.groups(test.subject, variant.recipe)
+        windows = averaged_windows(cache, groups, test.window, test.form, variant.recipe)
+        pictures = decode_windows(checkpoint, windows, self.seed, f"{variant.name}, {test.name}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}")
+        with partial.open("wb") as file:
+            np.save(file, pictures, allow_pickle=False)
+        partial.replace(path)
+        return pictures
