@@ -63,13 +63,16 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         required=True,
         metavar="DIR",
-        help="folder that `python -m train fit` wrote",
+        help="folder that `python -m train fit`, or `ridge`, wrote",
     )
     command.add_argument(
         "--base",
         type=Path,
         metavar="DIR",
         help="base model, if it is not where it was when the checkpoint was made",
+    )
+    command.add_argument(
+        "--subject", type=int, help="whose decoder, where the checkpoint has several subjects"
     )
     command.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="folder of the bundle")
     command.add_argument(
@@ -87,7 +90,12 @@ def _bundle(options: argparse.Namespace) -> None:
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # warns that torchvision is not installed
     bundle = export_bundle(
-        options.checkpoint, options.out, base=options.base, name=options.name, evaluation=options.evaluation
+        options.checkpoint,
+        options.out,
+        base=options.base,
+        subject=options.subject,
+        name=options.name,
+        evaluation=options.evaluation,
     )
     sizes = [path.stat().st_size for path in bundle.folder.iterdir()]
     print(f"{options.out}: {sum(sizes) / 1e6:.1f} MB, sha256 {bundle.sha256}")

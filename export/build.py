@@ -1,6 +1,8 @@
 """A bundle from a checkpoint, step by step; each is measured against the one before and gated.
 
 base model, checkpoint ─► merged ─► brain, denoise, vae in ONNX (fp32) ─► stored (weights fp16) ─► pictures
+
+Where nothing was tuned beside the weights, *model* takes the place of *merged*: there is nothing to merge.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ from export.card import card
 from export.graphs import Graph, brain_graph, denoise_graph, vae_graph
 from export.parity import Limits, compare, gate
 from export.pictures import note_pictures
-from export.provenance import Ledger, library_versions, note_sources, weights_sha256
-from export.samplers import ddim, diffusers_ddim_error
+from export.provenance import Ledger, library_versions, model_stage, note_sources, weights_sha256
+from export.samplers import ddim, diffusers_ddim_error, schedule_lengths
 from export.source import (
     Subject,
     latent_shape,
@@ -34,8 +36,8 @@ from realtime import bundle
 from realtime.bundle import SPEC_FILE, Bundle, Sampler
 from realtime.bundlefiles import file_sha256
 from train.cache import streaming_settings
+from train.checkpoint import Checkpoint, merged_unet
 from train.diffusion import make_scheduler
-from train.dynadiff import Checkpoint, merged_unet
 
 SEED = 1
 CARD_FILE = "README.md"
@@ -61,6 +63,7 @@ def export_bundle(
     out: Path,
     *,
     base: Path | None = None,
+    subject: int | None = None,
     name: str | None = None,
     evaluation: Path | None = None,
     limits: Limits | None = None,
@@ -68,18 +71,19 @@ def export_bundle(
     """Export a checkpoint; ``out`` appears whole, or stays as it was.
 
     :param base: folder of the base model, where it has moved since training
+    :param subject: whose decoder, where the checkpoint has several
     :param name: of the bundle; by default the subject, as ``sub-01``
     :param evaluation: ``table.md`` of ``python -m train evaluate``, for the model card
     :raises ExportError: what is missing, in the way, or too far from the step before
     """
     check_replaceable(out)
-    checkpoint = read_checkpoint(checkpoint_folder, base)
-    subject, quality = read_subject(checkpoint), read_evaluation(evaluation)
+    checkpoint = read_checkpoint(checkpoint_folder, base, subject)
+    region, quality = read_subject(checkpoint), read_evaluation(evaluation)
     with staging(out) as folder:
         export = _Export(
             checkpoint=checkpoint,
-            subject=subject,
-            name=name or f"sub-{checkpoint.info.subject:02d}",
+            subject=region,
+            name=name or f"sub-{checkpoint.subject.number:02d}",
             quality=quality,
             limits=limits or Limits(),
             folder=folder,
@@ -108,11 +112,13 @@ def _build(export: _Export) -> None:
 
 def _samplers(export: _Export) -> tuple[Sampler, ...]:
     """The recipe's DDIM table and, for slower machines, one of half as many steps."""
-    settings, limit = export.checkpoint.recipe.diffusion, export.limits.sampler
-    steps = (settings.inference_steps, settings.inference_steps // 2)
-    samplers = tuple(ddim(n, settings.guidance) for n in steps if n > 0)
-    for sampler in samplers:
-        parity = {"latents": diffusers_ddim_error(sampler)}
+    recipe, limit = export.checkpoint.recipe, export.limits.sampler
+    lengths = schedule_lengths(recipe.diffusion)
+    is_baseline = export.checkpoint.info.method == "brain-diffuser"
+    strength = recipe.ridge.diffusion_strength if is_baseline else None
+    samplers = tuple(ddim(n, recipe.diffusion.guidance, strength) for n in lengths)
+    for sampler, n_steps in zip(samplers, lengths, strict=True):
+        parity = {"latents": diffusers_ddim_error(sampler, n_steps)}
         export.ledger.note(
             sampler.name,
             hashlib.sha256(msgspec.json.encode(sampler)).hexdigest(),
@@ -124,27 +130,33 @@ def _samplers(export: _Export) -> tuple[Sampler, ...]:
 
 @torch.no_grad()
 def _merged_graphs(export: _Export, sampler: Sampler) -> list[Graph]:
-    """Fold LoRA into the UNet's weights and make the three graphs."""
-    checkpoint, limit = export.checkpoint, export.limits.merged
-    merged = merged_unet(checkpoint)
+    """Fold LoRA into the UNet's weights, where there is one, and make the three graphs."""
+    checkpoint = export.checkpoint
+    is_merged = checkpoint.recipe.finetune.layers == "lora"
+    merged = merged_unet(checkpoint) if is_merged else checkpoint.unet
     shape = latent_shape(checkpoint)
     alphas = make_scheduler().alphas_cumprod
     brain = brain_graph(checkpoint.brain, SEED)
-    conditions = torch.cat([checkpoint.null_NW[None], brain.module(**brain.cases[0])])
+    condition = torch.from_numpy(onnxgraph.torch_runner(brain)(brain.cases[0])["condition"])
+    conditions = torch.cat([checkpoint.null_NW[None], condition])
     denoise, unmerged = (
         denoise_graph(unet, alphas, sampler, conditions, shape, SEED) for unet in (merged, checkpoint.unet)
     )
-    parity = compare(denoise, onnxgraph.torch_runner(denoise), onnxgraph.torch_runner(unmerged))
+    parity: dict[str, float] = {}
+    notes: dict[str, str] = {}
+    if is_merged:
+        limit = export.limits.merged
+        difference = compare(denoise, onnxgraph.torch_runner(denoise), onnxgraph.torch_runner(unmerged))
+        parity = gate("merged", difference, limit)
+        notes = {"against": "torch, LoRA beside the weights", "limit": f"{limit:g}"}
     parts = {"brain": checkpoint.brain, "image_unet": merged, "vae": checkpoint.vae}
     parameters = {f"{name}_parameters": str(_count(part)) for name, part in parts.items()}
     export.ledger.note(
-        "merged",
+        model_stage(checkpoint),
         weights_sha256(parts),
         ["checkpoint", "base model"],
-        parity=gate("merged", parity, limit),
-        notes={"against": "torch, LoRA beside the weights", "limit": f"{limit:g}"}
-        | parameters
-        | library_versions(),
+        parity=parity,
+        notes=notes | parameters | library_versions(),
     )
     return [brain, denoise, vae_graph(checkpoint.vae, shape, SEED)]
 
@@ -168,7 +180,7 @@ def _export_graph(export: _Export, graph: Graph) -> bundle.Graph:
         ledger.note(
             step,
             onnxgraph.files_sha256(exact_path),
-            ["merged"],
+            [model_stage(export.checkpoint)],
             parity=gate(step, compare(graph, exact, onnxgraph.torch_runner(graph)), limits.onnx),
             notes={"against": "torch", "limit": f"{limits.onnx:g}", "opset": str(onnxgraph.OPSET)},
         )
@@ -197,7 +209,7 @@ def _spec(export: _Export, samplers: tuple[Sampler, ...], graphs: dict[str, bund
     return bundle.Spec(
         format_version=bundle.FORMAT_VERSION,
         name=export.name,
-        subject=info.subject,
+        subject=export.checkpoint.subject.number,
         roi=export.subject.roi,
         tr_s=info.tr_s,
         preprocessing=streaming_settings(recipe.preprocessing),

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import ExportError
+from export.provenance import model_stage
 from realtime.bundle import Spec, Stage
-from train.dynadiff import Checkpoint
+from train.checkpoint import Checkpoint, CheckpointInfo
 from train.recipe import Finetune
 
 SYNTHETIC_FILE = "synthetic.json"
@@ -31,9 +32,9 @@ Decodes what subject {subject} was shown from {length} volumes of fMRI (TR {tr_s
 | diffusion model | UNet on latents of {latents}, {tuned}; {unet} M parameters |
 | VAE | latents to pictures of {height} x {width} px; {vae} M parameters with its encoder |
 
-Trained on {trials} presentations for {steps} steps of {batch} with seed {seed}; no picture of the {held_out}
-held-out runs was among them. Preprocessing: cosine drifts slower than {high_pass_hz:g} Hz removed, z-scores,
-trusted after {warmup} volumes.
+Trained on {trials} presentations {training} with seed {seed}.
+Held out: {held_out}; no picture that is shown there was trained on. Preprocessing: cosine drifts slower
+than {high_pass_hz:g} Hz removed, z-scores, trusted after {warmup} volumes.
 
 Samplers (the first is the default): {samplers}.
 
@@ -100,7 +101,7 @@ def card(
     """
     info, recipe = checkpoint.info, checkpoint.recipe
     stages = list(stages)
-    merged = next(stage for stage in stages if stage.name == "merged")
+    merged = next(stage for stage in stages if stage.name == model_stage(checkpoint))
     window = spec.decoders[0].window
     facts = {
         "subject": spec.subject,
@@ -125,11 +126,10 @@ def card(
         brain=_millions(merged, "brain"),
         unet=_millions(merged, "image_unet"),
         vae=_millions(merged, "vae"),
-        trials=info.n_train_trials,
-        steps=recipe.fit.steps,
-        batch=recipe.fit.micro_batch * recipe.fit.accumulation,
+        trials=checkpoint.subject.n_train_trials,
+        training=_training(info),
         seed=info.seed,
-        held_out=len(info.held_out_runs),
+        held_out=_held_out(checkpoint),
         high_pass_hz=spec.preprocessing.high_pass_hz,
         warmup=spec.preprocessing.warmup_volumes,
         samplers=", ".join(f"`{s.name}` with guidance {s.guidance[0]:g}" for s in spec.samplers),
@@ -152,6 +152,11 @@ def _recordings(folder: Path) -> str:
         raise ExportError(
             f"{path}: expected the note that `python -m sim synthesize` writes: {error!r}"
         ) from error
+
+
+def _held_out(checkpoint: Checkpoint) -> str:
+    n_runs = len(checkpoint.subject.held_out_runs)
+    return f"{n_runs} runs" if n_runs else "the images that every subject saw"
 
 
 def _parity(stages: Iterable[Stage]) -> str:
@@ -177,6 +182,13 @@ def _tuned(finetune: Finetune) -> str:
     if finetune.layers == "lora":
         return f"LoRA of rank {finetune.rank} merged"
     return "as pretrained" if finetune.layers == "none" else f"tuned: {finetune.layers}"
+
+
+def _training(info: CheckpointInfo) -> str:
+    if info.method == "brain-diffuser":
+        return "by ridge regression (the paper's baseline Brain-Diffuser)"
+    fit = info.recipe.fit
+    return f"for {fit.steps} steps of {fit.batch}"
 
 
 def _millions(merged: Stage, part: str) -> str:

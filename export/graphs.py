@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from realtime.bundle import Sampler
 from train.brain import BrainModule
+from train.linearbrain import LinearBrain, flattened
 
 Inputs = dict[str, Tensor]
 
@@ -31,6 +32,21 @@ class BrainGraph(nn.Module):
         """A window ``[1, V, T]`` of z-scores: the condition ``[1, N, W]``."""
         condition: Tensor = self.brain(window, self.subject)
         return condition
+
+
+class BaselineGraph(nn.Module):
+    """The baseline's brain module: it also predicts the latents that the diffusion starts from."""
+
+    def __init__(self, brain: LinearBrain) -> None:
+        super().__init__()
+        self.brain = brain
+
+    def forward(self, window: Tensor) -> tuple[Tensor, Tensor]:
+        """A window ``[1, V, T]`` of z-scores: the condition ``[1, N, W]`` and latents ``[1, c, h, w]``."""
+        row = flattened(window)
+        config = self.brain.config
+        condition = self.brain.condition(row).view(1, *config.condition_shape)
+        return condition, self.brain.latents(row).view(1, *config.latent_shape)
 
 
 class DenoiseGraph(nn.Module):
@@ -101,15 +117,21 @@ class Graph:
     """Inputs whose first dimension is free, and its name."""
 
 
-def brain_graph(brain: BrainModule, seed: int, n_cases: int = 4) -> Graph:
+def brain_graph(brain: BrainModule | LinearBrain, seed: int, n_cases: int = 4) -> Graph:
     """The brain graph, with standard normal windows as cases."""
     draw = torch.Generator().manual_seed(seed)
     shape = (1, brain.config.n_voxels, brain.config.n_volumes)
     windows = [torch.randn(shape, generator=draw) for _ in range(n_cases)]
+    module: nn.Module
+    outputs: tuple[str, ...]
+    if isinstance(brain, LinearBrain):
+        module, outputs = BaselineGraph(brain), ("condition", "start")
+    else:
+        module, outputs = BrainGraph(brain), ("condition",)
     return Graph(
         name="brain",
-        module=BrainGraph(brain).eval(),
-        outputs=("condition",),
+        module=module.eval(),
+        outputs=outputs,
         cases=[{"window": window} for window in windows],
     )
 

@@ -13,15 +13,14 @@ from torch import nn
 
 from realtime.bundle import Stage
 from realtime.bundlefiles import file_sha256
-from train.dynadiff import Checkpoint
+from train.checkpoint import Checkpoint
 
 CHECKPOINT_FILES = (
     "checkpoint.json",
     "brain.safetensors",
     "adapter/*",
     "image_unet/*",
-    "roi.nii.gz",
-    "prior.npz",
+    "sub-*/*",
     "synthetic.json",
 )
 BASE_FILES = ("image_unet/*", "vae/*", "base.json")
@@ -69,17 +68,23 @@ def note_sources(ledger: Ledger, checkpoint: Checkpoint) -> None:
         folder_sha256(checkpoint.base_folder, BASE_FILES),
         notes={"files": " ".join(BASE_FILES)},
     )
-    info = checkpoint.info
+    info, subject = checkpoint.info, checkpoint.subject
+    training = {"steps": str(info.recipe.fit.steps)} if info.method == "dynadiff" else {"method": info.method}
     notes = {
         "files": " ".join(CHECKPOINT_FILES),
         "seed": str(info.seed),
-        "trials": str(info.n_train_trials),
-        "held_out_runs": " ".join(f"{session}/{run}" for _, session, run in info.held_out_runs),
-        "steps": str(info.recipe.fit.steps),
-    }
+        "trials": str(subject.n_train_trials),
+        "split": info.recipe.split,
+        "held_out_runs": " ".join(f"{session}/{run}" for _, session, run in subject.held_out_runs),
+    } | training
     if info.last_loss is not None:
         notes["last_loss"] = f"{info.last_loss:.4f}"
     ledger.note("checkpoint", folder_sha256(checkpoint.folder, CHECKPOINT_FILES), ["base model"], notes=notes)
+
+
+def model_stage(checkpoint: Checkpoint) -> str:
+    """Name of the stage that holds all weights, from which the graphs are made."""
+    return "merged" if checkpoint.recipe.finetune.layers == "lora" else "model"
 
 
 def folder_sha256(folder: Path, patterns: Iterable[str]) -> str:

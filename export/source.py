@@ -14,7 +14,7 @@ from export.errors import ExportError
 from realtime import bundle, bundlefiles
 from realtime.bundle import NULL_CONDITION_FILE, PRIOR_FILE
 from realtime.errors import BundleError
-from train.dynadiff import Checkpoint, load_checkpoint, read_info
+from train.checkpoint import Checkpoint, load_checkpoint, read_info
 from train.errors import TrainError
 
 ROI_FILE = "roi.nii.gz"
@@ -30,7 +30,7 @@ class Subject:
     prior_sd: NDArray[np.float32]
 
 
-def read_checkpoint(folder: Path, base: Path | None = None) -> Checkpoint:
+def read_checkpoint(folder: Path, base: Path | None = None, subject: int | None = None) -> Checkpoint:
     """Read a checkpoint and the base model that it was trained on.
 
     :raises ExportError: when a file is missing or does not hold what it should
@@ -39,7 +39,12 @@ def read_checkpoint(folder: Path, base: Path | None = None) -> Checkpoint:
         info = read_info(folder)
         if info.recipe.finetune.layers == "lora" and not (folder / ADAPTER_FILE).exists():
             raise ExportError(f"expected {folder / ADAPTER_FILE}, found no file; is the checkpoint whole?")
-        return load_checkpoint(folder, base)
+        if "betas" in info.recipe.preprocessing.train_on:
+            raise ExportError(
+                f"expected a decoder of volumes, but {folder} decodes betas, which are estimated when a "
+                "session is over; train one on windows to serve it"
+            )
+        return load_checkpoint(folder, base, subject)
     except TrainError as error:
         raise ExportError(str(error)) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -70,10 +75,11 @@ def read_subject(checkpoint: Checkpoint) -> Subject:
 
     :raises ExportError: naming the file that is missing or does not fit
     """
-    path, n_voxels = checkpoint.folder / ROI_FILE, checkpoint.info.n_voxels
+    folder, n_voxels = checkpoint.subject_folder, checkpoint.subject.n_voxels
+    path = folder / ROI_FILE
     try:
         mask, affine = bundlefiles.read_mask(path)
-        prior = bundlefiles.read_npz(checkpoint.folder / PRIOR_FILE, {"mean": (n_voxels,), "sd": (n_voxels,)})
+        prior = bundlefiles.read_npz(folder / PRIOR_FILE, {"mean": (n_voxels,), "sd": (n_voxels,)})
     except (BundleError, OSError) as error:
         raise ExportError(
             f"{error}; `python -m train fit` writes it into the checkpoint at its end"
@@ -91,7 +97,7 @@ def read_subject(checkpoint: Checkpoint) -> Subject:
 
 def write_subject(checkpoint: Checkpoint, subject: Subject, folder: Path) -> None:
     """Write what the runtime needs besides the graphs: region, prior and null condition."""
-    shutil.copyfile(checkpoint.folder / ROI_FILE, folder / ROI_FILE)
+    shutil.copyfile(checkpoint.subject_folder / ROI_FILE, folder / ROI_FILE)
     np.savez(folder / PRIOR_FILE, mean=subject.prior_mean, sd=subject.prior_sd)
     np.save(folder / NULL_CONDITION_FILE, np.ascontiguousarray(checkpoint.null_NW.numpy(), dtype=np.float32))
 

@@ -9,6 +9,7 @@ the paper, is left out.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,10 @@ def _make_vae(widths: tuple[int, ...], **settings: Any) -> AutoencoderKL:
     )
 
 
-def find_base(source: str | Path) -> Path:
+def find_base(source: str | Path, more: Sequence[str] = ()) -> Path:
     """The folder of a base model: ``source`` itself, or where the hub's cache keeps it, fetched if need be.
 
+    :param more: folders to fetch from the hub besides UNet and VAE
     :raises TrainError: when there is no such folder, or the hub cannot be reached and nothing is cached.
     """
     if not is_on_hub(source):
@@ -82,12 +84,13 @@ def find_base(source: str | Path) -> Path:
                     "diffusers' layout: make the demo's with `python -m train base`, or name it with --base"
                 )
         return folder
+    patterns = [f"{part}/*" for part in (UNET_FOLDER, VAE_FOLDER, *more)]
     try:
-        return Path(snapshot_download(str(source), allow_patterns=[f"{UNET_FOLDER}/*", f"{VAE_FOLDER}/*"]))
+        return Path(snapshot_download(str(source), allow_patterns=patterns))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise TrainError(
             f"expected {source} on the hub or in its cache: {error}; fetch it where there is a network with "
-            f"`hf download {source} --include '{UNET_FOLDER}/*' '{VAE_FOLDER}/*'`, and name its folder"
+            f"`hf download {source} --include {' '.join(map(repr, patterns))}`, and name its folder"
         ) from error
 
 

@@ -5,10 +5,12 @@
     CACHE/prior.npz        float32 [V] twice        mean and SD of the runs that train
     CACHE/whole_run.npy    float16 [runs, 225, V]   z-scores, detrended over the whole run
     CACHE/causal.npy       float16 [trials, T, V]   each presentation's window as the runtime would feed it
-    CACHE/done.npy         uint8   [3, runs]        which runs are finished in rows, whole_run, causal
+    CACHE/betas.npy        float16 [trials, 1, V]   each presentation's beta, z-scored over its session
+    CACHE/….done.npy       uint8   [items]          which runs (or sessions) of an array are finished
 
-Runs are worked on in processes of their own, each of which holds one run; an interrupted preparation goes on
-with the runs that are not finished. Nothing here needs torch.
+Of the last three arrays, those exist that a recipe trains on. Runs are worked on in processes of their own,
+each of which holds one run; an interrupted preparation goes on with the runs that are not finished. Nothing
+here needs torch.
 
 Legend: V voxels of the region, T volumes of a window.
 """
@@ -16,13 +18,9 @@ Legend: V voxels of the region, T volumes of a window.
 from __future__ import annotations
 
 import json
-import os
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -31,33 +29,29 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from nsd import N_DESIGN_ROWS, TR_S, Layout, Run, RunKey, read_roi, run_trials, runs, time_resolved_split
+from nsd import (
+    N_DESIGN_ROWS,
+    TR_S,
+    BadFile,
+    Layout,
+    Run,
+    RunKey,
+    read_betas,
+    read_roi,
+    run_trials,
+    runs,
+    shared_images,
+    time_resolved_split,
+)
 from nsd.splits import RunTrial
 from realtime import bundle
 from realtime.preprocess import causal_windows, cosine_basis, z_scored
 from train.errors import TrainError
-from train.recipe import Preprocessing, Recipe
+from train.prior import Prior, measure_prior
+from train.recipe import Form, Preprocessing, Recipe
+from train.workers import over_items
 
-STAGES = ("rows", "whole_run", "causal")
-_JSON, _DONE, _PRIOR = "cache.json", "done.npy", "prior.npz"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prior:
-    """Per-voxel mean, and SD over time after drift removal, of training runs; float32 ``[V]``."""
-
-    mean: NDArray[np.float32]
-    sd: NDArray[np.float32]
-
-    def save(self, path: Path) -> None:
-        """Write as ``.npz`` with arrays ``mean`` and ``sd``."""
-        np.savez(path, mean=self.mean, sd=self.sd)
-
-    @staticmethod
-    def load(path: Path) -> Prior:
-        """Read what :meth:`save` wrote."""
-        with np.load(path, allow_pickle=False) as arrays:
-            return Prior(mean=arrays["mean"], sd=arrays["sd"])
+_JSON, _PRIOR = "cache.json", "prior.npz"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,29 +61,46 @@ class Cache:
     folder: Path
     runs: list[RunKey]
     train_runs: list[RunKey]
+    """Runs of which at least some presentations train: all of them in the standard split."""
     trials: list[RunTrial]
-    """All presentations of all runs, in order; row i of ``causal`` is the window of the i-th."""
+    """All presentations of all runs, in order; row i of ``causal`` and ``betas`` belongs to the i-th."""
+    is_test: NDArray[np.bool_]
+    """``[trials]``: which presentations are held out."""
 
     @property
     def test_runs(self) -> list[RunKey]:
-        """The runs that are held out."""
+        """The runs that are held out whole: none in the standard split."""
         trains = set(self.train_runs)
         return [key for key in self.runs if key not in trains]
+
+    @cached_property
+    def images(self) -> NDArray[np.int64]:
+        """0-based image of each presentation, ``[trials]``."""
+        return np.array([item.trial.image for item in self.trials], dtype=np.int64)
 
     @cached_property
     def prior(self) -> Prior:
         """Mean and SD of the runs that train."""
         return Prior.load(self.folder / _PRIOR)
 
-    @cached_property
-    def whole_run(self) -> NDArray[np.float16]:
-        """Z-scores ``[runs, 225, V]``."""
-        return _open(self.folder, "whole_run")
+    @property
+    def has_prior(self) -> bool:
+        """Whether there is a prior: betas alone have none."""
+        return (self.folder / _PRIOR).exists()
 
     @cached_property
-    def causal(self) -> NDArray[np.float16]:
-        """Windows ``[trials, T, V]``."""
-        return _open(self.folder, "causal")
+    def rows(self) -> NDArray[np.float32]:
+        """The region as recorded, ``[runs, 225, V]``."""
+        return _open(self.folder, "rows")
+
+    def form(self, form: Form) -> NDArray[np.float16]:
+        """``whole_run`` ``[runs, 225, V]``, ``causal`` ``[trials, T, V]`` or ``betas`` ``[trials, 1, V]``."""
+        return _open(self.folder, form)
+
+
+def subject_cache(root: Path, subject: int) -> Path:
+    """A subject's folder in a folder of caches."""
+    return root / f"sub-{subject:02d}"
 
 
 def prepare(
@@ -103,47 +114,78 @@ def prepare(
     """
     layout = Layout(root)
     keys = runs(layout, subject)
-    train_keys, _ = time_resolved_split(keys, seed)
     trials = run_trials(layout, keys)
+    train_keys, is_test = _split(layout, recipe, keys, trials, seed)
     n_voxels = read_roi(layout, subject).n_voxels
-    _claim(folder, _made_from(subject, keys, train_keys, n_voxels, recipe))
-    shapes = {
-        "rows": (len(keys), N_DESIGN_ROWS, n_voxels),
-        "whole_run": (len(keys), N_DESIGN_ROWS, n_voxels),
-        "causal": (len(trials), recipe.window.length_volumes, n_voxels),
-    }
-    _allocate(folder, shapes)
-    work = partial(_over_runs, folder, keys, workers or len(os.sched_getaffinity(0)))
-    work("rows", partial(_read_run, layout, folder))
-    if not (folder / _PRIOR).exists():
-        rows = _open(folder, "rows")
-        trains = tqdm([keys.index(key) for key in train_keys], desc="prior", unit="run")
-        prior = measure_prior((rows[index] for index in trains), recipe.preprocessing.high_pass_hz)
-        prior.save(folder / _PRIOR)
-    work("whole_run", partial(_z_score_run, folder, recipe.preprocessing))
-    starts = np.searchsorted([keys.index(item.run) for item in trials], range(len(keys) + 1))
-    places = {key: slice(*starts[index : index + 2]) for index, key in enumerate(keys)}
-    work("causal", partial(_stream_run, folder, recipe, trials, places))
-    return Cache(folder=folder, runs=keys, train_runs=train_keys, trials=trials)
+    forms = recipe.preprocessing.train_on
+    _claim(folder, _made_from(subject, keys, train_keys, n_voxels, recipe), recipe)
+    making = _Making(layout, folder, recipe, keys, trials, n_voxels, workers)
+    if set(forms) & {"whole_run", "causal"}:
+        making.rows()
+        if not (folder / _PRIOR).exists():
+            rows = _open(folder, "rows")
+            trains = tqdm([keys.index(key) for key in train_keys], desc="prior", unit="run")
+            prior = measure_prior((rows[index] for index in trains), recipe.preprocessing.high_pass_hz)
+            prior.save(folder / _PRIOR)
+        making.whole_run()  # what evaluation decodes, whichever of the two a recipe trains on
+    if "causal" in forms:
+        making.causal()
+    if "betas" in forms:
+        making.betas()
+    return Cache(folder=folder, runs=keys, train_runs=train_keys, trials=trials, is_test=is_test)
 
 
-def measure_prior(runs_of_rows: Iterable[NDArray[np.float32]], high_pass_hz: float) -> Prior:
-    """Mean over runs of each voxel's mean, and root mean square over runs of its SD after drift removal.
+@dataclass(frozen=True)
+class _Making:
+    """The arrays of a cache, each made of what is already there."""
 
-    :param runs_of_rows: the region in each run, ``[n, V]``
-    """
-    means: Any = 0.0
-    variances: Any = 0.0
-    n_runs = 0
-    for rows in runs_of_rows:
-        basis, _ = np.linalg.qr(cosine_basis(len(rows), TR_S, high_pass_hz))
-        series = rows.astype(np.float64)
-        means = means + series.mean(axis=0)
-        series -= basis @ (basis.T @ series)
-        variances = variances + np.square(series).sum(axis=0) / (len(series) - 1)
-        n_runs += 1
-    mean, sd = means / n_runs, np.sqrt(variances / n_runs)
-    return Prior(mean=mean.astype(np.float32), sd=sd.astype(np.float32))
+    layout: Layout
+    folder: Path
+    recipe: Recipe
+    keys: list[RunKey]
+    trials: list[RunTrial]
+    n_voxels: int
+    workers: int | None
+
+    def rows(self) -> None:
+        shape = (len(self.keys), N_DESIGN_ROWS, self.n_voxels)
+        self._make("rows", shape, partial(_read_run, self.layout, self.folder), self.keys, np.float32)
+
+    def whole_run(self) -> None:
+        shape = (len(self.keys), N_DESIGN_ROWS, self.n_voxels)
+        work = partial(_z_score_run, self.folder, self.recipe.preprocessing)
+        self._make("whole_run", shape, work, self.keys)
+
+    def causal(self) -> None:
+        window, trials = self.recipe.window, self.trials
+        ends = [
+            item.trial.onset_volume + window.offset_volumes + window.length_volumes - 1 for item in trials
+        ]
+        places = _places([item.run for item in trials], self.keys)
+        work = partial(_stream_run, self.folder, self.recipe, ends, places)
+        self._make("causal", (len(trials), window.length_volumes, self.n_voxels), work, self.keys)
+
+    def betas(self) -> None:
+        sessions = sorted({key.session for key in self.keys})
+        places = _places([item.run.session for item in self.trials], sessions)
+        work = partial(_read_session, self.layout, self.folder, self.keys[0].subject, places)
+        self._make("betas", (len(self.trials), 1, self.n_voxels), work, sessions, unit="session")
+
+    def _make(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        work: Callable[[int, Any], None],
+        items: Sequence[Any],
+        dtype: Any = np.float16,
+        unit: str = "run",
+    ) -> None:
+        path, done = self.folder / f"{name}.npy", self.folder / f"{name}.done.npy"
+        if not path.exists():
+            np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
+        if not done.exists():
+            np.save(done, np.zeros(len(items), dtype=np.uint8), allow_pickle=False)
+        over_items(done, items, work, name=name, unit=unit, workers=self.workers)
 
 
 def streaming_settings(preprocessing: Preprocessing) -> bundle.Preprocessing:
@@ -162,6 +204,17 @@ def drift_basis(n_volumes: int, preprocessing: Preprocessing) -> NDArray[np.floa
     return cosine_basis(n_volumes, TR_S, preprocessing.high_pass_hz)
 
 
+def streamed(
+    rows: NDArray[np.float32], recipe: Recipe, prior: Prior, ends: Sequence[int], n_volumes: int
+) -> NDArray[np.float32]:
+    """Windows ``[n, V, T]`` of one run ``[225, V]`` that end with volumes ``ends``, as the runtime sees.
+
+    :param n_volumes: T
+    """
+    settings = streaming_settings(recipe.preprocessing)
+    return causal_windows(rows, TR_S, settings, prior.mean, prior.sd, n_volumes, list(ends))
+
+
 def _read_run(layout: Layout, folder: Path, index: int, key: RunKey) -> None:
     rows = Run(layout, *key).roi_series(read_roi(layout, key.subject))
     _write(folder, "rows", index, rows)
@@ -173,115 +226,94 @@ def _z_score_run(folder: Path, preprocessing: Preprocessing, index: int, key: Ru
 
 
 def _stream_run(
-    folder: Path,
-    recipe: Recipe,
-    trials: Sequence[RunTrial],
-    places: dict[RunKey, slice],
-    index: int,
-    key: RunKey,
+    folder: Path, recipe: Recipe, ends: list[int], places: list[slice], index: int, key: RunKey
 ) -> None:
-    window = recipe.window
-    prior = Prior.load(folder / _PRIOR)
-    onsets = [item.trial.onset_volume for item in trials[places[key]]]
-    windows = causal_windows(
-        _open(folder, "rows")[index],
-        TR_S,
-        streaming_settings(recipe.preprocessing),
-        prior.mean,
-        prior.sd,
-        window.length_volumes,
-        [onset + window.offset_volumes + window.length_volumes - 1 for onset in onsets],
-    )
-    _write(folder, "causal", places[key], windows.transpose(0, 2, 1))
+    rows, prior = _open(folder, "rows")[index], Prior.load(folder / _PRIOR)
+    windows = streamed(rows, recipe, prior, ends[places[index]], recipe.window.length_volumes)
+    _write(folder, "causal", places[index], windows.transpose(0, 2, 1))
 
 
-def _over_runs(
-    folder: Path, keys: Sequence[RunKey], workers: int, stage: str, work: Callable[[int, RunKey], None]
+def _read_session(
+    layout: Layout, folder: Path, subject: int, places: list[slice], index: int, session: int
 ) -> None:
-    """Do ``work`` for every run that the stage has not finished, in processes; note each as it ends."""
-    done = np.load(folder / _DONE, mmap_mode="r+")
-    row = done[STAGES.index(stage)]
-    left = np.flatnonzero(row == 0).tolist()
-    if not left:
-        return
-    # Not forked: the caller may hold threads and devices that a fork would copy half.
-    spawn = get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_end_with_parent) as pool:
-        futures = {pool.submit(work, index, keys[index]): index for index in left}
-        bar = tqdm(total=len(keys), initial=len(keys) - len(left), desc=stage, unit="run")
-        try:
-            for future in as_completed(futures):
-                future.result()
-                row[futures[future]] = 1
-                done.flush()
-                bar.update()
-        finally:
-            pool.shutdown(cancel_futures=True)
-            bar.close()
+    betas = read_betas(layout, subject, session, read_roi(layout, subject))
+    n_trials = places[index].stop - places[index].start
+    if len(betas) != n_trials:
+        expected = f"as many betas as presentations in the session's runs on disk, {n_trials}"
+        raise BadFile(layout.betas(subject, session), expected, str(len(betas)))
+    deviation = betas.std(axis=0, ddof=1)
+    z_scores = (betas - betas.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
+    _write(folder, "betas", places[index], z_scores[:, None])
 
 
-def _end_with_parent() -> None:
-    """In a worker: a parent that was killed leaves nobody behind who writes to the cache."""
+def _places(owners: Sequence[Any], items: Sequence[Any]) -> list[slice]:
+    """Where each item's presentations lie among all, which are in order of their items."""
+    bounds = np.searchsorted([items.index(owner) for owner in owners], range(len(items) + 1))
+    return [slice(*bounds[index : index + 2].tolist()) for index in range(len(items))]
 
-    def watch() -> None:
-        parent = parent_process()
-        if parent is not None:
-            parent.join()
-            os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+def _split(
+    layout: Layout, recipe: Recipe, keys: list[RunKey], trials: list[RunTrial], seed: int
+) -> tuple[list[RunKey], NDArray[np.bool_]]:
+    """Runs with presentations that train, and which presentations ``[trials]`` are held out."""
+    if recipe.split == "standard":
+        shared = shared_images(layout)
+        return keys, np.isin([item.trial.image for item in trials], shared)
+    train_keys, test_keys = time_resolved_split(keys, seed)
+    held_out = set(test_keys)
+    return train_keys, np.array([item.run in held_out for item in trials])
 
 
 def _made_from(
     subject: int, keys: list[RunKey], train_keys: list[RunKey], n_voxels: int, recipe: Recipe
 ) -> dict[str, Any]:
+    """What must be the same whatever a recipe trains on."""
+    preprocessing: dict[str, Any] = msgspec.to_builtins(recipe.preprocessing)
+    del preprocessing["train_on"]
     made_from = {
         "subject": subject,
         "n_voxels": n_voxels,
         "runs": keys,
+        "split": recipe.split,
         "train_runs": train_keys,
-        "window": recipe.window,
-        "preprocessing": recipe.preprocessing,
+        "preprocessing": preprocessing,
     }
     as_read_back: dict[str, Any] = json.loads(msgspec.json.encode(made_from))
     return as_read_back
 
 
-def _claim(folder: Path, made_from: dict[str, Any]) -> None:
-    """Write what a new cache is made from; refuse one that is made from something else."""
+def _claim(folder: Path, made_from: dict[str, Any], recipe: Recipe) -> None:
+    """Write what a new cache is made from; refuse one that is made from something else.
+
+    Only causal windows are cut for one window: a cache has none, or those of one.
+    """
     path = folder / _JSON
     folder.mkdir(parents=True, exist_ok=True)
+    wants = msgspec.to_builtins(recipe.window) if "causal" in recipe.preprocessing.train_on else None
     if not path.exists():
         if any(folder.iterdir()):
             raise TrainError(f"expected an empty folder or a cache in {folder}, found other files")
-        path.write_text(json.dumps(made_from, indent=1))
+        path.write_text(json.dumps({**made_from, "window": wants}, indent=1))
         return
     theirs = json.loads(path.read_text())
     different = [name for name in made_from if theirs.get(name) != made_from[name]]
+    if wants and theirs.get("window") not in (None, wants):
+        different.append("window")
     if different:
         raise TrainError(
             f"{folder} holds recordings with other {', '.join(different)} than this recipe and data set; "
             "name another folder, or remove it to make it anew"
         )
+    if wants and theirs.get("window") is None:
+        path.write_text(json.dumps({**made_from, "window": wants}, indent=1))
 
 
-def _allocate(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    for stage, shape in shapes.items():
-        path = folder / f"{stage}.npy"
-        if not path.exists():
-            dtype = np.float32 if stage == "rows" else np.float16
-            np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
-    if not (folder / _DONE).exists():
-        done = np.zeros((len(STAGES), shapes["rows"][0]), dtype=np.uint8)
-        np.save(folder / _DONE, done, allow_pickle=False)
-
-
-def _open(folder: Path, stage: str) -> NDArray[Any]:
+def _open(folder: Path, name: str) -> NDArray[Any]:
     # As a plain array: slicing numpy's memmap class costs more than reading a window through it.
-    return np.asarray(np.load(folder / f"{stage}.npy", mmap_mode="r", allow_pickle=False))
+    return np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
 
 
-def _write(folder: Path, stage: str, where: int | slice, values: NDArray[Any]) -> None:
-    array = np.load(folder / f"{stage}.npy", mmap_mode="r+", allow_pickle=False)
+def _write(folder: Path, name: str, where: int | slice, values: NDArray[Any]) -> None:
+    array = np.load(folder / f"{name}.npy", mmap_mode="r+", allow_pickle=False)
     array[where] = values
     array.flush()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,11 +15,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from nsd import N_DESIGN_ROWS
-from train.cache import Cache
+from train.cache import Cache, streamed
 from train.errors import TrainError
-from train.recipe import Window
-
-Form = Literal["whole_run", "causal"]
+from train.recipe import Form, Recipe, Window
+from train.trials import Trials, inside_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,32 +32,28 @@ class Examples:
     """Place of the subject's layers in the model."""
 
 
-def examples(
-    cache: Cache, trials: NDArray[np.int64], window: Window, form: Form, subject: int = 0
-) -> Examples:
+def examples(cache: Cache, trials: Trials, window: Window, form: Form, subject: int = 0) -> Examples:
     """The windows of some of a cache's presentations.
 
-    :param trials: indices into ``cache.trials``
     :raises TrainError: when a window reaches beyond its run
     """
-    chosen = [cache.trials[trial] for trial in trials.tolist()]
-    images = np.array([item.trial.image for item in chosen], dtype=np.int64)
-    if form == "causal":
+    images = cache.images[trials]
+    values = cache.form(form)
+    rows = values.reshape(-1, values.shape[2])
+    if form != "whole_run":
         # Prepared for the recipe's window, one after the other.
-        starts = trials * cache.causal.shape[1]
-        rows = cache.causal.reshape(-1, cache.causal.shape[2])
-        return Examples(rows=rows, starts=starts, images=images, subject=subject)
-    first = np.array([item.trial.onset_volume for item in chosen], dtype=np.int64) + window.offset_volumes
-    outside = (first < 0) | (first + window.length_volumes > N_DESIGN_ROWS)
-    if outside.any():
-        item = chosen[int(np.flatnonzero(outside)[0])]
+        return Examples(rows=rows, starts=trials * values.shape[1], images=images, subject=subject)
+    inside = inside_run(cache, trials, window)
+    if len(inside) < len(trials):
+        item = cache.trials[int(np.setdiff1d(trials, inside)[0])]
         raise TrainError(
             f"the window of the picture at volume {item.trial.onset_volume} of {item.run} reaches beyond the "
             "run; leave such trials out, or take another window"
         )
     run_index = {key: index for index, key in enumerate(cache.runs)}
+    chosen = [cache.trials[trial] for trial in trials.tolist()]
+    first = np.array([item.trial.onset_volume for item in chosen], dtype=np.int64) + window.offset_volumes
     runs = np.array([run_index[item.run] for item in chosen], dtype=np.int64)
-    rows = cache.whole_run.reshape(-1, cache.whole_run.shape[2])
     return Examples(rows=rows, starts=runs * N_DESIGN_ROWS + first, images=images, subject=subject)
 
 
@@ -97,3 +91,31 @@ class WindowData(Dataset[tuple[Tensor, int, int]]):
             rows_BTV[place, :, : rows.shape[1]] = rows[start : start + self._n_volumes]
         windows_BVT = torch.from_numpy(rows_BTV).transpose(1, 2)
         return windows_BVT, self.images[indices], torch.from_numpy(self.subjects[indices])
+
+
+def averaged_windows(
+    cache: Cache, groups: Sequence[Trials], window: Window, form: Form, recipe: Recipe
+) -> NDArray[np.float16]:
+    """The mean window of each group of presentations, ``[groups, V, T]``: what evaluation decodes.
+
+    Causal windows are made from the rows as recorded, whichever window the cache was prepared for.
+    """
+    trials = np.unique(np.concatenate(list(groups)))
+    windows = _causal(cache, trials, window, recipe) if form == "causal" else None
+    if windows is None:
+        data = WindowData([examples(cache, trials, window, form)], window.length_volumes)
+        windows = data.batch(np.arange(len(data)))[0].numpy()
+    means = [windows[np.searchsorted(trials, group)].mean(axis=0, dtype=np.float32) for group in groups]
+    return np.stack(means).astype(np.float16)
+
+
+def _causal(cache: Cache, trials: Trials, window: Window, recipe: Recipe) -> NDArray[np.float16]:
+    parts = []
+    runs = [cache.runs.index(cache.trials[trial].run) for trial in trials.tolist()]
+    for run in np.unique(runs).tolist():
+        here = trials[np.equal(runs, run)]
+        last = window.offset_volumes + window.length_volumes - 1
+        ends = [cache.trials[trial].trial.onset_volume + last for trial in here.tolist()]
+        windows = streamed(cache.rows[run], recipe, cache.prior, ends, window.length_volumes)
+        parts.append(windows.astype(np.float16))
+    return np.concatenate(parts)

@@ -18,6 +18,8 @@ from train.base import UNET_FOLDER, load_unet
 from train.recipe import Finetune
 
 ADAPTER_FOLDER = "adapter"
+ADAPTER = "default"
+"""The adapter's name inside the UNet, which peft puts between `lora_A` and `weight`."""
 CROSS_ATTENTION = ["attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"]
 
 
@@ -45,7 +47,7 @@ def set_trainable(unet: UNet2DConditionModel, finetune: Finetune) -> None:
 def save_tuned(unet: UNet2DConditionModel, finetune: Finetune, folder: Path) -> None:
     """Write to a checkpoint's folder what :func:`load_tuned` needs beside the base model."""
     if finetune.layers == "lora":
-        unet.save_lora_adapter(folder / ADAPTER_FOLDER)
+        unet.save_lora_adapter(folder / ADAPTER_FOLDER, adapter_name=ADAPTER)
     elif finetune.layers != "none":
         unet.save_pretrained(folder / UNET_FOLDER)
 
@@ -57,9 +59,24 @@ def load_tuned(finetune: Finetune, folder: Path, base: Path) -> UNet2DConditionM
     """
     if finetune.layers == "lora":
         unet = load_unet(base)
-        unet.load_lora_adapter(folder / ADAPTER_FOLDER, prefix=None, use_safetensors=True)
+        unet.load_lora_adapter(
+            folder / ADAPTER_FOLDER, prefix=None, adapter_name=ADAPTER, use_safetensors=True
+        )
         return unet.eval()
     return load_unet(base if finetune.layers == "none" else folder)
+
+
+def trainable_again(finetune: Finetune, folder: Path, base: Path) -> UNet2DConditionModel:
+    """As :func:`load_tuned`, what the recipe lets learn ready to learn on."""
+    unet = load_tuned(finetune, folder, base)
+    if finetune.layers != "lora":
+        set_trainable(unet, finetune)
+        return unet
+    unet.requires_grad_(False)
+    for name, parameter in unet.named_parameters():
+        if ".lora_" in name:
+            parameter.requires_grad_(True)
+    return unet
 
 
 @torch.no_grad()

@@ -1,72 +1,53 @@
-"""Fit a subject: windows, latents of what was shown, the single stage, the checkpoint."""
+"""Fit subjects: windows, latents of what was shown, the single stage, the checkpoint."""
 
 from __future__ import annotations
 
-import logging
-import os
-import shutil
-from collections.abc import Sequence
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import cv2
+import msgspec
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
-from nsd import Layout, Stimuli
-from nsd.sessions import TR_S
+from nsd import Layout
 from train.base import find_base, is_on_hub, load_unet, load_vae
 from train.brain import BrainModule
-from train.cache import Cache, prepare
-from train.dataset import WindowData, examples
-from train.dynadiff import CheckpointInfo, Dynadiff, brain_config, save_checkpoint
-from train.finetune import set_trainable
+from train.checkpoint import read_info, read_weights, save_checkpoint
+from train.dataset import WindowData
+from train.dynadiff import Dynadiff, brain_config
+from train.errors import TrainError
+from train.finetune import set_trainable, trainable_again
+from train.latents import shown_latents
 from train.loop import Batch, fit
-from train.pretrain import encode_latents, load_picture_encoder
+from train.order import Order, describe_checkpoint, training_set
+from train.pretrain import load_picture_encoder
+from train.processes import is_main_process, main_process_first
 from train.recipe import DemoBase, Recipe
+from train.sample import Pictures, decode
 
-_ENCODE_BATCH = 32
-_log = logging.getLogger(__name__)
+N_SAMPLES = 8
+_OF_A_SUBJECT = ("subject.", "timestep.")
 
 
-def fit_subject(
-    root: Path,
-    subject: int,
-    recipe: Recipe,
-    base: str | Path,
-    out: Path,
-    seed: int,
-    cache_folder: Path | None = None,
-) -> None:
-    """Train the decoder of one subject and write its checkpoint to ``out``.
+def fit_subjects(order: Order) -> None:
+    """Train a decoder and write its checkpoint.
 
-    Whole runs are held out (the paper's time-resolved split), and so is every other presentation of a picture
-    that a held-out run shows.
-
-    :param base: folder of the base model, or its name on the hub
-    :param cache_folder: of the prepared recordings, made where they are not there; by default in ``out``
-    :raises TrainError: when ``base`` is not a base model, or ``out`` holds another run.
+    :raises TrainError: when the base model or the pretrained checkpoint is not one, does not fit the recipe,
+        or ``out`` holds another run.
     """
-    base_folder = find_base(base)
-    layout = Layout(root)
-    cache = prepare(root, subject, recipe, cache_folder or out / "cache", seed=seed)
-    chosen = trials_to_train_on(cache)
-    forms = [examples(cache, chosen, recipe.window, form) for form in recipe.preprocessing.train_on]
-    data = WindowData(forms, recipe.window.length_volumes)
-    _log.info(
-        "%d runs train, %d are held out; %d trials train",
-        len(cache.train_runs),
-        len(cache.test_runs),
-        len(chosen),
-    )
-    model = untrained_model(recipe, base_folder, data.n_voxels, seed)
+    recipe, base_folder = order.recipe, find_base(order.base)
+    _claim(order)
+    trained_on = training_set(order)
+    data, n_subjects = trained_on.data, len(order.subjects)
+    model = untrained_model(recipe, base_folder, data.n_voxels, order.seed, n_subjects, order.pretrained)
     images, place = np.unique(data.images, return_inverse=True)
-    with Stimuli(layout) as stimuli:
-        vae, latent_px = load_vae(base_folder), model.unet.config.sample_size
-        latents = encode_stimuli(stimuli, images.tolist(), vae, latent_px)
+    with main_process_first():
+        latent_px = model.unet.config.sample_size
+        latents = shown_latents(Layout(order.root), images, base_folder, latent_px, order.cache_folder)
 
     def batch_of(indices: NDArray[np.int64]) -> Batch:
         windows, _, subjects = data.batch(indices)
@@ -77,54 +58,99 @@ def fit_subject(
         batch_of,
         len(data),
         recipe.fit,
-        folder=out / "training",
-        seed=seed,
-        name=f"subject {subject}",
+        folder=order.out / "training",
+        seed=order.seed,
+        name=f"subject {' '.join(map(str, order.subjects))}",
+        sample=_sampler(model, data, base_folder),
     )
-    shutil.copy(layout.roi(subject), out / "roi.nii.gz")
-    cache.prior.save(out / "prior.npz")
-    if (root / "synthetic.json").exists():
-        shutil.copy(root / "synthetic.json", out)
-    info = CheckpointInfo(
-        subject=subject,
-        seed=seed,
-        tr_s=TR_S,
-        n_voxels=data.n_voxels,
-        recipe=recipe,
-        base=str(base) if is_on_hub(base) else os.path.relpath(base_folder.resolve(), out.resolve()),
-        held_out_runs=[(key.subject, key.session, key.run) for key in cache.test_runs],
-        n_train_trials=len(chosen),
-        last_loss=float(np.mean(losses[-200:])) if losses else None,
-    )
-    save_checkpoint(out, model.float(), info)
+    if is_main_process():
+        last_loss = float(np.mean(losses[-200:]))
+        info = describe_checkpoint(order, trained_on, base_folder, recipe, "dynadiff", last_loss)
+        save_checkpoint(order.out, model.float(), info)
 
 
-def untrained_model(recipe: Recipe, base_folder: Path, n_voxels: int, seed: int) -> Dynadiff:
-    """The model before its first step: the base model's UNet, adapters without effect, a new brain module."""
+def _claim(order: Order) -> None:
+    """Note what a training is of; refuse a folder where another one's is.
+
+    :raises TrainError: saying in what the other differs
+    """
+    ours: dict[str, Any] = msgspec.to_builtins(order.recipe) | {
+        "subjects": list(order.subjects),
+        "sessions": order.n_sessions,
+        "from": str(order.pretrained.resolve()) if order.pretrained else None,
+        "base": str(order.base) if is_on_hub(order.base) else str(Path(order.base).resolve()),
+        "seed": order.seed,
+    }
+    path = order.out / "training" / "order.json"
+    ours = json.loads(json.dumps(ours))
+    if path.exists():
+        theirs = json.loads(path.read_text())
+        different = sorted(name for name in ours if theirs.get(name) != ours[name])
+        if different:
+            raise TrainError(
+                f"{order.out} holds a training with other {', '.join(different)}; choose another --out, or "
+                "remove it to begin anew"
+            )
+        return
+    if is_main_process():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(ours, indent=1))
+        partial.replace(path)
+
+
+def _sampler(model: Dynadiff, data: WindowData, base_folder: Path) -> Callable[[], Pictures]:
+    """Decodes some windows that train, for TensorBoard."""
+    windows, _, subjects = data.batch(np.linspace(0, len(data) - 1, N_SAMPLES).astype(np.int64))
+    vae = load_vae(base_folder)
+
+    def condition_of(part: slice) -> Tensor:
+        null = model.null
+        tokens: Tensor = model.brain(windows[part].to(null), subjects[part].to(null.device))
+        return tokens
+
+    def sample() -> Pictures:
+        parts = model.unet, vae.to(model.null.device), model.null
+        return decode(condition_of, N_SAMPLES, *parts, model.settings, 1, None)
+
+    return sample
+
+
+def untrained_model(
+    recipe: Recipe,
+    base_folder: Path,
+    n_voxels: int,
+    seed: int,
+    n_subjects: int = 1,
+    pretrained: Path | None = None,
+) -> Dynadiff:
+    """The model before its first step: the base model's UNet, adapters without effect, a new brain module.
+
+    :param pretrained: checkpoint of other subjects, whose weights are taken over but for those of a subject
+    """
     torch.manual_seed(seed)
     unet = load_unet(base_folder)
     set_trainable(unet, recipe.finetune)
     null_NW = starting_null(base_folder, recipe)
-    brain = BrainModule(brain_config(recipe, n_voxels))
+    brain = BrainModule(brain_config(recipe, n_voxels, n_subjects))
     # The brain's tokens start around "no condition"; the demo's base model keeps their mean and places in it.
     with torch.no_grad():
         brain.output.bias.copy_(null_NW.flatten())
-    return Dynadiff(brain, unet, null_NW, recipe)
-
-
-def encode_stimuli(stimuli: Stimuli, images: Sequence[int], vae: AutoencoderKL, latent_px: int) -> Tensor:
-    """Latents ``[N, c, latent_px, latent_px]`` of pictures, brought to the size that makes latents of it."""
-    size_px = latent_px << (len(vae.config.block_out_channels) - 1)
-    parts = []
-    for start in tqdm(range(0, len(images), _ENCODE_BATCH), desc="latents", unit="batch"):
-        pictures = stimuli.images(images[start : start + _ENCODE_BATCH])
-        if pictures.shape[1:3] != (size_px, size_px):
-            resized = [
-                cv2.resize(picture, (size_px, size_px), interpolation=cv2.INTER_CUBIC) for picture in pictures
-            ]
-            pictures = np.stack(resized).astype(np.uint8)
-        parts.append(encode_latents(vae, pictures))
-    return torch.cat(parts)
+    if pretrained is None:
+        return Dynadiff(brain, unet, null_NW, recipe)
+    info = read_info(pretrained)
+    if info.method != "dynadiff":
+        raise TrainError(f"expected a checkpoint of `fit` in {pretrained}, found the baseline's")
+    theirs = info.recipe
+    if (theirs.finetune, theirs.brain, theirs.window) != (recipe.finetune, recipe.brain, recipe.window):
+        raise TrainError(
+            f"expected {pretrained} to have been trained with this recipe's brain, window and finetune "
+            f"sections, found {theirs.brain}, {theirs.window}, {theirs.finetune}"
+        )
+    weights, null_NW = read_weights(pretrained)
+    kept = {name: value for name, value in weights.items() if not name.startswith(_OF_A_SUBJECT)}
+    brain.load_state_dict(kept, strict=False)
+    return Dynadiff(brain, trainable_again(recipe.finetune, pretrained, base_folder), null_NW, recipe)
 
 
 def starting_null(base: Path, recipe: Recipe) -> Tensor:
@@ -132,11 +158,3 @@ def starting_null(base: Path, recipe: Recipe) -> Tensor:
     if isinstance(recipe.base, DemoBase):
         return load_picture_encoder(base, recipe.base)[1]
     return torch.zeros(recipe.base.n_tokens, recipe.base.token_width)
-
-
-def trials_to_train_on(cache: Cache) -> NDArray[np.int64]:
-    """Indices of the presentations in training runs whose picture no held-out run shows."""
-    trains = set(cache.train_runs)
-    in_training = np.array([item.run in trains for item in cache.trials])
-    images = np.array([item.trial.image for item in cache.trials])
-    return np.flatnonzero(in_training & ~np.isin(images, images[~in_training]))

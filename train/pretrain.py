@@ -29,10 +29,12 @@ from train.diffusion import DiffusionLoss, drop_conditions, uniform_timesteps
 from train.errors import TrainError
 from train.loop import Batch, fit
 from train.picture import PictureAutoencoder, PictureEncoder, disturb
+from train.processes import n_processes
 from train.recipe import DemoBase, Recipe, demo_base
 
 _log = logging.getLogger(__name__)
 _ENCODE_BATCH = 64
+_DECODED_PLACES = 64 * 8 * 8
 
 
 def base_pictures(root: Path, subject: int, n_pictures: int, seed: int) -> NDArray[np.uint8]:
@@ -106,7 +108,7 @@ def encode_latents(vae: AutoencoderKL, pictures: NDArray[np.uint8]) -> Tensor:
     vae.eval()
     shift = vae.config.shift_factor or 0.0
     parts = [
-        vae.encode(to_tensor(pictures[start : start + _ENCODE_BATCH]).to(vae.dtype))
+        vae.encode(to_tensor(pictures[start : start + _ENCODE_BATCH]).to(vae.device, vae.dtype))
         .latent_dist.mode()
         .float()
         for start in range(0, len(pictures), _ENCODE_BATCH)
@@ -120,9 +122,15 @@ def decode_latents(vae: AutoencoderKL, latents: Tensor) -> NDArray[np.uint8]:
     """Pictures of latents: uint8 ``[N, H, W, 3]``."""
     vae.eval()
     shift = vae.config.shift_factor or 0.0
-    pictures = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor + shift).sample.float()
-    levels = ((pictures / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-    return np.asarray(levels.permute(0, 2, 3, 1), dtype=np.uint8)
+    scaled = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor + shift
+    # 64 pictures of the demo at once, but one of 512 px, whose last layers take gigabytes.
+    at_once = max(1, _DECODED_PLACES // (latents.shape[2] * latents.shape[3]))
+    parts = []
+    for part in scaled.split(at_once):
+        pictures = vae.decode(part).sample.float()
+        levels = ((pictures / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        parts.append(levels.permute(0, 2, 3, 1).cpu())
+    return np.asarray(torch.cat(parts), dtype=np.uint8)
 
 
 def train_vae(pictures: NDArray[np.uint8], base: DemoBase, out: Path, seed: int) -> AutoencoderKL:
@@ -167,12 +175,19 @@ def train_encoder(pictures: NDArray[np.uint8], base: DemoBase, out: Path, seed: 
 def encode_tokens(encoder: PictureEncoder, pictures: NDArray[np.uint8]) -> Tensor:
     """Condition tokens of pictures, without noise; float32 ``[N, tokens, W]``."""
     starts = range(0, len(pictures), _ENCODE_BATCH)
-    return torch.cat([encoder(to_tensor(pictures[start : start + _ENCODE_BATCH])) for start in starts])
+    device = encoder.place_NW.device
+    parts = [encoder(to_tensor(pictures[start : start + _ENCODE_BATCH]).to(device)) for start in starts]
+    return torch.cat(parts).cpu()
 
 
 def train_base(pictures: NDArray[np.uint8], recipe: Recipe, out: Path, seed: int) -> None:
-    """Train VAE, picture encoder and UNet on pictures ``[N, 64, 64, 3]`` and save them under ``out``."""
+    """Train VAE, picture encoder and UNet on pictures ``[N, 64, 64, 3]`` and save them under ``out``.
+
+    :raises TrainError: when it is started in several processes.
+    """
     base = demo_base(recipe)
+    if n_processes() > 1:
+        raise TrainError("expected one process: the demo's base model is too small for more, start it alone")
     out.mkdir(parents=True, exist_ok=True)
     vae = train_vae(pictures, base, out, seed)
     held_out = pictures[-256:]

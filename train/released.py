@@ -35,10 +35,11 @@ from nsd import NSDGENERAL_VOXELS, Layout, Run, read_roi, runs
 from nsd.sessions import TR_S
 from train.base import find_base, is_on_hub, load_unet, make_unet
 from train.brain import BrainModule
-from train.cache import measure_prior
-from train.dynadiff import CheckpointInfo, Dynadiff, brain_config, save_checkpoint
+from train.checkpoint import CheckpointInfo, TrainedSubject, save_checkpoint, subject_folder
+from train.dynadiff import Dynadiff, brain_config
 from train.errors import TrainError
 from train.finetune import set_trainable
+from train.prior import measure_prior
 from train.recipe import Recipe
 
 TAG = "checkpoint"
@@ -178,28 +179,31 @@ def import_released(
     layout = Layout(nsd) if nsd else None
     n_voxels = _region_size(layout, subject, brain.config.n_voxels)
     brain = brain.of_subject(layer, n_voxels)
+    # Their test set is the shared images, and their code detrends by a line, whatever the recipe says.
     recipe = msgspec.structs.replace(
-        recipe, diffusion=msgspec.structs.replace(recipe.diffusion, null_condition="zeros")
+        recipe,
+        split="standard",
+        preprocessing=msgspec.structs.replace(recipe.preprocessing, drift="linear"),
+        diffusion=msgspec.structs.replace(recipe.diffusion, null_condition="zeros", guidance=3.5),
     )
     null_NW = torch.zeros(recipe.base.n_tokens, recipe.base.token_width)
     model = Dynadiff(brain, adapter_from_released(state, recipe), null_NW, recipe)
     info = CheckpointInfo(
-        subject=subject,
+        subjects=[TrainedSubject(number=subject, n_voxels=n_voxels, held_out_runs=[], n_train_trials=0)],
         seed=0,
         tr_s=TR_S,
-        n_voxels=n_voxels,
         recipe=recipe,
         base=str(base) if is_on_hub(base) else str(base_folder.resolve()),
-        held_out_runs=[],
-        n_train_trials=0,
         last_loss=None,
     )
     out.mkdir(parents=True, exist_ok=True)
     if layout:
-        shutil.copy(layout.roi(subject), out / "roi.nii.gz")
+        of_subject = subject_folder(out, subject)
+        of_subject.mkdir(exist_ok=True)
+        shutil.copy(layout.roi(subject), of_subject / "roi.nii.gz")
         roi = read_roi(layout, subject)
         series = (Run(layout, *key).roi_series(roi) for key in tqdm(runs(layout, subject), "prior"))
-        measure_prior(series, recipe.preprocessing.high_pass_hz).save(out / "prior.npz")
+        measure_prior(series, recipe.preprocessing.high_pass_hz).save(of_subject / "prior.npz")
     else:
         _log.warning("without --nsd the checkpoint has no region and no prior: `export` will ask for them")
     save_checkpoint(out, model, info)

@@ -21,7 +21,8 @@ from export.source import read_checkpoint
 from realtime.bundle import Bundle
 from train.base import make_unet, make_vae
 from train.brain import BrainModule
-from train.dynadiff import Checkpoint, CheckpointInfo, Dynadiff, brain_config, save_checkpoint
+from train.checkpoint import Checkpoint, CheckpointInfo, TrainedSubject, save_checkpoint, subject_folder
+from train.dynadiff import Dynadiff, brain_config
 from train.finetune import set_trainable
 from train.recipe import Recipe, read_recipe
 
@@ -66,23 +67,26 @@ def write_checkpoint(root: Path, recipe: Recipe, n_voxels: int = N_VOXELS) -> tu
     null = torch.randn(recipe.base.n_tokens, recipe.base.token_width)
     model = Dynadiff(BrainModule(brain_config(recipe, n_voxels)), unet, null, recipe)
     info = CheckpointInfo(
-        subject=1,
+        subjects=[
+            TrainedSubject(
+                number=1, n_voxels=n_voxels, held_out_runs=[(1, 1, 3), (1, 2, 5)], n_train_trials=1234
+            )
+        ],
         seed=7,
         tr_s=4 / 3,
-        n_voxels=n_voxels,
         recipe=recipe,
         base=os.path.relpath(base, folder),
-        held_out_runs=[(1, 1, 3), (1, 2, 5)],
-        n_train_trials=1234,
         last_loss=0.125,
     )
     save_checkpoint(folder, model, info)
+    of_subject = subject_folder(folder, 1)
+    of_subject.mkdir()
     mask = np.zeros(np.prod(GRID) if n_voxels == N_VOXELS else n_voxels, dtype=np.int16)
     mask[:n_voxels] = 1
     shape = GRID if n_voxels == N_VOXELS else (n_voxels, 1, 1)
-    nibabel.save(nibabel.Nifti1Image(mask.reshape(shape), AFFINE), folder / "roi.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(mask.reshape(shape), AFFINE), of_subject / "roi.nii.gz")
     ones = np.ones(n_voxels, dtype=np.float32)
-    np.savez(folder / "prior.npz", mean=900 * ones, sd=20 * ones)
+    np.savez(of_subject / "prior.npz", mean=900 * ones, sd=20 * ones)
     (folder / "synthetic.json").write_text(json.dumps({"seed": 5, "settings_sha256": "ab" * 32}))
     return base, folder
 

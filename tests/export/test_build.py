@@ -21,8 +21,8 @@ from realtime.bundle import SPEC_FILE, Bundle, Stage
 from realtime.bundlefiles import file_sha256
 from realtime.decode import Decoder
 from realtime.engines import open_engine
+from train.checkpoint import merged_unet
 from train.diffusion import make_scheduler
-from train.dynadiff import merged_unet
 
 from .conftest import STORED_ELEMENTS, Exported
 

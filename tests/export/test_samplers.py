@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -24,6 +25,31 @@ from train.diffusion import make_scheduler
 )
 def test_whole_trajectories_equal_diffusers(n_steps: int, guidance: float) -> None:
     assert diffusers_ddim_error(ddim(n_steps, guidance)) <= Limits().sampler
+
+
+@pytest.mark.parametrize(
+    ("n_steps", "strength"), [(20, 0.75), (10, 0.75), (4, 0.75), (3, 1.0), (2, 0.1), (1, 0.75)]
+)
+def test_the_end_of_a_schedule_equals_diffusers_img2img(n_steps: int, strength: float) -> None:
+    sampler = ddim(n_steps, 3.0, strength)
+    assert diffusers_ddim_error(sampler, n_steps) <= Limits().sampler
+    scheduler = make_scheduler()
+    scheduler.set_timesteps(n_steps)
+    pipeline = SimpleNamespace(scheduler=scheduler)
+    timesteps, n_run = StableDiffusionImg2ImgPipeline.get_timesteps(pipeline, n_steps, strength, "cpu")
+    if n_run:  # img2img may run none at all; a bundle's sampler has one step at least
+        assert sampler.timesteps == tuple(timesteps.tolist())
+    assert sampler.name == f"ddim-{max(n_run, 1)}-of-{n_steps}"
+    assert sum(share**2 for share in sampler.start) == pytest.approx(1), "the variance is that of noise alone"
+
+
+def test_the_least_change_of_where_it_starts_is_seen() -> None:
+    sampler = ddim(20, 3.0, 0.75)
+    kept, share = sampler.start
+    moved = msgspec.structs.replace(sampler, start=(kept + 1e-3, share))
+    assert diffusers_ddim_error(moved, 20) > 5 * Limits().sampler
+    with pytest.raises(ExportError, match=r"expected diffusers' timesteps \[397, 331, .* got \[601, 501,"):
+        diffusers_ddim_error(ddim(10, 3.0, 0.75), 15)
 
 
 class _KnowsTheAnswer(nn.Module):

@@ -93,12 +93,12 @@ def test_weights_of_another_size(copied: Path) -> None:
 def test_a_region_that_the_brain_module_was_not_trained_on(copied: Path) -> None:
     mask = np.zeros(GRID, dtype=np.int16)
     mask.flat[: N_VOXELS - 1] = 1
-    nibabel.save(nibabel.Nifti1Image(mask, AFFINE), copied / "roi.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(mask, AFFINE), copied / "sub-01" / "roi.nii.gz")
     with pytest.raises(ExportError, match="expected the 30 voxels the brain module was trained on, found 29"):
         read_subject(read_checkpoint(copied))
 
 
 def test_a_prior_of_another_region(copied: Path) -> None:
-    np.savez(copied / "prior.npz", mean=np.ones(3, np.float32), sd=np.ones(3, np.float32))
+    np.savez(copied / "sub-01" / "prior.npz", mean=np.ones(3, np.float32), sd=np.ones(3, np.float32))
     with pytest.raises(ExportError, match=r"prior\.npz.*expected C-order float32 \(30,\)"):
         read_subject(read_checkpoint(copied))

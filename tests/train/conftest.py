@@ -7,15 +7,18 @@ from pathlib import Path
 
 import h5py
 import msgspec
+import nibabel
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from nsd import N_IMAGES, Layout, read_expdesign, run_trials, runs
+from sim.betas import write_betas
 from sim.scenes import SceneSet
 from sim.settings import read_settings
 from sim.synthesize import synthesize
-from train.fit import fit_subject
+from train.fit import fit_subjects
+from train.order import Order
 from train.pretrain import train_base
 from train.recipe import Recipe, Training, read_recipe
 
@@ -23,6 +26,7 @@ from train.recipe import Recipe, Training, read_recipe
 def short(steps: int, precision: str = "fp32") -> Training:
     return Training(
         steps=steps,
+        batch=4,
         micro_batch=4,
         peak_learning_rate=1e-3,
         warmup_steps=1,
@@ -64,16 +68,15 @@ def tiny_base(
     return folder
 
 
-@pytest.fixture(scope="session")
-def tiny_nsd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One session of a small synthetic subject, with the pictures it shows and 30 others."""
-    root = tmp_path_factory.mktemp("nsd")
+def write_small_subjects(root: Path, *subjects: int) -> Path:
+    """One session of small synthetic subjects, with the pictures they are shown and 30 others."""
     settings = replace(read_settings(), grid=(8, 8, 8), n_roi_voxels=100, shell_voxels=2.0)
-    synthesize(root, settings=settings, seed=3, subject=1, n_sessions=1, n_stimuli=1)
     layout = Layout(root)
-    plan = read_expdesign(layout)
-    shown = {item.trial.image for item in run_trials(layout, runs(layout, 1))}
-    others = np.setdiff1d(np.arange(200), plan.subject_images[0])[:30]
+    shown: set[int] = set()
+    for subject in subjects:
+        synthesize(root, settings=settings, seed=3, subject=subject, n_sessions=1, n_stimuli=1)
+        shown |= {item.trial.image for item in run_trials(layout, runs(layout, subject))}
+    others = np.setdiff1d(np.arange(200), read_expdesign(layout).subject_images[0])[:30]
     scenes = SceneSet(3)
     layout.stimuli().unlink()
     with h5py.File(layout.stimuli(), "w") as file:
@@ -84,9 +87,47 @@ def tiny_nsd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_nsd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Subject 1."""
+    return write_small_subjects(tmp_path_factory.mktemp("nsd"), 1)
+
+
+@pytest.fixture(scope="session")
+def tiny_nsd_of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Subjects 1 and 2, whose region is ten voxels smaller."""
+    root = write_small_subjects(tmp_path_factory.mktemp("nsd-of-two"), 1, 2)
+    path = Layout(root).roi(2)
+    image = nibabel.load(path)
+    labels = np.asarray(image.dataobj).copy()
+    labels.flat[np.flatnonzero(labels > 0)[:10]] = 0
+    nibabel.save(nibabel.Nifti1Image(labels, image.affine), path)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_nsd_with_betas(tiny_nsd: Path) -> Path:
+    write_betas(tiny_nsd, subject=1, n_sessions=1)
+    return tiny_nsd
+
+
+@pytest.fixture(scope="session")
 def tiny_checkpoint(
     tmp_path_factory: pytest.TempPathFactory, tiny_nsd: Path, tiny_base: Path, tiny_recipe: Recipe
 ) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint") / "sub-01"
-    fit_subject(tiny_nsd, 1, tiny_recipe, tiny_base, folder, seed=1)
+    fit_subjects(Order(root=tiny_nsd, subjects=[1], recipe=tiny_recipe, base=tiny_base, out=folder))
     return folder
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Pretrained networks come neither from this machine's caches nor over the network."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+    def connect(*_: object) -> None:
+        raise AssertionError("a test reached for the network")
+
+    monkeypatch.setattr("socket.socket.connect", connect)
+    monkeypatch.setattr("socket.getaddrinfo", connect)

@@ -17,9 +17,9 @@ from nilearn.signal import clean
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from nsd import Layout, Run, read_roi
+from nsd import Layout, Run, read_betas, read_roi
 from realtime.preprocess import StreamingPreprocessor, cosine_basis
-from train.cache import STAGES, Cache, prepare, streaming_settings
+from train.cache import Cache, prepare, streaming_settings
 from train.dataset import WindowData, examples
 from train.errors import TrainError
 from train.recipe import Recipe
@@ -45,7 +45,7 @@ def test_a_run_is_what_nilearn_makes_of_it(cache: Cache, tiny_nsd: Path, tiny_re
     expected = clean(
         rows, confounds=basis, detrend=False, standardize="zscore_sample", standardize_confounds=False
     )
-    np.testing.assert_allclose(cache.whole_run[3], expected, rtol=FP16, atol=FP16)
+    np.testing.assert_allclose(cache.form("whole_run")[3], expected, rtol=FP16, atol=FP16)
 
 
 def test_linear_is_what_scipy_makes_of_it(tiny_nsd: Path, tiny_recipe: Recipe, tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_linear_is_what_scipy_makes_of_it(tiny_nsd: Path, tiny_recipe: Recipe, t
     cache = prepare(tiny_nsd, 1, linear, tmp_path / "cache")
     residuals = scipy.signal.detrend(recorded(tiny_nsd, cache, 3), axis=0)
     expected = residuals / residuals.std(axis=0, ddof=1)
-    np.testing.assert_allclose(cache.whole_run[3], expected, rtol=FP16, atol=FP16)
+    np.testing.assert_allclose(cache.form("whole_run")[3], expected, rtol=FP16, atol=FP16)
 
 
 def test_causal_windows_are_the_runtimes(cache: Cache, tiny_nsd: Path, tiny_recipe: Recipe) -> None:
@@ -78,7 +78,7 @@ def test_causal_windows_are_the_runtimes(cache: Cache, tiny_nsd: Path, tiny_reci
     for place in here:
         expected = windows[cache.trials[place].trial.onset_volume + 8]
         assert expected is not None
-        np.testing.assert_allclose(cache.causal[place].T, expected, rtol=FP16, atol=FP16)
+        np.testing.assert_allclose(cache.form("causal")[place].T, expected, rtol=FP16, atol=FP16)
 
 
 def test_the_prior_knows_only_runs_that_train(cache: Cache, tiny_nsd: Path) -> None:
@@ -96,28 +96,29 @@ def test_runs_that_were_not_finished_are_made_again(
 ) -> None:
     folder = tmp_path / "cache"
     shutil.copytree(cache.folder, folder)
-    done = np.load(folder / "done.npy", mmap_mode="r+")
     in_last_run = sum(item.run == cache.runs[-1] for item in cache.trials)
     for name, n_rows in (("whole_run", 1), ("causal", in_last_run)):
         array = np.load(folder / f"{name}.npy", mmap_mode="r+")
         array[-n_rows:] = 7  # half-written
         array.flush()
-        done[STAGES.index(name), -1] = 0
-    done.flush()
+        done = np.load(folder / f"{name}.done.npy", mmap_mode="r+")
+        done[-1] = 0
+        done.flush()
     again = prepare(tiny_nsd, 1, tiny_recipe, folder)
-    np.testing.assert_array_equal(again.whole_run, cache.whole_run)
-    np.testing.assert_array_equal(again.causal, cache.causal)
+    np.testing.assert_array_equal(again.form("whole_run"), cache.form("whole_run"))
+    np.testing.assert_array_equal(again.form("causal"), cache.form("causal"))
 
 
 def test_a_killed_preparation_goes_on(cache: Cache, tiny_nsd: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "cache"
+    folder = tmp_path / "sub-01"
     recipe = tmp_path / "recipe.toml"
     recipe.write_text((Path(__file__).parents[2] / "train" / "recipes" / "demo.toml").read_text())
     command = [sys.executable, "-m", "train", "prepare", "--nsd", str(tiny_nsd), "--subject", "1"]
-    command += ["--out", str(folder), "--recipe", str(recipe), "--workers", "1"]
+    command += ["--out", str(tmp_path), "--recipe", str(recipe), "--workers", "1"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 60
-    while not (folder / "done.npy").exists() or not np.load(folder / "done.npy").any():
+    done = folder / "rows.done.npy"
+    while not done.exists() or not np.load(done).any():
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -125,8 +126,8 @@ def test_a_killed_preparation_goes_on(cache: Cache, tiny_nsd: Path, tmp_path: Pa
     process.wait()
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
-    assert np.load(folder / "done.npy").all()
     for name in ("whole_run", "causal"):
+        assert np.load(folder / f"{name}.done.npy").all()
         assert (folder / f"{name}.npy").read_bytes() == (cache.folder / f"{name}.npy").read_bytes()
 
 
@@ -156,7 +157,7 @@ def test_windows_are_the_volumes_after_their_onset(cache: Cache, tiny_recipe: Re
     for window, image, place in zip(windows, images, (43, 47), strict=True):
         item = cache.trials[place]
         first = item.trial.onset_volume + 3
-        expected = cache.whole_run[cache.runs.index(item.run), first : first + 6].T
+        expected = cache.form("whole_run")[cache.runs.index(item.run), first : first + 6].T
         np.testing.assert_array_equal(window.numpy(), expected)
         assert image == item.trial.image
 
@@ -174,7 +175,7 @@ def test_forms_and_subjects_lie_one_after_the_other_and_smaller_regions_end_in_z
     windows, images, subjects = next(iter(loader))
     assert subjects.tolist() == [1] * 20 + [0] * 20 + [2] * 20
     assert torch.equal(images[:20], images[20:40])
-    assert torch.equal(windows[25], torch.from_numpy(cache.causal[5].T.copy()))
+    assert torch.equal(windows[25], torch.from_numpy(cache.form("causal")[5].T.copy()))
     assert torch.equal(windows[45, :60], windows[25, :60])
     assert not windows[40:, 60:].any()
 
@@ -183,3 +184,44 @@ def test_a_window_beyond_its_run_is_refused(cache: Cache, tiny_recipe: Recipe) -
     late = msgspec.structs.replace(tiny_recipe.window, offset_volumes=200)
     with pytest.raises(TrainError, match="reaches beyond the run"):
         examples(cache, np.arange(5), late, "whole_run")
+
+
+def test_a_cache_holds_what_its_recipes_train_on(
+    cache: Cache, tiny_nsd: Path, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    replace = msgspec.structs.replace
+    whole = replace(tiny_recipe, preprocessing=replace(tiny_recipe.preprocessing, train_on=("whole_run",)))
+    short = replace(whole, window=replace(whole.window, length_volumes=2))
+    prepare(tiny_nsd, 1, whole, tmp_path / "cache")
+    assert not (tmp_path / "cache" / "causal.npy").exists()
+    prepare(tiny_nsd, 1, short, tmp_path / "cache")  # whole runs serve every window
+    grown = prepare(tiny_nsd, 1, tiny_recipe, tmp_path / "cache")
+    np.testing.assert_array_equal(grown.form("causal"), cache.form("causal"))
+    shorter = replace(tiny_recipe, window=short.window)
+    with pytest.raises(TrainError, match="other window"):
+        prepare(tiny_nsd, 1, shorter, tmp_path / "cache")
+
+
+def test_betas_are_z_scored_over_their_session(
+    tiny_nsd_with_betas: Path, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    replace = msgspec.structs.replace
+    recipe = replace(
+        tiny_recipe,
+        preprocessing=replace(tiny_recipe.preprocessing, train_on=("betas",)),
+        window=replace(tiny_recipe.window, offset_volumes=0, length_volumes=1),
+    )
+    cache = prepare(tiny_nsd_with_betas, 1, recipe, tmp_path / "cache")
+    layout = Layout(tiny_nsd_with_betas)
+    betas = read_betas(layout, 1, 1, read_roi(layout, 1)).astype(np.float64)
+    expected = (betas - betas.mean(axis=0)) / betas.std(axis=0, ddof=1)
+    np.testing.assert_allclose(cache.form("betas")[:, 0], expected, rtol=FP16, atol=FP16)
+    assert not (tmp_path / "cache" / "rows.npy").exists()
+    (missing,) = examples(cache, np.array([3]), recipe.window, "betas").starts
+    assert missing == 3
+
+
+def test_betas_have_no_window(tiny_recipe: Recipe) -> None:
+    replace = msgspec.structs.replace
+    with pytest.raises(ValueError, match="betas have no time"):
+        replace(tiny_recipe, preprocessing=replace(tiny_recipe.preprocessing, train_on=("betas",)))

@@ -12,33 +12,37 @@ import numpy as np
 import pytest
 import torch
 
-from nsd import Layout, RunKey, Stimuli, read_expdesign, run_trials
+from nsd import Layout, RunKey, Stimuli, read_expdesign, run_trials, runs
 from train.__main__ import main
 from train.base import load_vae
-from train.cache import Prior, prepare
-from train.dynadiff import load_checkpoint, merged_unet, read_info
+from train.cache import prepare, subject_cache
+from train.checkpoint import load_checkpoint, merged_unet, read_info
+from train.dataset import averaged_windows
+from train.decoding import decode_windows, held_out_groups
 from train.errors import TrainError
-from train.evaluate import decode_windows, evaluate
-from train.fit import encode_stimuli, fit_subject, trials_to_train_on
+from train.evaluate import Evaluation, evaluate
+from train.fit import fit_subjects
+from train.latents import encode_stimuli, shown_latents
+from train.order import Order
 from train.pretrain import base_pictures, encode_latents
 from train.recipe import Recipe, read_recipe
-from train.windows import run_windows
+from train.table import METRICS
+from train.trials import held_out_images, training_trials
 
 
 def test_a_checkpoint_reads_back_and_decodes(tiny_checkpoint: Path, tiny_nsd: Path) -> None:
     checkpoint = load_checkpoint(tiny_checkpoint)
-    assert checkpoint.info.subject == 1
-    assert checkpoint.info.n_voxels == 100
-    key = RunKey(*checkpoint.info.held_out_runs[0])
-    prior = Prior.load(tiny_checkpoint / "prior.npz")
-    windows = run_windows(
-        Layout(tiny_nsd), key, checkpoint.recipe.window, checkpoint.recipe.preprocessing, prior
-    )
-    first = decode_windows(checkpoint, windows["whole_run"][:3], seed=1, name="test")
-    again = decode_windows(checkpoint, windows["whole_run"][:3], seed=1, name="test")
+    assert checkpoint.subject.number == 1
+    assert checkpoint.subject.n_voxels == 100
+    recipe = checkpoint.recipe
+    cache = prepare(tiny_nsd, 1, recipe, subject_cache(tiny_checkpoint / "cache", 1))
+    groups = held_out_groups(cache, recipe, [recipe.window], average=False, seed=1, n_groups=3)
+    windows = averaged_windows(cache, groups, recipe.window, "whole_run", recipe)
+    first = decode_windows(checkpoint, windows, seed=1, name="test")
+    again = decode_windows(checkpoint, windows, seed=1, name="test")
     assert first.shape == (3, 64, 64, 3)
     assert np.array_equal(first, again)
-    other_seed = decode_windows(checkpoint, windows["whole_run"][:3], seed=2, name="test")
+    other_seed = decode_windows(checkpoint, windows, seed=2, name="test")
     assert not np.array_equal(first, other_seed)
 
 
@@ -62,35 +66,28 @@ def test_merging_lora_leaves_the_function_as_it_was(tiny_checkpoint: Path) -> No
         )
 
 
-def test_no_picture_of_a_held_out_run_is_trained_on(
+def test_a_checkpoint_says_what_it_held_out(
     tiny_checkpoint: Path, tiny_nsd: Path, tiny_recipe: Recipe
 ) -> None:
-    info = read_info(tiny_checkpoint)
-    test_keys = [RunKey(*key) for key in info.held_out_runs]
-    cache = prepare(tiny_nsd, 1, tiny_recipe, tiny_checkpoint / "cache")
-    assert sorted([*cache.train_runs, *test_keys]) == cache.runs
-    chosen = trials_to_train_on(cache)
-    assert len(chosen) == info.n_train_trials
-    trained = [cache.trials[index] for index in chosen]
-    assert not {item.run for item in trained} & set(test_keys)
-    held_out = {item.trial.image for item in run_trials(Layout(tiny_nsd), test_keys)}
-    assert not held_out & {item.trial.image for item in trained}
+    (subject,) = read_info(tiny_checkpoint).subjects
+    cache = prepare(tiny_nsd, 1, tiny_recipe, subject_cache(tiny_checkpoint / "cache", 1))
+    assert [RunKey(*key) for key in subject.held_out_runs] == cache.test_runs
+    assert subject.n_train_trials == len(training_trials(cache, held_out_images([cache])))
 
 
-def test_windows_are_the_volumes_after_their_onset(
-    tiny_checkpoint: Path, tiny_nsd: Path, tiny_recipe: Recipe
-) -> None:
-    layout, key = Layout(tiny_nsd), RunKey(1, 1, 1)
-    prior = Prior.load(tiny_checkpoint / "prior.npz")
-    later = tiny_recipe.window.__class__(offset_volumes=4, length_volumes=6)
-    here = run_windows(layout, key, tiny_recipe.window, tiny_recipe.preprocessing, prior)
-    shifted = run_windows(layout, key, later, tiny_recipe.preprocessing, prior)
-    assert here["whole_run"].shape[1:] == (100, 6)
-    # one volume later in the same rows of the whole run
-    assert np.array_equal(here["whole_run"][..., 1:], shifted["whole_run"][..., :-1])
-    # late in a run the streamed fit has almost all that the whole run's has
-    difference = np.abs(here["causal"][-1].astype(float) - here["whole_run"][-1].astype(float))
-    assert np.median(difference) < 0.2
+def test_latents_are_encoded_once(tiny_base: Path, tiny_nsd: Path, tmp_path: Path) -> None:
+    layout = Layout(tiny_nsd)
+    images = np.unique([item.trial.image for item in run_trials(layout, runs(layout, 1))])[:40]
+    few = shown_latents(layout, images[::2], tiny_base, 8, tmp_path)
+    every = shown_latents(layout, images, tiny_base, 8, tmp_path)
+    torch.testing.assert_close(every[::2], few, rtol=0, atol=0)
+    (path,) = tmp_path.iterdir()
+    written = path.stat().st_mtime_ns
+    torch.testing.assert_close(shown_latents(layout, images[1::2], tiny_base, 8, tmp_path), every[1::2])
+    assert path.stat().st_mtime_ns == written
+    with Stimuli(layout) as stimuli:
+        expected = encode_latents(load_vae(tiny_base), stimuli.images(images.tolist()))
+    torch.testing.assert_close(every, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_pictures_of_another_size_are_brought_to_the_base_models(tiny_base: Path, tmp_path: Path) -> None:
@@ -118,16 +115,35 @@ def test_base_pictures_are_none_that_the_subject_is_shown(tiny_nsd: Path) -> Non
 
 
 def test_evaluation_writes_table_and_grid(tiny_checkpoint: Path, tiny_nsd: Path, tmp_path: Path) -> None:
-    rows = evaluate(tiny_nsd, tiny_checkpoint, tmp_path, max_trials=32)
+    rows = evaluate(Evaluation(root=tiny_nsd, checkpoint=tiny_checkpoint, out=tmp_path, n_trials=32))
     table = json.loads((tmp_path / "table.json").read_text())
     assert table["rows"].keys() == rows.keys() == {"offline", "streaming", "ceiling", "floor"}
     for row in table["rows"].values():
-        for kind in ("pixels", "hog", "efficientnet_lite0"):
-            assert 0 <= row[kind]["low"] <= row[kind]["value"] <= row[kind]["high"] <= 1
-            assert row[kind]["n_trials"] == 32
+        assert row.keys() == {metric.name for metric in METRICS}
+        for name in ("SSIM", "PixCorr", "Pixels", "HOG", "EffNet-Lite0"):
+            assert -1 <= row[name]["low"] <= row[name]["value"] <= row[name]["high"] <= 1
+            assert row[name]["n_trials"] == 32
     grid = cv2.imread(str(tmp_path / "grid.png"))
     assert grid is not None
     assert grid.shape == (2 * 4 * 64 + 8, 16 * 64, 3)
+
+
+def test_evaluation_at_other_window_starts(tiny_checkpoint: Path, tiny_nsd: Path, tmp_path: Path) -> None:
+    order = Evaluation(root=tiny_nsd, checkpoint=tiny_checkpoint, out=tmp_path, n_trials=4, offsets=[-3, 3])
+    assert evaluate(order).keys() == {"from -4.0 s", "from 4.0 s", "ceiling", "floor"}
+    assert main(
+        ["evaluate", "--nsd", str(tiny_nsd), "--checkpoint", str(tiny_checkpoint), "--out", str(tmp_path)]
+        + ["--trials", "4", "--offsets", "-3", "3"]
+    ) == 0  # fmt: skip
+
+
+def test_another_subjects_checkpoint_is_refused(
+    tiny_checkpoint: Path, tiny_nsd: Path, tmp_path: Path
+) -> None:
+    order = Evaluation(root=tiny_nsd, checkpoint=tiny_checkpoint, out=tmp_path / "out", subject=2)
+    with pytest.raises(TrainError, match=r"expected a subject that .* was trained on \(1\), not 2"):
+        evaluate(order)
+    assert not (tmp_path / "out").exists()
 
 
 def test_errors_say_what_was_expected(
@@ -137,8 +153,9 @@ def test_errors_say_what_was_expected(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    order = Order(root=tiny_nsd, subjects=[1], recipe=tiny_recipe, base=tmp_path, out=tmp_path / "out")
     with pytest.raises(TrainError, match="a base model is a folder"):
-        fit_subject(tiny_nsd, 1, tiny_recipe, tmp_path, tmp_path / "out", seed=1)
+        fit_subjects(order)
     with pytest.raises(TrainError, match=r"expected .*checkpoint\.json, found no file"):
         load_checkpoint(tmp_path)
     damaged = tmp_path / "damaged"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,11 +14,11 @@ from torch import Tensor, nn
 
 from train.__main__ import main
 from train.base import load_unet, make_unet
-from train.dynadiff import load_checkpoint
+from train.checkpoint import load_checkpoint
+from train.engine import start_engine
 from train.errors import TrainError
-from train.evaluate import evaluate
+from train.evaluate import Evaluation, evaluate
 from train.finetune import set_trainable
-from train.loop import start_engine
 from train.recipe import PAPER, Recipe, Training, read_recipe
 from train.released import (
     BRAIN,
@@ -83,7 +84,9 @@ def state(tiny_recipe: Recipe, tiny_base: Path) -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def released(state: dict[str, Tensor], tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("released")
-    training = Training(steps=1, micro_batch=1, peak_learning_rate=1e-3, warmup_steps=1, precision="fp32")
+    training = Training(
+        steps=1, batch=1, micro_batch=1, peak_learning_rate=1e-3, warmup_steps=1, precision="fp32"
+    )
     start_engine(module_of(state), training).save_checkpoint(str(folder), tag=TAG)
     return folder
 
@@ -135,12 +138,13 @@ def test_the_imported_model_is_the_same_function(
     out = tmp_path / "imported"
     import_released(released, 1, tiny_recipe, tiny_base, out, layer=layer, nsd=tiny_nsd)
     checkpoint = load_checkpoint(out)
-    assert checkpoint.info.n_voxels == 100
+    assert checkpoint.subject.n_voxels == 100
     assert not checkpoint.null_NW.any()
-    assert (out / "roi.nii.gz").exists()
-    assert (out / "prior.npz").exists()
-    with pytest.raises(TrainError, match="expected a checkpoint that holds out runs"):
-        evaluate(tiny_nsd, out, tmp_path / "results", max_trials=3)
+    assert (out / "sub-01" / "roi.nii.gz").exists()
+    assert (out / "sub-01" / "prior.npz").exists()
+    results = tmp_path / "results"
+    evaluate(Evaluation(root=tiny_nsd, checkpoint=out, out=results, n_trials=3))
+    assert json.loads((results / "table.json").read_text())["split"] == "standard"
 
     torch.manual_seed(5)
     window = torch.randn(100, N_VOLUMES)

@@ -1,0 +1,145 @@
+"""The baseline from a synthetic subject's files to pictures of the runtime: the real way, small."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from export.__main__ import main as export_main
+from export.parity import psnr_db
+from export.pictures import torch_pictures
+from nsd import Layout, Stimuli
+from realtime.bundle import Bundle
+from realtime.decode import Decoder
+from realtime.engines import open_engine
+from train.__main__ import main
+from train.base import load_unet, load_vae
+from train.cache import prepare, subject_cache
+from train.checkpoint import load_checkpoint
+from train.dataset import averaged_windows
+from train.decoding import decode_windows, held_out_groups
+from train.evaluate import Evaluation, evaluate
+from train.latents import encode_stimuli
+from train.linearbrain import LinearBrain
+from train.recipe import Recipe
+from train.tokens import load_token_encoder
+from train.trials import held_out_images, training_trials
+
+
+@pytest.fixture(scope="module")
+def ridge_checkpoint(
+    tmp_path_factory: pytest.TempPathFactory, tiny_nsd: Path, tiny_base: Path, tiny_recipe: Recipe
+) -> Path:
+    folder = tmp_path_factory.mktemp("ridge")
+    command = ["ridge", "--nsd", str(tiny_nsd), "--subject", "1", "--base", str(tiny_base)]
+    command += ["--cache", str(folder / "cache"), "--out", str(folder / "sub-01")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.__main__.read_recipe", lambda _: tiny_recipe)
+        assert main(command) == 0
+    return folder / "sub-01"
+
+
+@pytest.fixture(scope="module")
+def ridge_bundle(ridge_checkpoint: Path) -> Path:
+    out = ridge_checkpoint.parent / "bundle"
+    assert export_main(["bundle", "--checkpoint", str(ridge_checkpoint), "--out", str(out)]) == 0
+    return out
+
+
+def test_what_it_predicts_is_spread_as_what_was_seen(
+    ridge_checkpoint: Path, tiny_nsd: Path, tiny_base: Path, tiny_recipe: Recipe
+) -> None:
+    """Of tokens and latents: the training pictures' mean, and more than a ridge regression's own spread."""
+    checkpoint = load_checkpoint(ridge_checkpoint)
+    assert isinstance(checkpoint.brain, LinearBrain)
+    cache = prepare(tiny_nsd, 1, tiny_recipe, subject_cache(ridge_checkpoint.parent / "cache", 1))
+    chosen = training_trials(cache, held_out_images([cache]))
+    assert len(chosen) == checkpoint.subject.n_train_trials
+    images = [cache.trials[trial].trial.image for trial in chosen.tolist()]
+    tokens_of, null_NW = load_token_encoder(tiny_base, tiny_recipe.base)
+    assert torch.equal(checkpoint.null_NW, null_NW)
+    with Stimuli(Layout(tiny_nsd)) as stimuli:
+        tokens = tokens_of(stimuli.images(images))
+        latents = encode_stimuli(stimuli, images, load_vae(tiny_base), 8)
+    windows = torch.from_numpy(cache.form("causal")[chosen].astype(np.float32)).transpose(1, 2)
+    predicted = checkpoint.brain(windows, torch.zeros(len(windows), dtype=torch.long))
+    start = checkpoint.brain.start(windows)
+    for found, truth in ((predicted, tokens), (start, latents)):
+        assert found.shape == truth.shape
+        error = (found.mean(0) - truth.mean(0)).abs() / truth.std(0).clamp(min=1e-3)
+        assert float(error.median()) < 0.2
+        assert float((found.std(0) / truth.std(0).clamp(min=1e-3)).median()) > 0.9
+        together = torch.stack([found.flatten(), truth.flatten()])
+        assert float(torch.corrcoef(together)[0, 1]) > 0.5, "it has learned the trials it was fitted to"
+
+
+def test_it_is_evaluated_like_any_other(ridge_checkpoint: Path, tiny_nsd: Path, tmp_path: Path) -> None:
+    caches = ridge_checkpoint.parent / "cache"
+    order = Evaluation(root=tiny_nsd, checkpoint=ridge_checkpoint, out=tmp_path, n_trials=8, caches=caches)
+    rows = evaluate(order)
+    assert rows.keys() == {"offline", "streaming", "ceiling", "floor"}
+
+
+def test_pictures_depend_on_latents_and_tokens(ridge_checkpoint: Path, tiny_nsd: Path) -> None:
+    checkpoint = load_checkpoint(ridge_checkpoint)
+    recipe = checkpoint.recipe
+    cache = prepare(tiny_nsd, 1, recipe, subject_cache(ridge_checkpoint.parent / "cache", 1))
+    groups = held_out_groups(cache, recipe, [recipe.window], average=False, seed=1, n_groups=3)
+    windows = averaged_windows(cache, groups, recipe.window, "causal", recipe)
+    first = decode_windows(checkpoint, windows, seed=1, name="test")
+    assert first.shape == (3, 64, 64, 3)
+    assert np.array_equal(first, decode_windows(checkpoint, windows, seed=1, name="test"))
+    for layer in (checkpoint.brain.latents, checkpoint.brain.condition):
+        layer.first.zero_()
+        changed = decode_windows(checkpoint, windows, seed=1, name="test")
+        assert not np.array_equal(first, changed)
+    assert np.array_equal(changed[0], changed[1]), "without either, nothing of the brain is left"
+
+
+def test_its_bundle_starts_from_what_the_brain_predicts(ridge_bundle: Path) -> None:
+    bundle = Bundle.open(ridge_bundle)
+    spec = bundle.spec
+    assert [tensor.name for tensor in spec.graphs["brain"].outputs] == ["condition", "start"]
+    assert [sampler.name for sampler in spec.samplers] == ["ddim-15-of-20", "ddim-7-of-10"]
+    assert spec.samplers[0].timesteps[0] == 701
+    assert spec.samplers[0].start[0] > 0
+    stages = {stage.name: stage for stage in spec.provenance}
+    assert "merged" not in stages
+    assert stages["model"].parity == {}
+    assert stages["brain onnx"].made_from == (stages["model"].sha256,)
+    assert stages["brain stored"].parity.keys() == {"condition", "start"}
+    assert "Brain-Diffuser" in (ridge_bundle / "README.md").read_text()
+    assert "as pretrained" in (ridge_bundle / "README.md").read_text()
+
+
+def test_the_runtime_decodes_into_the_pictures_of_torch(ridge_bundle: Path, ridge_checkpoint: Path) -> None:
+    bundle, checkpoint = Bundle.open(ridge_bundle), load_checkpoint(ridge_checkpoint)
+    windows = np.random.default_rng(11).standard_normal((3, 100, 6), dtype=np.float32)
+    decoder = Decoder(bundle, open_engine(bundle, "onnxruntime-cpu"), seed=12)
+    for sampler, n_steps in zip(bundle.spec.samplers, (20, 10), strict=True):
+        found = [decoder.decode(window, sampler).image for window in windows]
+        expected = torch_pictures(checkpoint, windows, sampler, 12, n_steps)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert psnr_db(ours, theirs) > 45
+        assert psnr_db(found[0], found[1]) < 40, "the window must matter, else nothing is tested"
+
+
+def test_its_unet_is_the_base_models(ridge_checkpoint: Path, tiny_base: Path) -> None:
+    found, base = load_checkpoint(ridge_checkpoint).unet, load_unet(tiny_base)
+    for (name, ours), (_, theirs) in zip(found.named_parameters(), base.named_parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+    assert not (ridge_checkpoint / "adapter").exists()
+
+
+def test_a_checkpoint_is_not_written_over(
+    ridge_checkpoint: Path, tiny_nsd: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = json.loads((ridge_checkpoint / "checkpoint.json").read_text())
+    command = ["ridge", "--nsd", str(tiny_nsd), "--subject", "1", "--base", str(tiny_base)]
+    assert main([*command, "--out", str(ridge_checkpoint)]) == 2
+    assert "holds a checkpoint already" in capsys.readouterr().err
+    assert json.loads((ridge_checkpoint / "checkpoint.json").read_text()) == before

@@ -1,0 +1,135 @@
+"""Several subjects in one model, and a new one: what is shared, what is their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from nsd import RunKey
+from train.cache import prepare, subject_cache
+from train.checkpoint import load_checkpoint, read_info, read_weights
+from train.dataset import averaged_windows
+from train.decoding import decode_windows, held_out_groups, images_of
+from train.errors import TrainError
+from train.evaluate import Evaluation, evaluate
+from train.fit import fit_subjects, untrained_model
+from train.order import Order
+from train.recipe import Recipe
+from train.trials import held_out_images, training_trials
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_recipe: Recipe) -> Recipe:
+    brain = msgspec.structs.replace(tiny_recipe.brain, per_subject_timesteps=True)
+    return msgspec.structs.replace(tiny_recipe, brain=brain)
+
+
+@pytest.fixture(scope="module")
+def order(
+    recipe: Recipe, tiny_nsd_of_two: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Order:
+    """Both subjects' model, fitted."""
+    out = tmp_path_factory.mktemp("both") / "checkpoint"
+    order = Order(root=tiny_nsd_of_two, subjects=[1, 2], recipe=recipe, base=tiny_base, out=out)
+    fit_subjects(order)
+    return order
+
+
+def test_each_subject_decodes_with_layers_of_its_own(order: Order) -> None:
+    first, second = (load_checkpoint(order.out, subject=number) for number in (1, 2))
+    assert (first.subject.n_voxels, second.subject.n_voxels) == (100, 90)
+    torch.testing.assert_close(first.brain.output.weight, second.brain.output.weight)
+    window = torch.randn(1, 90, 6)
+    padded = torch.cat([window, torch.randn(1, 10, 6)], dim=1)
+    subject = torch.zeros(1, dtype=torch.long)
+    assert not torch.allclose(first.brain(padded, subject), second.brain(window, subject))
+    for checkpoint in (first, second):
+        assert (checkpoint.subject_folder / "roi.nii.gz").exists()
+        assert (checkpoint.subject_folder / "prior.npz").exists()
+
+
+def test_a_subject_must_be_named_and_known(order: Order, tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match=r"trained on \(1, 2\), no subject was named"):
+        load_checkpoint(order.out)
+    with pytest.raises(TrainError, match=r"trained on \(1, 2\), not 5"):
+        load_checkpoint(order.out, subject=5)
+    evaluation = Evaluation(
+        root=order.root, checkpoint=order.out, out=tmp_path, subject=2, n_trials=3, offsets=[2]
+    )
+    assert "from 2.7 s" in evaluate(evaluation)
+
+
+def test_no_subject_trains_on_what_another_is_tested_on(order: Order) -> None:
+    caches = [
+        prepare(order.root, number, order.recipe, subject_cache(order.out / "cache", number))
+        for number in order.subjects
+    ]
+    held_out = held_out_images(caches)
+    for cache, subject in zip(caches, read_info(order.out).subjects, strict=True):
+        assert cache.test_runs == [RunKey(*key) for key in subject.held_out_runs]
+        assert subject.n_train_trials == len(training_trials(cache, held_out))
+
+
+def test_a_new_subject_begins_with_the_others_weights(order: Order, tiny_base: Path) -> None:
+    model = untrained_model(order.recipe, tiny_base, 100, seed=1, pretrained=order.out)
+    weights, null = read_weights(order.out)
+    torch.testing.assert_close(model.null.data, null)
+    for name, value in model.brain.state_dict().items():
+        if name.startswith(("subject.", "timestep.")):
+            assert value.shape[0] == 1, name
+            assert not torch.allclose(value, weights[name][:1]), f"{name} was taken over"
+        else:
+            torch.testing.assert_close(value, weights[name])
+    theirs = dict(load_checkpoint(order.out, subject=1).unet.named_parameters())
+    for name, parameter in model.unet.named_parameters():
+        torch.testing.assert_close(parameter.data, theirs[name].data)
+        assert parameter.requires_grad == (".lora_" in name)
+
+
+def test_a_new_subject_is_fitted_from_a_checkpoint(order: Order, tmp_path: Path) -> None:
+    new = msgspec.structs.replace(order.recipe, fit=msgspec.structs.replace(order.recipe.fit, steps=2))
+    out = tmp_path / "new"
+    fit_subjects(
+        Order(
+            root=order.root,
+            subjects=[2],
+            recipe=new,
+            base=order.base,
+            out=out,
+            pretrained=order.out,
+            n_sessions=1,
+        )
+    )
+    checkpoint = load_checkpoint(out)
+    cache = prepare(order.root, 2, new, subject_cache(out / "cache", 2))
+    groups = held_out_groups(cache, new, [new.window], average=True, seed=1, n_groups=2)
+    windows = averaged_windows(cache, groups, new.window, "causal", new)
+    assert windows.shape == (2, 90, 6)
+    assert decode_windows(checkpoint, windows, 1, "new").shape == (2, 64, 64, 3)
+    assert len(np.unique(images_of(cache, groups))) == 2
+
+
+def test_a_pretrained_model_of_another_make_is_refused(order: Order, tmp_path: Path) -> None:
+    wider = msgspec.structs.replace(
+        order.recipe, brain=msgspec.structs.replace(order.recipe.brain, hidden_width=32)
+    )
+    wrong = Order(
+        root=order.root,
+        subjects=[2],
+        recipe=wider,
+        base=order.base,
+        out=tmp_path / "new",
+        pretrained=order.out,
+    )
+    with pytest.raises(TrainError, match="expected .* to have been trained with this recipe's brain"):
+        fit_subjects(wrong)
+    assert not (tmp_path / "new" / "checkpoint.json").exists()
+    none = Order(
+        root=order.root, subjects=[2], recipe=order.recipe, base=order.base, out=tmp_path / "x", n_sessions=0
+    )
+    with pytest.raises(TrainError, match="expected presentations of subject 2 to train on"):
+        fit_subjects(none)

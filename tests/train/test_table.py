@@ -1,0 +1,240 @@
+"""The table of metrics: nothing is left out of it, and what it holds is what the formulas give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy.stats import bootstrap, sem
+
+from train import table
+from train.backbones import AlexNet, ResNet50
+from train.errors import TrainError
+from train.metrics import correlation_distance, pixcorr, ssim, two_way
+from train.networks import NETWORKS, Extract, Network, features, resized
+from train.table import METRICS, NotComputed, Row, Score, Seen, as_markdown, compare, score, see
+
+pytestmark = pytest.mark.usefixtures("offline")
+
+PAPER = (
+    "SSIM",
+    "PixCorr",
+    "AlexNet(2)",
+    "AlexNet(5)",
+    "CLIP",
+    "Inception",
+    "EffNet",
+    "SwAV",
+    "mIoU",
+    "DreamSim",
+)
+EVERYWHERE = {"SSIM", "PixCorr", "EffNet-Lite0", "HOG", "Pixels"}
+
+
+@pytest.fixture(scope="module")
+def decoded(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pictures disturbed enough that some are taken for others."""
+    noise = np.random.default_rng(1).normal(0, 120, size=pictures.shape)
+    return np.clip(0.4 * pictures + 0.6 * np.roll(pictures, 1, axis=0) + noise, 0, 255).astype(np.uint8)
+
+
+class Nowhere:
+    """Weights that are in no folder and no cache."""
+
+    def find(self, folder: Path | None) -> Path | None:
+        return None
+
+    def fetch(self, folder: Path) -> str:
+        return "fetch it"
+
+
+WITHOUT_WEIGHTS = tuple(replace(network, weights=Nowhere()) for network in NETWORKS)
+
+
+def scores(row: Row) -> dict[str, Score]:
+    """What was computed, which is all that needs no network."""
+    computed = {name: cell for name, cell in row.items() if isinstance(cell, Score)}
+    assert computed.keys() == EVERYWHERE
+    return computed
+
+
+@pytest.fixture(scope="module")
+def unaided(pictures: NDArray[np.uint8], decoded: NDArray[np.uint8]) -> dict[str, Seen]:
+    """Seen without any network, wherever this machine may keep some."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table, "NETWORKS", WITHOUT_WEIGHTS)
+        return see({"shown": pictures, "decoded": decoded}, None)
+
+
+def test_the_papers_ten_come_first_in_its_order() -> None:
+    assert tuple(metric.name for metric in METRICS)[:10] == PAPER
+    lower = {metric.name for metric in METRICS if metric.better == "lower"}
+    assert lower == {"EffNet", "SwAV", "DreamSim"}
+    kinds = {kind for network in NETWORKS for kind in network.kinds}
+    assert kinds <= {metric.kind for metric in METRICS}
+
+
+def test_without_networks_all_metrics_stay_in_the_table_with_what_they_need(
+    tmp_path: Path, pictures: NDArray[np.uint8], decoded: NDArray[np.uint8]
+) -> None:
+    folder = tmp_path / "networks"
+    row = score(pictures, decoded, folder)
+    assert list(row) == [metric.name for metric in METRICS]
+    assert {name for name, cell in row.items() if isinstance(cell, Score)} == EVERYWHERE
+    for metric in METRICS:
+        cell = row[metric.name]
+        if isinstance(cell, NotComputed):
+            (network,) = [one for one in NETWORKS if metric.kind in one.kinds]
+            assert cell.needs == network.weights.fetch(folder)
+    nameless = score(pictures[:2], decoded[:2], None)["CLIP"]
+    assert isinstance(nameless, NotComputed)
+    assert nameless.needs == (
+        "hf download openai/clip-vit-large-patch14 config.json model.safetensors "
+        "--local-dir networks/clip-vit-large-patch14"
+    )
+
+
+def test_the_same_pictures_score_perfectly(unaided: dict[str, Seen]) -> None:
+    for cell in scores(compare(unaided["shown"], unaided["shown"])).values():
+        assert cell.value == pytest.approx(1.0)
+        assert cell.standard_error == pytest.approx(0, abs=1e-9)
+
+
+def test_values_errors_and_intervals_are_over_trials(
+    unaided: dict[str, Seen], pictures: NDArray[np.uint8], decoded: NDArray[np.uint8]
+) -> None:
+    row = compare(unaided["shown"], unaided["decoded"], seed=3)
+    large = [resized(those, 425, table.Image.Resampling.BICUBIC) for those in (pictures, decoded)]
+    flat = [those.reshape(len(those), -1) for those in (pictures, decoded)]
+    expected = {"SSIM": ssim(*large), "PixCorr": pixcorr(*large), "Pixels": two_way(*flat)}
+    for name, values in expected.items():
+        cell = scores(row)[name]
+        assert cell.value == pytest.approx(values.mean(), rel=1e-9)
+        assert cell.standard_error == pytest.approx(sem(values), rel=1e-9)
+        theirs = bootstrap(
+            (values,), np.mean, n_resamples=20_000, method="percentile", rng=1
+        ).confidence_interval
+        assert (cell.low, cell.high) == pytest.approx(theirs, abs=0.1 * (theirs.high - theirs.low))
+        assert cell.low < cell.value < cell.high
+        assert cell.n_trials == len(pictures)
+    assert row == compare(unaided["shown"], unaided["decoded"], seed=3)
+    assert row != compare(unaided["shown"], unaided["decoded"], seed=4)
+
+
+def test_a_reordered_set_is_the_set_of_reordered_pictures(
+    unaided: dict[str, Seen], decoded: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table, "NETWORKS", WITHOUT_WEIGHTS)
+    order = np.random.default_rng(2).permutation(len(decoded))
+    floor = scores(compare(unaided["shown"], unaided["decoded"].reordered(order)))
+    again = see({"floor": decoded[order]}, None)["floor"]
+    for name, cell in scores(compare(unaided["shown"], again)).items():
+        assert floor[name].value == pytest.approx(cell.value, abs=1e-6)
+    pixels = floor["Pixels"]
+    assert pixels.low < 0.5 < pixels.high
+
+
+def counting(network: Network, loads: list[str]) -> Network:
+    def load(path: Path) -> Extract:
+        loads.append(network.name)
+        return network.load(path)
+
+    return replace(network, load=load)
+
+
+def test_networks_that_are_there_are_loaded_once_and_score(
+    tmp_path: Path, pictures: NDArray[np.uint8], decoded: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    torch.save(AlexNet().state_dict(), tmp_path / "alexnet-owt-7be5be79.pth")
+    swav = {f"module.{name}": weight for name, weight in ResNet50().state_dict().items()}
+    torch.save(swav, tmp_path / "swav_800ep_pretrain.pth.tar")
+    loads: list[str] = []
+    monkeypatch.setattr(table, "NETWORKS", tuple(counting(network, loads) for network in NETWORKS))
+    shown, few = pictures[:6], decoded[:6]
+    seen = see({"shown": shown, "decoded": few, "again": few}, tmp_path)
+    assert loads == ["AlexNet", "SwAV ResNet-50"]
+    row = compare(seen["shown"], seen["decoded"])
+    computed = {name for name, cell in row.items() if isinstance(cell, Score)}
+    assert computed == EVERYWHERE | {"AlexNet(2)", "AlexNet(5)", "SwAV"}
+    assert row == compare(seen["shown"], seen["again"])
+    formulas: dict[str, Callable[..., NDArray[np.float64]]] = {
+        "alexnet_2": two_way,
+        "alexnet_5": two_way,
+        "swav": correlation_distance,
+    }
+    for network in NETWORKS:
+        if network.name not in loads:
+            continue
+        path = network.weights.find(tmp_path)
+        assert path
+        found = {(name, kind): rows for name, kind, rows in features(network, path, {"a": shown, "b": few})}
+        for kind in network.kinds:
+            (metric,) = [one for one in METRICS if one.kind == kind]
+            cell = row[metric.name]
+            assert isinstance(cell, Score)
+            expected = formulas[kind](found["a", kind], found["b", kind]).mean()
+            assert cell.value == pytest.approx(expected, rel=1e-6)
+
+
+def test_decoded_pictures_may_have_another_size(
+    pictures: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table, "NETWORKS", WITHOUT_WEIGHTS)
+    larger = resized(pictures, 128, table.Image.Resampling.BICUBIC)
+    for name, cell in scores(score(pictures, larger, None)).items():
+        assert cell.value > 0.9, name
+
+
+def test_the_markdown_names_every_metric_and_what_is_missing(unaided: dict[str, Seen]) -> None:
+    full = compare(unaided["shown"], unaided["decoded"])
+    clip = NotComputed(needs="hf download clip")
+    alexnet = NotComputed(needs="curl alexnet")
+    row = full | {"CLIP": clip, "AlexNet(2)": alexnet, "AlexNet(5)": alexnet}
+    pixels = Score(value=0.9134, standard_error=0.01, low=0.8919, high=0.93, n_trials=24)
+    row |= {"Pixels": pixels, "SwAV": replace_value(pixels, 0.355), "mIoU": alexnet}
+    text = as_markdown({"offline": row, "floor": row})
+    lines = text.splitlines()
+    assert lines[0] == "| metric | better | chance | offline | floor |"
+    body = lines[2 : 2 + len(row)]
+    assert [line.split(" | ")[0].removeprefix("| ") for line in body] == list(row)
+    assert "| Pixels | higher | 50.0 % | 91.3 % [89.2, 93.0] | 91.3 % [89.2, 93.0] |" in lines
+    assert "| SwAV | lower |  | 0.35 [0.89, 0.93] | 0.35 [0.89, 0.93] |" in lines
+    assert "| CLIP | higher | 50.0 % | not computed | not computed |" in lines
+    assert lines.count("- AlexNet(2), AlexNet(5), mIoU: not computed; fetch with `curl alexnet`") == 1
+    assert any(line.startswith("- mIoU: maps by Mask2Former") for line in lines)
+
+
+def replace_value(cell: Score, value: float) -> Score:
+    return msgspec.structs.replace(cell, value=value)
+
+
+def test_a_row_is_json(unaided: dict[str, Seen]) -> None:
+    row = compare(unaided["shown"], unaided["decoded"]) | {"CLIP": NotComputed(needs="this")}
+    back = msgspec.json.decode(msgspec.json.encode(row))
+    assert back["CLIP"] == {"needs": "this"}
+    assert set(back["SSIM"]) == {"value", "standard_error", "low", "high", "n_trials"}
+
+
+@pytest.mark.parametrize(("n_shown", "n_decoded"), [(3, 2), (1, 1), (0, 0)])
+def test_trials_that_do_not_pair_are_refused(n_shown: int, n_decoded: int, unaided: dict[str, Seen]) -> None:
+    first = [unaided["shown"].reordered(np.arange(n)) for n in (n_shown, n_decoded)]
+    with pytest.raises(TrainError, match=f"got {n_decoded}, {n_shown}"):
+        compare(*first)
+
+
+def test_a_network_that_saw_only_one_of_two_sets_scores_neither(unaided: dict[str, Seen]) -> None:
+    other = unaided["decoded"]
+    swav = replace(
+        other,
+        features=other.features | {"swav": np.ones((len(other.features["pixels"]), 4))},
+        missing={kind: needs for kind, needs in other.missing.items() if kind != "swav"},
+    )
+    for pair in ((unaided["shown"], swav), (swav, unaided["shown"])):
+        assert compare(*pair)["SwAV"] == NotComputed(needs="fetch it")

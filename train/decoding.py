@@ -1,0 +1,98 @@
+"""Which presentations are decoded to test a decoder, and their decodes in torch.
+
+Legend: V voxels, T volumes of a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from train.base import load_unet
+from train.cache import Cache
+from train.checkpoint import Checkpoint
+from train.errors import TrainError
+from train.linearbrain import LinearBrain
+from train.pretrain import load_picture_encoder, to_tensor
+from train.recipe import Recipe, Window, demo_base
+from train.sample import Pictures, decode
+from train.trials import Trials, ending_after, grouped, inside_run, one_of_each
+
+
+def held_out_groups(
+    cache: Cache, recipe: Recipe, windows: Sequence[Window], *, average: bool, seed: int, n_groups: int
+) -> list[Trials]:
+    """Held-out presentations to decode, drawn by ``seed``: each alone, or those of an image together.
+
+    Where images are held out, single trials are one presentation of each (paper 2.3); where runs are, all of
+    their presentations. Only such are taken whose windows all lie in the run, and are trusted by the runtime.
+
+    :param windows: that will be decoded
+    :raises TrainError: when there are less than two
+    """
+    trials = np.flatnonzero(cache.is_test)
+    if "betas" not in recipe.preprocessing.train_on:
+        for window in windows:
+            trials = inside_run(cache, trials, window)
+        trials = ending_after(cache, trials, recipe.window, recipe.preprocessing.warmup_volumes)
+    if average:
+        groups = grouped(cache, trials)
+    elif recipe.split == "standard":
+        groups = one_of_each(cache, trials, seed)
+    else:
+        groups = list(trials[:, None])
+    if len(groups) < 2:
+        raise TrainError(f"expected at least two held-out presentations to decode, found {len(groups)}")
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(groups))[:n_groups])
+    return [groups[index] for index in chosen]
+
+
+def images_of(cache: Cache, groups: Sequence[Trials]) -> NDArray[np.int64]:
+    """0-based image of each group."""
+    return np.array([cache.images[group[0]] for group in groups], dtype=np.int64)
+
+
+def decode_windows(checkpoint: Checkpoint, windows: NDArray[np.float16], seed: int, name: str) -> Pictures:
+    """Decode windows ``[n, V, T]`` in torch."""
+    brain, device = checkpoint.brain, checkpoint.null_NW.device
+
+    def window_of(part: slice) -> Tensor:
+        return torch.from_numpy(windows[part].astype(np.float32)).to(device)
+
+    def condition_of(part: slice) -> Tensor:
+        window = window_of(part)
+        tokens: Tensor = brain(window, torch.zeros(len(window), dtype=torch.long, device=device))
+        return tokens
+
+    return decode(
+        condition_of,
+        len(windows),
+        checkpoint.unet,
+        checkpoint.vae,
+        checkpoint.null_NW,
+        checkpoint.recipe.diffusion,
+        seed,
+        name,
+        (lambda part: brain.start(window_of(part))) if isinstance(brain, LinearBrain) else None,
+        checkpoint.recipe.ridge.diffusion_strength,
+    )
+
+
+def decode_pictures(checkpoint: Checkpoint, pictures: Pictures, seed: int) -> Pictures:
+    """What the base model, without adapter, makes of the true pictures' own tokens: the ceiling."""
+    device = checkpoint.null_NW.device
+    encoder, null_NW = load_picture_encoder(checkpoint.base_folder, demo_base(checkpoint.recipe))
+    encoder, base = encoder.to(device), load_unet(checkpoint.base_folder).to(device)
+
+    def condition_of(part: slice) -> Tensor:
+        tokens: Tensor = encoder(to_tensor(pictures[part]).to(device))
+        return tokens
+
+    settings = checkpoint.recipe.diffusion
+    return decode(
+        condition_of, len(pictures), base, checkpoint.vae, null_NW.to(device), settings, seed, "ceiling"
+    )

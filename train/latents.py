@@ -1,0 +1,79 @@
+"""Latents of what was shown, computed once for a base model and kept beside the prepared recordings.
+
+    FOLDER/latents-<hash>.safetensors   images int64 [N], sorted, and latents float32 [N, c, h, w]
+
+The hash is of the VAE's weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from nsd import Layout, Stimuli
+from train.base import VAE_FOLDER, load_vae
+from train.pretrain import encode_latents
+
+_BATCH = 32
+
+
+def shown_latents(
+    layout: Layout, images: NDArray[np.int64], base: Path, latent_px: int, folder: Path
+) -> Tensor:
+    """Latents ``[N, c, latent_px, latent_px]`` of stimuli, read from ``folder`` as far as they are there.
+
+    :param images: 0-based, sorted, each once
+    """
+    path = folder / f"latents-{_vae_hash(base)}.safetensors"
+    known: dict[str, Tensor] = {"images": torch.zeros(0, dtype=torch.long)}
+    if path.exists():
+        known = load_file(path)
+    new = np.setdiff1d(images, known["images"].numpy())
+    if len(new):
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        vae = load_vae(base).to(device)
+        with Stimuli(layout) as stimuli:
+            latents = encode_stimuli(stimuli, new.tolist(), vae, latent_px)
+        every = torch.cat([known["images"], torch.from_numpy(new)])
+        order = every.argsort()
+        values = torch.cat([known["latents"], latents]) if "latents" in known else latents
+        known = {"images": every[order], "latents": values[order].contiguous()}
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        save_file(known, partial)
+        partial.replace(path)
+    return known["latents"][torch.from_numpy(np.searchsorted(known["images"].numpy(), images))]
+
+
+def encode_stimuli(stimuli: Stimuli, images: Sequence[int], vae: AutoencoderKL, latent_px: int) -> Tensor:
+    """Latents ``[N, c, latent_px, latent_px]`` of pictures, brought to the size that makes latents of it."""
+    size_px = latent_px << (len(vae.config.block_out_channels) - 1)
+    parts = []
+    for start in tqdm(range(0, len(images), _BATCH), desc="latents", unit="batch"):
+        pictures = stimuli.images(images[start : start + _BATCH])
+        if pictures.shape[1:3] != (size_px, size_px):
+            resized = [
+                cv2.resize(picture, (size_px, size_px), interpolation=cv2.INTER_CUBIC) for picture in pictures
+            ]
+            pictures = np.stack(resized).astype(np.uint8)
+        parts.append(encode_latents(vae, pictures).cpu())
+    return torch.cat(parts)
+
+
+def _vae_hash(base: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted((base / VAE_FOLDER).glob("*.safetensors")) or sorted((base / VAE_FOLDER).iterdir()):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,221 @@
+"""The table of metrics: the paper's ten, and three that need nothing fetched.
+
+Pictures are *seen* once: :func:`see` runs every network over all sets of pictures, one network after the
+other, and :func:`compare` scores any two sets that were seen. What a network would be needed for and is not
+there stays in the table, as what to fetch.
+
+Legend: n trials, d features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from realtime.identify import hog, stack
+from train.errors import TrainError
+from train.features import efficientnet_lite0
+from train.metrics import correlation_distance, cosine_distance, mean_iou, pixcorr, ssim, two_way
+from train.networks import NETWORKS, Features, Pictures, features, resized
+
+PIXEL_METRICS_PX = 425
+"""Side to which PixCorr and SSIM bring pictures: that of NSD's."""
+PIXELS_PX = 64
+N_RESAMPLES = 10_000
+DEFAULT_FOLDER = Path("networks")
+"""The folder that messages name to who named none."""
+
+_PAPER = "Dynadiff (Careil et al. 2025), 2.3 and table 1"
+_OURS = "computed everywhere; not in the paper"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One row of the table: ``formula`` of true and decoded ``kind`` features, a value per trial.
+
+    Values are fractions where the unit is %; ``note`` says what keeps one from being the paper's.
+    """
+
+    name: str
+    kind: str
+    formula: Callable[[Any, Any], NDArray[np.float64]]
+    better: Literal["higher", "lower"] = "higher"
+    source: str = _PAPER
+    chance: float | None = None
+    unit: Literal["", "%"] = ""
+    note: str = ""
+
+
+def _identification(name: str, kind: str, source: str = _PAPER) -> Metric:
+    return Metric(name=name, kind=kind, formula=two_way, source=source, chance=0.5, unit="%")
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric(name="SSIM", kind="pictures", formula=ssim),
+    Metric(name="PixCorr", kind="pictures", formula=pixcorr),
+    _identification("AlexNet(2)", "alexnet_2"),
+    _identification("AlexNet(5)", "alexnet_5"),
+    _identification("CLIP", "clip"),
+    _identification("Inception", "inception"),
+    Metric(name="EffNet", kind="efficientnet_b1", formula=correlation_distance, better="lower"),
+    Metric(name="SwAV", kind="swav", formula=correlation_distance, better="lower"),
+    Metric(
+        name="mIoU",
+        kind="semantic_map",
+        formula=mean_iou,
+        unit="%",
+        note="maps by Mask2Former (Swin-L, ADE20K), not the paper's ViT-Adapter: not comparable with it",
+    ),
+    Metric(name="DreamSim", kind="dreamsim", formula=cosine_distance, better="lower", unit="%"),
+    _identification("EffNet-Lite0", "efficientnet_lite0", _OURS),
+    _identification("HOG", "hog", _OURS),
+    _identification("Pixels", "pixels", _OURS),
+)
+
+
+class Score(msgspec.Struct, frozen=True, kw_only=True):
+    """A metric's mean over trials, its standard error, and its 95 % bootstrap interval over trials."""
+
+    value: float
+    standard_error: float
+    low: float
+    high: float
+    n_trials: int
+
+
+class NotComputed(msgspec.Struct, frozen=True, kw_only=True):
+    """A metric whose network is missing: ``needs`` says what to run to have it."""
+
+    needs: str
+
+
+Row = dict[str, Score | NotComputed]
+"""By the metric's name, all of METRICS in their order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """A set of pictures in each kind of features, ``[n, ...]``, and by kind what is missing for others."""
+
+    features: dict[str, Features]
+    missing: dict[str, NotComputed]
+
+    def reordered(self, order: NDArray[np.int64]) -> Seen:
+        """The same pictures in another order: shuffled over trials they are the floor."""
+        return Seen(
+            features={kind: rows[order] for kind, rows in self.features.items()}, missing=self.missing
+        )
+
+
+def see(sets: Mapping[str, Pictures], networks: Path | None) -> dict[str, Seen]:
+    """Features of every set of RGB pictures ``[n, H, W, 3]``, by the set's name.
+
+    One network is in memory at a time. At 1 000 pictures a set takes 1.4 GB, mostly AlexNet's layer 2,
+    and comparing two sets some 6 GB for a moment.
+
+    :param networks: folder of the networks' weights; see :mod:`train.networks`
+    :raises TrainError: when weights that were found are not what they should be.
+    """
+    found: dict[str, dict[str, Features]] = {name: _unaided(pictures) for name, pictures in sets.items()}
+    missing: dict[str, NotComputed] = {}
+    for network in NETWORKS:
+        path = network.weights.find(networks)
+        if path is None:
+            needs = NotComputed(needs=network.weights.fetch(networks or DEFAULT_FOLDER))
+            missing |= dict.fromkeys(network.kinds, needs)
+            continue
+        for name, kind, rows in features(network, path, dict(sets)):
+            found[name][kind] = rows
+    return {name: Seen(features=kinds, missing=missing) for name, kinds in found.items()}
+
+
+def _unaided(pictures: Pictures) -> dict[str, Features]:
+    """What can be seen with what ships."""
+    return {
+        "pictures": resized(pictures, PIXEL_METRICS_PX, Image.Resampling.BICUBIC),
+        "pixels": resized(pictures, PIXELS_PX, Image.Resampling.BOX).reshape(len(pictures), -1),
+        "hog": stack([hog(picture) for picture in pictures]),
+        "efficientnet_lite0": efficientnet_lite0(pictures),
+    }
+
+
+def compare(shown: Seen, decoded: Seen, *, seed: int = 0) -> Row:
+    """Score decoded pictures against the shown ones of the same trials; every metric is in the answer.
+
+    :param seed: of the bootstrap's draws
+    :raises TrainError: when the two are not of the same number of trials, at least two.
+    """
+    n_trials, n_decoded = len(shown.features["pictures"]), len(decoded.features["pictures"])
+    if n_trials != n_decoded or n_trials < 2:
+        raise TrainError(
+            f"expected as many decoded pictures as shown ones, two at least; got {n_decoded}, {n_trials}"
+        )
+    draws = np.random.default_rng(seed).integers(n_trials, size=(N_RESAMPLES, n_trials))
+    missing = shown.missing | decoded.missing
+    row: Row = {}
+    for metric in METRICS:
+        if metric.kind in missing:
+            row[metric.name] = missing[metric.kind]
+        else:
+            values = metric.formula(shown.features[metric.kind], decoded.features[metric.kind])
+            row[metric.name] = _summary(values, draws)
+    return row
+
+
+def score(shown: Pictures, decoded: Pictures, networks: Path | None, *, seed: int = 0) -> Row:
+    """:func:`see` and :func:`compare` for one set of decoded pictures ``[n, H, W, 3]``; sizes may differ."""
+    seen = see({"shown": shown, "decoded": decoded}, networks)
+    return compare(seen["shown"], seen["decoded"], seed=seed)
+
+
+def _summary(values: NDArray[np.float64], draws: NDArray[np.int64]) -> Score:
+    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
+    return Score(
+        value=float(values.mean()),
+        standard_error=float(values.std(ddof=1) / np.sqrt(len(values))),
+        low=float(low),
+        high=float(high),
+        n_trials=len(values),
+    )
+
+
+def as_markdown(rows: Mapping[str, Row]) -> str:
+    """The table for people: a row per metric, a column per way of decoding, with 95 % intervals.
+
+    Below it, once each: what metrics are not comparable with, and what to fetch for those not computed.
+    """
+    lines = [
+        f"| metric | better | chance | {' | '.join(rows)} |",
+        f"|---|---|---|{'---|' * len(rows)}",
+    ]
+    for metric in METRICS:
+        chance = "" if metric.chance is None else _number(metric, metric.chance)
+        cells = [cell(metric, row[metric.name]) for row in rows.values()]
+        lines.append(f"| {metric.name} | {metric.better} | {chance} | {' | '.join(cells)} |")
+    notes = [f"- {metric.name}: {metric.note}" for metric in METRICS if metric.note]
+    needs: dict[str, list[str]] = {}
+    for row in rows.values():
+        for name, score in row.items():
+            if isinstance(score, NotComputed) and name not in needs.setdefault(score.needs, []):
+                needs[score.needs].append(name)
+    notes += [f"- {', '.join(names)}: not computed; fetch with `{needed}`" for needed, names in needs.items()]
+    return "\n".join([*lines, "", *notes]) + "\n"
+
+
+def cell(metric: Metric, score: Score | NotComputed) -> str:
+    """A score for people: its value and 95 % interval."""
+    if isinstance(score, NotComputed):
+        return "not computed"
+    value, low, high = (_number(metric, number) for number in (score.value, score.low, score.high))
+    return f"{value} [{low.removesuffix(' %')}, {high.removesuffix(' %')}]"
+
+
+def _number(metric: Metric, value: float) -> str:
+    return f"{100 * value:.1f} %" if metric.unit == "%" else f"{value:.2f}"
