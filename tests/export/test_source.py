@@ -47,8 +47,8 @@ def test_a_moved_base_model_is_named(copied: Path, tmp_path: Path) -> None:
         "checkpoint.json",
         "brain.safetensors",
         "adapter/pytorch_lora_weights.safetensors",
-        "roi.nii.gz",
-        "prior.npz",
+        "sub-01/roi.nii.gz",
+        "sub-01/prior.npz",
     ],
 )
 def test_a_missing_file_is_named(copied: Path, missing: str, capsys: pytest.CaptureFixture[str]) -> None:
