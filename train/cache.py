@@ -126,7 +126,9 @@ def prepare(
             rows = _open(folder, "rows")
             trains = tqdm([keys.index(key) for key in train_keys], desc="prior", unit="run")
             prior = measure_prior((rows[index] for index in trains), recipe.preprocessing.high_pass_hz)
-            prior.save(folder / _PRIOR)
+            partial = folder / "prior.partial.npz"
+            prior.save(partial)
+            partial.replace(folder / _PRIOR)
         making.whole_run()  # what evaluation decodes, whichever of the two a recipe trains on
     if "causal" in forms:
         making.causal()

@@ -38,14 +38,14 @@ TokensOf = Callable[[NDArray[np.uint8]], Tensor]
 def load_token_encoder(folder: Path, base: DemoBase | VersatileDiffusion) -> tuple[TokensOf, Tensor]:
     """A base model's picture encoder, and what stands for "no condition" where nothing was tuned, ``[N, W]``.
 
-    For the demo's that is what its UNet learned; for Versatile Diffusion it is a black picture, as in
-    Brain-Diffuser's code.
+    For the demo's that is what its UNet learned; for Versatile Diffusion it is a grey picture, as in
+    Brain-Diffuser's code, where zeros of a range from -1 to 1 become 127.
 
     :raises TrainError: when the base model's folder has no encoder.
     """
     if isinstance(base, VersatileDiffusion):
         clip = ClipTokens(folder)
-        return clip, clip(np.zeros((1, 224, 224, 3), dtype=np.uint8))[0]
+        return clip, clip(np.full((1, 224, 224, 3), 127, dtype=np.uint8))[0]
     encoder, null_NW = load_picture_encoder(folder, base)
 
     def tokens_of(pictures: NDArray[np.uint8]) -> Tensor:
