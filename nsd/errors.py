@@ -17,19 +17,25 @@ class NsdError(Exception):
 
 
 class MissingFile(NsdError):
-    """A file of the layout is not there."""
+    """A file of the layout is not there. Its arguments are kept: it also crosses processes."""
 
     def __init__(self, path: Path, what: str) -> None:
-        super().__init__(f"{path}: expected {what}, found no such file; check the root folder")
-        self.path = path
+        super().__init__(path, what)
+        self.path, self.what = path, what
+
+    def __str__(self) -> str:
+        return f"{self.path}: expected {self.what}, found no such file; check the root folder"
 
 
 class BadFile(NsdError):
     """A file exists, but its content is not what the layout says."""
 
     def __init__(self, path: Path, expected: str, found: str) -> None:
-        super().__init__(f"{path}: expected {expected}, found {found}")
-        self.path = path
+        super().__init__(path, expected, found)
+        self.path, self.expected, self.found = path, expected, found
+
+    def __str__(self) -> str:
+        return f"{self.path}: expected {self.expected}, found {self.found}"
 
 
 class GridMismatch(NsdError):

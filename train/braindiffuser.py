@@ -29,7 +29,7 @@ from train.errors import TrainError
 from train.latents import shown_latents
 from train.linearbrain import LinearBrain, LinearConfig, LowRank, flattened
 from train.order import Order, describe_checkpoint, training_set
-from train.recipe import Finetune, Recipe
+from train.recipe import Recipe
 from train.ridge import Fit, Windows, fit_ridge
 from train.tokens import ENCODER_FOLDER, PROCESSOR_FOLDER, load_token_encoder, stimulus_tokens
 
@@ -68,7 +68,7 @@ def fit_baseline(order: Order) -> None:
     brain = as_brain(fit, parts, data, null_NW, latents)
     for name, strength, explained in zip(parts, fit.strengths, fit.explained, strict=True):
         _log.info("%s: strength %g explains %.1f %% of held-out variance", name, strength, 100 * explained)
-    recipe = msgspec.structs.replace(recipe, finetune=Finetune(layers="none"))
+    recipe = msgspec.structs.replace(recipe, finetune=msgspec.structs.replace(recipe.finetune, layers="none"))
     info = describe_checkpoint(order, trained_on, base_folder, recipe, "brain-diffuser")
     write_checkpoint(out, brain, null_NW, info)
 

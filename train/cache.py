@@ -183,9 +183,10 @@ class _Making:
         unit: str = "run",
     ) -> None:
         path, done = self.folder / f"{name}.npy", self.folder / f"{name}.done.npy"
-        if not path.exists():
+        is_new = not path.exists()
+        if is_new:
             np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
-        if not done.exists():
+        if is_new or not done.exists():
             np.save(done, np.zeros(len(items), dtype=np.uint8), allow_pickle=False)
         over_items(done, items, work, name=name, unit=unit, workers=self.workers)
 

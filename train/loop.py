@@ -88,6 +88,11 @@ def batch_indices(seed: int, number: int, size: int, n_examples: int) -> NDArray
     return chosen
 
 
+def noise_seed(seed: int, number: int) -> int:
+    """Of a micro-batch's noise: 32 bits, as torch's generator for CPUs keeps no more, mixed from both."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Steps:
     engine: Any
@@ -127,7 +132,7 @@ class _Steps:
         training, engine = self.training, self.engine
         indices = batch_indices(self.seed, number, training.micro_batch, self.n_examples)
         batch = {key: value.to(engine.device) for key, value in self.batch_of(indices).items()}
-        torch.manual_seed((self.seed << 32) + number)
+        torch.manual_seed(noise_seed(self.seed, number))
         loss: Tensor = engine(batch)
         engine.backward(loss)
         return loss.detach()

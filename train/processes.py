@@ -64,6 +64,8 @@ def main_process_first() -> Iterator[None]:
 
     :raises TrainError: in the processes that wait, when the body fails where it runs.
     """
+    if n_processes() > 1:
+        _waiting_group()  # before the first turn: who joins late is waited for ten minutes, not for days
     turn = 0 if is_main_process() else 1 if os.environ.get("LOCAL_RANK", "0") == "0" else 2
     for earlier in range(turn):
         _end_of_turn(earlier)

@@ -67,6 +67,8 @@ def fit_ridge(
     :param groups: slices of the targets that together are all of them
     :raises TrainError: when a matrix cannot be factored: windows or targets are not finite
     """
+    if not np.isfinite(targets).all():
+        raise TrainError("expected finite tokens and latents to regress on; check the base model")
     system = (_Primal if windows.width < windows.n else _Dual)(windows, targets, held_out)
     truth = targets[held_out]
     variances = np.square(truth - targets[~held_out].mean(axis=0)).sum(axis=0, dtype=np.float64)

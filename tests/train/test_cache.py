@@ -17,7 +17,7 @@ from nilearn.signal import clean
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from nsd import Layout, Run, read_betas, read_roi
+from nsd import Layout, NsdError, Run, read_betas, read_roi
 from realtime.preprocess import StreamingPreprocessor, cosine_basis
 from train.cache import Cache, prepare, streaming_settings
 from train.dataset import WindowData, examples
@@ -129,6 +129,26 @@ def test_a_killed_preparation_goes_on(cache: Cache, tiny_nsd: Path, tmp_path: Pa
     for name in ("whole_run", "causal"):
         assert np.load(folder / f"{name}.done.npy").all()
         assert (folder / f"{name}.npy").read_bytes() == (cache.folder / f"{name}.npy").read_bytes()
+
+
+def test_an_array_that_was_lost_is_made_again(
+    cache: Cache, tiny_nsd: Path, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    shutil.copytree(cache.folder, tmp_path / "cache")
+    (tmp_path / "cache" / "whole_run.npy").unlink()
+    again = prepare(tiny_nsd, 1, tiny_recipe, tmp_path / "cache")
+    np.testing.assert_array_equal(again.form("whole_run"), cache.form("whole_run"))
+
+
+def test_a_damaged_run_is_named_though_a_worker_reads_it(
+    tiny_nsd: Path, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    root = tmp_path / "nsd"
+    shutil.copytree(tiny_nsd, root)
+    path = Layout(root).timeseries(1, 1, 4)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(NsdError, match=rf"{path.name}: expected .* to be readable"):
+        prepare(root, 1, tiny_recipe, tmp_path / "cache")
 
 
 def test_a_cache_of_other_settings_is_refused_and_left_alone(

@@ -21,7 +21,7 @@ from torch import Tensor
 from train.engine import choose_precision, deepspeed_config
 from train.errors import TrainError
 from train.journal import Journal, StepFigures
-from train.loop import Batch, batch_indices, fit
+from train.loop import Batch, batch_indices, fit, noise_seed
 from train.recipe import Training, read_recipe
 
 from .line import Line, batch_of, training
@@ -195,7 +195,10 @@ def test_fp16_skips_steps_that_overflow_while_its_scale_falls(tmp_path: Path) ->
     losses = train(tmp_path / "a", training(60, precision="fp16"), Cliff(range(6, 10)))
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
     norms = [event.value for event in board(tmp_path / "a").Scalars("gradient_norm")]
-    assert [step for step, norm in enumerate(norms) if not np.isfinite(norm)] == [0, 1, 2, *range(6, 10)]
+    skipped = [step for step, norm in enumerate(norms) if not np.isfinite(norm)]
+    n_searching = len(skipped) - 4  # how long the scale falls at first hangs on the noise
+    assert 1 <= n_searching < 6
+    assert skipped == [*range(n_searching), *range(6, 10)]
     with pytest.raises(TrainError, match="expected a finite gradient at the smallest loss scale, got inf"):
         train(tmp_path / "b", training(60, precision="fp16"), Cliff(range(6, 60)), save_every_s=0)
 
@@ -234,18 +237,31 @@ def test_tensorboard_holds_losses_rates_throughput_and_samples(tmp_path: Path, w
     assert all((image.width, image.height) == (16, 8) for image in samples)
 
 
-def test_steps_behind_the_checkpoint_are_taken_back(tmp_path: Path) -> None:
+def test_steps_behind_the_checkpoint_are_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def figures(loss: float) -> StepFigures:
         return StepFigures(loss=loss, learning_rate=1.0, gradient_norm=1.0, examples_per_s=1.0)
 
     with Journal(tmp_path, [], 5, "first") as journal:
         for loss in (5.0, 4.0, 3.0):
             journal.add(figures(loss))
-    time.sleep(1.1)  # TensorBoard names its files by the second, and reads them in that order
+    # TensorBoard names its files by the second, and reads them in that order.
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 2)
     with Journal(tmp_path, [5.0], 5, "second") as journal:
         journal.add(figures(3.5))
     assert table(tmp_path) == [(0, 5.0), (1, 3.5)]
     assert [(event.step, event.value) for event in board(tmp_path).Scalars("loss")] == [(0, 5.0), (1, 3.5)]
+
+
+def test_noise_hangs_on_the_seed_and_on_the_micro_batch() -> None:
+    def noise(seed: int, number: int) -> list[float]:
+        torch.manual_seed(noise_seed(seed, number))
+        values: list[float] = torch.rand(3).tolist()
+        return values
+
+    assert noise(1, 5) == noise(1, 5)
+    draws = {tuple(noise(seed, number)) for seed in range(4) for number in range(4)}
+    assert len(draws) == 16
 
 
 def test_every_example_is_seen_once_an_epoch() -> None:
