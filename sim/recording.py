@@ -50,7 +50,7 @@ class Recording:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._pictures is not None:
+        if isinstance(self._pictures, _StoredPictures):
             self._pictures.close()
 
     @property
@@ -121,9 +121,6 @@ class _DrawnPictures:
 
     def name(self, image: int) -> str:
         return self._scenes.scene(image).name
-
-    def close(self) -> None:
-        """Nothing is open."""
 
 
 def _open_pictures(layout: Layout) -> _StoredPictures | _DrawnPictures | None:

@@ -40,7 +40,6 @@ def fit_subjects(order: Order) -> None:
         or ``out`` holds another run.
     """
     recipe, base_folder = order.recipe, find_base(order.base)
-    _claim(order)
     trained_on = training_set(order)
     data, n_subjects = trained_on.data, len(order.subjects)
     model = untrained_model(recipe, base_folder, data.n_voxels, order.seed, n_subjects, order.pretrained)
@@ -53,6 +52,7 @@ def fit_subjects(order: Order) -> None:
         windows, _, subjects = data.batch(indices)
         return {"windows": windows.float(), "subjects": subjects, "latents": latents[place[indices]]}
 
+    _claim(order)
     losses = fit(
         model,
         batch_of,
@@ -92,6 +92,8 @@ def _claim(order: Order) -> None:
                 "remove it to begin anew"
             )
         return
+    if (order.out / "checkpoint.json").exists() or (order.out / "training" / "latest").exists():
+        raise TrainError(f"{order.out} holds a checkpoint of another making; choose another --out")
     if is_main_process():
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
@@ -142,6 +144,12 @@ def untrained_model(
     if info.method != "dynadiff":
         raise TrainError(f"expected a checkpoint of `fit` in {pretrained}, found the baseline's")
     theirs = info.recipe
+    if theirs.split != recipe.split or (theirs.split == "time-resolved" and len(info.subjects) == 1):
+        raise TrainError(
+            f"expected {pretrained} to have trained on no picture that the new subject is tested on: one of "
+            f"several subjects, or of the standard split, and of the recipe's, {recipe.split}; found split "
+            f"{theirs.split} and {len(info.subjects)} subject(s)"
+        )
     if (theirs.finetune, theirs.brain, theirs.window) != (recipe.finetune, recipe.brain, recipe.window):
         raise TrainError(
             f"expected {pretrained} to have been trained with this recipe's brain, window and finetune "
@@ -149,7 +157,11 @@ def untrained_model(
         )
     weights, null_NW = read_weights(pretrained)
     kept = {name: value for name, value in weights.items() if not name.startswith(_OF_A_SUBJECT)}
-    brain.load_state_dict(kept, strict=False)
+    missing = [name for name in brain.load_state_dict(kept, strict=False).missing_keys]
+    if not all(name.startswith(_OF_A_SUBJECT) for name in missing):
+        raise TrainError(
+            f"expected the shared weights of a brain module in {pretrained}, {missing[0]} is missing"
+        )
     return Dynadiff(brain, trainable_again(recipe.finetune, pretrained, base_folder), null_NW, recipe)
 
 

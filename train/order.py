@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from nsd import TR_S, Layout
+import numpy as np
+
+from nsd import TR_S, Layout, shared_images
 from train.base import is_on_hub
 from train.cache import Cache, prepare, subject_cache
 from train.checkpoint import CheckpointInfo, TrainedSubject, subject_folder
@@ -62,7 +64,7 @@ def training_set(order: Order) -> TrainingSet:
     """Prepare the recordings as far as they are not, and choose what trains.
 
     Held out are whole runs or the shared images, as the recipe says, and so is every other presentation of
-    an image that is held out for any of the subjects.
+    an image that is held out for any of the subjects. A model of several subjects trains on no shared image.
 
     :raises TrainError: when nothing is left, or the prepared recordings are others
     """
@@ -116,6 +118,10 @@ def describe_checkpoint(
 
 def _training_trials(caches: Sequence[Cache], order: Order) -> list[Trials]:
     held_out = held_out_images(caches)
+    if len(caches) > 1:
+        # Only these are shown to more than one subject: a model of several may be tested on any of them,
+        # also by a subject that joins later.
+        held_out = np.union1d(held_out, shared_images(Layout(order.root)))
     window = order.recipe.window
     chosen = []
     for cache, number in zip(caches, order.subjects, strict=True):

@@ -147,8 +147,8 @@ def test_better_is_what_lies_beyond_the_others_interval() -> None:
 
 def test_a_page_says_what_does_not_appear(tmp_path: Path) -> None:
     findings = [
-        Finding(paper="the sky is <blue>", appears=False, here="it was grey."),
-        Finding(paper="grass is green", appears=True, here="it was."),
+        Finding(claim="the sky is <blue>", appears=False, here="it was grey."),
+        Finding(claim="grass is green", appears=True, here="it was."),
     ]
     lines = [msgspec.structs.replace(entry(0.6 + 0.1 * x), series="one", x=float(x)) for x in range(3)]
     report = Report(

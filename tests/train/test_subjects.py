@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from nsd import RunKey
+from nsd import Layout, RunKey, shared_images
 from train.cache import prepare, subject_cache
 from train.checkpoint import load_checkpoint, read_info, read_weights
 from train.dataset import averaged_windows
@@ -68,7 +69,7 @@ def test_no_subject_trains_on_what_another_is_tested_on(order: Order) -> None:
         prepare(order.root, number, order.recipe, subject_cache(order.out / "cache", number))
         for number in order.subjects
     ]
-    held_out = held_out_images(caches)
+    held_out = np.union1d(held_out_images(caches), shared_images(Layout(order.root)))
     for cache, subject in zip(caches, read_info(order.out).subjects, strict=True):
         assert cache.test_runs == [RunKey(*key) for key in subject.held_out_runs]
         assert subject.n_train_trials == len(training_trials(cache, held_out))
@@ -111,6 +112,31 @@ def test_a_new_subject_is_fitted_from_a_checkpoint(order: Order, tmp_path: Path)
     assert windows.shape == (2, 90, 6)
     assert decode_windows(checkpoint, windows, 1, "new").shape == (2, 64, 64, 3)
     assert len(np.unique(images_of(cache, groups))) == 2
+
+
+def test_a_model_of_one_subject_is_no_start_where_it_saw_what_others_are_tested_on(
+    order: Order, tiny_checkpoint: Path, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    assert read_info(tiny_checkpoint).recipe.split == "time-resolved"
+    alone = replace(order, subjects=[2], recipe=tiny_recipe, out=tmp_path / "new", pretrained=tiny_checkpoint)
+    with pytest.raises(TrainError, match="no picture that the new subject is tested on"):
+        fit_subjects(alone)
+
+
+def test_a_folder_of_another_training_is_refused_and_left_alone(order: Order, tmp_path: Path) -> None:
+    weights = (order.out / "brain.safetensors").read_bytes()
+    window = msgspec.structs.replace(order.recipe.window, offset_volumes=2)
+    causal_too = msgspec.structs.replace(order.recipe, window=window)
+    moved = replace(order, recipe=causal_too, caches=tmp_path / "cache")
+    with pytest.raises(TrainError, match="holds a training with other window"):
+        fit_subjects(moved)
+    assert (order.out / "brain.safetensors").read_bytes() == weights
+    assert read_info(order.out).recipe == order.recipe
+    (tmp_path / "imported").mkdir()
+    (tmp_path / "imported" / "checkpoint.json").write_text("{}")
+    with pytest.raises(TrainError, match="holds a checkpoint of another making"):
+        fit_subjects(replace(order, out=tmp_path / "imported", caches=order.cache_folder))
+    assert (tmp_path / "imported" / "checkpoint.json").read_text() == "{}"
 
 
 def test_a_pretrained_model_of_another_make_is_refused(order: Order, tmp_path: Path) -> None:

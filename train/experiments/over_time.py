@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from nsd import TR_S
 from train.experiments.catalogue import OFFSETS, by_length, general, shifted, specialised
 from train.experiments.report import Entry, Finding, Judge, Report, above_chance, is_better, said
@@ -65,15 +63,20 @@ def _against_neighbour(bench: Workbench, step: int, series: str, test: Probe, x:
 
 
 def _begins(own: dict[int, Entry]) -> Finding:
-    first = next((entry for entry in own.values() if above_chance(entry)), None)
-    begins_s = first.x if first and first.x is not None else np.inf
-    before = [entry.x for entry in own.values() if entry.x is not None and entry.x < begins_s]
+    ends_s = [entry.x or 0.0 for entry in own.values()]
+    works = [above_chance(entry) for entry in own.values()]
+    begins_s = next((end for end, is_above in zip(ends_s, works, strict=True) if is_above), None)
+    grid = ", ".join(f"{end:.1f}" for end in ends_s)
     return Finding(
-        paper="decoding begins to work about 3 s after onset, as the haemodynamic response lets expect",
-        appears=bool(before) and begins_s <= 6,
-        here=f"the first specialised model above chance in pixels sees windows that end {begins_s:.1f} s "
-        f"after onset; the windows of that before it end at {max(before, default=np.nan):.1f} s. The "
-        "simulated responses peak 4.5 to 7.5 s after onset.",
+        claim="decoding begins to work about 3 s after onset, as the haemodynamic response lets expect",
+        appears=begins_s is not None and begins_s > ends_s[0] and begins_s <= 6,
+        here=f"windows of specialised models end at {grid} s after onset; "
+        + (
+            f"the first above chance in pixels ends at {begins_s:.1f} s."
+            if begins_s
+            else "none is above chance."
+        )
+        + " The simulated responses peak 4.5 to 7.5 s after onset.",
     )
 
 
@@ -82,7 +85,7 @@ def _lasts(one: dict[int, Entry], own: dict[int, Entry], trained: int) -> Findin
     better = is_better(own[late], one[late], "Pixels")
     closest = all(not is_better(one[offset], own[offset], "Pixels") for offset in own)
     return Finding(
-        paper="specialised models are best at their own time, and still decode a window that starts 10 s "
+        claim="specialised models are best at their own time, and still decode a window that starts 10 s "
         "after onset, where the general model fails",
         appears=better and closest and above_chance(own[late]),
         here=f"from a window that starts {late * TR_S:.1f} s after onset the specialised model reaches "
@@ -101,7 +104,7 @@ def _shows_neighbours(near: list[Entry], one: dict[int, Entry]) -> Finding:
     current = max(one.values(), key=lambda entry: entry.score("Pixels").value)
     in_order = (before.x or 0) < (current.x or 0) < (after.x or 0)
     return Finding(
-        paper="on windows shifted by one trial the general model decodes the previous and the next picture",
+        claim="on windows shifted by one trial the general model decodes the previous and the next picture",
         appears=in_order and above_chance(before) and above_chance(after),
         here=f"against the picture before, it is best on windows that end at {before.x:.1f} s "
         f"({said(before)}); against the one shown, at {current.x:.1f} s; against the one after, at "
@@ -127,7 +130,7 @@ def window_length(bench: Workbench) -> Report:
         entries=list(entries.values()),
         findings=[
             Finding(
-                paper="longer windows decode better, and 3 volumes are almost as good as 6",
+                claim="longer windows decode better, and 3 volumes are almost as good as 6",
                 appears=nearly and is_better(longest, single, "Pixels"),
                 here=f"1 volume: {said(single)}; 3 volumes: {said(three)}; 6 volumes: {said(longest)}.",
             )

@@ -89,7 +89,7 @@ def _finding(finding: Finding) -> str:
     verdict = "appears in the synthetic data" if finding.appears else "does not appear in the synthetic data"
     kind = "finding" if finding.appears else "finding not"
     return (
-        f"<div class='{kind}'><p>The paper: {escape(finding.paper)}</p>"
+        f"<div class='{kind}'><p>{escape(finding.source)}: {escape(finding.claim)}</p>"
         f"<p><b>It {verdict}.</b> {escape(finding.here)}</p></div>"
     )
 

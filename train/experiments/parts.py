@@ -22,7 +22,7 @@ def comparison(bench: Workbench) -> Report:
         entries=list(entries.values()),
         findings=[
             Finding(
-                paper="Dynadiff is better than Brain-Diffuser in all metrics but PixCorr, where it is equal",
+                claim="Dynadiff is better than Brain-Diffuser, but for PixCorr, where they are equal",
                 appears=is_clearly_better(ours, theirs),
                 here=f"Dynadiff: {said(ours)}; Brain-Diffuser: {said(theirs)}. Dynadiff is trained for "
                 "minutes here, and there are 64 objects to tell apart, which a linear map can learn.",
@@ -48,12 +48,12 @@ def brain_module(bench: Workbench) -> Report:
         entries=list(entries.values()),
         findings=[
             Finding(
-                paper="a layer for each volume is better than one for all",
+                claim="a layer for each volume is better than one for all",
                 appears=is_clearly_better(ours, shared),
                 here=f"own layers: {said(ours)}; one layer: {said(shared)}.",
             ),
             Finding(
-                paper="merging the volumes late is better than before the subject layer",
+                claim="merging the volumes late is better than before the subject layer",
                 appears=is_clearly_better(ours, early),
                 here=f"late: {said(ours)}; early: {said(early)}.",
             ),
@@ -74,12 +74,12 @@ def finetuning(bench: Workbench) -> Report:
         entries=list(entries.values()),
         findings=[
             Finding(
-                paper="adapting the diffusion model is better than leaving it as it is",
+                claim="adapting the diffusion model is better than leaving it as it is",
                 appears=is_clearly_better(lora, nothing),
                 here=f"LoRA: {said(lora)}; nothing: {said(nothing)}.",
             ),
             Finding(
-                paper="LoRA is better than tuning cross-attention, all linear layers or every weight",
+                claim="in high-level metrics LoRA is better than tuning cross-attention, linear layers, all",
                 appears=all(
                     is_clearly_better(lora, entries[name])
                     for name in ("cross-attention", "linear layers", "everything")

@@ -35,9 +35,11 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """A statement of the paper, and what the synthetic data say to it."""
+    """A statement, and what the synthetic data say to it."""
 
-    paper: str
+    claim: str
+    source: str = "The paper"
+    """Whose statement it is."""
     appears: bool
     here: str
 

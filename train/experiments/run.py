@@ -51,7 +51,7 @@ def run_experiment(
     page = write_page(report, _facts(name, recipe, seed), out)
     for finding in report.findings:
         verdict = "appears" if finding.appears else "does not appear"
-        _log.info("%s: %s. %s", verdict, finding.paper, finding.here)
+        _log.info("%s: %s. %s", verdict, finding.claim, finding.here)
     _log.info("%s", page)
     return page
 
@@ -61,8 +61,11 @@ def _facts(name: str, recipe: Recipe, seed: int) -> dict[str, str]:
     fit, processor = recipe.fit, platform.processor() or platform.machine()
     return {
         "command": shlex.join(["python", "-m", "train", "experiment", name]) + " --nsd … --base … --work …",
-        "data": "synthetic subjects of `python -m sim synthesize`; held-out runs of the time-resolved split",
-        "training": f"{fit.steps} steps of {fit.micro_batch} windows, seed {seed}",
+        "data": f"synthetic subjects of `python -m sim synthesize`; held out by the {recipe.split} split",
+        "training": f"{fit.steps} steps of {fit.batch} windows, seed {seed}: few, so a model at chance may "
+        "not have learned what its window holds, and differences may be of how fast models learn",
+        "intervals": "of each model over trials, not of differences between models on the same trials",
+        "base model": "has seen no picture of subject 1, but some of other subjects",
         "decoding": f"{N_TRIALS} presentations drawn by seed, {recipe.diffusion.inference_steps} DDIM steps, "
         f"guidance {recipe.diffusion.guidance:g}",
         "date": datetime.now(UTC).date().isoformat(),

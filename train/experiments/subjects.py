@@ -29,7 +29,7 @@ def multi_subject(bench: Workbench) -> Report:
         entries=[*shared.values(), *own.values()],
         findings=[
             Finding(
-                paper="a multi-subject model is on par with single-subject models",
+                claim="a multi-subject model is on par with single-subject models",
                 appears=on_par,
                 here="; ".join(
                     f"subject {subject}: shared {said(shared[subject])}, own {said(own[subject])}"
@@ -68,15 +68,17 @@ def fine_tuning(bench: Workbench) -> Report:
         entries=[*fresh.values(), *tuned.values()],
         findings=[
             Finding(
-                paper="with few sessions, fine-tuning a model of other subjects is better than starting anew",
+                claim="with few sessions, fine-tuning a model of other subjects is better than starting anew",
                 appears=is_clearly_better(tuned[few], fresh[few]),
                 here=f"{few} session: from nothing {said(fresh[few])}, from the others {said(tuned[few])}.",
             ),
             Finding(
-                paper="more sessions decode better, and the gain shrinks with them",
+                claim="more sessions decode better, and the gain shrinks with them",
                 appears=is_better(fresh[many], fresh[few], "Pixels") and gain[many] < gain[few],
                 here="gain in pixel identification: "
-                + ", ".join(f"{n} sessions {100 * value:+.1f} points" for n, value in gain.items())
+                + ", ".join(
+                    f"{n} session{'s' * (n > 1)} {100 * value:+.1f} points" for n, value in gain.items()
+                )
                 + f"; from nothing, {many} sessions: {said(fresh[many])}.",
             ),
         ],
@@ -88,5 +90,8 @@ def fine_tuning(bench: Workbench) -> Report:
             for n in from_nothing
             for how, model in (("from nothing", from_nothing[n]), ("from others", from_others[n]))
         ],
-        notes=["Subject and timestep layers begin anew, everything else goes on (appendix E)."],
+        notes=[
+            "Subject and timestep layers begin anew, everything else goes on (appendix E). Models that go on "
+            "have the steps of the others' model behind them besides."
+        ],
     )
