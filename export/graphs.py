@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from realtime.bundle import Sampler
 from train.brain import BrainModule
-from train.linearbrain import LinearBrain, flattened
+from train.linearbrain import LinearBrain
 
 Inputs = dict[str, Tensor]
 
@@ -43,10 +43,8 @@ class BaselineGraph(nn.Module):
 
     def forward(self, window: Tensor) -> tuple[Tensor, Tensor]:
         """A window ``[1, V, T]`` of z-scores: the condition ``[1, N, W]`` and latents ``[1, c, h, w]``."""
-        row = flattened(window)
-        config = self.brain.config
-        condition = self.brain.condition(row).view(1, *config.condition_shape)
-        return condition, self.brain.latents(row).view(1, *config.latent_shape)
+        condition: Tensor = self.brain(window)
+        return condition, self.brain.start(window)
 
 
 class DenoiseGraph(nn.Module):

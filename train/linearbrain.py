@@ -50,7 +50,7 @@ class LinearBrain(nn.Module):
         self.condition = LowRank(width, config.condition_rank, math.prod(config.condition_shape))
         self.latents = LowRank(width, config.latent_rank, math.prod(config.latent_shape))
 
-    def forward(self, windows_BVT: Tensor, subjects_B: Tensor) -> Tensor:
+    def forward(self, windows_BVT: Tensor, subjects_B: Tensor | None = None) -> Tensor:
         """Windows to conditions ``[B, N, W]``; ``subjects_B`` is there for those that know several."""
         tokens: Tensor = self.condition(flattened(windows_BVT))
         return tokens.view(-1, *self.config.condition_shape)

@@ -69,7 +69,7 @@ def fit_ridge(
     """
     if not np.isfinite(targets).all():
         raise TrainError("expected finite tokens and latents to regress on; check the base model")
-    system = (_Primal if windows.width < windows.n else _Dual)(windows, targets, held_out)
+    system: _System = (_Primal if windows.width < windows.n else _Dual)(windows, targets, held_out)
     truth = targets[held_out]
     variances = np.square(truth - targets[~held_out].mean(axis=0)).sum(axis=0, dtype=np.float64)
     best = np.full(len(groups), np.inf)

@@ -169,12 +169,6 @@ def compare(shown: Seen, decoded: Seen, *, seed: int = 0) -> Row:
     return row
 
 
-def score(shown: Pictures, decoded: Pictures, networks: Path | None, *, seed: int = 0) -> Row:
-    """:func:`see` and :func:`compare` for one set of decoded pictures ``[n, H, W, 3]``; sizes may differ."""
-    seen = see({"shown": shown, "decoded": decoded}, networks)
-    return compare(seen["shown"], seen["decoded"], seed=seed)
-
-
 def _summary(values: NDArray[np.float64], draws: NDArray[np.int64]) -> Score:
     low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
     return Score(
