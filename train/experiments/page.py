@@ -115,7 +115,8 @@ def _figure(report: Report) -> str:
                 line(chance, color="0.6", linestyle=":", zorder=0)
             plot.set_title(metric)
         if report.axis:
-            axes.flat[0].legend(fontsize=8)
+            handles, names = axes.flat[0].get_legend_handles_labels()
+            figure.legend(handles, names, loc="outside upper center", ncols=2)
             for plot in axes[1]:
                 plot.set_xlabel(report.axis)
         text = io.StringIO()
