@@ -6,9 +6,12 @@
     null_condition.npy    float32 [tokens, width], the condition of the unguided branch
     brain.onnx denoise.onnx vae.onnx
     README.md             model card
+    engines/              graphs compiled for one machine, where some were: not part of the bundle's identity
 
 Read without torch and without executing anything in it. ``bundle.json`` holds the SHA-256 of every other
-file, so that its own SHA-256 is the identity of the whole.
+file, so that its own SHA-256 is the identity of the whole. Graphs and numbers it does not name are refused;
+other files, such as notes, are left alone, since nothing reads them. Engines are made from the bundle after
+it: what lies under ``engines/`` is not looked at here, and brings digests of its own.
 
 Legend: V voxels of the region, T volumes of a window, c, h, w latent channels, height and width.
 """
@@ -18,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -38,10 +42,13 @@ MAX_SPEC_BYTES = 2**20
 TR_TOLERANCE = 0.005
 """Share by which a scanner's TR may differ from the bundle's: 1.33 s is what some say for 4/3 s."""
 
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Edge = Annotated[int, msgspec.Meta(ge=1, le=16_384)]
+Timestep = Annotated[int, msgspec.Meta(ge=0, le=999)]
+"""Of the 1 000 of the noise schedule."""
 Row4 = tuple[float, float, float, float]
 
 
@@ -107,11 +114,12 @@ class Sampler(_Part, frozen=True, kw_only=True, omit_defaults=True):
     unconditional branch, at half the work.
 
     The latents before the first step are ``start[0] * brain's start + start[1] * seeded noise``: noise alone,
-    or latents that the brain graph predicts, noised up to where the table sets in.
+    or latents that the brain graph predicts, noised up to where the table sets in. Timesteps fall from step
+    to step, and numbers are finite in float32, as engines take them.
     """
 
     name: str
-    timesteps: Annotated[tuple[int, ...], msgspec.Meta(min_length=1, max_length=1_000)]
+    timesteps: Annotated[tuple[Timestep, ...], msgspec.Meta(min_length=1, max_length=1_000)]
     coefficients: tuple[tuple[float, float, float], ...]
     guidance: tuple[float, ...]
     start: tuple[float, float] = (0.0, 1.0)
@@ -119,6 +127,12 @@ class Sampler(_Part, frozen=True, kw_only=True, omit_defaults=True):
     def __post_init__(self) -> None:
         if not len(self.timesteps) == len(self.coefficients) == len(self.guidance):
             raise ValueError(f"sampler {self.name!r}: timesteps, coefficients and guidance differ in length")
+        for before, after in pairwise(self.timesteps):
+            if after >= before:
+                raise ValueError(f"sampler {self.name!r}: expected falling timesteps, got {before}, {after}")
+        for number in (*self.start, *self.guidance, *chain.from_iterable(self.coefficients)):
+            if not abs(number) <= _MAX_FLOAT32:  # so that NaN is refused too
+                raise ValueError(f"sampler {self.name!r}: expected finite float32 numbers, got {number}")
 
     @property
     def starts_from_brain(self) -> bool:
@@ -219,6 +233,7 @@ class Bundle:
         spec = decode_spec(encoded, folder / SPEC_FILE)
         for file, expected in spec.files.items():
             bundlefiles.check_sha256(folder / file, expected)
+        bundlefiles.check_nothing_besides(folder, spec.files.keys())
         mask = _read_roi(folder, spec.roi)
         voxels = (spec.roi.n_voxels,)
         prior = bundlefiles.read_npz(folder / PRIOR_FILE, {"mean": voxels, "sd": voxels})

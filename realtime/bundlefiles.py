@@ -6,6 +6,7 @@ import hashlib
 import math
 import zipfile
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import IO
 
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 from realtime.errors import BundleError
 
 MAX_GRID_VOXELS = 2**27
+MODEL_SUFFIXES = (".onnx", ".data", ".plan", ".engine", ".npz", ".npy")
+"""Of files that hold graphs or numbers; ``.data`` are the weights of a big graph, which its engine opens."""
 
 _NIBABEL_FAILURES = (
     EOFError,
@@ -52,6 +55,21 @@ def check_sha256(path: Path, expected: str) -> None:
         raise BundleError(
             f"{path}: changed since the bundle was made: expected SHA-256 {expected}, found {found}; "
             "copy it again from where it came, or export the bundle again"
+        )
+
+
+def check_nothing_besides(folder: Path, listed: Collection[str]) -> None:
+    """See that no graph and no numbers lie beside those that ``bundle.json`` lists.
+
+    They would be another model's, or a part whose digest nothing knows. Only the folder itself is looked at.
+
+    :raises BundleError: naming them
+    """
+    found = {path.name for path in folder.iterdir() if path.name.lower().endswith(MODEL_SUFFIXES)}
+    if unknown := sorted(found - set(listed)):
+        raise BundleError(
+            f"{folder}: expected the files that bundle.json lists, found besides {', '.join(unknown[:3])}"
+            f"{', …' if len(unknown) > 3 else ''}; move what is no part of the bundle away, or export it again"
         )
 
 

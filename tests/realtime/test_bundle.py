@@ -84,6 +84,57 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
         Bundle.open(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("name", ["old.onnx", "brain.onnx.data", "sm89.plan", "prior-2.NPZ", "null.npy"])
+def test_a_graph_or_numbers_that_nothing_lists_are_named(folder: Path, name: str) -> None:
+    (folder / name).write_bytes(b"of another model")
+    with pytest.raises(BundleError, match=rf"found besides {name}; move what is no part .* away"):
+        Bundle.open(folder)
+
+
+def test_notes_and_engines_may_lie_beside(folder: Path) -> None:
+    (folder / "notes.txt").write_text("used in session 3")
+    (folder / "engines" / "sm89").mkdir(parents=True)
+    (folder / "engines" / "sm89" / "denoise.plan").write_bytes(b"compiled later")
+    assert Bundle.open(folder).sha256 == file_sha256(folder / "bundle.json")
+
+
+def table(**changes: Any) -> dict[str, Any]:
+    """A sampler as it stands in ``bundle.json``."""
+    steps: dict[str, Any] = {"timesteps": [501, 1], "coefficients": [[0.5, 0.5, 0], [0, 1, 0]]}
+    return {"name": "a", **steps, "guidance": [3.0, 1.0], **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"timesteps": [1000, 1]}, "<= 999"),
+        ({"timesteps": [1, -1]}, ">= 0"),
+        ({"timesteps": [1, 501]}, "expected falling timesteps, got 1, 501"),
+        ({"timesteps": [501, 501]}, "expected falling timesteps, got 501, 501"),
+        ({"timesteps": [], "coefficients": [], "guidance": []}, "length >= 1"),
+        ({"timesteps": [0] * 1001, "coefficients": [[0, 0, 0]] * 1001, "guidance": [1] * 1001}, "<= 1000"),
+        ({"coefficients": [[0.5, 1e39, 0], [0, 1, 0]]}, r"finite float32 numbers, got 1e\+39"),
+        ({"guidance": [3.0, -1e39]}, r"finite float32 numbers, got -1e\+39"),
+        ({"start": [0, 1e300]}, r"finite float32 numbers, got 1e\+300"),
+        ({"guidance": [3.0]}, "differ in length"),
+    ],
+)
+def test_a_sampler_that_no_engine_could_run_is_refused(
+    folder: Path, changes: dict[str, Any], named: str
+) -> None:
+    edit_json(folder, samplers=[table()])
+    Bundle.open(folder)
+    edit_json(folder, samplers=[table(**changes)])
+    with pytest.raises(BundleError, match=named):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_sampler_of_no_numbers_cannot_be_made(number: float) -> None:
+    with pytest.raises(ValueError, match="'a': expected finite"):
+        bundle.Sampler(name="a", timesteps=(1,), coefficients=((0.0, number, 0.0),), guidance=(1.0,))
+
+
 @pytest.mark.parametrize(("version", "todo"), [(2, "update realtime"), (0, "export the bundle again")])
 def test_another_format_version_says_what_to_do(folder: Path, version: int, todo: str) -> None:
     edit_json(folder, format_version=version, something_new={"a": 1})
