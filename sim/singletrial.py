@@ -77,8 +77,12 @@ class TrialModel:
         return np.asarray(self.u.T @ rows - np.outer(self.s * self.vt.sum(axis=1), mean))
 
     def deviations(self, coordinates: F64, penalty: float) -> F64:
-        """Ridge estimates ``[N, V]`` of each trial's deviation from the mean."""
-        gain = self.s / (self.s**2 + penalty)
+        """Ridge estimates ``[N, V]`` of each trial's deviation from the mean.
+
+        It is 0 of what the run says nothing about, as of a picture that appears in its last volume.
+        """
+        is_seen = self.s > self.s[0] * max(len(self.u), len(self.s)) * np.finfo(np.float64).eps
+        gain = np.divide(self.s, self.s**2 + penalty, out=np.zeros_like(self.s), where=is_seen)
         return np.asarray(self.vt.T @ (gain[:, None] * coordinates))
 
 

@@ -140,6 +140,35 @@ def test_estimates_are_those_of_an_explicit_least_squares(penalty: float) -> Non
     np.testing.assert_allclose(found, expected, atol=1e-9)
 
 
+@pytest.mark.parametrize("penalty", [0.0, 3.0])
+def test_a_picture_in_the_runs_last_volume_is_answered_by_the_mean(penalty: float) -> None:
+    """No sample of its response was taken; the other trials are what they would be without it."""
+    rng = np.random.default_rng(2)
+    design = session_designs()[3]
+    with_last = design.copy()
+    with_last[-1] = 7
+    response, drift = response_library()[:, 4], drift_basis(N_ROWS)
+    rows, mean = rng.normal(0, 2, (N_ROWS, 7)), rng.normal(1, 1, 7)
+    found, without = (
+        model.deviations(model.coordinates(rows, mean), penalty)
+        for model in (TrialModel.of(trial_design(each, response, drift)) for each in (with_last, design))
+    )
+    assert not found[-1].any()
+    np.testing.assert_allclose(found[:-1], without, atol=1e-9)
+
+
+def test_a_session_with_a_picture_in_a_runs_last_volume_has_estimates() -> None:
+    rng = np.random.default_rng(3)
+    designs = session_designs()
+    series = [rng.normal(0, 1, (N_ROWS, 20)) for _ in designs]
+    without = single_trial_betas(series, designs, response_library())
+    designs[0][-1] = designs[5][np.flatnonzero(designs[5])[4]]
+    betas = single_trial_betas(series, designs, response_library())
+    place = np.count_nonzero(designs[0]) - 1
+    np.testing.assert_allclose(np.delete(betas, place, axis=0), without, atol=1e-9)
+    assert np.abs(betas[place]).max() < np.abs(without).max()
+
+
 def test_the_library_is_the_fields_response() -> None:
     """Oracle: nilearn's canonical SPM response to 3 s, whose gamma peaks after 5 s, is one of the library."""
     import pandas as pd
