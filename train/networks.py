@@ -8,6 +8,11 @@
 | DreamSim | the ensemble's embedding |
 | Mask2Former (Swin-L, ADE20K) | the semantic map: a class for each pixel |
 
+The paper's tables head the column of CLIP "CLIP-12", its text also says "CLIP", and neither says what the 12
+is: ViT-L/14 has 24 layers, ViT-B/32 has 12. The authors' released evaluation takes the final image embedding
+of ViT-L/14, projected into the space shared with text; so does this. Were the tables' values of a layer 12,
+ours would not be comparable with them in this row.
+
 The paper's semantic maps are ViT-Adapter's, which no maintained package holds. Mask2Former was trained on the
 same 150 classes and is the head that ViT-Adapter's authors use; its mIoU is not comparable with the paper's.
 

@@ -1,4 +1,9 @@
-"""Recipes: every number that a training run depends on, read from one TOML file."""
+"""Recipes: the numbers by which training runs differ, read from one TOML file.
+
+What is the same in all of them is elsewhere: AdamW's betas, epsilon and weight decay, gradient clipping, the
+schedule's shape and ZeRO's stage in ``deepspeed.json``; the noise schedule and the distribution of timesteps
+in :mod:`train.diffusion`; the weights of the base model's own losses in :mod:`train.pretrain`.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +25,7 @@ PAPER = RECIPES / "paper.toml"
 
 
 class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One optimisation: AdamW, linear warm-up, cosine decay."""
+    """One optimisation: AdamW, linear warm-up, cosine decay, as ``deepspeed.json`` says further."""
 
     steps: Positive
     batch: Positive

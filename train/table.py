@@ -62,7 +62,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(name="PixCorr", kind="pictures", formula=pixcorr),
     _identification("AlexNet(2)", "alexnet_2"),
     _identification("AlexNet(5)", "alexnet_5"),
-    _identification("CLIP", "clip"),
+    _identification("CLIP", "clip"),  # "CLIP-12" in the paper's tables: see train.networks
     _identification("Inception", "inception"),
     Metric(name="EffNet", kind="efficientnet_b1", formula=correlation_distance, better="lower"),
     Metric(name="SwAV", kind="swav", formula=correlation_distance, better="lower"),
