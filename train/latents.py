@@ -25,7 +25,9 @@ from nsd import Layout, Stimuli
 from train.base import VAE_FOLDER, load_vae
 from train.pretrain import encode_latents
 
-_BATCH = 32
+_MOST_AT_ONCE = 32
+_PIXELS_AT_ONCE = 4 * 512 * 512
+"""32 pictures of the demo are encoded together, but only 4 of 512 px, which take gigabytes."""
 
 
 def shown_latents(
@@ -59,9 +61,10 @@ def shown_latents(
 def encode_stimuli(stimuli: Stimuli, images: Sequence[int], vae: AutoencoderKL, latent_px: int) -> Tensor:
     """Latents ``[N, c, latent_px, latent_px]`` of pictures, brought to the size that makes latents of it."""
     size_px = latent_px << (len(vae.config.block_out_channels) - 1)
+    at_once = min(_MOST_AT_ONCE, max(1, _PIXELS_AT_ONCE // size_px**2))
     parts = []
-    for start in tqdm(range(0, len(images), _BATCH), desc="latents", unit="batch"):
-        pictures = stimuli.images(images[start : start + _BATCH])
+    for start in tqdm(range(0, len(images), at_once), desc="latents", unit="batch"):
+        pictures = stimuli.images(images[start : start + at_once])
         if pictures.shape[1:3] != (size_px, size_px):
             resized = [
                 cv2.resize(picture, (size_px, size_px), interpolation=cv2.INTER_CUBIC) for picture in pictures

@@ -15,7 +15,9 @@ from train.diffusion import make_scheduler
 from train.pretrain import decode_latents
 from train.recipe import Diffusion
 
-_BATCH = 64
+_MOST_AT_ONCE = 64
+_PLACES_AT_ONCE = 4 * 64 * 64
+"""Of latents: 64 pictures of the demo go through the UNet together, but only 4 of 512 px."""
 Pictures = NDArray[np.uint8]
 """[n, H, W, 3]"""
 
@@ -77,9 +79,10 @@ def decode(
     size = unet.config.sample_size
     noise = torch.randn(1, unet.config.in_channels, size, size, generator=torch.Generator().manual_seed(seed))
     noise = noise.to(null_NW)
+    at_once = min(_MOST_AT_ONCE, max(1, _PLACES_AT_ONCE // size**2))
     pictures = []
-    for start in tqdm(range(0, n, _BATCH), desc=name, unit="batch", disable=name is None):
-        part = slice(start, min(start + _BATCH, n))
+    for start in tqdm(range(0, n, at_once), desc=name, unit="batch", disable=name is None):
+        part = slice(start, min(start + at_once, n))
         conditions, latents = condition_of(part), start_of(part) if start_of else None
         noises = noise.repeat(len(conditions), 1, 1, 1)
         latents = sample(unet, conditions, null_NW, noises, settings, latents, strength)
