@@ -67,9 +67,10 @@ def check_nothing_besides(folder: Path, listed: Collection[str]) -> None:
     """
     found = {path.name for path in folder.iterdir() if path.name.lower().endswith(MODEL_SUFFIXES)}
     if unknown := sorted(found - set(listed)):
+        names = ", ".join(unknown[:3]) + (", …" if len(unknown) > 3 else "")
         raise BundleError(
-            f"{folder}: expected the files that bundle.json lists, found besides {', '.join(unknown[:3])}"
-            f"{', …' if len(unknown) > 3 else ''}; move what is no part of the bundle away, or export it again"
+            f"{folder}: expected the files that bundle.json lists, found besides {names}; "
+            "move what is no part of the bundle away, or export it again"
         )
 
 

@@ -26,7 +26,7 @@ from peft.utils import load_peft_weights, set_peft_model_state_dict
 from torch import Tensor, nn
 
 from train.backbones import IMAGENET, OPENAI
-from train.errors import TrainError
+from train.errors import UNREADABLE_WEIGHTS, TrainError
 
 DINO = "checkpoints/dino_vitbase16_pretrain.pth"
 CLIP = "clip_vitb16_pretrain.pth.tar"
@@ -144,7 +144,7 @@ def load_dreamsim(folder: Path) -> nn.Module:
             Extractor(*_with_projection(open_clip, kind="open_clip")),
         ]
         return _with_adapter(DreamSim(extractors), folder / ADAPTER).eval()
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
+    except UNREADABLE_WEIGHTS as error:
         raise TrainError(f"expected the files of DreamSim's ensemble in {folder}: {error}") from error
 
 

@@ -2,6 +2,7 @@
 
 OUT/table.json, table.md   every metric, for each way of decoding
 OUT/grid.png               held-out trials drawn by seed: shown, then a row for each way
+OUT/decodes                what was decoded, for a second call: see :mod:`train.decodes`
 
 *offline* and *streaming* differ in preprocessing; the *ceiling* is the base model conditioned on the true
 picture; the *floor* is the first way's decodes shuffled over trials. With window starts other than the
@@ -14,20 +15,24 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
 import msgspec
 import numpy as np
+import torch
 
 from nsd import TR_S, Layout, Stimuli
-from train.cache import prepare, subject_cache
+from train.cache import Cache, prepare, subject_cache
 from train.checkpoint import Checkpoint, load_checkpoint
 from train.dataset import averaged_windows
+from train.decodes import Identity, array_digest, checkpoint_digests, kept
 from train.decoding import decode_pictures, decode_windows, held_out_groups, images_of
 from train.recipe import DemoBase, Form, Window
 from train.sample import Pictures
 from train.table import Row, as_markdown, compare, see
+from train.trials import Trials
 
 _log = logging.getLogger(__name__)
 GRID_TRIALS = 32
@@ -59,6 +64,9 @@ class Evaluation:
 def evaluate(order: Evaluation) -> dict[str, Row]:
     """Write the table and the grid, and return the table.
 
+    Decodes are written before they are scored, and used again by whoever calls with the same checkpoint,
+    trials and seed: a network that was missing can be fetched later. Networks run on the decoder's device.
+
     :raises TrainError: when there is no such checkpoint or subject, or nothing to decode.
     """
     checkpoint = load_checkpoint(order.checkpoint, subject=order.subject).on_device()
@@ -72,13 +80,10 @@ def evaluate(order: Evaluation) -> dict[str, Row]:
     )
     with Stimuli(Layout(order.root)) as stimuli:
         shown = stimuli.images(images_of(cache, groups).tolist())
-    decoded: dict[str, Pictures] = {}
-    for name, (form, window) in ways.items():
-        seen = averaged_windows(cache, groups, window, form, recipe)
-        decoded[name] = decode_windows(checkpoint, seen, order.seed, name)
+    decoded = _decode(checkpoint, cache, groups, ways, order)
     if isinstance(recipe.base, DemoBase):
         decoded["ceiling"] = decode_pictures(checkpoint, shown, order.seed)
-    rows = _score(shown, decoded, order)
+    rows = _score(shown, decoded, order, checkpoint.null_NW.device)
     order.out.mkdir(parents=True, exist_ok=True)
     table = {
         "subject": number,
@@ -93,6 +98,30 @@ def evaluate(order: Evaluation) -> dict[str, Row]:
     drawn = np.sort(np.random.default_rng(order.seed).permutation(len(groups))[:GRID_TRIALS])
     write_grid(order.out / "grid.png", [shown[drawn], *(pictures[drawn] for pictures in decoded.values())])
     return rows
+
+
+def _decode(
+    checkpoint: Checkpoint,
+    cache: Cache,
+    groups: Sequence[Trials],
+    ways: dict[str, tuple[Form, Window]],
+    order: Evaluation,
+) -> dict[str, Pictures]:
+    """Pictures of each way, as far as they are there from an earlier call."""
+    info, weights = checkpoint_digests(checkpoint)
+    decoded: dict[str, Pictures] = {}
+    for name, (form, window) in ways.items():
+        windows = averaged_windows(cache, groups, window, form, checkpoint.recipe)
+        identity = Identity(
+            checkpoint_json=info,
+            weights=weights,
+            trials=[group.tolist() for group in groups],
+            decoded_from=array_digest(windows),
+            seed=order.seed,
+        )
+        decode = partial(decode_windows, checkpoint, windows, order.seed, name)
+        decoded[name] = kept(order.out / "decodes", name, identity, decode)
+    return decoded
 
 
 def _ways(checkpoint: Checkpoint, order: Evaluation) -> dict[str, tuple[Form, Window]]:
@@ -112,8 +141,10 @@ def _ways(checkpoint: Checkpoint, order: Evaluation) -> dict[str, tuple[Form, Wi
     }
 
 
-def _score(shown: Pictures, decoded: dict[str, Pictures], order: Evaluation) -> dict[str, Row]:
-    seen = see({"shown": shown, **decoded}, order.networks)
+def _score(
+    shown: Pictures, decoded: dict[str, Pictures], order: Evaluation, device: torch.device
+) -> dict[str, Row]:
+    seen = see({"shown": shown, **decoded}, order.networks, device)
     shuffled = np.random.default_rng(order.seed).permutation(len(shown))
     seen["floor"] = seen[next(iter(decoded))].reordered(shuffled)
     return {name: compare(seen["shown"], those) for name, those in seen.items() if name != "shown"}

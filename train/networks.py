@@ -24,7 +24,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,7 @@ from tqdm import tqdm
 
 from train import dreamsim
 from train.backbones import IMAGENET, OPENAI, AlexNet, EfficientNetB1, ResNet50
-from train.errors import TrainError
+from train.errors import UNREADABLE_WEIGHTS, TrainError
 from train.inception import InceptionV3
 from train.weights import DreamSimFolder, File, HubModel, Weights
 
@@ -46,7 +45,13 @@ Pictures = NDArray[np.uint8]
 Features = NDArray[Any]
 """[n, d]: float32, or uint8 for semantic maps"""
 Extract = Callable[[Tensor], tuple[Tensor, ...]]
-"""Pictures [B, 3, 224, 224] in [0, 1] to features [B, d], one for each kind that the network gives."""
+"""Pictures [B, 3, 224, 224] in [0, 1] to features [B, d], one for each kind that the network gives.
+
+Both are on the device for which the network was loaded.
+"""
+Device = torch.device | str
+Load = Callable[[Path, Device], Extract]
+"""Reads a network's weights; raises :class:`TrainError` when they are not what they should be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,19 +61,25 @@ class Network:
     name: str
     kinds: tuple[str, ...]
     weights: Weights
-    load: Callable[[Path], Extract]
+    load: Load
     resampling: Image.Resampling = Image.Resampling.BILINEAR
 
 
-def features(network: Network, path: Path, sets: dict[str, Pictures]) -> Iterator[tuple[str, str, Features]]:
+def features(
+    network: Network, path: Path, sets: dict[str, Pictures], device: Device
+) -> Iterator[tuple[str, str, Features]]:
     """Yield the name of a set of pictures, a kind of features, and these; the network is loaded once.
 
     :param path: where its weights were found
-    :raises TrainError: when they are not what they should be.
+    :param device: where it runs, a batch of pictures at a time
+    :raises TrainError: when they are not what they should be; nothing was yielded then.
     """
-    extract = network.load(path)
+    extract = network.load(path, device)
     for name, pictures in sets.items():
-        parts = [extract(batch) for batch in _batches(pictures, network, name)]
+        parts = [
+            tuple(column.cpu() for column in extract(batch.to(device)))
+            for batch in _batches(pictures, network, name)
+        ]
         for kind, column in zip(network.kinds, zip(*parts, strict=True), strict=True):
             yield name, kind, torch.cat(column).numpy()
 
@@ -88,13 +99,13 @@ def _batches(pictures: Pictures, network: Network, name: str) -> Iterator[Tensor
 
 def _convolutional(
     make: Callable[[], nn.Module], statistics: tuple[tuple[float, ...], ...], *, prefix: str = ""
-) -> Callable[[Path], Extract]:
+) -> Load:
     """How to load a network of :mod:`train.backbones` from a file of torchvision's names."""
 
-    def load(path: Path) -> Extract:
+    def load(path: Path, device: Device) -> Extract:
         network = make().eval()
         _load_file(network, path, prefix)
-        return _normalising(network, statistics)
+        return _normalising(network.to(device), statistics, device)
 
     return load
 
@@ -105,14 +116,16 @@ def _load_file(network: nn.Module, path: Path, prefix: str) -> None:
         state = torch.load(path, map_location="cpu", weights_only=True)
         kept = {name.removeprefix(prefix): weight for name, weight in state.items()}
         missing = network.load_state_dict(kept, strict=False).missing_keys
-    except (OSError, EOFError, UnpicklingError, RuntimeError, AttributeError, ValueError) as error:
+    except UNREADABLE_WEIGHTS as error:
         raise TrainError(f"expected weights of {type(network).__name__} in {path}: {error}") from error
     if missing:
         raise TrainError(f"expected {missing[0]} in {path} ({len(missing)} missing in all), found none")
 
 
-def _normalising(network: Callable[[Tensor], Any], statistics: tuple[tuple[float, ...], ...]) -> Extract:
-    mean, sd = (torch.tensor(values).view(3, 1, 1) for values in statistics)
+def _normalising(
+    network: Callable[[Tensor], Any], statistics: tuple[tuple[float, ...], ...], device: Device
+) -> Extract:
+    mean, sd = (torch.tensor(values, device=device).view(3, 1, 1) for values in statistics)
 
     @torch.no_grad()
     def extract(pictures: Tensor) -> tuple[Tensor, ...]:
@@ -122,17 +135,17 @@ def _normalising(network: Callable[[Tensor], Any], statistics: tuple[tuple[float
     return extract
 
 
-def _load_clip(path: Path) -> Extract:
+def _load_clip(path: Path, device: Device) -> Extract:
     from transformers import CLIPVisionModelWithProjection
 
-    network = _load_transformers(CLIPVisionModelWithProjection, path)
-    return _normalising(lambda pictures: network(pictures).image_embeds, OPENAI)
+    network = _load_transformers(CLIPVisionModelWithProjection, path).to(device)
+    return _normalising(lambda pictures: network(pictures).image_embeds, OPENAI, device)
 
 
-def _load_segmentation(path: Path) -> Extract:
+def _load_segmentation(path: Path, device: Device) -> Extract:
     from transformers import Mask2FormerForUniversalSegmentation
 
-    network = _load_transformers(Mask2FormerForUniversalSegmentation, path)
+    network = _load_transformers(Mask2FormerForUniversalSegmentation, path).to(device)
 
     def semantic_map(pictures: Tensor) -> Tensor:
         """A class for each pixel, ``[B, 224 * 224]``: the queries' masks weighted by their classes."""
@@ -142,21 +155,21 @@ def _load_segmentation(path: Path) -> Extract:
         scores = torch.einsum("bqc,bqhw->bchw", classes, masks.sigmoid())
         return scores.argmax(dim=1).flatten(1).to(torch.uint8)
 
-    return _normalising(semantic_map, IMAGENET)
+    return _normalising(semantic_map, IMAGENET, device)
 
 
 def _load_transformers(kind: Any, path: Path) -> Any:
     try:
         network, told = kind.from_pretrained(path, local_files_only=True, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
+    except UNREADABLE_WEIGHTS as error:
         raise TrainError(f"expected a {kind.__name__} in {path}: {error}") from error
     if missing := sorted(told["missing_keys"]):
         raise TrainError(f"expected {missing[0]} in {path} ({len(missing)} missing in all), found none")
     return network.eval()
 
 
-def _load_dreamsim(path: Path) -> Extract:
-    return _normalising(dreamsim.load_dreamsim(path), ((0.0,) * 3, (1.0,) * 3))
+def _load_dreamsim(path: Path, device: Device) -> Extract:
+    return _normalising(dreamsim.load_dreamsim(path).to(device), ((0.0,) * 3, (1.0,) * 3), device)
 
 
 _TORCHVISION = "https://download.pytorch.org/models"

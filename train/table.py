@@ -9,6 +9,7 @@ Legend: n trials, d features.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,9 @@ from realtime.identify import hog, stack
 from train.errors import TrainError
 from train.features import efficientnet_lite0
 from train.metrics import correlation_distance, cosine_distance, mean_iou, pixcorr, ssim, two_way
-from train.networks import NETWORKS, Features, Pictures, features, resized
+from train.networks import NETWORKS, Device, Features, Pictures, features, resized
 
+_log = logging.getLogger(__name__)
 PIXEL_METRICS_PX = 425
 """Side to which PixCorr and SSIM bring pictures: that of NSD's."""
 PIXELS_PX = 64
@@ -90,10 +92,12 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     n_trials: int
 
 
-class NotComputed(msgspec.Struct, frozen=True, kw_only=True):
-    """A metric whose network is missing: ``needs`` says what to run to have it."""
+class NotComputed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A metric whose network is missing or damaged: ``needs`` says what to run to have it."""
 
     needs: str
+    damaged: str = ""
+    """The file or folder that cannot be read, where there is one."""
 
 
 Row = dict[str, Score | NotComputed]
@@ -114,35 +118,40 @@ class Seen:
         )
 
 
-def see(sets: Mapping[str, Pictures], networks: Path | None) -> dict[str, Seen]:
+def see(sets: Mapping[str, Pictures], networks: Path | None, device: Device = "cpu") -> dict[str, Seen]:
     """Features of every set of RGB pictures ``[n, H, W, 3]``, by the set's name.
 
     One network is in memory at a time. At 1 000 pictures a set takes 1.4 GB, mostly AlexNet's layer 2,
     and comparing two sets some 6 GB for a moment.
 
     :param networks: folder of the networks' weights; see :mod:`train.networks`
-    :raises TrainError: when weights that were found are not what they should be.
+    :param device: where networks run
+
+    Weights that are not what they should be are missing: what was decoded for hours is not lost for them.
     """
-    found: dict[str, dict[str, Features]] = {name: _unaided(pictures) for name, pictures in sets.items()}
+    found = {name: _unaided(pictures, device) for name, pictures in sets.items()}
     missing: dict[str, NotComputed] = {}
     for network in NETWORKS:
-        path = network.weights.find(networks)
+        path, fetch = network.weights.find(networks), network.weights.fetch(networks or DEFAULT_FOLDER)
         if path is None:
-            needs = NotComputed(needs=network.weights.fetch(networks or DEFAULT_FOLDER))
-            missing |= dict.fromkeys(network.kinds, needs)
+            missing |= dict.fromkeys(network.kinds, NotComputed(needs=fetch))
             continue
-        for name, kind, rows in features(network, path, dict(sets)):
-            found[name][kind] = rows
+        try:
+            for name, kind, rows in features(network, path, dict(sets), device):
+                found[name][kind] = rows
+        except TrainError as error:
+            _log.warning("%s is not used: %s", network.name, error)
+            missing |= dict.fromkeys(network.kinds, NotComputed(needs=fetch, damaged=str(path)))
     return {name: Seen(features=kinds, missing=missing) for name, kinds in found.items()}
 
 
-def _unaided(pictures: Pictures) -> dict[str, Features]:
+def _unaided(pictures: Pictures, device: Device) -> dict[str, Features]:
     """What can be seen with what ships."""
     return {
         "pictures": resized(pictures, PIXEL_METRICS_PX, Image.Resampling.BICUBIC),
         "pixels": resized(pictures, PIXELS_PX, Image.Resampling.BOX).reshape(len(pictures), -1),
         "hog": stack([hog(picture) for picture in pictures]),
-        "efficientnet_lite0": efficientnet_lite0(pictures),
+        "efficientnet_lite0": efficientnet_lite0(pictures, device),
     }
 
 
@@ -183,7 +192,7 @@ def _summary(values: NDArray[np.float64], draws: NDArray[np.int64]) -> Score:
 def as_markdown(rows: Mapping[str, Row]) -> str:
     """The table for people: a row per metric, a column per way of decoding, with 95 % intervals.
 
-    Below it, once each: what metrics are not comparable with, and what to fetch for those not computed.
+    Below it, once each: what metrics are not comparable with, and what to do for those not computed.
     """
     lines = [
         f"| metric | better | chance | {' | '.join(rows)} |",
@@ -194,13 +203,19 @@ def as_markdown(rows: Mapping[str, Row]) -> str:
         cells = [cell(metric, row[metric.name]) for row in rows.values()]
         lines.append(f"| {metric.name} | {metric.better} | {chance} | {' | '.join(cells)} |")
     notes = [f"- {metric.name}: {metric.note}" for metric in METRICS if metric.note]
-    needs: dict[str, list[str]] = {}
+    missing: dict[NotComputed, list[str]] = {}
     for row in rows.values():
         for name, score in row.items():
-            if isinstance(score, NotComputed) and name not in needs.setdefault(score.needs, []):
-                needs[score.needs].append(name)
-    notes += [f"- {', '.join(names)}: not computed; fetch with `{needed}`" for needed, names in needs.items()]
+            if isinstance(score, NotComputed) and name not in missing.setdefault(score, []):
+                missing[score].append(name)
+    notes += [f"- {', '.join(names)}: {_todo(lack)}" for lack, names in missing.items()]
     return "\n".join([*lines, "", *notes]) + "\n"
+
+
+def _todo(lack: NotComputed) -> str:
+    if lack.damaged:
+        return f"not computed: `{lack.damaged}` is damaged; remove it and fetch again with `{lack.needs}`"
+    return f"not computed; fetch with `{lack.needs}`"
 
 
 def cell(metric: Metric, score: Score | NotComputed) -> str:

@@ -44,7 +44,7 @@ class File:
 
     def fetch(self, folder: Path) -> str:
         """See :class:`Weights`."""
-        return f"curl -fL --create-dirs -o {_quoted(folder / self._name)} {self.url}"
+        return _download(self.url, folder / self._name)
 
     @property
     def _name(self) -> str:
@@ -103,12 +103,20 @@ class DreamSimFolder:
     def fetch(self, folder: Path) -> str:
         """See :class:`Weights`."""
         own = folder / "dreamsim"
-        archive = _quoted(own / "pretrained.zip")
-        return (
-            f"curl -fL --create-dirs -o {archive} {self.ENSEMBLE_URL} && "
-            f"unzip {archive} -d {_quoted(own)} && "
-            f"curl -fL --create-dirs -o {_quoted(own / DINO)} {self.DINO_URL}"
+        archive = own / "pretrained.zip"
+        return " && ".join(  # DINO's weights come last: a folder that has them was unpacked to its end
+            [
+                _download(self.ENSEMBLE_URL, archive),
+                f"unzip -o {_quoted(archive)} -d {_quoted(own)}",
+                _download(self.DINO_URL, own / DINO),
+            ]
         )
+
+
+def _download(url: str, path: Path) -> str:
+    """A download that was broken off leaves ``<path>.part``, which is not taken for the file."""
+    part = _quoted(path.with_name(f"{path.name}.part"))
+    return f"curl -fL --create-dirs -o {part} {url} && mv {part} {_quoted(path)}"
 
 
 def _quoted(path: Path) -> str:

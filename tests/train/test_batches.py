@@ -39,7 +39,9 @@ def one_block_vae(n_halvings: int) -> AutoencoderKL:
     )
 
 
-@pytest.mark.parametrize(("latent_px", "expected"), [(8, [64, 6]), (32, [16] * 4 + [6]), (64, [4] * 17 + [2])])
+@pytest.mark.parametrize(
+    ("latent_px", "expected"), [(8, [64, 6]), (32, [16] * 4 + [6]), (64, [4] * 17 + [2])]
+)
 def test_the_unet_takes_as_many_as_their_size_allows(latent_px: int, expected: list[int]) -> None:
     torch.manual_seed(0)
     unet = UNet2DConditionModel(

@@ -183,7 +183,7 @@ def test_it_is_found_in_the_networks_folder_and_sees_pictures(folder: Path) -> N
     (network,) = [one for one in NETWORKS if one.name == "DreamSim"]
     assert network.weights.find(folder.parent) == folder
     pictures = np.random.default_rng(0).integers(0, 256, size=(3, 224, 224, 3), dtype=np.uint8)
-    ((name, kind, rows),) = features(network, folder, {"shown": pictures})
+    ((name, kind, rows),) = features(network, folder, {"shown": pictures}, "cpu")
     assert (name, kind) == ("shown", "dreamsim")
     expected = load_dreamsim(folder)(torch.tensor(pictures).permute(0, 3, 1, 2) / 255)
     np.testing.assert_allclose(rows, expected.detach(), atol=1e-6)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +22,10 @@ from transformers import (
 
 from train.backbones import IMAGENET, OPENAI, AlexNet, EfficientNetB1, ResNet50
 from train.errors import TrainError
+from train.features import efficientnet_lite0
 from train.inception import InceptionV3
 from train.networks import NETWORKS, Network, features, resized
+from train.weights import File
 
 pytestmark = pytest.mark.usefixtures("offline")
 
@@ -85,7 +89,7 @@ def normalised(inputs: Tensor, statistics: tuple[tuple[float, ...], ...]) -> Ten
 def seen(network: Network, folder: Path, pictures: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
     path = network.weights.find(folder)
     assert path
-    return {kind: rows for _, kind, rows in features(network, path, {"shown": pictures})}
+    return {kind: rows for _, kind, rows in features(network, path, {"shown": pictures}, "cpu")}
 
 
 @pytest.mark.parametrize(
@@ -233,6 +237,46 @@ def test_the_command_that_fetches_puts_files_where_they_are_looked_for(
     assert network.weights.find(folder) is None
 
 
+def fetch(source: Path, folder: Path) -> subprocess.CompletedProcess[bytes]:
+    command = File(url=source.as_uri()).fetch(folder)
+    return subprocess.run(["sh", "-c", command], capture_output=True, check=False)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    source, folder = tmp_path / "weights.pth", tmp_path / "of two words"
+    source.write_bytes(b"weights")
+    weights = File(url=source.as_uri())
+    folder.mkdir()
+    (folder / "weights.pth.part").write_bytes(b"wei")  # of a download that was broken off
+    assert weights.find(folder) is None
+    assert fetch(source, folder).returncode == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"weights.pth": b"weights"}
+    assert fetch(tmp_path / "nowhere.pth", folder).returncode != 0
+    assert not (folder / "nowhere.pth").exists()
+
+
+@pytest.mark.parametrize("name", ["AlexNet", "CLIP ViT-L/14", "Mask2Former Swin-L"])
+def test_networks_run_on_the_device_they_are_given(
+    name: str, tmp_path: Path, pictures: NDArray[np.uint8]
+) -> None:
+    """The device without numbers computes shapes, and refuses operands of another one and the way back."""
+    torch.save(AlexNet().state_dict(), tmp_path / "alexnet-owt-7be5be79.pth")
+    write_clip(tmp_path)
+    write_segmentation(tmp_path)
+    path = BY_NAME[name].weights.find(tmp_path)
+    assert path
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+        list(features(BY_NAME[name], path, {"shown": pictures}, "meta"))
+
+
+def test_efficientnet_lite0_runs_on_the_device_it_is_given(pictures: NDArray[np.uint8]) -> None:
+    before = efficientnet_lite0(pictures)
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+        efficientnet_lite0(pictures, "meta")
+    np.testing.assert_array_equal(efficientnet_lite0(pictures), before)
+
+
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path, pictures: NDArray[np.uint8]) -> None:
     network, path = BY_NAME["AlexNet"], tmp_path / "alexnet-owt-7be5be79.pth"
     state = AlexNet().state_dict()
@@ -242,11 +286,11 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path, pictures: NDArray[n
     ]:
         torch.save(broken, path)
         with pytest.raises(TrainError, match=match):
-            list(features(network, path, {"shown": pictures}))
+            list(features(network, path, {"shown": pictures}, "cpu"))
     for content in (b"not weights", b""):
         path.write_bytes(content)
         with pytest.raises(TrainError, match="expected weights of AlexNet"):
-            list(features(network, path, {"shown": pictures}))
+            list(features(network, path, {"shown": pictures}, "cpu"))
 
 
 def test_a_transformers_model_that_lacks_weights_is_refused(
@@ -261,7 +305,7 @@ def test_a_transformers_model_that_lacks_weights_is_refused(
     state.pop("visual_projection.weight")
     save_file(state, path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(TrainError, match=r"visual_projection\.weight"):
-        list(features(network, path, {"shown": pictures}))
+        list(features(network, path, {"shown": pictures}, "cpu"))
 
 
 def test_resizing_smooths_what_it_shrinks() -> None:

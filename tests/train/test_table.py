@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,13 @@ from scipy.stats import bootstrap, sem
 
 from train import table
 from train.backbones import AlexNet, ResNet50
+from train.dreamsim import FILES
 from train.errors import TrainError
 from train.metrics import correlation_distance, pixcorr, ssim, two_way
-from train.networks import NETWORKS, Extract, Network, features, resized
+from train.networks import NETWORKS, Device, Extract, Network, features, resized
 from train.table import METRICS, NotComputed, Row, Score, Seen, as_markdown, compare, see
+
+from .test_networks import write_clip
 
 pytestmark = pytest.mark.usefixtures("offline")
 
@@ -34,6 +38,7 @@ PAPER = (
     "mIoU",
     "DreamSim",
 )
+SWAV = "swav_800ep_pretrain.pth.tar"
 EVERYWHERE = {"SSIM", "PixCorr", "EffNet-Lite0", "HOG", "Pixels"}
 
 
@@ -146,9 +151,9 @@ def test_a_reordered_set_is_the_set_of_reordered_pictures(
 
 
 def counting(network: Network, loads: list[str]) -> Network:
-    def load(path: Path) -> Extract:
+    def load(path: Path, device: Device) -> Extract:
         loads.append(network.name)
-        return network.load(path)
+        return network.load(path, device)
 
     return replace(network, load=load)
 
@@ -159,7 +164,7 @@ def test_networks_that_are_there_are_loaded_once_and_score(
     torch.manual_seed(0)
     torch.save(AlexNet().state_dict(), tmp_path / "alexnet-owt-7be5be79.pth")
     swav = {f"module.{name}": weight for name, weight in ResNet50().state_dict().items()}
-    torch.save(swav, tmp_path / "swav_800ep_pretrain.pth.tar")
+    torch.save(swav, tmp_path / SWAV)
     loads: list[str] = []
     monkeypatch.setattr(table, "NETWORKS", tuple(counting(network, loads) for network in NETWORKS))
     shown, few = pictures[:6], decoded[:6]
@@ -179,13 +184,59 @@ def test_networks_that_are_there_are_loaded_once_and_score(
             continue
         path = network.weights.find(tmp_path)
         assert path
-        found = {(name, kind): rows for name, kind, rows in features(network, path, {"a": shown, "b": few})}
+        sets = {"a": shown, "b": few}
+        found = {(name, kind): rows for name, kind, rows in features(network, path, sets, "cpu")}
         for kind in network.kinds:
             (metric,) = [one for one in METRICS if one.kind == kind]
             cell = row[metric.name]
             assert isinstance(cell, Score)
             expected = formulas[kind](found["a", kind], found["b", kind]).mean()
             assert cell.value == pytest.approx(expected, rel=1e-6)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def half_of_a_header(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def a_page(path: Path) -> None:
+    path.write_text("<html><title>404 Not Found</title></html>")
+
+
+def nothing(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [cut, half_of_a_header, a_page, nothing])
+def test_damaged_weights_cost_their_own_metrics_alone(
+    damage: Callable[[Path], None], tmp_path: Path, pictures: NDArray[np.uint8]
+) -> None:
+    alexnet = tmp_path / "alexnet-owt-7be5be79.pth"
+    clip = tmp_path / "clip-vit-large-patch14"
+    torch.save(AlexNet().state_dict(), alexnet)
+    write_clip(tmp_path)
+    dreamsim = tmp_path / "dreamsim"
+    for name in FILES:
+        (dreamsim / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(alexnet, dreamsim / name)
+        damage(dreamsim / name)
+    torch.save({f"module.{name}": each for name, each in ResNet50().state_dict().items()}, tmp_path / SWAV)
+    damage(alexnet)
+    damage(clip / "model.safetensors")
+    seen = see({"shown": pictures[:3]}, tmp_path)["shown"]
+    row = compare(seen, seen)
+    assert {name for name, cell in row.items() if isinstance(cell, Score)} == EVERYWHERE | {"SwAV"}
+    lines = as_markdown({"offline": row}).splitlines()
+    for names, path, fetch in [
+        ("AlexNet(2), AlexNet(5)", alexnet, "curl"),
+        ("CLIP", clip, "hf download"),
+        ("DreamSim", dreamsim, "curl"),
+    ]:
+        begin = f"- {names}: not computed: `{path}` is damaged; remove it and fetch again with `{fetch} "
+        assert any(line.startswith(begin) for line in lines), lines
 
 
 def test_decoded_pictures_may_have_another_size(
