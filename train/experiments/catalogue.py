@@ -37,7 +37,33 @@ def general(bench: Workbench) -> Variant:
 
 def baseline(bench: Workbench) -> Variant:
     """Brain-Diffuser on the general model's windows (table 1)."""
-    return bench.variant("baseline", is_baseline=True, finetune={"layers": "none"})
+    return linear(bench, general(bench))
+
+
+def linear(bench: Workbench, model: Variant, subject: int = 1) -> Variant:
+    """A model's linear reference: Brain-Diffuser of one subject on the windows that the model learns from.
+
+    What it decodes the recordings hold; where the model does not, it has not learned it.
+    """
+    window, forms = model.recipe.window, model.recipe.preprocessing.train_on
+    parts = ["baseline"]
+    if window != bench.recipe.window:
+        parts.append(f"{window.offset_volumes:+d}_{window.length_volumes}")
+    if forms != bench.recipe.preprocessing.train_on:
+        parts.append("+".join(forms))
+    if subject != 1:
+        parts.append(f"sub-{subject:02d}")
+    if model.n_sessions is not None:
+        parts.append(f"{model.n_sessions}-sessions")
+    return bench.variant(
+        "_".join(parts),
+        is_baseline=True,
+        finetune={"layers": "none"},
+        window=window,
+        preprocessing=model.recipe.preprocessing,
+        subjects=(subject,),
+        n_sessions=model.n_sessions,
+    )
 
 
 def specialised(bench: Workbench) -> dict[int, Variant]:
@@ -89,18 +115,11 @@ def by_preprocessing(bench: Workbench) -> dict[str, Variant]:
     }
 
 
-def of_betas(bench: Workbench) -> dict[str, Variant]:
-    """Betas in place of a window, by method (table 4)."""
-    changes = {
-        "preprocessing": {"train_on": ("betas",)},
-        "window": Window(offset_volumes=0, length_volumes=1),
-    }
-    return {
-        "Dynadiff": bench.variant("betas", **changes),
-        "Brain-Diffuser": bench.variant(
-            "betas-baseline", is_baseline=True, finetune={"layers": "none"}, **changes
-        ),
-    }
+def of_betas(bench: Workbench) -> Variant:
+    """Betas in place of a window (table 4)."""
+    return bench.variant(
+        "betas", preprocessing={"train_on": ("betas",)}, window=Window(offset_volumes=0, length_volumes=1)
+    )
 
 
 def several_subjects(bench: Workbench) -> tuple[Variant, dict[int, Variant]]:
