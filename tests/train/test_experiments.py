@@ -117,7 +117,9 @@ def test_variants_differ_in_what_they_are_for(tiny_base: Path, tmp_path: Path) -
     assert set(own) <= set(OFFSETS)
     assert sorted(by_length(bench)) == [1, 2, 3, 4, 5, 6]
     rows = [*brain_modules(bench).values(), *finetunings(bench).values()]
-    assert len({(row.recipe.brain, row.recipe.finetune) for row in rows}) == len(rows) - 1  # one is in both
+    assert len({(row.recipe.brain, row.recipe.finetune, row.recipe.fit) for row in rows}) == len(rows) - 1
+    rates = {row.name: row.recipe.fit.peak_learning_rate for row in rows}  # the general model is in both
+    assert rates["tune-lora-low"] == rates["tune-all-low"] < rates["tune-none"] == rates["general"]
     fresh, tuned = new_subject(bench)
     for n_sessions, model in tuned.items():
         assert model.n_sessions == fresh[n_sessions].n_sessions == n_sessions

@@ -18,6 +18,9 @@ N_SESSIONS = 10
 """Sessions of each subject where several take part."""
 OWN_TIMESTEPS = {"per_subject_timesteps": True}
 """Every subject has its own subject and timestep layers (appendix E); of one subject, the same function."""
+RATE_OF_WEIGHTS = 0.25
+"""Of the recipe's peak learning rate, where the UNet's own weights are tuned: at the whole of it they lose at
+first what the base model knows, and the loss begins a third higher."""
 
 
 def shifted(window: Window, offset_volumes: int) -> Window:
@@ -96,13 +99,15 @@ def brain_modules(bench: Workbench) -> dict[str, Variant]:
 
 
 def finetunings(bench: Workbench) -> dict[str, Variant]:
-    """The rows of table 3."""
+    """The rows of table 3, and LoRA at the rate of those that tune the UNet's own weights."""
+    low = {"peak_learning_rate": bench.recipe.fit.peak_learning_rate * RATE_OF_WEIGHTS}
     return {
         "LoRA": general(bench),
         "nothing": bench.variant("tune-none", finetune={"layers": "none"}),
-        "cross-attention": bench.variant("tune-cross", finetune={"layers": "cross-attention"}),
-        "linear layers": bench.variant("tune-linear", finetune={"layers": "linear"}),
-        "everything": bench.variant("tune-all", finetune={"layers": "all"}),
+        "LoRA, at the lower rate": bench.variant("tune-lora-low", fit=low),
+        "cross-attention": bench.variant("tune-cross-low", finetune={"layers": "cross-attention"}, fit=low),
+        "linear layers": bench.variant("tune-linear-low", finetune={"layers": "linear"}, fit=low),
+        "everything": bench.variant("tune-all-low", finetune={"layers": "all"}, fit=low),
     }
 
 

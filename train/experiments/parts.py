@@ -85,8 +85,9 @@ def finetuning(bench: Workbench) -> Report:
         strips=strips,
         chance_at="Chance is 50 % in identification.",
         notes=[
-            f"Peak learning rate of each row: {rates}. It is the brain module's too. At LoRA's, tuning the "
-            "UNet itself undoes at first what the base model knows; the paper names one rate for all rows."
+            f"Peak learning rates, of UNet and brain module alike: {rates}. At that of LoRA, tuning the "
+            "UNet's own weights undoes at first what the base model knows. A lower rate slows the brain module too: "
+            "LoRA at the lower one shows by how much."
         ],
     )
 
