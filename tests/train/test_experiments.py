@@ -72,7 +72,8 @@ def test_an_experiment_ends_with_a_page_and_is_not_made_twice(
         assert finding["verdict"] in {"appears", "does not appear", "cannot be said"}
         for each in finding["differences"]:
             assert each["low"] <= each["value"] <= each["high"]
-            assert f"{100 * each['value']:+.1f} [{100 * each['low']:+.1f}" in finding["here"]
+            interval = f"{100 * each['value']:+.1f} [{100 * each['low']:+.1f}, {100 * each['high']:+.1f}]"
+            assert f"<td>{each['metric']}</td><td>{interval}</td>" in text
     made = {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.is_file()}
     run_experiment("betas", tiny_nsd_with_betas, tiny_base, work, out, recipe)
     assert made == {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.is_file()}

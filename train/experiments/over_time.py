@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 from nsd import TR_S
@@ -168,13 +169,16 @@ def lasts(own: ByOffset, one: ByOffset, whose: str) -> Finding:
     late = min(own, key=lambda offset: abs(offset * TR_S - LATE_S))
     verdicts = {offset: (decodes(own[offset]).verdict, decodes(one[offset]).verdict) for offset in own}
     decoded = [offset for offset, either in verdicts.items() if "appears" in either]
+    at_own_time = all_of(*(at_least_as_good(own[at], one[at], (LOW_LEVEL,)) for at in decoded))
+    if at_own_time.verdict == "appears":
+        at_own_time = replace(at_own_time, why="at its own time no specialised model is worse by 5 points")
     return Finding.of(
         "specialised models are best at their own time, and still decode a window that starts 10 s after "
         f"onset, better than the general model: {whose}",
         all_of(
             decodes(own[late]),
             better(own[late], one[late], (LOW_LEVEL,)),
-            *(at_least_as_good(own[offset], one[offset], (LOW_LEVEL,)) for offset in decoded),
+            at_own_time,
         ),
         f"From a window that starts {late * TR_S:.1f} s after onset: specialised {said(own[late])}; general "
         f"{said(one[late])}.",

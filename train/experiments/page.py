@@ -100,7 +100,23 @@ def _finding(finding: Finding) -> str:
     kind, sentence = _VERDICTS[finding.verdict]
     return (
         f"<div class='{kind}'><p>{escape(finding.source)}: {escape(finding.claim)}</p>"
-        f"<p><b>{sentence}</b> {escape(finding.here)}</p></div>"
+        f"<p><b>{sentence}</b> {escape(finding.here)}</p>{_differences(finding)}</div>"
+    )
+
+
+def _differences(finding: Finding) -> str:
+    """What the verdict rests on, folded up."""
+    if not finding.differences:
+        return ""
+    rows = "".join(
+        f"<tr><td>{escape(each.one)} − {escape(each.other)}</td><td>{escape(each.metric)}</td>"
+        f"<td>{100 * each.value:+.1f} [{100 * each.low:+.1f}, {100 * each.high:+.1f}]</td></tr>"
+        for each in finding.differences
+    )
+    n_trials, n_pictures = finding.differences[0].n_trials, finding.differences[0].n_pictures
+    return (
+        f"<details class=quiet><summary>Differences on the same {n_trials} trials of {n_pictures} pictures, in "
+        f"points</summary><table>{rows}</table></details>"
     )
 
 

@@ -86,8 +86,8 @@ def finetuning(bench: Workbench) -> Report:
         chance_at="Chance is 50 % in identification.",
         notes=[
             f"Peak learning rates, of UNet and brain module alike: {rates}. At that of LoRA, tuning the "
-            "UNet's own weights undoes at first what the base model knows. A lower rate slows the brain module too: "
-            "LoRA at the lower one shows by how much."
+            "UNet's own weights undoes at first what the base model knows. A lower rate slows the brain "
+            "module too: LoRA at the lower one shows by how much."
         ],
     )
 

@@ -52,7 +52,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
             claim=claim,
             source=source,
             verdict=judgement.verdict,
-            here=f"{here} {judgement.why}.".strip(),
+            here=f"{here} {judgement.why[:1].upper()}{judgement.why[1:]}.".strip(),
             differences=judgement.differences,
         )
 
@@ -198,9 +198,10 @@ def _differences(one: Entry, other: Entry, metrics: Sequence[str]) -> tuple[Diff
 
 
 def _joined(verdict: Verdict, parts: Sequence[Judgement]) -> Judgement:
+    """The reason is that of the parts which decided; every difference stays."""
     return Judgement(
         verdict=verdict,
-        why="; ".join(dict.fromkeys(part.why for part in parts)),
+        why="; ".join(dict.fromkeys(part.why for part in parts if part.verdict == verdict)),
         differences=tuple(dict.fromkeys(each for part in parts for each in part.differences)),
     )
 
