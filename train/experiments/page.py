@@ -115,8 +115,8 @@ def _differences(finding: Finding) -> str:
     )
     n_trials, n_pictures = finding.differences[0].n_trials, finding.differences[0].n_pictures
     return (
-        f"<details class=quiet><summary>Differences on the same {n_trials} trials of {n_pictures} pictures, in "
-        f"points</summary><table>{rows}</table></details>"
+        f"<details class=quiet><summary>Differences on the same {n_trials} trials of {n_pictures} pictures, "
+        f"in points</summary><table>{rows}</table></details>"
     )
 
 
