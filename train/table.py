@@ -25,6 +25,7 @@ from train.errors import TrainError
 from train.features import efficientnet_lite0
 from train.metrics import correlation_distance, cosine_distance, mean_iou, pixcorr, ssim, two_way
 from train.networks import NETWORKS, Device, Features, Pictures, features, resized
+from train.resample import PerTrial, Resampling, resample
 
 _log = logging.getLogger(__name__)
 PIXEL_METRICS_PX = 425
@@ -161,30 +162,51 @@ def compare(shown: Seen, decoded: Seen, *, seed: int = 0) -> Row:
     :param seed: of the bootstrap's draws
     :raises TrainError: when the two are not of the same number of trials, at least two.
     """
+    values = per_trial(shown, decoded)
+    return summarise(values, np.arange(len(shown.features["pictures"])), seed=seed)
+
+
+def per_trial(shown: Seen, decoded: Seen) -> dict[str, PerTrial | NotComputed]:
+    """Every metric's value for each trial ``[n]``, of decoded pictures against the shown ones.
+
+    :raises TrainError: when the two are not of the same number of trials, at least two.
+    """
     n_trials, n_decoded = len(shown.features["pictures"]), len(decoded.features["pictures"])
     if n_trials != n_decoded or n_trials < 2:
         raise TrainError(
             f"expected as many decoded pictures as shown ones, two at least; got {n_decoded}, {n_trials}"
         )
-    draws = np.random.default_rng(seed).integers(n_trials, size=(N_RESAMPLES, n_trials))
     missing = shown.missing | decoded.missing
-    row: Row = {}
-    for metric in METRICS:
-        if metric.kind in missing:
-            row[metric.name] = missing[metric.kind]
-        else:
-            values = metric.formula(shown.features[metric.kind], decoded.features[metric.kind])
-            row[metric.name] = _summary(values, draws)
-    return row
+    return {
+        metric.name: missing[metric.kind]
+        if metric.kind in missing
+        else metric.formula(shown.features[metric.kind], decoded.features[metric.kind])
+        for metric in METRICS
+    }
 
 
-def _summary(values: NDArray[np.float64], draws: NDArray[np.int64]) -> Score:
-    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
+def summarise(
+    values: Mapping[str, PerTrial | NotComputed], pictures: NDArray[np.int64], *, seed: int = 0
+) -> Row:
+    """Each metric's mean with its interval, over trials; those that show a picture again are drawn together.
+
+    :param pictures: what each trial showed, ``[n]``
+    :param seed: of the bootstrap's draws
+    """
+    resampling = resample(pictures, N_RESAMPLES, seed)
+    return {
+        name: those if isinstance(those, NotComputed) else _summary(those, resampling)
+        for name, those in values.items()
+    }
+
+
+def _summary(values: PerTrial, resampling: Resampling) -> Score:
+    low, high = resampling.interval(values)
     return Score(
         value=float(values.mean()),
-        standard_error=float(values.std(ddof=1) / np.sqrt(len(values))),
-        low=float(low),
-        high=float(high),
+        standard_error=resampling.standard_error(values),
+        low=low,
+        high=high,
         n_trials=len(values),
     )
 

@@ -38,7 +38,7 @@ def ridge_checkpoint(
     command = ["ridge", "--nsd", str(tiny_nsd), "--subject", "1", "--base", str(tiny_base)]
     command += ["--cache", str(folder / "cache"), "--out", str(folder / "sub-01")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("train.__main__.read_recipe", lambda _: tiny_recipe)
+        patch.setattr("train.commands.fitting.read_recipe", lambda _: tiny_recipe)
         assert main(command) == 0
     return folder / "sub-01"
 

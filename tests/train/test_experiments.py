@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import msgspec
@@ -13,27 +14,28 @@ from train.__main__ import main
 from train.errors import TrainError
 from train.experiments.catalogue import (
     OFFSETS,
+    SUBJECTS,
+    baseline,
     brain_modules,
     by_length,
+    by_preprocessing,
     every_window,
     finetunings,
+    general,
+    linear,
     new_subject,
+    of_betas,
+    several_subjects,
     specialised,
 )
+from train.experiments.entries import HEADLINES, Entry, entry_of
 from train.experiments.page import write_page
-from train.experiments.report import (
-    Entry,
-    Finding,
-    Report,
-    above_chance,
-    is_better,
-    is_clearly_better,
-    said,
-)
+from train.experiments.report import Report
 from train.experiments.run import EXPERIMENTS, run_experiment
+from train.experiments.verdicts import Finding
 from train.experiments.workbench import Workbench
 from train.recipe import Recipe, read_recipe
-from train.table import METRICS, NotComputed, Score
+from train.table import METRICS, NotComputed
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,7 @@ def test_an_experiment_ends_with_a_page_and_is_not_made_twice(
     page = run_experiment("betas", tiny_nsd_with_betas, tiny_base, work, out, recipe)
     assert page == out / "betas.html"
     text = page.read_text()
-    assert "in the synthetic data" in text
+    assert "<div class='finding" in text
     assert text.count("<svg") == 1
     assert "data:image/webp" in text
     result = json.loads((out / "betas.json").read_text())
@@ -66,6 +68,12 @@ def test_an_experiment_ends_with_a_page_and_is_not_made_twice(
     for entry in result["entries"]:
         assert 0 <= entry["scores"]["Pixels"]["low"] <= entry["scores"]["Pixels"]["high"] <= 1
         assert "CLIP" not in entry["scores"], "its network is not there"
+    for finding in result["findings"]:
+        assert finding["verdict"] in {"appears", "does not appear", "cannot be said"}
+        for each in finding["differences"]:
+            assert each["low"] <= each["value"] <= each["high"]
+            interval = f"{100 * each['value']:+.1f} [{100 * each['low']:+.1f}, {100 * each['high']:+.1f}]"
+            assert f"<td>{each['metric']}</td><td>{interval}</td>" in text
     made = {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.is_file()}
     run_experiment("betas", tiny_nsd_with_betas, tiny_base, work, out, recipe)
     assert made == {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.is_file()}
@@ -87,14 +95,14 @@ def test_neighbours_are_the_pictures_before_and_after(
         root=tiny_nsd, base=tiny_base, work=tmp_path, recipe=recipe, windows=every_window(recipe.window)
     )
     cache, groups = bench.cache(1, recipe), bench.groups(1, recipe)
-    has_next, after = bench.neighbours(1)
-    has_previous, before = bench.neighbours(-1)
+    has_next, _, after = bench.neighbours(1)
+    has_previous, _, before = bench.neighbours(-1)
     assert len(after) == has_next.sum() < len(groups)
     trials = [group[0] for group in groups]
     for place, trial in enumerate(trials[:-1]):
         follows = cache.trials[trial + 1].trial.onset_volume - cache.trials[trial].trial.onset_volume == 3
         if follows and trials[place + 1] == trial + 1:
-            shown = bench.shown()
+            _, shown = bench.shown()
             assert np.array_equal(after[has_next[:place].sum()], shown[place + 1])
             assert np.array_equal(before[has_previous[: place + 1].sum()], shown[place])
             return
@@ -110,7 +118,9 @@ def test_variants_differ_in_what_they_are_for(tiny_base: Path, tmp_path: Path) -
     assert set(own) <= set(OFFSETS)
     assert sorted(by_length(bench)) == [1, 2, 3, 4, 5, 6]
     rows = [*brain_modules(bench).values(), *finetunings(bench).values()]
-    assert len({(row.recipe.brain, row.recipe.finetune) for row in rows}) == len(rows) - 1  # one is in both
+    assert len({(row.recipe.brain, row.recipe.finetune, row.recipe.fit) for row in rows}) == len(rows) - 1
+    rates = {row.name: row.recipe.fit.peak_learning_rate for row in rows}  # the general model is in both
+    assert rates["tune-lora-low"] == rates["tune-all-low"] < rates["tune-none"] == rates["general"]
     fresh, tuned = new_subject(bench)
     for n_sessions, model in tuned.items():
         assert model.n_sessions == fresh[n_sessions].n_sessions == n_sessions
@@ -119,48 +129,77 @@ def test_variants_differ_in_what_they_are_for(tiny_base: Path, tmp_path: Path) -
         assert model.recipe == model.pretrained.recipe
 
 
-def entry(value: float, margin: float = 0.02, **others: float) -> Entry:
-    scores: dict[str, Score | NotComputed] = {
-        metric.name: NotComputed(needs="a network") for metric in METRICS
-    }
-    values = {"Pixels": value, "EffNet-Lite0": value, "PixCorr": value, "SSIM": value} | others
-    for name, each in values.items():
-        scores[name] = Score(
-            value=each, standard_error=margin / 2, low=each - margin, high=each + margin, n_trials=99
-        )
-    return Entry(series=f"{value}", scores=scores)
-
-
-def test_better_is_what_lies_beyond_the_others_interval() -> None:
-    assert is_better(entry(0.8), entry(0.7), "Pixels")
-    assert not is_better(entry(0.8), entry(0.77), "Pixels")
-    assert not is_better(entry(0.7), entry(0.8), "Pixels")
-    low, high = entry(0.7, EffNet=0.5), entry(0.7, EffNet=0.9)
-    assert is_better(low, high, "EffNet"), "of a distance, less is better"
-    mixed = entry(0.8, **{"EffNet-Lite0": 0.5})
-    assert not is_clearly_better(mixed, entry(0.7))
-    assert is_clearly_better(entry(0.8), entry(0.7))
-    assert above_chance(entry(0.53))
-    assert not above_chance(entry(0.51))
-    assert said(entry(0.8)) == "Pixels 80.0 % [78.0, 82.0], EffNet-Lite0 80.0 % [78.0, 82.0]"
-
-
-def test_a_page_says_what_does_not_appear(tmp_path: Path) -> None:
-    findings = [
-        Finding(claim="the sky is <blue>", appears=False, here="it was grey."),
-        Finding(claim="grass is green", appears=True, here="it was."),
+def test_a_linear_reference_is_of_what_its_model_learns_from(tiny_base: Path, tmp_path: Path) -> None:
+    recipe = read_recipe(Path("experiments"))
+    windows = every_window(recipe.window)
+    bench = Workbench(root=tmp_path, base=tiny_base, work=tmp_path, recipe=recipe, windows=windows)
+    together, alone = several_subjects(bench)
+    fresh, tuned = new_subject(bench)
+    models = [
+        *specialised(bench).values(),
+        *by_length(bench).values(),
+        *by_preprocessing(bench).values(),
+        of_betas(bench),
+        *fresh.values(),
+        *tuned.values(),
+        *alone.values(),
     ]
-    lines = [msgspec.structs.replace(entry(0.6 + 0.1 * x), series="one", x=float(x)) for x in range(3)]
+    pairs = [(model, model.subjects[0]) for model in models] + [(together, subject) for subject in SUBJECTS]
+    references = [(model, subject, linear(bench, model, subject)) for model, subject in pairs]
+    for model, subject, reference in references:
+        assert reference.is_baseline
+        assert reference.subjects == (subject,)
+        assert reference.n_sessions == model.n_sessions
+        assert reference.recipe.window == model.recipe.window
+        assert reference.recipe.preprocessing == model.recipe.preprocessing
+    names = {reference.name: reference for _, _, reference in references}
+    assert all(names[reference.name] == reference for _, _, reference in references), "a name is of one model"
+    assert len(names) == 7 + 1 + 5 + 2 + 1 + 3 + 3, (
+        "starts, general, lengths, causal, betas, sessions, others"
+    )
+    rows = [*brain_modules(bench).values(), *finetunings(bench).values()]
+    assert {linear(bench, row).name for row in rows} == {baseline(bench).name} == {"baseline"}
+    assert not general(bench).is_baseline
+
+
+def entry(series: str, value: float, x: float | None = None) -> Entry:
+    values = {metric.name: NotComputed(needs="a network") for metric in METRICS}
+    noise = np.random.default_rng(3).normal(0, 0.1, 50)
+    return entry_of(series, values | dict.fromkeys(HEADLINES, value + noise), np.arange(50), x)
+
+
+def test_a_page_tells_three_verdicts_apart_without_colour(tmp_path: Path) -> None:
+    findings = [
+        Finding(claim="the sky is <blue>", verdict="does not appear", here="it was grey."),
+        Finding(claim="grass is green", verdict="appears", here="it was."),
+        Finding(claim="it will rain", verdict="cannot be said", here="we saw no cloud."),
+    ]
+    lines = [entry("one", 0.6 + 0.1 * x, x) for x in range(3)]
     report = Report(
         name="weather", title="Weather", question="How is it?", entries=lines, findings=findings, axis="days"
     )
     text = write_page(report, {"command": "look out"}, tmp_path).read_text()
     assert "the sky is &lt;blue&gt;" in text
-    assert text.index("It does not appear in the synthetic data") < text.index("it was grey.")
-    assert text.index("It appears in the synthetic data") < text.index("it was.")
+    for words in (
+        "<b>✗ It does not appear in the synthetic data.</b> it was grey.",
+        "<b>✓ It appears in the synthetic data.</b> it was.",
+        "<b>? It cannot be said from what was trained here.</b> we saw no cloud.",
+    ):
+        assert text.count(words) == 1
+    borders = [
+        re.search(r"border-left(?:-style)?: [^;]*(solid|double|dashed)", rule) for rule in _rules(text)
+    ]
+    assert sorted(border[1] for border in borders if border) == ["dashed", "double", "solid"]
     assert "Not computed, for want of their networks" in text
+    result = json.loads((tmp_path / "weather.json").read_text())
+    assert [finding["verdict"] for finding in result["findings"]] == [each.verdict for each in findings]
     again = write_page(report, {"command": "look out"}, tmp_path / "again").read_text()
     assert text == again
+
+
+def _rules(page: str) -> list[str]:
+    """Of findings, in the style sheet."""
+    return re.findall(r"^\.finding(?:\.\w+)? {[^}]*}", page, re.MULTILINE)
 
 
 def test_an_unknown_experiment_is_named(tiny_nsd: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,9 @@ N_SESSIONS = 10
 """Sessions of each subject where several take part."""
 OWN_TIMESTEPS = {"per_subject_timesteps": True}
 """Every subject has its own subject and timestep layers (appendix E); of one subject, the same function."""
+RATE_OF_WEIGHTS = 0.25
+"""Of the recipe's peak learning rate, where the UNet's own weights are tuned: at the whole of it they lose at
+first what the base model knows, and the loss begins a third higher."""
 
 
 def shifted(window: Window, offset_volumes: int) -> Window:
@@ -37,7 +40,33 @@ def general(bench: Workbench) -> Variant:
 
 def baseline(bench: Workbench) -> Variant:
     """Brain-Diffuser on the general model's windows (table 1)."""
-    return bench.variant("baseline", is_baseline=True, finetune={"layers": "none"})
+    return linear(bench, general(bench))
+
+
+def linear(bench: Workbench, model: Variant, subject: int = 1) -> Variant:
+    """A model's linear reference: Brain-Diffuser of one subject on the windows that the model learns from.
+
+    What it decodes the recordings hold; where the model does not, it has not learned it.
+    """
+    window, forms = model.recipe.window, model.recipe.preprocessing.train_on
+    parts = ["baseline"]
+    if window != bench.recipe.window:
+        parts.append(f"{window.offset_volumes:+d}_{window.length_volumes}")
+    if forms != bench.recipe.preprocessing.train_on:
+        parts.append("+".join(forms))
+    if subject != 1:
+        parts.append(f"sub-{subject:02d}")
+    if model.n_sessions is not None:
+        parts.append(f"{model.n_sessions}-sessions")
+    return bench.variant(
+        "_".join(parts),
+        is_baseline=True,
+        finetune={"layers": "none"},
+        window=window,
+        preprocessing=model.recipe.preprocessing,
+        subjects=(subject,),
+        n_sessions=model.n_sessions,
+    )
 
 
 def specialised(bench: Workbench) -> dict[int, Variant]:
@@ -70,13 +99,15 @@ def brain_modules(bench: Workbench) -> dict[str, Variant]:
 
 
 def finetunings(bench: Workbench) -> dict[str, Variant]:
-    """The rows of table 3."""
+    """The rows of table 3, and LoRA at the rate of those that tune the UNet's own weights."""
+    low = {"peak_learning_rate": bench.recipe.fit.peak_learning_rate * RATE_OF_WEIGHTS}
     return {
         "LoRA": general(bench),
         "nothing": bench.variant("tune-none", finetune={"layers": "none"}),
-        "cross-attention": bench.variant("tune-cross", finetune={"layers": "cross-attention"}),
-        "linear layers": bench.variant("tune-linear", finetune={"layers": "linear"}),
-        "everything": bench.variant("tune-all", finetune={"layers": "all"}),
+        "LoRA, at the lower rate": bench.variant("tune-lora-low", fit=low),
+        "cross-attention": bench.variant("tune-cross-low", finetune={"layers": "cross-attention"}, fit=low),
+        "linear layers": bench.variant("tune-linear-low", finetune={"layers": "linear"}, fit=low),
+        "everything": bench.variant("tune-all-low", finetune={"layers": "all"}, fit=low),
     }
 
 
@@ -89,18 +120,11 @@ def by_preprocessing(bench: Workbench) -> dict[str, Variant]:
     }
 
 
-def of_betas(bench: Workbench) -> dict[str, Variant]:
-    """Betas in place of a window, by method (table 4)."""
-    changes = {
-        "preprocessing": {"train_on": ("betas",)},
-        "window": Window(offset_volumes=0, length_volumes=1),
-    }
-    return {
-        "Dynadiff": bench.variant("betas", **changes),
-        "Brain-Diffuser": bench.variant(
-            "betas-baseline", is_baseline=True, finetune={"layers": "none"}, **changes
-        ),
-    }
+def of_betas(bench: Workbench) -> Variant:
+    """Betas in place of a window (table 4)."""
+    return bench.variant(
+        "betas", preprocessing={"train_on": ("betas",)}, window=Window(offset_volumes=0, length_volumes=1)
+    )
 
 
 def several_subjects(bench: Workbench) -> tuple[Variant, dict[int, Variant]]:

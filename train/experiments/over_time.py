@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
-from nsd import TR_S
-from train.experiments.catalogue import OFFSETS, by_length, general, shifted, specialised
-from train.experiments.report import Entry, Finding, Judge, Report, above_chance, is_better, said
-from train.experiments.workbench import Probe, Workbench
-from train.table import compare, see
+from dataclasses import replace
+from itertools import pairwise
 
+from nsd import TR_S
+from train.experiments.catalogue import (
+    OFFSETS,
+    baseline,
+    by_length,
+    general,
+    linear,
+    shifted,
+    specialised,
+)
+from train.experiments.entries import Entry, entry_of
+from train.experiments.report import LINEAR, Judge, Report, Strip
+from train.experiments.verdicts import (
+    LOW_LEVEL,
+    Finding,
+    Judgement,
+    Verdict,
+    all_of,
+    at_least_as_good,
+    better,
+    decodes,
+    said,
+)
+from train.experiments.workbench import ROWS_PER_TRIAL, Probe, Variant, Workbench
+from train.table import per_trial, see
+
+BEGINS_S = 3.0
+"""After onset, where the paper's decoding begins to work."""
 LATE_S = 10.0
 """Start of the window of which the paper says that specialised models still decode it."""
 STRIP_OFFSETS = (-3, 0, 3, 6, 9)
+ByOffset = dict[int, Entry]
+"""Entries by the first volume of their windows, after onset."""
 
 
 def end_s(offset_volumes: int, length_volumes: int) -> float:
@@ -19,132 +46,184 @@ def end_s(offset_volumes: int, length_volumes: int) -> float:
 
 
 def time_resolved(bench: Workbench) -> Report:
-    """The general model on shifted windows, and specialised models each on its own (figures 4, 5)."""
-    judge, model, window = Judge(bench), general(bench), bench.recipe.window
-    ends = {offset: end_s(offset, window.length_volumes) for offset in OFFSETS}
-    tests = {offset: Probe(window=shifted(window, offset)) for offset in OFFSETS}
-    one = {offset: judge.entry("general", model, tests[offset], ends[offset]) for offset in OFFSETS}
+    """The general model on shifted windows, and specialised models each on its own (figures 4, 5).
+
+    Of both methods: what the linear reference decodes at a time, the recordings hold then.
+    """
+    judge, window = Judge(bench), bench.recipe.window
     models = specialised(bench)
-    own = {
-        offset: judge.entry("specialised", special, tests[offset], ends[offset])
-        for offset, special in models.items()
-    }
-    near = [
-        _against_neighbour(bench, step, name, tests[offset], ends[offset])
-        for step, name in ((-1, "general, against the picture before"), (1, "general, against the one after"))
-        for offset in OFFSETS
+    references = {offset: linear(bench, model) for offset, model in models.items()}
+    one_linear = _one_on_all(judge, f"general, {LINEAR}", baseline(bench), {})
+    own_linear = _each_on_its_own(judge, f"specialised, {LINEAR}", references, {})
+    one = _one_on_all(judge, "general", general(bench), {})
+    own = _each_on_its_own(judge, "specialised", models, own_linear)
+    before = _against_neighbour(judge, -1, "general, against the picture before")
+    after = _against_neighbour(judge, 1, "general, against the one after")
+    findings = [
+        begins(own, window.length_volumes, "specialised models"),
+        begins(own_linear, window.length_volumes, "the linear reference"),
+        lasts(own, one, "the model"),
+        lasts(own_linear, one_linear, "the linear reference"),
+        shows_neighbours(before, after, window.offset_volumes),
     ]
-    strips = [("shown", judge.pictures)]
-    for offset in STRIP_OFFSETS:
-        name = f"window ends {ends[offset]:.1f} s after onset"
-        strips.append((f"general, {name}", bench.decodes(model, tests[offset])))
-        if offset in models:
-            strips.append((f"specialised, {name}", bench.decodes(models[offset], tests[offset])))
+    lines = (one, own, one_linear, own_linear, before, after)
     return Report(
         name="time-resolved",
         title="Decoding over time: one general model and specialised ones",
         question="When after its onset can a picture be decoded, and until when?",
-        entries=[*one.values(), *own.values(), *near],
-        findings=[_begins(own), _lasts(one, own, window.offset_volumes), _shows_neighbours(near, one)],
+        entries=[entry for line in lines for entry in line.values()],
+        findings=findings,
         axis="end of the window, seconds after the picture's onset",
         chance_at="Chance is 50 % in identification.",
-        strips=strips,
+        strips=_strips(judge, models),
         notes=[
             f"Windows of {window.length_volumes} volumes. The general model was trained on windows that end "
-            f"{ends[window.offset_volumes]:.1f} s after onset; each specialised one on its own."
+            f"{end_s(window.offset_volumes, window.length_volumes):.1f} s after onset; each specialised one "
+            "on its own."
         ],
     )
 
 
-def _against_neighbour(bench: Workbench, step: int, series: str, test: Probe, x: float) -> Entry:
+def _one_on_all(judge: Judge, series: str, model: Variant, references: ByOffset) -> ByOffset:
+    models = dict.fromkeys(OFFSETS, model)
+    return _each_on_its_own(judge, series, models, references)
+
+
+def _each_on_its_own(judge: Judge, series: str, models: dict[int, Variant], references: ByOffset) -> ByOffset:
+    window = judge.bench.recipe.window
+    return {
+        offset: judge.entry(
+            series,
+            model,
+            Probe(window=shifted(window, offset)),
+            end_s(offset, window.length_volumes),
+            references.get(offset),
+        )
+        for offset, model in models.items()
+    }
+
+
+def _against_neighbour(judge: Judge, step: int, series: str) -> ByOffset:
     """The general model's decodes against the picture before or after the one they are aligned to."""
-    has_one, neighbours = bench.neighbours(step)
-    decoded = bench.decodes(general(bench), test)[has_one]
-    seen = see({"shown": neighbours, "decoded": decoded}, None)
-    return Entry(series=series, x=x, scores=compare(seen["shown"], seen["decoded"]))
+    bench, window = judge.bench, judge.bench.recipe.window
+    has_one, images, neighbours = bench.neighbours(step)
+    shown = see({"shown": neighbours}, None)["shown"]
+    entries = {}
+    for offset in OFFSETS:
+        decoded = bench.decodes(general(bench), Probe(window=shifted(window, offset)))[has_one]
+        values = per_trial(shown, see({"decoded": decoded}, None)["decoded"])
+        entries[offset] = entry_of(series, values, images, end_s(offset, window.length_volumes))
+    return entries
 
 
-def _begins(own: dict[int, Entry]) -> Finding:
-    ends_s = [entry.x or 0.0 for entry in own.values()]
-    works = [above_chance(entry) for entry in own.values()]
-    begins_s = next((end for end, is_above in zip(ends_s, works, strict=True) if is_above), None)
-    grid = ", ".join(f"{end:.1f}" for end in ends_s)
-    return Finding(
-        claim="decoding begins to work about 3 s after onset, as the haemodynamic response lets expect",
-        appears=begins_s is not None and begins_s > ends_s[0] and begins_s <= 6,
-        here=f"windows of specialised models end at {grid} s after onset; "
-        + (
-            f"the first above chance in pixels ends at {begins_s:.1f} s."
-            if begins_s
-            else "none is above chance."
-        )
-        + " The simulated responses peak 4.5 to 7.5 s after onset.",
+def _strips(judge: Judge, models: dict[int, Variant]) -> list[Strip]:
+    bench, window = judge.bench, judge.bench.recipe.window
+    strips = [("shown", judge.pictures)]
+    for offset in STRIP_OFFSETS:
+        test = Probe(window=shifted(window, offset))
+        name = f"window ends {end_s(offset, window.length_volumes):.1f} s after onset"
+        strips.append((f"general, {name}", bench.decodes(general(bench), test)))
+        if offset in models:
+            strips.append((f"specialised, {name}", bench.decodes(models[offset], test)))
+    return strips
+
+
+def begins(own: ByOffset, length_volumes: int, whose: str) -> Finding:
+    """Whether the first window that is decoded is the first that ends after the paper's 3 s."""
+    found = {end_s(offset, length_volumes): decodes(own[offset]) for offset in sorted(own)}
+    judgement = _began({end: each.verdict for end, each in found.items()})
+    near = [found[end].why for end in found if abs(end - BEGINS_S) < ROWS_PER_TRIAL * TR_S]
+    return Finding.of(
+        f"decoding begins to work about 3 s after onset, as the haemodynamic response lets expect: {whose}",
+        Judgement(verdict=judgement.verdict, why="; ".join([judgement.why, *near])),
+        f"Windows end at {', '.join(f'{end:.1f}' for end in found)} s after onset; the simulated responses "
+        "peak 4.5 to 7.5 s after it.",
     )
 
 
-def _lasts(one: dict[int, Entry], own: dict[int, Entry], trained: int) -> Finding:
+def _began(decodes_by_end_s: dict[float, Verdict]) -> Judgement:
+    """From whether windows are decoded, by their ends in ascending order."""
+    first_s = next((end for end, verdict in decodes_by_end_s.items() if verdict == "appears"), None)
+    fails_s = [
+        end
+        for end, verdict in decodes_by_end_s.items()
+        if verdict == "does not appear" and (first_s is None or end < first_s)
+    ]
+    if first_s is None:
+        none_does = len(fails_s) == len(decodes_by_end_s)
+        return Judgement(
+            verdict="does not appear" if none_does else "cannot be said", why="no window is shown to decode"
+        )
+    if not fails_s:
+        early: Verdict = "does not appear" if first_s < BEGINS_S else "cannot be said"
+        return Judgement(verdict=early, why=f"windows that end by {first_s:.1f} s decode, none fails before")
+    why = f"windows that end at {fails_s[-1]:.1f} s fail, the first that decode end at {first_s:.1f} s"
+    if fails_s[-1] >= BEGINS_S or first_s < BEGINS_S:
+        return Judgement(verdict="does not appear", why=why)
+    is_next = (fails_s[-1], first_s) in pairwise(decodes_by_end_s)
+    return Judgement(verdict="appears" if is_next else "cannot be said", why=why)
+
+
+def lasts(own: ByOffset, one: ByOffset, whose: str) -> Finding:
+    """Specialised models against one general one, each on the same windows."""
     late = min(own, key=lambda offset: abs(offset * TR_S - LATE_S))
-    better = is_better(own[late], one[late], "Pixels")
-    closest = all(not is_better(one[offset], own[offset], "Pixels") for offset in own)
-    return Finding(
-        claim="specialised models are best at their own time, and still decode a window that starts 10 s "
-        "after onset, where the general model fails",
-        appears=better and closest and above_chance(own[late]),
-        here=f"from a window that starts {late * TR_S:.1f} s after onset the specialised model reaches "
-        f"{said(own[late])}, the general one {said(one[late])}; at its own start, {trained * TR_S:.1f} s, "
-        f"the general one reaches {said(one[trained])}.",
+    verdicts = {offset: (decodes(own[offset]).verdict, decodes(one[offset]).verdict) for offset in own}
+    decoded = [offset for offset, either in verdicts.items() if "appears" in either]
+    at_own_time = all_of(*(at_least_as_good(own[at], one[at], (LOW_LEVEL,)) for at in decoded))
+    if at_own_time.verdict == "appears":
+        at_own_time = replace(at_own_time, why="at its own time no specialised model is worse by 5 points")
+    return Finding.of(
+        "specialised models are best at their own time, and still decode a window that starts 10 s after "
+        f"onset, better than the general model: {whose}",
+        all_of(
+            decodes(own[late]),
+            better(own[late], one[late], (LOW_LEVEL,)),
+            at_own_time,
+        ),
+        f"From a window that starts {late * TR_S:.1f} s after onset: specialised {said(own[late])}; general "
+        f"{said(one[late])}.",
     )
 
 
-def _shows_neighbours(near: list[Entry], one: dict[int, Entry]) -> Finding:
-    def best(series_part: str) -> Entry:
-        return max(
-            (entry for entry in near if series_part in entry.series), key=lambda e: e.score("Pixels").value
-        )
-
-    before, after = best("before"), best("after")
-    current = max(one.values(), key=lambda entry: entry.score("Pixels").value)
-    in_order = (before.x or 0) < (current.x or 0) < (after.x or 0)
-    return Finding(
-        claim="on windows shifted by one trial the general model decodes the previous and the next picture",
-        appears=in_order and above_chance(before) and above_chance(after),
-        here=f"against the picture before, it is best on windows that end at {before.x:.1f} s "
-        f"({said(before)}); against the one shown, at {current.x:.1f} s; against the one after, at "
-        f"{after.x:.1f} s ({said(after)}).",
+def shows_neighbours(before: ByOffset, after: ByOffset, trained: int) -> Finding:
+    """The general model where its windows are those of the picture before or after."""
+    return Finding.of(
+        "on windows shifted by one trial the general model decodes the previous and the next picture",
+        all_of(decodes(before[trained - ROWS_PER_TRIAL]), decodes(after[trained + ROWS_PER_TRIAL])),
     )
 
 
 def window_length(bench: Workbench) -> Report:
     """Windows of 1 to 6 volumes from the same start (figure 6)."""
     judge, models = Judge(bench), dict(sorted(by_length(bench).items()))
+    tests = {length: Probe(window=model.recipe.window) for length, model in models.items()}
+    references = {
+        length: judge.reference(LINEAR, model, tests[length], length * TR_S)
+        for length, model in models.items()
+    }
     entries = {
         length: judge.entry(
-            "own model for each length", model, Probe(window=model.recipe.window), length * TR_S
+            "own model for each length", model, tests[length], length * TR_S, references[length]
         )
         for length, model in models.items()
     }
     longest, three, single = entries[max(entries)], entries[3], entries[min(entries)]
-    nearly = not is_better(longest, three, "Pixels") and not is_better(longest, three, "EffNet-Lite0")
+    names = {length: f"{length} volume{'s' * (length > 1)}" for length in models}
     return Report(
         name="window-length",
         title="Length of the window",
         question="How many volumes does a decode need?",
-        entries=list(entries.values()),
+        entries=[*entries.values(), *references.values()],
         findings=[
-            Finding(
-                claim="longer windows decode better, and 3 volumes are almost as good as 6",
-                appears=nearly and is_better(longest, single, "Pixels"),
-                here=f"1 volume: {said(single)}; 3 volumes: {said(three)}; 6 volumes: {said(longest)}.",
-            )
+            Finding.of("longer windows decode better: 6 volumes than 1", better(longest, single)),
+            Finding.of("3 volumes are almost as good as 6", at_least_as_good(three, longest)),
         ],
         axis="length of the window, seconds",
         chance_at="Chance is 50 % in identification.",
         strips=[("shown", judge.pictures)]
-        + [
-            (f"{length} volume{'s' * (length > 1)}", bench.decodes(model, Probe(window=model.recipe.window)))
-            for length, model in models.items()
-        ],
+        + [(names[length], bench.decodes(model, tests[length])) for length, model in models.items()],
         notes=[
-            "All windows start 3 volumes (4 s) after onset, as the paper's; each length has its own model."
+            "All windows start 3 volumes (4 s) after onset, as the paper's; each length has its own model, "
+            "and its own linear reference."
         ],
     )

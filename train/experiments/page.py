@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Sequence
 from html import escape
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import cv2
 import msgspec
 import numpy as np
 
-from train.experiments.report import HEADLINES, Entry, Finding, Report
+from train.experiments.entries import HEADLINES, Entry
+from train.experiments.report import LINEAR, Report
+from train.experiments.verdicts import Finding, Verdict
 from train.sample import Pictures
 from train.table import METRICS, NotComputed, cell
 
@@ -25,12 +28,19 @@ h1 { font-size: 1.6rem; margin-bottom: 0.2rem } h2 { font-size: 1.15rem; margin-
 table { border-collapse: collapse; font-size: 0.85rem; display: block; overflow-x: auto }
 td, th { padding: 0.25rem 0.6rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
 td:first-child, th:first-child { text-align: left }
-.finding { border-left: 5px solid #2a7; padding: 0.3rem 1rem; margin: 1rem 0; background: #f4faf7 }
-.finding.not { border-color: #b70; background: #fbf7f0 }
+.finding { border-left: 6px solid #2a7; padding: 0.3rem 1rem; margin: 1rem 0; background: #f4faf7 }
+.finding.not { border-left-style: double; border-color: #b70; background: #fbf7f0 }
+.finding.unsaid { border-left-style: dashed; border-color: #777; background: #f6f6f6 }
 .finding p { margin: 0.2rem 0 } .quiet { color: #666; font-size: 0.85rem }
 .strip img { height: 56px; width: auto; display: block } .strip td { padding: 0 0.5rem 2px 0; border: 0 }
 svg { max-width: 100%; height: auto }
 """
+_VERDICTS: dict[Verdict, tuple[str, str]] = {
+    "appears": ("finding", "✓ It appears in the synthetic data."),
+    "does not appear": ("finding not", "✗ It does not appear in the synthetic data."),
+    "cannot be said": ("finding unsaid", "? It cannot be said from what was trained here."),
+}
+"""Class and words of a verdict."""
 
 
 def write_page(report: Report, facts: dict[str, str], out: Path) -> Path:
@@ -66,7 +76,8 @@ def _page(report: Report, facts: dict[str, str]) -> str:
         *(_finding(finding) for finding in report.findings),
         "<h2>Figures</h2>",
         _figure(report),
-        f"<p class=quiet>Means over trials with 95 % bootstrap intervals. {escape(report.chance_at)}</p>",
+        f"<p class=quiet>Means over trials with 95 % bootstrap intervals, each model by itself; two are "
+        f"compared above, on the same trials. {escape(report.chance_at)}</p>",
         "<h2>Pictures</h2>" if report.strips else "",
         _strips(report.strips),
         "<h2>Table</h2>",
@@ -86,11 +97,26 @@ def _page(report: Report, facts: dict[str, str]) -> str:
 
 
 def _finding(finding: Finding) -> str:
-    verdict = "appears in the synthetic data" if finding.appears else "does not appear in the synthetic data"
-    kind = "finding" if finding.appears else "finding not"
+    kind, sentence = _VERDICTS[finding.verdict]
     return (
         f"<div class='{kind}'><p>{escape(finding.source)}: {escape(finding.claim)}</p>"
-        f"<p><b>It {verdict}.</b> {escape(finding.here)}</p></div>"
+        f"<p><b>{sentence}</b> {escape(finding.here)}</p>{_differences(finding)}</div>"
+    )
+
+
+def _differences(finding: Finding) -> str:
+    """What the verdict rests on, folded up."""
+    if not finding.differences:
+        return ""
+    rows = "".join(
+        f"<tr><td>{escape(each.one)} − {escape(each.other)}</td><td>{escape(each.metric)}</td>"
+        f"<td>{100 * each.value:+.1f} [{100 * each.low:+.1f}, {100 * each.high:+.1f}]</td></tr>"
+        for each in finding.differences
+    )
+    n_trials, n_pictures = finding.differences[0].n_trials, finding.differences[0].n_pictures
+    return (
+        f"<details class=quiet><summary>Differences on the same {n_trials} trials of {n_pictures} pictures, "
+        f"in points</summary><table>{rows}</table></details>"
     )
 
 
@@ -126,9 +152,11 @@ def _figure(report: Report) -> str:
 
 def _lines(plot: Any, entries: Sequence[Entry], metric: str) -> None:
     for series in dict.fromkeys(entry.series for entry in entries):
-        points = sorted((entry.x or 0.0, entry.score(metric)) for entry in entries if entry.series == series)
+        of_series = [entry for entry in entries if entry.series == series]
+        points = sorted(((entry.x or 0.0, entry.score(metric)) for entry in of_series), key=itemgetter(0))
         x = [at for at, _ in points]
-        plot.plot(x, [score.value for _, score in points], marker="o", markersize=3, label=series)
+        style = "--" if LINEAR in series else "-"
+        plot.plot(x, [score.value for _, score in points], style, marker="o", markersize=3, label=series)
         plot.fill_between(x, [s.low for _, s in points], [s.high for _, s in points], alpha=0.2, linewidth=0)
 
 

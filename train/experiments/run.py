@@ -12,12 +12,14 @@ from pathlib import Path
 
 from train.errors import TrainError
 from train.experiments.catalogue import every_window
+from train.experiments.entries import N_DRAWS
 from train.experiments.over_time import time_resolved, window_length
 from train.experiments.page import write_page
 from train.experiments.parts import brain_module, comparison, finetuning
 from train.experiments.recordings import betas, preprocessing
 from train.experiments.report import Report
 from train.experiments.subjects import fine_tuning, multi_subject
+from train.experiments.verdicts import MARGIN
 from train.experiments.workbench import N_TRIALS, Workbench
 from train.recipe import Recipe
 
@@ -50,8 +52,7 @@ def run_experiment(
     report = EXPERIMENTS[name](bench)
     page = write_page(report, _facts(name, recipe, seed), out)
     for finding in report.findings:
-        verdict = "appears" if finding.appears else "does not appear"
-        _log.info("%s: %s. %s", verdict, finding.claim, finding.here)
+        _log.info("%s: %s. %s", finding.verdict, finding.claim, finding.here)
     _log.info("%s", page)
     return page
 
@@ -62,9 +63,14 @@ def _facts(name: str, recipe: Recipe, seed: int) -> dict[str, str]:
     return {
         "command": shlex.join(["python", "-m", "train", "experiment", name]) + " --nsd … --base … --work …",
         "data": f"synthetic subjects of `python -m sim synthesize`; held out by the {recipe.split} split",
-        "training": f"{fit.steps} steps of {fit.batch} windows, seed {seed}: few, so a model at chance may "
-        "not have learned what its window holds, and differences may be of how fast models learn",
-        "intervals": "of each model over trials, not of differences between models on the same trials",
+        "training": f"{fit.steps} steps of {fit.batch} windows, seed {seed}: few, so differences may be of "
+        "how fast models learn",
+        "verdicts": "by the paired difference of two models on the same trials with its 95 % bootstrap "
+        f"interval ({N_DRAWS} draws of pictures, each with all its trials). A difference appears where the "
+        f"interval excludes 0; equal is what lies within {100 * MARGIN:.0f} points (0.05 of PixCorr) "
+        "whole; all else cannot be said here. They are of one training of each model, by one seed",
+        "linear reference": "Brain-Diffuser's ridge regressions on the windows that the model learns from; a "
+        "model at chance where it is not has not learned what its windows hold",
         "base model": "has seen no picture of subject 1, but some of other subjects",
         "decoding": f"{N_TRIALS} presentations drawn by seed, {recipe.diffusion.inference_steps} DDIM steps, "
         f"guidance {recipe.diffusion.guidance:g}",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from train.experiments.catalogue import N_SESSIONS, new_subject, several_subjects
-from train.experiments.report import Finding, Judge, Report, is_better, is_clearly_better, said
+from train.experiments.report import LINEAR, Judge, Report
+from train.experiments.verdicts import LOW_LEVEL, Finding, all_of, better, gains_more, on_par, said
 from train.experiments.workbench import Probe, Workbench
 
 
@@ -13,29 +14,35 @@ def multi_subject(bench: Workbench) -> Report:
     window = bench.recipe.window
     judges = {subject: Judge(bench, subject) for subject in together.subjects}
     tests = {subject: Probe(window=window, subject=subject) for subject in together.subjects}
+    references = {
+        subject: judge.reference(f"subject {subject}, {LINEAR}", together, tests[subject])
+        for subject, judge in judges.items()
+    }
     shared = {
-        subject: judge.entry(f"subject {subject}, of a model of four", together, tests[subject])
+        subject: judge.entry(
+            f"subject {subject}, of a model of four",
+            together,
+            tests[subject],
+            reference=references[subject],
+        )
         for subject, judge in judges.items()
     }
     own = {
-        subject: judges[subject].entry(f"subject {subject}, of its own model", model, tests[subject])
+        subject: judges[subject].entry(
+            f"subject {subject}, of its own model", model, tests[subject], reference=references[subject]
+        )
         for subject, model in alone.items()
     }
-    on_par = all(not is_clearly_better(own[subject], shared[subject]) for subject in own)
     return Report(
         name="multi-subject",
         title="One model for several subjects",
         question="Is a model that four subjects share as good as models of their own (table 8)?",
-        entries=[*shared.values(), *own.values()],
+        entries=[*shared.values(), *own.values(), *references.values()],
         findings=[
-            Finding(
-                claim="a multi-subject model is on par with single-subject models",
-                appears=on_par,
-                here="; ".join(
-                    f"subject {subject}: shared {said(shared[subject])}, own {said(own[subject])}"
-                    for subject in own
-                )
-                + ". Both train for as many steps: the shared one sees each subject a quarter as often.",
+            Finding.of(
+                "a multi-subject model is on par with single-subject models",
+                all_of(*(on_par(shared[subject], own[subject]) for subject in own)),
+                "Both train for as many steps: the shared one sees each subject a quarter as often.",
             )
         ],
         strips=[
@@ -46,7 +53,10 @@ def multi_subject(bench: Workbench) -> Report:
                 ("of a model of four", bench.decodes(together, tests[subject])),
             )
         ],
-        notes=[f"{N_SESSIONS} sessions of each subject; tested on held-out runs of each."],
+        notes=[
+            f"{N_SESSIONS} sessions of each subject; tested on held-out runs of each. The linear reference "
+            "is of the subject alone."
+        ],
         chance_at="Chance is 50 % in identification.",
     )
 
@@ -55,31 +65,34 @@ def fine_tuning(bench: Workbench) -> Report:
     """Subject 1 by sessions, from nothing and from a model of the others (figure 9)."""
     judge, test = Judge(bench), Probe(window=bench.recipe.window)
     from_nothing, from_others = new_subject(bench)
-    fresh = {n: judge.entry("from nothing", model, test, n) for n, model in from_nothing.items()}
+    references = {n: judge.reference(LINEAR, model, test, n) for n, model in from_nothing.items()}
+    fresh = {
+        n: judge.entry("from nothing", model, test, n, references[n]) for n, model in from_nothing.items()
+    }
     tuned = {
-        n: judge.entry("from a model of three others", model, test, n) for n, model in from_others.items()
+        n: judge.entry("from a model of three others", model, test, n, references[n])
+        for n, model in from_others.items()
     }
     few, many = min(fresh), max(fresh)
-    gain = {n: tuned[n].score("Pixels").value - fresh[n].score("Pixels").value for n in fresh}
     return Report(
         name="new-subject",
         title="A new subject",
         question="Does a model of other subjects save recordings of a new one (figure 9)?",
-        entries=[*fresh.values(), *tuned.values()],
+        entries=[*fresh.values(), *tuned.values(), *references.values()],
         findings=[
-            Finding(
-                claim="with few sessions, fine-tuning a model of other subjects is better than starting anew",
-                appears=is_clearly_better(tuned[few], fresh[few]),
-                here=f"{few} session: from nothing {said(fresh[few])}, from the others {said(tuned[few])}.",
+            Finding.of(
+                "with few sessions, fine-tuning a model of other subjects is better than starting anew",
+                better(tuned[few], fresh[few]),
             ),
-            Finding(
-                claim="more sessions decode better, and the gain shrinks with them",
-                appears=is_better(fresh[many], fresh[few], "Pixels") and gain[many] < gain[few],
-                here="gain in pixel identification: "
-                + ", ".join(
-                    f"{n} session{'s' * (n > 1)} {100 * value:+.1f} points" for n, value in gain.items()
-                )
-                + f"; from nothing, {many} sessions: {said(fresh[many])}.",
+            Finding.of(
+                f"more sessions decode better: {many} than {few}",
+                better(fresh[many], fresh[few]),
+                f"Linear reference: {few} session{'s' * (few > 1)} {said(references[few])}; {many} sessions "
+                f"{said(references[many])}.",
+            ),
+            Finding.of(
+                f"the gain from other subjects shrinks with sessions, from {few} to {many}",
+                gains_more((tuned[few], fresh[few]), (tuned[many], fresh[many]), LOW_LEVEL),
             ),
         ],
         axis="sessions of the new subject",

@@ -135,14 +135,16 @@ class Workbench:
             cache, self.recipe, self.windows, average=False, seed=self.seed, n_groups=N_TRIALS
         )
 
-    def shown(self, subject: int = 1) -> Pictures:
-        """What was on screen in the presentations that are decoded."""
-        return self._pictures(images_of(self.cache(subject, self.recipe), self.groups(subject, self.recipe)))
+    def shown(self, subject: int = 1) -> tuple[NDArray[np.int64], Pictures]:
+        """What was on screen in the presentations that are decoded: 0-based images, and as pictures."""
+        images = images_of(self.cache(subject, self.recipe), self.groups(subject, self.recipe))
+        return images, self._pictures(images)
 
-    def neighbours(self, step: int) -> tuple[NDArray[np.bool_], Pictures]:
+    def neighbours(self, step: int) -> tuple[NDArray[np.bool_], NDArray[np.int64], Pictures]:
         """Pictures shown before (``step`` -1) or after (1) those that are decoded, of subject 1.
 
-        :returns: bool ``[trials]``, whether there is one directly, and the pictures of those that have one
+        :returns: bool ``[trials]``, whether there is one directly; of those that have one, the 0-based
+            images, and as pictures
         """
         cache = self.cache(1, self.recipe)
         has_one, images = [], []
@@ -154,7 +156,7 @@ class Workbench:
             has_one.append(direct)
             if direct and near is not None:
                 images.append(near.trial.image)
-        return np.array(has_one), self._pictures(np.array(images))
+        return np.array(has_one), np.array(images), self._pictures(np.array(images))
 
     def _pictures(self, images: NDArray[np.int64]) -> Pictures:
         with Stimuli(Layout(self.root)) as stimuli:

@@ -1,0 +1,131 @@
+"""Commands that make models: base, prepare, fit, ridge."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from train.commands.options import Commands, nsd_options, recipe_options, source_of
+from train.recipe import demo_base, read_recipe
+
+if TYPE_CHECKING:
+    from train.order import Order
+
+
+def add_base(commands: Commands) -> None:
+    """Add ``base``."""
+    parser = commands.add_parser(
+        "base", help="train the demo's base model (VAE and image-conditioned UNet) once"
+    )
+    nsd_options(parser)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the base model")
+    recipe_options(parser)
+    parser.set_defaults(run=_base)
+
+
+def add_prepare(commands: Commands) -> None:
+    """Add ``prepare``."""
+    parser = commands.add_parser(
+        "prepare", help="read, mask, detrend and z-score a subject's runs once, into a memory-mapped cache"
+    )
+    nsd_options(parser)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the caches: sub-01, …")
+    parser.add_argument("--workers", type=int, help="processes, each holding one run (default: the cores)")
+    recipe_options(parser)
+    parser.set_defaults(run=_prepare)
+
+
+def add_fit(commands: Commands) -> None:
+    """Add ``fit``."""
+    parser = commands.add_parser("fit", help="Dynadiff's single stage: brain module and LoRA, jointly")
+    parser.add_argument("--nsd", type=Path, required=True, help="root of NSD or of a synthetic subject")
+    parser.add_argument(
+        "--subject",
+        type=int,
+        nargs="+",
+        required=True,
+        help="subject numbers, from 1; several share one model",
+    )
+    parser.add_argument("--sessions", type=int, help="train on the first so many sessions (default: all)")
+    parser.add_argument(
+        "--from",
+        dest="pretrained",
+        type=Path,
+        help="checkpoint of other subjects to begin with; the layers that read voxels begin anew",
+    )
+    parser.add_argument(
+        "--base", help="folder of the base model, or its name on the hub (default: the recipe's source)"
+    )
+    parser.add_argument("--cache", type=Path, help="what `prepare` wrote (default: made in --out)")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
+    recipe_options(parser)
+    parser.set_defaults(run=_fit)
+
+
+def add_ridge(commands: Commands) -> None:
+    """Add ``ridge``."""
+    parser = commands.add_parser(
+        "ridge",
+        help="the baseline Brain-Diffuser: ridge regressions to the base model's tokens and latents",
+        description="Fit the paper's baseline Brain-Diffuser on the trials that `fit` trains on: ridge "
+        "regressions from a window to the seen picture's tokens and to its latents, from which, with noise "
+        "on them, the base model starts. Its checkpoint is evaluated, exported and served like any other.",
+    )
+    nsd_options(parser)
+    parser.add_argument(
+        "--base", help="folder of the base model, or its name on the hub (default: the recipe's source)"
+    )
+    parser.add_argument("--cache", type=Path, help="what `prepare` wrote (default: made in --out)")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
+    recipe_options(parser)
+    parser.set_defaults(run=_ridge)
+
+
+def _base(options: argparse.Namespace) -> None:
+    from train.pretrain import base_pictures, train_base
+
+    recipe = read_recipe(options.recipe)
+    pictures = base_pictures(options.nsd, options.subject, demo_base(recipe).n_pictures, options.seed)
+    train_base(pictures, recipe, options.out, options.seed)
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from train.cache import prepare, subject_cache
+
+    recipe, folder = read_recipe(options.recipe), subject_cache(options.out, options.subject)
+    prepare(options.nsd, options.subject, recipe, folder, seed=options.seed, workers=options.workers)
+
+
+def _fit(options: argparse.Namespace) -> None:
+    from train.fit import fit_subjects
+
+    fit_subjects(_order(options, options.subject, options.pretrained, options.sessions))
+
+
+def _ridge(options: argparse.Namespace) -> None:
+    from train.braindiffuser import fit_baseline
+
+    fit_baseline(_order(options, [options.subject]))
+
+
+def _order(
+    options: argparse.Namespace,
+    subjects: list[int],
+    pretrained: Path | None = None,
+    n_sessions: int | None = None,
+) -> Order:
+    from train.order import Order
+
+    recipe = read_recipe(options.recipe)
+    return Order(
+        root=options.nsd,
+        subjects=subjects,
+        recipe=recipe,
+        base=options.base or source_of(recipe),
+        out=options.out,
+        seed=options.seed,
+        caches=options.cache,
+        pretrained=pretrained,
+        n_sessions=n_sessions,
+    )

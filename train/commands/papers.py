@@ -1,0 +1,77 @@
+"""Commands about the paper's full-size model: import-released, describe."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from train.commands.options import Commands, source_of
+from train.recipe import read_recipe
+
+
+def add_released(commands: Commands) -> None:
+    """Add ``import-released``."""
+    parser = commands.add_parser(
+        "import-released",
+        help="turn a checkpoint that the paper's authors released into one of this project",
+        description="Turn a subject's folder of facebook/dynadiff into a checkpoint that `export bundle` "
+        "takes. It holds pickles: import only what comes from a source you trust.",
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="the subject's folder, with `checkpoint/`"
+    )
+    parser.add_argument("--subject", type=int, required=True, help="subject number in NSD, from 1")
+    parser.add_argument(
+        "--nsd", type=Path, help="root of NSD: its region and runs are what serving needs besides"
+    )
+    parser.add_argument(
+        "--layer",
+        type=int,
+        default=0,
+        help="place of the subject's layer where there are several, from 0 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--base", help="folder of the base model, or its name on the hub (default: the recipe's)"
+    )
+    parser.add_argument("--recipe", type=Path, default=Path("paper"), help="recipe (default: %(default)s)")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
+    parser.set_defaults(run=_import_released)
+
+
+def add_describe(commands: Commands) -> None:
+    """Add ``describe``."""
+    parser = commands.add_parser(
+        "describe", help="parameters of a recipe's model by part, without allocating them"
+    )
+    parser.add_argument("recipe", type=Path, help="recipe file, or a shipped recipe: demo, paper")
+    parser.add_argument(
+        "--subject",
+        type=int,
+        nargs="+",
+        default=[1],
+        help="subjects of NSD whose regions it reads; several share one model (default: 1)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+    parser.set_defaults(run=_describe)
+
+
+def _import_released(options: argparse.Namespace) -> None:
+    from train.released import import_released
+
+    recipe = read_recipe(options.recipe)
+    base = options.base or source_of(recipe)
+    import_released(
+        options.checkpoint, options.subject, recipe, base, options.out, layer=options.layer, nsd=options.nsd
+    )
+
+
+def _describe(options: argparse.Namespace) -> None:
+    from train.describe import as_text, describe
+
+    parts = describe(read_recipe(options.recipe), options.subject)
+    if options.json:
+        print(json.dumps({part.name: asdict(part) for part in parts}, indent=2))
+    else:
+        print(as_text(parts))

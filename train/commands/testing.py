@@ -1,0 +1,133 @@
+"""Commands that say how good a model is: evaluate, experiment, score."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from train.commands.options import Commands
+from train.recipe import read_recipe
+
+_EXPERIMENTS = """\
+Trains the models of an experiment for minutes each, decodes held-out runs with them, and writes NAME.html
+and NAME.json: the figures, and in words whether the paper's finding appears in the synthetic data. Models
+that are there already are not trained again; experiments share them through --work. An interrupted experiment
+goes on.
+
+  time-resolved   a general model on shifted windows beside specialised ones (figures 4, 5)
+  window-length   windows of 1 to 6 volumes (figure 6)
+  baseline        beside Brain-Diffuser (table 1)
+  brain-module    without timestep layers, with early aggregation, … (table 2)
+  finetuning      what of the UNet learns (table 3)
+  preprocessing   whole-run against causal
+  betas           single-trial betas in place of windows (table 4); needs `python -m sim betas`
+  multi-subject   one model for subjects 1, 2, 5 and 7 (table 8)
+  new-subject     subject 1 by sessions, from nothing and from the others' model (figure 9)
+
+The last two need 10 sessions of subjects 2, 5 and 7, all need 40 of subject 1: `python -m sim synthesize`.
+"""
+
+
+def add_evaluate(commands: Commands) -> None:
+    """Add ``evaluate``."""
+    parser = commands.add_parser(
+        "evaluate",
+        help="decode held-out presentations and compare with what was shown, by the paper's metrics",
+        description="Metrics whose networks are not there are reported as not computed, with the command "
+        "that fetches what they need.",
+    )
+    parser.add_argument("--nsd", type=Path, required=True, help="root of NSD or of a synthetic subject")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="folder that `fit` or `ridge` wrote")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the table and the picture grid")
+    parser.add_argument("--subject", type=int, help="whose decoder, where there are several")
+    parser.add_argument("--cache", type=Path, help="what `prepare` wrote (default: made in --checkpoint)")
+    parser.add_argument("--networks", type=Path, help="folder of the evaluation networks' weights")
+    parser.add_argument(
+        "--trials", type=int, default=1000, help="held-out trials at most (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--average", action="store_true", help="average the repetitions of an image before decoding"
+    )
+    parser.add_argument(
+        "--offsets",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="VOLUMES",
+        help="window starts after onset to decode instead of the recipe's, such as -3 0 3 6",
+    )
+    parser.set_defaults(run=_evaluate)
+
+
+def add_experiment(commands: Commands) -> None:
+    """Add ``experiment``."""
+    parser = commands.add_parser(
+        "experiment",
+        help="one of the paper's experiments on synthetic subjects, as a page",
+        description=_EXPERIMENTS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", help="which of them", metavar="NAME")
+    parser.add_argument("--nsd", type=Path, required=True, help="root of the synthetic subjects")
+    parser.add_argument("--base", required=True, help="folder that `base` wrote")
+    parser.add_argument("--work", type=Path, required=True, help="folder that models and decodes are kept in")
+    parser.add_argument(
+        "--out", type=Path, default=Path("docs/results"), help="of the page (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--recipe", type=Path, default=Path("experiments"), help="what is varied (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="seed of weights, data order and noise")
+    parser.set_defaults(run=_experiment)
+
+
+def add_score(commands: Commands) -> None:
+    """Add ``score``."""
+    parser = commands.add_parser(
+        "score", help="identification of a recorded run in EfficientNet-Lite0 features"
+    )
+    parser.add_argument(
+        "--run", dest="folder", type=Path, required=True, help="run folder that `realtime` wrote"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+    parser.set_defaults(run=_score)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from train.evaluate import Evaluation, evaluate
+
+    evaluate(
+        Evaluation(
+            root=options.nsd,
+            checkpoint=options.checkpoint,
+            out=options.out,
+            subject=options.subject,
+            caches=options.cache,
+            networks=options.networks,
+            n_trials=options.trials,
+            average=options.average,
+            offsets=options.offsets,
+        )
+    )
+
+
+def _experiment(options: argparse.Namespace) -> None:
+    from train.experiments.run import run_experiment
+
+    recipe = read_recipe(options.recipe)
+    run_experiment(options.name, options.nsd, options.base, options.work, options.out, recipe, options.seed)
+
+
+def _score(options: argparse.Namespace) -> None:
+    from train.score import score_run
+
+    result = score_run(options.folder)
+    if options.json:
+        print(json.dumps(result))
+    else:
+        print(
+            f"EfficientNet-Lite0 two-way identification: {result['value']:.3f} "
+            f"[{result['low']:.3f}, {result['high']:.3f}] over {result['n_trials']} trials, "
+            f"chance {result['chance']}"
+        )

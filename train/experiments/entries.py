@@ -1,0 +1,135 @@
+"""Models on tests, trial by trial, and how much better one is than another on the same trials. Pure.
+
+Models are compared by the mean of their paired difference with its 95 % bootstrap interval; trials that show
+a picture again are drawn together. Two models' own intervals say little of that: most of their width is how
+hard the pictures are, which both share.
+
+Legend: n trials.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from train.errors import TrainError
+from train.resample import PerTrial, resample
+from train.table import METRICS, NotComputed, Row, Score, summarise
+
+HEADLINES = ("Pixels", "EffNet-Lite0", "PixCorr", "SSIM")
+"""Metrics that are drawn and compared, of all of which more is better: two of identification, low level and
+high, and two of likeness. All metrics are in the table."""
+N_DRAWS = 2000
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Entry:
+    """A model on a test."""
+
+    series: str
+    """What is drawn as one line, or named as one row."""
+    x: float | None = None
+    scores: Row
+    values: dict[str, PerTrial]
+    """Of the headline metrics: identification is the share of comparisons that a trial wins, ``[n]``."""
+    pictures: NDArray[np.int64]
+    """What each trial showed, ``[n]``."""
+    reference: Entry | None = None
+    """The linear reference on the same windows: what the recordings hold at least."""
+
+    @property
+    def label(self) -> str:
+        """For sentences."""
+        return self.series if self.x is None else f"{self.series} at {self.x:.3g}"
+
+    def score(self, metric: str) -> Score:
+        """A metric that was computed."""
+        score = self.scores[metric]
+        assert isinstance(score, Score), score
+        return score
+
+
+def entry_of(
+    series: str,
+    values: Mapping[str, PerTrial | NotComputed],
+    pictures: NDArray[np.int64],
+    x: float | None = None,
+    reference: Entry | None = None,
+) -> Entry:
+    """An entry from every metric's value for each trial ``[n]``."""
+    kept = {name: those for name in HEADLINES if not isinstance(those := values[name], NotComputed)}
+    scores = summarise(values, pictures)
+    return Entry(series=series, x=x, scores=scores, values=kept, pictures=pictures, reference=reference)
+
+
+class Difference(msgspec.Struct, frozen=True, kw_only=True):
+    """By how much one is better than the other in the mean over the same trials; 1 is 100 points."""
+
+    one: str
+    other: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    n_trials: int
+    n_pictures: int
+
+
+def difference(one: Entry, other: Entry, metric: str, seed: int = 0) -> Difference:
+    """The paired difference ``one - other`` with its 95 % interval.
+
+    :raises TrainError: when the two are not of the same trials
+    """
+    check_same_trials((one, other))
+    return contrast(one.label, other.label, metric, one.values[metric] - other.values[metric], one, seed)
+
+
+def difference_of_gains(
+    first: tuple[Entry, Entry], second: tuple[Entry, Entry], metric: str, seed: int = 0
+) -> Difference:
+    """By how much the first pair's difference exceeds the second's, on the same trials.
+
+    :raises TrainError: when the four are not of the same trials
+    """
+    check_same_trials((*first, *second))
+    gains = [one.values[metric] - other.values[metric] for one, other in (first, second)]
+    names = [f"gain of {one.label} over {other.label}" for one, other in (first, second)]
+    return contrast(names[0], names[1], metric, gains[0] - gains[1], first[0], seed)
+
+
+def contrast(one: str, other: str, metric: str, values: PerTrial, of: Entry, seed: int = 0) -> Difference:
+    """The mean of ``values`` ``[n]`` over the trials of an entry, with its 95 % interval."""
+    resampling = resample(of.pictures, N_DRAWS, seed)
+    low, high = resampling.interval(values)
+    return Difference(
+        one=one,
+        other=other,
+        metric=metric,
+        value=float(values.mean()),
+        low=low,
+        high=high,
+        n_trials=len(values),
+        n_pictures=resampling.draws.shape[1],
+    )
+
+
+def check_same_trials(entries: Sequence[Entry]) -> None:
+    """Raise TrainError where trials do not pair."""
+    first = entries[0]
+    for entry in entries[1:]:
+        if not np.array_equal(first.pictures, entry.pictures):
+            raise TrainError(
+                f"expected {first.label!r} and {entry.label!r} on the same trials, got {len(first.pictures)} "
+                f"and {len(entry.pictures)} that do not show the same pictures; compare on one test"
+            )
+
+
+def chance_of(metric: str) -> float:
+    """What a decoder that knows nothing reaches in an identification."""
+    chance = next(each.chance for each in METRICS if each.name == metric)
+    assert chance is not None, metric
+    return chance

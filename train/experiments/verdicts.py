@@ -1,0 +1,232 @@
+"""What the synthetic data say to a statement: it appears, it does not, or that cannot be said. Pure.
+
+A verdict needs evidence either way. A difference appears where the 95 % interval of the paired difference
+excludes 0; it does not where that shows the opposite, or equality within a margin. Equality appears where the
+interval lies within the margin, and does not where it lies beyond. Everything else cannot be said here, and
+neither can what hangs on a model that has not learned what its windows hold, as the linear reference shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+
+from train.experiments.entries import Difference, Entry, chance_of, difference, difference_of_gains
+from train.table import Score
+
+Verdict = Literal["appears", "does not appear", "cannot be said"]
+MARGIN = 0.05
+"""Equal is what differs by less: 5 points of identification, 0.05 of a correlation."""
+LOW_LEVEL, HIGH_LEVEL = "Pixels", "EffNet-Lite0"
+BOTH = (LOW_LEVEL, HIGH_LEVEL)
+_MARGIN = f"{100 * MARGIN:.0f} points"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """A verdict, the reason for it, and the differences that it rests on."""
+
+    verdict: Verdict
+    why: str
+    differences: tuple[Difference, ...] = ()
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """A statement, and what the synthetic data say to it."""
+
+    claim: str
+    source: str = "The paper"
+    """Whose statement it is."""
+    verdict: Verdict
+    here: str
+    """What was found, and the reason for the verdict."""
+    differences: tuple[Difference, ...] = ()
+
+    @classmethod
+    def of(cls, claim: str, judgement: Judgement, here: str = "", source: str = "The paper") -> Finding:
+        """A statement as it was judged."""
+        return cls(
+            claim=claim,
+            source=source,
+            verdict=judgement.verdict,
+            here=f"{here} {judgement.why[:1].upper()}{judgement.why[1:]}.".strip(),
+            differences=judgement.differences,
+        )
+
+
+def better(one: Entry, other: Entry, metrics: Sequence[str] = BOTH) -> Judgement:
+    """Whether ``one`` is better in some metric and worse in none.
+
+    Where the linear reference is better and the models are not, they have not learned what makes it so, and
+    nothing can be said.
+
+    :raises TrainError: when the two are not of the same trials
+    """
+    found = _better(one, other, metrics)
+    references = one.reference, other.reference
+    if found.verdict == "does not appear" and references[0] and references[1]:
+        held = _better(references[0], references[1], metrics)
+        if held.verdict == "appears":
+            why = f"{found.why}; but the recordings hold a difference that the models have not learned, as "
+            return _unsaid(why + held.why, found.differences + held.differences)
+    return found
+
+
+def _better(one: Entry, other: Entry, metrics: Sequence[str]) -> Judgement:
+    return _judged((one, other), _differences(one, other, metrics), _is_better)
+
+
+def on_par(one: Entry, other: Entry, metrics: Sequence[str] = BOTH) -> Judgement:
+    """Whether the two differ by less than the margin in every metric.
+
+    :raises TrainError: when the two are not of the same trials
+    """
+    return _judged((one, other), _differences(one, other, metrics), _is_equal)
+
+
+def at_least_as_good(one: Entry, other: Entry, metrics: Sequence[str] = BOTH) -> Judgement:
+    """Whether ``one`` is nowhere worse by more than the margin.
+
+    :raises TrainError: when the two are not of the same trials
+    """
+    return _judged((one, other), _differences(one, other, metrics), _is_not_worse)
+
+
+def gains_more(first: tuple[Entry, Entry], second: tuple[Entry, Entry], metric: str) -> Judgement:
+    """Whether the first pair's difference is larger than the second's.
+
+    :raises TrainError: when the four are not of the same trials
+    """
+    return _judged((*first, *second), (difference_of_gains(first, second, metric),), _is_better)
+
+
+def decodes(entry: Entry, metric: str = LOW_LEVEL) -> Judgement:
+    """Whether a model identifies better than chance; it does not where it is within the margin of chance."""
+    if reason := _not_learned(entry):
+        return _unsaid(reason)
+    score, chance = entry.score(metric), chance_of(metric)
+    if score.low > chance:
+        verdict: Verdict = "appears"
+        words = "above chance"
+    elif score.high < chance + MARGIN:
+        verdict, words = "does not appear", f"within {_MARGIN} of chance, or below"
+    else:
+        verdict, words = "cannot be said", "neither above chance nor shown to be at it"
+    return Judgement(verdict=verdict, why=f"{entry.label}: {metric} {percent(score)}, {words}")
+
+
+def has_not_learned(entry: Entry, metric: str = LOW_LEVEL) -> bool:
+    """Whether the linear reference decodes the same windows above chance, and the model does not."""
+    reference, chance = entry.reference, chance_of(metric)
+    if reference is None or entry.score(metric).low > chance:
+        return False
+    return reference.score(metric).low > chance
+
+
+def all_of(*parts: Judgement) -> Judgement:
+    """Of a statement with several parts: refuted by one, shown by all."""
+    if any(part.verdict == "does not appear" for part in parts):
+        return _joined("does not appear", parts)
+    shown = all(part.verdict == "appears" for part in parts)
+    return _joined("appears" if shown else "cannot be said", parts)
+
+
+def any_of(*parts: Judgement) -> Judgement:
+    """Of alternatives: shown by one, refuted by all."""
+    if any(part.verdict == "appears" for part in parts):
+        return _joined("appears", parts)
+    refuted = all(part.verdict == "does not appear" for part in parts)
+    return _joined("does not appear" if refuted else "cannot be said", parts)
+
+
+def said(entry: Entry, metrics: Sequence[str] = BOTH) -> str:
+    """An entry's headline scores in words."""
+    return ", ".join(f"{metric} {percent(entry.score(metric))}" for metric in metrics)
+
+
+def percent(score: Score) -> str:
+    """A share with its 95 % interval."""
+    return f"{100 * score.value:.1f} % [{100 * score.low:.1f}, {100 * score.high:.1f}]"
+
+
+def _judged(
+    entries: Sequence[Entry],
+    differences: tuple[Difference, ...],
+    rule: Callable[[Sequence[Difference]], tuple[Verdict, str]],
+) -> Judgement:
+    if reason := _not_learned(*entries):
+        return _unsaid(reason, differences)
+    verdict, words = rule(differences)
+    return Judgement(verdict=verdict, why=f"{_told(differences)}: {words}", differences=differences)
+
+
+def _is_better(differences: Sequence[Difference]) -> tuple[Verdict, str]:
+    wins = " and ".join(each.metric for each in differences if each.low > 0)
+    losses = " and ".join(each.metric for each in differences if each.high < 0)
+    if losses:
+        return "does not appear", f"better in {wins} but worse in {losses}" if wins else f"worse in {losses}"
+    if wins:
+        return "appears", f"better in {wins}"
+    if all(_is_within(each) for each in differences):
+        return "does not appear", f"equal within {_MARGIN}"
+    return "cannot be said", "neither a difference nor equality is shown"
+
+
+def _is_equal(differences: Sequence[Difference]) -> tuple[Verdict, str]:
+    apart = " and ".join(each.metric for each in differences if each.low > MARGIN or each.high < -MARGIN)
+    if apart:
+        return "does not appear", f"more than {_MARGIN} apart in {apart}"
+    if all(_is_within(each) for each in differences):
+        return "appears", f"equal within {_MARGIN}"
+    return "cannot be said", f"equality within {_MARGIN} is neither shown nor excluded"
+
+
+def _is_not_worse(differences: Sequence[Difference]) -> tuple[Verdict, str]:
+    worse = " and ".join(each.metric for each in differences if each.high < -MARGIN)
+    if worse:
+        return "does not appear", f"worse by more than {_MARGIN} in {worse}"
+    if all(each.low > -MARGIN for each in differences):
+        return "appears", f"not worse by {_MARGIN}"
+    return "cannot be said", f"being worse by {_MARGIN} is neither shown nor excluded"
+
+
+def _differences(one: Entry, other: Entry, metrics: Sequence[str]) -> tuple[Difference, ...]:
+    return tuple(difference(one, other, metric) for metric in metrics)
+
+
+def _joined(verdict: Verdict, parts: Sequence[Judgement]) -> Judgement:
+    """The reason is that of the parts which decided; every difference stays."""
+    return Judgement(
+        verdict=verdict,
+        why="; ".join(dict.fromkeys(part.why for part in parts if part.verdict == verdict)),
+        differences=tuple(dict.fromkeys(each for part in parts for each in part.differences)),
+    )
+
+
+def _unsaid(why: str, differences: tuple[Difference, ...] = ()) -> Judgement:
+    return Judgement(verdict="cannot be said", why=why, differences=differences)
+
+
+def _not_learned(*entries: Entry) -> str:
+    """Which models have not learned what their windows hold, or nothing."""
+    return "; ".join(
+        f"{entry.label} is at chance ({percent(entry.score(LOW_LEVEL))}) where the linear reference reaches "
+        f"{percent(entry.reference.score(LOW_LEVEL))}: it has not learned what its windows hold"
+        for entry in dict.fromkeys(entries)
+        if entry.reference and has_not_learned(entry)
+    )
+
+
+def _told(differences: Sequence[Difference]) -> str:
+    numbers = ", ".join(
+        f"{each.metric} {100 * each.value:+.1f} [{100 * each.low:+.1f}, {100 * each.high:+.1f}]"
+        for each in differences
+    )
+    return f"{differences[0].one} against {differences[0].other}: {numbers} points"
+
+
+def _is_within(each: Difference) -> bool:
+    return -MARGIN < each.low and each.high < MARGIN
