@@ -11,9 +11,8 @@ from export.errors import ExportError
 from export.provenance import model_stage
 from realtime.bundle import Spec, Stage
 from train.checkpoint import Checkpoint, CheckpointInfo
-from train.recipe import Finetune
-
-SYNTHETIC_FILE = "synthetic.json"
+from train.identity import SYNTHETIC_FILE
+from train.recipe import Finetune, Preprocessing
 
 _CARD = """\
 # {name}
@@ -32,9 +31,9 @@ Decodes what subject {subject} was shown from {length} volumes of fMRI (TR {tr_s
 | diffusion model | UNet on latents of {latents}, {tuned}; {unet} M parameters |
 | VAE | latents to pictures of {height} x {width} px; {vae} M parameters with its encoder |
 
-Trained on {trials} presentations {training} with seed {seed}.
-Held out: {held_out}; no picture that is shown there was trained on. Preprocessing: cosine drifts slower
-than {high_pass_hz:g} Hz removed, z-scores, trusted after {warmup} volumes.
+{training}
+{held_out} Preprocessing: cosine drifts slower
+than {high_pass_hz:g} Hz removed, z-scores, trusted after {warmup} volumes.{drift}
 
 Samplers (the first is the default): {samplers}.
 
@@ -99,7 +98,7 @@ def card(
     :param quality: how well it decodes, in Markdown
     :raises ExportError: when the checkpoint's ``synthetic.json`` cannot be read
     """
-    info, recipe = checkpoint.info, checkpoint.recipe
+    recipe = checkpoint.recipe
     stages = list(stages)
     merged = next(stage for stage in stages if stage.name == model_stage(checkpoint))
     window = spec.decoders[0].window
@@ -126,10 +125,9 @@ def card(
         brain=_millions(merged, "brain"),
         unet=_millions(merged, "image_unet"),
         vae=_millions(merged, "vae"),
-        trials=checkpoint.subject.n_train_trials,
-        training=_training(info),
-        seed=info.seed,
+        training=_training(checkpoint),
         held_out=_held_out(checkpoint),
+        drift=_drift(recipe.preprocessing),
         high_pass_hz=spec.preprocessing.high_pass_hz,
         warmup=spec.preprocessing.warmup_volumes,
         samplers=", ".join(f"`{s.name}` with guidance {s.guidance[0]:g}" for s in spec.samplers),
@@ -155,8 +153,21 @@ def _recordings(folder: Path) -> str:
 
 
 def _held_out(checkpoint: Checkpoint) -> str:
+    if checkpoint.info.imported_from:
+        return "Held out, by their account: the images that every subject saw."
     n_runs = len(checkpoint.subject.held_out_runs)
-    return f"{n_runs} runs" if n_runs else "the images that every subject saw"
+    what = f"{n_runs} runs" if n_runs else "the images that every subject saw"
+    return f"Held out: {what}; no picture that is shown there was trained on."
+
+
+def _drift(preprocessing: Preprocessing) -> str:
+    """What a decoder of detrended runs should be known for, as the runtime knows cosines alone."""
+    if preprocessing.drift == "cosine" or "whole_run" not in preprocessing.train_on:
+        return ""
+    return (
+        "\n**It was trained on runs of which a line was removed, not cosines:** what it is fed here has less "
+        "slow signal\nthan what it learned from."
+    )
 
 
 def _parity(stages: Iterable[Stage]) -> str:
@@ -184,11 +195,36 @@ def _tuned(finetune: Finetune) -> str:
     return "as pretrained" if finetune.layers == "none" else f"tuned: {finetune.layers}"
 
 
-def _training(info: CheckpointInfo) -> str:
+def _training(checkpoint: Checkpoint) -> str:
+    """What it learned from, for how long, and from where on."""
+    info = checkpoint.info
+    if info.imported_from:
+        return (
+            "Trained by the paper's authors, who released it (facebook/dynadiff): imported from their "
+            f"checkpoint `{info.imported_from}`;\non which presentations and for how long is theirs to tell."
+        )
+    sessions = f" of the first {info.n_sessions} session(s)" if info.n_sessions else ""
+    return (
+        f"Trained on {checkpoint.subject.n_train_trials} presentations{sessions} {_method(info)} with seed "
+        f"{info.seed}.{_beginning(info)}"
+    )
+
+
+def _method(info: CheckpointInfo) -> str:
     if info.method == "brain-diffuser":
         return "by ridge regression (the paper's baseline Brain-Diffuser)"
     fit = info.recipe.fit
     return f"for {fit.steps} steps of {fit.batch}"
+
+
+def _beginning(info: CheckpointInfo) -> str:
+    if info.parent is None:
+        return ""
+    subjects = ", ".join(map(str, info.parent.subjects))
+    return (
+        f"\nIt began with a model of subject(s) {subjects} (checkpoint {info.parent.identity}); the layers "
+        "that read voxels began anew."
+    )
 
 
 def _millions(merged: Stage, part: str) -> str:

@@ -13,7 +13,7 @@ from torch import nn
 
 from realtime.bundle import Stage
 from realtime.bundlefiles import file_sha256
-from train.checkpoint import Checkpoint
+from train.checkpoint import Checkpoint, CheckpointInfo, TrainedSubject
 
 CHECKPOINT_FILES = (
     "checkpoint.json",
@@ -69,17 +69,26 @@ def note_sources(ledger: Ledger, checkpoint: Checkpoint) -> None:
         notes={"files": " ".join(BASE_FILES)},
     )
     info, subject = checkpoint.info, checkpoint.subject
-    training = {"steps": str(info.recipe.fit.steps)} if info.method == "dynadiff" else {"method": info.method}
+    notes = {"files": " ".join(CHECKPOINT_FILES), "split": info.recipe.split} | _training_notes(info, subject)
+    ledger.note("checkpoint", folder_sha256(checkpoint.folder, CHECKPOINT_FILES), ["base model"], notes=notes)
+
+
+def _training_notes(info: CheckpointInfo, subject: TrainedSubject) -> dict[str, str]:
+    if info.imported_from:
+        return {"imported_from": info.imported_from}
     notes = {
-        "files": " ".join(CHECKPOINT_FILES),
         "seed": str(info.seed),
         "trials": str(subject.n_train_trials),
-        "split": info.recipe.split,
         "held_out_runs": " ".join(f"{session}/{run}" for _, session, run in subject.held_out_runs),
-    } | training
+    }
+    notes |= {"steps": str(info.recipe.fit.steps)} if info.method == "dynadiff" else {"method": info.method}
+    if info.n_sessions is not None:
+        notes["sessions"] = str(info.n_sessions)
+    if info.parent is not None:
+        notes["began_with"] = info.parent.identity
     if info.last_loss is not None:
         notes["last_loss"] = f"{info.last_loss:.4f}"
-    ledger.note("checkpoint", folder_sha256(checkpoint.folder, CHECKPOINT_FILES), ["base model"], notes=notes)
+    return notes
 
 
 def model_stage(checkpoint: Checkpoint) -> str:

@@ -103,6 +103,11 @@ def is_on_hub(source: str | Path) -> bool:
     )
 
 
+def latent_size_px(folder: Path) -> int:
+    """Height and width of the latents, from the configuration of the UNet in ``folder``."""
+    return int(UNet2DConditionModel.load_config(folder / UNET_FOLDER)["sample_size"])
+
+
 def load_unet(folder: Path) -> UNet2DConditionModel:
     """Read the UNet in ``folder``, fp32, in evaluation mode.
 

@@ -13,6 +13,7 @@ Legend: V voxels, T volumes of a window, N tokens, W token width, m pictures, R 
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -21,14 +22,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nsd import Layout, Stimuli
-from train.base import find_base, load_unet
+from train.base import find_base, latent_size_px
 from train.checkpoint import write_checkpoint
 from train.components import Components, leading_components
 from train.dataset import WindowData
 from train.errors import TrainError
+from train.keeping import alone_in
 from train.latents import shown_latents
 from train.linearbrain import LinearBrain, LinearConfig, LowRank, flattened
 from train.order import Order, describe_checkpoint, training_set
+from train.processes import n_processes
 from train.recipe import Recipe
 from train.ridge import Fit, Windows, fit_ridge
 from train.tokens import ENCODER_FOLDER, PROCESSOR_FOLDER, load_token_encoder, stimulus_tokens
@@ -42,23 +45,32 @@ def fit_baseline(order: Order) -> None:
 
     It trains on the trials that :func:`train.fit.fit_subjects` trains on.
 
-    :raises TrainError: when more is asked of it than one subject from nothing, the base model is none or has
-        no picture encoder, or ``out`` holds a checkpoint.
+    :raises TrainError: when more is asked of it than one subject from nothing in one process, the base model
+        is none or has no picture encoder, or ``out`` holds a checkpoint or is written to.
     """
-    recipe, out = order.recipe, order.out
+    if n_processes() > 1:
+        raise TrainError(
+            f"expected one process, found {n_processes()}: ridge regressions do not divide over processes; "
+            "start it alone, with `python -m train ridge`"
+        )
     if len(order.subjects) != 1 or order.pretrained:
         raise TrainError("expected one subject and no --from: the baseline is linear, fit each subject alone")
+    base_folder = find_base(order.base, (ENCODER_FOLDER, PROCESSOR_FOLDER))
+    with alone_in(order.out, wait=False):
+        _fit(order, base_folder)
+
+
+def _fit(order: Order, base_folder: Path) -> None:
+    recipe, out = order.recipe, order.out
     if (out / "checkpoint.json").exists():
         raise TrainError(f"{out} holds a checkpoint already; choose another --out")
-    base_folder = find_base(order.base, (ENCODER_FOLDER, PROCESSOR_FOLDER))
     layout, trained_on = Layout(order.root), training_set(order)
     data = trained_on.data
     images, place, times = np.unique(data.images, return_inverse=True, return_counts=True)
-    latent_px = load_unet(base_folder).config.sample_size
     tokens_of, null_NW = load_token_encoder(base_folder, recipe.base)
     with Stimuli(layout) as stimuli:
         tokens = stimulus_tokens(stimuli, images.tolist(), tokens_of)
-    latents = shown_latents(layout, images, base_folder, latent_px, order.cache_folder)
+    latents = shown_latents(layout, images, base_folder, latent_size_px(base_folder), order.cache_folder)
     outputs = {"condition": tokens, "latents": latents.flatten(1).numpy()}
     parts = {
         name: leading_components(array, times.astype(np.float64), recipe.ridge.components)

@@ -5,26 +5,25 @@
     CACHE/prior.npz        float32 [V] twice        mean and SD of the runs that train
     CACHE/whole_run.npy    float16 [runs, 225, V]   z-scores, detrended over the whole run
     CACHE/causal.npy       float16 [trials, T, V]   each presentation's window as the runtime would feed it
+    CACHE/prior-first-N.npz, causal-first-N.npy     the same for those who train on the first N sessions
     CACHE/betas.npy        float16 [trials, 1, V]   each presentation's beta, z-scored over its session
     CACHE/….done.npy       uint8   [items]          which runs (or sessions) of an array are finished
 
-Of the last three arrays, those exist that a recipe trains on. Runs are worked on in processes of their own,
-each of which holds one run; an interrupted preparation goes on with the runs that are not finished. Nothing
-here needs torch.
+Of whole runs, causal windows and betas, those exist that a recipe trains on. Runs are worked on in processes
+of their own, each of which holds one run; an interrupted preparation goes on with the runs that are not
+finished, and who prepares a folder while another does waits for it. Nothing here needs torch.
 
 Legend: V voxels of the region, T volumes of a window.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -46,12 +45,13 @@ from nsd import (
 from nsd.splits import RunTrial
 from realtime import bundle
 from realtime.preprocess import causal_windows, cosine_basis, z_scored
+from train.cachesettings import claim, made_from, made_from_besides
 from train.errors import TrainError
+from train.identity import subject_identity
+from train.keeping import alone_in, whole
 from train.prior import Prior, measure_prior
 from train.recipe import Form, Preprocessing, Recipe
 from train.workers import over_items
-
-_JSON, _PRIOR = "cache.json", "prior.npz"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +66,10 @@ class Cache:
     """All presentations of all runs, in order; row i of ``causal`` and ``betas`` belongs to the i-th."""
     is_test: NDArray[np.bool_]
     """``[trials]``: which presentations are held out."""
+    data: str
+    """Identity of the recordings (:mod:`train.identity`)."""
+    n_sessions: int | None = None
+    """Prior and causal windows know the first so many sessions alone; all of them where none."""
 
     @property
     def test_runs(self) -> list[RunKey]:
@@ -81,12 +85,12 @@ class Cache:
     @cached_property
     def prior(self) -> Prior:
         """Mean and SD of the runs that train."""
-        return Prior.load(self.folder / _PRIOR)
+        return Prior.load(_prior_path(self.folder, self.n_sessions))
 
     @property
     def has_prior(self) -> bool:
         """Whether there is a prior: betas alone have none."""
-        return (self.folder / _PRIOR).exists()
+        return _prior_path(self.folder, self.n_sessions).exists()
 
     @cached_property
     def rows(self) -> NDArray[np.float32]:
@@ -95,7 +99,7 @@ class Cache:
 
     def form(self, form: Form) -> NDArray[np.float16]:
         """``whole_run`` ``[runs, 225, V]``, ``causal`` ``[trials, T, V]`` or ``betas`` ``[trials, 1, V]``."""
-        return _open(self.folder, form)
+        return _open(self.folder, _of_sessions(form, self.n_sessions) if form == "causal" else form)
 
 
 def subject_cache(root: Path, subject: int) -> Path:
@@ -104,40 +108,60 @@ def subject_cache(root: Path, subject: int) -> Path:
 
 
 def prepare(
-    root: Path, subject: int, recipe: Recipe, folder: Path, *, seed: int = 1, workers: int | None = None
+    root: Path,
+    subject: int,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    seed: int = 1,
+    n_sessions: int | None = None,
+    workers: int | None = None,
 ) -> Cache:
     """Bring a subject's cache to its end, from wherever it is, and open it.
 
     :param seed: of the split; the prior is measured on the runs that train
-    :raises TrainError: when ``folder`` was made from other runs or settings
+    :param n_sessions: the prior is measured on those of the first so many sessions
+    :raises TrainError: when ``folder`` was made from other data or settings, or no run trains
     :raises NsdError: when a file of the data set is not what it should be
     """
     layout = Layout(root)
     keys = runs(layout, subject)
     trials = run_trials(layout, keys)
     train_keys, is_test = _split(layout, recipe, keys, trials, seed)
-    n_voxels = read_roi(layout, subject).n_voxels
-    forms = recipe.preprocessing.train_on
-    _claim(folder, _made_from(subject, keys, train_keys, n_voxels, recipe), recipe)
-    making = _Making(layout, folder, recipe, keys, trials, n_voxels, workers)
-    if set(forms) & {"whole_run", "causal"}:
-        making.rows()
-        if not (folder / _PRIOR).exists():
-            rows = _open(folder, "rows")
-            trains = tqdm([keys.index(key) for key in train_keys], desc="prior", unit="run")
-            prior = measure_prior((rows[index] for index in trains), recipe.preprocessing.high_pass_hz)
-            partial = folder / "prior.partial.npz"
-            prior.save(partial)
-            partial.replace(folder / _PRIOR)
-        making.whole_run()  # what evaluation decodes, whichever of the two a recipe trains on
-    if "causal" in forms:
-        making.causal()
-    if "betas" in forms:
-        making.betas()
-    return Cache(folder=folder, runs=keys, train_runs=train_keys, trials=trials, is_test=is_test)
+    prior_keys = [key for key in train_keys if n_sessions is None or key.session <= n_sessions]
+    if not prior_keys:
+        raise TrainError(
+            f"expected presentations of subject {subject} to train on, found none in the first {n_sessions} "
+            "session(s)"
+        )
+    making = _Making(
+        layout=layout,
+        folder=folder,
+        recipe=recipe,
+        keys=keys,
+        prior_keys=prior_keys,
+        trials=trials,
+        n_voxels=read_roi(layout, subject).n_voxels,
+        n_sessions=None if prior_keys == train_keys else n_sessions,
+        workers=workers,
+    )
+    data = subject_identity(layout, trials)
+    with alone_in(folder, wait=True):
+        settings = made_from(keys, train_keys, making.n_voxels, data, recipe)
+        claim(folder, settings, made_from_besides(layout, trials, recipe))
+        making.all()
+    return Cache(
+        folder=folder,
+        runs=keys,
+        train_runs=train_keys,
+        trials=trials,
+        is_test=is_test,
+        data=data,
+        n_sessions=making.n_sessions,
+    )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Making:
     """The arrays of a cache, each made of what is already there."""
 
@@ -145,13 +169,37 @@ class _Making:
     folder: Path
     recipe: Recipe
     keys: list[RunKey]
+    prior_keys: list[RunKey]
     trials: list[RunTrial]
     n_voxels: int
+    n_sessions: int | None
     workers: int | None
+
+    def all(self) -> None:
+        """What the recipe trains on, and what that is made of."""
+        forms = self.recipe.preprocessing.train_on
+        if set(forms) & {"whole_run", "causal"}:
+            self.rows()
+            self.prior()
+            self.whole_run()  # what evaluation decodes, whichever of the two a recipe trains on
+        if "causal" in forms:
+            self.causal()
+        if "betas" in forms:
+            self.betas()
 
     def rows(self) -> None:
         shape = (len(self.keys), N_DESIGN_ROWS, self.n_voxels)
         self._make("rows", shape, partial(_read_run, self.layout, self.folder), self.keys, np.float32)
+
+    def prior(self) -> None:
+        path = _prior_path(self.folder, self.n_sessions)
+        if path.exists():
+            return
+        rows = _open(self.folder, "rows")
+        trains = tqdm([self.keys.index(key) for key in self.prior_keys], desc="prior", unit="run")
+        prior = measure_prior((rows[index] for index in trains), self.recipe.preprocessing.high_pass_hz)
+        with whole(path) as unfinished:
+            prior.save(unfinished)
 
     def whole_run(self) -> None:
         shape = (len(self.keys), N_DESIGN_ROWS, self.n_voxels)
@@ -164,8 +212,9 @@ class _Making:
             item.trial.onset_volume + window.offset_volumes + window.length_volumes - 1 for item in trials
         ]
         places = _places([item.run for item in trials], self.keys)
-        work = partial(_stream_run, self.folder, self.recipe, ends, places)
-        self._make("causal", (len(trials), window.length_volumes, self.n_voxels), work, self.keys)
+        work = partial(_stream_run, self.folder, self.recipe, self.n_sessions, ends, places)
+        shape = (len(trials), window.length_volumes, self.n_voxels)
+        self._make(_of_sessions("causal", self.n_sessions), shape, work, self.keys)
 
     def betas(self) -> None:
         sessions = sorted({key.session for key in self.keys})
@@ -183,11 +232,13 @@ class _Making:
         unit: str = "run",
     ) -> None:
         path, done = self.folder / f"{name}.npy", self.folder / f"{name}.done.npy"
-        is_new = not path.exists()
-        if is_new:
-            np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
-        if is_new or not done.exists():
-            np.save(done, np.zeros(len(items), dtype=np.uint8), allow_pickle=False)
+        # In this order: an array without notes is made anew, notes without their array would be believed.
+        if not path.exists() or not done.exists():
+            with whole(done) as unfinished:
+                np.save(unfinished, np.zeros(len(items), dtype=np.uint8), allow_pickle=False)
+        if not path.exists():
+            with whole(path) as empty:
+                np.lib.format.open_memmap(empty, mode="w+", dtype=dtype, shape=shape).flush()
         over_items(done, items, work, name=name, unit=unit, workers=self.workers)
 
 
@@ -229,11 +280,17 @@ def _z_score_run(folder: Path, preprocessing: Preprocessing, index: int, key: Ru
 
 
 def _stream_run(
-    folder: Path, recipe: Recipe, ends: list[int], places: list[slice], index: int, key: RunKey
+    folder: Path,
+    recipe: Recipe,
+    n_sessions: int | None,
+    ends: list[int],
+    places: list[slice],
+    index: int,
+    key: RunKey,
 ) -> None:
-    rows, prior = _open(folder, "rows")[index], Prior.load(folder / _PRIOR)
+    rows, prior = _open(folder, "rows")[index], Prior.load(_prior_path(folder, n_sessions))
     windows = streamed(rows, recipe, prior, ends[places[index]], recipe.window.length_volumes)
-    _write(folder, "causal", places[index], windows.transpose(0, 2, 1))
+    _write(folder, _of_sessions("causal", n_sessions), places[index], windows.transpose(0, 2, 1))
 
 
 def _read_session(
@@ -267,48 +324,12 @@ def _split(
     return train_keys, np.array([item.run in held_out for item in trials])
 
 
-def _made_from(
-    subject: int, keys: list[RunKey], train_keys: list[RunKey], n_voxels: int, recipe: Recipe
-) -> dict[str, Any]:
-    """What must be the same whatever a recipe trains on."""
-    preprocessing: dict[str, Any] = msgspec.to_builtins(recipe.preprocessing)
-    del preprocessing["train_on"]
-    made_from = {
-        "subject": subject,
-        "n_voxels": n_voxels,
-        "runs": keys,
-        "split": recipe.split,
-        "train_runs": train_keys,
-        "preprocessing": preprocessing,
-    }
-    as_read_back: dict[str, Any] = json.loads(msgspec.json.encode(made_from))
-    return as_read_back
+def _of_sessions(name: str, n_sessions: int | None) -> str:
+    return name if n_sessions is None else f"{name}-first-{n_sessions}"
 
 
-def _claim(folder: Path, made_from: dict[str, Any], recipe: Recipe) -> None:
-    """Write what a new cache is made from; refuse one that is made from something else.
-
-    Only causal windows are cut for one window: a cache has none, or those of one.
-    """
-    path = folder / _JSON
-    folder.mkdir(parents=True, exist_ok=True)
-    wants = msgspec.to_builtins(recipe.window) if "causal" in recipe.preprocessing.train_on else None
-    if not path.exists():
-        if any(folder.iterdir()):
-            raise TrainError(f"expected an empty folder or a cache in {folder}, found other files")
-        path.write_text(json.dumps({**made_from, "window": wants}, indent=1))
-        return
-    theirs = json.loads(path.read_text())
-    different = [name for name in made_from if theirs.get(name) != made_from[name]]
-    if wants and theirs.get("window") not in (None, wants):
-        different.append("window")
-    if different:
-        raise TrainError(
-            f"{folder} holds recordings with other {', '.join(different)} than this recipe and data set; "
-            "name another folder, or remove it to make it anew"
-        )
-    if wants and theirs.get("window") is None:
-        path.write_text(json.dumps({**made_from, "window": wants}, indent=1))
+def _prior_path(folder: Path, n_sessions: int | None) -> Path:
+    return folder / f"{_of_sessions('prior', n_sessions)}.npz"
 
 
 def _open(folder: Path, name: str) -> NDArray[Any]:

@@ -1,6 +1,6 @@
 """Checkpoints: folders that say what they are.
 
-checkpoint.json                      method, subjects, held-out runs, seed, recipe, base model
+checkpoint.json                      method, subjects, held-out runs, seed, recipe, base model, identities
 brain.safetensors                    brain module and null condition
 adapter/                             LoRA, or what else of the UNet was tuned (:mod:`train.finetune`)
 sub-01/roi.nii.gz, sub-01/prior.npz  what the runtime needs of a subject
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 import torch
@@ -24,6 +24,8 @@ from train.brain import BrainModule
 from train.dynadiff import Dynadiff, brain_config
 from train.errors import TrainError
 from train.finetune import load_merged, load_tuned, save_tuned
+from train.identity import Method, Terms, base_identity
+from train.keeping import whole, write_whole
 from train.linearbrain import LinearBrain, LinearConfig
 from train.recipe import Recipe
 
@@ -36,12 +38,23 @@ class TrainedSubject(msgspec.Struct, frozen=True, kw_only=True):
     held_out_runs: list[tuple[int, int, int]]
     """Subject, session and run of each; none where images are held out."""
     n_train_trials: int
+    data: str | None = None
+    """Identity of the recordings (:mod:`train.identity`)."""
+
+
+class Parent(msgspec.Struct, frozen=True, kw_only=True):
+    """The checkpoint that a training began with."""
+
+    folder: str
+    """Relative to the checkpoint's that began with it."""
+    subjects: list[int]
+    identity: str
 
 
 class CheckpointInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """``checkpoint.json``."""
+    """``checkpoint.json``. What has a default is not in those of earlier versions."""
 
-    method: Literal["dynadiff", "brain-diffuser"] = "dynadiff"
+    method: Method = "dynadiff"
     """The paper's, or the baseline (:mod:`train.braindiffuser`)."""
     subjects: Annotated[list[TrainedSubject], msgspec.Meta(min_length=1)]
     """In the order of their layers."""
@@ -50,7 +63,28 @@ class CheckpointInfo(msgspec.Struct, frozen=True, kw_only=True):
     recipe: Recipe
     base: str
     """Folder of the base model, relative to the checkpoint's, or its name on the hub."""
+    base_identity: str | None = None
+    """Of the base model that it was trained on."""
+    n_sessions: int | None = None
+    """Trained on the first so many sessions of each subject; on all of them where none."""
+    parent: Parent | None = None
+    imported_from: str | None = None
+    """Which released checkpoint it is (:mod:`train.released`), where it was not trained here."""
     last_loss: float | None
+
+    @property
+    def terms(self) -> Terms:
+        """What it follows from."""
+        return Terms(
+            method=self.method,
+            recipe=self.recipe,
+            subjects=[trained.number for trained in self.subjects],
+            data=[trained.data for trained in self.subjects],
+            sessions=self.n_sessions,
+            seed=self.seed,
+            base=self.base_identity,
+            parent=self.parent.identity if self.parent else None,
+        )
 
 
 def subject_folder(folder: Path, number: int) -> Path:
@@ -70,12 +104,9 @@ def write_checkpoint(folder: Path, brain: nn.Module, null_NW: Tensor, info: Chec
     weights = {"null_condition": null_NW} | {
         f"brain.{key}": value for key, value in brain.state_dict().items()
     }
-    save_file(
-        {key: value.float().contiguous() for key, value in weights.items()}, folder / "brain.safetensors"
-    )
-    partial = folder / "checkpoint.json.partial"
-    partial.write_bytes(msgspec.json.format(msgspec.json.encode(info), indent=2))
-    partial.rename(folder / "checkpoint.json")
+    with whole(folder / "brain.safetensors") as partial:
+        save_file({key: value.float().contiguous() for key, value in weights.items()}, partial)
+    write_whole(folder / "checkpoint.json", msgspec.json.format(msgspec.json.encode(info), indent=2).decode())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,11 +147,16 @@ def load_checkpoint(folder: Path, base: str | Path | None = None, subject: int |
 
     :param subject: whose layers, by number; needed where there are several
     :raises TrainError: when a file is missing, ``checkpoint.json`` cannot be read, or the decoder was not
-        trained on the subject.
+        trained on the subject or the base model.
     """
     info = read_info(folder)
     trained = _trained_subject(folder, info, subject)
     base_folder = find_base(base or (info.base if is_on_hub(info.base) else (folder / info.base).resolve()))
+    if info.base_identity not in (None, base_identity(base_folder)):
+        raise TrainError(
+            f"expected the base model that {folder} was trained on, found another in {base_folder}; name the "
+            "right one's folder with --base, or train again"
+        )
     weights, null_NW = read_weights(folder)
     unet, vae = load_tuned(info.recipe.finetune, folder, base_folder), load_vae(base_folder)
     brain = _brain_of(trained, info, weights, unet)

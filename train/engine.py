@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,8 @@ import torch.distributed as dist
 from torch import nn
 
 from train.errors import TrainError
-from train.processes import is_main_process, join_processes, n_processes
+from train.keeping import write_whole
+from train.processes import decided_by_main, is_main_process, join_processes, n_processes
 from train.recipe import Training
 
 DEEPSPEED_JSON = Path(__file__).parent / "deepspeed.json"
@@ -104,21 +104,19 @@ def start_engine(objective: nn.Module, training: Training) -> Any:
 def resume(engine: Any, folder: Path, training: Training, seed: int) -> list[float]:
     """Load the last whole checkpoint in ``folder``, if there is one; the losses of the steps behind it.
 
+    Whether there is one, and which, the main process decides: the view that hosts have of a shared folder may
+    differ for some seconds.
+
     :raises TrainError: when it is of another run, or not readable.
     """
-    latest = folder / "latest"
     ours = {**msgspec.to_builtins(training), "seed": seed, "processes": n_processes()}
-    if not latest.exists():
-        if is_main_process():
-            folder.mkdir(parents=True, exist_ok=True)
-            _write_whole(folder / "run.json", json.dumps(ours, indent=1) + "\n")
+    tag = decided_by_main(lambda: _whole_checkpoint(folder, ours))
+    if tag is None:
         return []
-    _check_same_run(folder, ours)
-    tag = latest.read_text().strip()
     # Not strict: what is frozen is the base model's, and not in the checkpoint.
     path, state = engine.load_checkpoint(str(folder), tag=tag, load_module_strict=False)
     if path is None:
-        raise TrainError(f"expected a checkpoint in {folder / tag}, as {latest} says, found none")
+        raise TrainError(f"expected a checkpoint in {folder / tag}, as {folder / 'latest'} says, found none")
     if is_main_process():
         _log.info("going on at step %d of %d", len(state["losses"]), training.steps)
     return list(state["losses"])
@@ -138,11 +136,21 @@ def save(engine: Any, folder: Path, losses: list[float]) -> None:
         exclude_frozen_parameters=True,
     )
     if is_main_process():
-        _write_whole(folder / "latest", tag)
+        write_whole(folder / "latest", tag)
         for old in folder.glob(f"{_TAG}-*"):
             if old.name != tag:
                 shutil.rmtree(old)
     dist.barrier()
+
+
+def _whole_checkpoint(folder: Path, ours: dict[str, Any]) -> str | None:
+    """The tag of the last whole checkpoint; where there is none, the note of a new run is written."""
+    latest = folder / "latest"
+    if not latest.exists():
+        write_whole(folder / "run.json", json.dumps(ours, indent=1) + "\n")
+        return None
+    _check_same_run(folder, ours)
+    return latest.read_text().strip()
 
 
 def _check_same_run(folder: Path, ours: dict[str, Any]) -> None:
@@ -156,9 +164,3 @@ def _check_same_run(folder: Path, ours: dict[str, Any]) -> None:
                 f"{folder} holds a run with {name} = {theirs.get(name)}, this one has {value}; "
                 "go on as it was begun, or choose another --out"
             )
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)

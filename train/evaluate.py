@@ -27,8 +27,11 @@ from nsd import TR_S, Layout, Stimuli
 from train.cache import Cache, prepare, subject_cache
 from train.checkpoint import Checkpoint, load_checkpoint
 from train.dataset import averaged_windows
-from train.decodes import Identity, array_digest, checkpoint_digests, kept
+from train.decodes import array_digest, kept, weights_digest
 from train.decoding import decode_pictures, decode_windows, held_out_groups, images_of
+from train.errors import TrainError
+from train.identity import digest
+from train.keeping import alone_in, whole, write_whole
 from train.recipe import DemoBase, Form, Window
 from train.sample import Pictures
 from train.table import Row, as_markdown, compare, see
@@ -67,12 +70,20 @@ def evaluate(order: Evaluation) -> dict[str, Row]:
     Decodes are written before they are scored, and used again by whoever calls with the same checkpoint,
     trials and seed: a network that was missing can be fetched later. Networks run on the decoder's device.
 
-    :raises TrainError: when there is no such checkpoint or subject, or nothing to decode.
+    :raises TrainError: when there is no such checkpoint or subject, the recordings are not those that it was
+        trained on, or there is nothing to decode.
     """
     checkpoint = load_checkpoint(order.checkpoint, subject=order.subject).on_device()
     recipe, number = checkpoint.recipe, checkpoint.subject.number
     folder = subject_cache(order.caches or order.checkpoint / "cache", number)
-    cache = prepare(order.root, number, recipe, folder, seed=checkpoint.info.seed)
+    info = checkpoint.info
+    cache = prepare(order.root, number, recipe, folder, seed=info.seed, n_sessions=info.n_sessions)
+    if checkpoint.subject.data not in (None, cache.data):
+        # Also with runs added: which are held out is drawn anew then, and some of them may have trained.
+        raise TrainError(
+            f"expected the recordings of subject {number} that {order.checkpoint} was trained on, found "
+            f"others in {order.root}; name their folder with --nsd, or train again"
+        )
     ways = _ways(checkpoint, order)
     windows = [window for _, window in ways.values()]
     groups = held_out_groups(
@@ -84,7 +95,6 @@ def evaluate(order: Evaluation) -> dict[str, Row]:
     if isinstance(recipe.base, DemoBase):
         decoded["ceiling"] = decode_pictures(checkpoint, shown, order.seed)
     rows = _score(shown, decoded, order, checkpoint.null_NW.device)
-    order.out.mkdir(parents=True, exist_ok=True)
     table = {
         "subject": number,
         "split": recipe.split,
@@ -92,11 +102,13 @@ def evaluate(order: Evaluation) -> dict[str, Row]:
         "average": order.average,
         "rows": msgspec.to_builtins(rows),
     }
-    (order.out / "table.json").write_text(json.dumps(table, indent=2))
-    (order.out / "table.md").write_text(as_markdown(rows))
-    _log.info("%s", as_markdown(rows))
     drawn = np.sort(np.random.default_rng(order.seed).permutation(len(groups))[:GRID_TRIALS])
-    write_grid(order.out / "grid.png", [shown[drawn], *(pictures[drawn] for pictures in decoded.values())])
+    with alone_in(order.out, wait=True):
+        write_whole(order.out / "table.json", json.dumps(table, indent=2))
+        write_whole(order.out / "table.md", as_markdown(rows))
+        with whole(order.out / "grid.png") as partial:
+            write_grid(partial, [shown[drawn], *(pictures[drawn] for pictures in decoded.values())])
+    _log.info("%s", as_markdown(rows))
     return rows
 
 
@@ -108,19 +120,13 @@ def _decode(
     order: Evaluation,
 ) -> dict[str, Pictures]:
     """Pictures of each way, as far as they are there from an earlier call."""
-    info, weights = checkpoint_digests(checkpoint)
+    of_all = [checkpoint.info, weights_digest(checkpoint), [group.tolist() for group in groups], order.seed]
     decoded: dict[str, Pictures] = {}
     for name, (form, window) in ways.items():
         windows = averaged_windows(cache, groups, window, form, checkpoint.recipe)
-        identity = Identity(
-            checkpoint_json=info,
-            weights=weights,
-            trials=[group.tolist() for group in groups],
-            decoded_from=array_digest(windows),
-            seed=order.seed,
-        )
+        path = order.out / "decodes" / f"{name.replace(' ', '_')}.npz"
         decode = partial(decode_windows, checkpoint, windows, order.seed, name)
-        decoded[name] = kept(order.out / "decodes", name, identity, decode)
+        decoded[name] = kept(path, digest([*of_all, array_digest(windows)]), decode)
     return decoded
 
 

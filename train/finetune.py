@@ -15,6 +15,7 @@ from peft import LoraConfig
 from torch import nn
 
 from train.base import UNET_FOLDER, load_unet
+from train.keeping import whole
 from train.recipe import Finetune
 
 ADAPTER_FOLDER = "adapter"
@@ -47,9 +48,11 @@ def set_trainable(unet: UNet2DConditionModel, finetune: Finetune) -> None:
 def save_tuned(unet: UNet2DConditionModel, finetune: Finetune, folder: Path) -> None:
     """Write to a checkpoint's folder what :func:`load_tuned` needs beside the base model."""
     if finetune.layers == "lora":
-        unet.save_lora_adapter(folder / ADAPTER_FOLDER, adapter_name=ADAPTER)
+        with whole(folder / ADAPTER_FOLDER) as partial:
+            unet.save_lora_adapter(partial, adapter_name=ADAPTER)
     elif finetune.layers != "none":
-        unet.save_pretrained(folder / UNET_FOLDER)
+        with whole(folder / UNET_FOLDER) as partial:
+            unet.save_pretrained(partial)
 
 
 def load_tuned(finetune: Finetune, folder: Path, base: Path) -> UNet2DConditionModel:

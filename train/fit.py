@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -14,16 +13,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nsd import Layout
-from train.base import find_base, is_on_hub, load_unet, load_vae
+from train.base import find_base, load_unet, load_vae
 from train.brain import BrainModule
-from train.checkpoint import read_info, read_weights, save_checkpoint
+from train.checkpoint import CheckpointInfo, read_info, read_weights, save_checkpoint
 from train.dataset import WindowData
 from train.dynadiff import Dynadiff, brain_config
 from train.errors import TrainError
 from train.finetune import set_trainable, trainable_again
+from train.identity import Terms, base_identity, recipe_differences
+from train.keeping import alone_in, write_whole
 from train.latents import shown_latents
 from train.loop import Batch, fit
-from train.order import Order, describe_checkpoint, training_set
+from train.order import Order, describe_checkpoint, terms_of, training_set
 from train.pretrain import load_picture_encoder
 from train.processes import is_main_process, main_process_first
 from train.recipe import DemoBase, Recipe
@@ -37,9 +38,18 @@ def fit_subjects(order: Order) -> None:
     """Train a decoder and write its checkpoint.
 
     :raises TrainError: when the base model or the pretrained checkpoint is not one, does not fit the recipe,
-        or ``out`` holds another run.
+        or ``out`` holds another run, or one that is going on.
     """
-    recipe, base_folder = order.recipe, find_base(order.base)
+    base_folder = find_base(order.base)
+    with ExitStack() as held:
+        with main_process_first():
+            if is_main_process():
+                held.enter_context(alone_in(order.out, wait=False))
+        _fit(order, base_folder)
+
+
+def _fit(order: Order, base_folder: Path) -> None:
+    recipe = order.recipe
     trained_on = training_set(order)
     data, n_subjects = trained_on.data, len(order.subjects)
     model = untrained_model(recipe, base_folder, data.n_voxels, order.seed, n_subjects, order.pretrained)
@@ -52,7 +62,9 @@ def fit_subjects(order: Order) -> None:
         windows, _, subjects = data.batch(indices)
         return {"windows": windows.float(), "subjects": subjects, "latents": latents[place[indices]]}
 
-    _claim(order)
+    with main_process_first():
+        if is_main_process():
+            _claim(order, terms_of(order, base_folder))
     losses = fit(
         model,
         batch_of,
@@ -69,36 +81,29 @@ def fit_subjects(order: Order) -> None:
         save_checkpoint(order.out, model.float(), info)
 
 
-def _claim(order: Order) -> None:
+def _claim(order: Order, terms: Terms) -> None:
     """Note what a training is of; refuse a folder where another one's is.
 
     :raises TrainError: saying in what the other differs
     """
-    ours: dict[str, Any] = msgspec.to_builtins(order.recipe) | {
-        "subjects": list(order.subjects),
-        "sessions": order.n_sessions,
-        "from": str(order.pretrained.resolve()) if order.pretrained else None,
-        "base": str(order.base) if is_on_hub(order.base) else str(Path(order.base).resolve()),
-        "seed": order.seed,
-    }
     path = order.out / "training" / "order.json"
-    ours = json.loads(json.dumps(ours))
-    if path.exists():
-        theirs = json.loads(path.read_text())
-        different = sorted(name for name in ours if theirs.get(name) != ours[name])
-        if different:
-            raise TrainError(
-                f"{order.out} holds a training with other {', '.join(different)}; choose another --out, or "
-                "remove it to begin anew"
-            )
+    if not path.exists():
+        if (order.out / "checkpoint.json").exists() or (order.out / "training" / "latest").exists():
+            raise TrainError(f"{order.out} holds a checkpoint of another making; choose another --out")
+        write_whole(path, msgspec.json.format(msgspec.json.encode(terms), indent=1).decode())
         return
-    if (order.out / "checkpoint.json").exists() or (order.out / "training" / "latest").exists():
-        raise TrainError(f"{order.out} holds a checkpoint of another making; choose another --out")
-    if is_main_process():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(ours, indent=1))
-        partial.replace(path)
+    try:
+        different = terms.differences(msgspec.json.decode(path.read_bytes(), type=Terms))
+    except msgspec.MsgspecError as error:
+        raise TrainError(
+            f"{path}: expected the note of this version's `train fit`: {error}; choose another --out, or "
+            "remove it to begin anew"
+        ) from error
+    if different:
+        raise TrainError(
+            f"{order.out} holds a training with other {', '.join(different)}; choose another --out, or "
+            "remove it to begin anew"
+        )
 
 
 def _sampler(model: Dynadiff, data: WindowData, base_folder: Path) -> Callable[[], Pictures]:
@@ -140,21 +145,7 @@ def untrained_model(
         brain.output.bias.copy_(null_NW.flatten())
     if pretrained is None:
         return Dynadiff(brain, unet, null_NW, recipe)
-    info = read_info(pretrained)
-    if info.method != "dynadiff":
-        raise TrainError(f"expected a checkpoint of `fit` in {pretrained}, found the baseline's")
-    theirs = info.recipe
-    if theirs.split != recipe.split or (theirs.split == "time-resolved" and len(info.subjects) == 1):
-        raise TrainError(
-            f"expected {pretrained} to have trained on no picture that the new subject is tested on: one of "
-            f"several subjects, or of the standard split, and of the recipe's, {recipe.split}; found split "
-            f"{theirs.split} and {len(info.subjects)} subject(s)"
-        )
-    if (theirs.finetune, theirs.brain, theirs.window) != (recipe.finetune, recipe.brain, recipe.window):
-        raise TrainError(
-            f"expected {pretrained} to have been trained with this recipe's brain, window and finetune "
-            f"sections, found {theirs.brain}, {theirs.window}, {theirs.finetune}"
-        )
+    _check_parent(pretrained, read_info(pretrained), recipe, base_folder)
     weights, null_NW = read_weights(pretrained)
     kept = {name: value for name, value in weights.items() if not name.startswith(_OF_A_SUBJECT)}
     missing = [name for name in brain.load_state_dict(kept, strict=False).missing_keys]
@@ -163,6 +154,34 @@ def untrained_model(
             f"expected the shared weights of a brain module in {pretrained}, {missing[0]} is missing"
         )
     return Dynadiff(brain, trainable_again(recipe.finetune, pretrained, base_folder), null_NW, recipe)
+
+
+def _check_parent(folder: Path, info: CheckpointInfo, recipe: Recipe, base_folder: Path) -> None:
+    """Whether a decoder of other subjects is one to begin with.
+
+    :raises TrainError: when it is made otherwise, or has seen what the new subject is tested on
+    """
+    if info.method != "dynadiff":
+        raise TrainError(f"expected a checkpoint of `fit` in {folder}, found the baseline's")
+    theirs = info.recipe
+    if theirs.split != recipe.split or (theirs.split == "time-resolved" and len(info.subjects) == 1):
+        raise TrainError(
+            f"expected {folder} to have trained on no picture that the new subject is tested on: one of "
+            f"several subjects, or of the standard split, and of the recipe's, {recipe.split}; found split "
+            f"{theirs.split} and {len(info.subjects)} subject(s)"
+        )
+    # How long it is trained is each training's own, and the baseline has no part in it.
+    different = [name for name in recipe_differences(recipe, theirs) if name not in ("fit", "ridge")]
+    if different:
+        found = ", ".join(str(getattr(theirs, name)) for name in different)
+        raise TrainError(
+            f"expected {folder} to have been trained with this recipe's {', '.join(different)}, found {found}"
+        )
+    if info.base_identity not in (None, base_identity(base_folder)):
+        raise TrainError(
+            f"expected {folder} to have been trained on the base model in {base_folder}, found another's; "
+            "name that one with --base"
+        )
 
 
 def starting_null(base: Path, recipe: Recipe) -> Tensor:

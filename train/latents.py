@@ -2,13 +2,11 @@
 
     FOLDER/latents-<hash>.safetensors   images int64 [N], sorted, and latents float32 [N, c, h, w]
 
-The hash is of the VAE's weights.
+The hash is of the VAE, of the stimuli they are of and of their size.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +20,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nsd import Layout, Stimuli
-from train.base import VAE_FOLDER, load_vae
+from train.base import load_vae
+from train.identity import digest, pictures_identity, vae_identity
+from train.keeping import alone_in, whole
 from train.pretrain import encode_latents
 
 _MOST_AT_ONCE = 32
@@ -35,27 +35,36 @@ def shown_latents(
 ) -> Tensor:
     """Latents ``[N, c, latent_px, latent_px]`` of stimuli, read from ``folder`` as far as they are there.
 
+    Processes that share ``folder`` wait for one another, and find what the others have made.
+
     :param images: 0-based, sorted, each once
     """
-    path = folder / f"latents-{_vae_hash(base)}.safetensors"
+    made_from = digest([vae_identity(base), pictures_identity(layout), latent_px])
+    with alone_in(folder, wait=True):
+        known = _encoded(layout, images, base, latent_px, folder / f"latents-{made_from}.safetensors")
+    return known["latents"][torch.from_numpy(np.searchsorted(known["images"].numpy(), images))]
+
+
+def _encoded(
+    layout: Layout, images: NDArray[np.int64], base: Path, latent_px: int, path: Path
+) -> dict[str, Tensor]:
+    """What ``path`` holds, once it has ``images``."""
     known: dict[str, Tensor] = {"images": torch.zeros(0, dtype=torch.long)}
     if path.exists():
         known = load_file(path)
     new = np.setdiff1d(images, known["images"].numpy())
-    if len(new):
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        vae = load_vae(base).to(device)
-        with Stimuli(layout) as stimuli:
-            latents = encode_stimuli(stimuli, new.tolist(), vae, latent_px)
-        every = torch.cat([known["images"], torch.from_numpy(new)])
-        order = every.argsort()
-        values = torch.cat([known["latents"], latents]) if "latents" in known else latents
-        known = {"images": every[order], "latents": values[order].contiguous()}
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
+    if not len(new):
+        return known
+    vae = load_vae(base).to("cuda" if torch.cuda.is_available() else "cpu")
+    with Stimuli(layout) as stimuli:
+        latents = encode_stimuli(stimuli, new.tolist(), vae, latent_px)
+    every = torch.cat([known["images"], torch.from_numpy(new)])
+    order = every.argsort()
+    values = torch.cat([known["latents"], latents]) if "latents" in known else latents
+    known = {"images": every[order], "latents": values[order].contiguous()}
+    with whole(path) as partial:
         save_file(known, partial)
-        partial.replace(path)
-    return known["latents"][torch.from_numpy(np.searchsorted(known["images"].numpy(), images))]
+    return known
 
 
 def encode_stimuli(stimuli: Stimuli, images: Sequence[int], vae: AutoencoderKL, latent_px: int) -> Tensor:
@@ -72,11 +81,3 @@ def encode_stimuli(stimuli: Stimuli, images: Sequence[int], vae: AutoencoderKL, 
             pictures = np.stack(resized).astype(np.uint8)
         parts.append(encode_latents(vae, pictures).cpu())
     return torch.cat(parts)
-
-
-def _vae_hash(base: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted((base / VAE_FOLDER).glob("*.safetensors")) or sorted((base / VAE_FOLDER).iterdir()):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]

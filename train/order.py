@@ -8,16 +8,16 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from nsd import TR_S, Layout, shared_images
+from nsd import TR_S, Layout, run_trials, runs, shared_images
 from train.base import is_on_hub
 from train.cache import Cache, prepare, subject_cache
-from train.checkpoint import CheckpointInfo, TrainedSubject, subject_folder
+from train.checkpoint import CheckpointInfo, Parent, TrainedSubject, read_info, subject_folder
 from train.dataset import Examples, WindowData, examples
 from train.errors import TrainError
+from train.identity import SYNTHETIC_FILE, Method, Terms, base_identity, checkpoint_identity, subject_identity
 from train.processes import main_process_first
 from train.recipe import Recipe
 from train.trials import Trials, held_out_images, inside_run, training_trials
@@ -71,7 +71,14 @@ def training_set(order: Order) -> TrainingSet:
     recipe = order.recipe
     with main_process_first():
         caches = [
-            prepare(order.root, number, recipe, subject_cache(order.cache_folder, number), seed=order.seed)
+            prepare(
+                order.root,
+                number,
+                recipe,
+                subject_cache(order.cache_folder, number),
+                seed=order.seed,
+                n_sessions=order.n_sessions,
+            )
             for number in order.subjects
         ]
     trials = _training_trials(caches, order)
@@ -89,11 +96,32 @@ def write_subjects(order: Order, trained_on: TrainingSet) -> list[TrainedSubject
             n_voxels=cache.form(order.recipe.preprocessing.train_on[0]).shape[2],
             held_out_runs=[(key.subject, key.session, key.run) for key in cache.test_runs],
             n_train_trials=len(trials),
+            data=cache.data,
         )
         subjects.append(trained)
-    if (order.root / "synthetic.json").exists():
-        shutil.copy(order.root / "synthetic.json", order.out)
+    if (order.root / SYNTHETIC_FILE).exists():
+        shutil.copy(order.root / SYNTHETIC_FILE, order.out)
     return subjects
+
+
+def terms_of(order: Order, base_folder: Path, method: Method = "dynadiff") -> Terms:
+    """What is ordered, with the identities of what it is made from as they are now.
+
+    :raises NsdError: when the data set is not what it should be
+    """
+    layout = Layout(order.root)
+    return Terms(
+        method=method,
+        recipe=order.recipe,
+        subjects=list(order.subjects),
+        data=[
+            subject_identity(layout, run_trials(layout, runs(layout, number))) for number in order.subjects
+        ],
+        sessions=order.n_sessions,
+        seed=order.seed,
+        base=base_identity(base_folder),
+        parent=checkpoint_identity(order.pretrained) if order.pretrained else None,
+    )
 
 
 def describe_checkpoint(
@@ -101,7 +129,7 @@ def describe_checkpoint(
     trained_on: TrainingSet,
     base_folder: Path,
     recipe: Recipe,
-    method: Literal["dynadiff", "brain-diffuser"],
+    method: Method,
     last_loss: float | None = None,
 ) -> CheckpointInfo:
     """``checkpoint.json``; the files of the subjects are written beside it."""
@@ -112,6 +140,9 @@ def describe_checkpoint(
         tr_s=TR_S,
         recipe=recipe,
         base=_reference(order.base, base_folder, order.out),
+        base_identity=base_identity(base_folder),
+        n_sessions=order.n_sessions,
+        parent=_parent(order),
         last_loss=last_loss,
     )
 
@@ -152,6 +183,16 @@ def _copy_subject(layout: Layout, number: int, cache: Cache, folder: Path) -> No
     shutil.copy(layout.roi(number), folder / "roi.nii.gz")
     if cache.has_prior:
         cache.prior.save(folder / "prior.npz")
+
+
+def _parent(order: Order) -> Parent | None:
+    if order.pretrained is None:
+        return None
+    return Parent(
+        folder=os.path.relpath(order.pretrained.resolve(), order.out.resolve()),
+        subjects=[trained.number for trained in read_info(order.pretrained).subjects],
+        identity=checkpoint_identity(order.pretrained),
+    )
 
 
 def _reference(base: str | Path, base_folder: Path, out: Path) -> str:

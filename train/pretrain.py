@@ -11,8 +11,10 @@ Three trainings, one after the other: VAE, picture encoder, UNet on the frozen t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -27,6 +29,8 @@ from nsd import Layout, Stimuli, read_expdesign
 from train.base import UNET_FOLDER, VAE_FOLDER, load_vae, make_unet, make_vae
 from train.diffusion import DiffusionLoss, drop_conditions, uniform_timesteps
 from train.errors import TrainError
+from train.identity import digest
+from train.keeping import alone_in, whole, write_whole
 from train.loop import Batch, fit
 from train.picture import PictureAutoencoder, PictureEncoder, disturb
 from train.processes import n_processes
@@ -35,22 +39,36 @@ from train.recipe import DemoBase, Recipe, demo_base
 _log = logging.getLogger(__name__)
 _ENCODE_BATCH = 64
 _DECODED_PLACES = 64 * 8 * 8
+_HELD_OUT = 256
 
 
-def base_pictures(root: Path, subject: int, n_pictures: int, seed: int) -> NDArray[np.uint8]:
-    """Stimuli to pretrain on, none of which ``subject`` is ever shown; uint8 ``[N, H, W, 3]``.
+@dataclass(frozen=True, kw_only=True)
+class BasePictures:
+    """Stimuli to pretrain on, and others to measure on; each uint8 ``[N, H, W, 3]``."""
 
-    :raises TrainError: when there are fewer than ``n_pictures`` of them.
+    train: NDArray[np.uint8]
+    held_out: NDArray[np.uint8]
+
+
+def base_pictures(root: Path, subject: int, n_pictures: int, seed: int) -> BasePictures:
+    """Stimuli none of which ``subject`` is ever shown: ``n_pictures`` to train, up to 256 more held out.
+
+    :raises TrainError: when there are no more than ``n_pictures`` of them.
     """
     layout = Layout(root)
     with Stimuli(layout) as stimuli:
         unseen = np.setdiff1d(np.arange(len(stimuli)), read_expdesign(layout).subject_images[subject - 1])
-        if len(unseen) < n_pictures:
+        if len(unseen) <= n_pictures:
             raise TrainError(
-                f"expected {n_pictures} stimuli that subject {subject} is not shown, found {len(unseen)}"
+                f"expected {n_pictures} stimuli that subject {subject} is not shown, and more to measure on, "
+                f"found {len(unseen)}"
             )
-        chosen = np.random.default_rng(seed).choice(unseen, n_pictures, replace=False)
-        return stimuli.images(np.sort(chosen).tolist())
+        rng = np.random.default_rng(seed)
+        chosen = rng.choice(unseen, n_pictures, replace=False)
+        others = np.setdiff1d(unseen, chosen)
+        held_out = rng.choice(others, min(_HELD_OUT, len(others)), replace=False)
+        train, measured = (stimuli.images(np.sort(images).tolist()) for images in (chosen, held_out))
+        return BasePictures(train=train, held_out=measured)
 
 
 def to_tensor(pictures: NDArray[np.uint8]) -> Tensor:
@@ -151,7 +169,8 @@ def train_vae(pictures: NDArray[np.uint8], base: DemoBase, out: Path, seed: int)
     vae = vae.float()
     vae.register_to_config(scaling_factor=1.0)
     vae.register_to_config(scaling_factor=1.0 / float(encode_latents(vae, pictures[:2048]).std()))
-    vae.save_pretrained(out / VAE_FOLDER)
+    with whole(out / VAE_FOLDER) as partial:
+        vae.save_pretrained(partial)
     return vae
 
 
@@ -180,43 +199,79 @@ def encode_tokens(encoder: PictureEncoder, pictures: NDArray[np.uint8]) -> Tenso
     return torch.cat(parts).cpu()
 
 
-def train_base(pictures: NDArray[np.uint8], recipe: Recipe, out: Path, seed: int) -> None:
-    """Train VAE, picture encoder and UNet on pictures ``[N, 64, 64, 3]`` and save them under ``out``.
+def train_base(pictures: BasePictures, recipe: Recipe, out: Path, seed: int) -> None:
+    """Train VAE, picture encoder and UNet on pictures of 64 px and save them under ``out``.
 
-    :raises TrainError: when it is started in several processes.
+    :raises TrainError: when it is started in several processes, another is at work in ``out``, or what is
+        there is made from something else.
     """
     base = demo_base(recipe)
     if n_processes() > 1:
         raise TrainError("expected one process: the demo's base model is too small for more, start it alone")
-    out.mkdir(parents=True, exist_ok=True)
-    vae = train_vae(pictures, base, out, seed)
-    held_out = pictures[-256:]
-    rebuilt = decode_latents(vae, encode_latents(vae, held_out)).astype(np.float32)
-    psnr_db = float(10 * np.log10(255**2 / np.mean((rebuilt - held_out) ** 2)))
-    _log.info("VAE: %.1f dB PSNR", psnr_db)
-    encoder = train_encoder(pictures, base, out, seed)
-    latents, tokens = encode_latents(vae, pictures), encode_tokens(encoder, pictures)
+    with alone_in(out, wait=False):
+        _claim(out, pictures, recipe, seed)
+        _train_base(pictures, base, recipe, out, seed)
+
+
+def _claim(out: Path, pictures: BasePictures, recipe: Recipe, seed: int) -> None:
+    """Note what is made here, and from what: what is there already is only gone on with for the same.
+
+    :raises TrainError: saying in what it differs
+    """
+    ours = {
+        "base": digest(recipe.base),
+        "diffusion": digest([recipe.diffusion.offset_noise, recipe.diffusion.condition_dropout]),
+        "pictures": hashlib.sha256(pictures.train.tobytes()).hexdigest(),
+        "seed": seed,
+    }
+    path = out / "training" / "order.json"
+    theirs = json.loads(path.read_text()) if path.exists() else ours
+    different = [name for name in ours if theirs.get(name) != ours[name]]
+    if different:
+        raise TrainError(
+            f"{out} holds a base model with other {', '.join(different)}; choose another --out, or remove it "
+            "to begin anew"
+        )
+    write_whole(path, json.dumps(ours, indent=1))
+
+
+def _train_base(pictures: BasePictures, base: DemoBase, recipe: Recipe, out: Path, seed: int) -> None:
+    train = pictures.train
+    vae = train_vae(train, base, out, seed)
+    psnr_db = rebuilt_psnr_db(vae, pictures.held_out)
+    _log.info("VAE: %.1f dB PSNR on pictures that it was not trained on", psnr_db)
+    encoder = train_encoder(train, base, out, seed)
+    latents, tokens = encode_latents(vae, train), encode_tokens(encoder, train)
     torch.manual_seed(seed + 1)
     objective = BaseObjective(make_unet(base), tokens.mean(dim=0), recipe)
     losses = fit(
         objective,
         lambda chosen: {"tokens": tokens[chosen], "latents": latents[chosen]},
-        len(pictures),
+        len(train),
         base.unet_training,
         folder=out / "training" / "unet",
         seed=seed,
         name="base UNet",
     )
     objective = objective.float()
-    objective.unet.save_pretrained(out / UNET_FOLDER)
     weights = {"null_condition": objective.null.detach()} | encoder.state_dict()
-    save_file(
-        {key: value.contiguous() for key, value in weights.items()}, out / "picture_encoder.safetensors"
-    )
-    figures = {"vae_psnr_db": psnr_db, "last_loss": float(np.mean(losses[-100:])) if losses else None}
-    (out / "base.json").write_text(
-        json.dumps({"recipe": msgspec.to_builtins(recipe), "seed": seed, "figures": figures}, indent=2)
-    )
+    with whole(out / "picture_encoder.safetensors") as partial:
+        save_file({key: value.contiguous() for key, value in weights.items()}, partial)
+    # Last of what `fit` needs: where there is a UNet, the rest is there.
+    with whole(out / UNET_FOLDER) as partial:
+        objective.unet.save_pretrained(partial)
+    figures = {
+        "vae_psnr_db_held_out": psnr_db,
+        "last_loss": float(np.mean(losses[-100:])) if losses else None,
+    }
+    made = {"recipe": msgspec.to_builtins(recipe), "seed": seed, "figures": figures}
+    write_whole(out / "base.json", json.dumps(made, indent=2))
+
+
+def rebuilt_psnr_db(vae: AutoencoderKL, pictures: NDArray[np.uint8]) -> float:
+    """How close pictures ``[N, H, W, 3]`` come back from their latents."""
+    rebuilt = decode_latents(vae, encode_latents(vae, pictures)).astype(np.float32)
+    return float(10 * np.log10(255**2 / np.mean((rebuilt - pictures) ** 2)))
 
 
 def load_picture_encoder(folder: Path, base: DemoBase) -> tuple[PictureEncoder, Tensor]:

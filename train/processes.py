@@ -13,17 +13,18 @@ import atexit
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
 from train.errors import TrainError
 
+_T = TypeVar("_T")
 _LONGEST_WAIT = timedelta(days=7)  # preparing a data set on slow disks takes its time
 
 
@@ -76,6 +77,27 @@ def main_process_first() -> Iterator[None]:
         raise
     for later in range(turn, 3):
         _end_of_turn(later)
+
+
+def decided_by_main(decide: Callable[[], _T]) -> _T:
+    """What ``decide`` returns in the main process, told to all the others.
+
+    :raises TrainError: in all of them, when ``decide`` raises it.
+    """
+    if n_processes() == 1:
+        return decide()
+    told: list[Any] = [None, None]
+    if is_main_process():
+        try:
+            told[0] = decide()
+        except TrainError as error:
+            told[1] = str(error)
+    dist.broadcast_object_list(told, src=0, group=_waiting_group())
+    decided, failure = told
+    if failure is not None:
+        raise TrainError(failure)
+    decision: _T = decided
+    return decision
 
 
 def _end_of_turn(turn: int) -> None:

@@ -39,6 +39,8 @@ from train.checkpoint import CheckpointInfo, TrainedSubject, save_checkpoint, su
 from train.dynadiff import Dynadiff, brain_config
 from train.errors import TrainError
 from train.finetune import set_trainable
+from train.identity import base_identity
+from train.keeping import alone_in
 from train.prior import measure_prior
 from train.recipe import Recipe
 
@@ -169,8 +171,7 @@ def import_released(
         which cannot be exported without them
     :raises TrainError: when it is not what it should be, or ``out`` holds a checkpoint already.
     """
-    if (out / "checkpoint.json").exists():
-        raise TrainError(f"{out} holds a checkpoint already; choose another --out")
+    _check_new(out)
     base_folder = find_base(base)
     state = read_released(folder)
     n_compared = check_base(state, load_unet(base_folder))
@@ -194,20 +195,32 @@ def import_released(
         tr_s=TR_S,
         recipe=recipe,
         base=str(base) if is_on_hub(base) else str(base_folder.resolve()),
+        base_identity=base_identity(base_folder),
+        imported_from=f"{folder.resolve().name}, layer {layer}",
         last_loss=None,
     )
-    out.mkdir(parents=True, exist_ok=True)
-    if layout:
-        of_subject = subject_folder(out, subject)
-        of_subject.mkdir(exist_ok=True)
-        shutil.copy(layout.roi(subject), of_subject / "roi.nii.gz")
-        roi = read_roi(layout, subject)
-        series = (Run(layout, *key).roi_series(roi) for key in tqdm(runs(layout, subject), "prior"))
-        measure_prior(series, recipe.preprocessing.high_pass_hz).save(of_subject / "prior.npz")
-    else:
-        _log.warning("without --nsd the checkpoint has no region and no prior: `export` will ask for them")
-    save_checkpoint(out, model, info)
+    with alone_in(out, wait=False):
+        _check_new(out)
+        if layout:
+            _write_subject(layout, subject, recipe, subject_folder(out, subject))
+        else:
+            _log.warning("without --nsd the checkpoint has no region and no prior: `export` asks for them")
+        save_checkpoint(out, model, info)
     return info
+
+
+def _check_new(out: Path) -> None:
+    if (out / "checkpoint.json").exists():
+        raise TrainError(f"{out} holds a checkpoint already; choose another --out")
+
+
+def _write_subject(layout: Layout, subject: int, recipe: Recipe, folder: Path) -> None:
+    """The subject's region, and the prior of all its runs: which of them trained is not known."""
+    folder.mkdir(exist_ok=True)
+    shutil.copy(layout.roi(subject), folder / "roi.nii.gz")
+    roi = read_roi(layout, subject)
+    series = (Run(layout, *key).roi_series(roi) for key in tqdm(runs(layout, subject), "prior"))
+    measure_prior(series, recipe.preprocessing.high_pass_hz).save(folder / "prior.npz")
 
 
 def _region_size(layout: Layout | None, subject: int, n_voxels: int) -> int:

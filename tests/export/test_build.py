@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -12,16 +14,17 @@ from safetensors.torch import load_file, save_file
 
 from export import build, onnxgraph
 from export.build import export_bundle
+from export.card import card
 from export.errors import ExportError
 from export.graphs import DenoiseGraph, brain_graph
 from export.parity import Limits, gate, gate_psnr, psnr_db
 from export.pictures import torch_pictures
-from export.provenance import CHECKPOINT_FILES, folder_sha256
+from export.provenance import CHECKPOINT_FILES, Ledger, folder_sha256, note_sources
 from realtime.bundle import SPEC_FILE, Bundle, Stage
 from realtime.bundlefiles import file_sha256
 from realtime.decode import Decoder
 from realtime.engines import open_engine
-from train.checkpoint import merged_unet
+from train.checkpoint import Parent, merged_unet
 from train.diffusion import make_scheduler
 
 from .conftest import STORED_ELEMENTS, Exported
@@ -157,6 +160,37 @@ def test_the_card_says_what_a_person_should_know(exported: Exported, tiny_checkp
             assert re.search(rf"\| {stage.name} \|[^|]*\| {what} \| {re.escape(f'{value:.2g}')} \|", card)
     for text in (card, (exported.folder / SPEC_FILE).read_text()):
         assert str(tiny_checkpoint.parent) not in text
+
+
+def test_the_card_says_how_the_decoder_was_made(exported: Exported) -> None:
+    spec, checkpoint = exported.bundle.spec, exported.checkpoint
+    replace = msgspec.structs.replace
+
+    def card_of(**changes: object) -> str:
+        changed = dataclasses.replace(checkpoint, info=replace(checkpoint.info, **changes))
+        return card(spec, spec.provenance, {}, changed)
+
+    plain = card_of()
+    assert "began with" not in plain
+    assert "a line was removed" not in plain
+    assert "1234 presentations of the first 3 session(s) for" in card_of(n_sessions=3)
+    parent = Parent(folder="../others", subjects=[2, 5, 7], identity="0123456789abcdef")
+    assert "began with a model of subject(s) 2, 5, 7 (checkpoint 0123456789abcdef)" in card_of(parent=parent)
+    imported = card_of(imported_from="sub-01, layer 0")
+    assert "imported from their checkpoint `sub-01, layer 0`" in imported
+    assert "presentations for" not in imported
+    recipe = checkpoint.recipe
+    linear = replace(recipe, preprocessing=replace(recipe.preprocessing, drift="linear"))
+    assert "a line was removed, not cosines" in card_of(recipe=linear)
+
+
+def test_an_imported_checkpoint_is_noted_as_that(exported: Exported) -> None:
+    info = msgspec.structs.replace(exported.checkpoint.info, imported_from="sub-01, layer 0")
+    ledger = Ledger()
+    note_sources(ledger, dataclasses.replace(exported.checkpoint, info=info))
+    notes = ledger.stages[-1].notes
+    assert notes["imported_from"] == "sub-01, layer 0"
+    assert not notes.keys() & {"trials", "steps", "seed"}
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from sim.settings import read_settings
 from sim.synthesize import synthesize
 from train.fit import fit_subjects
 from train.order import Order
-from train.pretrain import train_base
+from train.pretrain import BasePictures, train_base
 from train.recipe import Recipe, Training, read_recipe
 
 
@@ -55,8 +55,12 @@ def tiny_recipe() -> Recipe:
 
 @pytest.fixture(scope="session")
 def pictures() -> NDArray[np.uint8]:
+    return scenes_of(range(24))
+
+
+def scenes_of(images: range) -> NDArray[np.uint8]:
     scenes = SceneSet(3)
-    return np.stack([scenes.render(image) for image in range(24)])
+    return np.stack([scenes.render(image) for image in images])
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +68,7 @@ def tiny_base(
     tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Recipe, pictures: NDArray[np.uint8]
 ) -> Path:
     folder = tmp_path_factory.mktemp("base")
-    train_base(pictures, tiny_recipe, folder, seed=1)
+    train_base(BasePictures(train=pictures, held_out=scenes_of(range(24, 28))), tiny_recipe, folder, seed=1)
     return folder
 
 

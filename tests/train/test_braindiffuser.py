@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +136,16 @@ def test_its_unet_is_the_base_models(ridge_checkpoint: Path, tiny_base: Path) ->
     for (name, ours), (_, theirs) in zip(found.named_parameters(), base.named_parameters(), strict=True):
         assert torch.equal(ours, theirs), name
     assert not (ridge_checkpoint / "adapter").exists()
+
+
+def test_many_processes_are_refused(tiny_nsd: Path, tiny_base: Path, tmp_path: Path) -> None:
+    launched = os.environ | {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
+    command = [sys.executable, "-m", "train", "ridge", "--nsd", str(tiny_nsd), "--subject", "1"]
+    command += ["--base", str(tiny_base), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, env=launched, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "expected one process, found 2" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_checkpoint_is_not_written_over(

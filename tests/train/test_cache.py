@@ -24,6 +24,8 @@ from train.dataset import WindowData, examples
 from train.errors import TrainError
 from train.recipe import Recipe
 
+from .test_keeping import another_process_in
+
 FP16 = 1e-3
 """Rounding of z-scores of some SD to float16, and a little."""
 
@@ -168,6 +170,87 @@ def test_a_cache_of_other_settings_is_refused_and_left_alone(
         prepare(tiny_nsd, 1, tiny_recipe, tmp_path)
 
 
+def test_a_data_set_in_the_place_of_another_is_noticed(
+    cache: Cache, tiny_nsd: Path, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    root = tmp_path / "nsd"
+    shutil.copytree(tiny_nsd, root)
+    assert prepare(root, 1, tiny_recipe, cache.folder).data == cache.data, "a copy is the same data"
+    layout = Layout(root)
+    shutil.copy(layout.timeseries(1, 1, 3), layout.timeseries(1, 1, 2))
+    with pytest.raises(TrainError, match="holds recordings with other data than"):
+        prepare(root, 1, tiny_recipe, cache.folder)
+
+
+def test_the_first_sessions_have_a_prior_of_their_own(
+    tiny_nsd: Path, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    root, folder, replace = tmp_path / "nsd", tmp_path / "cache", msgspec.structs.replace
+    # With more drifts to fit than by default, windows depend on the prior for longer.
+    recipe = replace(tiny_recipe, preprocessing=replace(tiny_recipe.preprocessing, high_pass_hz=0.03))
+    shutil.copytree(tiny_nsd, root)
+    layout = Layout(root)
+    for run in (1, 2, 3):  # a second session, of recordings with another mean
+        for path in (layout.timeseries, layout.design):
+            shutil.copy(path(1, 1, run), path(1, 2, run))
+    every = prepare(root, 1, recipe, folder)
+    first = prepare(root, 1, recipe, folder, n_sessions=1)
+    chosen = [index for index, key in enumerate(first.runs) if key in first.train_runs and key.session == 1]
+    assert 0 < len(chosen) < len(first.train_runs)
+    means = [recorded(root, first, index).mean(axis=0) for index in chosen]
+    np.testing.assert_allclose(first.prior.mean, np.mean(means, axis=0), rtol=1e-6)
+    assert not np.array_equal(first.prior.mean, every.prior.mean)
+    assert not np.array_equal(first.form("causal"), every.form("causal"))
+    np.testing.assert_array_equal(first.form("whole_run"), every.form("whole_run"))
+    again = prepare(root, 1, recipe, folder, n_sessions=2)
+    np.testing.assert_array_equal(again.prior.mean, every.prior.mean)
+    with pytest.raises(TrainError, match="expected presentations of subject 1 to train on, found none"):
+        prepare(root, 1, recipe, folder, n_sessions=0)
+
+
+def test_preparations_of_one_folder_wait_for_one_another(
+    cache: Cache, tiny_nsd: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "train", "prepare", "--nsd", str(tiny_nsd), "--subject", "1"]
+    command += ["--out", str(tmp_path), "--workers", "1"]
+    with another_process_in(tmp_path / "sub-01"):
+        both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+        for process in both:
+            assert process.stderr is not None
+            assert process.stderr.readline().startswith("waiting for another process, which is at work in")
+        assert [path.name for path in (tmp_path / "sub-01").iterdir()] == [".lock"]
+    said = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert sum("causal: 100%" in text for text in said) == 1, "both have made it, or none"
+    for name in ("rows", "whole_run", "causal"):
+        made = tmp_path / "sub-01" / f"{name}.npy"
+        assert made.read_bytes() == (cache.folder / made.name).read_bytes()
+
+
+def test_what_a_killed_preparation_leaves_half_written_is_not_believed(
+    cache: Cache, tiny_nsd: Path, tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    (folder / ".partial-cache.json").write_text('{"subj')
+    with monkeypatch.context() as patch:
+
+        def full(*_: object, **__: object) -> None:
+            raise OSError("no space left on device")
+
+        patch.setattr("numpy.lib.format.open_memmap", full)
+        with pytest.raises(OSError, match="no space"):
+            prepare(tiny_nsd, 1, tiny_recipe, folder)
+    prepare(tiny_nsd, 1, tiny_recipe, folder)
+    (folder / "causal.npy").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("train.cache.over_items", full)  # killed once the new array is there
+        with pytest.raises(OSError, match="no space"):
+            prepare(tiny_nsd, 1, tiny_recipe, folder)
+    again = prepare(tiny_nsd, 1, tiny_recipe, folder)
+    np.testing.assert_array_equal(again.form("causal"), cache.form("causal"))
+
+
 def test_windows_are_the_volumes_after_their_onset(cache: Cache, tiny_recipe: Recipe) -> None:
     trials = np.arange(40, 50)
     data = WindowData([examples(cache, trials, tiny_recipe.window, "whole_run")], 6)
@@ -239,6 +322,11 @@ def test_betas_are_z_scored_over_their_session(
     assert not (tmp_path / "cache" / "rows.npy").exists()
     (missing,) = examples(cache, np.array([3]), recipe.window, "betas").starts
     assert missing == 3
+    root = tmp_path / "nsd"
+    shutil.copytree(tiny_nsd_with_betas, root)
+    shutil.copy(Layout(root).roi(1), Layout(root).betas(1, 1))
+    with pytest.raises(TrainError, match="holds recordings with other betas"):
+        prepare(root, 1, recipe, cache.folder)
 
 
 def test_betas_have_no_window(tiny_recipe: Recipe) -> None:

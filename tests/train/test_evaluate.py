@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from train import evaluate as module
 from train.checkpoint import Checkpoint, read_info
-from train.decodes import Identity, kept
+from train.decodes import kept
 from train.errors import TrainError
 from train.evaluate import Evaluation, evaluate
 from train.sample import Pictures
@@ -65,14 +65,11 @@ def test_a_second_call_scores_what_was_decoded(
     first = evaluate(order())
     assert decoded == ["offline", "streaming"]
     folder = tmp_path / "out" / "decodes"
-    assert {path.name for path in folder.iterdir()} == {
-        *("offline.npy", "offline.json", "streaming.npy", "streaming.json")
-    }
-    pictures = np.load(folder / "offline.npy")
+    assert {path.name for path in folder.iterdir()} == {"offline.npz", "streaming.npz"}
+    pictures = np.load(folder / "offline.npz")["pictures"]
     assert (pictures.dtype, pictures.shape) == (np.uint8, (3, 64, 64, 3))
 
-    cut = (folder / "streaming.npy").read_bytes()[:-100]
-    (folder / "streaming.npy").write_bytes(cut)
+    cut_short(folder / "streaming.npz")
     assert evaluate(order()) == first
     assert decoded[2:] == ["streaming"], "of which a file was cut short"
 
@@ -87,45 +84,38 @@ def test_a_second_call_scores_what_was_decoded(
     assert decoded[7:] == ["offline", "streaming"], "by other weights"
 
 
-def identity(**changes: object) -> Identity:
-    fields = {"checkpoint_json": "a", "weights": "b", "trials": [[0], [4]], "decoded_from": "c", "seed": 1}
-    return Identity(**(fields | changes))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    "other",
-    [{"checkpoint_json": "d"}, {"weights": "d"}, {"trials": [[0], [5]]}, {"decoded_from": "d"}, {"seed": 2}],
-)
-def test_decodes_of_something_else_are_not_taken(other: dict[str, object], tmp_path: Path) -> None:
+def test_decodes_of_something_else_are_not_taken(tmp_path: Path) -> None:
     one, two = np.full((2, 2, 8, 8, 3), [[[[[1]]]], [[[[2]]]]], dtype=np.uint8)
-    assert np.array_equal(kept(tmp_path, "from 4.0 s", identity(), lambda: one), one)
-    assert np.array_equal(kept(tmp_path, "from 4.0 s", identity(), lambda: two), one)
-    assert np.array_equal(kept(tmp_path, "from 4.0 s", identity(**other), lambda: two), two)
-    assert np.array_equal(kept(tmp_path, "from 4.0 s", identity(**other), lambda: one), two)
+    path = tmp_path / "decodes" / "offline.npz"
+    assert np.array_equal(kept(path, "these", lambda: one), one)
+    assert np.array_equal(kept(path, "these", lambda: two), one)
+    assert np.array_equal(kept(path, "others", lambda: two), two)
+    assert np.array_equal(kept(path, "others", lambda: one), two)
 
 
-def spoil_identity(folder: Path) -> None:
-    (folder / "a.json").write_text("{")
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
 
 
-def drop_pictures(folder: Path) -> None:
-    (folder / "a.npy").unlink()
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
 
 
-def empty_pictures(folder: Path) -> None:
-    (folder / "a.npy").write_bytes(b"")
+def without_identity(path: Path) -> None:
+    np.savez(path, pictures=np.zeros((2, 8, 8, 3), np.uint8))
 
 
-def fewer_pictures(folder: Path) -> None:
-    np.save(folder / "a.npy", np.zeros((1, 8, 8, 3), np.uint8))
+def of_another_type(path: Path) -> None:
+    np.savez(path, pictures=np.zeros((2, 8, 8, 3)), made_from=np.array("these"))
 
 
-@pytest.mark.parametrize("spoil", [spoil_identity, drop_pictures, empty_pictures, fewer_pictures])
+@pytest.mark.parametrize("spoil", [Path.unlink, empty, cut_short, without_identity, of_another_type])
 def test_decodes_that_cannot_be_read_are_made_again(spoil: Callable[[Path], None], tmp_path: Path) -> None:
     one, two = np.zeros((2, 8, 8, 3), np.uint8), np.ones((2, 8, 8, 3), np.uint8)
-    kept(tmp_path, "a", identity(), lambda: one)
-    spoil(tmp_path)
-    assert np.array_equal(kept(tmp_path, "a", identity(), lambda: two), two)
+    path = tmp_path / "offline.npz"
+    kept(path, "these", lambda: one)
+    spoil(path)
+    assert np.array_equal(kept(path, "these", lambda: two), two)
 
 
 def test_networks_run_where_the_decoder_does(

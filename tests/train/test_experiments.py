@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
+from nsd import Layout
 from train.__main__ import main
+from train.base import load_unet
 from train.errors import TrainError
 from train.experiments.catalogue import (
     OFFSETS,
@@ -33,8 +37,8 @@ from train.experiments.page import write_page
 from train.experiments.report import Report
 from train.experiments.run import EXPERIMENTS, run_experiment
 from train.experiments.verdicts import Finding
-from train.experiments.workbench import Workbench
-from train.recipe import Recipe, read_recipe
+from train.experiments.workbench import Probe, Workbench
+from train.recipe import Recipe, Window, read_recipe
 from train.table import METRICS, NotComputed
 
 
@@ -79,13 +83,55 @@ def test_an_experiment_ends_with_a_page_and_is_not_made_twice(
     assert made == {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.is_file()}
     assert json.loads((out / "betas.json").read_text())["entries"] == result["entries"]
 
-    (work / "decodes" / "betas--sub-01_betas_+0_1.npy").unlink()  # interrupted while it decoded
+    (work / "decodes" / "betas--sub-01_betas_+0_1.npz").unlink()  # interrupted while it decoded
     run_experiment("betas", tiny_nsd_with_betas, tiny_base, work, out, recipe)
     assert json.loads((out / "betas.json").read_text())["entries"] == result["entries"]
 
     longer = msgspec.structs.replace(recipe, fit=msgspec.structs.replace(recipe.fit, steps=5))
-    with pytest.raises(TrainError, match="holds a model of another recipe"):
+    with pytest.raises(TrainError, match="holds a model with other fit than"):
         run_experiment("betas", tiny_nsd_with_betas, tiny_base, work, out, longer)
+
+
+def test_models_and_decodes_of_another_making_are_not_taken_for_the_right_ones(
+    tiny_nsd: Path, tiny_base: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    bench = Workbench(
+        root=tiny_nsd, base=tiny_base, work=tmp_path / "work", recipe=recipe, windows=(recipe.window,)
+    )
+    model, probe = bench.variant("general"), Probe(window=recipe.window)
+    pictures = bench.decodes(model, probe)
+    (path,) = (tmp_path / "work" / "decodes").iterdir()
+    before = path.stat().st_mtime_ns
+    assert np.array_equal(bench.decodes(model, probe), pictures)
+    assert path.stat().st_mtime_ns == before
+    fewer = replace(bench, windows=(recipe.window, Window(offset_volumes=40, length_volumes=6)))
+    assert len(fewer.decodes(model, probe)) < len(pictures), "the same file, of other trials"
+    assert np.array_equal(bench.decodes(model, probe), pictures)
+
+    for other, changed in (
+        (replace(bench, seed=2), "seed"),
+        (replace(bench, base=_copy_with_another_unet(tiny_base, tmp_path / "base")), "base"),
+        (replace(bench, root=_copy_with_another_run(tiny_nsd, tmp_path / "nsd")), "data"),
+    ):
+        with pytest.raises(TrainError, match=f"holds a model with other {changed} than"):
+            other.model(model)
+    with pytest.raises(TrainError, match="holds a model with other sessions than"):
+        bench.model(bench.variant("general", n_sessions=1))
+
+
+def _copy_with_another_unet(base: Path, out: Path) -> Path:
+    shutil.copytree(base, out)
+    unet = load_unet(out)
+    unet.conv_in.bias.data += 1
+    unet.save_pretrained(out / "image_unet")
+    return out
+
+
+def _copy_with_another_run(root: Path, out: Path) -> Path:
+    shutil.copytree(root, out)
+    layout = Layout(out)
+    shutil.copy(layout.timeseries(1, 1, 3), layout.timeseries(1, 1, 2))
+    return out
 
 
 def test_neighbours_are_the_pictures_before_and_after(

@@ -11,10 +11,12 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
+from numpy.typing import NDArray
 
 from nsd import Layout, RunKey, Stimuli, read_expdesign, run_trials, runs
 from train.__main__ import main
-from train.base import load_vae
+from train.base import load_unet, load_vae
 from train.cache import prepare, subject_cache
 from train.checkpoint import load_checkpoint, merged_unet, read_info
 from train.dataset import averaged_windows
@@ -24,10 +26,20 @@ from train.evaluate import Evaluation, evaluate
 from train.fit import fit_subjects
 from train.latents import encode_stimuli, shown_latents
 from train.order import Order
-from train.pretrain import base_pictures, encode_latents
-from train.recipe import Recipe, read_recipe
+from train.pretrain import (
+    BasePictures,
+    base_pictures,
+    encode_latents,
+    rebuilt_psnr_db,
+    train_base,
+    train_vae,
+)
+from train.recipe import Recipe, demo_base, read_recipe
 from train.table import METRICS
 from train.trials import held_out_images, training_trials
+
+from .conftest import scenes_of
+from .test_keeping import another_process_in
 
 
 def test_a_checkpoint_reads_back_and_decodes(tiny_checkpoint: Path, tiny_nsd: Path) -> None:
@@ -75,13 +87,105 @@ def test_a_checkpoint_says_what_it_held_out(
     assert subject.n_train_trials == len(training_trials(cache, held_out_images([cache])))
 
 
+def test_a_checkpoint_of_an_earlier_version_is_read(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(tiny_checkpoint, old, ignore=shutil.ignore_patterns("cache", "training"))
+    said = json.loads((old / "checkpoint.json").read_text())
+    del said["base_identity"], said["n_sessions"], said["parent"], said["imported_from"]
+    del said["subjects"][0]["data"]
+    said["base"] = str((tiny_checkpoint / said["base"]).resolve())
+    (old / "checkpoint.json").write_text(json.dumps(said))
+    info = load_checkpoint(old).info
+    assert info.terms.data == [None]
+    assert info.terms.differences(read_info(tiny_checkpoint).terms) == ["base", "data"]
+
+
+def test_another_base_model_than_a_checkpoints_is_refused(
+    tiny_checkpoint: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    load_checkpoint(tiny_checkpoint, base)
+    unet = load_unet(base)
+    unet.conv_in.weight.data += 1
+    unet.save_pretrained(base / "image_unet")
+    with pytest.raises(TrainError, match="expected the base model that .* was trained on, found another"):
+        load_checkpoint(tiny_checkpoint, base)
+
+
+def test_recordings_that_a_checkpoint_was_not_trained_on_are_refused(
+    tiny_checkpoint: Path, tiny_nsd: Path, tmp_path: Path
+) -> None:
+    """With a run less, other runs are held out: some of those that trained."""
+    root = tmp_path / "nsd"
+    shutil.copytree(tiny_nsd, root)
+    Layout(root).timeseries(1, 1, 12).unlink()
+    order = Evaluation(root=root, checkpoint=tiny_checkpoint, out=tmp_path, caches=tmp_path / "cache")
+    with pytest.raises(TrainError, match="expected the recordings of subject 1 that .* was trained on"):
+        evaluate(order)
+
+
+def test_a_folder_that_another_training_writes_to_is_refused(
+    tiny_checkpoint: Path, tiny_nsd: Path, tiny_base: Path, tiny_recipe: Recipe
+) -> None:
+    order = Order(root=tiny_nsd, subjects=[1], recipe=tiny_recipe, base=tiny_base, out=tiny_checkpoint)
+    with another_process_in(tiny_checkpoint), pytest.raises(TrainError, match="expected to be alone in"):
+        fit_subjects(order)
+
+
+def test_latents_of_other_pictures_are_not_taken_for_the_right_ones(
+    tiny_base: Path, tiny_nsd: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "nsd"
+    shutil.copytree(tiny_nsd, root)
+    layout = Layout(root)
+    images = np.unique([item.trial.image for item in run_trials(layout, runs(layout, 1))])[:4]
+    before = shown_latents(layout, images, tiny_base, 8, tmp_path / "cache")
+    with h5py.File(layout.stimuli(), "r+") as file:
+        for image in images.tolist():
+            file["imgBrick"][image] = 255 - file["imgBrick"][image]
+    after = shown_latents(layout, images, tiny_base, 8, tmp_path / "cache")
+    assert not torch.allclose(before, after, atol=1e-2)
+
+
+def test_a_vae_that_was_half_written_is_made_again(
+    tiny_recipe: Recipe, pictures: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = demo_base(tiny_recipe)
+    with monkeypatch.context() as patch:
+
+        def killed(vae: AutoencoderKL, folder: Path) -> None:
+            vae.save_config(folder)
+            raise KeyboardInterrupt
+
+        patch.setattr("diffusers.AutoencoderKL.save_pretrained", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_vae(pictures, base, tmp_path, seed=1)
+    vae = train_vae(pictures, base, tmp_path, seed=1)
+    kept = load_vae(tmp_path)
+    torch.testing.assert_close(encode_latents(kept, pictures[:2]), encode_latents(vae, pictures[:2]))
+
+
+def test_a_base_model_is_gone_on_with_for_the_same_pictures_alone(
+    tiny_base: Path, tiny_recipe: Recipe, pictures: NDArray[np.uint8]
+) -> None:
+    unet = (tiny_base / "image_unet" / "config.json").stat().st_mtime_ns
+    for train, seed, other in ((pictures[::-1], 1, "pictures"), (pictures, 2, "seed")):
+        with pytest.raises(TrainError, match=f"holds a base model with other {other};"):
+            train_base(BasePictures(train=train, held_out=pictures[:2]), tiny_recipe, tiny_base, seed)
+    figures = json.loads((tiny_base / "base.json").read_text())["figures"]
+    expected = rebuilt_psnr_db(load_vae(tiny_base), scenes_of(range(24, 28)))
+    assert figures["vae_psnr_db_held_out"] == pytest.approx(expected, rel=1e-3)
+    assert (tiny_base / "image_unet" / "config.json").stat().st_mtime_ns == unet
+
+
 def test_latents_are_encoded_once(tiny_base: Path, tiny_nsd: Path, tmp_path: Path) -> None:
     layout = Layout(tiny_nsd)
     images = np.unique([item.trial.image for item in run_trials(layout, runs(layout, 1))])[:40]
     few = shown_latents(layout, images[::2], tiny_base, 8, tmp_path)
     every = shown_latents(layout, images, tiny_base, 8, tmp_path)
     torch.testing.assert_close(every[::2], few, rtol=0, atol=0)
-    (path,) = tmp_path.iterdir()
+    (path,) = tmp_path.glob("latents-*.safetensors")
     written = path.stat().st_mtime_ns
     torch.testing.assert_close(shown_latents(layout, images[1::2], tiny_base, 8, tmp_path), every[1::2])
     assert path.stat().st_mtime_ns == written
@@ -103,13 +207,26 @@ def test_pictures_of_another_size_are_brought_to_the_base_models(tiny_base: Path
     torch.testing.assert_close(latents, expected)
 
 
-def test_base_pictures_are_none_that_the_subject_is_shown(tiny_nsd: Path) -> None:
+def test_base_pictures_are_none_that_the_subject_is_shown(
+    tiny_nsd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = read_expdesign(Layout(tiny_nsd)).subject_images[0]
     with Stimuli(Layout(tiny_nsd)) as stimuli:
         unseen = np.setdiff1d(np.arange(len(stimuli)), seen)
         drawn = np.sort(np.random.default_rng(1).choice(unseen, 5, replace=False))
         expected = stimuli.images(drawn.tolist())
-    assert np.array_equal(base_pictures(tiny_nsd, 1, 5, seed=1), expected)
+    asked: list[list[int]] = []
+    read = Stimuli.images
+    monkeypatch.setattr(
+        Stimuli, "images", lambda self, images: (asked.append(list(images)), read(self, images))[1]
+    )
+    found = base_pictures(tiny_nsd, 1, 5, seed=1)
+    assert np.array_equal(found.train, expected)
+    train, held_out = asked
+    assert train == drawn.tolist()
+    assert len(found.held_out) == len(set(held_out)) == 256
+    assert not set(held_out) & set(train)
+    assert set(held_out) <= set(unseen.tolist())
     with pytest.raises(TrainError, match="expected 73000 stimuli"):
         base_pictures(tiny_nsd, 1, 73_000, seed=1)
 

@@ -141,6 +141,29 @@ def test_two_hosts_fit_a_subject_as_one_process_does(
         np.testing.assert_allclose(theirs.brain.state_dict()[name], weight, rtol=1e-3, atol=1e-5)
 
 
+RESUMES = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[-2])
+from line import X, Line, batch_of, training
+from train.loop import fit
+folder = Path(sys.argv[-1]) / os.environ["RANK"]
+fit(Line(), batch_of, len(X), training(3), folder=folder, seed=3, name="line")
+"""
+
+
+def test_the_main_process_decides_where_all_go_on(tmp_path: Path) -> None:
+    """A host that sees a folder as it was before, here one of its own, does not go on alone."""
+    (tmp_path / "resumes.py").write_text(RESUMES)
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "latest").write_text("checkpoint-000002")
+    script = [str(tmp_path / "resumes.py"), str(HERE), str(tmp_path)]
+    process = launch("--num_gpus", "2", "--master_port", free_port(), *script)
+    output = end_of(process)
+    assert process.returncode == 0, output
+    assert len(logged(tmp_path / "0")) == 3
+
+
 TURNS = """
 import sys
 from pathlib import Path

@@ -140,6 +140,7 @@ def test_the_imported_model_is_the_same_function(
     checkpoint = load_checkpoint(out)
     assert checkpoint.subject.n_voxels == 100
     assert not checkpoint.null_NW.any()
+    assert checkpoint.info.imported_from == f"{released.name}, layer {layer}"
     assert (out / "sub-01" / "roi.nii.gz").exists()
     assert (out / "sub-01" / "prior.npz").exists()
     results = tmp_path / "results"

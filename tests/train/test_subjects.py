@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from nsd import Layout, RunKey, shared_images
+from train.base import load_unet
 from train.cache import prepare, subject_cache
 from train.checkpoint import load_checkpoint, read_info, read_weights
 from train.dataset import averaged_windows
@@ -132,11 +135,55 @@ def test_a_folder_of_another_training_is_refused_and_left_alone(order: Order, tm
         fit_subjects(moved)
     assert (order.out / "brain.safetensors").read_bytes() == weights
     assert read_info(order.out).recipe == order.recipe
+    longer = msgspec.structs.replace(order.recipe, fit=msgspec.structs.replace(order.recipe.fit, steps=5))
+    with pytest.raises(TrainError, match="holds a training with other fit, seed, sessions;"):
+        fit_subjects(replace(order, recipe=longer, seed=2, n_sessions=1, caches=tmp_path / "seed-2"))
+    assert (order.out / "brain.safetensors").read_bytes() == weights
     (tmp_path / "imported").mkdir()
     (tmp_path / "imported" / "checkpoint.json").write_text("{}")
     with pytest.raises(TrainError, match="holds a checkpoint of another making"):
         fit_subjects(replace(order, out=tmp_path / "imported", caches=order.cache_folder))
     assert (tmp_path / "imported" / "checkpoint.json").read_text() == "{}"
+
+
+def test_a_training_goes_on_with_the_data_and_base_model_it_began_with(
+    order: Order, tiny_base: Path, tmp_path: Path
+) -> None:
+    root, base, out = tmp_path / "nsd", tmp_path / "base", tmp_path / "out"
+    for folder, copy in ((order.root, root), (Path(order.base), base), (order.out, out)):
+        shutil.copytree(folder, copy)
+    order = replace(order, root=root, base=base, out=out)
+    fit_subjects(order)  # copies are the same
+    unet = load_unet(base)
+    unet.conv_in.bias.data += 1
+    unet.save_pretrained(base / "image_unet")
+    with pytest.raises(TrainError, match="holds a training with other base;"):
+        fit_subjects(order)
+    shutil.copytree(tiny_base, base, dirs_exist_ok=True)
+    layout = Layout(root)
+    shutil.copy(layout.timeseries(2, 1, 3), layout.timeseries(2, 1, 2))
+    with pytest.raises(TrainError, match="holds a training with other data;"):
+        fit_subjects(replace(order, caches=tmp_path / "cache"))
+
+
+def test_what_a_training_began_with_is_told_and_held_to(order: Order, tmp_path: Path) -> None:
+    parent = tmp_path / "parent"
+    shutil.copytree(order.out, parent, ignore=shutil.ignore_patterns("cache", "training"))
+    base = Path(order.base)
+    said = json.loads((parent / "checkpoint.json").read_text())
+    (parent / "checkpoint.json").write_text(json.dumps(said | {"base": str(base)}))
+    new = replace(
+        order, subjects=[1], out=tmp_path / "new", pretrained=parent, n_sessions=1, caches=order.cache_folder
+    )
+    fit_subjects(new)
+    info = read_info(new.out)
+    assert info.n_sessions == 1
+    assert info.parent is not None
+    assert info.parent.subjects == [1, 2]
+    assert (new.out / info.parent.folder).resolve() == parent.resolve()
+    (parent / "checkpoint.json").write_text(json.dumps(said | {"base": str(base), "last_loss": 0.5}))
+    with pytest.raises(TrainError, match="holds a training with other parent;"):
+        fit_subjects(new)
 
 
 def test_a_pretrained_model_of_another_make_is_refused(order: Order, tmp_path: Path) -> None:
@@ -154,6 +201,22 @@ def test_a_pretrained_model_of_another_make_is_refused(order: Order, tmp_path: P
     with pytest.raises(TrainError, match="expected .* to have been trained with this recipe's brain"):
         fit_subjects(wrong)
     assert not (tmp_path / "new" / "checkpoint.json").exists()
+    for section, change in (
+        ("preprocessing", {"warmup_volumes": 7}),
+        ("diffusion", {"null_condition": "zeros"}),
+        ("base", {"condition_noise": 0.0}),
+    ):
+        changed = msgspec.structs.replace(getattr(order.recipe, section), **change)
+        recipe = msgspec.structs.replace(order.recipe, **{section: changed})
+        with pytest.raises(TrainError, match=f"trained with this recipe's {section}, found"):
+            untrained_model(recipe, Path(order.base), 90, 1, pretrained=order.out)
+    base = tmp_path / "base"
+    shutil.copytree(order.base, base)
+    unet = load_unet(base)
+    unet.conv_in.bias.data += 1
+    unet.save_pretrained(base / "image_unet")
+    with pytest.raises(TrainError, match="to have been trained on the base model in .*, found another's"):
+        untrained_model(order.recipe, base, 90, 1, pretrained=order.out)
     none = Order(
         root=order.root, subjects=[2], recipe=order.recipe, base=order.base, out=tmp_path / "x", n_sessions=0
     )

@@ -2,7 +2,9 @@
 
 WORK/models/<variant>/           a checkpoint, as `train fit` writes it
 WORK/cache/sub-01/, …            prepared recordings
-WORK/decodes/<variant>--<test>.npy   uint8 [trials, H, W, 3]
+WORK/decodes/<variant>--<test>.npz   pictures uint8 [trials, H, W, 3], and what they are made from
+
+Of several experiments at once, the others wait for the one that makes what they need too.
 """
 
 from __future__ import annotations
@@ -18,14 +20,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nsd import Layout, Stimuli
+from train.base import find_base
 from train.braindiffuser import fit_baseline
 from train.cache import Cache, prepare, subject_cache
 from train.checkpoint import load_checkpoint, read_info
 from train.dataset import averaged_windows
+from train.decodes import kept
 from train.decoding import decode_windows, held_out_groups, images_of
 from train.errors import TrainError
 from train.fit import fit_subjects
-from train.order import Order
+from train.identity import Method, checkpoint_identity, digest
+from train.keeping import alone_in
+from train.order import Order, terms_of
 from train.recipe import Form, Recipe, Window
 from train.sample import Pictures
 from train.trials import Trials
@@ -93,24 +99,17 @@ class Workbench:
         recipe = msgspec.structs.replace(self.recipe, **sections)
         return Variant(name=name, recipe=recipe, **{key: changes[key] for key in own})
 
-    def cache(self, subject: int, recipe: Recipe) -> Cache:
+    def cache(self, subject: int, recipe: Recipe, n_sessions: int | None = None) -> Cache:
         """A subject's prepared recordings."""
         folder = subject_cache(self.work / "cache", subject)
-        return prepare(self.root, subject, recipe, folder, seed=self.seed)
+        return prepare(self.root, subject, recipe, folder, seed=self.seed, n_sessions=n_sessions)
 
     def model(self, variant: Variant) -> Path:
         """The checkpoint of a variant, trained where it is not there yet.
 
-        :raises TrainError: when another recipe's lies in its place
+        :raises TrainError: when a model of another making lies in its place
         """
         folder = self.work / "models" / variant.name
-        if (folder / "checkpoint.json").exists():
-            if read_info(folder).recipe != variant.recipe:
-                raise TrainError(
-                    f"{folder} holds a model of another recipe; remove it, or name another --work"
-                )
-            return folder
-        _log.info("model %s", variant.name)
         order = Order(
             root=self.root,
             subjects=variant.subjects,
@@ -122,11 +121,26 @@ class Workbench:
             pretrained=self.model(variant.pretrained) if variant.pretrained else None,
             n_sessions=variant.n_sessions,
         )
-        if variant.is_baseline:
-            fit_baseline(order)
-        else:
-            fit_subjects(order)
+        with alone_in(folder, wait=True):
+            if (folder / "checkpoint.json").exists():
+                self._check(order, variant)
+            elif variant.is_baseline:
+                _log.info("model %s", variant.name)
+                fit_baseline(order)
+            else:
+                _log.info("model %s", variant.name)
+                fit_subjects(order)
         return folder
+
+    def _check(self, order: Order, variant: Variant) -> None:
+        method: Method = "brain-diffuser" if variant.is_baseline else "dynadiff"
+        terms = terms_of(order, find_base(self.base), method)
+        different = terms.differences(read_info(order.out).terms)
+        if different:
+            raise TrainError(
+                f"{order.out} holds a model with other {', '.join(different)} than this experiment's; remove "
+                "it, or name another --work"
+            )
 
     def groups(self, subject: int, recipe: Recipe) -> list[Trials]:
         """The held-out presentations of a subject that are decoded, whatever the model."""
@@ -165,17 +179,16 @@ class Workbench:
     def decodes(self, variant: Variant, test: Probe) -> Pictures:
         """Pictures that a model makes of its test, decoded where they are not there yet."""
         folder = self.model(variant)
-        path = self.work / "decodes" / f"{variant.name}--{test.name}.npy"
-        if path.exists() and path.stat().st_mtime_ns > (folder / "checkpoint.json").stat().st_mtime_ns:
-            return np.asarray(np.load(path, allow_pickle=False), dtype=np.uint8)
-        checkpoint = load_checkpoint(folder, subject=test.subject).on_device()
-        cache = self.cache(test.subject, variant.recipe)
+        cache = self.cache(test.subject, variant.recipe, variant.n_sessions)
         groups = self.groups(test.subject, variant.recipe)
-        windows = averaged_windows(cache, groups, test.window, test.form, variant.recipe)
-        pictures = decode_windows(checkpoint, windows, self.seed, f"{variant.name}, {test.name}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}")
-        with partial.open("wb") as file:
-            np.save(file, pictures, allow_pickle=False)
-        partial.replace(path)
-        return pictures
+        trials = [group.tolist() for group in groups]
+        made_from = digest([checkpoint_identity(folder), cache.data, trials, self.seed])
+        path = self.work / "decodes" / f"{variant.name}--{test.name}.npz"
+
+        def decode() -> Pictures:
+            checkpoint = load_checkpoint(folder, subject=test.subject).on_device()
+            windows = averaged_windows(cache, groups, test.window, test.form, variant.recipe)
+            return decode_windows(checkpoint, windows, self.seed, f"{variant.name}, {test.name}")
+
+        with alone_in(folder, wait=True):
+            return kept(path, made_from, decode)
