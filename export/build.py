@@ -35,9 +35,9 @@ from export.staging import check_replaceable, staging
 from realtime import bundle
 from realtime.bundle import SPEC_FILE, Bundle, Sampler
 from realtime.bundlefiles import file_sha256
-from train.cache import streaming_settings
 from train.checkpoint import Checkpoint, merged_unet
 from train.diffusion import make_scheduler
+from train.preprocessing import streaming_settings
 
 SEED = 1
 CARD_FILE = "README.md"

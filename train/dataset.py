@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from nsd import N_DESIGN_ROWS
-from train.cache import Cache, streamed
+from train.cache import Cache
 from train.errors import TrainError
+from train.preprocessing import streamed
 from train.recipe import Form, Recipe, Window
 from train.trials import Trials, inside_run
 

@@ -19,9 +19,10 @@ from torch.utils.data import DataLoader
 
 from nsd import Layout, NsdError, Run, read_betas, read_roi
 from realtime.preprocess import StreamingPreprocessor, cosine_basis
-from train.cache import Cache, prepare, streaming_settings
+from train.cache import Cache, prepare
 from train.dataset import WindowData, examples
 from train.errors import TrainError
+from train.preprocessing import streaming_settings
 from train.recipe import Recipe
 
 from .test_keeping import another_process_in
