@@ -86,7 +86,7 @@ class DenoiseGraph(nn.Module):
 
 
 class VaeGraph(nn.Module):
-    """Latents to a picture; scaling and rounding are those of ``train.pretrain.decode_latents``."""
+    """Latents to a picture; scaling and rounding are those of ``train.autoencoder.decode_latents``."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()

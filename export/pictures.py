@@ -16,9 +16,9 @@ from export.source import latent_shape
 from realtime.bundle import Bundle, Sampler
 from realtime.decode import Decoder, initial_noise
 from realtime.engines import open_engine
+from train.autoencoder import decode_latents
 from train.checkpoint import Checkpoint
 from train.linearbrain import LinearBrain
-from train.pretrain import decode_latents
 from train.sample import sample
 
 N_WINDOWS = 4

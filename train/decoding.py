@@ -12,12 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from train.autoencoder import to_tensor
 from train.base import load_unet
 from train.cache import Cache
 from train.checkpoint import Checkpoint
 from train.errors import TrainError
 from train.linearbrain import LinearBrain
-from train.pretrain import load_picture_encoder, to_tensor
+from train.pretrain import load_picture_encoder
 from train.recipe import Recipe, Window, demo_base
 from train.sample import Pictures, decode
 from train.trials import Trials, ending_after, grouped, inside_run, one_of_each

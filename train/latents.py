@@ -20,10 +20,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nsd import Layout, Stimuli
+from train.autoencoder import encode_latents
 from train.base import load_vae
 from train.identity import digest, pictures_identity, vae_identity
 from train.keeping import alone_in, whole
-from train.pretrain import encode_latents
 
 _MOST_AT_ONCE = 32
 _PIXELS_AT_ONCE = 4 * 512 * 512

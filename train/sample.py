@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from train.autoencoder import decode_latents
 from train.diffusion import make_scheduler
-from train.pretrain import decode_latents
 from train.recipe import Diffusion
 
 _MOST_AT_ONCE = 64

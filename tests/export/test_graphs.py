@@ -8,10 +8,10 @@ from torch import Tensor
 
 from export.graphs import BrainGraph, DenoiseGraph, VaeGraph, denoise_graph, vae_graph
 from export.samplers import ddim
+from train.autoencoder import decode_latents
 from train.base import make_unet, make_vae
 from train.brain import BrainConfig, BrainModule
 from train.diffusion import make_scheduler
-from train.pretrain import decode_latents
 
 from .conftest import tiny_recipe
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from nsd import Layout, RunKey, Stimuli, read_expdesign, run_trials, runs
 from train.__main__ import main
+from train.autoencoder import encode_latents, rebuilt_psnr_db
 from train.base import load_unet, load_vae
 from train.cache import prepare, subject_cache
 from train.checkpoint import load_checkpoint, merged_unet, read_info
@@ -26,14 +27,7 @@ from train.evaluate import Evaluation, evaluate
 from train.fit import fit_subjects
 from train.latents import encode_stimuli, shown_latents
 from train.order import Order
-from train.pretrain import (
-    BasePictures,
-    base_pictures,
-    encode_latents,
-    rebuilt_psnr_db,
-    train_base,
-    train_vae,
-)
+from train.pretrain import BasePictures, base_pictures, train_base, train_vae
 from train.recipe import Recipe, demo_base, read_recipe
 from train.table import METRICS
 from train.trials import held_out_images, training_trials

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from train.autoencoder import to_tensor
 from train.picture import N_TOKENS, PictureAutoencoder, PictureEncoder, disturb
-from train.pretrain import encode_tokens, load_picture_encoder, to_tensor
+from train.pretrain import encode_tokens, load_picture_encoder
 from train.recipe import Recipe
 
 
