@@ -1,13 +1,21 @@
-"""The engine contract: what runs a bundle's graphs, and which one is taken.
+"""The engine contract, and the line of engines from which one is taken.
 
 An engine keeps tensors where it computes. :meth:`Engine.put` and :meth:`Engine.get` are the only ways in and
 out; between them the decoder hands opaque handles from one run to the next, so latents stay on the device.
+
+Each engine is a module of this package, an :class:`EngineModule`; it may import a library that is not
+installed. ``auto`` tries the engines of ``LINE`` in order and never passes one over in silence: the reasons
+are logged and stand in the description of the engine that is taken.
 """
 
 from __future__ import annotations
 
+import importlib
+import logging
+import os
 from collections.abc import Mapping
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
 
 from numpy.typing import NDArray
 
@@ -17,7 +25,23 @@ from realtime.errors import EngineError
 Handle = object
 """A tensor where its engine keeps it; means nothing outside that engine."""
 
-ENGINES = ("auto", "onnxruntime-cuda", "onnxruntime-cpu")
+_MODULES = {
+    "tensorrt": "realtime.engines.tensorrt",
+    "onnxruntime-cuda": "realtime.engines.onnxruntime",
+    "openvino": "realtime.engines.openvino",
+    "onnxruntime-cpu": "realtime.engines.onnxruntime",
+}
+_INSTALL = {
+    "tensorrt": "pip install tensorrt",
+    "onnxruntime-cuda": "pip install onnxruntime-gpu",
+    "openvino": "pip install openvino",
+    "onnxruntime-cpu": "pip install onnxruntime",
+}
+LINE = tuple(_MODULES)
+"""The engines that ``auto`` tries, in this order."""
+ENGINES = ("auto", *_MODULES)
+
+_log = logging.getLogger(__name__)
 
 
 class Engine(Protocol):
@@ -39,18 +63,87 @@ class Engine(Protocol):
         """
 
 
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """An engine and whether it can run a bundle on this machine."""
+
+    name: str
+    reason: str = ""
+    """Why it cannot, and what to do about it; empty where it can."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of the libraries that were found, by name."""
+
+    @property
+    def available(self) -> bool:
+        """Whether it can run here, as far as can be told without loading a graph."""
+        return not self.reason
+
+
+class EngineModule(Protocol):
+    """What a module of this package offers; it is imported only when one of its engines is asked for."""
+
+    def probe(self, bundle: Bundle, name: str) -> Candidate:
+        """Say whether the engine ``name`` can run the bundle here. Quick, and loads no graph."""
+
+    def open_engine(self, bundle: Bundle, name: str, threads: int | None) -> Engine:
+        """Load the bundle's graphs; raises as :func:`open_engine` of this package."""
+
+
+def probe(bundle: Bundle, name: str) -> Candidate:
+    """Whether one of the engines of ``LINE`` can run a bundle here, and if not, why."""
+    try:
+        return _module(name).probe(bundle, name)
+    except EngineError as error:
+        return Candidate(name=name, reason=str(error))
+
+
 def open_engine(bundle: Bundle, name: str = "auto", threads: int | None = None) -> Engine:
     """Load a bundle's graphs into an engine.
 
-    :param name: one of ``ENGINES``; ``auto`` takes CUDA where a device answers, else the CPU
+    :param name: one of ``ENGINES``; ``auto`` takes the first of ``LINE`` that opens
     :param threads: of the CPU; by default one per core this process may use
     :raises EngineError: when the engine is unknown or not to be had here, or a graph does not load
     """
     if name not in ENGINES:
         raise EngineError(f"expected an engine of {', '.join(ENGINES)}, got {name!r}")
-    from realtime.engines import onnxruntime  # slow to import, and only one engine is needed
+    return _open_first(bundle, threads) if name == "auto" else _open(bundle, name, threads)
 
-    return onnxruntime.open_engine(bundle, name, threads)
+
+def _open_first(bundle: Bundle, threads: int | None) -> Engine:
+    passed_over: list[str] = []
+    for name in LINE:
+        try:
+            engine = _open(bundle, name, threads)
+        except EngineError as error:
+            _log.info("engine %s is passed over: %s", name, error)
+            passed_over.append(f"{name}: {error}")
+            continue
+        if passed_over:
+            engine.description += f" (passed over: {'; '.join(passed_over)})"
+        return engine
+    raise EngineError(f"expected an engine that runs this bundle here, found none: {'; '.join(passed_over)}")
+
+
+def _open(bundle: Bundle, name: str, threads: int | None) -> Engine:
+    candidate = probe(bundle, name)
+    if not candidate.available:
+        raise EngineError(candidate.reason)
+    return _module(name).open_engine(bundle, name, threads)
+
+
+def _module(name: str) -> EngineModule:
+    """The module of an engine, which may need a library that is not there."""
+    try:
+        return cast(EngineModule, importlib.import_module(_MODULES[name]))
+    except (ImportError, OSError) as error:  # OSError: a library of its own that does not load
+        raise EngineError(f"its library is not to be had: {error}; {_INSTALL[name]}") from error
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, which can be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def signature(spec: Spec, graph: str) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

@@ -1,10 +1,8 @@
-"""ONNX Runtime: CUDA where there is a device, else the CPU. Never one for the other without saying so."""
+"""ONNX Runtime, on CUDA or on the CPU: as asked, never one for the other."""
 
 from __future__ import annotations
 
 import ctypes
-import logging
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +13,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from realtime.bundle import Bundle, Tensor
-from realtime.engines import Engine, Handle, signature
+from realtime.engines import Candidate, Engine, Handle, signature, usable_cores
 from realtime.errors import EngineError
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -36,20 +34,16 @@ _FAILURES = (
     ValueError,
 )
 
-_log = logging.getLogger(__name__)
+
+def probe(bundle: Bundle, name: str) -> Candidate:
+    """As :func:`realtime.engines.probe`, for the names of this module."""
+    versions = {"onnxruntime": onnxruntime.__version__}
+    return Candidate(name=name, reason=_no_cuda() if name == "onnxruntime-cuda" else "", versions=versions)
 
 
 def open_engine(bundle: Bundle, name: str, threads: int | None) -> Engine:
     """As :func:`realtime.engines.open_engine`, for the names of this module."""
-    if name == "onnxruntime-cpu" or (name == "auto" and not _has_cuda_device()):
-        return OnnxRuntimeEngine(bundle, CPU, threads)
-    try:
-        return OnnxRuntimeEngine(bundle, CUDA, threads)
-    except EngineError as error:
-        if name != "auto":
-            raise
-        _log.warning("a CUDA device answers but is not used: %s; decoding on the CPU", error)
-        return OnnxRuntimeEngine(bundle, CPU, threads)
+    return OnnxRuntimeEngine(bundle, CUDA if name == "onnxruntime-cuda" else CPU, threads)
 
 
 class OnnxRuntimeEngine:
@@ -59,9 +53,9 @@ class OnnxRuntimeEngine:
     """
 
     def __init__(self, bundle: Bundle, provider: str, threads: int | None = None) -> None:
-        threads = threads or _usable_cores()
+        threads = threads or usable_cores()
         if provider == CUDA:
-            _require_cuda()
+            onnxruntime.preload_dlls()
         self._device = _DEVICES[provider]
         self._sessions = {name: _load(bundle, name, provider, threads) for name in bundle.spec.graphs}
         where = "CUDA" if provider == CUDA else f"CPU, {threads} thread{'s' if threads > 1 else ''}"
@@ -136,12 +130,6 @@ def _fits(wanted: tuple[int | str, ...], got: tuple[int | str | None, ...]) -> b
     return all(not isinstance(b, int) or a == b for a, b in pairs)
 
 
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _has_cuda_device() -> bool:
     """Ask the driver itself: onnxruntime-gpu lists CUDA as available on every machine."""
     if CUDA not in onnxruntime.get_available_providers():
@@ -154,9 +142,10 @@ def _has_cuda_device() -> bool:
     return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
-def _require_cuda() -> None:
+def _no_cuda() -> str:
+    """Why CUDA is not to be had, and what to do; empty where it is."""
     if CUDA not in onnxruntime.get_available_providers():
-        raise EngineError("expected ONNX Runtime with CUDA, found one without; install onnxruntime-gpu")
+        return "expected ONNX Runtime with CUDA, found one without; install onnxruntime-gpu"
     if not _has_cuda_device():
-        raise EngineError("expected a CUDA device, none answers; use the engine onnxruntime-cpu")
-    onnxruntime.preload_dlls()
+        return "expected a CUDA device, none answers; use an engine of the CPU"
+    return ""

@@ -11,10 +11,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from realtime import bundle
+from realtime import bundle, engines
 from realtime.bundle import Bundle
 from realtime.bundlefiles import file_sha256
-from realtime.engines import ENGINES, onnxruntime, open_engine, signature
+from realtime.engines import ENGINES, LINE, onnxruntime, open_engine, probe, signature
 from realtime.errors import EngineError
 
 
@@ -59,28 +59,48 @@ def test_an_engine_says_what_it_runs_on(tiny_bundle: Path) -> None:
 
 
 def test_an_unknown_engine_is_refused(tiny_bundle: Path) -> None:
-    with pytest.raises(EngineError, match=f"expected an engine of {', '.join(ENGINES)}, got 'tensorrt'"):
-        open_engine(Bundle.open(tiny_bundle), "tensorrt")
+    with pytest.raises(EngineError, match=f"expected an engine of {', '.join(ENGINES)}, got 'abacus'"):
+        open_engine(Bundle.open(tiny_bundle), "abacus")
 
 
 def test_cuda_is_not_replaced_in_silence(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "_has_cuda_device", lambda: False)
     opened = Bundle.open(tiny_bundle)
-    with pytest.raises(EngineError, match="CUDA"):
+    with pytest.raises(EngineError, match="expected a CUDA device, none answers"):
         open_engine(opened, "onnxruntime-cuda")
-    assert ", CPU, " in open_engine(opened, "auto").description
+    assert not probe(opened, "onnxruntime-cuda").available
 
 
-def test_a_cuda_device_that_fails_is_told(
+def test_the_first_of_the_line_is_taken_and_the_others_are_named(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail() -> None:
-        raise EngineError("its driver is too old")
+    monkeypatch.setattr(onnxruntime, "_has_cuda_device", lambda: False)
+    monkeypatch.setitem(engines._MODULES, "tensorrt", "realtime.engines.none_such")
+    caplog.set_level("INFO")
+    opened = Bundle.open(tiny_bundle)
+    description = open_engine(opened, "auto").description
+    candidates = {name: probe(opened, name) for name in LINE}
+    before = list(LINE)[: [candidates[name].available for name in LINE].index(True)]
+    assert before[:2] == ["tensorrt", "onnxruntime-cuda"]
+    for name in before:
+        assert f"{name}: {candidates[name].reason}" in description
+        assert f"engine {name} is passed over: {candidates[name].reason}" in caplog.text
+    assert "none_such" in candidates["tensorrt"].reason
+    assert "pip install tensorrt" in candidates["tensorrt"].reason
+    assert "onnxruntime" in candidates["onnxruntime-cpu"].versions
 
+
+def test_an_engine_that_does_not_open_is_passed_over(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device answers, but the provider does not load: the CPU is taken, and the error is told."""
     monkeypatch.setattr(onnxruntime, "_has_cuda_device", lambda: True)
-    monkeypatch.setattr(onnxruntime, "_require_cuda", fail)
-    assert ", CPU, " in open_engine(Bundle.open(tiny_bundle), "auto").description
-    assert "its driver is too old; decoding on the CPU" in caplog.text
+    opened = Bundle.open(tiny_bundle)
+    with pytest.raises(EngineError) as failed:
+        open_engine(opened, "onnxruntime-cuda")
+    description = open_engine(opened, "auto").description
+    assert ", CPU, " in description
+    assert f"onnxruntime-cuda: {failed.value}" in description
 
 
 @pytest.mark.parametrize("content", [b"", b"no graph", b"\x08\x0a" * 50])
