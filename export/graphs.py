@@ -97,8 +97,9 @@ class VaeGraph(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         """Latents ``[1, c, h, w]`` as the sampler leaves them: the picture, uint8 ``[H, W, 3]``."""
         picture = self.vae.decode(latents / self.scale + self.shift, return_dict=False)[0]
-        levels = ((picture / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-        image: Tensor = levels[0].permute(1, 2, 0)
+        levels = ((picture / 2 + 0.5).clamp(0, 1) * 255).round()
+        # The cast comes last: TensorRT takes uint8 for a graph's inputs and outputs only.
+        image: Tensor = levels[0].permute(1, 2, 0).to(torch.uint8)
         return image
 
 
