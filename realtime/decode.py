@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from realtime.bundle import Bundle, Sampler
-from realtime.engines import Engine, Handle
+from realtime.engines import Engine, Handle, LoopEngine, Step, Steps
 from realtime.errors import EngineError
 
 
@@ -39,18 +39,10 @@ class Decoded:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Step:
-    timestep: Handle
-    coefficients: Handle
-    weights: Handle
-    is_guided: bool
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Table:
     """A sampler, ready to run: with ``kept`` of the brain's latents on top of ``noise`` it starts."""
 
-    steps: list[_Step]
+    steps: Steps
     kept: float
     noise: NDArray[np.float32]
     noise_alone: Handle
@@ -122,11 +114,16 @@ class Decoder:
         start = self._engine.get(outputs["start"])
         return self._engine.put(np.float32(table.kept) * start + table.noise)
 
-    def _denoise(self, condition: NDArray[Any], latents: Handle, steps: list[_Step]) -> Handle:
+    def _denoise(self, condition: NDArray[Any], latents: Handle, steps: Steps) -> Handle:
+        conditions = np.concatenate([self._bundle.null_condition[np.newaxis], condition])
+        if isinstance(self._engine, LoopEngine):
+            return self._engine.sample(steps, conditions, latents)
+        return self._step_by_step(conditions, latents, steps)
+
+    def _step_by_step(self, conditions: NDArray[Any], latents: Handle, steps: Steps) -> Handle:
         """Run the table's steps; an unguided step leaves the null condition out and costs half."""
         engine = self._engine
-        both = engine.put(np.concatenate([self._bundle.null_condition[np.newaxis], condition]))
-        alone = engine.put(condition)
+        both, alone = engine.put(conditions), engine.put(conditions[1:])
         previous = self._no_previous
         for step in steps:
             outputs = engine.run(
@@ -149,16 +146,16 @@ class Decoder:
             kept, share = sampler.start
             noise = np.float32(share) * self._noise
             self._tables[sampler] = _Table(
-                steps=[self._step(*row) for row in rows],
+                steps=tuple(self._step(*row) for row in rows),
                 kept=kept,
                 noise=noise,
                 noise_alone=self._engine.put(noise),
             )
         return self._tables[sampler]
 
-    def _step(self, timestep: int, coefficients: tuple[float, float, float], guidance: float) -> _Step:
+    def _step(self, timestep: int, coefficients: tuple[float, float, float], guidance: float) -> Step:
         is_guided = guidance != 1.0
-        return _Step(
+        return Step(
             timestep=self._engine.put(np.array([timestep], dtype=np.int64)),
             coefficients=self._engine.put(np.array(coefficients, dtype=np.float32)),
             weights=self._engine.put(np.array([1 - guidance, guidance][not is_guided :], dtype=np.float32)),
@@ -168,6 +165,7 @@ class Decoder:
     def _warm_up(self, sampler: Sampler) -> None:
         """Run every graph in every form a sampler uses once, so that no run's first picture pays for it."""
         table = self._table(sampler)
-        forms = {step.is_guided: step for step in table.steps}
-        window = np.zeros(self._window_shape, dtype=np.float32)
-        self._decode(window, replace(table, steps=list(forms.values())))
+        if not isinstance(self._engine, LoopEngine):  # which prepares whole tables
+            forms = {step.is_guided: step for step in table.steps}
+            table = replace(table, steps=tuple(forms.values()))
+        self._decode(np.zeros(self._window_shape, dtype=np.float32), table)

@@ -15,7 +15,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 from numpy.typing import NDArray
 
@@ -32,7 +32,7 @@ _MODULES = {
     "onnxruntime-cpu": "realtime.engines.onnxruntime",
 }
 _INSTALL = {
-    "tensorrt": "pip install tensorrt",
+    "tensorrt": "pip install tensorrt cuda-bindings",
     "onnxruntime-cuda": "pip install onnxruntime-gpu",
     "openvino": "pip install openvino",
     "onnxruntime-cpu": "pip install onnxruntime",
@@ -59,6 +59,36 @@ class Engine(Protocol):
     def run(self, graph: str, inputs: Mapping[str, Handle]) -> dict[str, Handle]:
         """Run a graph on all its inputs by name; returns its outputs by name.
 
+        :raises EngineError: when it fails
+        """
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Step:
+    """One row of a sampler's table, on the device."""
+
+    timestep: Handle
+    """int64 [1]"""
+    coefficients: Handle
+    """[3]"""
+    weights: Handle
+    """[2] of the null condition and the other one, or [1] of the latter alone."""
+    is_guided: bool
+
+
+Steps = tuple[Step, ...]
+"""A sampler's table; as a key it is itself and no other."""
+
+
+@runtime_checkable
+class LoopEngine(Engine, Protocol):
+    """An engine that runs all steps of a table in one go. Others are led through them one by one."""
+
+    def sample(self, steps: Steps, conditions: NDArray[Any], latents: Handle) -> Handle:
+        """Run ``denoise`` once a step, from latents ``[1, c, h, w]`` to the last ones; what it prepares for a
+        table it keeps, so that only the first call is slow.
+
+        :param conditions: the null condition and the other one, ``[2, tokens, width]``
         :raises EngineError: when it fails
         """
 
