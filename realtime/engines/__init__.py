@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -29,16 +29,18 @@ _MODULES = {
     "tensorrt": "realtime.engines.tensorrt",
     "onnxruntime-cuda": "realtime.engines.onnxruntime",
     "openvino": "realtime.engines.openvino",
+    "openvino-bf16": "realtime.engines.openvino",
     "onnxruntime-cpu": "realtime.engines.onnxruntime",
 }
 _INSTALL = {
     "tensorrt": "pip install tensorrt cuda-bindings",
     "onnxruntime-cuda": "pip install onnxruntime-gpu",
     "openvino": "pip install openvino",
+    "openvino-bf16": "pip install openvino",
     "onnxruntime-cpu": "pip install onnxruntime",
 }
-LINE = tuple(_MODULES)
-"""The engines that ``auto`` tries, in this order."""
+LINE = ("tensorrt", "onnxruntime-cuda", "openvino", "onnxruntime-cpu")
+"""The engines that ``auto`` tries, in this order; the CPU's by ``benchmarks/cpu_engines.py``, the faster first."""
 ENGINES = ("auto", *_MODULES)
 
 _log = logging.getLogger(__name__)
@@ -176,6 +178,11 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def counted(number: int, what: str) -> str:
+    """``1 thread``, ``2 threads``."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def signature(spec: Spec, graph: str) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Inputs and outputs that a graph of a bundle must have; a named dimension is free.
 
@@ -203,6 +210,31 @@ def signature(spec: Spec, graph: str) -> tuple[tuple[Tensor, ...], tuple[Tensor,
             start = (_floats("start", latents),) if spec.starts_from_brain else ()
             return (_floats("window", window),), (condition, *start)
     raise EngineError(f"expected denoise, vae or a decoder's graph, got {graph!r}; export the bundle again")
+
+
+def check_graph(bundle: Bundle, name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+    """See that a loaded graph takes and gives what :func:`signature` says; its free dimensions fit any.
+
+    :raises EngineError: naming the file, what was expected and what was found
+    """
+    path = bundle.graph_path(name)
+    for what, expected, found in zip(
+        ("inputs", "outputs"), signature(bundle.spec, name), (inputs, outputs), strict=True
+    ):
+        wanted = {tensor.name: (tensor.dtype, tensor.shape) for tensor in expected}
+        got = {tensor.name: (tensor.dtype, tensor.shape) for tensor in found}
+        if not (wanted.keys() == got.keys() and all(_fits(wanted[key], got[key]) for key in wanted)):
+            raise EngineError(f"{path}: {what}: expected {wanted}, found {got}; export the bundle again")
+
+
+_Form = tuple[str, tuple[int | str, ...]]
+
+
+def _fits(wanted: _Form, got: _Form) -> bool:
+    (dtype, sizes), (got_dtype, got_sizes) = wanted, got
+    if dtype != got_dtype or len(sizes) != len(got_sizes):
+        return False
+    return all(not isinstance(b, int) or a == b for a, b in zip(sizes, got_sizes, strict=True))
 
 
 def _floats(name: str, shape: tuple[int | str, ...]) -> Tensor:

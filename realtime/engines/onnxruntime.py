@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from realtime.bundle import Bundle, Tensor
-from realtime.engines import Candidate, Engine, Handle, signature, usable_cores
+from realtime.engines import Candidate, Engine, Handle, check_graph, counted, usable_cores
 from realtime.errors import EngineError
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -58,7 +58,7 @@ class OnnxRuntimeEngine:
             onnxruntime.preload_dlls()
         self._device = _DEVICES[provider]
         self._sessions = {name: _load(bundle, name, provider, threads) for name in bundle.spec.graphs}
-        where = "CUDA" if provider == CUDA else f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+        where = "CUDA" if provider == CUDA else f"CPU, {counted(threads, 'thread')}"
         self.description = f"ONNX Runtime {onnxruntime.__version__}, {where}"
 
     def put(self, array: NDArray[Any]) -> Handle:
@@ -106,28 +106,19 @@ def _load(bundle: Bundle, name: str, provider: str, threads: int) -> onnxruntime
         raise EngineError(f"{path}: expected an ONNX graph that ONNX Runtime loads: {error}") from error
     if session.get_providers()[0] != provider:
         raise EngineError(f"{path}: expected {provider}, got {session.get_providers()[0]}")
-    inputs, outputs = signature(bundle.spec, name)
-    _check(f"{path}: inputs", inputs, session.get_inputs())
-    _check(f"{path}: outputs", outputs, session.get_outputs())
+    check_graph(bundle, name, _tensors(session.get_inputs()), _tensors(session.get_outputs()))
     return session
 
 
-def _check(what: str, expected: Sequence[Tensor], found: Sequence[Any]) -> None:
-    """See that a graph takes or gives what the bundle's format says; free dimensions fit any."""
-    wanted = {tensor.name: (tensor.dtype, tensor.shape) for tensor in expected}
-    got = {arg.name: (_DTYPES.get(arg.type, arg.type), tuple(arg.shape)) for arg in found}
-    fits = wanted.keys() == got.keys() and all(
-        wanted[name][0] == got[name][0] and _fits(wanted[name][1], got[name][1]) for name in wanted
-    )
-    if not fits:
-        raise EngineError(f"{what}: expected {wanted}, found {got}; export the bundle again")
-
-
-def _fits(wanted: tuple[int | str, ...], got: tuple[int | str | None, ...]) -> bool:
-    if len(wanted) != len(got):
-        return False
-    pairs = zip(wanted, got, strict=True)
-    return all(not isinstance(b, int) or a == b for a, b in pairs)
+def _tensors(args: Sequence[Any]) -> list[Tensor]:
+    return [
+        Tensor(
+            name=arg.name,
+            dtype=_DTYPES.get(arg.type, arg.type),
+            shape=tuple(size if isinstance(size, int) else str(size) for size in arg.shape),
+        )
+        for arg in args
+    ]
 
 
 def _has_cuda_device() -> bool:
