@@ -34,11 +34,6 @@ def parse(path: Path) -> tuple[Any, Any, Any]:
     typed = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") or None  # else all networks are
     with _explained(path, "parses"):
         builder, network, parser = network_from_onnx_path(str(path), strongly_typed=typed)
-    for i in range(network.num_layers):
-        # Where no fused kernel fits, as in the VAE, attention may fall apart into its products.
-        attention = getattr(network.get_layer(i), "attention", None)
-        if attention is not None:
-            attention.decomposable = True
     return builder, network, parser
 
 
