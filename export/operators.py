@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import onnx
+from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
 from export.errors import ExportError
@@ -40,7 +41,7 @@ def typed_nodes(path: Path) -> list[Node]:
     """
     try:
         model = onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False))
-    except (OSError, ValueError, onnx.shape_inference.InferenceError) as error:
+    except (OSError, ValueError, DecodeError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"{path}: expected an ONNX graph: {error}; export the bundle again") from error
     graph = model.graph
     types = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info)}
@@ -67,9 +68,7 @@ def unsupported(nodes: list[Node]) -> list[str]:
             known = ", ".join(sorted(table[node.operator]))
             lines.append(f"{where}: computes on {', '.join(sorted(unknown))}, TensorRT's on {known}")
         if "uint8" in node.inner:
-            lines.append(
-                f"{where}: gives uint8 inside the graph, TensorRT has it for inputs and outputs only"
-            )
+            lines.append(f"{where}: gives uint8 inside the graph; TensorRT has it at the edges only")
     return lines
 
 

@@ -156,7 +156,7 @@ DAMAGES = {
     newer_format: r"found format 2, ",
     a_graph_less: r"expected engines of brain, denoise, vae, found vae",
     of_another_graph: r"denoise\.plan: built from another denoise\.onnx than the bundle's",
-    truncated: r"denoise\.plan: changed or cut short since it was built: expected SHA-256 [0-9a-f]{64}, found",
+    truncated: r"denoise\.plan: changed or cut short since it was built: expected SHA-256 [0-9a-f]{64}",
     swapped: r"denoise\.plan: changed or cut short",
     a_plan_less: r"vae\.plan: listed but not readable: No such file",
 }
