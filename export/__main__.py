@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from export.errors import ExportError
+from export.form import Form
 from realtime.errors import RealtimeError
 
 _DESCRIPTION = """\
@@ -25,8 +26,15 @@ example:
   python -m export bundle --checkpoint checkpoints/sub-01 --out bundles/sub-01
   realtime serve --subject 1 --bundle bundles/sub-01
 
+forms of the graphs:
+
+  (neither option)    compact: fp32 arithmetic, big weights stored as fp16; half the size, for CPUs
+  --precision fp32    arithmetic and weights in fp32 (add --compact for the form above)
+  --precision fp16    networks compute in fp16: what a GPU wants, several times as fast there; from it
+                      `python -m export engines` builds TensorRT engines. A CPU runs it, but slowly
+
 --out is written whole or not at all. A bundle that is already there is replaced; anything else is left alone.
-The demo's checkpoint takes about a minute.
+Disk and memory are looked at first. The demo's checkpoint takes about a minute.
 """
 
 _ENGINES_DESCRIPTION = """\
@@ -93,6 +101,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="folder of the bundle")
     command.add_argument(
+        "--precision", choices=("fp32", "fp16"), help="what the networks compute in (default: fp32 --compact)"
+    )
+    command.add_argument(
+        "--compact", action="store_true", help="with fp32 arithmetic: store big weights as fp16"
+    )
+    command.add_argument(
+        "--nsd",
+        type=Path,
+        metavar="DIR",
+        help="root of the recordings: decode held-out windows, and see whether identification changes",
+    )
+    command.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="what `python -m train prepare` wrote (default: in the checkpoint)",
+    )
+    command.add_argument(
         "--evaluation",
         type=Path,
         metavar="FILE",
@@ -128,13 +154,27 @@ def _add_engines(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     command.set_defaults(run=_engines)
 
 
+def _form(options: argparse.Namespace) -> Form:
+    if options.precision == "fp16":
+        if options.compact:
+            raise ExportError(
+                "expected --compact with fp32 arithmetic alone: fp16 weights are half as big as they are"
+            )
+        return "fp16"
+    return "compact" if options.compact or options.precision is None else "fp32"
+
+
 def _bundle(options: argparse.Namespace) -> None:
+    form = _form(options)
     from export.build import export_bundle  # imports torch, which sets up logging of its own
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # warns that torchvision is not installed
     bundle = export_bundle(
         options.checkpoint,
         options.out,
+        form=form,
+        nsd=options.nsd,
+        cache=options.cache,
         base=options.base,
         subject=options.subject,
         name=options.name,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import ExportError
+from export.form import DESCRIPTIONS, Form
 from export.provenance import model_stage
 from realtime.bundle import Spec, Stage
 from train.checkpoint import Checkpoint, CheckpointInfo
@@ -46,8 +47,7 @@ Samplers (the first is the default): {samplers}.
 
 {files}
 
-The arithmetic is in float32. Weights are stored as float16 where they are big; an engine widens them once,
-while it loads them.
+{form} `parity.html` compares every step, graph by graph and in whole decodes.
 
 ## How close each step stayed to the one before
 
@@ -78,7 +78,7 @@ _NOT_EVALUATED = "Not measured when this bundle was made: `python -m train evalu
 
 _LIMITS = (
     "Made for subject {subject} alone, on this grid, at this TR: the runtime refuses other runs.",
-    "Measured on a CPU with ONNX Runtime; on GPUs it has not been measured.",
+    "Measured where it was exported, on the engines that `parity.html` names, and on no others.",
     "Parity says that the bundle computes what the trained model computes, not that the model is right.",
     "A picture shows what the window of {length} volumes holds; the haemodynamic response alone puts it "
     "{delay_s:.1f} s behind what was seen.",
@@ -91,6 +91,7 @@ def card(
     stages: Iterable[Stage],
     sizes: Mapping[str, int],
     checkpoint: Checkpoint,
+    form: Form,
     quality: str | None = None,
 ) -> str:
     """The text of a bundle's ``README.md``.
@@ -133,6 +134,7 @@ def card(
         high_pass_hz=spec.preprocessing.high_pass_hz,
         warmup=spec.preprocessing.warmup_volumes,
         samplers=", ".join(f"`{s.name}` with guidance {s.guidance[0]:g}" for s in spec.samplers),
+        form=DESCRIPTIONS[form],
         quality=quality or _NOT_EVALUATED,
         files=_table(("file", "MB"), [(f"`{name}`", f"{size / 1e6:.2f}") for name, size in sizes.items()]),
         parity=_parity(stages),

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from export.pictures import torch_pictures
 from onnxscript import ir
 from safetensors.torch import load_file, save_file
 
@@ -15,7 +16,6 @@ from export.build import export_bundle
 from export.errors import ExportError
 from export.graphs import DenoiseGraph, brain_graph
 from export.parity import Limits, gate, gate_psnr, psnr_db
-from export.pictures import torch_pictures
 from export.provenance import CHECKPOINT_FILES, folder_sha256
 from realtime.bundle import SPEC_FILE, Bundle, Stage
 from realtime.bundlefiles import file_sha256

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from export.pictures import torch_pictures
 
 from export.__main__ import main as export_main
 from export.parity import psnr_db
-from export.pictures import torch_pictures
 from nsd import Layout, Stimuli
 from realtime.bundle import Bundle
 from realtime.decode import Decoder
