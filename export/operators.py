@@ -91,8 +91,12 @@ def _typed(node: onnx.NodeProto, types: dict[str, str], opset: int, outputs: set
 
 
 def _is_data(parameters: Sequence[onnx.defs.OpSchema.FormalParameter], index: int) -> bool:
-    """Whether a tensor is one that an operator computes on; the last parameter may take any number."""
-    return not set(parameters[min(index, len(parameters) - 1)].types) <= _NO_NUMBERS
+    """Whether a tensor is one that an operator computes on; the last parameter may take any number.
+
+    It is none where only one type is allowed, as for the scales of Resize, or only what counts.
+    """
+    allowed = set(parameters[min(index, len(parameters) - 1)].types)
+    return len(allowed) > 1 and not allowed <= _NO_NUMBERS
 
 
 @cache
