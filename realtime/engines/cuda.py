@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from cuda.bindings import driver
 from cuda.bindings import runtime as cudart
 from numpy.typing import DTypeLike, NDArray
 
@@ -99,7 +100,7 @@ class Stream:
         # What is freed stays with the process: allocating then takes no longer than it must.
         pool = call(cudart.cudaDeviceGetDefaultMemPool, 0)
         attribute = cudart.cudaMemPoolAttr.cudaMemPoolAttrReleaseThreshold
-        call(cudart.cudaMemPoolSetAttribute, pool, attribute, cudart.cuuint64_t(2**64 - 1))
+        call(cudart.cudaMemPoolSetAttribute, pool, attribute, driver.cuuint64_t(2**64 - 1))
 
     def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> DeviceArray:
         """Memory whose content is whatever it was."""

@@ -28,6 +28,7 @@ from realtime.errors import EngineError
 MOST_CONDITIONS = 2
 """Guidance needs two: the null condition and the other one."""
 
+_UNRECORDED = ", step by step"
 _log = logging.getLogger(__name__)
 _SEVERITIES = {
     trt.ILogger.Severity.INTERNAL_ERROR: logging.ERROR,
@@ -115,7 +116,8 @@ class TensorRtEngine:
             self._loops[steps] = partial(self._stream.capture(queue).launch, self._stream)
         except EngineError as error:
             _log.warning("a sampler runs step by step, as it cannot be recorded as a CUDA graph: %s", error)
-            self.description += ", step by step"
+            if not self.description.endswith(_UNRECORDED):
+                self.description += _UNRECORDED
             self._loops[steps] = queue
         return self._loops[steps]
 
