@@ -22,7 +22,7 @@ from export.graphs import Graph, brain_graph, denoise_graph, vae_graph
 from export.parity import Limits, compare, gate
 from export.pictures import note_pictures
 from export.provenance import Ledger, library_versions, model_stage, note_sources, weights_sha256
-from export.samplers import ddim, diffusers_ddim_error, schedule_lengths
+from export.samplers import bundle_samplers, diffusers_error, diffusers_scheduler
 from export.source import (
     Subject,
     latent_shape,
@@ -111,19 +111,18 @@ def _build(export: _Export) -> None:
 
 
 def _samplers(export: _Export) -> tuple[Sampler, ...]:
-    """The recipe's DDIM table and, for slower machines, one of half as many steps."""
+    """The tables of the recipe, each proven against diffusers."""
     recipe, limit = export.checkpoint.recipe, export.limits.sampler
-    lengths = schedule_lengths(recipe.diffusion)
     is_baseline = export.checkpoint.info.method == "brain-diffuser"
     strength = recipe.ridge.diffusion_strength if is_baseline else None
-    samplers = tuple(ddim(n, recipe.diffusion.guidance, strength) for n in lengths)
-    for sampler, n_steps in zip(samplers, lengths, strict=True):
-        parity = {"latents": diffusers_ddim_error(sampler, n_steps)}
+    samplers = bundle_samplers(recipe.diffusion, strength)
+    for sampler in samplers:
+        scheduler = type(diffusers_scheduler(sampler)).__name__
         export.ledger.note(
             sampler.name,
             hashlib.sha256(msgspec.json.encode(sampler)).hexdigest(),
-            parity=gate(f"sampler {sampler.name}", parity, limit),
-            notes={"against": "diffusers' DDIMScheduler, whole trajectories", "limit": f"{limit:g}"},
+            parity=gate(f"sampler {sampler.name}", {"latents": diffusers_error(sampler)}, limit),
+            notes={"against": f"diffusers' {scheduler}, whole trajectories", "limit": f"{limit:g}"},
         )
     return samplers
 

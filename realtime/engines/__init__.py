@@ -35,12 +35,12 @@ _MODULES = {
 _INSTALL = {
     "tensorrt": "pip install tensorrt",
     "onnxruntime-cuda": "pip install onnxruntime-gpu",
-    "openvino": "pip install openvino",
-    "openvino-bf16": "pip install openvino",
+    "openvino": "pip install 'realtime-dynadiff[openvino]'",
+    "openvino-bf16": "pip install 'realtime-dynadiff[openvino]'",
     "onnxruntime-cpu": "pip install onnxruntime",
 }
 LINE = ("tensorrt", "onnxruntime-cuda", "openvino", "onnxruntime-cpu")
-"""The engines that ``auto`` tries, in this order; the CPU's by ``benchmarks/cpu_engines.py``, the faster first."""
+"""What ``auto`` tries, in this order; of the CPU's two the faster first (``benchmarks/cpu_engines.py``)."""
 ENGINES = ("auto", *_MODULES)
 
 _log = logging.getLogger(__name__)
