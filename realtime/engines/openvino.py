@@ -22,7 +22,7 @@ from openvino import frontend, properties
 from openvino.properties import hint
 
 from realtime.bundle import Bundle, Tensor
-from realtime.engines import Candidate, Engine, Handle, check_graph, counted, signature, usable_cores
+from realtime.engines import Candidate, Engine, Handle, check_graph, counted, forms, usable_cores
 from realtime.errors import EngineError
 
 _DEVICE = "CPU"
@@ -79,7 +79,7 @@ class OpenVinoEngine:
         for name, path in self._paths.items():
             model = _read(path)
             check_graph(bundle, name, _tensors(model.inputs), _tensors(model.outputs))
-            for shapes in _shapes_used(bundle, name):
+            for shapes in forms(bundle.spec, name):
                 self._compile(name, shapes)
 
     def put(self, array: NDArray[Any]) -> Handle:
@@ -126,19 +126,6 @@ class OpenVinoEngine:
         request = compiled.create_infer_request()
         self._requests[graph, tuple(sorted(shapes.items()))] = request
         return request
-
-
-def _shapes_used(bundle: Bundle, graph: str) -> list[dict[str, tuple[int, ...]]]:
-    """Shapes of a graph's inputs, by name, for each number n of conditions that the samplers use."""
-    inputs, _ = signature(bundle.spec, graph)
-    if all(isinstance(size, int) for tensor in inputs for size in tensor.shape):
-        numbers = {1}
-    else:
-        numbers = {1 if g == 1 else 2 for sampler in bundle.spec.samplers for g in sampler.guidance}
-    return [
-        {t.name: tuple(size if isinstance(size, int) else n for size in t.shape) for t in inputs}
-        for n in sorted(numbers)
-    ]
 
 
 def _read(path: Path) -> openvino.Model:

@@ -16,7 +16,17 @@ from realtime import bundle, engines
 from realtime.bundle import Bundle
 from realtime.bundlefiles import file_sha256
 from realtime.decode import Decoder
-from realtime.engines import ENGINES, LINE, onnxruntime, open_engine, openvino, probe, signature
+from realtime.engines import (
+    ENGINES,
+    LINE,
+    onnxruntime,
+    onnxruntime_cuda,
+    open_engine,
+    openvino,
+    probe,
+    signature,
+)
+from realtime.engines.onnxruntime_cuda import BoundEngine
 from realtime.errors import EngineError
 
 
@@ -76,14 +86,33 @@ def test_threads_are_the_cores_this_process_may_use(tiny_bundle: Path, name: str
         os.sched_setaffinity(0, before)
 
 
-def test_outputs_are_not_overwritten_by_the_next_run(tiny_bundle: Path, name: str) -> None:
-    """Each is an input of the next: two steps as one graph, and as the same graph twice."""
-    engine = open_engine(Bundle.open(tiny_bundle), name)
-    windows = np.random.default_rng(0).standard_normal((2, 1, 30, 6)).astype(np.float32)
-    first, second = (engine.run("brain", {"window": engine.put(window)})["condition"] for window in windows)
-    again = engine.run("brain", {"window": engine.put(windows[0])})["condition"]
-    np.testing.assert_array_equal(engine.get(first), engine.get(again))
-    assert not np.array_equal(engine.get(first), engine.get(second))
+def test_graphs_bound_to_fixed_addresses_compute_the_same(tiny_bundle: Path, starting_bundle: Path) -> None:
+    """What the CUDA engine does, on the CPU's provider: copy in, replay, hand out where it is."""
+    for folder in (tiny_bundle, starting_bundle):
+        opened = Bundle.open(folder)
+        bound = BoundEngine(opened, onnxruntime.CPU, "cpu", {})
+        decoders = [Decoder(opened, engine) for engine in (open_engine(opened, "onnxruntime-cpu"), bound)]
+        for window in np.random.default_rng(2).standard_normal((3, 30, 6)).astype(np.float32):
+            for sampler in opened.spec.samplers:
+                images = [decoder.decode(window, sampler).image for decoder in decoders]
+                np.testing.assert_array_equal(*images)
+        with pytest.raises(EngineError, match=r"not bound for inputs of .*\(1, 29, 6\)"):
+            bound.run("brain", {"window": bound.put(np.zeros((1, 29, 6), np.float32))})
+
+
+@pytest.mark.gpu
+def test_cuda_computes_what_the_cpu_does(tiny_bundle: Path) -> None:
+    opened = Bundle.open(tiny_bundle)
+    candidate = probe(opened, "onnxruntime-cuda")
+    if not candidate.available:
+        pytest.skip(candidate.reason)
+    window = np.random.default_rng(3).standard_normal((30, 6)).astype(np.float32)
+    for sampler in opened.spec.samplers:
+        images = [
+            Decoder(opened, open_engine(opened, name)).decode(window, sampler).image.astype(int)
+            for name in ("onnxruntime-cpu", "onnxruntime-cuda")
+        ]
+        assert np.abs(images[0] - images[1]).max() <= 1
 
 
 def test_the_engines_of_a_cpu_agree(tiny_bundle: Path) -> None:
@@ -121,7 +150,7 @@ def test_an_unknown_engine_is_refused(tiny_bundle: Path) -> None:
 
 
 def test_cuda_is_not_replaced_in_silence(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnxruntime, "_has_cuda_device", lambda: False)
+    monkeypatch.setattr(onnxruntime_cuda, "_has_cuda_device", lambda: False)
     opened = Bundle.open(tiny_bundle)
     with pytest.raises(EngineError, match="expected a CUDA device, none answers"):
         open_engine(opened, "onnxruntime-cuda")
@@ -131,7 +160,7 @@ def test_cuda_is_not_replaced_in_silence(tiny_bundle: Path, monkeypatch: pytest.
 def test_the_first_of_the_line_is_taken_and_the_others_are_named(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(onnxruntime, "_has_cuda_device", lambda: False)
+    monkeypatch.setattr(onnxruntime_cuda, "_has_cuda_device", lambda: False)
     monkeypatch.setitem(engines._MODULES, "tensorrt", "realtime.engines.none_such")
     caplog.set_level("INFO")
     opened = Bundle.open(tiny_bundle)
@@ -151,7 +180,7 @@ def test_an_engine_that_does_not_open_is_passed_over(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A device answers, but the provider does not load: the CPU is taken, and the error is told."""
-    monkeypatch.setattr(onnxruntime, "_has_cuda_device", lambda: True)
+    monkeypatch.setattr(onnxruntime_cuda, "_has_cuda_device", lambda: True)
     opened = Bundle.open(tiny_bundle)
     with pytest.raises(EngineError) as failed:
         open_engine(opened, "onnxruntime-cuda")
