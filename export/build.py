@@ -28,7 +28,7 @@ from export.onnxgraph import Arrays, outputs_of, torch_runner
 from export.parity import Limits, compare, gate, relative
 from export.provenance import Ledger, library_versions, model_stage, note_sources, weights_sha256
 from export.resources import check_disk, check_memory, count_weights, is_out_of_memory
-from export.samplers import ddim, diffusers_ddim_error, schedule_lengths
+from export.samplers import bundle_samplers, ddim, diffusers_error, diffusers_scheduler
 from export.source import (
     Subject,
     latent_shape,
@@ -168,18 +168,16 @@ def _convert(export: _Export, converter: Converter, decodes: Decodes) -> dict[st
 
 
 def _samplers(export: _Export) -> tuple[Sampler, ...]:
-    """The recipe's DDIM table and, for slower machines, one of half as many steps."""
+    """The tables of the recipe, each proven against diffusers."""
     recipe, limit = export.checkpoint.recipe, export.limits.sampler
-    lengths = schedule_lengths(recipe.diffusion)
-    strength = _strength(export.checkpoint)
-    samplers = tuple(ddim(n, recipe.diffusion.guidance, strength) for n in lengths)
-    for sampler, n_steps in zip(samplers, lengths, strict=True):
-        parity = {"latents": diffusers_ddim_error(sampler, n_steps)}
+    samplers = bundle_samplers(recipe.diffusion, _strength(export.checkpoint))
+    for sampler in samplers:
+        scheduler = type(diffusers_scheduler(sampler)).__name__
         export.ledger.note(
             sampler.name,
             hashlib.sha256(msgspec.json.encode(sampler)).hexdigest(),
-            parity=gate(f"sampler {sampler.name}", parity, limit),
-            notes={"against": "diffusers' DDIMScheduler, whole trajectories", "limit": f"{limit:g}"},
+            parity=gate(f"sampler {sampler.name}", {"latents": diffusers_error(sampler)}, limit),
+            notes={"against": f"diffusers' {scheduler}, whole trajectories", "limit": f"{limit:g}"},
         )
     return samplers
 

@@ -17,7 +17,7 @@ from export.precision import Precisions, check_precisions
 from export.staging import check_engines_replaceable, staging
 from realtime.bundle import Bundle
 from realtime.bundlefiles import file_sha256
-from realtime.engines import onnxruntime as cpu
+from realtime.engines import open_engine
 from realtime.engines.cuda import first_device
 from realtime.engines.plans import FORMAT_VERSION, RECORD_FILE, Plan, Record, graph_files, plans_folder
 from realtime.engines.tensorrt import TensorRtEngine
@@ -48,7 +48,7 @@ def build_engines(
             for graph in bundle.spec.graphs
         }
         paths = {graph: staged / f"{graph}.plan" for graph in found}
-        engine, reference = TensorRtEngine(bundle, paths), cpu.OnnxRuntimeEngine(bundle, cpu.CPU)
+        engine, reference = TensorRtEngine(bundle, paths), open_engine(bundle, "onnxruntime-cpu")
         parity = worst_differences(bundle, engine, reference)
         record = Record(
             format_version=FORMAT_VERSION,

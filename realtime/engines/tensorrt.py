@@ -115,7 +115,9 @@ class TensorRtEngine:
         try:
             self._loops[steps] = partial(self._stream.capture(queue).launch, self._stream)
         except EngineError as error:
-            _log.warning("a sampler runs step by step, as it cannot be recorded as a CUDA graph: %s", error)
+            _log.warning(
+                "a sampler runs step by step, as it cannot be recorded as a CUDA graph: %s", str(error)
+            )
             if not self.description.endswith(_UNRECORDED):
                 self.description += _UNRECORDED
             self._loops[steps] = queue

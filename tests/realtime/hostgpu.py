@@ -37,7 +37,7 @@ class HostGpu:
         self.memory: dict[int, tuple[Any, int]] = {}
         self.captured: list[Work] | None = None
         self.captures = True
-        self.launches = 0
+        self.launches = self.recorded = 0
         for name in dir(self):
             if name.startswith("cuda"):
                 monkeypatch.setattr(cudart, name, getattr(self, name))
@@ -101,6 +101,7 @@ class HostGpu:
         return (OK, work) if self.captures else (UNSUPPORTED, None)
 
     def cudaGraphInstantiate(self, work: list[Work], flags: int) -> Any:
+        self.recorded += 1
         return OK, list(work)
 
     def cudaGraphDestroy(self, work: list[Work]) -> Any:

@@ -179,13 +179,15 @@ def test_an_engine_may_run_whole_tables(opened: Bundle, engine: Engine) -> None:
     assert isinstance(looping, LoopEngine)
     assert not isinstance(engine, LoopEngine)
     decoder, plain = Decoder(opened, looping), Decoder(opened, engine)
-    assert [len(steps) for steps in looping.tables] == [4, 3], "every table is prepared before a run"
+    assert [len(steps) for steps in looping.tables[:2]] == [4, 3], "every table is prepared before a run"
+    assert {len(steps) for steps in looping.tables[2:]} == {1}, "then single steps are timed"
     prepared = list(looping.tables)
     for window in windows(2):
         for sampler in opened.spec.samplers:
             image = decoder.decode(window, sampler).image
             np.testing.assert_array_equal(image, plain.decode(window, sampler).image)
     assert set(looping.tables) == set(prepared), "a table is known again"
+    assert looping.tables[len(prepared) :] == prepared[:2] * 2
     assert not looping.conditions, "the decoder leads it through no step"
 
 
