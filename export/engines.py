@@ -13,7 +13,7 @@ from export import plan
 from export.engineparity import picture_psnr_db, worst_differences
 from export.errors import ExportError
 from export.operators import typed_nodes, unsupported
-from export.precision import Precisions, check_precisions
+from export.precision import Precisions, check_graph, check_precisions
 from export.staging import check_engines_replaceable, staging
 from realtime.bundle import Bundle
 from realtime.bundlefiles import file_sha256
@@ -40,7 +40,7 @@ def build_engines(
     bundle, device = Bundle.open(folder), first_device()
     version = str(plan.trt.__version__)
     for graph in bundle.spec.graphs:
-        _check_operators(bundle, graph)
+        _check_graph(bundle, graph)
     out = plans_folder(folder, version, device.sm)
     with staging(out, check_engines_replaceable) as staged:
         found = {
@@ -73,14 +73,17 @@ def build_engines(
     return out
 
 
-def _check_operators(bundle: Bundle, graph: str) -> None:
+def _check_graph(bundle: Bundle, graph: str) -> None:
+    """See what can be seen before anything is built: operators, their types, and the precision."""
     path = bundle.graph_path(graph)
-    if lines := unsupported(typed_nodes(path)):
+    nodes = typed_nodes(path)
+    if lines := unsupported(nodes):
         found = "\n  ".join(lines)
         raise ExportError(
             f"{path}: expected operators that TensorRT takes, found\n  {found}\nExport the bundle again with "
             "this release"
         )
+    check_graph(path, nodes, bundle.spec.graphs[graph].precision)
 
 
 def _build(

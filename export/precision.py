@@ -28,6 +28,7 @@ _SUMS = {
 }
 """TensorRT keeps their sums in float32, and may do so in layers of their own."""
 _MOVES = {"Constant", "NoOp", "Reformat"}
+_MOST_NAMED = 20
 _SOURCE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 _NAMES = {"Float": "float32", "FP32": "float32", "Half": "float16", "FP16": "float16"}
 _NAME = re.compile(r"\b(Float|FP32|Half|FP16)\b")
@@ -69,6 +70,19 @@ class Precisions:
     """Names of those of a float16 graph that touch float32, as expected."""
 
 
+def check_graph(path: Path, nodes: list[Node], precision: str) -> None:
+    """See that a graph that is said to compute in float16 has its products so: its engine will have no other.
+
+    :raises ExportError: naming the nodes in float32
+    """
+    wrong = [node.name for node in nodes if node.operator in _PRODUCTS and "float" in node.data]
+    if precision == "float16" and wrong:
+        raise ExportError(
+            f"{path}: expected convolutions and matrix products in float16, as the bundle says, found "
+            f"{_some(wrong)} in float32; export the bundle again with --precision fp16"
+        )
+
+
 def check_precisions(plan: Path, inspected: str, nodes: list[Node], precision: str) -> Precisions:
     """Compare an engine's layers with the graph's types.
 
@@ -93,8 +107,8 @@ def check_precisions(plan: Path, inspected: str, nodes: list[Node], precision: s
     if wrong:
         raise ExportError(
             f"{plan.name}: expected float16, as the graph says, found float32 in {len(wrong)} of "
-            f"{len(layers)} layers: {', '.join(wrong)}; no engine was written. Export the bundle in float16 "
-            "again, or build with another release of TensorRT"
+            f"{len(layers)} layers: {_some(wrong)}; no engine was written. Build with another release of "
+            "TensorRT or at another --optimization-level"
         )
     return Precisions(layers=dict(sorted(counts.items())), float32=tuple(layer.name for layer in touching))
 
@@ -109,8 +123,12 @@ def _main_type(layer: _Layer) -> str:
 def _is_expected(layer: _Layer, nodes: dict[str, Node]) -> bool:
     names = _SOURCE.findall(layer.metadata) or [name for name in nodes if name in layer.name]
     sources = [nodes[name] for name in names if name in nodes]
-    products = [node for node in sources if node.operator in _PRODUCTS]
     has_reason = any("float" in node.data or node.operator in _SUMS for node in sources)
-    if products and not any("float" in node.data for node in products):
+    if any(node.operator in _PRODUCTS for node in sources):
         return has_reason and "float16" in layer.types  # a product with a cast or a sum fused to it
     return has_reason or layer.kind in _MOVES
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

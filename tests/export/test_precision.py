@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from export.errors import ExportError
-from export.operators import Node
-from export.precision import check_precisions
+from export.operators import Node, typed_nodes
+from export.precision import check_graph, check_precisions
 
 HALF, FLOAT = "float16", "float"
 PLAN = Path("denoise.plan")
@@ -124,6 +124,20 @@ def test_a_float32_graph_may_be_in_float32() -> None:
     layers = sound()
     in_float32(layers, "query")
     assert check(layers, "float32") == ({"float16": 1, "float32": 8, "other": 1}, ())
+
+
+@pytest.mark.parametrize("graph", ["brain", "denoise", "vae"])
+def test_a_graph_has_its_products_in_its_precision(traced: Path, graph: str) -> None:
+    path = traced / f"{graph}.onnx"
+    nodes = typed_nodes(path)
+    check_graph(path, nodes, "float32")
+    if "float16" in traced.name:
+        check_graph(path, nodes, "float16")
+    else:
+        with pytest.raises(
+            ExportError, match=r"matrix products in float16, as the bundle says, found .+\.\w+"
+        ):
+            check_graph(path, nodes, "float16")
 
 
 @pytest.mark.parametrize(
