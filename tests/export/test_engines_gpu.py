@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import statistics
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
@@ -66,8 +67,8 @@ def built(exported_bundle: Bundle) -> Bundle:
 
 
 @pytest.fixture
-def engine(built: Bundle) -> Iterator[Engine]:
-    yield open_engine(built, "tensorrt")
+def engine(built: Bundle) -> Engine:
+    return open_engine(built, "tensorrt")
 
 
 def engines_folder(bundle: Bundle) -> Path:
@@ -152,7 +153,9 @@ def test_a_step_takes_little_time(built: Bundle, engine: Engine, capsys: pytest.
         taken_s.append(perf_counter() - began_s)
     step_ms = 1e3 * statistics.median(taken_s) / len(sampler.timesteps)
     with capsys.disabled():
-        print(f"\n{engine.description}: {step_ms:.2f} ms a step, with its share of brain and VAE")
+        sys.stdout.write(
+            f"\n{engine.description}: {step_ms:.2f} ms a step, with its share of brain and VAE\n"
+        )
     assert step_ms < 100, "of a model of some thousand weights"
 
 
