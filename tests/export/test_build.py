@@ -156,7 +156,7 @@ def test_the_card_says_what_a_person_should_know(exported: Exported, tiny_checkp
         assert fact in card
     for stage in exported.bundle.spec.provenance:
         for what, value in stage.parity.items():
-            row = rf"\| {re.escape(stage.name)} \|[^|]*\| {what} \| {re.escape(f'{value:.2g}')} \|"
+            row = rf"\| {re.escape(stage.name)} \|[^|]*\| {re.escape(what)} \| {re.escape(f'{value:.2g}')} \|"
             assert re.search(row, card)
     for text in (card, (exported.folder / SPEC_FILE).read_text()):
         assert str(tiny_checkpoint.parent) not in text
