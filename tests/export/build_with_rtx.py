@@ -13,29 +13,30 @@ from typing import Any
 
 os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1"
 
-from polygraphy.backend.tensorrt_rtx import CreateConfigRTX  # noqa: E402
-from polygraphy.backend.trt import engine_bytes_from_network  # noqa: E402
-
 from export import plan  # noqa: E402
 
 
-def built(path: Path) -> dict[str, Any]:
-    builder, network, parser = plan.parse(path)
-    profiles = plan.profiles(network)
-    config = CreateConfigRTX(use_gpu=False, profiles=profiles)
-    engine = memoryview(engine_bytes_from_network((builder, network, parser), config=config))
+def built(path: Path, timing_cache: Path) -> dict[str, Any]:
+    return network_of(path) | {
+        "bytes": len(plan.build(path, optimization_level=1, timing_cache=timing_cache)),
+        "is_timed": timing_cache.exists(),
+    }
+
+
+def network_of(path: Path) -> dict[str, Any]:
+    _builder, network, _parser = plan.parse(path)
     tensors = [network.get_input(i) for i in range(network.num_inputs)]
     tensors += [network.get_output(i) for i in range(network.num_outputs)]
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     outputs = [layer.get_output(i) for layer in layers for i in range(layer.num_outputs)]
     return {
-        "bytes": len(engine),
         "is_strongly_typed": network.get_flag(plan.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED),
         "tensors": {
             tensor.name: [plan.trt.nptype(tensor.dtype).__name__, list(tensor.shape)] for tensor in tensors
         },
         "profiles": [
-            {name: [list(shape) for shape in shapes] for name, shapes in p.items()} for p in profiles
+            {name: [list(shape) for shape in shapes] for name, shapes in profile.items()}
+            for profile in plan.profiles(network)
         ],
         "types": {
             name: sum(output.dtype == getattr(plan.trt.DataType, name) for output in outputs)
@@ -45,4 +46,6 @@ def built(path: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    json.dump({Path(path).stem: built(Path(path)) for path in sys.argv[2:]}, Path(sys.argv[1]).open("w"))
+    out = Path(sys.argv[1])
+    paths = [Path(path) for path in sys.argv[2:]]
+    out.write_text(json.dumps({path.stem: built(path, out.with_suffix(".cache")) for path in paths}))

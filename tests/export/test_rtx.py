@@ -65,6 +65,7 @@ def check(path: Path, built: dict[str, Any]) -> None:
     assert built["tensors"] == {value.name: edge(value) for value in (*graph.input, *graph.output)}
     assert built["is_strongly_typed"]
     assert built["bytes"] > 10_000
+    assert built["is_timed"]
     profile = {}
     if path.stem == "denoise":
         *_, tokens, width = built["tensors"]["conditions"][1]
