@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
     not find_spec("tensorrt_rtx"), reason="TensorRT-RTX is published for x86-64 Linux only"
 )
 GRAPHS = ("brain", "denoise", "vae")
-FULL_SIZE_BYTES = 12 * 2**30
+FULL_SIZE_BYTES = 8 * 2**30
 """Memory that tracing and building the paper's model in float16 takes."""
 SCRIPT = Path(__file__).with_name("build_with_rtx.py")
 
