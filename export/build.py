@@ -115,7 +115,7 @@ def export_bundle(
         if not is_out_of_memory(error):
             raise
         raise ExportError(
-            f"memory ran out ({error}); nothing was written. End other programs, or export on a larger machine"
+            f"memory ran out ({error}); nothing was written. End other programs, or take a larger machine"
         ) from error
     return replace(made, folder=out)
 
@@ -210,7 +210,7 @@ def _decodes(export: _Export, seen: Seen | None, samplers: tuple[Sampler, ...]) 
 def _in_torch(
     export: _Export, converter: Converter, decodes: Decodes
 ) -> tuple[list[Graph], dict[str, list[Arrays]]]:
-    """Fold LoRA into the UNet's weights, where there is one; returns the graphs and what torch gives for them."""
+    """The graphs, LoRA folded into the UNet's weights where there is one, and what torch gives for them."""
     checkpoint = export.checkpoint
     graphs = _graphs(export, decodes.sampler)
     denoise = graphs[1]

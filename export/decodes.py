@@ -1,4 +1,4 @@
-"""The last measure: whole decodes by every way from checkpoint to bundle, beside those of torch and diffusers.
+"""The last measure: whole decodes by every way from checkpoint to bundle, beside torch and diffusers.
 
 torch, LoRA beside the weights ─► torch, merged ─► ONNX in fp32 ─► the bundle, on every engine that runs here
 """

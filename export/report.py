@@ -154,8 +154,8 @@ _PAGE = Template("""<!doctype html>
 <p>Form: $form. Past a limit no bundle is made: this one stayed within all of them.</p>
 <h2>Graphs</h2>
 <p>Largest differences over a graph's cases: steps along the sampler, guided and not; random windows; random
-latents. Relative is to the largest number of what is compared; of pictures, beyond the one level that rounding
-can flip. <i>noise</i> is what the UNet predicts.</p>
+latents. Relative is to the largest number of what is compared; of pictures, beyond the one level that
+rounding can flip. <i>noise</i> is what the UNet predicts.</p>
 $graphs
 <h2>Whole decodes</h2>
 <p>Each way against torch and diffusers in fp32, before any merge, on $windows; sampler $sampler, noise of
