@@ -106,7 +106,7 @@ def export(checkpoint: Path, form: Form, out: Path) -> dict[str, Any]:
         "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
         "stages": journal.stages,
         "files_mb": {name: round((out / name).stat().st_size / 1e6, 1) for name in bundle.spec.files},
-        "sampler": parity["sampler"],
+        "samplers": parity["samplers"],
         "graphs": parity["graphs"],
         "decodes": parity["decodes"],
     }

@@ -10,7 +10,7 @@ from typing import Any
 from export.errors import ExportError
 from export.form import DESCRIPTIONS, Form
 from export.provenance import model_stage
-from realtime.bundle import Spec, Stage
+from realtime.bundle import Sampler, Spec, Stage
 from train.checkpoint import Checkpoint, CheckpointInfo
 from train.recipe import Finetune
 
@@ -37,7 +37,7 @@ Trained on {trials} presentations {training} with seed {seed}.
 Held out: {held_out}; no picture that is shown there was trained on. Preprocessing: cosine drifts slower
 than {high_pass_hz:g} Hz removed, z-scores, trusted after {warmup} volumes.
 
-Samplers (the first is the default): {samplers}.
+Samplers, best first; the runtime takes the first that the time between volumes allows: {samplers}.
 
 ## How well it decodes
 
@@ -133,13 +133,19 @@ def card(
         held_out=_held_out(checkpoint),
         high_pass_hz=spec.preprocessing.high_pass_hz,
         warmup=spec.preprocessing.warmup_volumes,
-        samplers=", ".join(f"`{s.name}` with guidance {s.guidance[0]:g}" for s in spec.samplers),
+        samplers=", ".join(f"`{s.name}` with guidance {_guidance(s)}" for s in spec.samplers),
         form=DESCRIPTIONS[form],
         quality=quality or _NOT_EVALUATED,
         files=_table(("file", "MB"), [(f"`{name}`", f"{size / 1e6:.2f}") for name, size in sizes.items()]),
         parity=_parity(stages),
         limits="\n".join(f"- {limit.format(**facts)}" for limit in _LIMITS),
     )
+
+
+def _guidance(sampler: Sampler) -> str:
+    n_guided = sum(guidance != 1 for guidance in sampler.guidance)
+    strength = f"{sampler.guidance[0]:g}"
+    return strength if n_guided in (0, len(sampler.guidance)) else f"{strength} in {n_guided} steps"
 
 
 def _recordings(folder: Path) -> str:

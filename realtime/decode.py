@@ -15,8 +15,10 @@ changes from picture to picture is the brain.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -24,8 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from realtime.bundle import Bundle, Sampler
+from realtime.deadline import Pace, StepTimes
 from realtime.engines import Engine, Handle
 from realtime.errors import EngineError
+
+_TIMED_RUNS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +93,8 @@ class Decoder:
         self._noise = initial_noise(latents, seed)
         self._no_previous = engine.put(np.zeros(latents, dtype=np.float32))
         self._tables: dict[Sampler, _Table] = {}
-        for sampler in bundle.spec.samplers:
-            self._warm_up(sampler)
+        self.pace = Pace(self._warm_up())
+        """How long decodes take on this engine."""
 
     def decode(self, window: NDArray[np.float32], sampler: Sampler | None = None) -> Decoded:
         """Decode a window [V, T] of z-scores.
@@ -99,7 +104,10 @@ class Decoder:
         """
         if window.shape != self._window_shape:
             raise EngineError(f"expected a window of shape {self._window_shape}, got {window.shape}")
-        return self._decode(window, self._table(sampler or self._bundle.sampler()))
+        sampler = sampler or self._bundle.sampler()
+        decoded = self._decode(window, self._table(sampler))
+        self.pace.note(sampler, sum(decoded.stages_ms.values()) / 1e3)
+        return decoded
 
     def _decode(self, window: NDArray[np.float32], table: _Table) -> Decoded:
         engine = self._engine
@@ -143,6 +151,9 @@ class Decoder:
             latents, previous = outputs["next"], outputs["prediction"]
         return latents
 
+    def _run_step(self, condition: NDArray[Any], latents: Handle, step: _Step) -> None:
+        self._engine.get(self._denoise(condition, latents, [step]))
+
     def _table(self, sampler: Sampler) -> _Table:
         if sampler not in self._tables:
             rows = zip(sampler.timesteps, sampler.coefficients, sampler.guidance, strict=True)
@@ -165,9 +176,34 @@ class Decoder:
             is_guided=is_guided,
         )
 
-    def _warm_up(self, sampler: Sampler) -> None:
-        """Run every graph in every form a sampler uses once, so that no run's first picture pays for it."""
-        table = self._table(sampler)
-        forms = {step.is_guided: step for step in table.steps}
-        window = np.zeros(self._window_shape, dtype=np.float32)
-        self._decode(window, replace(table, steps=list(forms.values())))
+    def _warm_up(self) -> StepTimes:
+        """Run every graph in every form that the samplers use, so that no run's first picture pays for it.
+
+        A form that none uses is never run: its time is that of the other.
+        """
+        engine, start_table = self._engine, self._table(self._bundle.sampler())
+        forms = {step.is_guided: step for s in self._bundle.spec.samplers for step in self._table(s).steps}
+        window = engine.put(np.zeros((1, *self._window_shape), dtype=np.float32))
+        outputs = engine.run(self._brain, {"window": window})
+        condition, latents = engine.get(outputs["condition"]), self._first_latents(outputs, start_table)
+        step_s = {
+            is_guided: _time(partial(self._run_step, condition, latents, step))
+            for is_guided, step in forms.items()
+        }
+        return StepTimes(
+            brain_s=_time(lambda: engine.get(engine.run(self._brain, {"window": window})["condition"])),
+            guided_s=step_s.get(True, step_s.get(False, 0.0)),
+            unguided_s=step_s.get(False, step_s.get(True, 0.0)),
+            vae_s=_time(lambda: engine.get(engine.run("vae", {"latents": latents})["image"])),
+        )
+
+
+def _time(run: Callable[[], object]) -> float:
+    """Seconds that something takes once it is warm: the median of some runs after a first."""
+    run()
+    taken_s = []
+    for _ in range(_TIMED_RUNS):
+        began_s = perf_counter()
+        run()
+        taken_s.append(perf_counter() - began_s)
+    return statistics.median(taken_s)

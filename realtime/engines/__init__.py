@@ -27,7 +27,7 @@ Handle = object
 
 _MODULES = {
     "tensorrt": "realtime.engines.tensorrt",
-    "onnxruntime-cuda": "realtime.engines.onnxruntime",
+    "onnxruntime-cuda": "realtime.engines.onnxruntime_cuda",
     "openvino": "realtime.engines.openvino",
     "openvino-bf16": "realtime.engines.openvino",
     "onnxruntime-cpu": "realtime.engines.onnxruntime",
@@ -35,12 +35,12 @@ _MODULES = {
 _INSTALL = {
     "tensorrt": "pip install tensorrt",
     "onnxruntime-cuda": "pip install onnxruntime-gpu",
-    "openvino": "pip install openvino",
-    "openvino-bf16": "pip install openvino",
+    "openvino": "pip install 'realtime-dynadiff[openvino]'",
+    "openvino-bf16": "pip install 'realtime-dynadiff[openvino]'",
     "onnxruntime-cpu": "pip install onnxruntime",
 }
 LINE = ("tensorrt", "onnxruntime-cuda", "openvino", "onnxruntime-cpu")
-"""The engines that ``auto`` tries, in this order; the CPU's by ``benchmarks/cpu_engines.py``, the faster first."""
+"""What ``auto`` tries, in this order; of the CPU's two the faster first (``benchmarks/cpu_engines.py``)."""
 ENGINES = ("auto", *_MODULES)
 
 _log = logging.getLogger(__name__)
@@ -60,6 +60,8 @@ class Engine(Protocol):
 
     def run(self, graph: str, inputs: Mapping[str, Handle]) -> dict[str, Handle]:
         """Run a graph on all its inputs by name; returns its outputs by name.
+
+        They may be inputs of any run, and may be overwritten once the same graph has run again.
 
         :raises EngineError: when it fails
         """
@@ -182,16 +184,39 @@ def signature(spec: Spec, graph: str) -> tuple[tuple[Tensor, ...], tuple[Tensor,
     raise EngineError(f"expected denoise, vae or a decoder's graph, got {graph!r}; export the bundle again")
 
 
-def check_graph(bundle: Bundle, name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+def forms(spec: Spec, graph: str) -> list[dict[str, tuple[int, ...]]]:
+    """Shapes of a graph's inputs, by name, for each number n of conditions that the samplers use."""
+    inputs, _ = signature(spec, graph)
+    if all(isinstance(size, int) for tensor in inputs for size in tensor.shape):
+        numbers = {1}
+    else:
+        numbers = {1 if guidance == 1 else 2 for sampler in spec.samplers for guidance in sampler.guidance}
+    return [
+        {t.name: tuple(size if isinstance(size, int) else n for size in t.shape) for t in inputs}
+        for n in sorted(numbers)
+    ]
+
+
+def check_graph(
+    bundle: Bundle,
+    name: str,
+    inputs: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    n: int | None = None,
+) -> None:
     """See that a loaded graph takes and gives what :func:`signature` says; its free dimensions fit any.
 
+    :param n: to which the number of conditions was fixed while loading, if it was
     :raises EngineError: naming the file, what was expected and what was found
     """
     path = bundle.graph_path(name)
     for what, expected, found in zip(
         ("inputs", "outputs"), signature(bundle.spec, name), (inputs, outputs), strict=True
     ):
-        wanted = {tensor.name: (tensor.dtype, tensor.shape) for tensor in expected}
+        wanted = {
+            tensor.name: (tensor.dtype, tuple(n if n and size == "n" else size for size in tensor.shape))
+            for tensor in expected
+        }
         got = {tensor.name: (tensor.dtype, tensor.shape) for tensor in found}
         if not (wanted.keys() == got.keys() and all(_fits(wanted[key], got[key]) for key in wanted)):
             raise EngineError(f"{path}: {what}: expected {wanted}, found {got}; export the bundle again")

@@ -1,11 +1,12 @@
 """OpenVINO on the CPU, in fp32 or with the networks' arithmetic in bf16.
 
-A graph with a free dimension is compiled once for every size it is run with: on a model as small as the
-demo's fixed shapes are a fifth faster. Outputs get new tensors at every run, as they become inputs of the next.
+``denoise`` is compiled once for each number of conditions that the bundle's samplers use: on a model as small
+as the demo's fixed shapes are a fifth faster. Outputs get new tensors at every run, as they become inputs of
+the next.
 
-In bf16 (``openvino-bf16``) convolutions and matrix products take half the time where the CPU has instructions
-for it. What comes after the last of them, the arithmetic of the sampler, stays fp32. Pictures differ a little
-from those of fp32, so this is never chosen unasked.
+In bf16 (``openvino-bf16``) convolutions and matrix products take little more than half the time where the
+CPU has instructions for it. What comes after the last of them, the arithmetic of the sampler, stays fp32.
+Pictures differ a little from those of fp32, so this is never chosen unasked.
 """
 
 from __future__ import annotations
@@ -17,15 +18,23 @@ from typing import Any
 import numpy as np
 import openvino
 from numpy.typing import NDArray
-from openvino import properties
-from openvino.frontend import FrontEndManager
+from openvino import frontend, properties
 from openvino.properties import hint
 
 from realtime.bundle import Bundle, Tensor
-from realtime.engines import Candidate, Engine, Handle, check_graph, counted, usable_cores
+from realtime.engines import Candidate, Engine, Handle, check_graph, counted, forms, usable_cores
 from realtime.errors import EngineError
 
 _DEVICE = "CPU"
+# Those of its readers share no base class but Exception.
+_FAILURES = (
+    frontend.GeneralFailure,
+    frontend.InitializationFailure,
+    frontend.NotImplementedFailure,
+    frontend.OpConversionFailure,
+    frontend.OpValidationFailure,
+    RuntimeError,
+)
 _Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 """Of all inputs of a run, by name."""
 _PRECISIONS = {"openvino": openvino.Type.f32, "openvino-bf16": openvino.Type.bf16}
@@ -70,6 +79,8 @@ class OpenVinoEngine:
         for name, path in self._paths.items():
             model = _read(path)
             check_graph(bundle, name, _tensors(model.inputs), _tensors(model.outputs))
+            for shapes in forms(bundle.spec, name):
+                self._compile(name, shapes)
 
     def put(self, array: NDArray[Any]) -> Handle:
         """Copy an array into a tensor."""
@@ -91,43 +102,59 @@ class OpenVinoEngine:
                 request.set_tensor(name, tensor)
             outputs: dict[str, Handle] = {}
             for port in request.model_outputs:
-                outputs[port.any_name] = openvino.Tensor(port.element_type, port.shape)
-                request.set_tensor(port, outputs[port.any_name])
+                outputs[_name(port)] = openvino.Tensor(port.element_type, port.shape)
+                request.set_tensor(port, outputs[_name(port)])
             request.infer()
-        except RuntimeError as error:
+        except _FAILURES as error:
             raise EngineError(f"{graph} failed on {self.description}: {error}") from error
         return outputs
 
     def _request(self, graph: str, inputs: Mapping[str, openvino.Tensor]) -> openvino.InferRequest:
-        """What runs a graph at the sizes of these inputs, compiled where it has not been."""
         shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
-        key = (graph, tuple(sorted(shapes.items())))
-        if key not in self._requests:
-            model = _read(self._paths[graph])
+        found = self._requests.get((graph, tuple(sorted(shapes.items()))))
+        return found or self._compile(graph, shapes)
+
+    def _compile(self, graph: str, shapes: dict[str, tuple[int, ...]]) -> openvino.InferRequest:
+        """What runs a graph on inputs of these shapes, by name."""
+        path = self._paths[graph]
+        model = _read(path)
+        try:
             model.reshape(shapes)
             compiled = self._core.compile_model(model, _DEVICE, self._settings)
-            self._requests[key] = compiled.create_infer_request()
-        return self._requests[key]
+        except _FAILURES as error:
+            raise EngineError(f"{path}: expected a graph for inputs of {shapes}: {error}") from error
+        request = compiled.create_infer_request()
+        self._requests[graph, tuple(sorted(shapes.items()))] = request
+        return request
 
 
 def _read(path: Path) -> openvino.Model:
-    """Read a graph with the reader for ONNX and no other: some execute what they read."""
-    reader = FrontEndManager().load_by_framework("onnx")
+    """Read a graph with the reader for ONNX and no other: others may execute what they read."""
+    reader = frontend.FrontEndManager().load_by_framework("onnx")
     try:
         return reader.convert(reader.load(path))
-    except RuntimeError as error:
+    except _FAILURES as error:
         raise EngineError(f"{path}: expected an ONNX graph that OpenVINO loads: {error}") from error
 
 
 def _tensors(ports: Sequence[Any]) -> list[Tensor]:
     return [
         Tensor(
-            name=port.any_name,
+            name=_name(port),
             dtype=port.element_type.to_dtype().name,
             shape=tuple("free" if size.is_dynamic else size.get_length() for size in port.partial_shape),
         )
         for port in ports
     ]
+
+
+def _name(port: Any) -> str:
+    """Name of an input or output; of several, where nodes were folded into it, the one of the signature.
+
+    A node is named by the path of its module, which has dots; a signature's names have none.
+    """
+    name: str = min(port.names, key=lambda each: each.count("."))
+    return name
 
 
 def _tensor(handle: Handle) -> openvino.Tensor:

@@ -17,6 +17,7 @@ from export.errors import ExportError
 from export.graphs import DenoiseGraph, brain_graph
 from export.parity import Limits, gate, gate_psnr, psnr_db
 from export.provenance import CHECKPOINT_FILES, folder_sha256
+from export.samplers import bundle_samplers
 from realtime.bundle import SPEC_FILE, Bundle, Stage
 from realtime.bundlefiles import file_sha256
 from realtime.decode import Decoder
@@ -38,7 +39,8 @@ def test_the_bundle_is_what_the_checkpoint_says(exported: Exported) -> None:
     assert spec.preprocessing.high_pass_hz == recipe.preprocessing.high_pass_hz
     assert spec.decoders[0].window.length_volumes == recipe.window.length_volumes
     assert spec.decoders[0].window.offset_volumes == recipe.window.offset_volumes
-    assert [(s.name, s.guidance) for s in spec.samplers] == [("ddim-4", (3.0,) * 4), ("ddim-2", (3.0,) * 2)]
+    assert spec.samplers == bundle_samplers(recipe.diffusion)
+    assert (spec.samplers[0].name, spec.samplers[0].guidance) == ("ddim-4", (3.0,) * 4)
     np.testing.assert_array_equal(exported.bundle.null_condition, exported.checkpoint.null_NW)
 
 
@@ -96,7 +98,7 @@ def test_lora_is_merged_and_matters(exported: Exported) -> None:
 def test_every_stage_is_measured_and_within_its_limit(exported: Exported) -> None:
     stages = stages_of(exported.bundle)
     assert list(stages) == [
-        *("base model", "checkpoint", "ddim-4", "ddim-2", "merged"),
+        *("base model", "checkpoint", *(s.name for s in exported.bundle.spec.samplers), "merged"),
         *(f"{graph} {step}" for graph in ("brain", "denoise", "vae") for step in ("onnx", "stored")),
         "decodes",
     ]
@@ -157,7 +159,8 @@ def test_the_card_says_what_a_person_should_know(exported: Exported, tiny_checkp
         assert fact in card
     for stage in exported.bundle.spec.provenance:
         for what, value in stage.parity.items():
-            assert re.search(rf"\| {stage.name} \|[^|]*\| {what} \| {re.escape(f'{value:.2g}')} \|", card)
+            row = rf"\| {re.escape(stage.name)} \|[^|]*\| {re.escape(what)} \| {re.escape(f'{value:.2g}')} \|"
+            assert re.search(row, card)
     for text in (card, (exported.folder / SPEC_FILE).read_text()):
         assert str(tiny_checkpoint.parent) not in text
 

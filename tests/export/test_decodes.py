@@ -14,14 +14,14 @@ from .conftest import Exported
 
 def decodes_of(exported: Exported, limits: Limits) -> Decodes:
     """Twelve windows, of which it is said that what torch makes of them was shown."""
-    checkpoint, sampler = exported.checkpoint, exported.bundle.spec.samplers[0]
+    checkpoint, samplers = exported.checkpoint, exported.bundle.spec.samplers[:1]
     windows = random_windows(checkpoint, 12, seed=5).windows
     seen = Seen(windows=windows, shown=None, description="windows", identification="")
-    first = Decodes(seen=seen, sampler=sampler, n_steps=4, seed=9, limits=limits)
+    first = Decodes(seen=seen, samplers=samplers, seed=9, limits=limits)
     first.by_torch("torch", checkpoint)
     assert first._reference is not None
     seen = Seen(windows=windows, shown=first._reference, description="windows", identification="")
-    decodes = Decodes(seen=seen, sampler=sampler, n_steps=4, seed=9, limits=limits)
+    decodes = Decodes(seen=seen, samplers=samplers, seed=9, limits=limits)
     decodes.by_torch("torch", checkpoint)
     return decodes
 
@@ -40,9 +40,7 @@ def test_identification_that_changes_too_much_is_named(exported: Exported) -> No
     decodes = decodes_of(exported, Limits(psnr_db=0))
     assert decodes._reference is not None
     shuffled = decodes._reference[np.roll(np.arange(12), 1)]
-    with pytest.raises(
-        ExportError, match="^decodes, shuffled: expected identification by pixels to stay within"
-    ):
+    with pytest.raises(ExportError, match="^decodes, shuffled: expected identification by pixels"):
         decodes._add("shuffled", "nothing", shuffled)
 
 

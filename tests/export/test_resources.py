@@ -31,9 +31,7 @@ def test_weights_are_counted_without_loading_them(tiny_checkpoint: Path) -> None
 def test_a_disk_that_is_too_small_is_told_with_need_and_free(tmp_path: Path) -> None:
     out = tmp_path / "not yet" / "there" / "bundle"
     check_disk(10**3, "fp16", out)
-    with pytest.raises(
-        ExportError, match=rf"expected 6300000\.0 GB of free disk at {tmp_path}, found [\d.]+ GB"
-    ):
+    with pytest.raises(ExportError, match=rf"expected 6300000\.0 GB of free disk at {tmp_path}, found"):
         check_disk(10**15, "fp16", out)
     with pytest.raises(ExportError, match=r"expected 4200000\.0 GB"):
         check_disk(10**15, "fp32", out)
@@ -42,9 +40,7 @@ def test_a_disk_that_is_too_small_is_told_with_need_and_free(tmp_path: Path) -> 
 
 def test_memory_that_is_too_small_is_told_before_anything_is_read() -> None:
     check_memory(0)
-    with pytest.raises(
-        ExportError, match=r"expected about 10000001\.0 GB of free memory, found [\d.]+ GB; noth"
-    ):
+    with pytest.raises(ExportError, match=r"expected about 10000001\.0 GB of free memory, found "):
         check_memory(10**15)
 
 
