@@ -111,7 +111,7 @@ def export_bundle(
                 is_large=n_weights > _LARGE,
             )
             made = _build(export, seen)
-    except (MemoryError, RuntimeError) as error:
+    except Exception as error:  # ONNX Runtime's share no base class but this one
         if not is_out_of_memory(error):
             raise
         raise ExportError(

@@ -22,17 +22,19 @@ from realtime.decode import Decoder
 from realtime.engines import open_engine
 from realtime.errors import BundleError, EngineError
 
-from .conftest import Exported
+from .conftest import Exported, tiny_recipe, write_checkpoint
 
 
 @pytest.fixture(scope="module")
-def made(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
-    """Bundles in fp32, whose weights lie beside the graphs, and in fp16."""
-    root = tmp_path_factory.mktemp("forms")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    """Bundles of a smaller model in fp32, whose weights lie beside the graphs, and in fp16."""
+    root, recipe = tmp_path_factory.mktemp("forms"), tiny_recipe()
+    base = msgspec.structs.replace(recipe.base, unet_widths=(32,))
+    _, checkpoint = write_checkpoint(root, msgspec.structs.replace(recipe, base=base))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnxgraph, "MAX_INLINE_BYTES", 2000)
-        beside = export_bundle(tiny_checkpoint, root / "fp32", form="fp32")
-    command = ["bundle", "--precision", "fp16", "--checkpoint", str(tiny_checkpoint)]
+        beside = export_bundle(checkpoint, root / "fp32", form="fp32")
+    command = ["bundle", "--precision", "fp16", "--checkpoint", str(checkpoint)]
     assert main([*command, "--out", str(root / "fp16")]) == 0
     return {"fp32": beside, "fp16": Bundle.open(root / "fp16")}
 
@@ -51,13 +53,12 @@ def test_forms_differ_in_what_is_stored_and_computed(exported: Exported, made: d
     assert kinds["fp16"] == ({"float16"}, {True, False}, {True, False})
 
 
-def test_all_forms_decode_to_the_same_pictures(exported: Exported, made: dict[str, Bundle]) -> None:
+def test_forms_decode_to_the_same_pictures(made: dict[str, Bundle]) -> None:
     window = np.random.default_rng(21).standard_normal((30, 6), dtype=np.float32)
     images = {
         form: Decoder(bundle, open_engine(bundle, "onnxruntime-cpu"), seed=3).decode(window).image
-        for form, bundle in (made | {"compact": exported.bundle}).items()
+        for form, bundle in made.items()
     }
-    assert psnr_db(images["compact"], images["fp32"]) > 45
     assert 35 < psnr_db(images["fp16"], images["fp32"]) < 100, "rounding must show, else nothing is tested"
 
 
