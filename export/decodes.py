@@ -1,4 +1,4 @@
-"""The last measure: whole decodes by every way from checkpoint to bundle, beside those of torch and diffusers.
+"""The last measure: whole decodes by every way from checkpoint to bundle, beside torch and diffusers.
 
 torch, LoRA beside the weights ─► torch, merged ─► ONNX in fp32 ─► the bundle, on every engine that runs here
 """
@@ -16,11 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from export.errors import ExportError
 from export.parity import Limits, gate, gate_psnr, psnr_db
 from export.provenance import Ledger
 from export.report import DecodeParity, GraphParity, Parity
+from export.samplers import diffusers_steps
 from export.source import latent_shape
 from realtime.bundle import Bundle, Sampler
 from realtime.decode import Decoder, initial_noise
@@ -33,7 +35,7 @@ from train.errors import TrainError
 from train.linearbrain import LinearBrain
 from train.networks import resized
 from train.pretrain import decode_latents
-from train.sample import Pictures, sample
+from train.sample import Pictures
 
 REFERENCE = "torch"
 N_RANDOM, N_HELD_OUT = 4, 100
@@ -89,12 +91,11 @@ def recorded_windows(checkpoint: Checkpoint, nsd: Path, cache: Path | None, seed
 class Decodes:
     """Pictures of the same windows by ever more ways; the first one is what all others are compared with.
 
-    :param n_steps: of the schedule that ``sampler`` is the end of
+    Identification is by the first sampler.
     """
 
     seen: Seen
-    sampler: Sampler
-    n_steps: int
+    samplers: tuple[Sampler, ...]
     seed: int
     limits: Limits
     rows: list[DecodeParity] = field(default_factory=list)
@@ -104,17 +105,23 @@ class Decodes:
 
     def by_torch(self, way: str, checkpoint: Checkpoint) -> None:
         """Decode with the checkpoint's own modules and diffusers' scheduler."""
-        pictures = torch_pictures(checkpoint, self.seen.windows, self.sampler, self.seed, self.n_steps)
-        self._add(way, f"torch {torch.__version__}, diffusers' scheduler", pictures)
+        by_sampler = [
+            torch_pictures(checkpoint, self.seen.windows, sampler, self.seed) for sampler in self.samplers
+        ]
+        self._add(way, f"torch {torch.__version__}, diffusers' scheduler", np.concatenate(by_sampler))
 
     def by_engine(self, way: str, bundle: Bundle, name: str) -> None:
         """Decode by the runtime; an engine that cannot run here is noted with the reason."""
         _log.info("%-15s decoding …", way)
-        alone = msgspec.structs.replace(bundle.spec, samplers=(self.sampler,))  # no other one is warmed up
+        measured = msgspec.structs.replace(bundle.spec, samplers=self.samplers)  # no other is warmed up
         try:
             engine = open_engine(bundle, name)
-            decoder = Decoder(replace(bundle, spec=alone), engine, seed=self.seed)
-            pictures = [decoder.decode(window, self.sampler).image for window in self.seen.windows]
+            decoder = Decoder(replace(bundle, spec=measured), engine, seed=self.seed)
+            pictures = [
+                decoder.decode(window, sampler).image
+                for sampler in self.samplers
+                for window in self.seen.windows
+            ]
         except EngineError as error:
             self.rows.append(DecodeParity(way=way, reason=str(error)))
             return
@@ -137,7 +144,7 @@ class Decodes:
                 "against": "torch and diffusers, before any merge",
                 "limit": f"at least {self.limits.psnr_db:g} dB",
                 "windows": self.seen.description,
-                "sampler": self.sampler.name,
+                "samplers": " ".join(sampler.name for sampler in self.samplers),
             }
             | {f"{row.way} on": str(row.runs_on) for row in ran},
         )
@@ -147,7 +154,7 @@ class Decodes:
         return Parity(
             form=form,
             windows=self.seen.description,
-            sampler=self.sampler.name,
+            samplers=[sampler.name for sampler in self.samplers],
             seed=self.seed,
             identification=self.seen.identification,
             limits=asdict(self.limits),
@@ -156,7 +163,7 @@ class Decodes:
         )
 
     def _add(self, way: str, runs_on: str, pictures: Pictures) -> None:
-        identified = self._identify(pictures)
+        identified = self._identify(pictures[: len(self.seen.windows)])
         self.digest = hashlib.sha256(pictures.tobytes()).hexdigest()
         if self._reference is None:
             self._reference = pictures
@@ -204,26 +211,18 @@ def _changes(found: Mapping[str, Identification], before: Mapping[str, Identific
 
 @torch.no_grad()
 def torch_pictures(
-    checkpoint: Checkpoint,
-    windows: NDArray[np.float32],
-    sampler: Sampler,
-    seed: int,
-    n_steps: int | None = None,
+    checkpoint: Checkpoint, windows: NDArray[np.float32], sampler: Sampler, seed: int
 ) -> NDArray[np.uint8]:
-    """Pictures uint8 ``[B, H, W, 3]`` of windows ``[B, V, T]``: diffusers' scheduler, LoRA unmerged.
-
-    :param n_steps: of the schedule whose end the sampler is; by default it is all of one
-    """
+    """Pictures uint8 ``[B, H, W, 3]`` of windows ``[B, V, T]``: diffusers' scheduler, LoRA unmerged."""
     brain, seen = checkpoint.brain, torch.from_numpy(windows)
     conditions = brain(seen, torch.zeros(len(windows), dtype=torch.long))
     start = brain.start(seen) if isinstance(brain, LinearBrain) else None
     noise = torch.from_numpy(initial_noise((1, *latent_shape(checkpoint)), seed))
-    settings = msgspec.structs.replace(
-        checkpoint.recipe.diffusion,
-        inference_steps=n_steps or len(sampler.timesteps),
-        guidance=sampler.guidance[0],
-    )
-    noises = noise.repeat(len(windows), 1, 1, 1)
-    strength = checkpoint.recipe.ridge.diffusion_strength
-    latents = sample(checkpoint.unet, conditions, checkpoint.null_NW, noises, settings, start, strength)
+    noise = noise.repeat(len(windows), 1, 1, 1)
+
+    def noise_of(latents: Tensor, timestep: Tensor, given: Tensor) -> Tensor:
+        noises: Tensor = checkpoint.unet(latents, timestep, given, return_dict=False)[0]
+        return noises
+
+    *_, latents = diffusers_steps(sampler, noise_of, conditions, checkpoint.null_NW, noise, start)
     return decode_latents(checkpoint.vae, latents)

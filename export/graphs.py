@@ -28,7 +28,7 @@ Inputs = dict[str, Tensor]
 
 _DOCS = {
     "brain": "A window of z-scored fMRI volumes to the condition of the diffusion model.",
-    "denoise": "One step of a sampler: the UNet's noise under each condition, guidance, and the next latents.",
+    "denoise": "One step of a sampler: the UNet's noise under each condition, guidance, the next latents.",
     "vae": "Latents to a picture.",
 }
 

@@ -8,7 +8,7 @@ weights already are (``unet.down_blocks.0.resnets.0.conv1.weight``); all notes g
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 from onnxscript import ir
 from onnxscript.ir.passes.common import ClearMetadataAndDocStringPass
@@ -18,8 +18,6 @@ FLOAT32_NODES = "float32_nodes"
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _NO_SCOPE = "_empty_nn_module_stack_from_metadata_hook"
-_COUNTED = "val_"
-"""What the names of constants begin with that no module has."""
 
 _MEANINGS = {
     "window": "z-scores of the region's voxels, [1, voxels, volumes]",
@@ -37,8 +35,11 @@ _MEANINGS = {
 }
 
 
-def name_by_module(model: ir.Model, name: str) -> None:
-    """Name the graph, and nodes, what they give and constants by the modules they come from."""
+def name_by_module(model: ir.Model, name: str, weights: Container[str]) -> None:
+    """Name the graph, and nodes, what they give and constants by the modules they come from.
+
+    :param weights: names of the modules' own tensors, which they keep
+    """
     graph = model.graph
     graph.name = name
     taken: set[str] = {str(value.name) for value in (*graph.inputs, *graph.outputs)} | set(graph.initializers)
@@ -48,7 +49,7 @@ def name_by_module(model: ir.Model, name: str) -> None:
         for place, value in enumerate(node.outputs):
             if id(value) not in kept:
                 value.name = f"{node.name}:{place}" if place else node.name
-    for value in [value for key, value in graph.initializers.items() if key.startswith(_COUNTED)]:
+    for value in [value for key, value in graph.initializers.items() if key not in weights]:
         user = next(iter(value.uses()), None)
         value.name = _free(f"{user.node.name if user else name}.constant", taken)
 

@@ -69,7 +69,7 @@ def trace(graph: Graph, facts: Mapping[str, str] | None = None) -> ir.Model:
     if program is None:
         raise ExportError(f"{graph.name}: expected an ONNX graph of torch.onnx.export, got none")
     model = program.model
-    name_by_module(model, graph.name)
+    name_by_module(model, graph.name, graph.module.state_dict().keys())
     notes = {"precision": precision} | dict(facts or {})
     if precision == "float16":
         notes[FLOAT32_NODES] = " ".join(float32_nodes(model))

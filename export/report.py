@@ -52,7 +52,7 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
     form: str
     windows: str
     """What was decoded."""
-    sampler: str
+    samplers: list[str]
     seed: int
     identification: str
     """What is identified among what, or why it was not measured."""
@@ -91,7 +91,7 @@ def page(parity: Parity, title: str) -> str:
         title=escape(title),
         form=escape(parity.form),
         windows=escape(parity.windows),
-        sampler=escape(parity.sampler),
+        samplers=escape(", ".join(parity.samplers)),
         seed=parity.seed,
         identification=escape(parity.identification),
         psnr_db=limits["psnr_db"],
@@ -154,12 +154,13 @@ _PAGE = Template("""<!doctype html>
 <p>Form: $form. Past a limit no bundle is made: this one stayed within all of them.</p>
 <h2>Graphs</h2>
 <p>Largest differences over a graph's cases: steps along the sampler, guided and not; random windows; random
-latents. Relative is to the largest number of what is compared; of pictures, beyond the one level that rounding
-can flip. <i>noise</i> is what the UNet predicts.</p>
+latents. Relative is to the largest number of what is compared; of pictures, beyond the one level that
+rounding can flip. <i>noise</i> is what the UNet predicts.</p>
 $graphs
 <h2>Whole decodes</h2>
-<p>Each way against torch and diffusers in fp32, before any merge, on $windows; sampler $sampler, noise of
-seed $seed. Limits: a PSNR of at least $psnr_db dB; identification that changes by at most $change.</p>
+<p>Each way against torch and diffusers in fp32, before any merge, on $windows; by $samplers,
+from noise of seed $seed. Limits: a PSNR of at least $psnr_db dB; identification that changes by at most
+$change.</p>
 $decodes
 <p>$identification</p>
 </html>

@@ -13,7 +13,7 @@ from export.form import Form, stored_bytes
 from train.base import make_unet, make_vae
 from train.checkpoint import CheckpointInfo
 
-_PEAK_BYTES_PER_WEIGHT = 10
+_PEAK_BYTES_PER_WEIGHT = 8
 """Peak memory of an export at full size, per weight of the model: benchmarks/full_size_export.py."""
 _LIBRARIES_BYTES = 10**9
 """What torch, diffusers and ONNX Runtime take by themselves."""
@@ -63,6 +63,4 @@ def check_disk(n_weights: int, form: Form, out: Path) -> None:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory ran out: Python's own, torch's or ONNX Runtime's."""
-    if isinstance(error, MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)

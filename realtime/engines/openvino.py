@@ -102,8 +102,8 @@ class OpenVinoEngine:
                 request.set_tensor(name, tensor)
             outputs: dict[str, Handle] = {}
             for port in request.model_outputs:
-                outputs[port.any_name] = openvino.Tensor(port.element_type, port.shape)
-                request.set_tensor(port, outputs[port.any_name])
+                outputs[_name(port)] = openvino.Tensor(port.element_type, port.shape)
+                request.set_tensor(port, outputs[_name(port)])
             request.infer()
         except _FAILURES as error:
             raise EngineError(f"{graph} failed on {self.description}: {error}") from error
@@ -140,12 +140,21 @@ def _read(path: Path) -> openvino.Model:
 def _tensors(ports: Sequence[Any]) -> list[Tensor]:
     return [
         Tensor(
-            name=port.any_name,
+            name=_name(port),
             dtype=port.element_type.to_dtype().name,
             shape=tuple("free" if size.is_dynamic else size.get_length() for size in port.partial_shape),
         )
         for port in ports
     ]
+
+
+def _name(port: Any) -> str:
+    """Name of an input or output; of several, where nodes were folded into it, the one of the signature.
+
+    A node is named by the path of its module, which has dots; a signature's names have none.
+    """
+    name: str = min(port.names, key=lambda each: each.count("."))
+    return name
 
 
 def _tensor(handle: Handle) -> openvino.Tensor:

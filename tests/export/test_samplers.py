@@ -201,5 +201,5 @@ def test_a_table_is_plain_numbers_and_reads_back() -> None:
 
 
 def test_limits_are_those_of_the_design() -> None:
-    assert dataclasses.astuple(Limits()) == (1e-4, 1e-4, 1e-2, 1e-5, 30.0)
+    assert dataclasses.astuple(Limits()) == (1e-4, 1e-4, 1e-2, 1e-5, 30.0, 0.01)
     assert isinstance(make_scheduler(), DDIMScheduler)
