@@ -4,8 +4,8 @@
 as the demo's fixed shapes are a fifth faster. Outputs get new tensors at every run, as they become inputs of
 the next.
 
-In bf16 (``openvino-bf16``) convolutions and matrix products take little more than half the time where the
-CPU has instructions for it. What comes after the last of them, the arithmetic of the sampler, stays fp32.
+In bf16 (``openvino-bf16``) a step of the demo's takes a third to a half less time where the CPU has
+instructions for it. What follows the last convolution, the arithmetic of the sampler, stays fp32.
 Pictures differ a little from those of fp32, so this is never chosen unasked.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,31 @@ def test_an_engine_may_run_whole_tables(opened: Bundle, engine: Engine) -> None:
     assert set(looping.tables) == set(prepared), "a table is known again"
     assert looping.tables[len(prepared) :] == prepared[:2] * 2
     assert not looping.conditions, "the decoder leads it through no step"
+
+
+class Slow(Counting):
+    """Takes a known time at least for every run of a graph."""
+
+    def run(self, graph: str, inputs: Mapping[str, Handle]) -> dict[str, Handle]:
+        n_conditions = len(self.engine.get(inputs["conditions"])) if graph == "denoise" else 1
+        time.sleep({"brain": 0.01, "denoise": 0.02 * n_conditions, "vae": 0.03}[graph])
+        return super().run(graph, inputs)
+
+
+def test_step_times_are_measured_at_the_start_and_followed(opened: Bundle, engine: Engine) -> None:
+    slow = Slow(engine)
+    decoder = Decoder(opened, slow)
+    times = decoder.pace.times
+    assert times.brain_s >= 0.01
+    assert times.guided_s >= 0.04
+    assert times.unguided_s >= 0.02
+    assert times.vae_s >= 0.03
+    assert times.unguided_s < times.guided_s
+    assert decoder.pace.factor == 1
+    decoder._engine = engine  # the machine is many times faster from now on
+    for window in windows(3):
+        decoder.decode(window)
+    assert decoder.pace.factor < 0.9
 
 
 def test_a_window_of_another_shape_is_refused(opened: Bundle, engine: Engine) -> None:
