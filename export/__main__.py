@@ -1,4 +1,4 @@
-"""``python -m export``: a trained checkpoint becomes the bundle that the runtime serves."""
+"""``python -m export``: a trained checkpoint becomes the bundle that the runtime serves, with its engines."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from export.errors import ExportError
+from export.form import Form
 from realtime.errors import RealtimeError
 
 _DESCRIPTION = """\
@@ -25,8 +26,32 @@ example:
   python -m export bundle --checkpoint checkpoints/sub-01 --out bundles/sub-01
   realtime serve --subject 1 --bundle bundles/sub-01
 
+forms of the graphs:
+
+  (neither option)    compact: fp32 arithmetic, big weights stored as fp16; half the size, for CPUs
+  --precision fp32    arithmetic and weights in fp32 (add --compact for the form above)
+  --precision fp16    networks compute in fp16: what a GPU wants, several times as fast there; from it
+                      `python -m export engines` builds TensorRT engines. A CPU runs it, but slowly
+
 --out is written whole or not at all. A bundle that is already there is replaced; anything else is left alone.
-The demo's checkpoint takes about a minute.
+Disk and memory are looked at first. The demo's checkpoint takes about a minute.
+"""
+
+_ENGINES_DESCRIPTION = """\
+Build TensorRT engines of a bundle for the GPU of this machine, into the bundle, beside those for others.
+
+Each engine's layers are read back: one of a float16 graph that computes in float32 for no reason is an error.
+Each is compared with ONNX Runtime on the CPU, and so is a whole picture. The engines appear all or none.
+"""
+
+_ENGINES_EPILOG = """\
+example:
+
+  python -m export engines --bundle bundles/sub-01 --timing-cache timing.cache
+  realtime serve --subject 1 --bundle bundles/sub-01
+
+Needs an NVIDIA GPU and pip install '.[tensorrt]', and no torch. An engine fits the version of TensorRT, the
+architecture and the graphs that it was built from; after a change of any of them, build again.
 """
 
 
@@ -36,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("export").setLevel(logging.INFO)
     try:
-        _bundle(options)
+        options.run(options)
     except (ExportError, RealtimeError) as error:
         print(f"export: {error}", file=sys.stderr)
         return 2
@@ -76,22 +101,80 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="folder of the bundle")
     command.add_argument(
+        "--precision", choices=("fp32", "fp16"), help="what the networks compute in (default: fp32 --compact)"
+    )
+    command.add_argument(
+        "--compact", action="store_true", help="with fp32 arithmetic: store big weights as fp16"
+    )
+    command.add_argument(
+        "--nsd",
+        type=Path,
+        metavar="DIR",
+        help="root of the recordings: decode held-out windows, and see whether identification changes",
+    )
+    command.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="what `python -m train prepare` wrote (default: in the checkpoint)",
+    )
+    command.add_argument(
         "--evaluation",
         type=Path,
         metavar="FILE",
         help="table.md of `python -m train evaluate`, for the model card",
     )
     command.add_argument("--name", help="name that the runtime shows (default: the subject, as sub-01)")
+    command.set_defaults(run=_bundle)
+    _add_engines(commands)
     return parser
 
 
+def _add_engines(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "engines",
+        help="build a bundle's TensorRT engines for this machine's GPU",
+        description=_ENGINES_DESCRIPTION,
+        epilog=_ENGINES_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="folder of the bundle")
+    command.add_argument(
+        "--optimization-level",
+        type=int,
+        choices=range(6),
+        help="how long TensorRT searches for fast kernels: 0 least, 5 longest (default: its own, 3)",
+    )
+    command.add_argument(
+        "--timing-cache",
+        type=Path,
+        metavar="FILE",
+        help="file of measured kernels, read if it exists, and written: the next build is faster",
+    )
+    command.set_defaults(run=_engines)
+
+
+def _form(options: argparse.Namespace) -> Form:
+    if options.precision == "fp16":
+        if options.compact:
+            raise ExportError(
+                "expected --compact with fp32 arithmetic alone: fp16 weights are half as big as they are"
+            )
+        return "fp16"
+    return "compact" if options.compact or options.precision is None else "fp32"
+
+
 def _bundle(options: argparse.Namespace) -> None:
+    form = _form(options)
     from export.build import export_bundle  # imports torch, which sets up logging of its own
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # warns that torchvision is not installed
     bundle = export_bundle(
         options.checkpoint,
         options.out,
+        form=form,
+        nsd=options.nsd,
+        cache=options.cache,
         base=options.base,
         subject=options.subject,
         name=options.name,
@@ -100,6 +183,22 @@ def _bundle(options: argparse.Namespace) -> None:
     sizes = [path.stat().st_size for path in bundle.folder.iterdir()]
     print(f"{options.out}: {sum(sizes) / 1e6:.1f} MB, sha256 {bundle.sha256}")
     print(f"serve it: realtime serve --subject {bundle.spec.subject} --bundle {options.out}")
+
+
+def _engines(options: argparse.Namespace) -> None:
+    try:
+        from export.engines import build_engines  # needs what only a machine with a GPU has
+    except ImportError as error:
+        raise ExportError(
+            f"expected TensorRT, polygraphy and CUDA's bindings: {error}; on a machine with an NVIDIA GPU: "
+            "pip install '.[tensorrt]'"
+        ) from error
+    built = build_engines(
+        options.bundle, optimization_level=options.optimization_level, timing_cache=options.timing_cache
+    )
+    sizes = [path.stat().st_size for path in built.iterdir()]
+    print(f"{built}: {sum(sizes) / 1e6:.1f} MB")
+    print(f"serve with them: realtime serve --bundle {options.bundle}")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import ExportError
+from export.form import DESCRIPTIONS, Form
 from export.provenance import model_stage
-from realtime.bundle import Spec, Stage
+from realtime.bundle import Sampler, Spec, Stage
 from train.checkpoint import Checkpoint, CheckpointInfo
 from train.identity import SYNTHETIC_FILE
 from train.recipe import Finetune, Preprocessing
@@ -35,7 +36,7 @@ Decodes what subject {subject} was shown from {length} volumes of fMRI (TR {tr_s
 {held_out} Preprocessing: cosine drifts slower
 than {high_pass_hz:g} Hz removed, z-scores, trusted after {warmup} volumes.{drift}
 
-Samplers (the first is the default): {samplers}.
+Samplers, best first; the runtime takes the first that the time between volumes allows: {samplers}.
 
 ## How well it decodes
 
@@ -45,8 +46,7 @@ Samplers (the first is the default): {samplers}.
 
 {files}
 
-The arithmetic is in float32. Weights are stored as float16 where they are big; an engine widens them once,
-while it loads them.
+{form} `parity.html` compares every step, graph by graph and in whole decodes.
 
 ## How close each step stayed to the one before
 
@@ -77,7 +77,7 @@ _NOT_EVALUATED = "Not measured when this bundle was made: `python -m train evalu
 
 _LIMITS = (
     "Made for subject {subject} alone, on this grid, at this TR: the runtime refuses other runs.",
-    "Measured on a CPU with ONNX Runtime; on GPUs it has not been measured.",
+    "Measured where it was exported, on the engines that `parity.html` names, and on no others.",
     "Parity says that the bundle computes what the trained model computes, not that the model is right.",
     "A picture shows what the window of {length} volumes holds; the haemodynamic response alone puts it "
     "{delay_s:.1f} s behind what was seen.",
@@ -90,6 +90,7 @@ def card(
     stages: Iterable[Stage],
     sizes: Mapping[str, int],
     checkpoint: Checkpoint,
+    form: Form,
     quality: str | None = None,
 ) -> str:
     """The text of a bundle's ``README.md``.
@@ -130,12 +131,19 @@ def card(
         drift=_drift(recipe.preprocessing),
         high_pass_hz=spec.preprocessing.high_pass_hz,
         warmup=spec.preprocessing.warmup_volumes,
-        samplers=", ".join(f"`{s.name}` with guidance {s.guidance[0]:g}" for s in spec.samplers),
+        samplers=", ".join(f"`{s.name}` with guidance {_guidance(s)}" for s in spec.samplers),
+        form=DESCRIPTIONS[form],
         quality=quality or _NOT_EVALUATED,
         files=_table(("file", "MB"), [(f"`{name}`", f"{size / 1e6:.2f}") for name, size in sizes.items()]),
         parity=_parity(stages),
         limits="\n".join(f"- {limit.format(**facts)}" for limit in _LIMITS),
     )
+
+
+def _guidance(sampler: Sampler) -> str:
+    n_guided = sum(guidance != 1 for guidance in sampler.guidance)
+    strength = f"{sampler.guidance[0]:g}"
+    return strength if n_guided in (0, len(sampler.guidance)) else f"{strength} in {n_guided} steps"
 
 
 def _recordings(folder: Path) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +13,24 @@ from torch import Tensor
 
 from export.errors import ExportError
 from export.graphs import DenoiseGraph, Graph, Inputs
-from export.onnxgraph import Arrays, Runner
+from export.onnxgraph import Arrays
 
 IDENTICAL_DB = 100.0
 """PSNR of pictures that do not differ: a number, as JSON knows no infinity."""
+
+
+class Difference(NamedTuple):
+    """How far two ways are apart at most: as numbers, and as a share of the largest number compared."""
+
+    largest: float
+    relative: float
+
+    def or_worse(self, other: Difference | None) -> Difference:
+        """The larger of both, each figure by itself; what is not a number is the worst."""
+        if other is None:
+            return self
+        largest, share = (float(np.maximum(*pair)) for pair in zip(self, other, strict=True))
+        return Difference(largest=largest, relative=share)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +42,13 @@ class Limits:
     onnx: float = 1e-4
     """ONNX Runtime against torch, both fp32."""
     stored: float = 1e-2
-    """Weights stored as fp16 against fp32."""
+    """fp16, of weights alone or of the network's arithmetic, against fp32."""
     sampler: float = 1e-5
     """A sampler's table against diffusers' scheduler."""
     psnr_db: float = 30.0
-    """Least PSNR of a picture of the bundle against the one by torch and diffusers, unmerged."""
+    """Least PSNR of a picture against the one by torch and diffusers, unmerged."""
+    identification: float = 0.01
+    """Largest change of two-way identification, as a share of 1, against torch and diffusers, unmerged."""
 
 
 def gate(step: str, parity: dict[str, float], limit: float) -> dict[str, float]:
@@ -60,15 +77,20 @@ def gate_psnr(step: str, parity: dict[str, float], least_db: float) -> dict[str,
     return parity
 
 
-def compare(graph: Graph, first: Runner, second: Runner) -> dict[str, float]:
-    """Largest difference over a graph's cases between two ways to run it, by what is compared."""
-    worst: dict[str, float] = {}
-    for case in graph.cases:
-        found, expected = _comparable(graph, case, first(case)), _comparable(graph, case, second(case))
-        for name in expected:
-            error = _difference(found[name], expected[name])
-            worst[name] = max(worst.get(name, 0.0), error) if error == error else error
+def compare(graph: Graph, found: Sequence[Arrays], expected: Sequence[Arrays]) -> dict[str, Difference]:
+    """Largest differences over the outputs of a graph's cases, by what is compared."""
+    worst: dict[str, Difference] = {}
+    for case, ours, theirs in zip(graph.cases, found, expected, strict=True):
+        ours, theirs = _comparable(graph, case, ours), _comparable(graph, case, theirs)
+        for name in theirs:
+            difference = _difference(ours[name], theirs[name])
+            worst[name] = difference.or_worse(worst.get(name))
     return worst
+
+
+def relative(differences: Mapping[str, Difference]) -> dict[str, float]:
+    """The relative ones, which limits are about."""
+    return {name: difference.relative for name, difference in differences.items()}
 
 
 def psnr_db(found: NDArray[np.uint8], expected: NDArray[np.uint8]) -> float:
@@ -85,6 +107,7 @@ def _comparable(graph: Graph, case: Inputs, outputs: Arrays) -> Arrays:
     """
     if not isinstance(graph.module, DenoiseGraph):
         return outputs
+    # The tables are no part of the network: they are there after its weights were released.
     timestep = case["timestep"]
     signal, noise = (_double(table[timestep]) for table in (graph.module.signal, graph.module.noise))
     predicted_noise = (_double(case["latents"]) - signal * outputs["prediction"]) / noise
@@ -96,10 +119,10 @@ def _double(tensor: Tensor) -> NDArray[np.float64]:
     return array
 
 
-def _difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Relative to the largest number; of pictures, in levels of 255 beyond the one that rounding can flip."""
+def _difference(found: NDArray[Any], expected: NDArray[Any]) -> Difference:
+    """Of pictures, in levels of 255 and, relatively, beyond the one that rounding can flip."""
     apart = float(np.abs(found.astype(np.float64) - expected).max())
     if expected.dtype == np.uint8:
-        return max(apart - 1, 0.0) / 255
+        return Difference(largest=apart, relative=max(apart - 1, 0.0) / 255)
     largest = float(np.abs(expected).max())
-    return apart / largest if largest else apart
+    return Difference(largest=apart, relative=apart / largest if largest else apart)

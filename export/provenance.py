@@ -40,6 +40,10 @@ class Ledger:
         """All stages noted."""
         return tuple(self._stages.values())
 
+    def sha256(self, name: str) -> str:
+        """Of a stage that was noted."""
+        return self._stages[name].sha256
+
     def note(
         self,
         name: str,

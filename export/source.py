@@ -14,7 +14,7 @@ from export.errors import ExportError
 from realtime import bundle, bundlefiles
 from realtime.bundle import NULL_CONDITION_FILE, PRIOR_FILE
 from realtime.errors import BundleError
-from train.checkpoint import Checkpoint, load_checkpoint, read_info
+from train.checkpoint import Checkpoint, CheckpointInfo, load_checkpoint, read_info
 from train.errors import TrainError
 
 ROI_FILE = "roi.nii.gz"
@@ -28,6 +28,14 @@ class Subject:
     roi: bundle.Roi
     prior_mean: NDArray[np.float32]
     prior_sd: NDArray[np.float32]
+
+
+def read_info_of(folder: Path) -> CheckpointInfo:
+    """What a checkpoint says of itself; raises as :func:`read_checkpoint`."""
+    try:
+        return read_info(folder)
+    except TrainError as error:
+        raise ExportError(str(error)) from error
 
 
 def read_checkpoint(folder: Path, base: Path | None = None, subject: int | None = None) -> Checkpoint:

@@ -5,6 +5,8 @@
     prior.npz             mean, sd: float32 [V], per-voxel statistics of training runs
     null_condition.npy    float32 [tokens, width], the condition of the unguided branch
     brain.onnx denoise.onnx vae.onnx
+    <graph>.onnx.data     the weights of a large graph
+    parity.json .html     how close each step from the checkpoint to here stayed
     README.md             model card
     engines/              graphs compiled for one machine, where some were: not part of the bundle's identity
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from realtime.cli_engines import add_bench, add_doctor, add_engine_options
 from realtime.errors import RealtimeError
 
 _say = partial(print, flush=True)
@@ -34,6 +35,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands)
     _add_demo(commands)
+    add_doctor(commands)
+    add_bench(commands)
     return parser
 
 
@@ -98,6 +101,7 @@ def _add_common(parser: argparse.ArgumentParser, *, opens: bool) -> None:
         metavar="DIR",
         help="where runs are recorded (default ./runs)",
     )
+    add_engine_options(parser)
 
 
 def _serve(arguments: argparse.Namespace) -> None:
@@ -112,6 +116,8 @@ def _serve(arguments: argparse.Namespace) -> None:
         source=arguments.source,
         port=None if arguments.headless else arguments.port,
         out=arguments.out,
+        engine=arguments.engine,
+        sampler=arguments.sampler,
     )
     serve(options, open_browser=arguments.open, tell=_say)
 
@@ -127,6 +133,8 @@ def _demo(arguments: argparse.Namespace) -> None:
         source="tcp://127.0.0.1:0",
         port=None if arguments.headless else arguments.port,
         out=arguments.out,
+        engine=arguments.engine,
+        sampler=arguments.sampler,
     )
     replay = Replay(nsd=demo_data("nsd"), speed=arguments.speed)
     demo(options, replay, open_browser=arguments.open, tell=_say)

@@ -15,8 +15,10 @@ changes from picture to picture is the brain.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -24,8 +26,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from realtime.bundle import Bundle, Sampler
-from realtime.engines import Engine, Handle
+from realtime.deadline import Pace, StepTimes
+from realtime.engines import Engine, Handle, LoopEngine, Step, Steps
 from realtime.errors import EngineError
+
+_TIMED_RUNS = 3
+_TIMED_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,18 +45,10 @@ class Decoded:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Step:
-    timestep: Handle
-    coefficients: Handle
-    weights: Handle
-    is_guided: bool
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Table:
     """A sampler, ready to run: with ``kept`` of the brain's latents on top of ``noise`` it starts."""
 
-    steps: list[_Step]
+    steps: Steps
     kept: float
     noise: NDArray[np.float32]
     noise_alone: Handle
@@ -88,8 +86,8 @@ class Decoder:
         self._noise = initial_noise(latents, seed)
         self._no_previous = engine.put(np.zeros(latents, dtype=np.float32))
         self._tables: dict[Sampler, _Table] = {}
-        for sampler in bundle.spec.samplers:
-            self._warm_up(sampler)
+        self.pace = Pace(self._warm_up())
+        """How long decodes take on this engine."""
 
     def decode(self, window: NDArray[np.float32], sampler: Sampler | None = None) -> Decoded:
         """Decode a window [V, T] of z-scores.
@@ -99,7 +97,10 @@ class Decoder:
         """
         if window.shape != self._window_shape:
             raise EngineError(f"expected a window of shape {self._window_shape}, got {window.shape}")
-        return self._decode(window, self._table(sampler or self._bundle.sampler()))
+        sampler = sampler or self._bundle.sampler()
+        decoded = self._decode(window, self._table(sampler))
+        self.pace.note(sampler, sum(decoded.stages_ms.values()) / 1e3)
+        return decoded
 
     def _decode(self, window: NDArray[np.float32], table: _Table) -> Decoded:
         engine = self._engine
@@ -122,11 +123,16 @@ class Decoder:
         start = self._engine.get(outputs["start"])
         return self._engine.put(np.float32(table.kept) * start + table.noise)
 
-    def _denoise(self, condition: NDArray[Any], latents: Handle, steps: list[_Step]) -> Handle:
+    def _denoise(self, condition: NDArray[Any], latents: Handle, steps: Steps) -> Handle:
+        conditions = np.concatenate([self._bundle.null_condition[np.newaxis], condition])
+        if isinstance(self._engine, LoopEngine):
+            return self._engine.sample(steps, conditions, latents)
+        return self._step_by_step(conditions, latents, steps)
+
+    def _step_by_step(self, conditions: NDArray[Any], latents: Handle, steps: Steps) -> Handle:
         """Run the table's steps; an unguided step leaves the null condition out and costs half."""
         engine = self._engine
-        both = engine.put(np.concatenate([self._bundle.null_condition[np.newaxis], condition]))
-        alone = engine.put(condition)
+        both, alone = engine.put(conditions), engine.put(conditions[1:])
         previous = self._no_previous
         for step in steps:
             outputs = engine.run(
@@ -143,31 +149,62 @@ class Decoder:
             latents, previous = outputs["next"], outputs["prediction"]
         return latents
 
+    def _run_step(self, condition: NDArray[Any], latents: Handle, step: Step) -> None:
+        self._engine.get(self._denoise(condition, latents, (step,)))
+
     def _table(self, sampler: Sampler) -> _Table:
         if sampler not in self._tables:
             rows = zip(sampler.timesteps, sampler.coefficients, sampler.guidance, strict=True)
             kept, share = sampler.start
             noise = np.float32(share) * self._noise
             self._tables[sampler] = _Table(
-                steps=[self._step(*row) for row in rows],
+                steps=tuple(self._step(*row) for row in rows),
                 kept=kept,
                 noise=noise,
                 noise_alone=self._engine.put(noise),
             )
         return self._tables[sampler]
 
-    def _step(self, timestep: int, coefficients: tuple[float, float, float], guidance: float) -> _Step:
+    def _step(self, timestep: int, coefficients: tuple[float, float, float], guidance: float) -> Step:
         is_guided = guidance != 1.0
-        return _Step(
+        return Step(
             timestep=self._engine.put(np.array([timestep], dtype=np.int64)),
             coefficients=self._engine.put(np.array(coefficients, dtype=np.float32)),
             weights=self._engine.put(np.array([1 - guidance, guidance][not is_guided :], dtype=np.float32)),
             is_guided=is_guided,
         )
 
-    def _warm_up(self, sampler: Sampler) -> None:
-        """Run every graph in every form a sampler uses once, so that no run's first picture pays for it."""
-        table = self._table(sampler)
-        forms = {step.is_guided: step for step in table.steps}
-        window = np.zeros(self._window_shape, dtype=np.float32)
-        self._decode(window, replace(table, steps=list(forms.values())))
+    def _warm_up(self) -> StepTimes:
+        """Run every graph in every form that the samplers use, so that no run's first picture pays for it.
+
+        A form that none uses is never run: its time is that of the other.
+        """
+        engine, start_table = self._engine, self._table(self._bundle.sampler())
+        forms = {step.is_guided: step for s in self._bundle.spec.samplers for step in self._table(s).steps}
+        window = engine.put(np.zeros((1, *self._window_shape), dtype=np.float32))
+        outputs = engine.run(self._brain, {"window": window})
+        condition, latents = engine.get(outputs["condition"]), self._first_latents(outputs, start_table)
+        if isinstance(engine, LoopEngine):  # what it prepares for a table is for the first picture, too
+            for sampler in self._bundle.spec.samplers:
+                self._denoise(condition, latents, self._table(sampler).steps)
+        step_s = {
+            is_guided: _time(partial(self._run_step, condition, latents, step))
+            for is_guided, step in forms.items()
+        }
+        return StepTimes(
+            brain_s=_time(lambda: engine.get(engine.run(self._brain, {"window": window})["condition"])),
+            guided_s=step_s.get(True, step_s.get(False, 0.0)),
+            unguided_s=step_s.get(False, step_s.get(True, 0.0)),
+            vae_s=_time(lambda: engine.get(engine.run("vae", {"latents": latents})["image"])),
+        )
+
+
+def _time(run: Callable[[], object]) -> float:
+    """Seconds that something takes once it is warm: the median of some runs, fewer where one takes long."""
+    run()
+    taken_s: list[float] = []
+    while len(taken_s) < _TIMED_RUNS and sum(taken_s) < _TIMED_S:
+        began_s = perf_counter()
+        run()
+        taken_s.append(perf_counter() - began_s)
+    return statistics.median(taken_s)

@@ -18,7 +18,8 @@ from pathlib import Path
 from time import perf_counter
 
 from realtime import wire
-from realtime.bundle import Bundle
+from realtime.bundle import Bundle, Sampler
+from realtime.deadline import left_s
 from realtime.decode import Decoder
 from realtime.errors import EngineError, RealtimeError, RecordError, WireError
 from realtime.events import Broadcast, Counts, Event, Shown, State, Status
@@ -39,6 +40,10 @@ class Settings:
 
     bundle: Bundle
     bundle_is_demo: bool
+    engine: str
+    """Its description, for people."""
+    sampler: Sampler | None
+    """With which all is decoded; None: with the best for which there is time."""
     seed: int
     out: Path
     """Run folders are made in it."""
@@ -54,7 +59,7 @@ class Pipeline:
         self._settings = settings
         self._source = source
         self._decoder = decoder
-        self._sampler = settings.bundle.sampler()
+        self._sampler = settings.sampler or settings.bundle.sampler()
         self._on_closed = on_closed
         self._run: Run | None = None
         self._is_open = False
@@ -62,7 +67,7 @@ class Pipeline:
         self._wake = asyncio.Event()
         self._drained = asyncio.Event()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="decode")
-        self.broadcast = Broadcast(self._status("waiting for the scanner"))
+        self.broadcast = Broadcast(self._status(f"waiting for the scanner; decoding on {settings.engine}"))
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -261,15 +266,32 @@ class Pipeline:
             self._drained.set()
 
     async def _decode(self, run: Run, ready: Ready) -> None:
-        decode = partial(self._decoder.decode, ready.window, self._sampler)
+        sampler = self._choose_sampler(run, ready)
+        decode = partial(self._decoder.decode, ready.window, sampler)
         try:
             decoded = await asyncio.get_running_loop().run_in_executor(self._worker, decode)
         except EngineError as error:
             run.skip(ready.volume, f"its decode failed: {error}")
             return
-        frame = run.frame(ready, self._sampler.name, decoded.stages_ms)
+        frame = run.frame(ready, sampler.name, decoded.stages_ms)
         self.broadcast.send(Event(frame, image=decoded.image))
         run.record(frame, decoded.image, ready.repaired_voxels)
+
+    def _choose_sampler(self, run: Run, ready: Ready) -> Sampler:
+        """The sampler for a window; the operator is told when it is another than the one before."""
+        if self._settings.sampler:
+            return self._settings.sampler
+        time_s = left_s(ready.arrival.received_s, perf_counter(), run.start.tr_s)
+        pace, samplers = self._decoder.pace, self._settings.bundle.spec.samplers
+        chosen = pace.choose(samplers, time_s)
+        if chosen != self._sampler:
+            run.tell(
+                f"decoding with {chosen.name} from volume {ready.volume} on: it takes "
+                f"{pace.decode_s(chosen):.2f} s, {samplers[0].name} {pace.decode_s(samplers[0]):.2f} s, "
+                f"and {max(time_s, 0):.2f} s are left"
+            )
+        self._sampler = chosen
+        return chosen
 
     # What listeners see
 

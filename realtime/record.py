@@ -292,7 +292,7 @@ def utc_now() -> str:
 
 def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
-    for package in (PACKAGE, "numpy", "onnxruntime", "onnxruntime-gpu"):
+    for package in (PACKAGE, "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

@@ -41,6 +41,10 @@ class Options:
     port: int | None
     """The page's port, 0 for a free one; None: no page."""
     out: Path
+    engine: str = "auto"
+    """One of :data:`realtime.engines.ENGINES`."""
+    sampler: str | None = None
+    """The bundle's sampler to decode with; by default the best for which there is time."""
 
 
 class Service:
@@ -52,12 +56,18 @@ class Service:
     def __init__(self, options: Options) -> None:
         self._source = ZeroMqSource(options.source)
         self.bundle = Bundle.open(options.bundle)
-        engine = open_engine(self.bundle)
+        sampler = self.bundle.sampler(options.sampler) if options.sampler else None
+        engine = open_engine(self.bundle, options.engine)
         self.engine_description = engine.description
         self.closed: asyncio.Queue[Path] = asyncio.Queue()
         """The folders of runs that have ended."""
         settings = Settings(
-            bundle=self.bundle, bundle_is_demo=options.bundle_is_demo, seed=SEED, out=options.out.absolute()
+            bundle=self.bundle,
+            bundle_is_demo=options.bundle_is_demo,
+            engine=engine.description,
+            sampler=sampler,
+            seed=SEED,
+            out=options.out.absolute(),
         )
         decoder = Decoder(self.bundle, engine, SEED)
         self.pipeline = Pipeline(settings, self._source, decoder, self.closed.put_nowait)

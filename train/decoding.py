@@ -6,16 +6,19 @@ Legend: V voxels, T volumes of a window.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nsd import Layout, NsdError, Stimuli
 from train.autoencoder import to_tensor
 from train.base import load_unet
-from train.cache import Cache
+from train.cache import Cache, prepare, subject_cache
 from train.checkpoint import Checkpoint
+from train.dataset import averaged_windows
 from train.errors import TrainError
 from train.linearbrain import LinearBrain
 from train.pretrain import load_picture_encoder
@@ -55,6 +58,27 @@ def held_out_groups(
 def images_of(cache: Cache, groups: Sequence[Trials]) -> NDArray[np.int64]:
     """0-based image of each group."""
     return np.array([cache.images[group[0]] for group in groups], dtype=np.int64)
+
+
+def held_out_windows(
+    checkpoint: Checkpoint, root: Path, caches: Path | None, n: int, seed: int
+) -> tuple[NDArray[np.float16], Pictures]:
+    """At most ``n`` held-out windows ``[n, V, T]`` as the runtime sees them, and what was shown in them.
+
+    :param root: of the data set
+    :param caches: folder of prepared recordings; by default in the checkpoint, as in evaluation
+    :raises TrainError: when the recordings are not those of the checkpoint, or cannot be read
+    """
+    recipe, number = checkpoint.recipe, checkpoint.subject.number
+    try:
+        folder = subject_cache(caches or checkpoint.folder / "cache", number)
+        cache = prepare(root, number, recipe, folder, seed=checkpoint.info.seed)
+        groups = held_out_groups(cache, recipe, [recipe.window], average=False, seed=seed, n_groups=n)
+        with Stimuli(Layout(root)) as stimuli:
+            shown = stimuli.images(images_of(cache, groups).tolist())
+    except NsdError as error:
+        raise TrainError(str(error)) from error
+    return averaged_windows(cache, groups, recipe.window, "causal", recipe), shown
 
 
 def decode_windows(checkpoint: Checkpoint, windows: NDArray[np.float16], seed: int, name: str) -> Pictures:

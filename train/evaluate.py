@@ -22,6 +22,7 @@ import cv2
 import msgspec
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from nsd import TR_S, Layout, Stimuli
 from train.cache import Cache, prepare, subject_cache
@@ -89,12 +90,13 @@ def evaluate(order: Evaluation) -> dict[str, Row]:
     groups = held_out_groups(
         cache, recipe, windows, average=order.average, seed=order.seed, n_groups=order.n_trials
     )
+    images = images_of(cache, groups)
     with Stimuli(Layout(order.root)) as stimuli:
-        shown = stimuli.images(images_of(cache, groups).tolist())
+        shown = stimuli.images(images.tolist())
     decoded = _decode(checkpoint, cache, groups, ways, order)
     if isinstance(recipe.base, DemoBase):
         decoded["ceiling"] = decode_pictures(checkpoint, shown, order.seed)
-    rows = _score(shown, decoded, order, checkpoint.null_NW.device)
+    rows = _score(shown, decoded, images, order, checkpoint.null_NW.device)
     table = {
         "subject": number,
         "split": recipe.split,
@@ -148,12 +150,16 @@ def _ways(checkpoint: Checkpoint, order: Evaluation) -> dict[str, tuple[Form, Wi
 
 
 def _score(
-    shown: Pictures, decoded: dict[str, Pictures], order: Evaluation, device: torch.device
+    shown: Pictures,
+    decoded: dict[str, Pictures],
+    images: NDArray[np.int64],
+    order: Evaluation,
+    device: torch.device,
 ) -> dict[str, Row]:
     seen = see({"shown": shown, **decoded}, order.networks, device)
     shuffled = np.random.default_rng(order.seed).permutation(len(shown))
     seen["floor"] = seen[next(iter(decoded))].reordered(shuffled)
-    return {name: compare(seen["shown"], those) for name, those in seen.items() if name != "shown"}
+    return {name: compare(seen["shown"], those, images) for name, those in seen.items() if name != "shown"}
 
 
 def write_grid(path: Path, rows: Sequence[Pictures]) -> None:

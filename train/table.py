@@ -156,14 +156,17 @@ def _unaided(pictures: Pictures, device: Device) -> dict[str, Features]:
     }
 
 
-def compare(shown: Seen, decoded: Seen, *, seed: int = 0) -> Row:
+def compare(shown: Seen, decoded: Seen, pictures: NDArray[np.int64] | None = None, *, seed: int = 0) -> Row:
     """Score decoded pictures against the shown ones of the same trials; every metric is in the answer.
 
+    :param pictures: what each trial showed, ``[n]``, by any number; by default each showed another
     :param seed: of the bootstrap's draws
     :raises TrainError: when the two are not of the same number of trials, at least two.
     """
     values = per_trial(shown, decoded)
-    return summarise(values, np.arange(len(shown.features["pictures"])), seed=seed)
+    if pictures is None:
+        pictures = np.arange(len(shown.features["pictures"]))
+    return summarise(values, pictures, seed=seed)
 
 
 def per_trial(shown: Seen, decoded: Seen) -> dict[str, PerTrial | NotComputed]:

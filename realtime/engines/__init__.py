@@ -1,13 +1,21 @@
-"""The engine contract: what runs a bundle's graphs, and which one is taken.
+"""The engine contract, and the line of engines from which one is taken.
 
 An engine keeps tensors where it computes. :meth:`Engine.put` and :meth:`Engine.get` are the only ways in and
 out; between them the decoder hands opaque handles from one run to the next, so latents stay on the device.
+
+Each engine is a module of this package, an :class:`EngineModule`; it may import a library that is not
+installed. ``auto`` tries the engines of ``LINE`` in order and never passes one over in silence: the reasons
+are logged and stand in the description of the engine that is taken.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+import importlib
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast, runtime_checkable
 
 from numpy.typing import NDArray
 
@@ -17,7 +25,25 @@ from realtime.errors import EngineError
 Handle = object
 """A tensor where its engine keeps it; means nothing outside that engine."""
 
-ENGINES = ("auto", "onnxruntime-cuda", "onnxruntime-cpu")
+_MODULES = {
+    "tensorrt": "realtime.engines.tensorrt",
+    "onnxruntime-cuda": "realtime.engines.onnxruntime_cuda",
+    "openvino": "realtime.engines.openvino",
+    "openvino-bf16": "realtime.engines.openvino",
+    "onnxruntime-cpu": "realtime.engines.onnxruntime",
+}
+_INSTALL = {
+    "tensorrt": "pip install tensorrt cuda-bindings",
+    "onnxruntime-cuda": "pip install onnxruntime-gpu",
+    "openvino": "pip install 'realtime-dynadiff[openvino]'",
+    "openvino-bf16": "pip install 'realtime-dynadiff[openvino]'",
+    "onnxruntime-cpu": "pip install onnxruntime",
+}
+LINE = ("tensorrt", "onnxruntime-cuda", "openvino", "onnxruntime-cpu")
+"""What ``auto`` tries, in this order; of the CPU's two the faster first (``benchmarks/cpu_engines.py``)."""
+ENGINES = ("auto", *_MODULES)
+
+_log = logging.getLogger(__name__)
 
 
 class Engine(Protocol):
@@ -35,22 +61,128 @@ class Engine(Protocol):
     def run(self, graph: str, inputs: Mapping[str, Handle]) -> dict[str, Handle]:
         """Run a graph on all its inputs by name; returns its outputs by name.
 
+        They may be inputs of any run, and may be overwritten once the same graph has run again.
+
         :raises EngineError: when it fails
         """
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Step:
+    """One row of a sampler's table, on the device."""
+
+    timestep: Handle
+    """int64 [1]"""
+    coefficients: Handle
+    """[3]"""
+    weights: Handle
+    """[2] of the null condition and the other one, or [1] of the latter alone."""
+    is_guided: bool
+
+
+Steps = tuple[Step, ...]
+"""A sampler's table; as a key it is itself and no other."""
+
+
+@runtime_checkable
+class LoopEngine(Engine, Protocol):
+    """An engine that runs all steps of a table in one go. Others are led through them one by one."""
+
+    def sample(self, steps: Steps, conditions: NDArray[Any], latents: Handle) -> Handle:
+        """Run ``denoise`` once a step, from latents ``[1, c, h, w]`` to the last ones; what it prepares for a
+        table it keeps, so that only the first call is slow.
+
+        :param conditions: the null condition and the other one, ``[2, tokens, width]``
+        :raises EngineError: when it fails
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """An engine and whether it can run a bundle on this machine."""
+
+    name: str
+    reason: str = ""
+    """Why it cannot, and what to do about it; empty where it can."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of the libraries that were found, by name."""
+
+    @property
+    def available(self) -> bool:
+        """Whether it can run here, as far as can be told without loading a graph."""
+        return not self.reason
+
+
+class EngineModule(Protocol):
+    """What a module of this package offers; it is imported only when one of its engines is asked for."""
+
+    def probe(self, bundle: Bundle, name: str) -> Candidate:
+        """Say whether the engine ``name`` can run the bundle here. Quick, and loads no graph."""
+
+    def open_engine(self, bundle: Bundle, name: str, threads: int | None) -> Engine:
+        """Load the bundle's graphs; raises as :func:`open_engine` of this package."""
+
+
+def probe(bundle: Bundle, name: str) -> Candidate:
+    """Whether one of the engines of ``LINE`` can run a bundle here, and if not, why."""
+    try:
+        return _module(name).probe(bundle, name)
+    except EngineError as error:
+        return Candidate(name=name, reason=str(error))
 
 
 def open_engine(bundle: Bundle, name: str = "auto", threads: int | None = None) -> Engine:
     """Load a bundle's graphs into an engine.
 
-    :param name: one of ``ENGINES``; ``auto`` takes CUDA where a device answers, else the CPU
+    :param name: one of ``ENGINES``; ``auto`` takes the first of ``LINE`` that opens
     :param threads: of the CPU; by default one per core this process may use
     :raises EngineError: when the engine is unknown or not to be had here, or a graph does not load
     """
     if name not in ENGINES:
         raise EngineError(f"expected an engine of {', '.join(ENGINES)}, got {name!r}")
-    from realtime.engines import onnxruntime  # slow to import, and only one engine is needed
+    return _open_first(bundle, threads) if name == "auto" else _open(bundle, name, threads)
 
-    return onnxruntime.open_engine(bundle, name, threads)
+
+def _open_first(bundle: Bundle, threads: int | None) -> Engine:
+    passed_over: list[str] = []
+    for name in LINE:
+        try:
+            engine = _open(bundle, name, threads)
+        except EngineError as error:
+            _log.info("engine %s is passed over: %s", name, error)
+            passed_over.append(f"{name}: {error}")
+            continue
+        if passed_over:
+            engine.description += f" (passed over: {'; '.join(passed_over)})"
+        return engine
+    raise EngineError(f"expected an engine that runs this bundle here, found none: {'; '.join(passed_over)}")
+
+
+def _open(bundle: Bundle, name: str, threads: int | None) -> Engine:
+    candidate = probe(bundle, name)
+    if not candidate.available:
+        raise EngineError(candidate.reason)
+    return _module(name).open_engine(bundle, name, threads)
+
+
+def _module(name: str) -> EngineModule:
+    """The module of an engine, which may need a library that is not there."""
+    try:
+        return cast(EngineModule, importlib.import_module(_MODULES[name]))
+    except (ImportError, OSError) as error:  # OSError: a library of its own that does not load
+        raise EngineError(f"its library is not to be had: {error}; {_INSTALL[name]}") from error
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, which can be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def counted(number: int, what: str) -> str:
+    """``1 thread``, ``2 threads``."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def signature(spec: Spec, graph: str) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -80,6 +212,54 @@ def signature(spec: Spec, graph: str) -> tuple[tuple[Tensor, ...], tuple[Tensor,
             start = (_floats("start", latents),) if spec.starts_from_brain else ()
             return (_floats("window", window),), (condition, *start)
     raise EngineError(f"expected denoise, vae or a decoder's graph, got {graph!r}; export the bundle again")
+
+
+def forms(spec: Spec, graph: str) -> list[dict[str, tuple[int, ...]]]:
+    """Shapes of a graph's inputs, by name, for each number n of conditions that the samplers use."""
+    inputs, _ = signature(spec, graph)
+    if all(isinstance(size, int) for tensor in inputs for size in tensor.shape):
+        numbers = {1}
+    else:
+        numbers = {1 if guidance == 1 else 2 for sampler in spec.samplers for guidance in sampler.guidance}
+    return [
+        {t.name: tuple(size if isinstance(size, int) else n for size in t.shape) for t in inputs}
+        for n in sorted(numbers)
+    ]
+
+
+def check_graph(
+    bundle: Bundle,
+    name: str,
+    inputs: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    n: int | None = None,
+) -> None:
+    """See that a loaded graph takes and gives what :func:`signature` says; its free dimensions fit any.
+
+    :param n: to which the number of conditions was fixed while loading, if it was
+    :raises EngineError: naming the file, what was expected and what was found
+    """
+    path = bundle.graph_path(name)
+    for what, expected, found in zip(
+        ("inputs", "outputs"), signature(bundle.spec, name), (inputs, outputs), strict=True
+    ):
+        wanted = {
+            tensor.name: (tensor.dtype, tuple(n if n and size == "n" else size for size in tensor.shape))
+            for tensor in expected
+        }
+        got = {tensor.name: (tensor.dtype, tensor.shape) for tensor in found}
+        if not (wanted.keys() == got.keys() and all(_fits(wanted[key], got[key]) for key in wanted)):
+            raise EngineError(f"{path}: {what}: expected {wanted}, found {got}; export the bundle again")
+
+
+_Form = tuple[str, tuple[int | str, ...]]
+
+
+def _fits(wanted: _Form, got: _Form) -> bool:
+    (dtype, sizes), (got_dtype, got_sizes) = wanted, got
+    if dtype != got_dtype or len(sizes) != len(got_sizes):
+        return False
+    return all(not isinstance(b, int) or a == b for a, b in zip(sizes, got_sizes, strict=True))
 
 
 def _floats(name: str, shape: tuple[int | str, ...]) -> Tensor:

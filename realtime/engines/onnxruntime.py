@@ -1,11 +1,7 @@
-"""ONNX Runtime: CUDA where there is a device, else the CPU. Never one for the other without saying so."""
+"""ONNX Runtime on the CPU, and what its CUDA engine shares with it."""
 
 from __future__ import annotations
 
-import ctypes
-import logging
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,15 +11,14 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from realtime.bundle import Bundle, Tensor
-from realtime.engines import Engine, Handle, signature
+from realtime.engines import Candidate, Engine, Handle, check_graph, counted, usable_cores
 from realtime.errors import EngineError
 
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+CPU = "CPUExecutionProvider"
 
-_DEVICES = {CPU: "cpu", CUDA: "cuda"}
 _DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(uint8)": "uint8"}
 # Its exceptions share no base class but Exception.
-_FAILURES = (
+FAILURES = (
     state.EPFail,
     state.Fail,
     state.InvalidArgument,
@@ -36,53 +31,50 @@ _FAILURES = (
     ValueError,
 )
 
-_log = logging.getLogger(__name__)
+
+def probe(bundle: Bundle, name: str) -> Candidate:
+    """As :func:`realtime.engines.probe`."""
+    return Candidate(name=name, versions=versions())
 
 
 def open_engine(bundle: Bundle, name: str, threads: int | None) -> Engine:
-    """As :func:`realtime.engines.open_engine`, for the names of this module."""
-    if name == "onnxruntime-cpu" or (name == "auto" and not _has_cuda_device()):
-        return OnnxRuntimeEngine(bundle, CPU, threads)
-    try:
-        return OnnxRuntimeEngine(bundle, CUDA, threads)
-    except EngineError as error:
-        if name != "auto":
-            raise
-        _log.warning("a CUDA device answers but is not used: %s; decoding on the CPU", error)
-        return OnnxRuntimeEngine(bundle, CPU, threads)
+    """As :func:`realtime.engines.open_engine`."""
+    return OnnxRuntimeEngine(bundle, threads)
+
+
+def versions() -> dict[str, str]:
+    """Of ONNX Runtime."""
+    return {"onnxruntime": onnxruntime.__version__}
 
 
 class OnnxRuntimeEngine:
-    """The graphs of a bundle as ONNX Runtime sessions on one device.
+    """The graphs of a bundle as ONNX Runtime sessions on the CPU.
 
-    :raises EngineError: when the provider is not to be had, or a graph does not load or fit the bundle
+    Its threads wait spinning for the next run, as is the default: without that a step takes a third longer.
+    Fixing the number of conditions, or another level of graph optimisation, made no difference.
+
+    :raises EngineError: when a graph does not load or fit the bundle
     """
 
-    def __init__(self, bundle: Bundle, provider: str, threads: int | None = None) -> None:
-        threads = threads or _usable_cores()
-        if provider == CUDA:
-            _require_cuda()
-        self._device = _DEVICES[provider]
-        self._sessions = {name: _load(bundle, name, provider, threads) for name in bundle.spec.graphs}
-        where = "CUDA" if provider == CUDA else f"CPU, {threads} thread{'s' if threads > 1 else ''}"
-        self.description = f"ONNX Runtime {onnxruntime.__version__}, {where}"
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        threads = threads or usable_cores()
+        options = session_options()
+        options.intra_op_num_threads = threads
+        self._sessions = {name: load(bundle, name, options, CPU) for name in bundle.spec.graphs}
+        self.description = f"ONNX Runtime {onnxruntime.__version__}, CPU, {counted(threads, 'thread')}"
 
     def put(self, array: NDArray[Any]) -> Handle:
-        """Bring an array to the device; on the CPU it is used where it is."""
-        handle: Handle = onnxruntime.OrtValue.ortvalue_from_numpy(
-            np.ascontiguousarray(array), self._device, 0
-        )
+        """An array, used where it is."""
+        handle: Handle = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
         return handle
 
     def get(self, tensor: Handle) -> NDArray[Any]:
-        """A tensor as an array of the host, its own."""
-        if not isinstance(tensor, onnxruntime.OrtValue):
-            raise EngineError(f"expected a tensor of this engine, got a {type(tensor).__name__}")
-        # On the CPU numpy() is a view, and does not keep alive what it looks at.
-        return np.array(tensor.numpy())
+        """A tensor as an array of its own."""
+        # numpy() is a view here, and does not keep alive what it looks at.
+        return np.array(own(tensor).numpy())
 
     def run(self, graph: str, inputs: Mapping[str, Handle]) -> dict[str, Handle]:
-        """Run a graph; its outputs stay on the device.
+        """Run a graph; its outputs are new tensors.
 
         :raises EngineError: when it fails
         """
@@ -91,72 +83,64 @@ class OnnxRuntimeEngine:
         binding = session.io_binding()
         try:
             for name, tensor in inputs.items():
-                binding.bind_ortvalue_input(name, tensor)
+                binding.bind_ortvalue_input(name, own(tensor))
             for name in names:
-                binding.bind_output(name, self._device, 0)
+                binding.bind_output(name)
             session.run_with_iobinding(binding)
-        except _FAILURES as error:
+        except FAILURES as error:
             raise EngineError(f"{graph} failed on {self.description}: {error}") from error
         return dict(zip(names, binding.get_outputs(), strict=True))
 
 
-def _load(bundle: Bundle, name: str, provider: str, threads: int) -> onnxruntime.InferenceSession:
-    path = bundle.graph_path(name)
+def own(tensor: Handle) -> onnxruntime.OrtValue:
+    """A handle as what it is here. :raises EngineError: when it is another engine's."""
+    if not isinstance(tensor, onnxruntime.OrtValue):
+        raise EngineError(f"expected a tensor of this engine, got a {type(tensor).__name__}")
+    return tensor
+
+
+def session_options() -> onnxruntime.SessionOptions:
+    """What all sessions have in common."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors; what matters of the rest is checked and raised here
+    return options
+
+
+def load(
+    bundle: Bundle,
+    name: str,
+    options: onnxruntime.SessionOptions,
+    provider: str,
+    provider_options: Mapping[str, str] | None = None,
+    n: int | None = None,
+) -> onnxruntime.InferenceSession:
+    """A session for a graph on one provider and no other.
+
+    :param n: number of conditions to fix, where the graph takes conditions
+    :raises EngineError: when the graph does not load there, or does not fit the bundle
+    """
+    path = bundle.graph_path(name)
+    if n:
+        options.add_free_dimension_override_by_name("n", n)
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=[provider])
-    except _FAILURES as error:
+        session = onnxruntime.InferenceSession(
+            path, options, providers=[(provider, dict(provider_options or {}))]
+        )
+    except FAILURES as error:
         raise EngineError(f"{path}: expected an ONNX graph that ONNX Runtime loads: {error}") from error
     if session.get_providers()[0] != provider:
         raise EngineError(f"{path}: expected {provider}, got {session.get_providers()[0]}")
-    inputs, outputs = signature(bundle.spec, name)
-    _check(f"{path}: inputs", inputs, session.get_inputs())
-    _check(f"{path}: outputs", outputs, session.get_outputs())
+    check_graph(bundle, name, _tensors(session.get_inputs()), _tensors(session.get_outputs()), n)
     return session
 
 
-def _check(what: str, expected: Sequence[Tensor], found: Sequence[Any]) -> None:
-    """See that a graph takes or gives what the bundle's format says; free dimensions fit any."""
-    wanted = {tensor.name: (tensor.dtype, tensor.shape) for tensor in expected}
-    got = {arg.name: (_DTYPES.get(arg.type, arg.type), tuple(arg.shape)) for arg in found}
-    fits = wanted.keys() == got.keys() and all(
-        wanted[name][0] == got[name][0] and _fits(wanted[name][1], got[name][1]) for name in wanted
-    )
-    if not fits:
-        raise EngineError(f"{what}: expected {wanted}, found {got}; export the bundle again")
-
-
-def _fits(wanted: tuple[int | str, ...], got: tuple[int | str | None, ...]) -> bool:
-    if len(wanted) != len(got):
-        return False
-    pairs = zip(wanted, got, strict=True)
-    return all(not isinstance(b, int) or a == b for a, b in pairs)
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _has_cuda_device() -> bool:
-    """Ask the driver itself: onnxruntime-gpu lists CUDA as available on every machine."""
-    if CUDA not in onnxruntime.get_available_providers():
-        return False
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return False
-    count = ctypes.c_int(0)
-    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
-
-
-def _require_cuda() -> None:
-    if CUDA not in onnxruntime.get_available_providers():
-        raise EngineError("expected ONNX Runtime with CUDA, found one without; install onnxruntime-gpu")
-    if not _has_cuda_device():
-        raise EngineError("expected a CUDA device, none answers; use the engine onnxruntime-cpu")
-    onnxruntime.preload_dlls()
+def _tensors(args: Sequence[Any]) -> list[Tensor]:
+    return [
+        Tensor(
+            name=arg.name,
+            dtype=_DTYPES.get(arg.type, arg.type),
+            shape=tuple(size if isinstance(size, int) else str(size) for size in arg.shape),
+        )
+        for arg in args
+    ]

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +18,14 @@ import torch
 
 from export import onnxgraph
 from export.__main__ import main
+from export.graphs import Graph, brain_graph, denoise_graph, vae_graph
+from export.samplers import ddim
 from export.source import read_checkpoint
 from realtime.bundle import Bundle
 from train.base import make_unet, make_vae
 from train.brain import BrainModule
 from train.checkpoint import Checkpoint, CheckpointInfo, TrainedSubject, save_checkpoint, subject_folder
+from train.diffusion import make_scheduler
 from train.dynadiff import Dynadiff, brain_config
 from train.finetune import set_trainable
 from train.recipe import Recipe, read_recipe
@@ -29,6 +33,17 @@ from train.recipe import Recipe, read_recipe
 GRID = (5, 4, 3)
 N_VOXELS = 30
 AFFINE = np.diag([1.8, 1.8, 1.8, 1.0])
+DEMO = Path(__file__).parents[2] / "realtime" / "demo_data" / "bundle"
+DEMO_GRAPHS = [
+    "brain",
+    "denoise",
+    pytest.param(
+        "vae",
+        marks=pytest.mark.xfail(
+            reason="the shipped graph casts to uint8 before its last node: export the demo again", strict=True
+        ),
+    ),
+]
 STORED_ELEMENTS = 256
 """Weights of the tiny model that count as big."""
 
@@ -89,6 +104,36 @@ def write_checkpoint(root: Path, recipe: Recipe, n_voxels: int = N_VOXELS) -> tu
     np.savez(of_subject / "prior.npz", mean=900 * ones, sd=20 * ones)
     (folder / "synthetic.json").write_text(json.dumps({"seed": 5, "settings_sha256": "ab" * 32}))
     return base, folder
+
+
+def trace_graphs(
+    folder: Path, recipe: Recipe, n_voxels: int, latents: tuple[int, ...], is_half: bool
+) -> None:
+    """The three graphs of an untrained model as ONNX files, traced one after the other as the export does."""
+    torch.manual_seed(0)
+    sampler, base = ddim(4, 3.0), recipe.base
+    conditions = torch.randn(2, base.n_tokens, base.token_width)
+    makers: list[Callable[[], Graph]] = [
+        lambda: brain_graph(BrainModule(brain_config(recipe, n_voxels)), 1, n_cases=1),
+        lambda: denoise_graph(
+            make_unet(base), make_scheduler().alphas_cumprod, sampler, conditions, latents, 1
+        ),
+        lambda: vae_graph(make_vae(base), latents, 1, n_cases=1),
+    ]
+    for make in makers:
+        graph = make()
+        graph.module.requires_grad_(False)
+        if is_half:
+            graph.module.to_half()
+        onnxgraph.save(onnxgraph.trace(graph), folder / f"{graph.name}.onnx")
+
+
+@pytest.fixture(scope="session", params=["float32", "float16"])
+def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the tiny model's graphs, in one precision and the other; not to be changed."""
+    folder = tmp_path_factory.mktemp(request.param)
+    trace_graphs(folder, tiny_recipe(), N_VOXELS, (4, 16, 16), is_half=request.param == "float16")
+    return folder
 
 
 @dataclass(frozen=True, kw_only=True)

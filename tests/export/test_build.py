@@ -15,11 +15,12 @@ from safetensors.torch import load_file, save_file
 from export import build, onnxgraph
 from export.build import export_bundle
 from export.card import card
+from export.decodes import torch_pictures
 from export.errors import ExportError
 from export.graphs import DenoiseGraph, brain_graph
 from export.parity import Limits, gate, gate_psnr, psnr_db
-from export.pictures import torch_pictures
 from export.provenance import CHECKPOINT_FILES, Ledger, folder_sha256, note_sources
+from export.samplers import bundle_samplers
 from realtime.bundle import SPEC_FILE, Bundle, Stage
 from realtime.bundlefiles import file_sha256
 from realtime.decode import Decoder
@@ -41,7 +42,8 @@ def test_the_bundle_is_what_the_checkpoint_says(exported: Exported) -> None:
     assert spec.preprocessing.high_pass_hz == recipe.preprocessing.high_pass_hz
     assert spec.decoders[0].window.length_volumes == recipe.window.length_volumes
     assert spec.decoders[0].window.offset_volumes == recipe.window.offset_volumes
-    assert [(s.name, s.guidance) for s in spec.samplers] == [("ddim-4", (3.0,) * 4), ("ddim-2", (3.0,) * 2)]
+    assert spec.samplers == bundle_samplers(recipe.diffusion)
+    assert (spec.samplers[0].name, spec.samplers[0].guidance) == ("ddim-4", (3.0,) * 4)
     np.testing.assert_array_equal(exported.bundle.null_condition, exported.checkpoint.null_NW)
 
 
@@ -99,9 +101,9 @@ def test_lora_is_merged_and_matters(exported: Exported) -> None:
 def test_every_stage_is_measured_and_within_its_limit(exported: Exported) -> None:
     stages = stages_of(exported.bundle)
     assert list(stages) == [
-        *("base model", "checkpoint", "ddim-4", "ddim-2", "merged"),
+        *("base model", "checkpoint", *(s.name for s in exported.bundle.spec.samplers), "merged"),
         *(f"{graph} {step}" for graph in ("brain", "denoise", "vae") for step in ("onnx", "stored")),
-        "pictures",
+        "decodes",
     ]
     assert set(stages["merged"].parity) == {"next", "noise"}
     assert 0 < stages["merged"].parity["noise"] <= 1e-4
@@ -109,8 +111,10 @@ def test_every_stage_is_measured_and_within_its_limit(exported: Exported) -> Non
         assert max(stages[f"{graph} onnx"].parity.values()) <= 1e-4
         assert max(stages[f"{graph} stored"].parity.values()) <= 1e-2
     assert 1e-5 < stages["denoise stored"].parity["noise"], "rounded weights must show"
-    assert stages["pictures"].parity.keys() == {"ddim-4_psnr_db", "ddim-2_psnr_db"}
-    assert min(stages["pictures"].parity.values()) >= 30
+    assert {"torch, merged, dB", "ONNX in fp32, dB", "compact, onnxruntime-cpu, dB"} <= stages[
+        "decodes"
+    ].parity.keys()
+    assert min(stages["decodes"].parity.values()) >= 30
 
 
 def test_the_way_is_linked_by_hashes(exported: Exported, tiny_checkpoint: Path) -> None:
@@ -126,14 +130,15 @@ def test_the_way_is_linked_by_hashes(exported: Exported, tiny_checkpoint: Path) 
         assert stages[f"{graph} onnx"].made_from == (stages["merged"].sha256,)
         assert stages[f"{graph} stored"].made_from == (stages[f"{graph} onnx"].sha256,)
         assert stages[f"{graph} stored"].sha256 == exported.bundle.spec.files[f"{graph}.onnx"]
-        assert stages[f"{graph} stored"].sha256 in stages["pictures"].made_from
+        assert stages[f"{graph} stored"].sha256 in stages["decodes"].made_from
 
 
 def test_the_same_checkpoint_gives_the_same_graph(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnxgraph, "MIN_STORED_ELEMENTS", STORED_ELEMENTS)
-    model = onnxgraph.trace(brain_graph(exported.checkpoint.brain, build.SEED))
+    noted = dict(ir.load(exported.bundle.graph_path("brain")).metadata_props)
+    model = onnxgraph.trace(brain_graph(exported.checkpoint.brain, build.SEED), noted)
     onnxgraph.save(model, tmp_path / "exact.onnx")
     onnxgraph.store_compactly(model)
     onnxgraph.save(model, tmp_path / "stored.onnx")
@@ -157,7 +162,8 @@ def test_the_card_says_what_a_person_should_know(exported: Exported, tiny_checkp
         assert fact in card
     for stage in exported.bundle.spec.provenance:
         for what, value in stage.parity.items():
-            assert re.search(rf"\| {stage.name} \|[^|]*\| {what} \| {re.escape(f'{value:.2g}')} \|", card)
+            row = rf"\| {re.escape(stage.name)} \|[^|]*\| {re.escape(what)} \| {re.escape(f'{value:.2g}')} \|"
+            assert re.search(row, card)
     for text in (card, (exported.folder / SPEC_FILE).read_text()):
         assert str(tiny_checkpoint.parent) not in text
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 
 import msgspec
@@ -12,8 +13,9 @@ from onnxscript import ir
 
 from export import onnxgraph
 from export.graphs import Graph, denoise_graph
-from export.onnxgraph import onnx_runner, save, store_compactly, torch_runner, trace
-from export.parity import compare
+from export.names import FLOAT32_NODES
+from export.onnxgraph import Runner, onnx_runner, outputs_of, save, store_compactly, torch_runner, trace
+from export.parity import compare, relative
 from export.samplers import ddim
 from realtime.bundle import Bundle
 from realtime.engines import signature
@@ -55,6 +57,10 @@ def stored(traced: Path, tmp_path: Path) -> Path:
     return tmp_path / "denoise.onnx"
 
 
+def apart(graph: Graph, found: Runner, expected: Runner) -> dict[str, float]:
+    return relative(compare(graph, outputs_of(graph, found), outputs_of(graph, expected)))
+
+
 def with_conditions(graph: Graph, n: int) -> dict[str, torch.Tensor]:
     draw = torch.Generator().manual_seed(n)
     weights = torch.randn(n, generator=draw)
@@ -78,10 +84,10 @@ def test_stored_weights_are_the_rounded_ones_and_arithmetic_stays_exact(graph: G
         if weight.dim() >= 2 and weight.numel() >= STORED_ELEMENTS:
             weight.copy_(weight.half().float())
     rounded = Graph(name=graph.name, module=module, outputs=graph.outputs, cases=graph.cases)
-    errors = compare(graph, onnx_runner(stored), torch_runner(rounded))
-    apart = compare(graph, onnx_runner(stored), torch_runner(graph))
+    errors = apart(graph, onnx_runner(stored), torch_runner(rounded))
+    rounding = apart(graph, onnx_runner(stored), torch_runner(graph))
     assert max(errors.values()) < 1e-5
-    assert max(apart.values()) > 10 * max(errors.values()), "rounding must show, else nothing is tested"
+    assert max(rounding.values()) > 10 * max(errors.values()), "rounding must show, else nothing is tested"
 
 
 def test_small_weights_vectors_and_schedules_keep_their_precision(stored: Path) -> None:
@@ -154,6 +160,84 @@ def test_no_trace_of_the_machine_is_left(traced: Path, exported: Exported) -> No
             assert str(place).encode() not in content, path
         assert b"site-packages" not in content
         assert b".py" not in content
+        assert b"pkg.torch" not in content
+
+
+def test_names_say_where_in_the_model_a_node_stands(graph: Graph, traced: Path) -> None:
+    model = ir.load(traced)
+    modules = {name for name, _ in graph.module.named_modules()}
+    names = [str(node.name) for node in model.graph]
+    assert len(set(names)) == len(names)
+    counts = {"Conv": 0, "LayerNormalization": 0, "Softmax": 0}
+    for node in model.graph:
+        module, _, kind = str(node.name).rpartition(f".{node.op_type}")
+        assert module in modules or module == "denoise", node.name
+        assert re.fullmatch(r"(\.\d+)?", kind), node.name
+        if node.op_type in counts:
+            counts[node.op_type] += 1
+            assert module.startswith("unet."), node.name
+    assert min(counts.values()) > 0
+    weights = {f"{name}.constant" for name in names} | {name for name, _ in graph.module.named_parameters()}
+    buffers = {name for name, _ in graph.module.named_buffers()}
+    for name in model.graph.initializers:
+        assert name in weights | buffers or re.fullmatch(r".*\.constant\.\d+", name), name
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        assert value.doc_string, value.name
+
+
+def test_metadata_says_whose_model_it_is(exported: Exported) -> None:
+    stages = {stage.name: stage for stage in exported.bundle.spec.provenance}
+    for name in ("brain", "denoise", "vae"):
+        model = ir.load(exported.bundle.graph_path(name))
+        assert model.graph.name == name
+        assert model.doc_string
+        assert model.metadata_props == {
+            "precision": "float32",
+            "subject": "1",
+            "window": "6 volumes, from 3 after the picture's onset",
+            "tr_s": "1.3333",
+            "checkpoint_sha256": stages["checkpoint"].sha256,
+            "base_model_sha256": stages["base model"].sha256,
+            "weights_sha256": stages["merged"].sha256,
+        }
+
+
+def test_in_fp16_the_network_is_fp16_and_what_is_around_it_is_not(graph: Graph, tmp_path: Path) -> None:
+    half = Graph(
+        name=graph.name,
+        module=copy.deepcopy(graph.module),
+        outputs=graph.outputs,
+        cases=graph.cases,
+        free=graph.free,
+    )
+    half.module.to_half()
+    model = trace(half)
+    save(model, tmp_path / "half.onnx")
+    exact = outputs_of(graph, torch_runner(graph))
+    for found in (onnx_runner(tmp_path / "half.onnx"), torch_runner(half)):
+        errors = relative(compare(graph, outputs_of(graph, found), exact))
+        assert 1e-5 < errors["noise"] < 1e-2
+    assert all(
+        value.dtype in (ir.DataType.FLOAT, ir.DataType.INT64)
+        for value in (*model.graph.inputs, *model.graph.outputs)
+    )
+    listed = set(model.metadata_props[FLOAT32_NODES].split())
+    for node in model.graph:
+        is_float32 = any(value.dtype == ir.DataType.FLOAT for value in node.outputs)
+        assert is_float32 == (str(node.name) in listed)
+        if str(node.name).startswith("unet.") and not str(node.name).startswith("unet.time_proj."):
+            assert not is_float32, node.name
+    assert {"denoise.ReduceSum", "denoise.Div", "unet.time_proj.Sin"} <= listed
+    kinds = {node.op_type for node in model.graph}
+    assert "GroupNormalization" in kinds, "whose statistics are fp32"
+    assert "Attention" not in kinds, "which TensorRT 10.12 does not know"
+
+
+def test_a_module_that_was_written_holds_no_weights(graph: Graph) -> None:
+    module = copy.deepcopy(graph.module)
+    module.release()
+    assert all(weight.is_meta for weight in module.unet.parameters())
+    assert not module.signal.is_meta
 
 
 def test_very_big_weights_lie_beside_the_graph(
@@ -166,7 +250,7 @@ def test_very_big_weights_lie_beside_the_graph(
     save(model, path)
     assert path.stat().st_size < traced.stat().st_size / 2
     assert (tmp_path / "denoise.onnx.data").exists()
-    assert compare(graph, onnx_runner(path), onnx_runner(traced)) == {"next": 0.0, "noise": 0.0}
+    assert apart(graph, onnx_runner(path), onnx_runner(traced)) == {"next": 0.0, "noise": 0.0}
     with_data = onnxgraph.files_sha256(path)
     (tmp_path / "denoise.onnx.data").write_bytes(b"changed")
     assert len({before, with_data, onnxgraph.files_sha256(path)}) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from onnx import numpy_helper
 
 from realtime.bundle import Bundle, Sampler
 from realtime.decode import Decoder, initial_noise
-from realtime.engines import Engine, Handle, open_engine
+from realtime.engines import Engine, Handle, LoopEngine, Steps, open_engine
 from realtime.errors import BundleError, EngineError
 
 Array = NDArray[Any]
@@ -153,6 +154,67 @@ def test_a_step_without_guidance_costs_half(opened: Bundle, engine: Engine) -> N
     counting.conditions.clear()
     decoder.decode(windows(1)[0], opened.sampler("multistep-3"))
     assert counting.conditions == [2, 1, 1]
+
+
+class Looping(Counting):
+    """Runs whole tables, as an engine with CUDA graphs does."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self.tables: list[Steps] = []
+
+    def sample(self, steps: Steps, conditions: Array, latents: Handle) -> Handle:
+        self.tables.append(steps)
+        previous = self.put(np.zeros((1, 4, 8, 8), np.float32))
+        for step in steps:
+            inputs = {"latents": latents, "previous": previous, "timestep": step.timestep}
+            inputs |= {"weights": step.weights, "coefficients": step.coefficients}
+            inputs["conditions"] = self.put(conditions[0 if step.is_guided else 1 :])
+            outputs = self.engine.run("denoise", inputs)
+            latents, previous = outputs["next"], outputs["prediction"]
+        return latents
+
+
+def test_an_engine_may_run_whole_tables(opened: Bundle, engine: Engine) -> None:
+    looping = Looping(engine)
+    assert isinstance(looping, LoopEngine)
+    assert not isinstance(engine, LoopEngine)
+    decoder, plain = Decoder(opened, looping), Decoder(opened, engine)
+    assert [len(steps) for steps in looping.tables[:2]] == [4, 3], "every table is prepared before a run"
+    assert {len(steps) for steps in looping.tables[2:]} == {1}, "then single steps are timed"
+    prepared = list(looping.tables)
+    for window in windows(2):
+        for sampler in opened.spec.samplers:
+            image = decoder.decode(window, sampler).image
+            np.testing.assert_array_equal(image, plain.decode(window, sampler).image)
+    assert set(looping.tables) == set(prepared), "a table is known again"
+    assert looping.tables[len(prepared) :] == prepared[:2] * 2
+    assert not looping.conditions, "the decoder leads it through no step"
+
+
+class Slow(Counting):
+    """Takes a known time at least for every run of a graph."""
+
+    def run(self, graph: str, inputs: Mapping[str, Handle]) -> dict[str, Handle]:
+        n_conditions = len(self.engine.get(inputs["conditions"])) if graph == "denoise" else 1
+        time.sleep({"brain": 0.01, "denoise": 0.02 * n_conditions, "vae": 0.03}[graph])
+        return super().run(graph, inputs)
+
+
+def test_step_times_are_measured_at_the_start_and_followed(opened: Bundle, engine: Engine) -> None:
+    slow = Slow(engine)
+    decoder = Decoder(opened, slow)
+    times = decoder.pace.times
+    assert times.brain_s >= 0.01
+    assert times.guided_s >= 0.04
+    assert times.unguided_s >= 0.02
+    assert times.vae_s >= 0.03
+    assert times.unguided_s < times.guided_s
+    assert decoder.pace.factor == 1
+    decoder._engine = engine  # the machine is many times faster from now on
+    for window in windows(3):
+        decoder.decode(window)
+    assert decoder.pace.factor < 0.9
 
 
 def test_a_window_of_another_shape_is_refused(opened: Bundle, engine: Engine) -> None:

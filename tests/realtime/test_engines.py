@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,11 +12,28 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from realtime import bundle
+from realtime import bundle, engines
 from realtime.bundle import Bundle
 from realtime.bundlefiles import file_sha256
-from realtime.engines import ENGINES, onnxruntime, open_engine, signature
+from realtime.decode import Decoder
+from realtime.engines import (
+    ENGINES,
+    LINE,
+    onnxruntime,
+    onnxruntime_cuda,
+    open_engine,
+    openvino,
+    probe,
+    signature,
+)
+from realtime.engines.onnxruntime_cuda import BoundEngine
 from realtime.errors import EngineError
+
+
+@pytest.fixture(params=["onnxruntime-cpu", "openvino"])
+def name(request: pytest.FixtureRequest) -> str:
+    """Every engine that a CPU runs, by name."""
+    return str(request.param)
 
 
 @pytest.fixture
@@ -29,9 +47,9 @@ def relist(folder: Path, file: str) -> None:
     bundle.write_spec(folder, msgspec.structs.replace(spec, files=listed))
 
 
-def test_a_graph_computes_what_it_says(tiny_bundle: Path) -> None:
+def test_a_graph_computes_what_it_says(name: str, tiny_bundle: Path) -> None:
     opened = Bundle.open(tiny_bundle)
-    engine = open_engine(opened, "onnxruntime-cpu")
+    engine = open_engine(opened, name)
     window = np.random.default_rng(0).standard_normal((1, 30, 6)).astype(np.float32)
     condition = engine.get(engine.run("brain", {"window": engine.put(window)})["condition"])
     graph = onnx.load(tiny_bundle / "brain.onnx").graph
@@ -41,8 +59,8 @@ def test_a_graph_computes_what_it_says(tiny_bundle: Path) -> None:
     )
 
 
-def test_tensors_go_in_and_out_unchanged(tiny_bundle: Path) -> None:
-    engine = open_engine(Bundle.open(tiny_bundle))
+def test_tensors_go_in_and_out_unchanged(name: str, tiny_bundle: Path) -> None:
+    engine = open_engine(Bundle.open(tiny_bundle), name)
     array = np.random.default_rng(0).standard_normal((1, 4, 8, 8)).astype(np.float32)
     for layout in (array, np.asfortranarray(array)):
         np.testing.assert_array_equal(engine.get(engine.put(layout)), array)
@@ -56,48 +74,136 @@ def test_an_engine_says_what_it_runs_on(tiny_bundle: Path) -> None:
     assert one.description.startswith("ONNX Runtime ")
     assert one.description.endswith("CPU, 1 thread")
     assert open_engine(opened, "onnxruntime-cpu", threads=2).description.endswith("CPU, 2 threads")
+    assert open_engine(opened, "openvino", threads=2).description.endswith("CPU, 2 threads, f32")
+
+
+def test_threads_are_the_cores_this_process_may_use(tiny_bundle: Path, name: str) -> None:
+    opened, before = Bundle.open(tiny_bundle), os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert ", CPU, 1 thread" in open_engine(opened, name).description
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def test_graphs_bound_to_fixed_addresses_compute_the_same(tiny_bundle: Path, starting_bundle: Path) -> None:
+    """What the CUDA engine does, on the CPU's provider: copy in, replay, hand out where it is."""
+    for folder in (tiny_bundle, starting_bundle):
+        opened = Bundle.open(folder)
+        bound = BoundEngine(opened, onnxruntime.CPU, "cpu", {})
+        decoders = [Decoder(opened, engine) for engine in (open_engine(opened, "onnxruntime-cpu"), bound)]
+        for window in np.random.default_rng(2).standard_normal((3, 30, 6)).astype(np.float32):
+            for sampler in opened.spec.samplers:
+                images = [decoder.decode(window, sampler).image for decoder in decoders]
+                np.testing.assert_array_equal(*images)
+        with pytest.raises(EngineError, match=r"not bound for inputs of .*\(1, 29, 6\)"):
+            bound.run("brain", {"window": bound.put(np.zeros((1, 29, 6), np.float32))})
+
+
+@pytest.mark.gpu
+def test_cuda_computes_what_the_cpu_does(tiny_bundle: Path) -> None:
+    opened = Bundle.open(tiny_bundle)
+    candidate = probe(opened, "onnxruntime-cuda")
+    if not candidate.available:
+        pytest.skip(candidate.reason)
+    window = np.random.default_rng(3).standard_normal((30, 6)).astype(np.float32)
+    for sampler in opened.spec.samplers:
+        images = [
+            Decoder(opened, open_engine(opened, name)).decode(window, sampler).image.astype(int)
+            for name in ("onnxruntime-cpu", "onnxruntime-cuda")
+        ]
+        assert np.abs(images[0] - images[1]).max() <= 1
+
+
+def test_the_engines_of_a_cpu_agree(tiny_bundle: Path) -> None:
+    opened = Bundle.open(tiny_bundle)
+    window = np.random.default_rng(3).standard_normal((30, 6)).astype(np.float32)
+    images = [
+        Decoder(opened, open_engine(opened, name)).decode(window).image.astype(int)
+        for name in ("onnxruntime-cpu", "openvino")
+    ]
+    assert np.abs(images[0] - images[1]).max() <= 1
+
+
+def test_bf16_is_for_cpus_that_have_it_and_close_to_f32(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Bundle.open(tiny_bundle)
+    assert "openvino-bf16" not in LINE, "it is never chosen unasked"
+    if probe(opened, "openvino-bf16").available:
+        window = np.random.default_rng(3).standard_normal((30, 6)).astype(np.float32)
+        engine = open_engine(opened, "openvino-bf16")
+        assert engine.description.endswith(", bf16")
+        exact, close = (
+            Decoder(opened, each).decode(window).image.astype(int)
+            for each in (open_engine(opened, "openvino"), engine)
+        )
+        assert 0 < np.abs(exact - close).max() < 20
+    monkeypatch.setattr(openvino, "_has_bf16", lambda: False)
+    with pytest.raises(EngineError, match="expected a CPU with bf16 instructions"):
+        open_engine(opened, "openvino-bf16")
 
 
 def test_an_unknown_engine_is_refused(tiny_bundle: Path) -> None:
-    with pytest.raises(EngineError, match=f"expected an engine of {', '.join(ENGINES)}, got 'tensorrt'"):
-        open_engine(Bundle.open(tiny_bundle), "tensorrt")
+    with pytest.raises(EngineError, match=f"expected an engine of {', '.join(ENGINES)}, got 'abacus'"):
+        open_engine(Bundle.open(tiny_bundle), "abacus")
 
 
 def test_cuda_is_not_replaced_in_silence(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnxruntime, "_has_cuda_device", lambda: False)
+    monkeypatch.setattr(onnxruntime_cuda, "_has_cuda_device", lambda: False)
     opened = Bundle.open(tiny_bundle)
-    with pytest.raises(EngineError, match="CUDA"):
+    with pytest.raises(EngineError, match="expected a CUDA device, none answers"):
         open_engine(opened, "onnxruntime-cuda")
-    assert ", CPU, " in open_engine(opened, "auto").description
+    assert not probe(opened, "onnxruntime-cuda").available
 
 
-def test_a_cuda_device_that_fails_is_told(
+def test_the_first_of_the_line_is_taken_and_the_others_are_named(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail() -> None:
-        raise EngineError("its driver is too old")
+    monkeypatch.setattr(onnxruntime_cuda, "_has_cuda_device", lambda: False)
+    monkeypatch.setitem(engines._MODULES, "tensorrt", "realtime.engines.none_such")
+    caplog.set_level("INFO")
+    opened = Bundle.open(tiny_bundle)
+    description = open_engine(opened, "auto").description
+    candidates = {name: probe(opened, name) for name in LINE}
+    before = list(LINE)[: [candidates[name].available for name in LINE].index(True)]
+    assert before[:2] == ["tensorrt", "onnxruntime-cuda"]
+    for name in before:
+        assert f"{name}: {candidates[name].reason}" in description
+        assert f"engine {name} is passed over: {candidates[name].reason}" in caplog.text
+    assert "none_such" in candidates["tensorrt"].reason
+    assert "pip install tensorrt" in candidates["tensorrt"].reason
+    assert "onnxruntime" in candidates["onnxruntime-cpu"].versions
 
-    monkeypatch.setattr(onnxruntime, "_has_cuda_device", lambda: True)
-    monkeypatch.setattr(onnxruntime, "_require_cuda", fail)
-    assert ", CPU, " in open_engine(Bundle.open(tiny_bundle), "auto").description
-    assert "its driver is too old; decoding on the CPU" in caplog.text
+
+def test_an_engine_that_does_not_open_is_passed_over(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device answers, but the provider does not load: the CPU is taken, and the error is told."""
+    monkeypatch.setattr(onnxruntime_cuda, "_has_cuda_device", lambda: True)
+    opened = Bundle.open(tiny_bundle)
+    with pytest.raises(EngineError) as failed:
+        open_engine(opened, "onnxruntime-cuda")
+    description = open_engine(opened, "auto").description
+    assert ", CPU, " in description
+    assert f"onnxruntime-cuda: {failed.value}" in description
 
 
 @pytest.mark.parametrize("content", [b"", b"no graph", b"\x08\x0a" * 50])
 @pytest.mark.parametrize("graph", ["brain", "denoise", "vae"])
-def test_a_file_that_is_no_graph_is_named(folder: Path, graph: str, content: bytes) -> None:
+def test_a_file_that_is_no_graph_is_named(name: str, folder: Path, graph: str, content: bytes) -> None:
     (folder / f"{graph}.onnx").write_bytes(content)
     relist(folder, f"{graph}.onnx")
-    with pytest.raises(EngineError, match=rf"{graph}.onnx: expected"):
-        open_engine(Bundle.open(folder))
+    with pytest.raises(EngineError, match=rf"{graph}.onnx: (inputs: )?expected"):
+        open_engine(Bundle.open(folder), name)
 
 
-def test_a_graph_cut_short_is_named(folder: Path) -> None:
+def test_a_graph_cut_short_is_named(name: str, folder: Path) -> None:
     path = folder / "brain.onnx"
     path.write_bytes(path.read_bytes()[:-100])
     relist(folder, "brain.onnx")
     with pytest.raises(EngineError, match=r"brain.onnx: expected an ONNX graph"):
-        open_engine(Bundle.open(folder))
+        open_engine(Bundle.open(folder), name)
 
 
 @pytest.mark.parametrize(
@@ -109,31 +215,33 @@ def test_a_graph_cut_short_is_named(folder: Path) -> None:
     ],
 )
 def test_graphs_that_do_not_fit_the_specification_are_refused(
-    folder: Path, changes: dict[str, tuple[int, ...]], named: str
+    name: str, folder: Path, changes: dict[str, tuple[int, ...]], named: str
 ) -> None:
     np.save(folder / "null_condition.npy", np.zeros(changes.get("condition_shape", (2, 4)), np.float32))
     relist(folder, "null_condition.npy")
     spec = bundle.decode_spec((folder / "bundle.json").read_bytes())
     bundle.write_spec(folder, msgspec.structs.replace(spec, **changes))
     with pytest.raises(EngineError, match=named):
-        open_engine(Bundle.open(folder))
+        open_engine(Bundle.open(folder), name)
 
 
-def test_a_graph_that_no_decoder_uses_is_refused(folder: Path) -> None:
+def test_a_graph_that_no_decoder_uses_is_refused(name: str, folder: Path) -> None:
     spec = bundle.decode_spec((folder / "bundle.json").read_bytes())
     graphs = {**spec.graphs, "surplus": spec.graphs["brain"]}
     bundle.write_spec(folder, msgspec.structs.replace(spec, graphs=graphs))
     with pytest.raises(EngineError, match="expected denoise, vae or a decoder's graph, got 'surplus'"):
-        open_engine(Bundle.open(folder))
+        open_engine(Bundle.open(folder), name)
 
 
-def test_a_run_that_fails_names_its_graph(tiny_bundle: Path) -> None:
-    engine = open_engine(Bundle.open(tiny_bundle))
-    with pytest.raises(EngineError, match="brain failed on ONNX Runtime"):
+def test_a_run_that_fails_names_its_graph(name: str, tiny_bundle: Path) -> None:
+    engine = open_engine(Bundle.open(tiny_bundle), name)
+    with pytest.raises(
+        EngineError, match=r"brain failed on ONNX Runtime|brain.onnx: expected a graph for inputs of .*29"
+    ):
         engine.run("brain", {"window": engine.put(np.zeros((1, 29, 6), np.float32))})
 
 
-def test_weights_stored_as_float16_run(folder: Path) -> None:
+def test_weights_stored_as_float16_run(name: str, folder: Path) -> None:
     path = folder / "brain.onnx"
     model = onnx.load(path)
     (weights,) = (tensor for tensor in model.graph.initializer if tensor.name == "brain_weights")
@@ -143,7 +251,7 @@ def test_weights_stored_as_float16_run(folder: Path) -> None:
     model.graph.node.insert(0, cast)
     onnx.save(model, path)
     relist(folder, "brain.onnx")
-    engine = open_engine(Bundle.open(folder))
+    engine = open_engine(Bundle.open(folder), name)
     window = np.random.default_rng(0).standard_normal((1, 30, 6)).astype(np.float32)
     condition = engine.get(engine.run("brain", {"window": engine.put(window)})["condition"])
     np.testing.assert_allclose(condition, np.tanh(window.reshape(1, -1) @ exact).reshape(1, 2, 4), atol=5e-3)

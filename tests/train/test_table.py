@@ -137,6 +137,16 @@ def test_values_errors_and_intervals_are_over_trials(
     assert row != compare(unaided["shown"], unaided["decoded"], seed=4)
 
 
+def test_trials_of_one_picture_are_drawn_together(unaided: dict[str, Seen]) -> None:
+    shown, decoded = unaided["shown"], unaided["decoded"]
+    alone = scores(compare(shown, decoded))["Pixels"]
+    half = np.arange(len(shown.features["pictures"])) // 2
+    paired = scores(compare(shown, decoded, half))["Pixels"]
+    assert paired.value == alone.value
+    assert (paired.low, paired.high) != (alone.low, alone.high)
+    assert paired.standard_error != alone.standard_error
+
+
 def test_a_reordered_set_is_the_set_of_reordered_pictures(
     unaided: dict[str, Seen], decoded: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -178,8 +178,8 @@ def connect() -> Iterator[Callable[[str], Client]]:
 def serve(tiny_bundle: Path, tmp_path: Path) -> Iterator[Callable[..., Served]]:
     served: list[Served] = []
 
-    def start(out: Path = tmp_path / "runs", **options: Any) -> Served:
-        served.append(Served(tiny_bundle, out, **options))
+    def start(*arguments: str, out: Path = tmp_path / "runs", **options: Any) -> Served:
+        served.append(Served(tiny_bundle, out, *arguments, **options))
         return served[-1]
 
     yield start

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from realtime import wire
-from realtime.bundle import Bundle, Preprocessing
+from realtime.bundle import Bundle, Preprocessing, Sampler
+from realtime.deadline import Pace, StepTimes
 from realtime.decode import Decoded, Decoder
 from realtime.engines import open_engine
 from realtime.errors import EngineError, RecordError
@@ -63,12 +64,15 @@ class QueueSource:
 class HeldDecoder:
     """Decodes one window each time the test lets it."""
 
-    def __init__(self) -> None:
+    def __init__(self, step_s: float = 1e-4) -> None:
         self.began = threading.Semaphore(0)
         self._go = threading.Semaphore(0)
         self.fails = False
+        self.samplers: list[str] = []
+        self.pace = Pace(StepTimes(brain_s=0, guided_s=step_s, unguided_s=step_s / 2, vae_s=0))
 
-    def decode(self, window: np.ndarray, sampler: object) -> Decoded:
+    def decode(self, window: np.ndarray, sampler: Sampler) -> Decoded:
+        self.samplers.append(sampler.name)
         self.began.release()
         assert self._go.acquire(timeout=PATIENCE_S)
         if self.fails:
@@ -86,10 +90,12 @@ class HeldDecoder:
 class Bench:
     """A pipeline that runs, its scanner's end, and what its listeners hear."""
 
-    def __init__(self, bundle: Bundle, out: Path, decoder: object) -> None:
+    def __init__(self, bundle: Bundle, out: Path, decoder: object, sampler: Sampler | None) -> None:
         self.closed: list[Path] = []
         self.source = QueueSource()
-        settings = Settings(bundle=bundle, bundle_is_demo=False, seed=0, out=out)
+        settings = Settings(
+            bundle=bundle, bundle_is_demo=False, engine="an engine", sampler=sampler, seed=0, out=out
+        )
         self.pipeline = Pipeline(settings, self.source, decoder, self.closed.append)
         self.heard: list[Event] = []
         self._news = asyncio.Event()
@@ -127,9 +133,15 @@ class Bench:
 
 @asynccontextmanager
 async def bench(
-    bundle: Bundle, out: Path, decoder: object | None = None, *, resume: bool = False
+    bundle: Bundle,
+    out: Path,
+    decoder: object | None = None,
+    *,
+    sampler: Sampler | None = None,
+    resume: bool = False,
 ) -> AsyncIterator[Bench]:
-    one = Bench(bundle, out, decoder or Decoder(bundle, open_engine(bundle, threads=1)))
+    decoder = decoder or Decoder(bundle, open_engine(bundle, "onnxruntime-cpu", threads=1))
+    one = Bench(bundle, out, decoder, sampler)
     listening = asyncio.create_task(one.listen())
     await asyncio.sleep(0)
     if resume:
@@ -244,6 +256,48 @@ def test_while_a_decode_runs_only_the_newest_window_waits(bundle, scan, tmp_path
             )
             decoder.let_go(2)
             await one.until(lambda: [frame.volume for frame in one.frames] == [5, 19])
+
+    asyncio.run(run())
+
+
+def test_the_sampler_is_the_best_for_which_there_is_time_and_a_change_is_told(bundle, scan, tmp_path) -> None:
+    async def run() -> None:
+        decoder = HeldDecoder()
+        async with bench(bundle, tmp_path, decoder) as one:
+            assert one.status.message == "waiting for the scanner; decoding on an engine"
+            await one.start(scan)
+            await decode(one, decoder, range(6))
+            assert decoder.samplers == ["ddim-4"]
+            decoder.pace = HeldDecoder(step_s=bundle.spec.tr_s / 3).pace  # four steps no longer fit, two do
+            await decode(one, decoder, [6])
+            assert decoder.samplers == ["ddim-4", "multistep-3"]
+            assert "decoding with multistep-3 from volume 6 on: it takes" in one.status.message
+            decoder.pace = HeldDecoder().pace
+            await decode(one, decoder, [7])
+            assert decoder.samplers[-1] == "ddim-4"
+            assert "decoding with ddim-4 from volume 7 on" in one.status.message
+            assert [frame.sampler for frame in one.frames] == decoder.samplers
+
+    async def decode(one: Bench, decoder: HeldDecoder, volumes) -> None:
+        n_frames = len(one.frames)
+        await one.volumes(scan, volumes)
+        await decoder.begins()
+        decoder.let_go()
+        await one.until(lambda: len(one.frames) == n_frames + 1 and one.pipeline._run.queue.idle)
+
+    asyncio.run(run())
+
+
+def test_a_sampler_that_was_asked_for_is_kept_whatever_it_takes(bundle, scan, tmp_path) -> None:
+    async def run() -> None:
+        decoder = HeldDecoder(step_s=10.0)
+        async with bench(bundle, tmp_path, decoder, sampler=bundle.sampler("ddim-4")) as one:
+            await one.start(scan)
+            await one.volumes(scan, range(6))
+            await decoder.begins()
+            decoder.let_go()
+            await one.until(lambda: one.frames)
+            assert [frame.sampler for frame in one.frames] == decoder.samplers == ["ddim-4"]
 
     asyncio.run(run())
 

@@ -1,0 +1,269 @@
+"""Whole decodes on this CPU: the runtime's engines beside the same model in torch and diffusers.
+
+    python benchmarks/cpu_engines.py --checkpoint CHECKPOINT --out docs/results/cpu_engines.json
+    python benchmarks/cpu_engines.py --checkpoint FULL_SIZE --bundle ITS_BUNDLE --steps 2 -n 3
+        --one-at-a-time --out docs/results/cpu_engines_full_size.json
+
+A decode is: window, brain module, DDIM with classifier-free guidance, VAE, 8-bit picture. Every mode is a
+process of its own with all cores, waits while the others work, and takes its turn in every round, so that a
+machine that slows down slows all alike; the same weights, the same windows, the same noise. Large models are
+measured one after the other instead. Reported are medians, their ratios to eager torch in fp32 with the
+adapter beside the weights, which is what the paper's released code runs, and the least PSNR against its
+pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import platform
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from realtime.bundle import Bundle
+from realtime.decode import Decoder, initial_noise
+from realtime.engines import open_engine, probe, usable_cores
+
+Decode = Callable[[NDArray[np.float32]], NDArray[np.uint8]]
+REFERENCE = "torch eager fp32, adapter beside"
+SEED = 1
+
+
+def main() -> None:
+    """Measure and write the figures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help="the model, for torch")
+    parser.add_argument("--bundle", type=Path, help="made of it (default: one is exported for this)")
+    parser.add_argument("--steps", type=int, default=20, help="of DDIM (default: %(default)s)")
+    parser.add_argument("-n", type=int, default=15, help="decodes of each mode (default: %(default)s)")
+    parser.add_argument("--mode", nargs="+", help="only modes whose names begin so; the reference always")
+    parser.add_argument("--one-at-a-time", action="store_true", help="where memory holds one model only")
+    parser.add_argument("--out", type=Path, help="JSON file of the figures")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        bundle = options.bundle or exported(options.checkpoint, Path(scratch) / "bundle")
+        modes = chosen_modes(options.checkpoint, bundle, options.steps, options.mode)
+        windows = windows_for(Bundle.open(bundle), options.n)
+        measure = one_after_the_other if options.one_at_a_time else in_turns
+        results = summary(measure(modes, windows)) | {"steps": options.steps, "machine": machine()}
+    text = json.dumps(results, indent=2)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n")
+
+
+def exported(checkpoint: Path, out: Path) -> Path:
+    """A bundle of the checkpoint."""
+    from export.build import export_bundle
+
+    return export_bundle(checkpoint, out).folder
+
+
+def windows_for(bundle: Bundle, n: int) -> NDArray[np.float32]:
+    """Standard normal windows ``[n, V, T]``, and one before them to warm up with."""
+    shape = (n + 1, bundle.spec.roi.n_voxels, bundle.decoder().window.length_volumes)
+    return np.random.default_rng(SEED).standard_normal(shape, dtype=np.float32)
+
+
+def chosen_modes(
+    checkpoint: Path, bundle: Path, steps: int, wanted: list[str] | None
+) -> dict[str, Callable[[], Decode]]:
+    """Ways to decode, by name, each to be made in a process of its own."""
+    torch_way = partial(torch_decode, checkpoint, steps)
+    modes: dict[str, Callable[[], Decode]] = {
+        REFERENCE: partial(torch_way, merged=False, bf16=False, compiled=False),
+        "torch eager fp32": partial(torch_way, merged=True, bf16=False, compiled=False),
+        "torch eager bf16": partial(torch_way, merged=True, bf16=True, compiled=False),
+        "torch compile fp32": partial(torch_way, merged=True, bf16=False, compiled=True),
+        "torch compile bf16": partial(torch_way, merged=True, bf16=True, compiled=True),
+    }
+    opened = Bundle.open(bundle)
+    for name in ("onnxruntime-cpu", "openvino", "openvino-bf16"):
+        candidate = probe(opened, name)
+        if candidate.available:
+            modes[name] = partial(engine_decode, bundle, name, steps)
+        else:
+            print(f"{name}: {candidate.reason}")
+    return {
+        name: make
+        for name, make in modes.items()
+        if wanted is None or name == REFERENCE or name.startswith(tuple(wanted))
+    }
+
+
+def engine_decode(bundle: Path, name: str, steps: int) -> Decode:
+    """Decode with the runtime."""
+    from export.samplers import ddim
+
+    opened = Bundle.open(bundle)
+    sampler = ddim(steps, opened.sampler().guidance[0])
+    decoder = Decoder(opened, open_engine(opened, name), SEED)
+    return lambda window: decoder.decode(window, sampler).image
+
+
+def torch_decode(checkpoint: Path, steps: int, *, merged: bool, bf16: bool, compiled: bool) -> Decode:
+    """Decode with torch as diffusers' pipelines do: their scheduler, both conditions in one batch."""
+    import torch
+
+    from train.checkpoint import load_checkpoint, merged_unet
+    from train.diffusion import make_scheduler
+    from train.autoencoder import decode_latents
+
+    torch.set_num_threads(usable_cores())
+    loaded = load_checkpoint(checkpoint)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    unet = (merged_unet(loaded) if merged else loaded.unet).eval().to(dtype)
+    brain, vae, null = loaded.brain, loaded.vae.to(dtype), loaded.null_NW[None]
+    size = unet.config.sample_size
+    noise = torch.from_numpy(initial_noise((1, unet.config.in_channels, size, size), SEED))
+    guidance = loaded.recipe.diffusion.guidance
+    if compiled:
+        unet = torch.compile(unet)
+
+    @torch.inference_mode()
+    def decode(window: NDArray[np.float32]) -> NDArray[np.uint8]:
+        condition = brain(torch.from_numpy(window[None]), torch.zeros(1, dtype=torch.long))
+        both = torch.cat([null, condition]).to(dtype)
+        scheduler = make_scheduler()
+        scheduler.set_timesteps(steps)
+        latents = noise
+        for timestep in scheduler.timesteps:
+            repeated = torch.cat([latents, latents]).to(dtype)
+            unguided, guided = unet(repeated, timestep, encoder_hidden_states=both).sample.float().chunk(2)
+            predicted = unguided + guidance * (guided - unguided)
+            latents = scheduler.step(predicted, timestep, latents).prev_sample
+        return decode_latents(vae, latents.to(dtype))[0]
+
+    return decode
+
+
+def serve(make: Callable[[], Decode], requests: Connection) -> None:
+    """A mode's process: decode every window that comes, until None."""
+    decode = make()
+    while (window := requests.recv()) is not None:
+        began = perf_counter()
+        image = decode(window)
+        requests.send((perf_counter() - began, image))
+
+
+class Mode:
+    """A mode's process, from here."""
+
+    def __init__(self, name: str, make: Callable[[], Decode], warm_up: NDArray[np.float32]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._requests, theirs = context.Pipe()
+        self._process = context.Process(target=serve, args=(make, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+        self.taken_s: list[float] = []
+        self.images: list[NDArray[np.uint8]] = []
+        self.decode(warm_up)
+        print(f"{name}: first decode {self.taken_s.pop():.2f} s", flush=True)
+        self.images.clear()
+
+    def decode(self, window: NDArray[np.float32]) -> None:
+        """Have it decode a window, and wait."""
+        self._requests.send(window)
+        taken_s, image = self._requests.recv()
+        self.taken_s.append(taken_s)
+        self.images.append(image)
+
+    def end(self) -> None:
+        """Let its memory go."""
+        self._requests.send(None)
+        self._process.join()
+
+
+def in_turns(modes: dict[str, Callable[[], Decode]], windows: NDArray[np.float32]) -> dict[str, Mode]:
+    """Every mode decodes the first window, then every one the second, and so on."""
+    running = {name: Mode(name, make, windows[0]) for name, make in modes.items()}
+    for window in windows[1:]:
+        for mode in running.values():
+            mode.decode(window)
+    for mode in running.values():
+        mode.end()
+    return running
+
+
+def one_after_the_other(
+    modes: dict[str, Callable[[], Decode]], windows: NDArray[np.float32]
+) -> dict[str, Mode]:
+    """Every mode decodes all windows and is gone before the next begins."""
+    done = {}
+    for name, make in modes.items():
+        done[name] = Mode(name, make, windows[0])
+        for window in windows[1:]:
+            done[name].decode(window)
+        done[name].end()
+    return done
+
+
+def summary(measured: dict[str, Mode]) -> dict[str, Any]:
+    """Medians, ratios of medians, and how far the pictures are from the reference's."""
+    reference = measured[REFERENCE]
+    reference_s = float(np.median(reference.taken_s))
+    return {
+        "reference": REFERENCE,
+        "n": len(reference.taken_s),
+        "modes": {
+            name: {
+                "median_ms": round(1e3 * float(np.median(mode.taken_s)), 1),
+                "p95_ms": round(1e3 * float(np.percentile(mode.taken_s, 95)), 1),
+                "least_ms": round(1e3 * min(mode.taken_s), 1),
+                "times_faster": round(reference_s / float(np.median(mode.taken_s)), 2),
+                "least_psnr_db": round(min(map(psnr_db, mode.images, reference.images)), 1),
+            }
+            for name, mode in measured.items()
+        },
+    }
+
+
+def psnr_db(found: NDArray[np.uint8], expected: NDArray[np.uint8]) -> float:
+    """Of 8-bit pictures; 100 where they are the same."""
+    from export.parity import psnr_db as psnr
+
+    return psnr(found, expected)
+
+
+def machine() -> dict[str, Any]:
+    """What it was measured on."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "processor": processor(),
+        "cores": usable_cores(),
+        "load_at_end": round(os.getloadavg()[0], 1),
+        **{
+            package: importlib.metadata.version(package)
+            for package in ("torch", "diffusers", "onnxruntime-gpu", "openvino")
+        },
+    }
+
+
+def processor() -> str:
+    """The processor's name and what of its instructions matters here."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = fields.get("flags", "").split()
+    kinds = [kind for kind in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if kind in flags]
+    return f"{fields.get('model name', platform.machine())} ({', '.join(kinds)})"
+
+
+if __name__ == "__main__":
+    main()

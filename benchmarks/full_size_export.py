@@ -1,0 +1,174 @@
+"""Export of the paper's model at full size: minutes, peak memory, sizes and parity.
+
+    python benchmarks/full_size_export.py --out docs/results/full_size_export.json
+
+A checkpoint of the recipe ``paper`` with random weights (brain module for 15 724 voxels, UNet of Versatile
+Diffusion with an adapter, its VAE) is written to a folder, and ``export_bundle`` makes a bundle of it in each
+form, in a process of its own, whose peak memory is what the system says of it. Random weights take the time
+and the memory of real ones; parity with real ones can differ. Needs 30 GB of disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import logging
+import multiprocessing
+import os
+import platform
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import torch
+
+from export.build import export_bundle
+from export.form import Form
+from train.base import make_unet, make_vae
+from train.brain import BrainModule
+from train.checkpoint import CheckpointInfo, TrainedSubject, save_checkpoint, subject_folder
+from train.dynadiff import Dynadiff, brain_config
+from train.finetune import set_trainable
+from train.recipe import read_recipe
+
+N_VOXELS, GRID, TR_S = 15_724, (81, 104, 83), 4 / 3
+LIMITS = {"peak_gb": 16, "minutes": 20}
+ADAPTER_SD = 0.02
+
+
+def main() -> None:
+    """Export every form and write the figures; those of other forms in the file are kept."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--forms", nargs="+", default=["fp32", "fp16"], choices=("compact", "fp32", "fp16"))
+    parser.add_argument("--work", type=Path, help="folder to work in (default: a temporary one)")
+    parser.add_argument("--keep", action="store_true", help="leave the checkpoint and the bundles in --work")
+    parser.add_argument("--out", type=Path, help="JSON file of the figures")
+    options = parser.parse_args()
+    found = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
+    with tempfile.TemporaryDirectory(dir=options.work) as temporary:
+        folder = options.work if options.keep else Path(temporary)
+        checkpoint = folder / "checkpoint"
+        if not (checkpoint / "checkpoint.json").exists():
+            in_own_process(write_checkpoint, folder)
+        for form in options.forms:
+            out = folder / form
+            found[form] = in_own_process(export, checkpoint, form, out) | {"machine": machine()}
+            if not options.keep:
+                shutil.rmtree(out)
+    text = json.dumps({"limits": LIMITS} | found, indent=2)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n")
+
+
+def in_own_process(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a function in a fresh process, so that its peak memory is its own."""
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=_send, args=(theirs, work, arguments))
+    process.start()
+    theirs.close()
+    try:
+        return ours.recv()
+    except EOFError as error:
+        raise SystemExit(f"{work.__name__}{arguments} ended without a result") from error
+    finally:
+        process.join()
+
+
+def _send(pipe: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    pipe.send(work(*arguments))
+
+
+def export(checkpoint: Path, form: Form, out: Path) -> dict[str, Any]:
+    """Export a checkpoint and say what it took."""
+    journal = Journal()
+    logging.getLogger("export").setLevel(logging.INFO)
+    logging.getLogger("export").addHandler(journal)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    bundle = export_bundle(checkpoint, out, form=form)
+    minutes = (time.perf_counter() - journal.begun_s) / 60
+    parity = json.loads((out / "parity.json").read_text())
+    return {
+        "minutes": round(minutes, 2),
+        "cpu_minutes": round(time.process_time() / 60, 2),
+        "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
+        "stages": journal.stages,
+        "files_mb": {name: round((out / name).stat().st_size / 1e6, 1) for name in bundle.spec.files},
+        "samplers": parity["samplers"],
+        "graphs": parity["graphs"],
+        "decodes": parity["decodes"],
+    }
+
+
+class Journal(logging.Handler):
+    """When each line of the export's log came, in minutes, and the peak memory until then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun_s = time.perf_counter()
+        self.stages: list[dict[str, Any]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Note a line."""
+        peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        at = (time.perf_counter() - self.begun_s) / 60
+        line = " ".join(record.getMessage().split())
+        self.stages.append({"at_minutes": round(at, 2), "peak_gb": round(peak_gb, 2), "line": line})
+        print(f"{at:6.2f} min {peak_gb:5.1f} GB  {line}", flush=True)
+
+
+def write_checkpoint(folder: Path) -> None:
+    """A base model and a checkpoint of the paper's recipe as training leaves them, with random weights."""
+    torch.manual_seed(1)
+    recipe = read_recipe(Path("paper"))
+    unet = make_unet(recipe.base)
+    unet.save_pretrained(folder / "base" / "image_unet")
+    make_vae(recipe.base).save_pretrained(folder / "base" / "vae")
+    set_trainable(unet, recipe.finetune)
+    for name, weight in unet.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=ADAPTER_SD)
+    null_NW = torch.randn(recipe.base.n_tokens, recipe.base.token_width)
+    model = Dynadiff(BrainModule(brain_config(recipe, N_VOXELS)), unet, null_NW, recipe)
+    subject = TrainedSubject(number=1, n_voxels=N_VOXELS, held_out_runs=[], n_train_trials=0)
+    info = CheckpointInfo(
+        subjects=[subject], seed=1, tr_s=TR_S, recipe=recipe, base="../base", last_loss=None
+    )
+    save_checkpoint(folder / "checkpoint", model, info)
+    of_subject = subject_folder(folder / "checkpoint", 1)
+    of_subject.mkdir()
+    mask = np.zeros(GRID, dtype=np.int16)
+    mask.flat[:N_VOXELS] = 1
+    nibabel.save(nibabel.Nifti1Image(mask, np.diag([1.8, 1.8, 1.8, 1.0])), of_subject / "roi.nii.gz")
+    ones = np.ones(N_VOXELS, dtype=np.float32)
+    np.savez(of_subject / "prior.npz", mean=900 * ones, sd=20 * ones)
+
+
+def machine() -> dict[str, Any]:
+    """What this ran on."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "load_at_end": round(os.getloadavg()[0], 1),
+        "versions": {
+            name: importlib.metadata.version(name) for name in ("torch", "diffusers", "onnxscript", "onnx")
+        },
+    }
+
+
+if __name__ == "__main__":
+    main()

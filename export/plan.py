@@ -1,0 +1,91 @@
+"""One ONNX graph to one TensorRT engine, by polygraphy; strongly typed: its types are its precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from polygraphy.backend.trt import (
+    CreateConfig,
+    EngineFromBytes,
+    Profile,
+    engine_bytes_from_network,
+    network_from_onnx_path,
+)
+from polygraphy.exception import PolygraphyException
+from polygraphy.logger import G_LOGGER
+from polygraphy.mod.trt_importer import lazy_import_trt
+
+from export.errors import ExportError
+
+FREE = (1, 2, 2)
+"""Least, usual and most conditions of ``denoise``: without guidance, with it, with it."""
+
+trt = lazy_import_trt()  # TensorRT, or TensorRT-RTX where polygraphy is told so
+
+
+def parse(path: Path) -> tuple[Any, Any, Any]:
+    """Builder, network and parser of a graph.
+
+    :raises ExportError: when TensorRT does not take it
+    """
+    typed = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") or None  # else all networks are
+    with _explained(path, "parses"):
+        builder, network, parser = network_from_onnx_path(str(path), strongly_typed=typed)
+    return builder, network, parser
+
+
+def profiles(network: Any) -> list[Profile]:
+    """The profile of a network's free dimensions, if it has any."""
+    profile = Profile()
+    for i in range(network.num_inputs):
+        tensor = network.get_input(i)
+        shape = tuple(tensor.shape)
+        if -1 in shape:
+            least, usual, most = (tuple(n if size == -1 else size for size in shape) for n in FREE)
+            profile.add(tensor.name, min=least, opt=usual, max=most)
+    return [profile] if profile else []
+
+
+def build(
+    path: Path, *, optimization_level: int | None = None, timing_cache: Path | None = None
+) -> memoryview:
+    """The engine of a graph, serialized, for the GPU of this machine.
+
+    :param optimization_level: 0 to 5, as TensorRT has it; its own default without one
+    :param timing_cache: file of measured kernels, read where it exists, and written
+    :raises ExportError: when TensorRT does not take it, or builds none
+    """
+    builder, network, parser = parse(path)
+    cache = str(timing_cache) if timing_cache else None
+    with _explained(path, "builds"):
+        config = CreateConfig(
+            profiles=profiles(network),
+            load_timing_cache=cache if timing_cache and timing_cache.exists() else None,
+            builder_optimization_level=optimization_level,
+            profiling_verbosity=trt.ProfilingVerbosity.DETAILED,
+        )
+        plan = engine_bytes_from_network((builder, network, parser), config=config, save_timing_cache=cache)
+    return memoryview(plan)
+
+
+def inspect(path: Path, plan: memoryview) -> str:
+    """What TensorRT's inspector says of an engine's layers, as JSON."""
+    with _explained(path, "loads"):
+        engine = EngineFromBytes(plan)()
+        found: str = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    return found
+
+
+@contextmanager
+def _explained(path: Path, what: str) -> Iterator[None]:
+    with G_LOGGER.verbosity(G_LOGGER.ERROR):
+        try:
+            yield
+        except PolygraphyException as error:
+            raise ExportError(
+                f"{path}: expected a graph that TensorRT {trt.__version__} {what}: {error} (its reasons are "
+                "above); no engine was written"
+            ) from error

@@ -1,0 +1,66 @@
+"""Whether there is room: disk and memory are looked at before anything is written."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import psutil
+import torch
+
+from export.errors import ExportError
+from export.form import Form, stored_bytes
+from train.base import make_unet, make_vae
+from train.checkpoint import CheckpointInfo
+
+_PEAK_BYTES_PER_WEIGHT = 8
+"""Peak memory of an export at full size, per weight of the model: benchmarks/full_size_export.py."""
+_LIBRARIES_BYTES = 10**9
+"""What torch, diffusers and ONNX Runtime take by themselves."""
+_SLACK = 1.05
+_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "bad allocation", "bad_alloc")
+
+
+def count_weights(folder: Path, info: CheckpointInfo) -> int:
+    """Weights of the model of a checkpoint, counted without loading one."""
+    with torch.device("meta"):
+        parts = [make_unet(info.recipe.base), make_vae(info.recipe.base)]
+    brain = folder / "brain.safetensors"
+    n_brain = brain.stat().st_size // 4 if brain.exists() else 0  # whoever reads it says that it is missing
+    counted: int = n_brain + sum(weight.numel() for part in parts for weight in part.parameters())
+    return counted
+
+
+def check_memory(n_weights: int) -> None:
+    """See that the model can be held and run in memory.
+
+    :raises ExportError: with what is needed and what is free
+    """
+    need = n_weights * _PEAK_BYTES_PER_WEIGHT + _LIBRARIES_BYTES
+    free = psutil.virtual_memory().available + psutil.swap_memory().free
+    if free < need:
+        raise ExportError(
+            f"expected about {need / 1e9:.1f} GB of free memory, found {free / 1e9:.1f} GB; nothing was "
+            "written. End other programs, or export on a larger machine"
+        )
+
+
+def check_disk(n_weights: int, form: Form, out: Path) -> None:
+    """See that bundle and, while it is made, the fp32 graphs beside it fit where it goes.
+
+    :raises ExportError: with what is needed and what is free
+    """
+    scratch = 0 if form == "fp32" else 4
+    need = int(n_weights * (stored_bytes(form) + scratch) * _SLACK)
+    place = next(folder for folder in out.absolute().parents if folder.exists())
+    free = shutil.disk_usage(place).free
+    if free < need:
+        raise ExportError(
+            f"expected {need / 1e9:.1f} GB of free disk at {place}, found {free / 1e9:.1f} GB; nothing was "
+            "written. Free some, or choose another --out"
+        )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out: Python's own, torch's or ONNX Runtime's."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)

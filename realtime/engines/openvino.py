@@ -1,0 +1,171 @@
+"""OpenVINO on the CPU, in fp32 or with the networks' arithmetic in bf16.
+
+``denoise`` is compiled once for each number of conditions that the bundle's samplers use: on a model as small
+as the demo's fixed shapes are a fifth faster. Outputs get new tensors at every run, as they become inputs of
+the next.
+
+In bf16 (``openvino-bf16``) a step of the demo's takes a third to a half less time where the CPU has
+instructions for it. What follows the last convolution, the arithmetic of the sampler, stays fp32.
+Pictures differ a little from those of fp32, so this is never chosen unasked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+from numpy.typing import NDArray
+from openvino import frontend, properties
+from openvino.properties import hint
+
+from realtime.bundle import Bundle, Tensor
+from realtime.engines import Candidate, Engine, Handle, check_graph, counted, forms, usable_cores
+from realtime.errors import EngineError
+
+_DEVICE = "CPU"
+# Those of its readers share no base class but Exception.
+_FAILURES = (
+    frontend.GeneralFailure,
+    frontend.InitializationFailure,
+    frontend.NotImplementedFailure,
+    frontend.OpConversionFailure,
+    frontend.OpValidationFailure,
+    RuntimeError,
+)
+_Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+"""Of all inputs of a run, by name."""
+_PRECISIONS = {"openvino": openvino.Type.f32, "openvino-bf16": openvino.Type.bf16}
+
+
+def probe(bundle: Bundle, name: str) -> Candidate:
+    """As :func:`realtime.engines.probe`, for the names of this module."""
+    reason = ""
+    if _PRECISIONS[name] == openvino.Type.bf16 and not _has_bf16():
+        reason = "expected a CPU with bf16 instructions (AVX512_BF16 or AMX), this one has none; use openvino"
+    return Candidate(name=name, reason=reason, versions={"openvino": _version()})
+
+
+def open_engine(bundle: Bundle, name: str, threads: int | None) -> Engine:
+    """As :func:`realtime.engines.open_engine`, for the names of this module."""
+    return OpenVinoEngine(bundle, _PRECISIONS[name], threads)
+
+
+class OpenVinoEngine:
+    """The graphs of a bundle as compiled models.
+
+    :param precision: of the networks' arithmetic, ``f32`` or ``bf16``
+    :raises EngineError: when a graph does not load or fit the bundle
+    """
+
+    def __init__(
+        self, bundle: Bundle, precision: openvino.Type = openvino.Type.f32, threads: int | None = None
+    ) -> None:
+        threads = threads or usable_cores()
+        self._core = openvino.Core()
+        self._settings = {
+            hint.performance_mode: hint.PerformanceMode.LATENCY,
+            hint.inference_precision: precision,
+            # The threads keep to the cores this process may use, which pinning to cores would not.
+            hint.enable_cpu_pinning: False,
+            properties.inference_num_threads: threads,
+        }
+        self._paths = {name: bundle.graph_path(name) for name in bundle.spec.graphs}
+        self._requests: dict[tuple[str, _Shapes], openvino.InferRequest] = {}
+        kind = precision.get_type_name()
+        self.description = f"OpenVINO {_version()}, CPU, {counted(threads, 'thread')}, {kind}"
+        for name, path in self._paths.items():
+            model = _read(path)
+            check_graph(bundle, name, _tensors(model.inputs), _tensors(model.outputs))
+            for shapes in forms(bundle.spec, name):
+                self._compile(name, shapes)
+
+    def put(self, array: NDArray[Any]) -> Handle:
+        """Copy an array into a tensor."""
+        return openvino.Tensor(np.ascontiguousarray(array))
+
+    def get(self, tensor: Handle) -> NDArray[Any]:
+        """A tensor as an array of its own."""
+        return np.array(_tensor(tensor).data)
+
+    def run(self, graph: str, inputs: Mapping[str, Handle]) -> dict[str, Handle]:
+        """Run a graph; its outputs are new tensors.
+
+        :raises EngineError: when it fails
+        """
+        tensors = {name: _tensor(tensor) for name, tensor in inputs.items()}
+        try:
+            request = self._request(graph, tensors)
+            for name, tensor in tensors.items():
+                request.set_tensor(name, tensor)
+            outputs: dict[str, Handle] = {}
+            for port in request.model_outputs:
+                outputs[_name(port)] = openvino.Tensor(port.element_type, port.shape)
+                request.set_tensor(port, outputs[_name(port)])
+            request.infer()
+        except _FAILURES as error:
+            raise EngineError(f"{graph} failed on {self.description}: {error}") from error
+        return outputs
+
+    def _request(self, graph: str, inputs: Mapping[str, openvino.Tensor]) -> openvino.InferRequest:
+        shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
+        found = self._requests.get((graph, tuple(sorted(shapes.items()))))
+        return found or self._compile(graph, shapes)
+
+    def _compile(self, graph: str, shapes: dict[str, tuple[int, ...]]) -> openvino.InferRequest:
+        """What runs a graph on inputs of these shapes, by name."""
+        path = self._paths[graph]
+        model = _read(path)
+        try:
+            model.reshape(shapes)
+            compiled = self._core.compile_model(model, _DEVICE, self._settings)
+        except _FAILURES as error:
+            raise EngineError(f"{path}: expected a graph for inputs of {shapes}: {error}") from error
+        request = compiled.create_infer_request()
+        self._requests[graph, tuple(sorted(shapes.items()))] = request
+        return request
+
+
+def _read(path: Path) -> openvino.Model:
+    """Read a graph with the reader for ONNX and no other: others may execute what they read."""
+    reader = frontend.FrontEndManager().load_by_framework("onnx")
+    try:
+        return reader.convert(reader.load(path))
+    except _FAILURES as error:
+        raise EngineError(f"{path}: expected an ONNX graph that OpenVINO loads: {error}") from error
+
+
+def _tensors(ports: Sequence[Any]) -> list[Tensor]:
+    return [
+        Tensor(
+            name=_name(port),
+            dtype=port.element_type.to_dtype().name,
+            shape=tuple("free" if size.is_dynamic else size.get_length() for size in port.partial_shape),
+        )
+        for port in ports
+    ]
+
+
+def _name(port: Any) -> str:
+    """Name of an input or output; of several, where nodes were folded into it, the one of the signature.
+
+    A node is named by the path of its module, which has dots; a signature's names have none.
+    """
+    name: str = min(port.names, key=lambda each: each.count("."))
+    return name
+
+
+def _tensor(handle: Handle) -> openvino.Tensor:
+    if not isinstance(handle, openvino.Tensor):
+        raise EngineError(f"expected a tensor of this engine, got a {type(handle).__name__}")
+    return handle
+
+
+def _has_bf16() -> bool:
+    return "BF16" in openvino.Core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
+
+
+def _version() -> str:
+    return str(openvino.__version__).split("-")[0]

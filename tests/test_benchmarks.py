@@ -1,0 +1,61 @@
+"""Benchmarks are run by hand; what they conclude from their figures is tested."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from export.samplers import bundle_samplers
+from train.recipe import read_recipe
+
+BENCHMARKS = sorted((Path(__file__).parent.parent / "benchmarks").glob("*.py"))
+SAMPLERS = bundle_samplers(read_recipe().diffusion)
+
+
+def load(name: str) -> ModuleType:
+    (path,) = (path for path in BENCHMARKS if path.stem == name)
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.stem)
+def test_a_benchmark_says_how_it_is_run(path: Path) -> None:
+    done = subprocess.run([sys.executable, str(path), "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"python benchmarks/{path.name}" in done.stdout
+
+
+def test_a_loss_is_measurable_when_its_interval_is_below_zero() -> None:
+    samplers = load("samplers")
+    rng = np.random.default_rng(0)
+    level = {"Pixels": 0.95, "EffNet-Lite0": 0.75, "PixCorr": 0.45}
+    trial = {name: rng.normal(0, 0.2, 300) for name in level}
+
+    def values(loss: float, spread: float) -> dict[str, np.ndarray]:
+        return {
+            name: level[name] + trial[name] + rng.normal(-loss if name == "PixCorr" else 0, spread, 300)
+            for name in level
+        }
+
+    found = {sampler.name: values(0.0, 0.02) for sampler in SAMPLERS}
+    found["dpm++-6-g4"] = values(0.02, 0.02)  # seen because trials are paired: they scatter ten times as much
+    result = samplers.judged(SAMPLERS, found, seed=1)
+    assert result["tables"]["dpm++-6-g4"]["loses"] == ["PixCorr"]
+    assert result["tables"]["ddim-20"]["differences"]["Pixels"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    lossless = [sampler for sampler in SAMPLERS if not result["tables"][sampler.name]["loses"]]
+    assert result["cheapest_lossless"] == min(lossless, key=samplers.unet_calls).name != "dpm++-6-g4"
+    assert [samplers.unet_calls(sampler) for sampler in SAMPLERS] == [40, 32, 24, 19, 20, 16, 16, 13, 12, 10]
+    text = samplers.as_markdown({"trials": 300, "seed": 1, **result})
+    assert f"loses nothing measurable is **{result['cheapest_lossless']}**" in text
+    assert "| dpm++-6-g4 | 10 | 9" in text
