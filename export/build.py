@@ -136,6 +136,7 @@ def _build(export: _Export, seen: Seen | None) -> Bundle:
             limits=export.limits,
             ledger=ledger,
             checkpoint=checkpoint,
+            is_large=export.is_large,
         )
         graphs = _convert(export, converter, decodes)
         contents = Contents(

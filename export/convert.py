@@ -41,6 +41,9 @@ class Converter:
     limits: Limits
     ledger: Ledger
     checkpoint: Checkpoint
+    is_large: bool
+    """Too large for fp16 in torch on a CPU, whose convolutions have no kernel for it there: a step of the
+    paper's UNet takes more than ten minutes."""
     parity: list[GraphParity] = field(default_factory=list)
 
     def convert(self, graph: Graph, expected: list[Arrays]) -> bundle.Graph:
@@ -85,7 +88,7 @@ class Converter:
         elif self.form == "fp16":
             del model
             graph.module.to_half()
-            in_half = outputs_of(graph, torch_runner(graph))
+            in_half = None if self.is_large else outputs_of(graph, torch_runner(graph))
             model = onnxgraph.trace(graph, noted)
             onnxgraph.save(model, path)
             notes = {

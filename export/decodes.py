@@ -105,6 +105,7 @@ class Decodes:
 
     def by_torch(self, way: str, checkpoint: Checkpoint) -> None:
         """Decode with the checkpoint's own modules and diffusers' scheduler."""
+        _log.info("%-15s decoding …", way)
         by_sampler = [
             torch_pictures(checkpoint, self.seen.windows, sampler, self.seed) for sampler in self.samplers
         ]
