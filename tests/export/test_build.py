@@ -174,7 +174,7 @@ def test_the_card_says_how_the_decoder_was_made(exported: Exported) -> None:
 
     def card_of(**changes: object) -> str:
         changed = dataclasses.replace(checkpoint, info=replace(checkpoint.info, **changes))
-        return card(spec, spec.provenance, {}, changed)
+        return card(spec, spec.provenance, {}, changed, "compact")
 
     plain = card_of()
     assert "began with" not in plain
