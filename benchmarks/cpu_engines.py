@@ -119,9 +119,9 @@ def torch_decode(checkpoint: Path, steps: int, *, merged: bool, bf16: bool, comp
     """Decode with torch as diffusers' pipelines do: their scheduler, both conditions in one batch."""
     import torch
 
+    from train.autoencoder import decode_latents
     from train.checkpoint import load_checkpoint, merged_unet
     from train.diffusion import make_scheduler
-    from train.autoencoder import decode_latents
 
     torch.set_num_threads(usable_cores())
     loaded = load_checkpoint(checkpoint)

@@ -11,8 +11,8 @@ from export.source import latent_shape
 from realtime import bundle
 from realtime.bundle import SPEC_FILE, Sampler, Stage
 from realtime.bundlefiles import file_sha256
-from train.preprocessing import streaming_settings
 from train.checkpoint import Checkpoint
+from train.preprocessing import streaming_settings
 
 
 @dataclass(frozen=True, kw_only=True)

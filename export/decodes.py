@@ -29,12 +29,12 @@ from realtime.decode import Decoder, initial_noise
 from realtime.engines import LINE, open_engine
 from realtime.errors import EngineError
 from realtime.identify import Identification, hog, identification, pixels, stack
+from train.autoencoder import decode_latents
 from train.checkpoint import Checkpoint
 from train.decoding import held_out_windows
 from train.errors import TrainError
 from train.linearbrain import LinearBrain
 from train.networks import resized
-from train.autoencoder import decode_latents
 from train.sample import Pictures
 
 REFERENCE = "torch"

@@ -34,16 +34,7 @@ GRID = (5, 4, 3)
 N_VOXELS = 30
 AFFINE = np.diag([1.8, 1.8, 1.8, 1.0])
 DEMO = Path(__file__).parents[2] / "realtime" / "demo_data" / "bundle"
-DEMO_GRAPHS = [
-    "brain",
-    "denoise",
-    pytest.param(
-        "vae",
-        marks=pytest.mark.xfail(
-            reason="the shipped graph casts to uint8 before its last node: export the demo again", strict=True
-        ),
-    ),
-]
+DEMO_GRAPHS = ["brain", "denoise", "vae"]
 STORED_ELEMENTS = 256
 """Weights of the tiny model that count as big."""
 

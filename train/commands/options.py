@@ -25,7 +25,7 @@ def recipe_options(parser: argparse.ArgumentParser) -> None:
         "--recipe",
         type=Path,
         default=Path("demo"),
-        help="recipe file, or a shipped recipe by name: demo, paper (default: %(default)s)",
+        help="recipe file, or a shipped recipe by name: demo, paper, experiments (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=1, help="seed of weights, data order and noise")
 

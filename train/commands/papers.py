@@ -45,7 +45,9 @@ def add_describe(commands: Commands) -> None:
     parser = commands.add_parser(
         "describe", help="parameters of a recipe's model by part, without allocating them"
     )
-    parser.add_argument("recipe", type=Path, help="recipe file, or a shipped recipe: demo, paper")
+    parser.add_argument(
+        "recipe", type=Path, help="recipe file, or a shipped recipe: demo, paper, experiments"
+    )
     parser.add_argument(
         "--subject",
         type=int,
