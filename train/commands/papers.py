@@ -46,7 +46,7 @@ def add_describe(commands: Commands) -> None:
         "describe", help="parameters of a recipe's model by part, without allocating them"
     )
     parser.add_argument(
-        "recipe", type=Path, help="recipe file, or a shipped recipe: demo, paper, experiments"
+        "recipe", type=Path, help="recipe file, or one by name: demo, paper, experiments"
     )
     parser.add_argument(
         "--subject",
