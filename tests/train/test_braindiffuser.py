@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from export.pictures import torch_pictures
+from export.decodes import torch_pictures
 
 from export.__main__ import main as export_main
 from export.parity import psnr_db
