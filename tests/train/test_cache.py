@@ -245,7 +245,7 @@ def test_what_a_killed_preparation_leaves_half_written_is_not_believed(
     prepare(tiny_nsd, 1, tiny_recipe, folder)
     (folder / "causal.npy").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr("train.cache.over_items", full)  # killed once the new array is there
+        patch.setattr("train.cachearrays.over_items", full)  # killed once the new array is there
         with pytest.raises(OSError, match="no space"):
             prepare(tiny_nsd, 1, tiny_recipe, folder)
     again = prepare(tiny_nsd, 1, tiny_recipe, folder)
