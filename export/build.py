@@ -193,6 +193,7 @@ def _decodes(export: _Export, seen: Seen | None, samplers: tuple[Sampler, ...]) 
         samplers=samplers[-1:] if is_large else tuple(dict.fromkeys((samplers[0], samplers[-1]))),
         seed=SEED,
         limits=export.limits,
+        is_large=is_large,
     )
 
 

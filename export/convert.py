@@ -8,7 +8,6 @@ loads them.
 
 from __future__ import annotations
 
-import gc
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from export.onnxgraph import Arrays, onnx_runner, outputs_of, torch_runner
 from export.parity import Difference, Limits, compare, gate, relative
 from export.provenance import Ledger, model_stage
 from export.report import GraphParity, rows
+from export.resources import give_back_memory
 from realtime import bundle
 from train.checkpoint import Checkpoint
 
@@ -55,7 +55,7 @@ class Converter:
         _log.info("%-15s tracing …", graph.name)
         entry, notes, in_half = self._write(graph)
         step = f"{graph.name} onnx"
-        exact = outputs_of(graph, onnx_runner(self._exact_path(graph)))
+        exact = _run(graph, self._exact_path(graph))
         self._note(
             step,
             self._exact_path(graph),
@@ -67,7 +67,7 @@ class Converter:
         if self.form == "fp32":
             return entry
         path = self.folder / entry.file
-        found = compare(graph, outputs_of(graph, onnx_runner(path)), exact)
+        found = compare(graph, _run(graph, path), exact)
         final = f"{graph.name} {FINAL_STEPS[self.form]}"
         self._note(final, path, step, found, self.limits.stored, {"against": "ONNX in fp32"} | notes)
         if in_half is not None:
@@ -86,7 +86,7 @@ class Converter:
             notes["fp16_weights"] = str(onnxgraph.store_compactly(model))
             onnxgraph.save(model, path)
         elif self.form == "fp16":
-            del model
+            onnxgraph.drop_weights(model)
             graph.module.to_half()
             in_half = None if self.is_large else outputs_of(graph, torch_runner(graph))
             model = onnxgraph.trace(graph, noted)
@@ -95,9 +95,9 @@ class Converter:
                 "opset": str(onnxgraph.OPSETS["float16"]),
                 FLOAT32_NODES: model.metadata_props[FLOAT32_NODES],
             }
-        del model
+        onnxgraph.drop_weights(model)
         graph.module.release()
-        gc.collect()  # what torch.export made refers to itself
+        give_back_memory()
         entry = bundle.Graph(file=path.name, precision=PRECISIONS[self.form], inputs=inputs, outputs=outputs)
         return entry, notes, in_half
 
@@ -130,3 +130,10 @@ class Converter:
         limit = self.limits.stored
         gate(step, relative(found), limit)
         self.parity += rows(step, against, found, limit)
+
+
+def _run(graph: Graph, path: Path) -> list[Arrays]:
+    """What a file gives for the graph's cases."""
+    outputs = outputs_of(graph, onnx_runner(path))
+    give_back_memory()
+    return outputs

@@ -22,6 +22,7 @@ from export.errors import ExportError
 from export.parity import Limits, gate, gate_psnr, psnr_db
 from export.provenance import Ledger
 from export.report import DecodeParity, GraphParity, Parity
+from export.resources import give_back_memory
 from export.samplers import diffusers_steps
 from export.source import latent_shape
 from realtime.bundle import Bundle, Sampler
@@ -40,6 +41,8 @@ from train.sample import Pictures
 REFERENCE = "torch"
 N_RANDOM, N_HELD_OUT = 4, 100
 _COMPARED_PX = 64
+_TAKES_TWICE = "openvino"
+"""Compiles the UNet, with weights of its own, once for each number of conditions: too much of a large one."""
 
 _log = logging.getLogger(__name__)
 
@@ -98,6 +101,7 @@ class Decodes:
     samplers: tuple[Sampler, ...]
     seed: int
     limits: Limits
+    is_large: bool = False
     rows: list[DecodeParity] = field(default_factory=list)
     digest: str = ""
     """SHA-256 of the last pictures."""
@@ -126,12 +130,19 @@ class Decodes:
         except EngineError as error:
             self.rows.append(DecodeParity(way=way, reason=str(error)))
             return
-        self._add(way, engine.description, np.stack(pictures))
+        description = engine.description
+        del decoder, engine
+        give_back_memory()
+        self._add(way, description, np.stack(pictures))
 
     def by_every_engine(self, form: str, bundle: Bundle) -> None:
         """Decode the bundle on each engine; ONNX Runtime's CPU, which every machine has, is the last."""
         for name in LINE:
-            self.by_engine(f"{form}, {name}", bundle, name)
+            way = f"{form}, {name}"
+            if self.is_large and name == _TAKES_TWICE:
+                self.rows.append(DecodeParity(way=way, reason="not tried: it would take more than 18 GB"))
+            else:
+                self.by_engine(way, bundle, name)
 
     def note(self, ledger: Ledger, made_from: list[str]) -> None:
         """Add the stage ``decodes``."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +65,14 @@ def trace(graph: Graph, facts: Mapping[str, str] | None = None) -> ir.Model:
             output_names=list(graph.outputs),
             dynamic_shapes=free,
             verbose=False,
+            optimize=False,
         )
-    if program is None:
-        raise ExportError(f"{graph.name}: expected an ONNX graph of torch.onnx.export, got none")
-    model = program.model
+        if program is None:
+            raise ExportError(f"{graph.name}: expected an ONNX graph of torch.onnx.export, got none")
+        model = program.model
+        weights = list(model.graph.initializers.values())
+        program.optimize()
+    _forget(value for value in weights if value.graph is not model.graph)
     name_by_module(model, graph.name, graph.module.state_dict().keys())
     notes = {"precision": precision} | dict(facts or {})
     if precision == "float16":
@@ -131,6 +135,17 @@ def save(model: ir.Model, path: Path) -> None:
         v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None
     )
     ir.save(model, path, external_data=f"{path.name}.data" if n_bytes > MAX_INLINE_BYTES else None)
+
+
+def drop_weights(model: ir.Model) -> None:
+    """Give up the weights of a model that was written."""
+    _forget(model.graph.initializers.values())
+
+
+def _forget(values: Iterable[ir.Value]) -> None:
+    """Let go of torch's memory: the optimizer's rules remember the last graph that they were tried on."""
+    for value in values:
+        value.const_value = None
 
 
 def files_sha256(path: Path) -> str:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import platform
 import shutil
+import sys
 from pathlib import Path
 
 import psutil
@@ -59,6 +63,16 @@ def check_disk(n_weights: int, form: Form, out: Path) -> None:
             f"expected {need / 1e9:.1f} GB of free disk at {place}, found {free / 1e9:.1f} GB; nothing was "
             "written. Free some, or choose another --out"
         )
+
+
+def give_back_memory() -> None:
+    """Give the system what is no longer used: cycles of Python objects, and freed memory that glibc keeps.
+
+    Of a session of ONNX Runtime that has ended, that is about half.
+    """
+    gc.collect()
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from export.decodes import torch_pictures
 
 from export.__main__ import main as export_main
+from export.decodes import torch_pictures
 from export.parity import psnr_db
 from nsd import Layout, Stimuli
 from realtime.bundle import Bundle
