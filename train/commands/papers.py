@@ -45,9 +45,7 @@ def add_describe(commands: Commands) -> None:
     parser = commands.add_parser(
         "describe", help="parameters of a recipe's model by part, without allocating them"
     )
-    parser.add_argument(
-        "recipe", type=Path, help="recipe file, or one by name: demo, paper, experiments"
-    )
+    parser.add_argument("recipe", type=Path, help="recipe file, or one by name: demo, paper, experiments")
     parser.add_argument(
         "--subject",
         type=int,
