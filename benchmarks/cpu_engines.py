@@ -1,8 +1,15 @@
 """Whole decodes on this CPU: the runtime's engines beside the same model in torch and diffusers.
 
-    python benchmarks/cpu_engines.py --checkpoint CHECKPOINT --out docs/results/cpu_engines.json
-    python benchmarks/cpu_engines.py --checkpoint FULL_SIZE --bundle ITS_BUNDLE --steps 2 -n 3
+    python benchmarks/full_size_export.py --recipe demo --forms compact --work W --keep
+    python benchmarks/cpu_engines.py --checkpoint W/checkpoint --bundle W/compact
+        --out docs/results/cpu_engines.json
+
+and at full size, after the same without ``--recipe demo``:
+
+    python benchmarks/cpu_engines.py --checkpoint W/checkpoint --bundle W/compact --steps 2 -n 3
         --one-at-a-time --out docs/results/cpu_engines_full_size.json
+
+Of another checkpoint than a random one, what is measured is the same.
 
 A decode is: window, brain module, DDIM with classifier-free guidance, VAE, 8-bit picture. Every mode is a
 process of its own with all cores, waits while the others work, and takes its turn in every round, so that a

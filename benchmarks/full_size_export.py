@@ -5,7 +5,8 @@
 A checkpoint of the recipe ``paper`` with random weights (brain module for 15 724 voxels, UNet of Versatile
 Diffusion with an adapter, its VAE) is written to a folder, and ``export_bundle`` makes a bundle of it in each
 form, in a process of its own, whose peak memory is what the system says of it. Random weights take the time
-and the memory of real ones; parity with real ones can differ. Needs 30 GB of disk.
+and the memory of real ones; parity with real ones can differ. Needs 30 GB of disk. ``--recipe demo`` does the
+same at the demo's size; with ``--work DIR --keep`` checkpoint and bundles stay, for ``cpu_engines.py``.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ from train.dynadiff import Dynadiff, brain_config
 from train.finetune import set_trainable
 from train.recipe import read_recipe
 
-N_VOXELS, GRID, TR_S = 15_724, (81, 104, 83), 4 / 3
+N_VOXELS = {"paper": 15_724, "demo": 2_000}
+GRID, TR_S = (81, 104, 83), 4 / 3
 LIMITS = {"peak_gb": 16, "minutes": 20}
 ADAPTER_SD = 0.02
 
@@ -51,6 +53,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--forms", nargs="+", default=["fp32", "fp16"], choices=("compact", "fp32", "fp16"))
+    parser.add_argument("--recipe", default="paper", choices=tuple(N_VOXELS), help="default: %(default)s")
     parser.add_argument("--work", type=Path, help="folder to work in (default: a temporary one)")
     parser.add_argument("--keep", action="store_true", help="leave the checkpoint and the bundles in --work")
     parser.add_argument("--out", type=Path, help="JSON file of the figures")
@@ -60,7 +63,7 @@ def main() -> None:
         folder = options.work if options.keep else Path(temporary)
         checkpoint = folder / "checkpoint"
         if not (checkpoint / "checkpoint.json").exists():
-            in_own_process(write_checkpoint, folder)
+            in_own_process(write_checkpoint, folder, options.recipe)
         for form in options.forms:
             out = folder / form
             found[form] = in_own_process(export, checkpoint, form, out) | {"machine": machine()}
@@ -129,10 +132,10 @@ class Journal(logging.Handler):
         print(f"{at:6.2f} min {peak_gb:5.1f} GB  {line}", flush=True)
 
 
-def write_checkpoint(folder: Path) -> None:
-    """A base model and a checkpoint of the paper's recipe as training leaves them, with random weights."""
+def write_checkpoint(folder: Path, name: str) -> None:
+    """A base model and a checkpoint of a recipe as training leaves them, with random weights."""
     torch.manual_seed(1)
-    recipe = read_recipe(Path("paper"))
+    recipe, n_voxels = read_recipe(Path(name)), N_VOXELS[name]
     unet = make_unet(recipe.base)
     unet.save_pretrained(folder / "base" / "image_unet")
     make_vae(recipe.base).save_pretrained(folder / "base" / "vae")
@@ -142,7 +145,7 @@ def write_checkpoint(folder: Path) -> None:
             torch.nn.init.normal_(weight, std=ADAPTER_SD)
     null_NW = torch.randn(recipe.base.n_tokens, recipe.base.token_width)
     model = Dynadiff(BrainModule(brain_config(recipe, N_VOXELS)), unet, null_NW, recipe)
-    subject = TrainedSubject(number=1, n_voxels=N_VOXELS, held_out_runs=[], n_train_trials=0)
+    subject = TrainedSubject(number=1, n_voxels=n_voxels, held_out_runs=[], n_train_trials=0)
     info = CheckpointInfo(
         subjects=[subject], seed=1, tr_s=TR_S, recipe=recipe, base="../base", last_loss=None
     )
@@ -150,9 +153,9 @@ def write_checkpoint(folder: Path) -> None:
     of_subject = subject_folder(folder / "checkpoint", 1)
     of_subject.mkdir()
     mask = np.zeros(GRID, dtype=np.int16)
-    mask.flat[:N_VOXELS] = 1
+    mask.flat[:n_voxels] = 1
     nibabel.save(nibabel.Nifti1Image(mask, np.diag([1.8, 1.8, 1.8, 1.0])), of_subject / "roi.nii.gz")
-    ones = np.ones(N_VOXELS, dtype=np.float32)
+    ones = np.ones(n_voxels, dtype=np.float32)
     np.savez(of_subject / "prior.npz", mean=900 * ones, sd=20 * ones)
 
 

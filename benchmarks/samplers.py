@@ -1,13 +1,12 @@
 """What a bundle's sampler tables cost and what they lose, on held-out runs.
 
-    python benchmarks/samplers.py --nsd data/nsd --checkpoint checkpoints/sub-01 --trials 320
-        --out docs/results/samplers
+    python benchmarks/samplers.py --nsd data/nsd --out docs/results/samplers
 
-Held-out presentations, drawn by seed as ``python -m train evaluate`` draws them, are decoded by the runtime
-with every table, from windows preprocessed as the runtime does. Each table's identification and PixCorr stand
-with their 95 % bootstrap intervals over trials, and so do their differences from DDIM's on the same trials.
-A table loses something measurable in a metric where the interval of the difference lies below zero; named is
-the cheapest that does so in none. Writes OUT.json and OUT.md.
+Presentations of the runs that the bundle's model never saw are decoded by the runtime with every table of the
+bundle, from windows preprocessed as the runtime does. Each table's identification and PixCorr stand with their
+95 % bootstrap intervals, and so do their differences from the first table's on the same trials. A table loses
+something measurable in a metric where the interval of the difference lies below zero; named is the cheapest
+that does so in none. Writes OUT.json and OUT.md.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,23 +23,20 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from export.build import export_bundle
-from export.samplers import bundle_samplers
-from nsd import Layout, Stimuli
+from nsd import Layout, Run, RunKey, RunTrial, Stimuli, read_roi, run_trials
 from realtime.bundle import Bundle, Sampler
 from realtime.decode import Decoder
 from realtime.engines import open_engine
-from train.cache import prepare, subject_cache
-from train.checkpoint import load_checkpoint
-from train.dataset import averaged_windows
-from train.decoding import held_out_groups, images_of
+from realtime.preprocess import causal_windows
+from train.resample import PerTrial, Resampling, resample
 from train.table import METRICS, see
 
 MEASURED = ("Pixels", "EffNet-Lite0", "PixCorr")
 N_RESAMPLES = 10_000
+DEMO = Path(__file__).parent.parent / "realtime" / "demo_data" / "bundle"
 
 Pictures = NDArray[np.uint8]
-Values = dict[str, NDArray[np.float64]]
+Values = dict[str, PerTrial]
 """By metric, one number per trial."""
 
 
@@ -59,30 +55,29 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--nsd", type=Path, required=True, help="root of the data set")
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--bundle", type=Path, help="made of it (default: one is exported for this)")
-    parser.add_argument("--cache", type=Path, help="prepared recordings (default: in the checkpoint)")
+    parser.add_argument("--bundle", type=Path, default=DEMO, help="(default: the demo's)")
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--trials", type=int, default=320)
     parser.add_argument("--seed", type=int, default=1, help="of the trials drawn and of the first noise")
     parser.add_argument("--out", type=Path, required=True, help="two files: OUT.json, OUT.md")
     options = parser.parse_args()
-    shown, windows = held_out(options)
-    checkpoint = load_checkpoint(options.checkpoint)
-    samplers = bundle_samplers(checkpoint.recipe.diffusion)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = options.bundle or export_bundle(options.checkpoint, Path(scratch) / "bundle").folder
-        opened = Bundle.open(folder)
-        engine = open_engine(opened, options.engine)
-        decoder = Decoder(opened, engine, options.seed)
-        decoded = {sampler.name: decode(decoder, windows, sampler) for sampler in samplers}
-    values = scores(shown, decoded)
+    bundle, layout = Bundle.open(options.bundle), Layout(options.nsd)
+    trials = drawn(bundle, layout, options.trials, options.seed)
+    images = np.array([item.trial.image for item in trials], dtype=np.int64)
+    with Stimuli(layout) as stimuli:
+        shown = stimuli.images(images.tolist())
+    windows = streamed(bundle, layout, trials)
+    engine = open_engine(bundle, options.engine)
+    decoder = Decoder(bundle, engine, options.seed)
+    samplers = bundle.spec.samplers
+    decoded = {sampler.name: decode(decoder, windows, sampler) for sampler in samplers}
     results = {
+        "bundle": bundle.sha256,
         "trials": len(shown),
         "seed": options.seed,
         "engine": engine.description,
         "date": datetime.date.today().isoformat(),
-        **judged(samplers, values, options.seed),
+        **judged(samplers, scores(shown, decoded), resample(images, N_RESAMPLES, options.seed)),
     }
     options.out.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n")
     text = as_markdown(results)
@@ -90,19 +85,47 @@ def main() -> None:
     print(text)
 
 
-def held_out(options: argparse.Namespace) -> tuple[Pictures, NDArray[np.float32]]:
-    """Pictures shown ``[n, H, W, 3]`` and windows ``[n, V, T]``, preprocessed causally."""
-    checkpoint = load_checkpoint(options.checkpoint)
-    recipe, number = checkpoint.recipe, checkpoint.subject.number
-    folder = subject_cache(options.cache or options.checkpoint / "cache", number)
-    cache = prepare(options.nsd, number, recipe, folder, seed=checkpoint.info.seed)
-    groups = held_out_groups(
-        cache, recipe, [recipe.window], average=False, seed=options.seed, n_groups=options.trials
-    )
-    with Stimuli(Layout(options.nsd)) as stimuli:
-        shown = stimuli.images(images_of(cache, groups).tolist())
-    windows = averaged_windows(cache, groups, recipe.window, "causal", recipe)
-    return shown, windows.astype(np.float32)
+def held_out_runs(bundle: Bundle) -> list[RunKey]:
+    """Runs that the bundle's model has not seen, by what its provenance notes."""
+    (stage,) = (stage for stage in bundle.spec.provenance if stage.name == "checkpoint")
+    noted = stage.notes.get("held_out_runs", "").split()
+    if not noted:
+        raise SystemExit(f"{bundle.folder} names no runs that were held out from training")
+    return [RunKey(bundle.spec.subject, *(int(part) for part in run.split("/"))) for run in noted]
+
+
+def drawn(bundle: Bundle, layout: Layout, n: int, seed: int) -> list[RunTrial]:
+    """At most ``n`` held-out presentations whose windows the runtime trusts, in order."""
+    window, warmup = bundle.decoder().window, bundle.spec.preprocessing.warmup_volumes
+    usable = [
+        item
+        for item in run_trials(layout, held_out_runs(bundle))
+        if warmup - 1 <= item.trial.onset_volume + window.delay_volumes < Run(layout, *item.run).n_volumes
+    ]
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(usable))[:n])
+    return [usable[index] for index in chosen]
+
+
+def streamed(bundle: Bundle, layout: Layout, trials: Sequence[RunTrial]) -> NDArray[np.float32]:
+    """Windows ``[n, V, T]`` of presentations in the order of their runs, as the runtime would make them."""
+    spec, window = bundle.spec, bundle.decoder().window
+    roi = read_roi(layout, spec.subject)
+    ends: dict[RunKey, list[int]] = {}
+    for item in trials:
+        ends.setdefault(item.run, []).append(item.trial.onset_volume + window.delay_volumes)
+    parts = [
+        causal_windows(
+            Run(layout, *key).roi_series(roi),
+            spec.tr_s,
+            spec.preprocessing,
+            bundle.prior_mean,
+            bundle.prior_sd,
+            window.length_volumes,
+            of_run,
+        )
+        for key, of_run in tqdm(ends.items(), "runs")
+    ]
+    return np.concatenate(parts)
 
 
 def decode(decoder: Decoder, windows: NDArray[np.float32], sampler: Sampler) -> Pictures:
@@ -123,18 +146,16 @@ def scores(shown: Pictures, decoded: dict[str, Pictures]) -> dict[str, Values]:
     }
 
 
-def judged(samplers: tuple[Sampler, ...], values: dict[str, Values], seed: int) -> dict[str, Any]:
+def judged(samplers: Sequence[Sampler], values: dict[str, Values], resampling: Resampling) -> dict[str, Any]:
     """Each table's metrics and their differences from the first's, and the cheapest that loses nothing."""
     first = values[samplers[0].name]
-    n_trials = len(next(iter(first.values())))
-    draws = np.random.default_rng(seed).integers(n_trials, size=(N_RESAMPLES, n_trials))
     tables = {}
     for sampler in samplers:
         found = values[sampler.name]
-        differences = {name: interval(found[name] - first[name], draws) for name in MEASURED}
+        differences = {name: interval(found[name] - first[name], resampling) for name in MEASURED}
         tables[sampler.name] = {
             "unet_calls": unet_calls(sampler),
-            "metrics": {name: vars(interval(found[name], draws)) for name in MEASURED},
+            "metrics": {name: vars(interval(found[name], resampling)) for name in MEASURED},
             "differences": {name: vars(each) for name, each in differences.items()},
             "loses": [name for name, each in differences.items() if each.high < 0],
         }
@@ -146,10 +167,10 @@ def judged(samplers: tuple[Sampler, ...], values: dict[str, Values], seed: int) 
     }
 
 
-def interval(values: NDArray[np.float64], draws: NDArray[np.int64]) -> Interval:
-    """The mean of one number per trial, with its interval over draws ``[resamples, trials]``."""
-    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
-    return Interval(mean=float(values.mean()), low=float(low), high=float(high))
+def interval(values: PerTrial, resampling: Resampling) -> Interval:
+    """The mean of one number per trial, with its interval."""
+    low, high = resampling.interval(values)
+    return Interval(mean=float(values.mean()), low=low, high=high)
 
 
 def unet_calls(sampler: Sampler) -> int:
@@ -161,7 +182,7 @@ def as_markdown(results: dict[str, Any]) -> str:
     """The table for people."""
     lines = [
         f"{results['trials']} held-out trials (seed {results['seed']}), streaming; brackets: 95 % intervals "
-        f"over trials; Δ: paired difference from {results['reference']}.",
+        f"over pictures; Δ: paired difference from {results['reference']}.",
         "",
         "| table | UNet calls | " + " | ".join(f"{name} | Δ" for name in MEASURED) + " | loses |",
         "|---|---|" + "---|---|" * len(MEASURED) + "---|",
