@@ -2,11 +2,11 @@
 
     python benchmarks/samplers.py --nsd data/nsd --out docs/results/samplers
 
-Presentations of the runs that the bundle's model never saw are decoded by the runtime with every table of the
-bundle, from windows preprocessed as the runtime does. Each table's identification and PixCorr stand with their
-95 % bootstrap intervals, and so do their differences from the first table's on the same trials. A table loses
-something measurable in a metric where the interval of the difference lies below zero; named is the cheapest
-that does so in none. Writes OUT.json and OUT.md.
+Presentations of the runs that the bundle's model never saw are decoded by the runtime with every table of
+the bundle, from windows preprocessed as the runtime does. Each table's identification and PixCorr stand
+with their 95 % bootstrap intervals, and so do their differences from the first table's on the same trials.
+A table loses something measurable in a metric where the interval of the difference lies below zero; named is
+the cheapest that does so in none. Writes OUT.json and OUT.md.
 """
 
 from __future__ import annotations
