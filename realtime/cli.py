@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from realtime.cli_engines import add_bench, add_doctor, add_engine_options
+from realtime.cli_security import add_keys, add_keys_option
 from realtime.errors import RealtimeError
 
 _say = partial(print, flush=True)
@@ -37,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     add_doctor(commands)
     add_bench(commands)
+    add_keys(commands)
     return parser
 
 
@@ -60,8 +62,10 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--source",
         default="tcp://127.0.0.1:5555",
         metavar="ADDRESS",
-        help="where the scanner connects to, on this machine (default %(default)s)",
+        help="where the scanner connects to; on another network than loopback only with --keys "
+        "(default %(default)s)",
     )
+    add_keys_option(parser)
     _add_common(parser, opens=False)
     parser.set_defaults(command=_serve)
 
@@ -118,6 +122,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         out=arguments.out,
         engine=arguments.engine,
         sampler=arguments.sampler,
+        keys=arguments.keys,
     )
     serve(options, open_browser=arguments.open, tell=_say)
 

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from realtime.bundle import SPEC_FILE, Bundle
+from realtime.curve import load_server_keys
 from realtime.decode import Decoder
 from realtime.engines import open_engine
 from realtime.errors import ServeError
@@ -45,6 +46,8 @@ class Options:
     """One of :data:`realtime.engines.ENGINES`."""
     sampler: str | None = None
     """The bundle's sampler to decode with; by default the best for which there is time."""
+    keys: Path | None = None
+    """The runtime's folder of :func:`realtime.curve.make_keys`; without it scanners need no key."""
 
 
 class Service:
@@ -54,7 +57,8 @@ class Service:
     """
 
     def __init__(self, options: Options) -> None:
-        self._source = ZeroMqSource(options.source)
+        keys = load_server_keys(options.keys) if options.keys else None
+        self._source = ZeroMqSource(options.source, keys)
         self.bundle = Bundle.open(options.bundle)
         sampler = self.bundle.sampler(options.sampler) if options.sampler else None
         engine = open_engine(self.bundle, options.engine)
