@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from realtime.cli_engines import add_bench, add_doctor, add_engine_options
-from realtime.cli_security import add_keys, add_keys_option
+from realtime.cli_security import add_keys, add_keys_option, add_page_options
 from realtime.errors import RealtimeError
 
 _say = partial(print, flush=True)
@@ -66,6 +66,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "(default %(default)s)",
     )
     add_keys_option(parser)
+    add_page_options(parser)
     _add_common(parser, opens=False)
     parser.set_defaults(command=_serve)
 
@@ -89,7 +90,7 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 def _add_common(parser: argparse.ArgumentParser, *, opens: bool) -> None:
     parser.add_argument(
-        "--port", type=_port, default=8765, help="of the page on 127.0.0.1; 0: any free one (default 8765)"
+        "--port", type=_port, default=8765, help="of the page; 0: any free one (default 8765)"
     )
     parser.add_argument("--headless", action="store_true", help="serve no page")
     parser.add_argument(
@@ -123,6 +124,9 @@ def _serve(arguments: argparse.Namespace) -> None:
         engine=arguments.engine,
         sampler=arguments.sampler,
         keys=arguments.keys,
+        page_host=arguments.page_host,
+        tls_cert=arguments.tls_cert,
+        tls_key=arguments.tls_key,
     )
     serve(options, open_browser=arguments.open, tell=_say)
 

@@ -48,6 +48,21 @@ def add_keys_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_page_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that show the page to other machines."""
+    parser.add_argument(
+        "--page-host",
+        default="127.0.0.1",
+        metavar="IP",
+        help="where the page listens; another address than this machine's loopback, such as 0.0.0.0, needs a "
+        "certificate, and whoever looks needs the token in the URL that is printed (default %(default)s)",
+    )
+    parser.add_argument(
+        "--tls-cert", type=Path, metavar="PEM", help="the page's certificate, with the names it is reached by"
+    )
+    parser.add_argument("--tls-key", type=Path, metavar="PEM", help="the certificate's key")
+
+
 def _make_keys(arguments: argparse.Namespace) -> None:
     from realtime.curve import make_keys
 
