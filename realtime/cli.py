@@ -66,6 +66,12 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "(default %(default)s)",
     )
     add_keys_option(parser)
+    parser.add_argument(
+        "--publish",
+        metavar="ADDRESS",
+        help="send every frame to programs that subscribe here, such as tcp://127.0.0.1:5556 "
+        "(default: nowhere)",
+    )
     add_page_options(parser)
     _add_common(parser, opens=False)
     parser.set_defaults(command=_serve)
@@ -124,6 +130,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         engine=arguments.engine,
         sampler=arguments.sampler,
         keys=arguments.keys,
+        publish=arguments.publish,
         page_host=arguments.page_host,
         tls_cert=arguments.tls_cert,
         tls_key=arguments.tls_key,

@@ -24,10 +24,9 @@ import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import zmq
-import zmq.asyncio
 from zmq.auth import create_certificates, load_certificate
 from zmq.auth.asyncio import AsyncioAuthenticator
 from zmq.utils import z85
@@ -129,7 +128,7 @@ class Guard:
     Needs a running event loop.
     """
 
-    def __init__(self, context: zmq.asyncio.Context, keys: ServerKeys, right: Right) -> None:
+    def __init__(self, context: zmq.Context[Any], keys: ServerKeys, right: Right) -> None:
         self._keys, self._right = keys, right
         self._authenticator = AsyncioAuthenticator(context)
         self._authenticator.configure_curve_callback(right, _Allowed(keys.allowed[right], _told_once()))
@@ -138,7 +137,7 @@ class Guard:
         """Begin to answer the sockets' questions."""
         self._authenticator.start()
 
-    def protect(self, socket: zmq.asyncio.Socket) -> None:
+    def protect(self, socket: zmq.Socket[Any]) -> None:
         """Make a socket, before it is bound, ask for keys; without a guard that answers it lets nobody in."""
         socket.curve_publickey, socket.curve_secretkey = self._keys.own.public, self._keys.own.secret
         socket.curve_server = True

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
+import numpy as np
 
 from realtime import wire
 from realtime.bundle import Bundle
@@ -90,9 +91,10 @@ def recorded_events(run: Run) -> Iterator[Event]:
         message = wire.decode_to_runtime(entry.header)
         if isinstance(message, wire.Marker):
             shown = Shown(run_id=run.name, onset_volume=message.onset_volume, name=message.name)
-            yield Event(shown, png=entry.payload)
+            yield Event(shown, png=entry.payload, is_recorded=True)
     for row in folder.rows():
         frame = row_frame(row, run.name)
         image = cv2.imread(str(folder.path / row.frame)) if row.frame else None
         if frame is not None and image is not None:
-            yield Event(frame, image=cv2.cvtColor(image, cv2.COLOR_BGR2RGB))  # type: ignore[arg-type]
+            rgb = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+            yield Event(frame, image=rgb, is_recorded=True)

@@ -23,6 +23,7 @@ from realtime.engines import open_engine
 from realtime.errors import ServeError
 from realtime.events import Broadcast
 from realtime.pipeline import Pipeline, Settings
+from realtime.publish import Publisher
 from realtime.sources.zeromq import ZeroMqSource
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class Options:
     """The bundle's sampler to decode with; by default the best for which there is time."""
     keys: Path | None = None
     """The runtime's folder of :func:`realtime.curve.make_keys`; without it scanners need no key."""
+    publish: str | None = None
+    """Where frames are published, ``tcp://127.0.0.1:5556``; None: nowhere."""
     page_host: str = "127.0.0.1"
     """IP address of the page; another than loopback needs a certificate."""
     tls_cert: Path | None = None
@@ -82,17 +85,24 @@ class Service:
         decoder = Decoder(self.bundle, engine, SEED)
         self.pipeline = Pipeline(settings, self._source, decoder, self.closed.put_nowait)
         self._viewer = page(self.pipeline.broadcast) if page else None
+        self.publisher = None
+        if options.publish:
+            self.publisher = Publisher(options.publish, self.bundle.decoder().name, keys)
+            self.pipeline.broadcast.call(self.publisher.take)
         self.source_address = ""
+        self.publish_address: str | None = None
         self.url: str | None = None
 
     async def start(self) -> None:
         """Listen. :raises ServeError: where a port is in use."""
-        self.source_address = await self._source.start()
-        try:
+        async with contextlib.AsyncExitStack() as started:
+            self.source_address = await self._source.start()
+            started.push_async_callback(self._source.stop)
+            if self.publisher:
+                self.publish_address = self.publisher.start()
+                started.callback(self.publisher.stop)
             self.url = await self._viewer.start() if self._viewer else None
-        except ServeError:
-            await self._source.stop()
-            raise
+            started.pop_all()
 
     async def stop(self, *, end_run: bool) -> Path | None:
         """Let go of everything; returns the folder of the run that was open, if any."""
@@ -100,6 +110,8 @@ class Service:
         if self._viewer:
             await self._viewer.stop()
         await self._source.stop()
+        if self.publisher:
+            self.publisher.stop()
         return folder
 
 

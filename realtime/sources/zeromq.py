@@ -52,7 +52,7 @@ class ZeroMqSource:
         except zmq.ZMQError as error:
             socket.close(linger=0)
             self._end_context()
-            raise ServeError(_bind_message(f"tcp://{host}:{self._port}", error)) from error
+            raise ServeError(bind_message(f"tcp://{host}:{self._port}", error)) from error
         self._socket = socket
         return str(socket.get_string(zmq.LAST_ENDPOINT))
 
@@ -146,7 +146,8 @@ _PAYLOAD_LIMITS: dict[type, int] = {
 }
 
 
-def _bind_message(address: str, error: zmq.ZMQError) -> str:
+def bind_message(address: str, error: zmq.ZMQError) -> str:
+    """Why an address cannot be listened at, for an operator."""
     if error.errno == zmq.EADDRINUSE:
         return f"{address} is in use, perhaps by another runtime; stop that one or choose another port"
     return f"cannot listen on {address}: {error.strerror}"

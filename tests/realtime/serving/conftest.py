@@ -73,9 +73,11 @@ def picture_png(seed: int, edge_px: int = 32) -> bytes:
 class Client:
     """A scanner that does what a test says, message by message."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, prepare: Callable[[zmq.Socket[bytes]], None] | None = None) -> None:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
+        if prepare:
+            prepare(self._socket)
         self._socket.connect(address)
 
     def close(self) -> None:
@@ -166,8 +168,8 @@ def make_picture() -> Callable[..., bytes]:
 def connect() -> Iterator[Callable[[str], Client]]:
     clients: list[Client] = []
 
-    def make(address: str) -> Client:
-        clients.append(Client(address))
+    def make(address: str, prepare: Callable[[zmq.Socket[bytes]], None] | None = None) -> Client:
+        clients.append(Client(address, prepare))
         return clients[-1]
 
     yield make

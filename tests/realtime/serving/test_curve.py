@@ -181,7 +181,7 @@ def stolen_public_key(keys: Path) -> Callable[[zmq.Socket[bytes]], None]:
 
 
 def test_only_the_scanner_gets_an_answer_and_the_runtime_goes_on(
-    serve, keys: Path, dealer: Connect, make_scan, account_of
+    serve, connect, keys: Path, dealer: Connect, make_scan, account_of
 ) -> None:
     served = serve("--keys", str(keys / "runtime"), source="tcp://0.0.0.0:0")
     address = served.address.replace("0.0.0.0", "127.0.0.1")
@@ -199,34 +199,14 @@ def test_only_the_scanner_gets_an_answer_and_the_runtime_goes_on(
         for intruder in intruders:
             intruder.send_multipart([b"\xc1", b""])  # which a runtime refuses, where it listens
             intruder.send_multipart([wire.encode(scan.start), b""])
-        scanner = dealer(address, load_client_keys(keys / "scanner").use)
-        send_run(scanner, scan)
+        connect(address, load_client_keys(keys / "scanner").use).send_run(scan)
         for intruder in intruders:
             assert not intruder.poll(0)
-    assert account_of_closed(served, scan, account_of)["received"] == scan.n_volumes
+    assert served.interrupt() == 0
+    assert account_of(served.run_folder(scan))["received"] == scan.n_volumes
     log = served.log()
     assert "refused" not in log
     assert log.count("turned away a peer") == 2  # the unlisted key and the subscriber's, each once
-
-
-def send_run(scanner: zmq.Socket[bytes], scan) -> None:
-    """A whole run, every reply checked."""
-
-    def ask(message: wire.ToRuntime, buffer: bytes = b"") -> wire.ToScanner:
-        scanner.send_multipart([wire.encode(message), buffer])
-        assert scanner.poll(300_000), "the runtime did not answer"
-        return wire.decode_to_scanner(scanner.recv_multipart()[0])
-
-    assert ask(scan.start) == wire.RunAccepted(run_id=scan.run_id, held=[])
-    for index in range(scan.n_volumes):
-        acknowledged = ask(scan.volume(index), scan.voxels(index).tobytes())
-        assert acknowledged == wire.Ack(run_id=scan.run_id, index=index)
-    assert ask(scan.end()) == wire.RunClosed(run_id=scan.run_id)
-
-
-def account_of_closed(served, scan, account_of):
-    assert served.interrupt() == 0
-    return account_of(served.run_folder(scan))
 
 
 def test_the_simulated_scanner_replays_a_run_with_its_keys(serve, keys: Path, tiny_nsd: Path) -> None:
