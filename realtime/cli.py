@@ -73,6 +73,12 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "(default: nowhere)",
     )
     add_page_options(parser)
+    parser.add_argument(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="of the log on standard error: lines for people, or a JSON object a line (default %(default)s)",
+    )
     _add_common(parser, opens=False)
     parser.set_defaults(command=_serve)
 
@@ -116,10 +122,11 @@ def _add_common(parser: argparse.ArgumentParser, *, opens: bool) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> None:
+    from realtime import logs
     from realtime.serve import serve
     from realtime.service import Options, choose_bundle
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logs.configure(arguments.log_format, logging.INFO)
     bundle, is_demo = choose_bundle(arguments.bundle, arguments.subject)
     options = Options(
         bundle=bundle,

@@ -107,7 +107,8 @@ class Publisher:
     def __init__(self, address: str, decoder: str, keys: ServerKeys | None = None) -> None:
         self.overruns = 0
         """Times that a subscriber's queue was found full: it misses messages until it has read on."""
-        self._sequence = 0
+        self.sequence = 0
+        """Messages so far."""
         self._host, self._port = check_address(address, has_keys=keys is not None)
         self._decoder = decoder
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -170,7 +171,7 @@ class Publisher:
         elif has_ended and status.run_folder == self._open_folder:
             self._open_folder = None
             end = RunEnd(
-                sequence=self._sequence,
+                sequence=self.sequence,
                 run_id=status.run_id,
                 counts=status.counts,
                 published_unix_s=time.time(),
@@ -179,7 +180,7 @@ class Publisher:
 
     def _run_start(self, status: Status, run_id: str, subject: int) -> RunStart:
         return RunStart(
-            sequence=self._sequence,
+            sequence=self.sequence,
             run_id=run_id,
             subject=subject,
             tr_s=status.tr_s,
@@ -195,7 +196,7 @@ class Publisher:
         height, width, channels = shape
         now_s = time.time()
         return FrameHeader(
-            sequence=self._sequence,
+            sequence=self.sequence,
             run_id=frame.run_id,
             volume=frame.volume,
             window=frame.window,
@@ -214,7 +215,7 @@ class Publisher:
         if socket is None:
             return
         parts = [_TOPICS[type(header)], msgspec.msgpack.encode(header), picture]
-        self._sequence += 1
+        self.sequence += 1
         # A PUB socket passes over a peer whose queue is full and says nothing. To know of it, ask to be told:
         # then nobody has got the message, and it is sent once more, to those who have room. From then on
         # ZeroMQ leaves that peer out, unasked, until it has read on: so its messages cannot be counted here.
@@ -226,7 +227,7 @@ class Publisher:
             except zmq.Again:
                 self.overruns += 1
                 _log.warning(
-                    "a subscriber reads too slowly: it misses messages from %d on", self._sequence - 1
+                    "a subscriber reads too slowly: it misses messages from %d on", self.sequence - 1
                 )
                 socket.set(zmq.XPUB_NODROP, 0)
                 socket.send_multipart(parts, flags=zmq.NOBLOCK)

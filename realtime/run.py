@@ -253,7 +253,7 @@ class Run:
     def tell(self, message: str) -> None:
         """Let the operator know."""
         self.message = message
-        _log.info("%s", message)
+        _log.info("%s", message, extra={"run_id": self.name})
 
 
 def _volumes(indices: list[int]) -> str:

@@ -21,7 +21,7 @@ from realtime.curve import load_server_keys
 from realtime.decode import Decoder
 from realtime.engines import open_engine
 from realtime.errors import ServeError
-from realtime.events import Broadcast
+from realtime.metrics import Metrics
 from realtime.pipeline import Pipeline, Settings
 from realtime.publish import Publisher
 from realtime.sources.zeromq import ZeroMqSource
@@ -84,11 +84,13 @@ class Service:
         )
         decoder = Decoder(self.bundle, engine, SEED)
         self.pipeline = Pipeline(settings, self._source, decoder, self.closed.put_nowait)
-        self._viewer = page(self.pipeline.broadcast) if page else None
         self.publisher = None
         if options.publish:
             self.publisher = Publisher(options.publish, self.bundle.decoder().name, keys)
             self.pipeline.broadcast.call(self.publisher.take)
+        metrics = Metrics(self.publisher)
+        self.pipeline.broadcast.call(metrics.take)
+        self._viewer = page(self.pipeline.broadcast, metrics=metrics) if page else None
         self.source_address = ""
         self.publish_address: str | None = None
         self.url: str | None = None
@@ -115,7 +117,7 @@ class Service:
         return folder
 
 
-def _page(options: Options, port: int) -> Callable[[Broadcast], Viewer]:
+def _page(options: Options, port: int) -> Callable[..., Viewer]:
     """What makes the page of a broadcast, once it is known that the page may be where it is to be."""
     from realtime.viewer import Viewer, open_access  # brings WebRTC, which a headless runtime does not need
 

@@ -4,8 +4,8 @@ A browser that can reach the server also runs pages of other sites. Two checks k
 must be a name of this server (a foreign name that leads to it is DNS rebinding), and a request that says
 where it comes from must come from a page of this very server (``Origin`` equal to its own). Where the server
 asks for a token (see access.py), every route does: the page, its files, pictures, the WebRTC offer, the
-WebSocket, and what does not exist. The token comes once in the printed URL and stays as a cookie that scripts
-cannot read and other sites cannot send; programs send it as ``Authorization: Bearer``.
+WebSocket, the metrics, and what does not exist. The token comes once in the printed URL and stays as a cookie
+that scripts cannot read and other sites cannot send; programs send it as ``Authorization: Bearer``.
 """
 
 from __future__ import annotations

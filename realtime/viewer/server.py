@@ -14,6 +14,7 @@ from aiohttp import WSCloseCode, web
 
 from realtime.errors import ServeError
 from realtime.events import Broadcast, Event
+from realtime.metrics import CONTENT_TYPE, Metrics
 from realtime.viewer.access import THIS_MACHINE, Access
 from realtime.viewer.feed import Feed, newest_frame, run_key
 from realtime.viewer.guard import add_headers, guard
@@ -37,9 +38,16 @@ class _Offer(msgspec.Struct, frozen=True):
 class Viewer:
     """Shows a broadcast in the browser; belongs to the event loop the broadcast belongs to."""
 
-    def __init__(self, broadcast: Broadcast, port: int, access: Access = THIS_MACHINE) -> None:
+    def __init__(
+        self,
+        broadcast: Broadcast,
+        port: int,
+        access: Access = THIS_MACHINE,
+        metrics: Metrics | None = None,
+    ) -> None:
         """``port``: 0 takes a free one."""
         self._broadcast = broadcast
+        self._metrics = metrics
         self._port = port
         self._access = access
         self._session = secrets.token_hex(8)
@@ -88,10 +96,17 @@ class Viewer:
                 web.get(r"/shown/{onset:\d{1,6}}.png", self._shown),
                 web.get("/ws", self._websocket),
                 web.post("/offer", self._offer),
+                web.get("/metrics", self._figures),
                 web.static("/static", _STATIC),
             ]
         )
         return app
+
+    async def _figures(self, _request: web.Request) -> web.Response:
+        """The runtime's figures for Prometheus."""
+        if self._metrics is None:
+            raise web.HTTPNotFound(text="this server keeps no metrics\n")
+        return web.Response(body=self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _frame(self, request: web.Request) -> web.Response:
         """A decoded frame of the open run as PNG; ``width`` shrinks it."""

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import serialization
 
 from realtime.errors import ServeError
 from realtime.events import Broadcast
+from realtime.metrics import Metrics
 from realtime.viewer import Viewer, open_access
 from realtime.viewer.access import Access
 from realtime.viewer.guard import COOKIE
@@ -24,7 +25,7 @@ REACHED_AT = "127.0.0.2"
 ROUTES = [
     ("GET", "/"), ("GET", "/static/app.js"), ("GET", "/static/vendor/uplot/uPlot.esm.js"),
     ("GET", "/frames/7.png"), ("GET", "/frames/7.png?width=16"), ("GET", "/shown/3.png"), ("GET", "/ws"),
-    ("POST", "/offer"), ("GET", "/no-such-route"), ("HEAD", "/"), ("OPTIONS", "/offer"),
+    ("POST", "/offer"), ("GET", "/metrics"), ("GET", "/no-such-route"), ("HEAD", "/"), ("OPTIONS", "/offer"),
     ("PUT", "/frames/7.png"),
 ]  # fmt: skip
 
@@ -46,7 +47,7 @@ def elsewhere(run: Any, certificate: tuple[Path, Path]) -> Callable[[Check], Non
             broadcast = Broadcast(run.status("warming").message)
             broadcast.send(run.frame(7))
             broadcast.send(run.shown(3, "apple", (10, 200, 30)))
-            viewer = Viewer(broadcast, 0, open_access("0.0.0.0", *certificate))
+            viewer = Viewer(broadcast, 0, open_access("0.0.0.0", *certificate), Metrics(None))
             url = urlsplit(await viewer.start())
             token = parse_qs(url.query)["token"][0]
             trust = aiohttp.TCPConnector(ssl=ssl.create_default_context(cafile=str(certificate[0])))
@@ -193,7 +194,7 @@ def test_the_printed_url_leaves_a_cookie_and_no_token_in_the_address(elsewhere: 
             flags = {part.strip().lower() for part in cookie.split(";")[1:]}
             assert flags == {"httponly", "path=/", "samesite=strict", "secure"}
             assert cookie.startswith("__Host-")
-        for path in ("/", "/static/app.js", "/frames/7.png", "/shown/3.png"):
+        for path in ("/", "/static/app.js", "/frames/7.png", "/shown/3.png", "/metrics"):
             async with session.get(path) as response:
                 assert response.status == 200, path
                 assert "default-src 'none'" in response.headers["Content-Security-Policy"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import ssl
@@ -8,6 +9,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from realtime import cli, service
 from realtime.errors import ServeError
@@ -112,3 +114,22 @@ def test_on_the_network_it_is_opened_by_the_url_that_is_printed_once(
     assert served.said.count(token) == 1
     assert served.interrupt() == 0
     assert token not in served.log()
+
+
+def test_the_log_is_json_where_asked_for_and_the_figures_are_served(serve, connect, make_scan) -> None:
+    served = serve("--log-format", "json", "--port", "0", "--publish", "tcp://127.0.0.1:0")
+    scan = make_scan()
+    connect(served.address).send_run(scan)
+    url = re.search(r"page: (\S+)", served.said)[1]
+    with urllib.request.urlopen(f"{url}metrics") as response:
+        assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+        families = list(text_string_to_metric_families(response.read().decode()))
+    found = {sample.name: sample.value for family in families for sample in family.samples}
+    [states] = [family.samples for family in families if family.name == "realtime_volumes"]
+    assert sum(sample.value for sample in states if sample.name.endswith("_total")) == scan.n_volumes
+    assert found["realtime_decode_latency_seconds_count"] > 0
+    assert found["realtime_published_messages_total"] == found["realtime_decode_latency_seconds_count"] + 2
+    assert served.interrupt() == 0
+    lines = [json.loads(line) for line in served.log().splitlines()]
+    assert any(line.get("run_id") == scan.run_id for line in lines)
+    assert {line["level"] for line in lines} <= {"info", "warning"}
