@@ -3,7 +3,7 @@
     realtime_volumes_total{state}        volumes by what became of them: each ends in exactly one state
     realtime_decode_latency_seconds      compute latency: from a volume's last byte to its frame
     realtime_backlog_volumes             volumes whose turn has come and that have no final state yet
-    realtime_pace_drift_seconds          how much later the newest volume came than first volume and TR foretold
+    realtime_pace_drift_seconds          how much later than foretold by first volume and TR the newest came
     realtime_published_messages_total    messages handed to the publisher's socket
     realtime_publish_overruns_total      times that a subscriber's queue was found full
     process_resident_memory_bytes, ...   of this process (Linux only)
