@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from realtime.cli_engines import add_bench, add_doctor, add_engine_options
+from realtime.cli_security import add_keys, add_keys_option, add_page_options
 from realtime.errors import RealtimeError
 
 _say = partial(print, flush=True)
@@ -37,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     add_doctor(commands)
     add_bench(commands)
+    add_keys(commands)
     return parser
 
 
@@ -60,8 +62,11 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--source",
         default="tcp://127.0.0.1:5555",
         metavar="ADDRESS",
-        help="where the scanner connects to, on this machine (default %(default)s)",
+        help="where the scanner connects to; on another network than loopback only with --keys "
+        "(default %(default)s)",
     )
+    add_keys_option(parser)
+    add_page_options(parser)
     _add_common(parser, opens=False)
     parser.set_defaults(command=_serve)
 
@@ -85,7 +90,7 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 def _add_common(parser: argparse.ArgumentParser, *, opens: bool) -> None:
     parser.add_argument(
-        "--port", type=_port, default=8765, help="of the page on 127.0.0.1; 0: any free one (default 8765)"
+        "--port", type=_port, default=8765, help="of the page; 0: any free one (default 8765)"
     )
     parser.add_argument("--headless", action="store_true", help="serve no page")
     parser.add_argument(
@@ -118,6 +123,10 @@ def _serve(arguments: argparse.Namespace) -> None:
         out=arguments.out,
         engine=arguments.engine,
         sampler=arguments.sampler,
+        keys=arguments.keys,
+        page_host=arguments.page_host,
+        tls_cert=arguments.tls_cert,
+        tls_key=arguments.tls_key,
     )
     serve(options, open_browser=arguments.open, tell=_say)
 

@@ -8,14 +8,16 @@ import os
 import signal
 import sys
 import webbrowser
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from realtime.bundle import SPEC_FILE, Bundle
+from realtime.curve import load_server_keys
 from realtime.decode import Decoder
 from realtime.engines import open_engine
 from realtime.errors import ServeError
@@ -45,6 +47,12 @@ class Options:
     """One of :data:`realtime.engines.ENGINES`."""
     sampler: str | None = None
     """The bundle's sampler to decode with; by default the best for which there is time."""
+    keys: Path | None = None
+    """The runtime's folder of :func:`realtime.curve.make_keys`; without it scanners need no key."""
+    page_host: str = "127.0.0.1"
+    """IP address of the page; another than loopback needs a certificate."""
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
 
 
 class Service:
@@ -54,7 +62,9 @@ class Service:
     """
 
     def __init__(self, options: Options) -> None:
-        self._source = ZeroMqSource(options.source)
+        keys = load_server_keys(options.keys) if options.keys else None
+        self._source = ZeroMqSource(options.source, keys)
+        page = None if options.port is None else _page(options, options.port)
         self.bundle = Bundle.open(options.bundle)
         sampler = self.bundle.sampler(options.sampler) if options.sampler else None
         engine = open_engine(self.bundle, options.engine)
@@ -71,7 +81,7 @@ class Service:
         )
         decoder = Decoder(self.bundle, engine, SEED)
         self.pipeline = Pipeline(settings, self._source, decoder, self.closed.put_nowait)
-        self._viewer = None if options.port is None else _viewer(self.pipeline.broadcast, options.port)
+        self._viewer = page(self.pipeline.broadcast) if page else None
         self.source_address = ""
         self.url: str | None = None
 
@@ -93,10 +103,13 @@ class Service:
         return folder
 
 
-def _viewer(broadcast: Broadcast, port: int) -> Viewer:
-    from realtime.viewer import Viewer  # brings WebRTC, which a headless runtime does not need
+def _page(options: Options, port: int) -> Callable[[Broadcast], Viewer]:
+    """What makes the page of a broadcast, once it is known that the page may be where it is to be."""
+    from realtime.viewer import Viewer, open_access  # brings WebRTC, which a headless runtime does not need
 
-    return Viewer(broadcast, port)
+    return partial(
+        Viewer, port=port, access=open_access(options.page_host, options.tls_cert, options.tls_key)
+    )
 
 
 def choose_bundle(folder: Path | None, subject: int | None) -> tuple[Path, bool]:

@@ -110,7 +110,8 @@ class Served:
     def __init__(self, bundle: Path, out: Path, *options: str, source: str = "tcp://127.0.0.1:0") -> None:
         self.out = out
         self._log = out.parent / f"{out.name}.log"
-        command = [sys.executable, "-m", "realtime", "serve", "--headless", "--bundle", str(bundle)]
+        command = [sys.executable, "-m", "realtime", "serve", "--bundle", str(bundle)]
+        command += [] if "--port" in options else ["--headless"]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, "--source", source, "--out", str(out), *options],
