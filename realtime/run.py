@@ -110,8 +110,10 @@ class Run:
     def receive(self, message: wire.Volume, payload: memoryview, received_s: float) -> Arrival | None:
         """Check a volume and put it into the journal; None when it had come before.
 
-        :raises WireError: codes ``index`` and ``size``; RecordError: when the journal cannot be written.
+        :raises WireError: codes ``checksum``, ``index`` and ``size``.
+        :raises RecordError: when the journal cannot be written.
         """
+        wire.check_seal(message, payload)
         if message.index >= self.start.n_volumes:
             raise WireError(
                 "index",

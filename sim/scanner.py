@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from realtime import wire
 from sim.errors import SimError
-from sim.recording import Recording
 from sim.sender import Reconnect, Sender, State
 
 ABORT_PATIENCE_S = 2.0
@@ -86,12 +85,22 @@ class ZmqLink:
         return socket
 
 
+class Pictured(Protocol):
+    """A run's volumes and what was on screen, as bytes for the wire."""
+
+    def volume(self, index: int) -> bytes:
+        """The voxels of a volume."""
+
+    def picture_png(self, onset_volume: int) -> bytes:
+        """The picture that appeared at a volume."""
+
+
 class Scanner:
     """Replays one recording. ``tell`` takes lines for a person, ``progress`` (if any) follows the volumes."""
 
     def __init__(
         self,
-        recording: Recording,
+        recording: Pictured,
         link: Link,
         sender: Sender,
         *,
@@ -132,7 +141,7 @@ class Scanner:
             if isinstance(action, Reconnect):
                 self._link.reconnect()
             else:
-                self._link.send(wire.encode(action), self._buffer(action))
+                self._send(action)
         self._say_unanswered()
         wake_s = min(self.sender.wake_s(now_s), give_up_s)
         header = self._link.receive(min(max(wake_s - self._clock(), 0), _LONGEST_WAIT_S))
@@ -142,6 +151,12 @@ class Scanner:
         self.sender.on_reply(wire.decode_to_scanner(header), self._clock())
         if was_opening and self.sender.state is not State.OPENING:
             self._say_accepted()
+
+    def _send(self, message: wire.ToRuntime) -> None:
+        buffer = self._buffer(message)
+        if isinstance(message, wire.Volume):
+            message = wire.sealed(message, buffer)
+        self._link.send(wire.encode(message), buffer)
 
     def _buffer(self, message: wire.ToRuntime) -> bytes:
         if isinstance(message, wire.Volume):
