@@ -23,6 +23,7 @@ from realtime.deadline import left_s
 from realtime.decode import Decoder
 from realtime.errors import EngineError, RealtimeError, RecordError, WireError
 from realtime.events import Broadcast, Counts, Event, Shown, State, Status
+from realtime.record import EngineUsed
 from realtime.resume import begin, is_closed, open_folders, recorded_events, reopen
 from realtime.run import Ready, Run
 from realtime.sources import Received, Source
@@ -42,6 +43,8 @@ class Settings:
     bundle_is_demo: bool
     engine: str
     """Its description, for people."""
+    engine_name: str = ""
+    """As ``--engine`` takes it."""
     sampler: Sampler | None
     """With which all is decoded; None: with the best for which there is time."""
     seed: int
@@ -57,6 +60,7 @@ class Pipeline:
     ) -> None:
         """``on_closed`` is told the folder of every run that ends."""
         self._settings = settings
+        self._engine = EngineUsed(name=settings.engine_name, description=settings.engine)
         self._source = source
         self._decoder = decoder
         self._sampler = settings.sampler or settings.bundle.sampler()
@@ -80,7 +84,7 @@ class Pipeline:
         """Before :meth:`run`: go on with the last run that was left open, if any."""
         for path in open_folders(self._settings.out, self._settings.bundle.sha256)[:1]:
             try:
-                self._adopt(reopen(path, self._settings.bundle))
+                self._adopt(reopen(path, self._settings.bundle, self._engine))
             except RecordError as error:
                 _log.warning("%s", error)
 
@@ -142,7 +146,7 @@ class Pipeline:
         if run and run.start.run_id != message.run_id:
             await self._make_room(run, message)
             run = None
-        run = run or self._adopt(begin(settings.out, settings.bundle, settings.seed, message))
+        run = run or self._adopt(begin(settings.out, settings.bundle, settings.seed, message, self._engine))
         if run.start != message:
             raise WireError(
                 "run-start",

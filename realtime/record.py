@@ -1,6 +1,6 @@
 """The run folder: all that came in and all that was made of it, written as it happens.
 
-    run.json                    what the run is, with which bundle and versions, whether it is open or closed
+    run.json                    what the run is; bundle, engine, seed, versions; whether it is open or closed
     volumes.journal             every message taken (see :mod:`realtime.journal`)
     frames/000123.png           the frame decoded at volume 123
     shown/000120.png            the picture that presentation software put on screen at volume 120
@@ -43,6 +43,15 @@ EVENT_COLUMNS: dict[str, dict[str, Any]] = {
 }
 
 
+class EngineUsed(msgspec.Struct, frozen=True, kw_only=True):
+    """What decoded; without a name in records of the first release."""
+
+    name: str = ""
+    """As ``--engine`` takes it."""
+    description: str = ""
+    """With its version and what it ran on."""
+
+
 class RunFile(msgspec.Struct, frozen=True, kw_only=True):
     """``run.json``."""
 
@@ -54,11 +63,15 @@ class RunFile(msgspec.Struct, frozen=True, kw_only=True):
     window_delay_volumes: int
     """Volumes from a picture's onset to the end of the window that shows it."""
     seed: int
+    """Of the initial noise."""
+    engine: EngineUsed = EngineUsed()
     versions: dict[str, str]
     opened_utc: str
     closed_utc: str | None = None
     notes: tuple[str, ...] = ()
     """What happened to the run, for people: restarts, an abort."""
+    replay_of: str | None = None
+    """Folder of the recorded run that was decoded again, if this is none of a scanner's."""
 
 
 class RunFolder:
@@ -222,7 +235,13 @@ class RunFolder:
 
 
 def new_run_file(
-    start: wire.RunStart, *, bundle_name: str, bundle_sha256: str, window_delay_volumes: int, seed: int
+    start: wire.RunStart,
+    *,
+    bundle_name: str,
+    bundle_sha256: str,
+    window_delay_volumes: int,
+    seed: int,
+    engine: EngineUsed = EngineUsed(),  # noqa: B008  # frozen
 ) -> RunFile:
     """``run.json`` of a run that begins now."""
     return RunFile(
@@ -231,6 +250,7 @@ def new_run_file(
         bundle_sha256=bundle_sha256,
         window_delay_volumes=window_delay_volumes,
         seed=seed,
+        engine=engine,
         versions=_versions(),
         opened_utc=utc_now(),
     )
@@ -291,8 +311,9 @@ def utc_now() -> str:
 
 
 def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in (PACKAGE, "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt"):
+    versions = {"python": platform.python_version(), "system": platform.platform()}
+    libraries = ("numpy", "scipy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt")
+    for package in (PACKAGE, *libraries):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
