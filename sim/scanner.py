@@ -113,6 +113,7 @@ class Scanner:
         self._tell = tell
         self._clock = clock
         self._said_unanswered = False
+        self._said_trouble = False
         self._is_interrupted = False
 
     def interrupt(self) -> None:
@@ -169,6 +170,9 @@ class Scanner:
         if self.sender.is_unanswered and not self._said_unanswered:
             self._tell("no answer from the runtime; trying on, nothing is lost (Ctrl-C ends)")
         self._said_unanswered = self.sender.is_unanswered
+        if self.sender.trouble and not self._said_trouble:
+            self._tell(f"the runtime takes nothing now: {self.sender.trouble}; trying on, nothing is lost")
+        self._said_trouble = bool(self.sender.trouble)
 
     def _say_accepted(self) -> None:
         n_held, n_volumes = self.sender.n_held, self.sender.start.n_volumes

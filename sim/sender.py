@@ -151,6 +151,8 @@ class Sender:
         self.state = State.OPENING
         self.is_unanswered = False
         """Whether the runtime has been silent for longer than it may, and has not answered since."""
+        self.trouble = ""
+        """Why the runtime takes nothing for the time being."""
         self.aborted = False
         self._pacer = Pacer(n_volumes=start.n_volumes, tr_s=start.tr_s, speed=speed, late_tr=late_tr)
         self._resend_s = resend_s
@@ -187,7 +189,7 @@ class Sender:
         actions: list[Action] = []
         if self._awaiting_since_s is not None and now_s >= self._awaiting_since_s + self._resend_s:
             self._reopen()
-            self.is_unanswered = True
+            self.is_unanswered = not self.trouble
             actions.append(Reconnect())
         if self.state is State.SENDING:
             actions += self._due(now_s)
@@ -224,6 +226,7 @@ class Sender:
         elif isinstance(reply, wire.RunClosed):
             self._on_closed()
         else:
+            self.trouble = ""
             self._on_ack(reply)
             self._awaiting_since_s = now_s if self._expects_reply else None
 
@@ -311,6 +314,7 @@ class Sender:
             if reply.index is not None:
                 self._in_flight.pop(("volume", reply.index), None)
             return
-        if reply.code == TROUBLE and (reply.index is not None or self.state is State.ENDING):
-            return  # not acknowledged, so it is offered again
+        if reply.code == TROUBLE and self._pacer.has_begun:
+            self.trouble = reply.message  # what it refused is not acknowledged, so it is offered again
+            return
         raise RefusedError(f"the runtime refused: {reply.message}")
