@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from realtime.cli_engines import add_bench, add_doctor, add_engine_options
+from realtime.cli_replay import add_replay
 from realtime.cli_security import add_keys, add_keys_option, add_page_options
 from realtime.errors import RealtimeError
 
@@ -18,17 +19,16 @@ _say = partial(print, flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; returns the exit code (2: an error that was explained in one line)."""
+    """Run one subcommand; returns its exit code (2: an error that was explained in one line)."""
     arguments = _parser().parse_args(argv)
     try:
-        arguments.command(arguments)
+        return int(arguments.command(arguments) or 0)
     except RealtimeError as error:
         print(f"realtime: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("realtime: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -39,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     add_doctor(commands)
     add_bench(commands)
     add_keys(commands)
+    add_replay(commands)
     return parser
 
 

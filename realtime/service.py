@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from realtime.bundle import SPEC_FILE, Bundle
 from realtime.curve import load_server_keys
 from realtime.decode import Decoder
-from realtime.engines import open_engine
+from realtime.engines import take_engine
 from realtime.errors import ServeError
 from realtime.events import Broadcast
 from realtime.pipeline import Pipeline, Settings
@@ -67,7 +67,7 @@ class Service:
         page = None if options.port is None else _page(options, options.port)
         self.bundle = Bundle.open(options.bundle)
         sampler = self.bundle.sampler(options.sampler) if options.sampler else None
-        engine = open_engine(self.bundle, options.engine)
+        engine_name, engine = take_engine(self.bundle, options.engine)
         self.engine_description = engine.description
         self.closed: asyncio.Queue[Path] = asyncio.Queue()
         """The folders of runs that have ended."""
@@ -75,6 +75,7 @@ class Service:
             bundle=self.bundle,
             bundle_is_demo=options.bundle_is_demo,
             engine=engine.description,
+            engine_name=engine_name,
             sampler=sampler,
             seed=SEED,
             out=options.out.absolute(),
