@@ -21,7 +21,8 @@ from realtime.engines import open_engine
 from realtime.errors import ServeError
 from realtime.events import Broadcast
 from realtime.pipeline import Pipeline, Settings
-from realtime.sources.zeromq import ZeroMqSource
+from realtime.resume import unfinished_run
+from realtime.sources.choose import Told, open_source
 
 if TYPE_CHECKING:
     from realtime.viewer import Viewer
@@ -37,7 +38,7 @@ class Options:
     bundle: Path
     bundle_is_demo: bool
     source: str
-    """``tcp://127.0.0.1:5555``; port 0 takes a free one."""
+    """Where volumes come from, such as ``tcp://127.0.0.1:5555``; port 0 takes a free one."""
     port: int | None
     """The page's port, 0 for a free one; None: no page."""
     out: Path
@@ -45,6 +46,8 @@ class Options:
     """One of :data:`realtime.engines.ENGINES`."""
     sampler: str | None = None
     """The bundle's sampler to decode with; by default the best for which there is time."""
+    told: Told = Told()
+    """What the operator says where the source does not."""
 
 
 class Service:
@@ -54,8 +57,15 @@ class Service:
     """
 
     def __init__(self, options: Options) -> None:
-        self._source = ZeroMqSource(options.source)
         self.bundle = Bundle.open(options.bundle)
+        spec = self.bundle.spec
+        self._source = open_source(
+            options.source,
+            options.told,
+            subject=spec.subject,
+            tr_s=spec.tr_s,
+            unfinished=unfinished_run(options.out, self.bundle.sha256),
+        )
         sampler = self.bundle.sampler(options.sampler) if options.sampler else None
         engine = open_engine(self.bundle, options.engine)
         self.engine_description = engine.description

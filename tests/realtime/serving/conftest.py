@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,7 +119,7 @@ class Served:
                 stderr=log,
             )
         self.said = self._read_start()
-        self.address = re.search(r"volumes from (tcp://\S+),", self.said).group(1)
+        self.address = re.search(r"volumes from (\S+), runs", self.said).group(1)
 
     def _read_start(self) -> str:
         """What it prints up to its last line before it serves."""
@@ -178,8 +179,10 @@ def connect() -> Iterator[Callable[[str], Client]]:
 def serve(tiny_bundle: Path, tmp_path: Path) -> Iterator[Callable[..., Served]]:
     served: list[Served] = []
 
-    def start(*arguments: str, out: Path = tmp_path / "runs", **options: Any) -> Served:
-        served.append(Served(tiny_bundle, out, *arguments, **options))
+    def start(
+        *arguments: str, bundle: Path = tiny_bundle, out: Path = tmp_path / "runs", **options: Any
+    ) -> Served:
+        served.append(Served(bundle, out, *arguments, **options))
         return served[-1]
 
     yield start
@@ -221,5 +224,19 @@ def account_of() -> Callable[[Path], dict[str, Any]]:
         states = ("decoded", "warming", "censored", "skipped", "missing")
         assert sum(summary[state] for state in states) == summary["planned"]
         return summary
+
+    return read
+
+
+@pytest.fixture
+def closed_account(account_of: Callable[[Path], dict[str, Any]]) -> Callable[[Path], dict[str, Any]]:
+    """The same of a run that another process is about to close; its report is written last."""
+
+    def read(folder: Path) -> dict[str, Any]:
+        end_s = time.monotonic() + PATIENCE_S
+        while not (folder / "report.html").is_file():
+            assert time.monotonic() < end_s, f"{folder} was not closed"
+            time.sleep(0.01)
+        return account_of(folder)
 
     return read
