@@ -1,8 +1,8 @@
 """Volumes from a sender that speaks AFNI's real-time protocol, such as Dimon and rtfeedme.
 
 The sender connects to the control port, says on which port it will send, and closes; then it connects there
-and sends commands (:mod:`realtime.sources.afni_header`) and images, with nothing between them. A run ends when
-it closes, or sends an image that begins with :data:`END`.
+and sends commands (:mod:`realtime.sources.afni_header`) and images, with nothing between them. A run ends
+when it closes, or sends an image that begins with :data:`END`.
 
 The protocol knows no numbers of volumes, so they count from 0 in each connection, and no acknowledgements:
 what is under way when either side dies is lost, and a run does not go on after that. The data port is opened

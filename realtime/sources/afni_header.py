@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from realtime import wire
 from realtime.errors import WireError
+from realtime.sources.orient import LPS_TO_RAS
 
 MAX_BYTES = 65_536
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _AXIS = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
 _SIGN = {"R": 1, "L": -1, "A": 1, "P": -1, "S": 1, "I": -1}
 _AXES = ("RL", "LR", "AP", "PA", "IS", "SI")
@@ -161,7 +161,8 @@ def _shape(said: _Said) -> tuple[int, int, int]:
 def _oblique(said: _Said) -> NDArray[np.float64]:
     matrix = np.array(said.numbers("OBLIQUE_XFORM", 16, 16)).reshape(4, 4)
     matrix[3] = (0, 0, 0, 1)  # some senders leave it empty
-    return _LPS_TO_RAS @ matrix
+    placed: NDArray[np.float64] = LPS_TO_RAS @ matrix
+    return placed
 
 
 def _straight(said: _Said, shape: tuple[int, int, int]) -> NDArray[np.float64]:

@@ -25,7 +25,6 @@ from typing import Literal, Protocol
 import msgspec
 
 from realtime import wire
-from realtime.errors import WireError
 from realtime.sources import Received
 
 QUIET_TR = 5
@@ -94,6 +93,8 @@ class Announced:
         self._scans = scanner.scans()
         self._news: asyncio.Task[Scan | RunOver] | None = None
         self._messages = self._announce()
+        self._over: set[str] = set()
+        """Series whose run has ended: what comes of them later begins no other."""
 
     async def start(self) -> str:
         """Begin to listen; returns where. :raises ServeError: when that is not possible or not allowed."""
@@ -114,34 +115,28 @@ class Announced:
         run: _Run | None = None
         while True:
             news = await self._next(run)
-            if run and (isinstance(news, RunOver) or run.is_followed_by(news)):
-                yield run.end()
-                run = None
-            if isinstance(news, RunOver):
-                continue
             try:
-                start = self._start(news)
-            except WireError as error:
-                await _refuse(news, self._plan.run_id, error)
-                continue
-            while run is None:
-                reply = _Reply()
-                yield Received(message=start, payload=_NOTHING, received_s=news.received_s, reply=reply.take)
-                if not isinstance(reply.message, wire.RunAccepted):
-                    break
-                run = _Run(start, news.series)
-                if run.was_left_open_before(news, reply.message):
-                    yield run.end()
+                start = self._start(news) if isinstance(news, Scan) else None
+                if run and (isinstance(news, RunOver) or run.is_followed_by(news)):
+                    yield self._end(run)
                     run = None
-            if run is None:
-                await news.answer(reply.refusal)
-                continue
-            try:
+                if start is None or isinstance(news, RunOver):
+                    continue
+                while run is None:
+                    reply = _Reply()
+                    yield Received(
+                        message=start, payload=_NOTHING, received_s=news.received_s, reply=reply.take
+                    )
+                    run = _Run(start, news.series, reply.accepted)
+                    if run.was_left_open_before(news):
+                        yield self._end(run)
+                        run = None
                 yield run.volume(news)
-            except WireError as error:
-                await _refuse(news, self._plan.run_id, error)
-            if run.is_complete:
-                yield run.end()
+            except _RefusedError as error:
+                if isinstance(news, Scan):
+                    await news.answer(error.refused)
+            if run and run.is_complete:
+                yield self._end(run)
                 run = None
 
     async def _next(self, run: _Run | None) -> Scan | RunOver:
@@ -154,14 +149,17 @@ class Announced:
         return news
 
     def _start(self, scan: Scan) -> wire.RunStart:
-        """The run's start that fits a volume. :raises WireError: where there can be no such run."""
+        """The run's start that fits a volume. :raises _RefusedError: where there can be no such run."""
         plan = self._plan
         if scan.index >= plan.n_volumes:
-            raise WireError(
+            raise _refused(
+                scan,
                 "index",
                 f"expected {plan.n_volumes} volumes, as planned with --volumes, got volume {scan.index}, "
                 "counted from 0",
             )
+        if scan.series in self._over:
+            raise _refused(scan, "over", f"expected no more of series {scan.series}, whose run has ended")
         fields = {
             "run_id": f"{plan.run_id}_series-{scan.series}" if scan.series else plan.run_id,
             "subject": plan.subject,
@@ -174,35 +172,41 @@ class Announced:
         try:
             return msgspec.convert(fields, wire.RunStart)
         except msgspec.ValidationError as error:
-            raise WireError("header", f"expected volumes of a run that can be decoded: {error}") from error
+            text = f"expected volumes of a run that can be decoded: {error}"
+            raise _refused(scan, "header", text) from error
+
+    def _end(self, run: _Run) -> Received:
+        if run.series:
+            self._over.add(run.series)
+        return run.end()
 
 
 class _Run:
     """The run that is open."""
 
-    def __init__(self, start: wire.RunStart, series: str) -> None:
+    def __init__(self, start: wire.RunStart, series: str, accepted: wire.RunAccepted) -> None:
         self._start = start
-        self._series = series
-        self._came: set[int] = set()
+        self.series = series
+        self._came = {index for first, end in accepted.held for index in range(first, end)}
         self._first_crc: int | None = None
         self._heard_s = float("-inf")
 
-    def was_left_open_before(self, scan: Scan, accepted: wire.RunAccepted) -> bool:
+    def was_left_open_before(self, scan: Scan) -> bool:
         """Whether the pipeline has this run from before a restart, and the scanner begins another."""
-        self._came.update(index for first, end in accepted.held for index in range(first, end))
-        return not self._series and scan.index == 0 and 0 in self._came
+        return not self.series and scan.index == 0 and 0 in self._came
 
     def is_followed_by(self, scan: Scan) -> bool:
         """Whether a volume belongs to another run. One that is sent again has the same voxels."""
-        if scan.series != self._series:
+        if scan.series != self.series:
             return True
         is_first_again = scan.index == 0 and self._first_crc is not None
         return not scan.series and is_first_again and zlib.crc32(scan.payload) != self._first_crc
 
     def volume(self, scan: Scan) -> Received:
-        """:raises WireError: where it does not look like the run's first."""
+        """:raises _RefusedError: where it does not look like the run's first."""
         if (scan.shape, scan.dtype) != (self._start.shape, self._start.dtype):
-            raise WireError(
+            raise _refused(
+                scan,
                 "grid",
                 f"expected {self._start.shape} of {self._start.dtype}, as the run began with, got "
                 f"{scan.shape} of {scan.dtype}",
@@ -251,13 +255,23 @@ class _Reply:
         self.message = message
 
     @property
-    def refusal(self) -> wire.Refused:
-        if isinstance(self.message, wire.Refused):
+    def accepted(self) -> wire.RunAccepted:
+        """:raises _RefusedError: where the run was not taken."""
+        if isinstance(self.message, wire.RunAccepted):
             return self.message
-        return wire.Refused(run_id="", code="runtime", message="the run was not taken")
+        if isinstance(self.message, wire.Refused):
+            raise _RefusedError(self.message)
+        raise _RefusedError(wire.Refused(run_id="", code="runtime", message="the run was not answered"))
 
 
-async def _refuse(scan: Scan, run_id: str, error: WireError) -> None:
-    _log.warning("refused volume %d: %s", scan.index, error)
-    refused = wire.Refused(run_id=run_id, code=error.code, message=str(error), index=scan.index)
-    await scan.answer(refused)
+class _RefusedError(Exception):
+    """Ends the way of a volume; its scanner is told why."""
+
+    def __init__(self, refused: wire.Refused) -> None:
+        super().__init__(refused.message)
+        self.refused = refused
+
+
+def _refused(scan: Scan, code: str, message: str) -> _RefusedError:
+    _log.warning("refused volume %d: %s", scan.index, message)
+    return _RefusedError(wire.Refused(run_id="", code=code, message=message, index=scan.index))

@@ -221,7 +221,8 @@ def test_whatever_comes_volumes_are_only_between_a_start_and_an_end_and_each_is_
             while len(scanner.told) < n_volumes or not scanner.queue.empty():
                 await asyncio.sleep(0)
             assert [index for index, _ in scanner.told] == [each[0] for each in sent if each]
-            assert all((code == "ack") == (index < 4) for index, code in scanner.told)
+            assert all((code == "index") == (index >= 4) for index, code in scanner.told)
+            assert {code for _, code in scanner.told} <= {"ack", "index", "over"}
             is_open = False
             for heard in pipeline.heard:
                 assert is_open != heard.startswith("start")
