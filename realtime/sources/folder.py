@@ -59,7 +59,7 @@ class FolderScanner:
         self._unfinished = unfinished.removeprefix(ours) if unfinished and is_ours else None
         if self._unfinished is None:
             self._files.pass_over(self._files.there_before)
-        self._followed: _Followed | None = None
+        self._followed = _Followed(self._unfinished, plan) if self._unfinished else None
         self._passed: set[str] = set()
         self._others: dict[str, _Other] = {}
         """By series, in the order in which they began."""
