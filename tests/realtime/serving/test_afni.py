@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import socket
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -78,6 +79,37 @@ def commands(affine, shape=(6, 6, 6), **changes: str) -> list[str]:
 
 def x_fastest(voxels: np.ndarray, dtype: str = "<i2") -> bytes:
     return voxels.astype(dtype).tobytes(order="F")
+
+
+@pytest.mark.slow
+def test_the_demos_run_comes_to_the_same_frames_as_in_our_own_messages(same_as_ours, demo_scan) -> None:
+    """Sent as a scanner may have it: to the left, the back and up, slice by slice, every second first."""
+    senders = []
+
+    def connect(address: str) -> Callable[[int], None]:
+        start = demo_scan.start
+        right, front, up = (row[3] for row in start.affine[:3])
+        x, y, _ = start.shape
+        said = commands(
+            start.affine,
+            start.shape,
+            ACQUISITION_TYPE="2D+zt",
+            XYZAXES="R-L A-P I-S",
+            XYZFIRST=f"{right + 1.8 * (x - 1):f}R {front + 1.8 * (y - 1):f}A {-up:f}I",
+            BYTEORDER="MSB_FIRST",
+            OBLIQUE_XFORM="",
+        )
+        senders.append(begin(address, said))
+
+        def send(index: int) -> None:
+            voxels = demo_scan.voxels(index)[::-1, ::-1]
+            for first in (0, 1):
+                senders[0].sendall(x_fastest(voxels[..., first::2], ">i2"))
+
+        return send
+
+    same_as_ours("afni+tcp://127.0.0.1:0", RUN_ID, connect)
+    senders[0].close()
 
 
 @pytest.mark.parametrize("ends_by", ["close", "magic"])

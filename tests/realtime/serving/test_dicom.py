@@ -6,6 +6,7 @@ import contextlib
 import io
 import struct
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -30,8 +31,7 @@ from realtime.sources.volumefile import NotWholeError
 
 VOXELS = np.random.default_rng(0).integers(0, 4_000, (6, 7, 5)).astype(np.uint16)
 """[x, y, z], to the right, front and up."""
-SIZES_MM = (1.5, 2.0, 3.0)
-ORIGIN_MM = (-4.0, 8.0, 20.0)
+GRID = {"sizes_mm": (1.5, 2.0, 3.0), "origin_mm": (-4.0, 8.0, 20.0)}
 AFFINE = np.array([[1.5, 0, 0, -4], [0, 2, 0, 8], [0, 0, 3, 20], [0, 0, 0, 1]])
 AXIAL = [1, 0, 0, 0, 1, 0]
 """Columns run to the left, rows to the back."""
@@ -46,7 +46,9 @@ def first_pixel_mm(voxels: np.ndarray = VOXELS, slice_: int = 0) -> list[float]:
     """To the left, back and up."""
     x, y, z = (
         o + s * n
-        for o, s, n in zip(ORIGIN_MM, SIZES_MM, (*np.array(voxels.shape[:2]) - 1, slice_), strict=True)
+        for o, s, n in zip(
+            GRID["origin_mm"], GRID["sizes_mm"], (*np.array(voxels.shape[:2]) - 1, slice_), strict=True
+        )
     )
     return [-x, -y, z]
 
@@ -105,12 +107,12 @@ def mosaic(
     data.ImageType = ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]
     data.RepetitionTime = 4_000 / 3
     data.ImageOrientationPatient = AXIAL
-    data.PixelSpacing = [SIZES_MM[1], SIZES_MM[0]]
-    data.SpacingBetweenSlices = SIZES_MM[2]
+    data.PixelSpacing = [GRID["sizes_mm"][1], GRID["sizes_mm"][0]]
+    data.SpacingBetweenSlices = GRID["sizes_mm"][2]
     # Siemens gives the place of a single image as large as the mosaic with the same middle.
     left, back, up = first_pixel_mm(voxels)
-    left -= SIZES_MM[0] * (edge - 1) * n_columns / 2
-    back -= SIZES_MM[1] * (edge - 1) * n_rows / 2
+    left -= GRID["sizes_mm"][0] * (edge - 1) * n_columns / 2
+    back -= GRID["sizes_mm"][1] * (edge - 1) * n_rows / 2
     data.ImagePositionPatient = [left, back, up]
     data.add_new((0x0029, 0x0010), "LO", "SIEMENS CSA HEADER")
     data.add_new((0x0029, 0x1010), "OB", csa(len(slices)))
@@ -118,9 +120,10 @@ def mosaic(
 
 
 def enhanced(
-    voxels: np.ndarray = VOXELS, number: int = 1, series: int = 7, order: tuple[int, ...] = (0, 1, 2, 3, 4)
+    voxels: np.ndarray = VOXELS, number: int = 1, series: int = 7, order: tuple[int, ...] = ()
 ) -> FileDataset:
     """A frame for each slice, in any order."""
+    order = order or tuple(range(voxels.shape[2]))
     data = base(EnhancedMRImageStorage, number, series, images(voxels)[list(order)], ExplicitVRLittleEndian)
     data.NumberOfFrames = len(order)
     data.DimensionIndexSequence = Sequence()
@@ -130,8 +133,8 @@ def enhanced(
         data.DimensionIndexSequence.append(dimension)
     shared, plane, measures, timing = Dataset(), Dataset(), Dataset(), Dataset()
     plane.ImageOrientationPatient = AXIAL
-    measures.PixelSpacing = [SIZES_MM[1], SIZES_MM[0]]
-    measures.SliceThickness = SIZES_MM[2]
+    measures.PixelSpacing = [GRID["sizes_mm"][1], GRID["sizes_mm"][0]]
+    measures.SliceThickness = GRID["sizes_mm"][2]
     timing.RepetitionTime = 4_000 / 3
     shared.PlaneOrientationSequence = Sequence([plane])
     shared.PixelMeasuresSequence = Sequence([measures])
@@ -154,6 +157,24 @@ def written(data: FileDataset) -> bytes:
     buffer = io.BytesIO()
     data.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [mosaic, enhanced])
+def test_the_demos_run_comes_to_the_same_frames_as_in_our_own_messages(
+    same_as_ours, demo_scan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make
+) -> None:
+    affine = demo_scan.start.affine
+    monkeypatch.setitem(GRID, "sizes_mm", tuple(affine[axis][axis] for axis in range(3)))
+    monkeypatch.setitem(GRID, "origin_mm", tuple(affine[axis][3] for axis in range(3)))
+    export = tmp_path / "export"
+    export.mkdir()
+
+    def send(index: int) -> None:
+        name = f"001_000007_{index + 1:06d}.dcm"
+        (export / name).write_bytes(written(make(demo_scan.voxels(index).astype(np.uint16), index + 1)))
+
+    same_as_ours(f"folder:{export}", "sub-01_task-realtime_series-7x*", lambda address: send)
 
 
 @pytest.mark.parametrize(
@@ -234,6 +255,7 @@ def whole(kind: str) -> bytes:
     return written(mosaic() if kind == "mosaic" else enhanced())
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 @settings(deadline=None, max_examples=300)
 @given(
     kind=st.sampled_from(["mosaic", "enhanced"]),

@@ -45,6 +45,16 @@ def export(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
+def test_the_demos_run_comes_to_the_same_frames_as_in_our_own_messages(
+    same_as_ours, demo_scan, export: Path
+) -> None:
+    def send(index: int) -> None:
+        put(export, f"demo_{index + 1:03d}.nii", nifti(demo_scan, index))
+
+    same_as_ours(f"folder:{export}", f"{RUN_ID}_series-demo", lambda address: send)
+
+
 @pytest.mark.parametrize("write", [put, moved_in])
 def test_files_become_a_run_and_what_was_there_before_does_not(
     serve, make_scan, closed_account, export: Path, write: Callable[[Path, str, bytes], None]

@@ -63,6 +63,23 @@ def pyneal() -> Iterator[Callable[[str], Pyneal]]:
         client.close()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float64", "uint16"])
+def test_the_demos_run_comes_to_the_same_frames_as_in_our_own_messages(
+    same_as_ours, pyneal, demo_scan, dtype: str
+) -> None:
+    def connect(address: str) -> Callable[[int], None]:
+        scanner, affine = pyneal(address), demo_scan.start.affine
+        scanner.say(b"hello")
+
+        def send(index: int) -> None:
+            assert scanner.send(index, demo_scan.voxels(index).astype(dtype), affine).startswith("received")
+
+        return send
+
+    same_as_ours("pyneal+tcp://127.0.0.1:0", RUN_ID, connect)
+
+
 @pytest.mark.parametrize(("dtype", "tr"), [("float64", "1.3333"), ("uint16", "1333.3333")])
 def test_runs_are_recorded_and_each_volume_is_answered_once_it_is(
     serve, pyneal, make_scan, account_of, tmp_path: Path, dtype: str, tr: str
