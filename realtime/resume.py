@@ -33,6 +33,13 @@ def open_folders(out: Path, bundle_sha256: str) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
+def unfinished_run(out: Path, bundle_sha256: str) -> wire.RunStart | None:
+    """The start of the run that would go on with this bundle, if any was left open."""
+    for path in open_folders(out, bundle_sha256)[:1]:
+        return read_run_file(path).start
+    return None
+
+
 def is_closed(out: Path, run_id: str) -> bool:
     """Whether the last take of a run was closed."""
     takes = list(takes_of(out, run_id))

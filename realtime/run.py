@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from realtime import wire
 from realtime.account import Account, VolumeState
 from realtime.bundle import Bundle
-from realtime.deadline import NewestWins, Reorder, Turn
+from realtime.deadline import NewestWins
 from realtime.errors import RecordError, WireError
 from realtime.events import Frame, LatencyMs
 from realtime.picture import check_png
 from realtime.preprocess import StreamingPreprocessor
 from realtime.record import RunFolder
+from realtime.reorder import Reorder, Turn
 from realtime.table import Row, frame_row
 
 GAP_PATIENCE_TR = 2
@@ -140,7 +141,7 @@ class Run:
         """Go on with a volume from the journal, once those before it have come."""
         if index < self._reorder.next_index:
             self.tell(f"volume {index} came after its gap had been given up; it is not used")
-        self._advance(self._reorder.push(index, arrival, arrival.received_s))
+        self._advance(self._reorder.push(index, arrival, arrival.received_s, arrival.voxels.nbytes))
 
     def expire(self, now_s: float) -> None:
         """Give up the gaps whose time is over."""
@@ -192,7 +193,8 @@ class Run:
         elif isinstance(message, wire.Volume) and self.account.receive(message.index):
             voxels = wire.volume_array(self.start, payload)
             arrival = Arrival(voxels=voxels, received_s=perf_counter(), journal_ms=0.0, restored=True)
-            self._advance(self._reorder.push(message.index, arrival, arrival.received_s))
+            turns = self._reorder.push(message.index, arrival, arrival.received_s, voxels.nbytes)
+            self._advance(turns)
 
     def frame(self, ready: Ready, sampler: str, stages_ms: dict[str, float]) -> Frame:
         """The frame that a decode has just made; its latency ends here."""

@@ -23,7 +23,8 @@ from realtime.engines import take_engine
 from realtime.errors import ServeError
 from realtime.events import Broadcast
 from realtime.pipeline import Pipeline, Settings
-from realtime.sources.zeromq import ZeroMqSource
+from realtime.resume import unfinished_run
+from realtime.sources.choose import Told, open_source
 
 if TYPE_CHECKING:
     from realtime.viewer import Viewer
@@ -39,7 +40,7 @@ class Options:
     bundle: Path
     bundle_is_demo: bool
     source: str
-    """``tcp://127.0.0.1:5555``; port 0 takes a free one."""
+    """Where volumes come from, such as ``tcp://127.0.0.1:5555``; port 0 takes a free one."""
     port: int | None
     """The page's port, 0 for a free one; None: no page."""
     out: Path
@@ -53,6 +54,8 @@ class Options:
     """IP address of the page; another than loopback needs a certificate."""
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    told: Told = Told()
+    """What the operator says where the source does not."""
 
 
 class Service:
@@ -63,9 +66,17 @@ class Service:
 
     def __init__(self, options: Options) -> None:
         keys = load_server_keys(options.keys) if options.keys else None
-        self._source = ZeroMqSource(options.source, keys)
         page = None if options.port is None else _page(options, options.port)
         self.bundle = Bundle.open(options.bundle)
+        spec = self.bundle.spec
+        self._source = open_source(
+            options.source,
+            options.told,
+            keys=keys,
+            subject=spec.subject,
+            tr_s=spec.tr_s,
+            unfinished=unfinished_run(options.out, self.bundle.sha256),
+        )
         sampler = self.bundle.sampler(options.sampler) if options.sampler else None
         engine_name, engine = take_engine(self.bundle, options.engine)
         self.engine_description = engine.description
