@@ -11,24 +11,25 @@ from functools import partial
 from pathlib import Path
 
 from realtime.cli_engines import add_bench, add_doctor, add_engine_options
+from realtime.cli_replay import add_replay
 from realtime.cli_security import add_keys, add_keys_option, add_page_options
+from realtime.cli_sources import add_source_options, told
 from realtime.errors import RealtimeError
 
 _say = partial(print, flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; returns the exit code (2: an error that was explained in one line)."""
+    """Run one subcommand; returns its exit code (2: an error that was explained in one line)."""
     arguments = _parser().parse_args(argv)
     try:
-        arguments.command(arguments)
+        return int(arguments.command(arguments) or 0)
     except RealtimeError as error:
         print(f"realtime: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("realtime: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -39,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     add_doctor(commands)
     add_bench(commands)
     add_keys(commands)
+    add_replay(commands)
     return parser
 
 
@@ -46,8 +48,10 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "serve",
         help="decode the runs that a scanner sends",
-        description="Decode the runs that a scanner sends, one after the other, until Ctrl-C. A run that was "
-        "left open, by a crash or a stop, goes on where it was when serve starts again with the same --out.",
+        description="Decode the runs that a scanner sends, one after the other, until Ctrl-C. A run that\n"
+        "was left open, by a crash or a stop, goes on where it was when serve starts again with the\n"
+        "same --out.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--subject", type=int, metavar="N", help="who is scanned (default: whom the bundle is of)"
@@ -58,13 +62,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="DIR",
         help="the subject's bundle (default: ./bundles/sub-NN, else the shipped demo bundle)",
     )
-    parser.add_argument(
-        "--source",
-        default="tcp://127.0.0.1:5555",
-        metavar="ADDRESS",
-        help="where the scanner connects to; on another network than loopback only with --keys "
-        "(default %(default)s)",
-    )
+    add_source_options(parser)
     add_keys_option(parser)
     parser.add_argument(
         "--publish",
@@ -132,6 +130,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         bundle=bundle,
         bundle_is_demo=is_demo,
         source=arguments.source,
+        told=told(arguments),
         port=None if arguments.headless else arguments.port,
         out=arguments.out,
         engine=arguments.engine,

@@ -47,6 +47,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status", tag_field=
     bundle_sha256: str
     bundle_is_demo: bool
     run_folder: str | None
+    alarm: str = ""
+    """Why the recording has stopped and no volume is acknowledged; empty when all is well."""
     message: str
     """The latest thing an operator should know: why something was skipped, that a run was resumed."""
 

@@ -13,7 +13,7 @@ from realtime import wire
 from realtime.bundle import Bundle
 from realtime.errors import RealtimeError, RecordError
 from realtime.events import Event, Shown
-from realtime.record import RunFolder, new_run_file, read_run_file, takes_of
+from realtime.record import EngineUsed, RunFolder, new_run_file, read_run_file, takes_of
 from realtime.run import Run
 from realtime.table import row_frame
 
@@ -34,17 +34,25 @@ def open_folders(out: Path, bundle_sha256: str) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
+def unfinished_run(out: Path, bundle_sha256: str) -> wire.RunStart | None:
+    """The start of the run that would go on with this bundle, if any was left open."""
+    for path in open_folders(out, bundle_sha256)[:1]:
+        return read_run_file(path).start
+    return None
+
+
 def is_closed(out: Path, run_id: str) -> bool:
     """Whether the last take of a run was closed."""
     takes = list(takes_of(out, run_id))
     return bool(takes) and read_run_file(takes[-1]).state == "closed"
 
 
-def reopen(path: Path, bundle: Bundle) -> Run:
+def reopen(path: Path, bundle: Bundle, engine: EngineUsed | None = None) -> Run:
     """Bring a run back to where its journal ends: the same statistics, and what was accounted stays.
 
     Of the volumes that came and were not yet accounted, the newest is decoded; the others are skipped.
 
+    :param engine: what decodes from now on
     :raises RecordError: when the folder is damaged, or another runtime writes it.
     """
     folder, rows = RunFolder.reopen(path)
@@ -54,13 +62,21 @@ def reopen(path: Path, bundle: Bundle) -> Run:
             run.restore(wire.decode_to_runtime(entry.header), entry.payload)
         run.tell(f"resumed at {run.where()} after a restart")
         folder.note(run.message)
+        if engine and engine != folder.info.engine:
+            folder.note(f"from here on decoded on another engine: {engine.description}")
     except RealtimeError as error:
         folder.suspend()
         raise RecordError(f"cannot go on with {path}: {error}") from error
     return run
 
 
-def begin(out: Path, bundle: Bundle, seed: int, start: wire.RunStart) -> Run:
+def begin(
+    out: Path,
+    bundle: Bundle,
+    seed: int,
+    start: wire.RunStart,
+    engine: EngineUsed = EngineUsed(),  # noqa: B008  # frozen
+) -> Run:
     """Go on with the run's last take where it is open and was made with this bundle; else begin the next.
 
     :raises RecordError: when no run folder can be made.
@@ -69,7 +85,7 @@ def begin(out: Path, bundle: Bundle, seed: int, start: wire.RunStart) -> Run:
         try:
             info = read_run_file(path)
             if (info.state, info.bundle_sha256, info.start) == ("open", bundle.sha256, start):
-                return reopen(path, bundle)
+                return reopen(path, bundle, engine)
         except RecordError as error:
             _log.warning("%s", error)
     info = new_run_file(
@@ -78,6 +94,7 @@ def begin(out: Path, bundle: Bundle, seed: int, start: wire.RunStart) -> Run:
         bundle_sha256=bundle.sha256,
         window_delay_volumes=bundle.decoder().window.delay_volumes,
         seed=seed,
+        engine=engine,
     )
     run = Run(RunFolder.create(out, info), bundle)
     run.tell(f"{start.run_id} begins; it is recorded in {run.folder.path}")

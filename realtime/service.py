@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING
 from realtime.bundle import SPEC_FILE, Bundle
 from realtime.curve import load_server_keys
 from realtime.decode import Decoder
-from realtime.engines import open_engine
+from realtime.engines import take_engine
 from realtime.errors import ServeError
 from realtime.metrics import Metrics
 from realtime.pipeline import Pipeline, Settings
 from realtime.publish import Publisher
-from realtime.sources.zeromq import ZeroMqSource
+from realtime.resume import unfinished_run
+from realtime.sources.choose import Told, open_source
 
 if TYPE_CHECKING:
     from realtime.viewer import Viewer
@@ -40,7 +41,7 @@ class Options:
     bundle: Path
     bundle_is_demo: bool
     source: str
-    """``tcp://127.0.0.1:5555``; port 0 takes a free one."""
+    """Where volumes come from, such as ``tcp://127.0.0.1:5555``; port 0 takes a free one."""
     port: int | None
     """The page's port, 0 for a free one; None: no page."""
     out: Path
@@ -56,6 +57,8 @@ class Options:
     """IP address of the page; another than loopback needs a certificate."""
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    told: Told = Told()
+    """What the operator says where the source does not."""
 
 
 class Service:
@@ -66,11 +69,19 @@ class Service:
 
     def __init__(self, options: Options) -> None:
         keys = load_server_keys(options.keys) if options.keys else None
-        self._source = ZeroMqSource(options.source, keys)
         page = None if options.port is None else _page(options, options.port)
         self.bundle = Bundle.open(options.bundle)
+        spec = self.bundle.spec
+        self._source = open_source(
+            options.source,
+            options.told,
+            keys=keys,
+            subject=spec.subject,
+            tr_s=spec.tr_s,
+            unfinished=unfinished_run(options.out, self.bundle.sha256),
+        )
         sampler = self.bundle.sampler(options.sampler) if options.sampler else None
-        engine = open_engine(self.bundle, options.engine)
+        engine_name, engine = take_engine(self.bundle, options.engine)
         self.engine_description = engine.description
         self.closed: asyncio.Queue[Path] = asyncio.Queue()
         """The folders of runs that have ended."""
@@ -78,6 +89,7 @@ class Service:
             bundle=self.bundle,
             bundle_is_demo=options.bundle_is_demo,
             engine=engine.description,
+            engine_name=engine_name,
             sampler=sampler,
             seed=SEED,
             out=options.out.absolute(),

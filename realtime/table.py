@@ -75,7 +75,7 @@ COLUMNS: dict[str, dict[str, Any]] = {
 """The sidecar's description of every column."""
 
 
-def frame_row(frame: Frame, file: str, repaired_voxels: int) -> Row:
+def frame_row(frame: Frame, file: str | None, repaired_voxels: int) -> Row:
     """The row of a volume whose frame was decoded."""
     return Row(
         volume=frame.volume,

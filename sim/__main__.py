@@ -124,6 +124,17 @@ def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         action="store_true",
         help="stop when standard input ends, as it does when the program that started this one is gone",
     )
+    parser.add_argument(
+        "--fault",
+        action="append",
+        default=[],
+        metavar="KIND=RATE",
+        help="spoil the run on purpose, each volume with this probability; may be given again: drop, delay, "
+        "reorder, stall, nan, spike (at the scanner), corrupt, duplicate, disconnect (on the way)",
+    )
+    parser.add_argument(
+        "--fault-seed", type=int, default=0, metavar="N", help="draws the faults (default %(default)s)"
+    )
     parser.set_defaults(command=_replay)
 
 
@@ -132,6 +143,7 @@ def _replay(arguments: argparse.Namespace) -> int:
 
     from nsd import Layout
     from realtime.curve import load_client_keys
+    from sim.faults import FaultyLink, FaultyScan, describe, draw_plan, late_tr, parse_rates
     from sim.recording import Recording
     from sim.scanner import Scanner, ZmqLink
     from sim.sender import Sender
@@ -144,12 +156,17 @@ def _replay(arguments: argparse.Namespace) -> int:
     keys = load_client_keys(arguments.keys) if arguments.keys else None
     numbers = {"subject": arguments.subject, "session": arguments.session, "run": arguments.run}
     with Recording(Layout(arguments.nsd), **numbers, run_id=arguments.run_id) as recording:
-        sender = Sender(recording.start, recording.markers, speed=arguments.speed)
+        plan = draw_plan(parse_rates(arguments.fault), arguments.fault_seed, recording.start)
+        scan = FaultyScan(recording, plan)
+        late = late_tr(plan, scan.start.n_volumes)
+        sender = Sender(scan.start, recording.markers, speed=arguments.speed, late_tr=late)
+        for line in describe(plan):
+            tell(line)
         with (
             ZmqLink(arguments.connect, keys) as link,
             tqdm(total=sender.start.n_volumes, unit="volume", desc="replay", disable=None) as progress,
         ):
-            scanner = Scanner(recording, link, sender, tell=tell)
+            scanner = Scanner(scan, FaultyLink(link, plan), sender, tell=tell)
             with _interrupts(scanner.interrupt):
                 is_complete = scanner.replay(progress)
     if not is_complete:

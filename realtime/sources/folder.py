@@ -1,0 +1,223 @@
+"""Volumes from the files that a scanner, or what converts for it, writes into a folder.
+
+Events of the file system tell of new files at once; network shares have none, so the folder is also looked
+into several times a second.
+
+One series is followed at a time, and files of others wait until it is complete, or has been quiet for some TR
+while another began. A series of which files came between those of the followed one ran beside it (a
+motion-corrected copy, say) and is passed over; the newest of the others is followed from its first file on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import watchfiles
+
+from realtime import wire
+from realtime.sources.announced import QUIET_TR, Plan, RunOver, Scan
+from realtime.sources.files import SETTLE_S, Files
+from realtime.sources.volumefile import DTYPE, VolumeFile
+
+POLL_S = 0.25
+GIVE_UP_TR = 5
+"""A file that is not whole is given up when it has not changed for this many TR."""
+FILES_AT_ONCE = 8
+"""More are left for the next look, so that a full folder does not fill the memory."""
+_EVENTS_TOGETHER_MS = 20
+
+_log = logging.getLogger(__name__)
+logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it tells of every event
+
+
+class FolderScanner:
+    """A folder that is watched.
+
+    :param series: only series whose name contains this.
+    :param first_number: that of a series' first volume.
+    :param unfinished: the id of the run that an earlier runtime left open: its files are taken although they
+        are there before; all others that are there are passed over.
+    :raises ServeError: where there is no such folder.
+    """
+
+    def __init__(
+        self, folder: Path, plan: Plan, *, series: str, first_number: int, unfinished: str | None
+    ) -> None:
+        self._files = Files(folder, GIVE_UP_TR * plan.tr_s)
+        self._plan = plan
+        self._series = series
+        self._first_number = first_number
+        ours = f"{plan.run_id}_series-"
+        is_ours = unfinished is not None and unfinished.startswith(ours)
+        self._unfinished = unfinished.removeprefix(ours) if unfinished and is_ours else None
+        if self._unfinished is None:
+            self._files.pass_over(self._files.there_before)
+        self._followed = _Followed(self._unfinished, plan) if self._unfinished else None
+        self._passed: set[str] = set()
+        self._others: dict[str, _Other] = {}
+        """By series, in the order in which they began."""
+        self._wake = asyncio.Event()
+
+    async def start(self) -> str:
+        """Nothing listens; returns what is watched."""
+        n_before = len(self._files.there_before)
+        _log.info("watching %s; %d files are there already", self._files.folder, n_before)
+        return f"folder:{self._files.folder}"
+
+    async def scans(self) -> AsyncIterator[Scan | RunOver]:
+        """The volumes of the followed series, and the end of one that was broken off."""
+        watching = asyncio.create_task(self._watch())
+        try:
+            while True:
+                for name, volume in await asyncio.to_thread(self._look):
+                    if scan := self._scan(name, volume):
+                        yield scan
+                if self._is_over(time.perf_counter()):
+                    self._let_go()
+                    yield RunOver()
+                    continue
+                await self._news()
+        finally:
+            watching.cancel()
+
+    async def stop(self) -> None:
+        """Nothing listens."""
+
+    def _look(self) -> list[tuple[str, VolumeFile]]:
+        found = itertools.islice(self._files.look(time.perf_counter()), FILES_AT_ONCE)
+        return sorted(found, key=lambda each: each[1].number)
+
+    async def _watch(self) -> None:
+        try:
+            async for _ in watchfiles.awatch(
+                self._files.folder, watch_filter=None, step=_EVENTS_TOGETHER_MS, recursive=False
+            ):
+                self._wake.set()
+        except Exception as error:  # it is only quicker with them
+            _log.warning("no events of %s: %s; looking every %.2f s", self._files.folder, error, POLL_S)
+
+    async def _news(self) -> None:
+        patience_s = SETTLE_S if self._files.is_settling else POLL_S
+        try:
+            await asyncio.wait_for(self._wake.wait(), patience_s)
+        except TimeoutError:
+            return
+        self._wake.clear()
+
+    def _scan(self, name: str, volume: VolumeFile) -> Scan | None:
+        received_s = time.perf_counter()
+        if not self._is_wanted(name, volume):
+            return None
+        if self._followed is None:
+            _log.info("following series %s (%s)", volume.series, volume.series_name)
+            self._followed = _Followed(volume.series, self._plan)
+        if volume.series != self._followed.series:
+            self._wait(name, volume, self._followed.n_volumes)
+            return None
+        index = volume.number - self._first_number
+        if index < 0:
+            _log.warning("%r is passed over: its number is below --first-number", name)
+            return None
+        self._followed.heard_s = received_s
+        self._followed.n_volumes += 1
+        x, y, z = volume.voxels.shape
+        return Scan(
+            index=index,
+            shape=(x, y, z),
+            affine=volume.affine,
+            dtype=DTYPE,
+            payload=memoryview(volume.voxels.tobytes()),
+            received_s=received_s,
+            answer=partial(self._answer, index),
+            tr_s=volume.tr_s,
+            series=volume.series,
+        )
+
+    def _is_wanted(self, name: str, volume: VolumeFile) -> bool:
+        if name in self._files.there_before and volume.series != self._unfinished:
+            return False
+        if volume.series not in self._passed and self._series not in volume.series_name:
+            self._pass(volume.series, f"its name, {volume.series_name!r}, has no {self._series!r} in it")
+        return volume.series not in self._passed
+
+    def _wait(self, name: str, volume: VolumeFile, n_volumes: int) -> None:
+        if volume.series not in self._others:
+            _log.info("series %s (%s) waits", volume.series, volume.series_name)
+        self._others.setdefault(volume.series, _Other(n_volumes)).names.append(name)
+
+    async def _answer(self, index: int, message: wire.Ack | wire.Refused) -> None:
+        followed = self._followed
+        if followed and isinstance(message, wire.Ack):
+            followed.came.add(index)
+        elif followed and message.index is None:  # not of a volume, but of the whole run
+            self._pass(followed.series, f"its run was refused: {message.message}")
+            self._followed = None
+
+    def _is_over(self, now_s: float) -> bool:
+        followed = self._followed
+        if followed is None:
+            return bool(self._others)
+        ends = followed.has_last or bool(self._successors)
+        return followed.is_complete or (ends and followed.is_quiet(now_s))
+
+    @property
+    def _successors(self) -> list[str]:
+        """The others that began when nothing more came of the followed series."""
+        n_volumes = self._followed.n_volumes if self._followed else None
+        return [series for series, other in self._others.items() if n_volumes in (None, other.began_after)]
+
+    def _let_go(self) -> None:
+        """The followed series is over: the files of the newest of its successors are told again."""
+        newest = self._successors[-1:]
+        if self._followed:
+            self._pass(self._followed.series, "its run is over")
+        for series, other in self._others.items():
+            if series not in newest:
+                self._pass(series, "it ran beside another, or was broken off")
+                continue
+            for name in other.names:
+                self._files.again(name)
+        self._followed = None
+        self._others.clear()
+
+    def _pass(self, series: str, why: str) -> None:
+        _log.info("series %s is passed over from here on: %s", series, why)
+        self._passed.add(series)
+
+
+class _Followed:
+    """The series whose volumes make the run."""
+
+    def __init__(self, series: str, plan: Plan) -> None:
+        self.series = series
+        self.n_volumes = 0
+        self.heard_s = time.perf_counter()
+        self.came: set[int] = set()
+        self._plan = plan
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self.came) == self._plan.n_volumes
+
+    @property
+    def has_last(self) -> bool:
+        return self._plan.n_volumes - 1 in self.came
+
+    def is_quiet(self, now_s: float) -> bool:
+        return now_s - self.heard_s > QUIET_TR * self._plan.tr_s
+
+
+@dataclass
+class _Other:
+    """A series that waits."""
+
+    began_after: int
+    """How many volumes of the followed series there were."""
+    names: list[str] = field(default_factory=list)
