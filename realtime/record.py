@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from realtime import table, wire
 from realtime.errors import RecordError
 from realtime.journal import Entry, Journal, read_journal
+from realtime.spikes import SpikeRule
 
 FORMAT_VERSION = 1
 PACKAGE = "realtime-dynadiff"
@@ -66,6 +67,8 @@ class RunFile(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     """Of the initial noise."""
     engine: EngineUsed = EngineUsed()
+    spikes: SpikeRule | None = None
+    """Which volumes are censored as spikes; None in records of the first release: none are."""
     versions: dict[str, str]
     opened_utc: str
     closed_utc: str | None = None
@@ -265,6 +268,7 @@ def new_run_file(
     window_delay_volumes: int,
     seed: int,
     engine: EngineUsed = EngineUsed(),  # noqa: B008  # frozen
+    spikes: SpikeRule | None = None,
 ) -> RunFile:
     """``run.json`` of a run that begins now."""
     return RunFile(
@@ -274,6 +278,7 @@ def new_run_file(
         window_delay_volumes=window_delay_volumes,
         seed=seed,
         engine=engine,
+        spikes=spikes,
         versions=_versions(),
         opened_utc=utc_now(),
     )

@@ -240,6 +240,7 @@ def _run_file(recorded: Recorded, bundle: Bundle, used: EngineUsed) -> RunFile:
         window_delay_volumes=bundle.decoder().window.delay_volumes,
         seed=recorded.info.seed,
         engine=used,
+        spikes=recorded.info.spikes,
     )
     return msgspec.structs.replace(info, replay_of=str(recorded.path.absolute()))
 

@@ -15,6 +15,7 @@ from realtime.errors import RealtimeError, RecordError
 from realtime.events import Event, Shown
 from realtime.record import EngineUsed, RunFolder, new_run_file, read_run_file, takes_of
 from realtime.run import Run
+from realtime.spikes import SpikeRule
 from realtime.table import row_frame
 
 _log = logging.getLogger(__name__)
@@ -95,6 +96,7 @@ def begin(
         window_delay_volumes=bundle.decoder().window.delay_volumes,
         seed=seed,
         engine=engine,
+        spikes=SpikeRule(),
     )
     run = Run(RunFolder.create(out, info), bundle)
     run.tell(f"{start.run_id} begins; it is recorded in {run.folder.path}")

@@ -94,6 +94,7 @@ class Run:
             bundle.prior_mean,
             bundle.prior_sd,
             window_volumes=self._window.length_volumes,
+            spikes=folder.info.spikes,
         )
 
     @property
@@ -245,7 +246,7 @@ class Run:
         if self.account.state_of(volume) is not None:
             return
         if pushed.status == "censored":
-            self._settle(volume, "censored", "too many of its ROI voxels are not finite")
+            self._settle(volume, "censored", pushed.reason)
         elif window is None:
             self._settle(volume, "warming", "no full window yet")
         else:
