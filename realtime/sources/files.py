@@ -62,6 +62,7 @@ class Files:
         self._waiting: dict[str, _Waiting] = {}
         self._done: set[str] = set()
         self._foreign: set[str] = set()
+        self._is_away = False
 
     @property
     def is_settling(self) -> bool:
@@ -91,17 +92,30 @@ class Files:
     def _new(self) -> list[tuple[str, tuple[int, int]]]:
         """Regular files that are not done, and how they look."""
         found = []
-        try:
-            with os.scandir(self.folder) as entries:
-                for entry in entries:
-                    if entry.name not in self._done and self._is_file(entry):
-                        seen = entry.stat(follow_symlinks=False)
-                        found.append((entry.name, (seen.st_size, seen.st_mtime_ns)))
-        except OSError as error:  # a network share that is away for a while, a file that was renamed
-            _log.warning("cannot look into %s: %s", self.folder, error.strerror)
+        for entry in self._entries():
+            if entry.name in self._done:
+                continue
+            try:
+                if self._is_file(entry):
+                    seen = entry.stat(follow_symlinks=False)
+                    found.append((entry.name, (seen.st_size, seen.st_mtime_ns)))
+            except OSError:
+                continue  # it was renamed or deleted since it was listed
         names = {name for name, _ in found}
         self._waiting = {name: waiting for name, waiting in self._waiting.items() if name in names}
         return sorted(found)
+
+    def _entries(self) -> list[os.DirEntry[str]]:
+        try:
+            with os.scandir(self.folder) as entries:
+                listed = list(entries)
+        except OSError as error:  # a network share that is away for a while
+            if not self._is_away:
+                _log.warning("cannot look into %s: %s; looking again", self.folder, error.strerror)
+            self._is_away = True
+            return []
+        self._is_away = False
+        return listed
 
     def _is_file(self, entry: os.DirEntry[str]) -> bool:
         if entry.is_symlink():

@@ -29,7 +29,7 @@ from realtime.sources.volumefile import DTYPE, VolumeFile
 POLL_S = 0.25
 GIVE_UP_TR = 5
 """A file that is not whole is given up when it has not changed for this many TR."""
-FILES_AT_ONCE = 8
+FILES_AT_ONCE = 4
 """More are left for the next look, so that a full folder does not fill the memory."""
 _EVENTS_TOGETHER_MS = 20
 

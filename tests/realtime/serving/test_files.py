@@ -94,10 +94,11 @@ def test_foreign_files_are_told_in_one_line_for_each_kind(files: Files, tmp_path
     assert sum("neither NIfTI nor DICOM" in message for message in caplog.messages) == 2
 
 
-def test_a_folder_that_is_away_for_a_while_is_looked_into_again(files: Files, tmp_path: Path) -> None:
+def test_a_folder_that_is_away_for_a_while_is_looked_into_again(files: Files, tmp_path: Path, caplog) -> None:
     away = tmp_path.parent / "away"
     tmp_path.rename(away)
-    assert look(files, 0.0) == []
+    assert look(files, 0.0, 0.5) == []
+    assert len(caplog.messages) == 1
     away.rename(tmp_path)
     (tmp_path / "run_0001.nii").write_bytes(nifti_bytes())
     assert len(look(files, 1.0, 2.0)) == 1
