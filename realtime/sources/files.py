@@ -44,6 +44,16 @@ class _Waiting:
         return now_s - self.read_s >= AGAIN_S
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A file that is whole."""
+
+    name: str
+    volume: VolumeFile
+    whole_s: float
+    """When it was first seen as it was read."""
+
+
 class Files:
     """A folder's files, each told once.
 
@@ -73,8 +83,8 @@ class Files:
         """Never look at these files."""
         self._done |= names
 
-    def look(self, now_s: float) -> Iterator[tuple[str, VolumeFile]]:
-        """The names and volumes of files that are now whole; the others wait for the next look."""
+    def look(self, now_s: float) -> Iterator[Found]:
+        """Files that are now whole; the others wait for the next look."""
         for name, looks in self._new():
             waiting = self._waiting.get(name)
             if waiting is None or waiting.looks != looks:
@@ -83,7 +93,7 @@ class Files:
                 waiting.read_s = now_s
                 volume = self._read(name, gives_up=now_s - waiting.since_s >= self._patience_s)
                 if volume:
-                    yield name, volume
+                    yield Found(name=name, volume=volume, whole_s=waiting.since_s)
 
     def again(self, name: str) -> None:
         """Tell a file at the next look once more."""
