@@ -127,6 +127,9 @@ class Announced:
                     yield Received(
                         message=start, payload=_NOTHING, received_s=news.received_s, reply=reply.take
                     )
+                    if reply.is_of_another_plan:
+                        yield _end(start.run_id, "aborted")
+                        continue
                     run = _Run(start, news.series, reply.accepted)
                     if run.was_left_open_before(news):
                         yield self._end(run)
@@ -226,11 +229,7 @@ class _Run:
         return Received(message=message, payload=scan.payload, received_s=scan.received_s, reply=reply)
 
     def end(self) -> Received:
-        reason: Literal["complete", "aborted"] = "complete" if self._has_last else "aborted"
-        message = wire.RunEnd(run_id=self._start.run_id, reason=reason)
-        return Received(
-            message=message, payload=_NOTHING, received_s=time.perf_counter(), reply=_Reply().take
-        )
+        return _end(self._start.run_id, "complete" if self._has_last else "aborted")
 
     def patience_s(self, now_s: float) -> float | None:
         """How long to wait for more; None: as long as it takes."""
@@ -262,6 +261,16 @@ class _Reply:
         if isinstance(self.message, wire.Refused):
             raise _RefusedError(self.message)
         raise _RefusedError(wire.Refused(run_id="", code="runtime", message="the run was not answered"))
+
+    @property
+    def is_of_another_plan(self) -> bool:
+        """Whether the pipeline has a run of this id that began otherwise: one left open before a restart."""
+        return isinstance(self.message, wire.Refused) and self.message.code == "run-start"
+
+
+def _end(run_id: str, reason: Literal["complete", "aborted"]) -> Received:
+    message = wire.RunEnd(run_id=run_id, reason=reason)
+    return Received(message=message, payload=_NOTHING, received_s=time.perf_counter(), reply=_Reply().take)
 
 
 class _RefusedError(Exception):

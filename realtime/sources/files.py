@@ -44,6 +44,16 @@ class _Waiting:
         return now_s - self.read_s >= AGAIN_S
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A file that is whole."""
+
+    name: str
+    volume: VolumeFile
+    whole_s: float
+    """When it was first seen as it was read."""
+
+
 class Files:
     """A folder's files, each told once.
 
@@ -62,6 +72,7 @@ class Files:
         self._waiting: dict[str, _Waiting] = {}
         self._done: set[str] = set()
         self._foreign: set[str] = set()
+        self._is_away = False
 
     @property
     def is_settling(self) -> bool:
@@ -72,8 +83,8 @@ class Files:
         """Never look at these files."""
         self._done |= names
 
-    def look(self, now_s: float) -> Iterator[tuple[str, VolumeFile]]:
-        """The names and volumes of files that are now whole; the others wait for the next look."""
+    def look(self, now_s: float) -> Iterator[Found]:
+        """Files that are now whole; the others wait for the next look."""
         for name, looks in self._new():
             waiting = self._waiting.get(name)
             if waiting is None or waiting.looks != looks:
@@ -82,7 +93,7 @@ class Files:
                 waiting.read_s = now_s
                 volume = self._read(name, gives_up=now_s - waiting.since_s >= self._patience_s)
                 if volume:
-                    yield name, volume
+                    yield Found(name=name, volume=volume, whole_s=waiting.since_s)
 
     def again(self, name: str) -> None:
         """Tell a file at the next look once more."""
@@ -91,17 +102,30 @@ class Files:
     def _new(self) -> list[tuple[str, tuple[int, int]]]:
         """Regular files that are not done, and how they look."""
         found = []
-        try:
-            with os.scandir(self.folder) as entries:
-                for entry in entries:
-                    if entry.name not in self._done and self._is_file(entry):
-                        seen = entry.stat(follow_symlinks=False)
-                        found.append((entry.name, (seen.st_size, seen.st_mtime_ns)))
-        except OSError as error:  # a network share that is away for a while, a file that was renamed
-            _log.warning("cannot look into %s: %s", self.folder, error.strerror)
+        for entry in self._entries():
+            if entry.name in self._done:
+                continue
+            try:
+                if self._is_file(entry):
+                    seen = entry.stat(follow_symlinks=False)
+                    found.append((entry.name, (seen.st_size, seen.st_mtime_ns)))
+            except OSError:
+                continue  # it was renamed or deleted since it was listed
         names = {name for name, _ in found}
         self._waiting = {name: waiting for name, waiting in self._waiting.items() if name in names}
         return sorted(found)
+
+    def _entries(self) -> list[os.DirEntry[str]]:
+        try:
+            with os.scandir(self.folder) as entries:
+                listed = list(entries)
+        except OSError as error:  # a network share that is away for a while
+            if not self._is_away:
+                _log.warning("cannot look into %s: %s; looking again", self.folder, error.strerror)
+            self._is_away = True
+            return []
+        self._is_away = False
+        return listed
 
     def _is_file(self, entry: os.DirEntry[str]) -> bool:
         if entry.is_symlink():

@@ -23,13 +23,13 @@ import watchfiles
 
 from realtime import wire
 from realtime.sources.announced import QUIET_TR, Plan, RunOver, Scan
-from realtime.sources.files import SETTLE_S, Files
+from realtime.sources.files import SETTLE_S, Files, Found
 from realtime.sources.volumefile import DTYPE, VolumeFile
 
 POLL_S = 0.25
-GIVE_UP_TR = 5
-"""A file that is not whole is given up when it has not changed for this many TR."""
-FILES_AT_ONCE = 8
+GIVE_UP_TR = QUIET_TR - 1
+"""A file that is not whole is given up when it has not changed for this many TR, before its run is."""
+FILES_AT_ONCE = 4
 """More are left for the next look, so that a full folder does not fill the memory."""
 _EVENTS_TOGETHER_MS = 20
 
@@ -76,8 +76,8 @@ class FolderScanner:
         watching = asyncio.create_task(self._watch())
         try:
             while True:
-                for name, volume in await asyncio.to_thread(self._look):
-                    if scan := self._scan(name, volume):
+                for found in await asyncio.to_thread(self._look):
+                    if scan := self._scan(found):
                         yield scan
                 if self._is_over(time.perf_counter()):
                     self._let_go()
@@ -90,9 +90,9 @@ class FolderScanner:
     async def stop(self) -> None:
         """Nothing listens."""
 
-    def _look(self) -> list[tuple[str, VolumeFile]]:
+    def _look(self) -> list[Found]:
         found = itertools.islice(self._files.look(time.perf_counter()), FILES_AT_ONCE)
-        return sorted(found, key=lambda each: each[1].number)
+        return sorted(found, key=lambda each: each.volume.number)
 
     async def _watch(self) -> None:
         try:
@@ -111,8 +111,8 @@ class FolderScanner:
             return
         self._wake.clear()
 
-    def _scan(self, name: str, volume: VolumeFile) -> Scan | None:
-        received_s = time.perf_counter()
+    def _scan(self, found: Found) -> Scan | None:
+        name, volume = found.name, found.volume
         if not self._is_wanted(name, volume):
             return None
         if self._followed is None:
@@ -125,7 +125,7 @@ class FolderScanner:
         if index < 0:
             _log.warning("%r is passed over: its number is below --first-number", name)
             return None
-        self._followed.heard_s = received_s
+        self._followed.heard_s = time.perf_counter()
         self._followed.n_volumes += 1
         x, y, z = volume.voxels.shape
         return Scan(
@@ -134,7 +134,7 @@ class FolderScanner:
             affine=volume.affine,
             dtype=DTYPE,
             payload=memoryview(volume.voxels.tobytes()),
-            received_s=received_s,
+            received_s=found.whole_s,
             answer=partial(self._answer, index),
             tr_s=volume.tr_s,
             series=volume.series,

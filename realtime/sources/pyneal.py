@@ -65,6 +65,7 @@ class PynealScanner:
         socket = self._context.socket(zmq.PAIR)
         socket.set(zmq.LINGER, _LINGER_MS)
         socket.set(zmq.MAXMSGSIZE, wire.MAX_VOLUME_BYTES)
+        socket.set(zmq.RCVHWM, 4)  # a scanner waits for each answer
         socket.set(zmq.IPV6, ":" in self._host)
         host = f"[{self._host}]" if ":" in self._host else self._host
         try:

@@ -79,6 +79,8 @@ class Pipeline:
                 await received.reply(wire.RunClosed(run_id=message.run_id))
 
     def _accept(self, start: wire.RunStart) -> wire.RunAccepted | wire.Refused:
+        if self._refuses == "run-start" and start.run_id not in self.held:
+            self._refuses = ""  # the run that began otherwise has been ended
         if self._refuses:
             return wire.Refused(run_id=start.run_id, code=self._refuses, message="no")
         held = self.held.setdefault(start.run_id, set())
@@ -177,6 +179,17 @@ def test_what_an_earlier_runtime_left_open_goes_on_unless_the_scanner_begins_aga
 
     asyncio.run(run(2, START, VOLUMES[2]))
     asyncio.run(run(0, START, "aborted", START, VOLUMES[0]))
+
+
+def test_a_run_that_was_left_open_with_another_plan_is_ended_for_the_new_one() -> None:
+    """As when an operator starts the runtime again with another --volumes."""
+
+    async def run() -> None:
+        async with serving(held={PLAN.run_id: {0, 1}}, refuses="run-start") as (scanner, pipeline):
+            scanner.send(2)
+            await until(pipeline, START, "aborted", START, VOLUMES[2])
+
+    asyncio.run(run())
 
 
 def test_what_is_refused_is_told_to_the_scanner() -> None:

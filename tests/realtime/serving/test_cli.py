@@ -133,3 +133,34 @@ def test_the_log_is_json_where_asked_for_and_the_figures_are_served(serve, conne
     lines = [json.loads(line) for line in served.log().splitlines()]
     assert any(line.get("run_id") == scan.run_id for line in lines)
     assert {line["level"] for line in lines} <= {"info", "warning"}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--source", "ftp://127.0.0.1:1"], "expected a source like tcp://127.0.0.1:5555, pyneal+tcp://"),
+        (["--source", "pyneal+tcp://127.0.0.1:0"], "expected --volumes N"),
+        (["--source", "pyneal+tcp://0.0.0.0:0", "--volumes", "9"], "expected a loopback address"),
+        (["--source", "afni+tcp://10.0.0.1:7961", "--volumes", "9"], "expected a loopback address"),
+        (["--source", "folder:/no/such/folder", "--volumes", "9"], "expected a folder to watch"),
+        (["--volumes", "9"], "expected no --volumes"),
+        (["--source", "folder:/", "--volumes", "9", "--run-id", "a/b"], "expected --volumes and --run-id"),
+    ],
+)
+def test_a_source_that_cannot_be_is_one_line(
+    tiny_bundle: Path, tmp_path: Path, capsys, options: list[str], said: str
+) -> None:
+    common = ["--bundle", str(tiny_bundle), "--out", str(tmp_path), "--headless"]
+    assert cli.main(["serve", *common, *options]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_help_tells_what_each_source_is(capsys) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["serve", "--help"])
+    said = capsys.readouterr().out
+    for form in ("tcp://127.0.0.1:5555 ", "pyneal+tcp://", "afni+tcp://", "folder:/path"):
+        assert form in said
+    assert max(map(len, said.splitlines())) <= 110

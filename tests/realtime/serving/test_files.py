@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from realtime.errors import ServeError, WireError
 from realtime.sources import dicom, nifti
-from realtime.sources.files import Files, parse
-from realtime.sources.volumefile import NotWholeError, VolumeFile
+from realtime.sources.files import Files, Found, parse
+from realtime.sources.volumefile import NotWholeError
 
 PATIENCE_S = 5.0
 AFFINE = np.array([[-2.0, 0, 0, 9], [0, 0, 2, -9], [0, -3, 0, 20], [0, 0, 0, 1]])
@@ -39,12 +39,12 @@ def files(tmp_path: Path) -> Files:
     return Files(tmp_path, PATIENCE_S)
 
 
-def look(files: Files, *times_s: float) -> list[tuple[str, VolumeFile]]:
+def look(files: Files, *times_s: float) -> list[Found]:
     return [found for now_s in times_s for found in files.look(now_s)]
 
 
-def names(found: list[tuple[str, VolumeFile]]) -> list[str]:
-    return [name for name, _ in found]
+def names(found: list[Found]) -> list[str]:
+    return [each.name for each in found]
 
 
 def test_a_file_is_told_once_when_it_has_not_changed_between_two_looks(files: Files, tmp_path: Path) -> None:
@@ -56,7 +56,8 @@ def test_a_file_is_told_once_when_it_has_not_changed_between_two_looks(files: Fi
     assert look(files, 3.0, 4.0) == []
     (tmp_path / "run_0002.nii").write_bytes(whole)
     assert look(files, 5.0) == []  # it has changed since
-    assert names(look(files, 6.0, 7.0)) == ["run_0002.nii"]
+    (found,) = look(files, 6.0, 7.0)
+    assert (found.name, found.volume.number, found.whole_s) == ("run_0002.nii", 2, 5.0)
 
 
 def test_a_file_that_stays_cut_off_is_given_up_with_a_warning(files: Files, tmp_path: Path, caplog) -> None:
@@ -94,10 +95,11 @@ def test_foreign_files_are_told_in_one_line_for_each_kind(files: Files, tmp_path
     assert sum("neither NIfTI nor DICOM" in message for message in caplog.messages) == 2
 
 
-def test_a_folder_that_is_away_for_a_while_is_looked_into_again(files: Files, tmp_path: Path) -> None:
+def test_a_folder_that_is_away_for_a_while_is_looked_into_again(files: Files, tmp_path: Path, caplog) -> None:
     away = tmp_path.parent / "away"
     tmp_path.rename(away)
-    assert look(files, 0.0) == []
+    assert look(files, 0.0, 0.5) == []
+    assert len(caplog.messages) == 1
     away.rename(tmp_path)
     (tmp_path / "run_0001.nii").write_bytes(nifti_bytes())
     assert len(look(files, 1.0, 2.0)) == 1

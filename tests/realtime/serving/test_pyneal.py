@@ -150,6 +150,20 @@ def test_a_scanner_that_goes_on_after_a_kill_goes_on_with_its_run(
     assert second.interrupt() == 0
 
 
+def test_another_number_of_volumes_after_a_kill_begins_another_take(serve, pyneal, make_scan) -> None:
+    scan = make_scan(n_volumes=12)
+    first = serve("--volumes", "30", source="pyneal+tcp://127.0.0.1:0")
+    scanner = pyneal(first.address)
+    for index in range(5):
+        scanner.send(index, scan.voxels(index), scan.start.affine)
+    first.kill()
+    second = serve("--volumes", "12", source=first.address)
+    assert scanner.send(5, scan.voxels(5), scan.start.affine) == "received volIdx 5"
+    assert second.interrupt() == 0
+    assert read_recorded(second.out / RUN_ID).info.state == "closed"
+    assert read_recorded(second.out / f"{RUN_ID}_take-2").received == {5}
+
+
 AFFINE = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
 
 
