@@ -11,8 +11,8 @@ same picture gives the same boxes every time. A picture of 512 px takes it some 
 threads run meanwhile; that counts as part of making the picture (``vae``) wherever times are told. What else
 there is for Python, and why not: OpenCV 5 ships no cascades any more, and its neural detector's weights must
 be fetched; so must MediaPipe's since 1.0; scikit-image ships a cascade whose search takes forty times as long
-and finds more that is no face. dlib itself is published as source, which compiles for many minutes; ``dlib-bin``
-is the same source compiled.
+and finds more that is no face. dlib itself is published as source, which compiles for many minutes;
+``dlib-bin`` is the same source compiled.
 
 What it does not do: it finds upright faces seen from the front or turned a little. Profiles, faces upside
 down and half covered ones stay as they are, and so do faces narrower than a sixth of the picture or than

@@ -112,8 +112,9 @@ def check_address(address: str, *, has_keys: bool = False) -> tuple[str, int]:
     if not (loopback or has_keys):
         raise ServeError(
             f"expected a loopback address such as tcp://127.0.0.1:{port}, got {address!r}: others can reach "
-            "that, and without keys anybody's messages would be taken; make keys with `realtime keys` and "
-            "give the runtime's as --keys, or forward the port to this machine through an SSH tunnel"
+            "that, and nobody would have to prove who they are; forward the port to this machine through an "
+            "SSH tunnel or, for this project's own messages and results, make keys with `realtime keys` and "
+            "give the runtime's as --keys"
         )
     return host, port
 
