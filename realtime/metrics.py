@@ -89,7 +89,10 @@ class Metrics:
             self._first = self._newest = None
             self._drift.set(0)
         for state in _STATES:
-            self._volumes.labels(state).inc(getattr(status.counts, state) - getattr(self._counts, state))
+            new = getattr(status.counts, state) - getattr(self._counts, state)
+            self._volumes.labels(state).inc(
+                max(0, new)
+            )  # fewer, where a run was taken up anew from its record
         self._counts = status.counts
         if status.volume is None:
             return

@@ -100,6 +100,13 @@ def test_what_an_earlier_process_did_is_not_counted() -> None:
     assert figures(metrics)["realtime_decode_latency_seconds_count"] == 0
 
 
+def test_a_run_taken_up_anew_with_less_takes_nothing_away() -> None:
+    metrics = Metrics(None)
+    for decoded in (0, 5, 3, 4):
+        metrics.take(status(9, decoded=decoded))
+    assert volumes(metrics)["decoded"] == 6
+
+
 def test_latencies_fall_into_buckets() -> None:
     metrics = Metrics(None)
     for total_ms in (40, 180, 900, 1300, 2500):
