@@ -111,7 +111,7 @@ def recorded_events(run: Run) -> Iterator[Event]:
         if isinstance(message, wire.Marker):
             shown = Shown(run_id=run.name, onset_volume=message.onset_volume, name=message.name)
             yield Event(shown, png=entry.payload, is_recorded=True)
-    for row in folder.rows():
+    for row in (*folder.rows(), *folder.specialised_rows()):
         frame = row_frame(row, run.name)
         image = cv2.imread(str(folder.path / row.frame)) if row.frame else None
         if frame is not None and image is not None:

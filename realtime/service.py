@@ -94,8 +94,11 @@ class Service:
             seed=SEED,
             out=options.out.absolute(),
         )
-        decoder = Decoder(self.bundle, engine, SEED)
-        self.pipeline = Pipeline(settings, self._source, decoder, self.closed.put_nowait)
+        general, *specialised = (
+            Decoder(self.bundle, engine, SEED, each.name) for each in self.bundle.spec.decoders
+        )
+        bank = {decoder.spec.name: decoder for decoder in specialised}
+        self.pipeline = Pipeline(settings, self._source, general, self.closed.put_nowait, bank)
         self.publisher = None
         if options.publish:
             self.publisher = Publisher(options.publish, self.bundle.decoder().name, keys)
