@@ -58,14 +58,8 @@ class Service:
 
     def __init__(self, options: Options) -> None:
         self.bundle = Bundle.open(options.bundle)
-        spec = self.bundle.spec
-        self._source = open_source(
-            options.source,
-            options.told,
-            subject=spec.subject,
-            tr_s=spec.tr_s,
-            unfinished=unfinished_run(options.out, self.bundle.sha256),
-        )
+        unfinished = unfinished_run(options.out, self.bundle.sha256)
+        self._source = open_source(options.source, options.told, self.bundle.spec, unfinished)
         sampler = self.bundle.sampler(options.sampler) if options.sampler else None
         engine = open_engine(self.bundle, options.engine)
         self.engine_description = engine.description

@@ -152,7 +152,7 @@ class Watched:
 @asynccontextmanager
 async def watching(folder: Path, scan, **options: object) -> AsyncIterator[Watched]:
     plan = Plan(subject=1, run_id=RUN_ID, n_volumes=3, tr_s=SHORT_TR_S)
-    defaults = {"series": "", "first_number": 1, "unfinished": None}
+    defaults = {"grid_shape": scan.start.shape, "series": "", "first_number": 1, "unfinished": None}
     scanner = FolderScanner(folder, plan, **(defaults | options))
     watched = Watched(scanner, folder, scan)
     try:
