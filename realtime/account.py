@@ -16,7 +16,7 @@ class Account:
 
     decoded   a frame was made of its window, with trusted statistics
     warming   the run was too young to trust; its frame, where a full window existed, is marked so
-    censored  too many of its voxels were not finite; no frame
+    censored  too many of its voxels were not finite, or it is a spike; no frame
     skipped   no frame, because a newer window was ready first, a restart came between, or the decode failed
     missing   it did not come, or came after its gap had been given up
     """

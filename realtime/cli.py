@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from realtime.cli_engines import add_bench, add_doctor, add_engine_options
+from realtime.cli_replay import add_replay
+from realtime.cli_security import add_keys, add_keys_option, add_page_options
 from realtime.cli_sources import add_source_options, told
 from realtime.errors import RealtimeError
 
@@ -18,17 +20,16 @@ _say = partial(print, flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; returns the exit code (2: an error that was explained in one line)."""
+    """Run one subcommand; returns its exit code (2: an error that was explained in one line)."""
     arguments = _parser().parse_args(argv)
     try:
-        arguments.command(arguments)
+        return int(arguments.command(arguments) or 0)
     except RealtimeError as error:
         print(f"realtime: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("realtime: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -38,6 +39,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     add_doctor(commands)
     add_bench(commands)
+    add_keys(commands)
+    add_replay(commands)
     return parser
 
 
@@ -60,6 +63,20 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="the subject's bundle (default: ./bundles/sub-NN, else the shipped demo bundle)",
     )
     add_source_options(parser)
+    add_keys_option(parser)
+    parser.add_argument(
+        "--publish",
+        metavar="ADDRESS",
+        help="send every frame to programs that subscribe here, such as tcp://127.0.0.1:5556 "
+        "(default: nowhere)",
+    )
+    add_page_options(parser)
+    parser.add_argument(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="of the log on standard error: lines for people, or a JSON object a line (default %(default)s)",
+    )
     _add_common(parser, opens=False)
     parser.set_defaults(command=_serve)
 
@@ -83,7 +100,7 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 def _add_common(parser: argparse.ArgumentParser, *, opens: bool) -> None:
     parser.add_argument(
-        "--port", type=_port, default=8765, help="of the page on 127.0.0.1; 0: any free one (default 8765)"
+        "--port", type=_port, default=8765, help="of the page; 0: any free one (default 8765)"
     )
     parser.add_argument("--headless", action="store_true", help="serve no page")
     parser.add_argument(
@@ -103,10 +120,11 @@ def _add_common(parser: argparse.ArgumentParser, *, opens: bool) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> None:
+    from realtime import logs
     from realtime.serve import serve
     from realtime.service import Options, choose_bundle
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logs.configure(arguments.log_format, logging.INFO)
     bundle, is_demo = choose_bundle(arguments.bundle, arguments.subject)
     options = Options(
         bundle=bundle,
@@ -117,6 +135,11 @@ def _serve(arguments: argparse.Namespace) -> None:
         out=arguments.out,
         engine=arguments.engine,
         sampler=arguments.sampler,
+        keys=arguments.keys,
+        publish=arguments.publish,
+        page_host=arguments.page_host,
+        tls_cert=arguments.tls_cert,
+        tls_key=arguments.tls_key,
     )
     serve(options, open_browser=arguments.open, tell=_say)
 

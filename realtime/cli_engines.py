@@ -10,7 +10,7 @@ from realtime.errors import EngineError
 
 _say = partial(print, flush=True)
 
-_NAMES = "tensorrt, onnxruntime-cuda, openvino, openvino-bf16, onnxruntime-cpu"
+NAMES = "tensorrt, onnxruntime-cuda, openvino, openvino-bf16, onnxruntime-cpu"
 _DOCTOR = """\
 Say what can decode a bundle on this machine: which engines run and why the others do not, how long a step
 takes on each, which of the bundle's samplers fits into a TR, and how much memory and disk there is. Each
@@ -45,7 +45,7 @@ def add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         nargs="+",
         default=[],
         metavar="NAME",
-        help=f"which engines: {_NAMES} (default: every one that can run here)",
+        help=f"which engines: {NAMES} (default: every one that can run here)",
     )
     parser.add_argument(
         "--sampler", nargs="+", default=[], metavar="NAME", help="which samplers (default: all)"
@@ -62,7 +62,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         "--engine",
         default="auto",
         metavar="NAME",
-        help=f"what decodes: {_NAMES}; by default the first that can run here, but for openvino-bf16, whose "
+        help=f"what decodes: {NAMES}; by default the first that can run here, but for openvino-bf16, whose "
         "pictures differ a little (see `realtime doctor`)",
     )
     parser.add_argument(

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 DEFAULT = "tcp://127.0.0.1:5555"
 _HELP = f"""\
-Where volumes come from, all of it on this machine:
+Where volumes come from; but for the first with --keys, all of it on this machine:
 
   tcp://127.0.0.1:5555         this project's own messages, as `python -m sim replay` sends them;
                                they say all about a run, and a crash on either side loses nothing

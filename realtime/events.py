@@ -1,13 +1,14 @@
-"""What the pipeline tells whoever listens (the page, later a publisher): one snapshot and two kinds of event.
+"""What the pipeline tells whoever listens (page, publisher, metrics): one snapshot and two kinds of event.
 
 A listener gets every event in order through a bounded queue; one that does not keep up loses the oldest
-events, never the newest, and the pipeline never waits for it.
+events, never the newest, and the pipeline never waits for it. What takes no time, such as handing a message
+to a socket that does not block, can be called at once instead.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Literal
 
@@ -46,6 +47,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status", tag_field=
     bundle_sha256: str
     bundle_is_demo: bool
     run_folder: str | None
+    alarm: str = ""
+    """Why the recording has stopped and no volume is acknowledged; empty when all is well."""
     message: str
     """The latest thing an operator should know: why something was skipped, that a run was resumed."""
 
@@ -90,6 +93,8 @@ class Event(msgspec.Struct, frozen=True):
     message: Status | Frame | Shown
     image: NDArray[np.uint8] | None = None
     png: bytes | None = None
+    is_recorded: bool = False
+    """Of an earlier process, read from the run folder: not new to who has listened to that one."""
 
 
 class Broadcast:
@@ -101,6 +106,7 @@ class Broadcast:
         self.shown: dict[int, Event] = {}
         self._queue_length = queue_length
         self._listeners: set[asyncio.Queue[Event]] = set()
+        self._called: list[Callable[[Event], None]] = []
 
     def send(self, event: Event) -> None:
         """Give an event to every listener.
@@ -117,10 +123,16 @@ class Broadcast:
             self.frames[message.volume] = event
         else:
             self.shown[message.onset_volume] = event
+        for take in self._called:
+            take(event)
         for queue in self._listeners:
             if queue.full():
                 queue.get_nowait()
             queue.put_nowait(event)
+
+    def call(self, take: Callable[[Event], None]) -> None:
+        """Call this with every event from now on, at once; it must not wait for anything, nor raise."""
+        self._called.append(take)
 
     @asynccontextmanager
     async def listen(self) -> AsyncIterator[asyncio.Queue[Event]]:

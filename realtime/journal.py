@@ -6,8 +6,9 @@
 
 Numbers are little endian. A record is written before its message is acknowledged, and not synced to the disk
 one by one: it outlives the process however that dies (``kill -9`` too), but the last seconds may not outlive
-a power cut. The file is synced when the run closes. Voxels are stored as they came: to compress a whole-brain
-volume takes longer than the rest of its way to the decoder.
+a power cut. The file is synced when the run closes. What a full disk takes only a part of is taken back, so
+that the file stays whole. Voxels are stored as they came: to compress a whole-brain volume takes longer than
+the rest of its way to the decoder.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class Journal:
     def cut(self, end: int) -> None:
         """Drop everything from offset ``end`` on: a torn record; below the magic, start afresh."""
         self._end = end if end >= len(MAGIC) else 0
-        self._file.truncate(self._end)
+        self._take_back()
         if self._end == 0:
             self._write(MAGIC)
 
@@ -99,9 +100,16 @@ class Journal:
             while rest:
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
-            self._file.truncate(self._end)
+            self._take_back()
             raise RecordError(f"cannot write {self.path}: {error.strerror or error}") from error
         self._end += len(data)
+
+    def _take_back(self) -> None:
+        """Drop what stands behind the last whole record."""
+        try:
+            self._file.truncate(self._end)
+        except OSError as error:
+            raise RecordError(f"cannot cut {self.path}: {error.strerror or error}") from error
 
 
 def read_journal(path: Path) -> Iterator[Entry]:

@@ -62,6 +62,25 @@ class StreamingFit:
         self._sum_squares += np.multiply(row, row, out=square)
         self.n_rows += 1
 
+    def innovation(self, regressors: Floats, row: Floats) -> Floats:
+        """How far a row that is not in the fit lies from it: its recursive residual [V].
+
+        That is the error of the fit's forecast over ``sqrt(1 + x' inv(F'F) x)``. Were the fit's model true,
+        all recursive residuals would have the variance of its errors and be independent (Brown, Durbin and
+        Evans 1975, "Techniques for testing the constancy of regression relationships over time").
+        """
+        x, error, change = regressors.copy(), row.copy(), np.empty_like(row)
+        for pivot in range(self._k):  # as in `add`, which would turn the row into the state
+            if x[pivot] == 0.0:
+                continue
+            kept = self._state[pivot]
+            cosine, sine = self._rotation(pivot, x[pivot])
+            x = cosine * x - sine * kept[: self._k]
+            x[pivot] = 0.0
+            error *= cosine
+            error -= np.multiply(kept[self._k + self._t :], sine, out=change)
+        return error
+
     def repeat(self) -> None:
         """Let the newest row stand for one more that is not fitted."""
         previous = self._newest
@@ -77,6 +96,11 @@ class StreamingFit:
         """Mean [V] of the rows fitted; the last regressor must be the constant 1."""
         total: Floats = self._state[:, self._k - 1] @ self._projections
         return total / self.n_rows
+
+    def variance(self) -> Floats:
+        """Variance [V] of the residuals by their degrees of freedom; 0 where a series does not vary."""
+        varies = self._rss > FLAT * self._sum_squares
+        return np.where(varies, self._rss, 0.0) / max(self.n_rows - self._k, 1)
 
     def sum_squares(self) -> Floats:
         """Sum of squares [V] of the rows fitted."""
@@ -104,13 +128,18 @@ class StreamingFit:
     def _slots(self, ages: Sequence[int]) -> NDArray[np.intp]:
         return (self._newest - np.asarray(ages, dtype=np.intp)) % self._t
 
+    def _rotation(self, pivot: int, regressor: float) -> tuple[float, float]:
+        """Cosine and sine of the rotation that moves a regressor into the state."""
+        kept = self._state[pivot, pivot]
+        radius = math.hypot(kept, regressor)
+        return kept / radius, regressor / radius
+
     def _rotate(self, pivot: int) -> None:
         """Turn ``incoming`` into row ``pivot`` of the state so that its regressor ``pivot`` becomes 0."""
         kept, incoming, (first, second) = self._state[pivot], self._incoming, self._scratch
         if incoming[pivot] == 0.0:
             return
-        radius = math.hypot(kept[pivot], incoming[pivot])
-        cosine, sine = kept[pivot] / radius, incoming[pivot] / radius
+        cosine, sine = self._rotation(pivot, incoming[pivot])
         np.multiply(kept, sine, out=first)
         np.multiply(incoming, sine, out=second)
         kept *= cosine

@@ -23,6 +23,7 @@ from realtime.deadline import left_s
 from realtime.decode import Decoder
 from realtime.errors import EngineError, RealtimeError, RecordError, WireError
 from realtime.events import Broadcast, Counts, Event, Shown, State, Status
+from realtime.record import EngineUsed
 from realtime.resume import begin, is_closed, open_folders, recorded_events, reopen
 from realtime.run import Ready, Run
 from realtime.sources import Received, Source
@@ -42,6 +43,8 @@ class Settings:
     bundle_is_demo: bool
     engine: str
     """Its description, for people."""
+    engine_name: str = ""
+    """As ``--engine`` takes it."""
     sampler: Sampler | None
     """With which all is decoded; None: with the best for which there is time."""
     seed: int
@@ -57,6 +60,7 @@ class Pipeline:
     ) -> None:
         """``on_closed`` is told the folder of every run that ends."""
         self._settings = settings
+        self._engine = EngineUsed(name=settings.engine_name, description=settings.engine)
         self._source = source
         self._decoder = decoder
         self._sampler = settings.sampler or settings.bundle.sampler()
@@ -80,7 +84,7 @@ class Pipeline:
         """Before :meth:`run`: go on with the last run that was left open, if any."""
         for path in open_folders(self._settings.out, self._settings.bundle.sha256)[:1]:
             try:
-                self._adopt(reopen(path, self._settings.bundle))
+                self._adopt(reopen(path, self._settings.bundle, self._engine))
             except RecordError as error:
                 _log.warning("%s", error)
 
@@ -97,8 +101,11 @@ class Pipeline:
             run.abort("the runtime was stopped")
             self._close(run, "stopped with the runtime")
         else:
-            run.folder.note(f"the runtime was stopped at {run.where()}; the run is still open")
-            run.folder.suspend()
+            try:
+                run.folder.note(f"the runtime was stopped at {run.where()}; the run is still open")
+                run.folder.suspend()
+            except RecordError as error:  # it can go on all the same: the journal has what was acknowledged
+                _log.error("%s", error)
             self._is_open = False
         return run.folder.path
 
@@ -120,7 +127,9 @@ class Pipeline:
         refused = wire.Refused(run_id=message.run_id, code=code, message=str(error), index=index)
         await received.reply(refused)
         said = f"refused a {type(message).__name__}: {error}"
-        if self._open_run:
+        if self._open_run and isinstance(error, RecordError):
+            self._open_run.disk_failed(error)
+        elif self._open_run:
             self._open_run.tell(said)  # stays on the page when the next volume's status comes
         self._send_status(said)
 
@@ -142,7 +151,7 @@ class Pipeline:
         if run and run.start.run_id != message.run_id:
             await self._make_room(run, message)
             run = None
-        run = run or self._adopt(begin(settings.out, settings.bundle, settings.seed, message))
+        run = run or self._adopt(begin(settings.out, settings.bundle, settings.seed, message, self._engine))
         if run.start != message:
             raise WireError(
                 "run-start",
@@ -161,10 +170,7 @@ class Pipeline:
         await received.reply(wire.Ack(run_id=message.run_id, index=message.index))
         self._heard_s = received.received_s
         if arrival:
-            try:
-                run.take(message.index, arrival)
-            except RecordError as error:  # the volume is in the journal and acknowledged: no refusal any more
-                run.tell(str(error))
+            run.take(message.index, arrival)
             self._wake.set()
         self._send_status(run.message)
 
@@ -227,10 +233,9 @@ class Pipeline:
         self._close(run, note)
 
     def _close(self, run: Run, note: str) -> None:
+        run.folder.close(note)
         if note:
             run.tell(note)
-            run.folder.note(note)
-        run.folder.close()
         self._is_open = False
         self._on_closed(run.folder.path)
         self._send_status(note or "the run is complete; waiting for the next")
@@ -244,10 +249,7 @@ class Pipeline:
             if run is None or self._heard_s == _NEVER:
                 continue
             before = run.account.counts
-            try:
-                run.expire(perf_counter())
-            except RecordError as error:
-                run.tell(str(error))
+            run.expire(perf_counter())
             if run.account.counts != before or self._state() != self.broadcast.status.state:
                 self._wake.set()
                 self._send_status(run.message)
@@ -257,10 +259,7 @@ class Pipeline:
             await self._wake.wait()
             self._wake.clear()
             while (run := self._open_run) and (ready := run.queue.take()):
-                try:
-                    await self._decode(run, ready)
-                except RecordError as error:
-                    run.tell(str(error))
+                await self._decode(run, ready)
                 run.queue.done()
                 self._send_status(run.message)
             self._drained.set()
@@ -321,6 +320,7 @@ class Pipeline:
             bundle_sha256=bundle.sha256,
             bundle_is_demo=self._settings.bundle_is_demo,
             run_folder=str(run.folder.path) if run else None,
+            alarm=run.alarm if run else "",
             message=message,
         )
 

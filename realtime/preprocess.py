@@ -4,7 +4,7 @@ At volume n, in this order:
 
 1. mask to the region of interest;
 2. *censor* the volume if more than 1 % of the region is not finite, else *repair* the few bad voxels with
-   their last good value;
+   their last good value; censor it, too, if it is a spike (where a rule is given: :mod:`realtime.spikes`);
 3. subtract the run's first volume (only for the numbers: a fit with a constant does not see it);
 4. update the least-squares fit of slow cosine drifts; their basis is that of the whole planned run;
 5. z-score the residuals of the last T volumes by the fit on volumes 0..n.
@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from realtime.bundle import Preprocessing
 from realtime.errors import PreprocessError
 from realtime.leastsquares import FLAT, Floats, StreamingFit
+from realtime.spikes import SpikeRule, SpikeWatch, rms_sd
 
 CENSOR_SHARE = 0.01
 """A volume with a larger share of non-finite voxels in the region is censored."""
@@ -51,6 +52,8 @@ class Pushed:
     """Its z-scores [V] as of now; of a censored volume, those of the row that stands for it."""
     repaired_voxels: int
     """How many voxels were not finite and got their last good value."""
+    reason: str = ""
+    """Why it was censored."""
 
 
 def cosine_basis(n_volumes: int, tr_s: float, high_pass_hz: float) -> Floats:
@@ -80,6 +83,7 @@ class StreamingPreprocessor:
     :param n_volumes: planned length of the run; fixes the drift basis
     :param prior_mean: float [V], per-voxel mean over earlier runs
     :param prior_sd: float [V], per-voxel SD over time within earlier runs, after detrending
+    :param spikes: which volumes to censor although they are finite; None: none
     :raises PreprocessError: when these do not fit each other
     """
 
@@ -92,6 +96,7 @@ class StreamingPreprocessor:
         prior_mean: NDArray[np.floating[Any]],
         prior_sd: NDArray[np.floating[Any]],
         window_volumes: int,
+        spikes: SpikeRule | None = None,
     ) -> None:
         n_voxels = int(np.count_nonzero(mask))
         _check_prior(n_voxels, prior_mean, prior_sd)
@@ -105,6 +110,7 @@ class StreamingPreprocessor:
         self._basis /= np.abs(self._basis).max(axis=0)
         self._needed = self._basis.shape[1] + 3
         self._fit = StreamingFit(self._basis.shape[1], n_voxels, window_volumes)
+        self._spikes = SpikeWatch(spikes) if spikes else None
         self._ages = range(window_volumes - 1, -1, -1)
         self._first: Floats | None = None
         self._last = self._prior_mean
@@ -128,9 +134,11 @@ class StreamingPreprocessor:
         bad = ~(np.abs(values) <= LARGEST)
         n_bad = int(np.count_nonzero(bad))
         if n_bad > CENSOR_SHARE * row.size:
-            self._fill(1)
-            return Pushed(status="censored", row_z=self._newest_z(), repaired_voxels=0)
-        self._accept(np.where(bad, self._last, values) if n_bad else values)
+            return self._censor("too many of its ROI voxels are not finite")
+        values = np.where(bad, self._last, values) if n_bad else values
+        if spike := self._spike(values):
+            return self._censor(spike)
+        self._accept(values)
         return Pushed(status=self._status(), row_z=self._newest_z(), repaired_voxels=n_bad)
 
     def window(self) -> NDArray[np.float32] | None:
@@ -147,6 +155,21 @@ class StreamingPreprocessor:
             )
         if row.shape != self._last.shape:
             raise PreprocessError(f"expected {self._last.size} voxels of the region, got shape {row.shape}")
+
+    def _censor(self, reason: str) -> Pushed:
+        self._fill(1)
+        return Pushed(status="censored", row_z=self._newest_z(), repaired_voxels=0, reason=reason)
+
+    def _spike(self, row: Floats) -> str:
+        """Why a volume's row is to be censored as a spike; nothing where it is none."""
+        if self._spikes is None or self._first is None or self._fit.n_rows < self._needed:
+            return ""
+        residual = self._fit.innovation(self._basis[self._index], row - self._first)
+        variance = self._fit.variance()
+        distance, change = rms_sd(residual, variance), rms_sd(row - self._last, variance)
+        if not self._spikes.is_spike(distance, change):
+            return ""
+        return f"a spike: {distance:.1f} SD off the run so far, {change:.1f} SD off the last good volume"
 
     def _fill(self, n_volumes: int) -> None:
         """Let the last good row stand for missing or censored ones; before the first there is none yet."""
@@ -227,6 +250,8 @@ def causal_windows(
     ends: Sequence[int],
 ) -> NDArray[np.float32]:
     """What the runtime would have fed the decoder at volumes ``ends`` of a recorded run [n, V].
+
+    Spikes are left in: the runtime shows nothing at them, and here every end gets its window.
 
     :returns: float32 [len(ends), V, T], in the order of ``ends``
     :raises PreprocessError: when an end has no window before it, or lies beyond the run

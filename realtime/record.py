@@ -1,6 +1,6 @@
 """The run folder: all that came in and all that was made of it, written as it happens.
 
-    run.json                    what the run is, with which bundle and versions, whether it is open or closed
+    run.json                    what the run is; bundle, engine, seed, versions; whether it is open or closed
     volumes.journal             every message taken (see :mod:`realtime.journal`)
     frames/000123.png           the frame decoded at volume 123
     shown/000120.png            the picture that presentation software put on screen at volume 120
@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 from realtime import table, wire
 from realtime.errors import RecordError
 from realtime.journal import Entry, Journal, read_journal
+from realtime.spikes import SpikeRule
 
 FORMAT_VERSION = 1
 PACKAGE = "realtime-dynadiff"
@@ -43,6 +45,15 @@ EVENT_COLUMNS: dict[str, dict[str, Any]] = {
 }
 
 
+class EngineUsed(msgspec.Struct, frozen=True, kw_only=True):
+    """What decoded; without a name in records of the first release."""
+
+    name: str = ""
+    """As ``--engine`` takes it."""
+    description: str = ""
+    """With its version and what it ran on."""
+
+
 class RunFile(msgspec.Struct, frozen=True, kw_only=True):
     """``run.json``."""
 
@@ -54,11 +65,17 @@ class RunFile(msgspec.Struct, frozen=True, kw_only=True):
     window_delay_volumes: int
     """Volumes from a picture's onset to the end of the window that shows it."""
     seed: int
+    """Of the initial noise."""
+    engine: EngineUsed = EngineUsed()
+    spikes: SpikeRule | None = None
+    """Which volumes are censored as spikes; None in records of the first release: none are."""
     versions: dict[str, str]
     opened_utc: str
     closed_utc: str | None = None
     notes: tuple[str, ...] = ()
     """What happened to the run, for people: restarts, an abort."""
+    replay_of: str | None = None
+    """Folder of the recorded run that was decoded again, if this is none of a scanner's."""
 
 
 class RunFolder:
@@ -74,6 +91,7 @@ class RunFolder:
         self._journal = Journal(path / "volumes.journal")
         self._table = table_path(path, info.start)
         self._events = events_path(path, info.start)
+        self._unwritten = {self._table: b"", self._events: b""}
 
     @classmethod
     def create(cls, root: Path, info: RunFile) -> RunFolder:
@@ -85,12 +103,16 @@ class RunFolder:
                 folder.mkdir(parents=True)
         except OSError as error:
             raise RecordError(f"cannot make the run folder {path}: {error.strerror or error}") from error
-        run = cls(path, info)
-        run._describe()
-        run._append(run._table, table.header_line())
-        run._begin_events()
-        run._save()
-        run.journal(info.start)
+        try:
+            run = cls(path, info)
+            run._describe()
+            run._append(run._table, table.header_line())
+            run._begin_events()
+            run._save(info)
+            run.journal(info.start)
+        except RecordError:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
         return run
 
     @classmethod
@@ -147,11 +169,18 @@ class RunFolder:
 
     def write_shown(self, marker: wire.Marker, png: bytes) -> None:
         """Save the picture of a marker and its row in the events table."""
-        file = f"shown/{marker.onset_volume:06d}.png"
-        self._write(self.path / file, png)
+        self.write_picture(marker, png)
+        self.write_event(marker)
+
+    def write_picture(self, marker: wire.Marker, png: bytes) -> None:
+        """Save the picture of a marker."""
+        self._write(self.path / _picture_file(marker), png)
+
+    def write_event(self, marker: wire.Marker) -> None:
+        """Append a marker's row to the events table."""
         onset_s = marker.onset_volume * self.info.start.tr_s
         name = " ".join(marker.name.split()) or table.NOT_AVAILABLE
-        row = (f"{onset_s:.4f}", table.NOT_AVAILABLE, str(marker.onset_volume), name, file)
+        row = (f"{onset_s:.4f}", table.NOT_AVAILABLE, str(marker.onset_volume), name, _picture_file(marker))
         self._append(self._events, ("\t".join(row) + "\n").encode())
 
     def _begin_events(self) -> None:
@@ -159,21 +188,22 @@ class RunFolder:
 
     def note(self, text: str) -> None:
         """Add a sentence to ``run.json`` for whoever reads the run later."""
-        self.info = msgspec.structs.replace(self.info, notes=(*self.info.notes, text))
-        self._save()
+        self._save(msgspec.structs.replace(self.info, notes=(*self.info.notes, text)))
 
-    def close(self) -> None:
-        """Mark the run closed and sync it to the disk."""
-        self.info = msgspec.structs.replace(self.info, state="closed", closed_utc=utc_now())
-        self._save()
+    def close(self, note: str = "") -> None:
+        """Mark the run closed, with a last sentence if there is one, and sync it to the disk."""
+        for path in self._unwritten:
+            self._append(path, b"")
+        notes = (*self.info.notes, note) if note else self.info.notes
+        self._save(msgspec.structs.replace(self.info, state="closed", closed_utc=utc_now(), notes=notes))
         self.suspend()
 
     def suspend(self) -> None:
         """Let go of the folder and leave the run open, to go on later."""
         self._journal.close()
 
-    def _save(self) -> None:
-        text = msgspec.json.format(msgspec.json.encode(self.info), indent=2)
+    def _save(self, info: RunFile) -> None:
+        text = msgspec.json.format(msgspec.json.encode(info), indent=2)
         temporary = self.path / "run.json.part"
         self._write(temporary, text)
         try:
@@ -182,6 +212,7 @@ class RunFolder:
             raise RecordError(
                 f"cannot replace {self.path / 'run.json'}: {error.strerror or error}"
             ) from error
+        self.info = info
 
     def _describe(self) -> None:
         description = {
@@ -211,18 +242,33 @@ class RunFolder:
         try:
             path.write_bytes(data)
         except OSError as error:
+            path.unlink(missing_ok=True)  # a part of it
             raise RecordError(f"cannot write {path}: {error.strerror or error}") from error
 
     def _append(self, path: Path, line: bytes) -> None:
+        """Append a line; what the disk does not take now goes before the next, so that no row is lost."""
+        self._unwritten[path] += line
         try:
             with path.open("ab", buffering=0) as file:
-                file.write(line)
+                while rest := self._unwritten[path]:  # a full disk may take a part
+                    self._unwritten[path] = rest[file.write(rest) :]
         except OSError as error:
             raise RecordError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def _picture_file(marker: wire.Marker) -> str:
+    return f"shown/{marker.onset_volume:06d}.png"
+
+
 def new_run_file(
-    start: wire.RunStart, *, bundle_name: str, bundle_sha256: str, window_delay_volumes: int, seed: int
+    start: wire.RunStart,
+    *,
+    bundle_name: str,
+    bundle_sha256: str,
+    window_delay_volumes: int,
+    seed: int,
+    engine: EngineUsed = EngineUsed(),  # noqa: B008  # frozen
+    spikes: SpikeRule | None = None,
 ) -> RunFile:
     """``run.json`` of a run that begins now."""
     return RunFile(
@@ -231,6 +277,8 @@ def new_run_file(
         bundle_sha256=bundle_sha256,
         window_delay_volumes=window_delay_volumes,
         seed=seed,
+        engine=engine,
+        spikes=spikes,
         versions=_versions(),
         opened_utc=utc_now(),
     )
@@ -291,8 +339,9 @@ def utc_now() -> str:
 
 
 def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in (PACKAGE, "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt"):
+    versions = {"python": platform.python_version(), "system": platform.platform()}
+    libraries = ("numpy", "scipy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt")
+    for package in (PACKAGE, *libraries):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
+import numpy as np
 
 from realtime import wire
 from realtime.bundle import Bundle
 from realtime.errors import RealtimeError, RecordError
 from realtime.events import Event, Shown
-from realtime.record import RunFolder, new_run_file, read_run_file, takes_of
+from realtime.record import EngineUsed, RunFolder, new_run_file, read_run_file, takes_of
 from realtime.run import Run
+from realtime.spikes import SpikeRule
 from realtime.table import row_frame
 
 _log = logging.getLogger(__name__)
@@ -46,11 +48,12 @@ def is_closed(out: Path, run_id: str) -> bool:
     return bool(takes) and read_run_file(takes[-1]).state == "closed"
 
 
-def reopen(path: Path, bundle: Bundle) -> Run:
+def reopen(path: Path, bundle: Bundle, engine: EngineUsed | None = None) -> Run:
     """Bring a run back to where its journal ends: the same statistics, and what was accounted stays.
 
     Of the volumes that came and were not yet accounted, the newest is decoded; the others are skipped.
 
+    :param engine: what decodes from now on
     :raises RecordError: when the folder is damaged, or another runtime writes it.
     """
     folder, rows = RunFolder.reopen(path)
@@ -60,13 +63,21 @@ def reopen(path: Path, bundle: Bundle) -> Run:
             run.restore(wire.decode_to_runtime(entry.header), entry.payload)
         run.tell(f"resumed at {run.where()} after a restart")
         folder.note(run.message)
+        if engine and engine != folder.info.engine:
+            folder.note(f"from here on decoded on another engine: {engine.description}")
     except RealtimeError as error:
         folder.suspend()
         raise RecordError(f"cannot go on with {path}: {error}") from error
     return run
 
 
-def begin(out: Path, bundle: Bundle, seed: int, start: wire.RunStart) -> Run:
+def begin(
+    out: Path,
+    bundle: Bundle,
+    seed: int,
+    start: wire.RunStart,
+    engine: EngineUsed = EngineUsed(),  # noqa: B008  # frozen
+) -> Run:
     """Go on with the run's last take where it is open and was made with this bundle; else begin the next.
 
     :raises RecordError: when no run folder can be made.
@@ -75,7 +86,7 @@ def begin(out: Path, bundle: Bundle, seed: int, start: wire.RunStart) -> Run:
         try:
             info = read_run_file(path)
             if (info.state, info.bundle_sha256, info.start) == ("open", bundle.sha256, start):
-                return reopen(path, bundle)
+                return reopen(path, bundle, engine)
         except RecordError as error:
             _log.warning("%s", error)
     info = new_run_file(
@@ -84,6 +95,8 @@ def begin(out: Path, bundle: Bundle, seed: int, start: wire.RunStart) -> Run:
         bundle_sha256=bundle.sha256,
         window_delay_volumes=bundle.decoder().window.delay_volumes,
         seed=seed,
+        engine=engine,
+        spikes=SpikeRule(),
     )
     run = Run(RunFolder.create(out, info), bundle)
     run.tell(f"{start.run_id} begins; it is recorded in {run.folder.path}")
@@ -97,9 +110,10 @@ def recorded_events(run: Run) -> Iterator[Event]:
         message = wire.decode_to_runtime(entry.header)
         if isinstance(message, wire.Marker):
             shown = Shown(run_id=run.name, onset_volume=message.onset_volume, name=message.name)
-            yield Event(shown, png=entry.payload)
+            yield Event(shown, png=entry.payload, is_recorded=True)
     for row in folder.rows():
         frame = row_frame(row, run.name)
         image = cv2.imread(str(folder.path / row.frame)) if row.frame else None
         if frame is not None and image is not None:
-            yield Event(frame, image=cv2.cvtColor(image, cv2.COLOR_BGR2RGB))  # type: ignore[arg-type]
+            rgb = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+            yield Event(frame, image=rgb, is_recorded=True)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import bisect
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Literal
+from typing import Literal, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,7 +20,7 @@ from realtime import wire
 from realtime.account import Account, VolumeState
 from realtime.bundle import Bundle
 from realtime.deadline import NewestWins
-from realtime.errors import WireError
+from realtime.errors import RecordError, WireError
 from realtime.events import Frame, LatencyMs
 from realtime.picture import check_png
 from realtime.preprocess import StreamingPreprocessor
@@ -33,6 +34,8 @@ _REPLACED = "a newer window was ready before its decode began"
 _RESTARTED = "the runtime was restarted before it was decoded"
 
 _log = logging.getLogger(__name__)
+
+Line = TypeVar("Line")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +71,8 @@ class Run:
         self.queue: NewestWins[Ready] = NewestWins()
         self.message = ""
         """The latest thing an operator should know."""
+        self.alarm = ""
+        """Why the recording has stopped; empty while the disk takes what comes."""
         self.duplicates = 0
         self.account = Account(self.start.n_volumes)
         for row in rows:
@@ -89,6 +94,7 @@ class Run:
             bundle.prior_mean,
             bundle.prior_sd,
             window_volumes=self._window.length_volumes,
+            spikes=folder.info.spikes,
         )
 
     @property
@@ -111,8 +117,10 @@ class Run:
     def receive(self, message: wire.Volume, payload: memoryview, received_s: float) -> Arrival | None:
         """Check a volume and put it into the journal; None when it had come before.
 
-        :raises WireError: codes ``index`` and ``size``; RecordError: when the journal cannot be written.
+        :raises WireError: codes ``checksum``, ``index`` and ``size``.
+        :raises RecordError: when the journal cannot be written.
         """
+        wire.check_seal(message, payload)
         if message.index >= self.start.n_volumes:
             raise WireError(
                 "index",
@@ -125,6 +133,7 @@ class Run:
             _log.info("volume %d came again (%d duplicates so far)", message.index, self.duplicates)
             return None
         self.folder.journal(message, payload)
+        self._disk_is_well()
         self.account.receive(message.index)
         journal_ms = 1e3 * (perf_counter() - received_s)
         return Arrival(voxels=voxels, received_s=received_s, journal_ms=journal_ms)
@@ -166,8 +175,9 @@ class Run:
         png = check_png(bytes(payload))
         if marker.onset_volume in self._onsets:
             return None
+        self.folder.write_picture(marker, png)
         self.folder.journal(marker, png)
-        self.folder.write_shown(marker, png)
+        self._write(self.folder.write_event, marker)
         bisect.insort(self._onsets, marker.onset_volume)
         return png
 
@@ -202,9 +212,15 @@ class Run:
         )
 
     def record(self, frame: Frame, image: NDArray[np.uint8], repaired_voxels: int) -> None:
-        """Write a frame and its row."""
+        """Write a frame and its row; a frame that the disk does not take is left out, and said to be."""
         self.account.settle(frame.volume, "decoded" if frame.state == "trusted" else "warming")
-        self.folder.write_row(frame_row(frame, self.folder.write_frame(frame.volume, image), repaired_voxels))
+        row = frame_row(frame, None, repaired_voxels)
+        try:
+            row = msgspec.structs.replace(row, frame=self.folder.write_frame(frame.volume, image))
+        except RecordError as error:
+            self.disk_failed(error)
+            row = msgspec.structs.replace(row, reason="the disk did not take its frame")
+        self._write(self.folder.write_row, row)
 
     def skip(self, volume: int, reason: str) -> None:
         """Account a volume whose window is not decoded."""
@@ -230,7 +246,7 @@ class Run:
         if self.account.state_of(volume) is not None:
             return
         if pushed.status == "censored":
-            self._settle(volume, "censored", "too many of its ROI voxels are not finite")
+            self._settle(volume, "censored", pushed.reason)
         elif window is None:
             self._settle(volume, "warming", "no full window yet")
         else:
@@ -248,14 +264,33 @@ class Run:
 
     def _settle(self, volume: int, state: VolumeState, reason: str) -> None:
         self.account.settle(volume, state)
-        self.folder.write_row(Row(volume=volume, state=state, reason=reason))
+        self._write(self.folder.write_row, Row(volume=volume, state=state, reason=reason))
         if state in ("censored", "skipped"):
             self.tell(f"volume {volume} {state}: {reason}")
+
+    def disk_failed(self, error: RecordError) -> None:
+        """Sound the alarm: what the disk does not take is not acknowledged, so the scanner has to keep it."""
+        alarm = f"recording has stopped at {self.where()}: {error}; make room, or the run cannot go on"
+        if alarm != self.alarm:
+            _log.error("%s", alarm)
+        self.alarm = alarm
+
+    def _disk_is_well(self) -> None:
+        if self.alarm:
+            self.alarm = ""
+            self.tell(f"recording goes on after {self.where()}")
+
+    def _write(self, write: Callable[[Line], None], line: Line) -> None:
+        """Write a row, which the folder keeps and writes later where the disk does not take it now."""
+        try:
+            write(line)
+        except RecordError as error:
+            self.disk_failed(error)
 
     def tell(self, message: str) -> None:
         """Let the operator know."""
         self.message = message
-        _log.info("%s", message)
+        _log.info("%s", message, extra={"run_id": self.name})
 
 
 def _volumes(indices: list[int]) -> str:

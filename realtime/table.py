@@ -46,7 +46,7 @@ COLUMNS: dict[str, dict[str, Any]] = {
         "Levels": {
             "decoded": "a frame was decoded, with statistics of enough volumes to be trusted",
             "warming": "the run was too young to trust; a frame was decoded if a full window existed",
-            "censored": "too many voxels were not finite; no frame",
+            "censored": "too many voxels were not finite, or it is a spike (the reason tells); no frame",
             "skipped": "no frame was decoded; the reason tells why",
             "missing": "the volume did not come, or came after its gap had been given up",
         },
@@ -75,7 +75,7 @@ COLUMNS: dict[str, dict[str, Any]] = {
 """The sidecar's description of every column."""
 
 
-def frame_row(frame: Frame, file: str, repaired_voxels: int) -> Row:
+def frame_row(frame: Frame, file: str | None, repaired_voxels: int) -> Row:
     """The row of a volume whose frame was decoded."""
     return Row(
         volume=frame.volume,

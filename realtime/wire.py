@@ -20,6 +20,7 @@ which volumes the runtime has, and all others are sent again. So a crash on eith
 from __future__ import annotations
 
 import math
+import zlib
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
@@ -83,6 +84,8 @@ class Volume(_Message, frozen=True, kw_only=True, tag="volume", tag_field="kind"
     index: Count
     acquired_s: float
     """When its acquisition ended, in seconds since the run's start, by the scanner's clock."""
+    crc32: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] | None = None
+    """Of this header without it, and the voxels (see :func:`sealed`); None: nothing is checked."""
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.acquired_s):
@@ -164,6 +167,28 @@ def decode_to_runtime(header: bytes) -> ToRuntime:
 def decode_to_scanner(header: bytes) -> ToScanner:
     """Read a header that the runtime sent; raises as :func:`decode_to_runtime`."""
     return _decode(_to_scanner, header, MAX_REPLY_BYTES, "runtime reply")
+
+
+def sealed(message: Volume, buffer: bytes | memoryview) -> Volume:
+    """The message with its checksum, so that a byte that changes on the way is noticed."""
+    return msgspec.structs.replace(message, crc32=_checksum(message, buffer))
+
+
+def check_seal(message: Volume, buffer: bytes | memoryview) -> None:
+    """See that header and voxels are as they were sent, where the message has a checksum.
+
+    :raises WireError: code ``checksum``.
+    """
+    if message.crc32 is not None and message.crc32 != (found := _checksum(message, buffer)):
+        raise WireError(
+            "checksum",
+            f"expected a volume whose CRC-32 is {message.crc32:08x}, got one of {found:08x}: it was changed "
+            "on the way; send it again",
+        )
+
+
+def _checksum(message: Volume, buffer: bytes | memoryview) -> int:
+    return zlib.crc32(buffer, zlib.crc32(encode(msgspec.structs.replace(message, crc32=None))))
 
 
 def volume_array(start: RunStart, buffer: bytes | memoryview) -> NDArray[np.generic]:

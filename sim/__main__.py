@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from nsd import N_IMAGES, NsdError
+from realtime.errors import RealtimeError
 from sim.errors import SimError
 
 
@@ -21,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.command(arguments))
-    except (SimError, NsdError) as error:
+    except (SimError, NsdError, RealtimeError) as error:
         print(f"sim: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -107,6 +108,12 @@ def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="where the runtime listens (default tcp://127.0.0.1:5555)",
     )
     parser.add_argument(
+        "--keys",
+        type=Path,
+        metavar="DIR",
+        help="the scanner's folder from `realtime keys`, for a runtime that asks for keys",
+    )
+    parser.add_argument(
         "--speed", type=float, default=1.0, help="1 is the scan's own pace, 8 eight times as fast (default 1)"
     )
     parser.add_argument(
@@ -117,6 +124,17 @@ def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         action="store_true",
         help="stop when standard input ends, as it does when the program that started this one is gone",
     )
+    parser.add_argument(
+        "--fault",
+        action="append",
+        default=[],
+        metavar="KIND=RATE",
+        help="spoil the run on purpose, each volume with this probability; may be given again: drop, delay, "
+        "reorder, stall, nan, spike (at the scanner), corrupt, duplicate, disconnect (on the way)",
+    )
+    parser.add_argument(
+        "--fault-seed", type=int, default=0, metavar="N", help="draws the faults (default %(default)s)"
+    )
     parser.set_defaults(command=_replay)
 
 
@@ -124,6 +142,8 @@ def _replay(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from nsd import Layout
+    from realtime.curve import load_client_keys
+    from sim.faults import FaultyLink, FaultyScan, describe, draw_plan, late_tr, parse_rates
     from sim.recording import Recording
     from sim.scanner import Scanner, ZmqLink
     from sim.sender import Sender
@@ -133,14 +153,20 @@ def _replay(arguments: argparse.Namespace) -> int:
 
     if arguments.stop_with_stdin:
         threading.Thread(target=_exit_at_end_of_input, daemon=True).start()
+    keys = load_client_keys(arguments.keys) if arguments.keys else None
     numbers = {"subject": arguments.subject, "session": arguments.session, "run": arguments.run}
     with Recording(Layout(arguments.nsd), **numbers, run_id=arguments.run_id) as recording:
-        sender = Sender(recording.start, recording.markers, speed=arguments.speed)
+        plan = draw_plan(parse_rates(arguments.fault), arguments.fault_seed, recording.start)
+        scan = FaultyScan(recording, plan)
+        late = late_tr(plan, scan.start.n_volumes)
+        sender = Sender(scan.start, recording.markers, speed=arguments.speed, late_tr=late)
+        for line in describe(plan):
+            tell(line)
         with (
-            ZmqLink(arguments.connect) as link,
+            ZmqLink(arguments.connect, keys) as link,
             tqdm(total=sender.start.n_volumes, unit="volume", desc="replay", disable=None) as progress,
         ):
-            scanner = Scanner(recording, link, sender, tell=tell)
+            scanner = Scanner(scan, FaultyLink(link, plan), sender, tell=tell)
             with _interrupts(scanner.interrupt):
                 is_complete = scanner.replay(progress)
     if not is_complete:

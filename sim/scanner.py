@@ -15,8 +15,8 @@ import zmq
 from tqdm import tqdm
 
 from realtime import wire
+from realtime.curve import ClientKeys
 from sim.errors import SimError
-from sim.recording import Recording
 from sim.sender import Reconnect, Sender, State
 
 ABORT_PATIENCE_S = 2.0
@@ -41,11 +41,13 @@ class Link(Protocol):
 class ZmqLink:
     """A DEALER socket that connects to the runtime's ROUTER. A context manager.
 
+    :param keys: for a runtime that asks for them; it is then the only one that gets the volumes.
     :raises SimError: ``endpoint`` is not an address that ZeroMQ can connect to.
     """
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, keys: ClientKeys | None = None) -> None:
         self._endpoint = endpoint
+        self._keys = keys
         self._context = zmq.Context()
         self._socket = self._connect()
 
@@ -76,6 +78,8 @@ class ZmqLink:
 
     def _connect(self) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.DEALER)
+        if self._keys:
+            self._keys.use(socket)
         try:
             socket.connect(self._endpoint)
         except zmq.ZMQError as error:
@@ -86,12 +90,22 @@ class ZmqLink:
         return socket
 
 
+class Pictured(Protocol):
+    """A run's volumes and what was on screen, as bytes for the wire."""
+
+    def volume(self, index: int) -> bytes:
+        """The voxels of a volume."""
+
+    def picture_png(self, onset_volume: int) -> bytes:
+        """The picture that appeared at a volume."""
+
+
 class Scanner:
     """Replays one recording. ``tell`` takes lines for a person, ``progress`` (if any) follows the volumes."""
 
     def __init__(
         self,
-        recording: Recording,
+        recording: Pictured,
         link: Link,
         sender: Sender,
         *,
@@ -104,6 +118,7 @@ class Scanner:
         self._tell = tell
         self._clock = clock
         self._said_unanswered = False
+        self._said_trouble = False
         self._is_interrupted = False
 
     def interrupt(self) -> None:
@@ -132,7 +147,7 @@ class Scanner:
             if isinstance(action, Reconnect):
                 self._link.reconnect()
             else:
-                self._link.send(wire.encode(action), self._buffer(action))
+                self._send(action)
         self._say_unanswered()
         wake_s = min(self.sender.wake_s(now_s), give_up_s)
         header = self._link.receive(min(max(wake_s - self._clock(), 0), _LONGEST_WAIT_S))
@@ -142,6 +157,12 @@ class Scanner:
         self.sender.on_reply(wire.decode_to_scanner(header), self._clock())
         if was_opening and self.sender.state is not State.OPENING:
             self._say_accepted()
+
+    def _send(self, message: wire.ToRuntime) -> None:
+        buffer = self._buffer(message)
+        if isinstance(message, wire.Volume):
+            message = wire.sealed(message, buffer)
+        self._link.send(wire.encode(message), buffer)
 
     def _buffer(self, message: wire.ToRuntime) -> bytes:
         if isinstance(message, wire.Volume):
@@ -154,6 +175,9 @@ class Scanner:
         if self.sender.is_unanswered and not self._said_unanswered:
             self._tell("no answer from the runtime; trying on, nothing is lost (Ctrl-C ends)")
         self._said_unanswered = self.sender.is_unanswered
+        if self.sender.trouble and not self._said_trouble:
+            self._tell(f"the runtime takes nothing now: {self.sender.trouble}; trying on, nothing is lost")
+        self._said_trouble = bool(self.sender.trouble)
 
     def _say_accepted(self) -> None:
         n_held, n_volumes = self.sender.n_held, self.sender.start.n_volumes

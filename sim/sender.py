@@ -12,8 +12,9 @@ the runtime has acknowledged it.
 from __future__ import annotations
 
 import enum
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,6 +30,10 @@ NO_RUN = "no-run"
 TROUBLE = "runtime"
 """Code with which it refuses what it would take another time: its disk is full, say."""
 
+DAMAGED = frozenset({"header", "version", "checksum"})
+"""Codes with which it refuses a message that was changed on the way; from a scanner that it never understood,
+two of them mean another release."""
+
 
 class RefusedError(SimError):
     """The runtime does not take this run, and sending it again would not change that."""
@@ -40,6 +45,15 @@ class Reconnect:
 
 
 Action = Reconnect | wire.RunStart | wire.Marker | wire.Volume | wire.RunEnd
+
+
+_Key = tuple[Literal["volume", "marker"], int]
+
+
+def _key(message: wire.Marker | wire.Volume) -> _Key:
+    if isinstance(message, wire.Marker):
+        return "marker", message.onset_volume
+    return "volume", message.index
 
 
 class State(enum.Enum):
@@ -56,11 +70,16 @@ class Pacer:
 
     Volume ``i`` is complete at ``begun + (i - first + 1) * tr_s / speed``, where ``first`` is the first
     volume still to be acquired when the pacer begins.
+
+    ``late_tr`` holds volumes that the scanner hands on so much later than it acquired them, infinity: never.
     """
 
-    def __init__(self, *, n_volumes: int, tr_s: float, speed: float) -> None:
+    def __init__(
+        self, *, n_volumes: int, tr_s: float, speed: float, late_tr: Mapping[int, float] | None = None
+    ) -> None:
         self._n_volumes = n_volumes
         self._period_s = tr_s / speed
+        self._late_tr = late_tr or {}
         self._first = 0
         self._begun_s: float | None = None
 
@@ -86,10 +105,24 @@ class Pacer:
             n_new -= 1
         return min(self._first + n_new, self._n_volumes)
 
+    def ready(self, now_s: float) -> Sequence[int]:
+        """The volumes that can be sent, in the order in which they became so."""
+        acquired = range(self.acquired(now_s))
+        if not self._late_tr:
+            return acquired
+        return sorted((index for index in acquired if self._ready_s(index) <= now_s), key=self._ready_s)
+
     def next_s(self, now_s: float) -> float:
-        """When the next volume will be complete; infinity if none will."""
+        """When the next volume will be complete or, where it is late, can be sent; infinity if none will."""
+        if not self.has_begun:
+            return math.inf
         index = self.acquired(now_s)
-        return self._deadline_s(index) if self.has_begun and index < self._n_volumes else math.inf
+        next_s = self._deadline_s(index) if index < self._n_volumes else math.inf
+        late_s = (self._ready_s(late) for late in self._late_tr if late < index)
+        return min([next_s, *(ready_s for ready_s in late_s if ready_s > now_s)])
+
+    def _ready_s(self, index: int) -> float:
+        return self._deadline_s(index) + self._late_tr.get(index, 0.0) * self._period_s
 
     def _deadline_s(self, index: int) -> float:
         assert self._begun_s is not None
@@ -100,10 +133,17 @@ class Sender:
     """Sends one run so that the runtime ends up holding every volume of it, whatever breaks on the way.
 
     ``markers`` is what was put on screen, in order; a marker goes out before the volume of its onset.
+    ``late_tr``: see `Pacer`; the run is complete without the volumes that never come.
     """
 
     def __init__(
-        self, start: wire.RunStart, markers: Sequence[wire.Marker], *, speed: float, resend_s: float = 1.0
+        self,
+        start: wire.RunStart,
+        markers: Sequence[wire.Marker],
+        *,
+        speed: float,
+        resend_s: float = 1.0,
+        late_tr: Mapping[int, float] | None = None,
     ) -> None:
         if not (math.isfinite(speed) and speed > 0):
             raise SimError(f"speed: expected a number above 0 (1 is the scanner's own), got {speed}")
@@ -111,13 +151,16 @@ class Sender:
         self.state = State.OPENING
         self.is_unanswered = False
         """Whether the runtime has been silent for longer than it may, and has not answered since."""
+        self.trouble = ""
+        """Why the runtime takes nothing for the time being."""
         self.aborted = False
-        self._pacer = Pacer(n_volumes=start.n_volumes, tr_s=start.tr_s, speed=speed)
+        self._pacer = Pacer(n_volumes=start.n_volumes, tr_s=start.tr_s, speed=speed, late_tr=late_tr)
         self._resend_s = resend_s
         self._open_markers = {marker.onset_volume: marker for marker in markers}
+        never = {index for index, late in (late_tr or {}).items() if math.isinf(late)}
+        self._coming = set(range(start.n_volumes)) - never
         self._held: set[int] = set()
-        self._sent: set[int] = set()
-        self._sent_markers: set[int] = set()
+        self._in_flight: dict[_Key, None] = {}  # in the order of sending, which replies keep
         self._awaiting_since_s: float | None = None
         self._end_sent = False
 
@@ -146,11 +189,11 @@ class Sender:
         actions: list[Action] = []
         if self._awaiting_since_s is not None and now_s >= self._awaiting_since_s + self._resend_s:
             self._reopen()
-            self.is_unanswered = True
+            self.is_unanswered = not self.trouble
             actions.append(Reconnect())
         if self.state is State.SENDING:
             actions += self._due(now_s)
-            if len(self._held) == self.start.n_volumes and not self._open_markers:
+            if self._coming <= self._held and not self._open_markers:
                 self._end()
         if self._awaiting_since_s is None:
             if self.state is State.OPENING:
@@ -183,34 +226,30 @@ class Sender:
         elif isinstance(reply, wire.RunClosed):
             self._on_closed()
         else:
+            self.trouble = ""
             self._on_ack(reply)
             self._awaiting_since_s = now_s if self._expects_reply else None
 
     @property
     def _expects_reply(self) -> bool:
-        in_flight = bool(self._sent - self._held) or bool(self._sent_markers & self._open_markers.keys())
-        return self.state in (State.OPENING, State.ENDING) or in_flight
+        return self.state in (State.OPENING, State.ENDING) or bool(self._in_flight)
 
     def _due(self, now_s: float) -> list[Action]:
         """Markers and volumes that are acquired, not held and not under way, oldest first."""
-        actions: list[Action] = []
+        # A marker goes before its onset's volume, also where that was held before this process began.
         n_acquired = self._pacer.acquired(now_s)
-        room = MAX_IN_FLIGHT - len(self._sent - self._held)
-        # A marker goes with its onset's volume: when that is acquired, or was held before this process began.
-        for index in range(n_acquired):
-            marker = self._open_markers.get(index)
-            if marker is not None and index not in self._sent_markers:
-                self._sent_markers.add(index)
-                actions.append(marker)
-            if index in self._held or index in self._sent:
-                continue
-            if room == 0:
-                break
-            room -= 1
-            self._sent.add(index)
-            acquired_s = (index + 1) * self.start.tr_s
-            actions.append(wire.Volume(run_id=self.start.run_id, index=index, acquired_s=acquired_s))
-        return actions
+        shown = [marker for onset, marker in self._open_markers.items() if onset < n_acquired]
+        markers = [marker for marker in shown if _key(marker) not in self._in_flight]
+        room = MAX_IN_FLIGHT - sum(kind == "volume" for kind, _ in self._in_flight)
+        missing = (index for index in self._pacer.ready(now_s) if index not in self._held)
+        waiting = (index for index in missing if ("volume", index) not in self._in_flight)
+        volumes = [self._volume(index) for index in itertools.islice(waiting, room)]
+        due: list[wire.Marker | wire.Volume] = [*markers, *volumes]
+        self._in_flight.update(dict.fromkeys(map(_key, due)))
+        return list(due)
+
+    def _volume(self, index: int) -> wire.Volume:
+        return wire.Volume(run_id=self.start.run_id, index=index, acquired_s=(index + 1) * self.start.tr_s)
 
     def _run_end(self) -> wire.RunEnd:
         reason: Literal["complete", "aborted"] = "aborted" if self.aborted else "complete"
@@ -237,8 +276,7 @@ class Sender:
             self.state = State.FINISHED  # it had closed the run; what it has opened now is an empty new take
             return
         self._held = held
-        self._sent.clear()
-        self._sent_markers.clear()
+        self._in_flight.clear()
         self._awaiting_since_s = None
         self.state = State.SENDING
         if self.aborted:
@@ -247,10 +285,17 @@ class Sender:
             self._pacer.begin(now_s, max(held, default=-1) + 1)
 
     def _on_ack(self, reply: wire.Ack | wire.MarkerAck) -> None:
+        key: _Key
         if isinstance(reply, wire.Ack):
             self._held.add(reply.index)
+            key = ("volume", reply.index)
         else:
             self._open_markers.pop(reply.onset_volume, None)
+            key = ("marker", reply.onset_volume)
+        # Replies come in the order of what they answer: what was sent before and is not answered got lost.
+        # Let go of, it is sent again at once, before the runtime gives its gap up.
+        while key in self._in_flight:
+            del self._in_flight[next(iter(self._in_flight))]
 
     def _on_closed(self) -> None:
         if self.state is State.ENDING:
@@ -265,6 +310,11 @@ class Sender:
             return
         if reply.run_id not in ("", self.start.run_id):
             return
-        if reply.code == TROUBLE and reply.index is not None:
-            return  # the volume is not acknowledged, so it is offered again
+        if reply.code in DAMAGED and self.state is not State.OPENING:
+            if reply.index is not None:
+                self._in_flight.pop(("volume", reply.index), None)
+            return
+        if reply.code == TROUBLE and self._pacer.has_begun:
+            self.trouble = reply.message  # what it refused is not acknowledged, so it is offered again
+            return
         raise RefusedError(f"the runtime refused: {reply.message}")

@@ -138,12 +138,17 @@ def open_engine(bundle: Bundle, name: str = "auto", threads: int | None = None) 
     :param threads: of the CPU; by default one per core this process may use
     :raises EngineError: when the engine is unknown or not to be had here, or a graph does not load
     """
+    return take_engine(bundle, name, threads)[1]
+
+
+def take_engine(bundle: Bundle, name: str = "auto", threads: int | None = None) -> tuple[str, Engine]:
+    """As :func:`open_engine`; also says which of ``ENGINES`` it is."""
     if name not in ENGINES:
         raise EngineError(f"expected an engine of {', '.join(ENGINES)}, got {name!r}")
-    return _open_first(bundle, threads) if name == "auto" else _open(bundle, name, threads)
+    return _open_first(bundle, threads) if name == "auto" else (name, _open(bundle, name, threads))
 
 
-def _open_first(bundle: Bundle, threads: int | None) -> Engine:
+def _open_first(bundle: Bundle, threads: int | None) -> tuple[str, Engine]:
     passed_over: list[str] = []
     for name in LINE:
         try:
@@ -154,7 +159,7 @@ def _open_first(bundle: Bundle, threads: int | None) -> Engine:
             continue
         if passed_over:
             engine.description += f" (passed over: {'; '.join(passed_over)})"
-        return engine
+        return name, engine
     raise EngineError(f"expected an engine that runs this bundle here, found none: {'; '.join(passed_over)}")
 
 

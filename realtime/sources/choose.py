@@ -9,6 +9,7 @@ import msgspec
 
 from realtime import wire
 from realtime.bundle import Spec
+from realtime.curve import ServerKeys
 from realtime.errors import ServeError
 from realtime.sources import Source
 from realtime.sources.announced import Announced, Plan, Scanner
@@ -29,10 +30,19 @@ class Told:
     """In a folder, the number in the name of a run's first file; None: 1."""
 
 
-def open_source(address: str, told: Told, spec: Spec, unfinished: wire.RunStart | None = None) -> Source:
+def open_source(
+    address: str,
+    told: Told,
+    spec: Spec,
+    *,
+    keys: ServerKeys | None = None,
+    unfinished: wire.RunStart | None = None,
+) -> Source:
     """The source at an address; nothing listens before its ``start``.
 
     :param spec: the bundle's, which says whose volumes are wanted, on which grid and at which TR.
+    :param keys: with which scanners that send this project's own messages must prove who they are; the
+        other protocols have none and are taken from this machine only.
     :param unfinished: the run that an earlier runtime left open, if any.
     :raises ServeError: for an address of another form or that others can reach, and for options that are
         missing or that the source has no use for.
@@ -44,7 +54,7 @@ def open_source(address: str, told: Told, spec: Spec, unfinished: wire.RunStart 
                 f"expected no --volumes, --run-id, --series or --first-number with {address}: its scanner "
                 "says all that itself"
             )
-        return ZeroMqSource(address)
+        return ZeroMqSource(address, keys)
     if kind not in ("pyneal+tcp", "afni+tcp", "folder"):
         raise ServeError(f"expected a source like {FORMS}, got {address!r}")
     if kind != "folder" and (told.series is not None or told.first_number is not None):

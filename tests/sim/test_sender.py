@@ -74,7 +74,7 @@ def test_a_run_without_trouble() -> None:
     ]
     for index in (1, 2):
         sender.on_reply(wire.Ack(run_id=RUN_ID, index=index), now_s)
-    assert sender.poll(now_s) == []  # the marker is still to be acknowledged
+    assert sender.poll(now_s) == markers(3)  # replies come in order: the marker got lost on the way
     sender.on_reply(wire.MarkerAck(run_id=RUN_ID, onset_volume=1), now_s)
     assert sender.poll(now_s) == [wire.RunEnd(run_id=RUN_ID, reason="complete")]
     sender.on_reply(wire.RunClosed(run_id=RUN_ID), now_s)
@@ -140,6 +140,53 @@ def test_no_more_than_some_volumes_are_under_way() -> None:
     assert volume_indices(sender.poll(0.5)) == list(range(MAX_IN_FLIGHT))
     sender.on_reply(wire.Ack(run_id=RUN_ID, index=0), 0.5)
     assert volume_indices(sender.poll(0.5)) == [MAX_IN_FLIGHT]
+
+
+def test_a_volume_that_got_lost_is_sent_again_as_soon_as_a_later_one_is_acknowledged() -> None:
+    sender = Sender(run_start(9), [], speed=1.0)
+    sender.poll(0.0)
+    sender.on_reply(accepted(), 0.0)
+    assert volume_indices(sender.poll(4 * TR_S)) == [0, 1, 2, 3]
+    sender.on_reply(wire.Ack(run_id=RUN_ID, index=0), 4 * TR_S)
+    assert volume_indices(sender.poll(4 * TR_S)) == []
+    sender.on_reply(wire.Ack(run_id=RUN_ID, index=3), 4 * TR_S)
+    assert volume_indices(sender.poll(4 * TR_S)) == [1, 2]
+
+
+@pytest.mark.parametrize("code", ["header", "checksum"])
+def test_a_volume_that_came_damaged_is_sent_again(code: str) -> None:
+    sender = Sender(run_start(9), [], speed=1.0)
+    sender.poll(0.0)
+    sender.on_reply(accepted(), 0.0)
+    assert volume_indices(sender.poll(2 * TR_S)) == [0, 1]
+    sender.on_reply(wire.Refused(run_id="", code=code, message="CRC-32", index=0), 2 * TR_S)
+    assert volume_indices(sender.poll(2 * TR_S)) == [0]
+
+
+def test_an_end_that_a_runtime_in_trouble_refuses_is_sent_again() -> None:
+    sender = Sender(run_start(1), [], speed=1.0)
+    sender.poll(0.0)
+    sender.on_reply(accepted((0, 1)), 0.0)
+    end = wire.RunEnd(run_id=RUN_ID, reason="complete")
+    assert sender.poll(0.0) == [end]
+    sender.on_reply(wire.Refused(run_id=RUN_ID, code="runtime", message="No space left on device"), 0.0)
+    assert sender.poll(1.0) == [Reconnect(), end]
+
+
+def test_what_the_scanner_hands_on_late_comes_late_and_what_it_never_does_is_not_waited_for() -> None:
+    sender = Sender(run_start(4), [], speed=2.0, late_tr={0: 2.5, 2: math.inf})
+    sender.poll(0.0)
+    sender.on_reply(accepted(), 0.0)
+    period_s, now_s, sent = TR_S / 2, 0.0, []
+    while not sender.is_finished:
+        for action in sender.poll(now_s):
+            if isinstance(action, wire.Volume):
+                sent.append((action.index, now_s / period_s))
+                sender.on_reply(wire.Ack(run_id=RUN_ID, index=action.index), now_s)
+            elif isinstance(action, wire.RunEnd):
+                sender.on_reply(wire.RunClosed(run_id=RUN_ID), now_s)
+        now_s = min(sender.wake_s(now_s), now_s + 100)
+    assert sent == [(1, pytest.approx(2)), (0, pytest.approx(3.5)), (3, pytest.approx(4))]
 
 
 @pytest.mark.parametrize("state", [State.OPENING, State.SENDING])

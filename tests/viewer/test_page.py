@@ -100,6 +100,18 @@ def check_numbers(page: Page, frame: Any, status: Any) -> None:
     assert page.get_by_test_id("latency-chart").get_attribute("data-points") == str(len(COLOURS))
 
 
+def test_an_alarm_stands_in_place_of_the_message_while_it_lasts(open_page, serve, run) -> None:
+    alarm = "recording has stopped at volume 31: cannot write: No space left on device"
+    served = serve(run.status("trusted", 31, message="all is well", alarm=alarm))
+    page = open_page(served.url)
+    message = page.get_by_test_id("message")
+    expect(message).to_have_text(alarm)
+    expect(message.locator("..")).to_have_class("message alarm")
+    served.send(run.status("trusted", 32, message="recording goes on"))
+    expect(message).to_have_text("recording goes on")
+    expect(message.locator("..")).to_have_class("message")
+
+
 def test_a_late_page_scrolls_back_by_keyboard_and_mouse(
     run: Any, serve: Any, open_page: Any, mean_rgb: Any, until: Any
 ) -> None:

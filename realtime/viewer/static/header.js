@@ -56,7 +56,8 @@ function drawPosition(status, counts) {
 }
 
 function drawRunFacts(status) {
-  put("message", status.message);
+  put("message", status.alarm || status.message);
+  find("message").parentElement.classList.toggle("alarm", Boolean(status.alarm));
   put("bundle", status.bundle_name);
   find("bundle").title = status.bundle_sha256;
   find("bundle").dataset.sha256 = status.bundle_sha256;

@@ -88,9 +88,11 @@ def picture_png(seed: int, edge_px: int = 32) -> bytes:
 class Client:
     """A scanner that does what a test says, message by message."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, prepare: Callable[[zmq.Socket[bytes]], None] | None = None) -> None:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
+        if prepare:
+            prepare(self._socket)
         self._socket.connect(address)
 
     def close(self) -> None:
@@ -125,7 +127,8 @@ class Served:
     def __init__(self, bundle: Path, out: Path, *options: str, source: str = "tcp://127.0.0.1:0") -> None:
         self.out = out
         self._log = out.parent / f"{out.name}.log"
-        command = [sys.executable, "-m", "realtime", "serve", "--headless", "--bundle", str(bundle)]
+        command = [sys.executable, "-m", "realtime", "serve", "--bundle", str(bundle)]
+        command += [] if "--port" in options else ["--headless"]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, "--source", source, "--out", str(out), *options],
@@ -180,8 +183,8 @@ def make_picture() -> Callable[..., bytes]:
 def connect() -> Iterator[Callable[[str], Client]]:
     clients: list[Client] = []
 
-    def make(address: str) -> Client:
-        clients.append(Client(address))
+    def make(address: str, prepare: Callable[[zmq.Socket[bytes]], None] | None = None) -> Client:
+        clients.append(Client(address, prepare))
         return clients[-1]
 
     yield make

@@ -58,7 +58,7 @@ def test_a_model_too_slow_for_the_tr_is_said(make_tiny_bundle, tmp_path: Path) -
     long, longer = (
         Sampler(
             name=name,
-            timesteps=(1,) * steps,
+            timesteps=tuple(reversed(range(steps))),
             coefficients=((0.0, 1.0, 0.0),) * steps,
             guidance=(guidance,) * steps,
         )

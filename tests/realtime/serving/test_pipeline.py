@@ -599,7 +599,7 @@ def test_a_row_that_cannot_be_written_refuses_no_volume_that_is_held(
             await one.volumes(scan, [0])
             with full_disk("write_row"):
                 await one.volumes(scan, [1])
-            assert "No space left" in one.status.message
+            assert "No space left" in one.status.alarm
             await one.volumes(scan, [2])
 
     asyncio.run(run())

@@ -1,0 +1,260 @@
+"""``realtime replay``: decode a recorded run again from its journal, and say which frames are the same.
+
+    journal, in the order it came ─► the code of a live run ─► frame ─► compared with the recorded one
+    table: what was missing, what was skipped, the sampler of each frame ──┘
+
+With the recorded bundle, engine and samplers the frames are the recorded ones bit for bit; another bundle,
+engine or sampler may be asked for. Nothing is skipped that was not skipped then, and the run folder that is
+made is like any other, with the timings of this time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from realtime import report, wire
+from realtime.account import VolumeState
+from realtime.bundle import Bundle, Sampler
+from realtime.decode import Decoder
+from realtime.engines import take_engine
+from realtime.errors import BundleError, RecordError
+from realtime.journal import read_journal
+from realtime.record import EngineUsed, RunFile, RunFolder, new_run_file
+from realtime.recorded import Recorded, read_image, read_recorded
+from realtime.run import Ready, Run
+from realtime.service import choose_bundle
+from realtime.table import Row
+
+_NOT_THEN = "it was not decoded in the recorded run"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to decode again, and with what; None: with what it was recorded with."""
+
+    run: Path
+    out: Path
+    bundle: Path | None = None
+    engine: str | None = None
+    sampler: str | None = None
+
+
+class FrameCompared(msgspec.Struct, frozen=True, kw_only=True):
+    """One volume's frame beside the recorded one."""
+
+    volume: int
+    largest_difference: int | None
+    """Of 255 levels; 0: bit for bit the same; None: only one of the runs has a frame here, of this size."""
+    differing_share: float | None
+    """Of all values."""
+
+    @property
+    def is_same(self) -> bool:
+        """Whether it is the recorded frame, bit for bit."""
+        return self.largest_difference == 0
+
+
+class Compared(msgspec.Struct, frozen=True, kw_only=True):
+    """``replay.json``."""
+
+    replay_of: str
+    run_folder: str
+    changed: tuple[str, ...]
+    """What was not as in the recorded run: bundle, engine, samplers."""
+    frames: tuple[FrameCompared, ...]
+    states_differ: tuple[int, ...]
+    """Volumes that ended in another state."""
+
+    @property
+    def is_same(self) -> bool:
+        """Whether frames and account are those of the recorded run."""
+        return not self.states_differ and all(frame.is_same for frame in self.frames)
+
+
+def replay(options: Options, tell: Callable[[str], None]) -> Compared:
+    """Decode a recorded run again, into a folder of its own under ``options.out``.
+
+    :param tell: takes a line for every frame, and some before and after
+    :raises RealtimeError: when the recording, the bundle or the engine is not to be had, or a frame cannot be
+        decoded or written
+    """
+    recorded = read_recorded(options.run)
+    bundle = _bundle(options.bundle, recorded.info)
+    bundle.check_run(recorded.info.start)
+    name, engine = take_engine(bundle, options.engine or recorded.info.engine.name or "auto")
+    used = EngineUsed(name=name, description=engine.description)
+    changed = _changed(options, recorded.info, bundle, used)
+    for line in changed:
+        tell(line)
+    again = _Again(recorded, bundle, Decoder(bundle, engine, recorded.info.seed), options.sampler)
+    folder = RunFolder.create(options.out.absolute(), _run_file(recorded, bundle, used))
+    try:
+        frames = tuple(_told(again.frames(folder), tell))
+        folder.close()
+    finally:
+        folder.suspend()
+    compared = Compared(
+        replay_of=str(recorded.path.absolute()),
+        run_folder=str(folder.path),
+        changed=tuple(changed),
+        frames=frames,
+        states_differ=tuple(_states_differ(recorded, folder)),
+    )
+    _save(folder.path / "replay.json", compared)
+    report.write_report(folder.path)
+    return compared
+
+
+def lines(compared: Compared) -> list[str]:
+    """The result for a terminal."""
+    n_same = sum(frame.is_same for frame in compared.frames)
+    found = [f"{n_same} of {len(compared.frames)} frames are the recorded ones bit for bit"]
+    if compared.states_differ:
+        volumes = ", ".join(map(str, compared.states_differ))
+        found.append(f"the account differs: volumes {volumes} ended in another state")
+    return [*found, f"recorded in {compared.run_folder}"]
+
+
+class _Again:
+    """A recorded run, ready to be decoded again."""
+
+    def __init__(self, recorded: Recorded, bundle: Bundle, decoder: Decoder, sampler: str | None) -> None:
+        self._recorded = recorded
+        self._bundle = bundle
+        self._decoder = decoder
+        self._sampler = bundle.sampler(sampler) if sampler else None
+        self._rows = {row.volume: row for row in recorded.rows}
+
+    def frames(self, folder: RunFolder) -> Iterator[FrameCompared]:
+        """Decode into ``folder``; yield a comparison for each volume that has a frame in either run."""
+        missing = [Row(volume=row.volume, state="missing", reason=row.reason) for row in self._missing()]
+        for row in missing:
+            folder.write_row(row)
+        run = Run(folder, self._bundle, missing)
+        for message, payload in self._messages():
+            if isinstance(message, wire.Marker):
+                run.show(message, memoryview(payload))
+            elif arrival := run.receive(message, memoryview(payload), perf_counter()):
+                run.take(message.index, arrival)
+                if ready := run.queue.take():
+                    yield from self._decode(run, ready)
+                    run.queue.done()
+        run.finish()
+        yield from self._without_a_frame_now(folder)
+
+    def _missing(self) -> list[Row]:
+        return [row for row in self._recorded.rows if row.state == "missing"]
+
+    def _messages(self) -> Iterator[tuple[wire.Marker | wire.Volume, bytes]]:
+        """Markers and volumes of the journal; the start has been written already."""
+        for entry in read_journal(self._recorded.path / "volumes.journal"):
+            message = wire.decode_to_runtime(entry.header)
+            if isinstance(message, wire.Marker | wire.Volume):
+                yield message, entry.payload
+
+    def _decode(self, run: Run, ready: Ready) -> Iterator[FrameCompared]:
+        row = self._rows.get(ready.volume)
+        if row is None or row.state == "skipped":
+            run.skip(ready.volume, _NOT_THEN if row is None else row.reason or _NOT_THEN)
+            return
+        sampler = self._sampler or self._sampler_of(row)
+        decoded = self._decoder.decode(ready.window, sampler)
+        run.record(run.frame(ready, sampler.name, decoded.stages_ms), decoded.image, ready.repaired_voxels)
+        then = read_image(self._recorded.path / row.frame) if row.frame else None
+        yield _compare(ready.volume, then, decoded.image)
+
+    def _sampler_of(self, row: Row) -> Sampler:
+        """The sampler a frame was made with; of a bundle without it, the first."""
+        names = {sampler.name for sampler in self._bundle.spec.samplers}
+        return self._bundle.sampler(row.sampler if row.sampler in names else None)
+
+    def _without_a_frame_now(self, folder: RunFolder) -> Iterator[FrameCompared]:
+        has_frame = {row.volume for row in folder.rows() if row.frame}
+        for row in self._recorded.rows:
+            if row.frame and row.volume not in has_frame:
+                yield FrameCompared(volume=row.volume, largest_difference=None, differing_share=None)
+
+
+def _compare(volume: int, then: NDArray[np.uint8] | None, now: NDArray[np.uint8]) -> FrameCompared:
+    if then is None or then.shape != now.shape:
+        return FrameCompared(volume=volume, largest_difference=None, differing_share=None)
+    apart = np.abs(now.astype(np.int16) - then)
+    return FrameCompared(
+        volume=volume, largest_difference=int(apart.max()), differing_share=float(np.mean(apart > 0))
+    )
+
+
+def _told(frames: Iterator[FrameCompared], tell: Callable[[str], None]) -> Iterator[FrameCompared]:
+    for frame in frames:
+        if frame.largest_difference is None or frame.differing_share is None:
+            tell(f"volume {frame.volume}: nothing to compare with")
+        elif frame.is_same:
+            tell(f"volume {frame.volume}: the same, bit for bit")
+        else:
+            tell(
+                f"volume {frame.volume}: differs in {100 * frame.differing_share:.2f} % of its values, "
+                f"by {frame.largest_difference} of 255 levels at most"
+            )
+        yield frame
+
+
+def _bundle(folder: Path | None, info: RunFile) -> Bundle:
+    """The bundle that was asked for, else the one of the recording, where it is."""
+    if folder is not None:
+        return Bundle.open(folder)
+    bundle = Bundle.open(choose_bundle(None, info.start.subject)[0])
+    if bundle.sha256 != info.bundle_sha256:
+        raise BundleError(
+            f"expected the bundle of the recorded run, {info.bundle_name} (SHA-256 {info.bundle_sha256}), "
+            f"found {bundle.spec.name} ({bundle.sha256}) in {bundle.folder}; give the bundle's folder as "
+            "--bundle"
+        )
+    return bundle
+
+
+def _changed(options: Options, info: RunFile, bundle: Bundle, used: EngineUsed) -> list[str]:
+    """What is not as in the recorded run, in words."""
+    changed = []
+    if bundle.sha256 != info.bundle_sha256:
+        changed.append(f"bundle {bundle.spec.name} ({bundle.sha256}), recorded with {info.bundle_sha256}")
+    if used != info.engine:
+        then = info.engine.description or "an engine that the record does not name"
+        changed.append(f"engine {used.description}, recorded with {then}")
+    if options.sampler:
+        changed.append(f"all frames with the sampler {options.sampler}")
+    return changed
+
+
+def _run_file(recorded: Recorded, bundle: Bundle, used: EngineUsed) -> RunFile:
+    info = new_run_file(
+        recorded.info.start,
+        bundle_name=bundle.spec.name,
+        bundle_sha256=bundle.sha256,
+        window_delay_volumes=bundle.decoder().window.delay_volumes,
+        seed=recorded.info.seed,
+        engine=used,
+        spikes=recorded.info.spikes,
+    )
+    return msgspec.structs.replace(info, replay_of=str(recorded.path.absolute()))
+
+
+def _states_differ(recorded: Recorded, folder: RunFolder) -> Iterator[int]:
+    now = {row.volume: row.state for row in folder.rows()}
+    then: dict[int, VolumeState] = {row.volume: row.state for row in recorded.rows}
+    for volume in range(recorded.info.start.n_volumes):
+        if volume in then and now[volume] != then[volume]:
+            yield volume
+
+
+def _save(path: Path, compared: Compared) -> None:
+    try:
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(compared), indent=2) + b"\n")
+    except OSError as error:
+        raise RecordError(f"cannot write {path}: {error.strerror or error}") from error

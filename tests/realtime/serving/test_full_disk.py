@@ -1,0 +1,176 @@
+"""A full disk stops the recording, with an alarm; what was acknowledged is there, and the rest is not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from realtime import resume, wire
+from realtime.bundle import Bundle
+from realtime.errors import RecordError
+from realtime.journal import Journal, read_journal
+from realtime.record import RunFolder
+from realtime.recorded import read_recorded
+
+from .test_pipeline import bench
+
+RUN_ID = "sub-01_ses-nsd01_task-nsdcore_run-01"
+N_VOLUMES = 60
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, n_bytes: int) -> Iterator[Path]:
+    """A real file system of this size; the test is skipped where none can be made."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={n_bytes}", "none", str(folder)]
+    if os.name != "posix" or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("a small file system can be mounted by root only")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def limit_files(pid: int, n_bytes: int) -> None:
+    """Let no file of a process grow beyond this: a write gives up half-way, as on a full disk."""
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (n_bytes, resource.RLIM_INFINITY))
+
+
+def journaled(folder: Path) -> list[int]:
+    messages = [wire.decode_to_runtime(entry.header) for entry in read_journal(folder / "volumes.journal")]
+    return [message.index for message in messages if isinstance(message, wire.Volume)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of another process are Linux's")
+def test_nothing_after_the_full_disk_is_acknowledged_and_all_before_it_outlives_a_kill(
+    serve, connect, make_scan
+) -> None:
+    scan = make_scan(n_volumes=N_VOLUMES)
+    served = serve()
+    client = connect(served.address)
+    client.ask(scan.start)
+    limit_files(served.process.pid, 10_000)
+    replies = [client.send_volume(scan, index) for index in range(N_VOLUMES)]
+    acknowledged = [reply.index for reply in replies if isinstance(reply, wire.Ack)]
+    refused = [reply for reply in replies if isinstance(reply, wire.Refused)]
+    assert 0 < len(acknowledged) < N_VOLUMES
+    assert acknowledged == list(range(len(acknowledged)))
+    assert [reply.index for reply in refused] == list(range(len(acknowledged), N_VOLUMES))
+    assert {reply.code for reply in refused} == {"runtime"}
+    folder = served.run_folder(scan)
+    assert (folder / "volumes.journal").stat().st_size <= 10_000
+    assert journaled(folder) == acknowledged
+    assert "recording has stopped at volume" in served.log()
+    served.kill()
+    assert journaled(folder) == acknowledged
+    again = serve(source=served.address)
+    reply = connect(again.address).ask(scan.start)
+    assert reply == wire.RunAccepted(run_id=scan.run_id, held=[(0, len(acknowledged))])
+    for entry, index in zip(list(read_journal(folder / "volumes.journal"))[1:], acknowledged, strict=True):
+        assert entry.payload == scan.voxels(index).tobytes()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of another process are Linux's")
+def test_a_run_goes_on_when_there_is_room_again_and_misses_nothing(serve, tiny_nsd, account_of) -> None:
+    served = serve()
+    command = [sys.executable, "-m", "sim", "replay", "--nsd", str(tiny_nsd), "--connect", served.address]
+    with subprocess.Popen([*command, "--speed", "100"], stderr=subprocess.PIPE, text=True) as scanner:
+        limit_files(served.process.pid, 60_000)
+        assert scanner.stderr is not None
+        said = ""
+        while "the runtime takes nothing now: cannot write" not in said:
+            said = scanner.stderr.readline()
+            assert said, "the scanner ended"
+        limit_files(served.process.pid, resource.RLIM_INFINITY)
+        assert "run complete: 225 volumes acknowledged" in scanner.communicate()[1]
+    assert served.interrupt() == 0
+    summary = account_of(served.out / RUN_ID)
+    assert (summary["received"], summary["missing"]) == (225, 0)
+    recorded = read_recorded(served.out / RUN_ID)
+    assert [row.volume for row in recorded.rows] == list(range(225))
+    assert len(recorded.pictures) == 62
+    assert "recording goes on after volume" in served.log()
+
+
+def test_listeners_see_the_alarm_until_the_disk_takes_a_volume_again(
+    tiny_bundle, make_scan, tmp_path
+) -> None:
+    scan = make_scan(n_volumes=N_VOLUMES)
+
+    async def run(disk: Path) -> None:
+        async with bench(Bundle.open(tiny_bundle), disk) as one:
+            await one.start(scan)
+            await one.volumes(scan, range(4))
+            assert one.status.alarm == ""
+            ballast = disk / "ballast"
+            with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+                while file.write(bytes(4096)):
+                    pass
+            held = 4
+            while isinstance(reply := await one.volume(scan, held), wire.Ack):  # in the last page's rest
+                held += 1
+            assert (reply.code, reply.index) == ("runtime", held)
+            assert "No space left on device" in one.status.alarm
+            assert one.status.alarm.startswith("recording has stopped at volume")
+            assert journaled(disk / scan.run_id) == list(range(held))
+            ballast.unlink()
+            await one.volumes(scan, range(held, N_VOLUMES))
+            assert one.status.alarm == ""
+            assert await one.source.ask(scan.end()) == wire.RunClosed(run_id=scan.run_id)
+            recorded = read_recorded(one.closed[0])
+            assert recorded.received == set(range(N_VOLUMES))
+            assert sorted(row.volume for row in recorded.rows) == list(range(N_VOLUMES))
+
+    with small_disk(tmp_path / "disk", 2**20) as disk:
+        asyncio.run(run(disk))
+
+
+def test_a_journal_on_a_full_disk_is_whole_up_to_the_last_volume_that_fitted(tmp_path) -> None:
+    with small_disk(tmp_path / "disk", 2**16) as disk:
+        journal = Journal(disk / "volumes.journal")
+        payload = bytes(5_000)
+        while os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize > len(payload):
+            journal.append(b"header", payload, 0.0)
+        taken = list(read_journal(journal.path))
+        assert len(taken) > 5
+        with pytest.raises(RecordError, match="No space left on device"):
+            journal.append(b"header", 2 * payload, 0.0)
+        assert list(read_journal(journal.path)) == taken
+        journal.append(b"small", b"fits", 0.0)
+        assert [entry.payload for entry in read_journal(journal.path)][-1] == b"fits"
+        journal.close()
+
+
+def test_a_run_that_cannot_begin_leaves_no_folder_behind(tiny_bundle, make_scan, tmp_path) -> None:
+    scan = make_scan()
+    with small_disk(tmp_path / "disk", 8_192) as disk:
+        (disk / "ballast").write_bytes(bytes(4_096))
+        with pytest.raises(RecordError, match="No space left on device"):
+            resume.begin(disk, Bundle.open(tiny_bundle), 0, scan.start)
+        assert [path.name for path in disk.iterdir()] == ["ballast"]
+
+
+def test_rows_that_found_no_room_are_written_with_the_next(tiny_bundle, make_scan, tmp_path) -> None:
+    scan = make_scan(n_volumes=N_VOLUMES)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    run = resume.begin(tmp_path, Bundle.open(tiny_bundle), 0, scan.start)
+    table = next(run.folder.path.glob("*decoding.tsv"))
+    limit_files(os.getpid(), table.stat().st_size + 100)  # room for a row and a part of the next
+    try:
+        for volume in range(5):
+            run.skip(volume, "to write a row")
+        assert "recording has stopped" in run.alarm
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(RunFolder.rows(run.folder)) < 5
+    run.skip(5, "to write a row")
+    run.folder.close()
+    assert [row.volume for row in read_recorded(run.folder.path).rows] == list(range(6))

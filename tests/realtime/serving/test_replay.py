@@ -1,0 +1,187 @@
+"""A recorded run is decoded again: the same frames bit for bit, or what another bundle makes of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from realtime import resume, wire
+from realtime.bundle import Bundle
+from realtime.cli import main
+from realtime.decode import Decoder
+from realtime.engines import take_engine
+from realtime.journal import read_journal
+from realtime.record import EngineUsed
+from realtime.recorded import read_recorded
+from realtime.run import Run
+
+RUN_ID = "sub-01_ses-nsd01_task-nsdcore_run-01"
+SAMPLERS = ("ddim-4", "multistep-3")
+
+
+@pytest.fixture(scope="module")
+def recording(tiny_bundle: Path, make_scan, make_picture, tmp_path_factory) -> Path:
+    """A run with all that can happen to one: two samplers, skips, a gap, a late volume, NaN, a marker."""
+    out = tmp_path_factory.mktemp("recording")
+    bundle = Bundle.open(tiny_bundle)
+    name, engine = take_engine(bundle, "onnxruntime-cpu")
+    decoder = Decoder(bundle, engine, seed=5)
+    scan = make_scan(n_volumes=32, dtype="float32")
+    run = resume.begin(out, bundle, 5, scan.start, EngineUsed(name=name, description=engine.description))
+    run.show(scan.marker(9), memoryview(make_picture(9)))
+    for at_s, index in enumerate([*range(18), 20, 19, 22, 23, 24, 25, 21, *range(26, 31)]):
+        voxels = scan.voxels(index)
+        if index == 13:
+            voxels[:] = np.nan
+        receive(run, scan.volume(index), voxels.tobytes(), float(at_s), decoder)
+    run.finish()
+    run.folder.close()
+    return run.folder.path
+
+
+def receive(run: Run, message: wire.Volume, payload: bytes, now_s: float, decoder: Decoder) -> None:
+    """One volume at this time, and the decode of what is then ready; every seventh is skipped."""
+    arrival = run.receive(message, memoryview(payload), now_s)
+    assert arrival
+    run.expire(now_s)
+    run.take(message.index, arrival)
+    ready = run.queue.take()
+    if ready is None:
+        return
+    if ready.volume % 7 == 0:
+        run.skip(ready.volume, "the decoder was busy")
+    else:
+        sampler = decoder._bundle.sampler(SAMPLERS[ready.volume % 2])
+        decoded = decoder.decode(ready.window, sampler)
+        run.record(run.frame(ready, sampler.name, decoded.stages_ms), decoded.image, ready.repaired_voxels)
+    run.queue.done()
+
+
+def states(folder: Path) -> dict[int, tuple]:
+    return {
+        row.volume: (row.state, row.sampler, row.repaired_voxels, row.shown_onset)
+        for row in read_recorded(folder).rows
+    }
+
+
+def test_the_same_bundle_on_the_same_engine_makes_the_same_frames(
+    recording: Path, tiny_bundle: Path, tmp_path: Path, capsys
+) -> None:
+    options = ["--bundle", str(tiny_bundle), "--out", str(tmp_path)]
+    assert main(["replay", str(recording), *options]) == 0
+    said = capsys.readouterr().out
+    then, now = read_recorded(recording), read_recorded(tmp_path / RUN_ID)
+    assert {row.state for row in then.rows} == {"decoded", "warming", "censored", "skipped", "missing"}
+    assert {row.sampler for row in then.rows} == {None, *SAMPLERS}
+    assert states(now.path) == states(then.path)
+    frames = [row for row in then.rows if row.frame]
+    for row in frames:
+        assert (now.path / row.frame).read_bytes() == (then.path / row.frame).read_bytes()
+        assert f"volume {row.volume}: the same, bit for bit\n" in said
+    assert f"{len(frames)} of {len(frames)} frames are the recorded ones bit for bit" in said
+    assert now.received == then.received
+    for a, b in zip(
+        *(list(read_journal(each.path / "volumes.journal")) for each in (then, now)), strict=True
+    ):
+        assert (a.header, a.payload) == (b.header, b.payload)
+    assert (now.info.state, now.info.seed, now.info.engine) == ("closed", 5, then.info.engine)
+    assert now.info.replay_of == str(recording)
+    assert now.info.versions == then.info.versions
+    assert [picture.name for picture in now.pictures] == ["picture 9"]
+    written = json.loads((now.path / "replay.json").read_text())
+    assert written["changed"] == written["states_differ"] == []
+    assert (now.path / "report.html").exists()
+
+
+def test_the_recording_is_not_touched_and_a_second_replay_is_another_take(
+    recording: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in recording.rglob("*")}
+    options = ["--bundle", str(tiny_bundle), "--out", str(tmp_path)]
+    assert [main(["replay", str(recording), *options]) for _ in range(2)] == [0, 0]
+    assert {path: path.stat().st_mtime_ns for path in recording.rglob("*")} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == [RUN_ID, f"{RUN_ID}_take-2"]
+
+
+def test_one_changed_pixel_is_noticed(recording: Path, tiny_bundle: Path, tmp_path: Path, capsys) -> None:
+    changed = shutil.copytree(recording, tmp_path / "changed")
+    frame = changed / "frames" / "000017.png"
+    image = cv2.imread(str(frame))
+    image[3, 4, 1] ^= 2
+    cv2.imwrite(str(frame), image)
+    assert main(["replay", str(changed), "--bundle", str(tiny_bundle), "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().out
+    assert "volume 17: differs in 0.03 % of its values, by 2 of 255 levels at most" in said
+    assert "volume 16: the same" in said
+
+
+def test_another_sampler_makes_other_frames_of_the_same_volumes(
+    recording: Path, tiny_bundle: Path, tmp_path: Path, capsys
+) -> None:
+    options = ["--bundle", str(tiny_bundle), "--out", str(tmp_path), "--sampler", "ddim-4"]
+    assert main(["replay", str(recording), *options]) == 1
+    then, now = read_recorded(recording), read_recorded(tmp_path / RUN_ID)
+    assert [(row.volume, row.state) for row in now.rows] == [(row.volume, row.state) for row in then.rows]
+    assert {row.sampler for row in now.rows} == {None, "ddim-4"}
+    said = capsys.readouterr().out
+    assert "all frames with the sampler ddim-4" in said
+    assert "volume 16: the same" in said
+    assert "volume 17: differs" in said
+
+
+def test_another_bundle_decodes_the_same_recording(
+    recording: Path, make_tiny_bundle, tmp_path: Path, capsys
+) -> None:
+    other = make_tiny_bundle(tmp_path / "other", seed=1)
+    assert main(["replay", str(recording), "--bundle", str(other), "--out", str(tmp_path / "out")]) == 1
+    now = read_recorded(tmp_path / "out" / RUN_ID)
+    assert now.info.bundle_sha256 == Bundle.open(other).sha256
+    assert "recorded with" in capsys.readouterr().out
+    assert {row.volume: row.state for row in now.rows} == {
+        row.volume: row.state for row in read_recorded(recording).rows
+    }
+
+
+def test_another_engine_is_said_and_its_frames_are_compared(
+    recording: Path, tiny_bundle: Path, tmp_path: Path, capsys
+) -> None:
+    pytest.importorskip("openvino")
+    options = ["--bundle", str(tiny_bundle), "--out", str(tmp_path), "--engine", "openvino"]
+    assert main(["replay", str(recording), *options]) in (0, 1)
+    said = capsys.readouterr().out
+    assert said.startswith("engine OpenVINO")
+    assert ", recorded with ONNX Runtime" in said
+    assert read_recorded(tmp_path / RUN_ID).info.engine.name == "openvino"
+
+
+def test_another_bundle_than_the_recordings_must_be_asked_for(
+    recording: Path, tmp_path: Path, capsys
+) -> None:
+    assert main(["replay", str(recording), "--out", str(tmp_path)]) == 2  # the demo's, of the same subject
+    said = capsys.readouterr().err
+    assert "expected the bundle of the recorded run, tiny" in said
+    assert "give the bundle's folder as --bundle" in said
+    assert main(["replay", str(tmp_path / "nothing"), "--out", str(tmp_path)]) == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_the_command_recorded_is_replayed_by_the_command(
+    serve, tiny_nsd: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    served = serve()
+    faults = [word for fault in ("drop=0.02", "nan=0.02", "reorder=0.05") for word in ("--fault", fault)]
+    command = [sys.executable, "-m", "sim", "replay", "--nsd", str(tiny_nsd), "--connect", served.address]
+    subprocess.run([*command, "--speed", "40", *faults], check=True, capture_output=True, timeout=300)
+    assert served.interrupt() == 0
+    folder = served.out / RUN_ID
+    assert {row.state for row in read_recorded(folder).rows} >= {"decoded", "warming", "censored", "missing"}
+    replays = tmp_path / "replays"
+    assert main(["replay", str(folder), "--bundle", str(tiny_bundle), "--out", str(replays)]) == 0
+    assert states(replays / RUN_ID) == states(folder)
