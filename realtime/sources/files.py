@@ -101,7 +101,7 @@ class Files:
         self._done.discard(name)
 
     def _new(self) -> list[tuple[str, tuple[int, int]]]:
-        """Regular files that are not done, and how they look."""
+        """Regular files that are not done, and how they look; in the order in which they were written."""
         found = []
         for entry in self._entries():
             if entry.name in self._done:
@@ -114,7 +114,7 @@ class Files:
                 continue  # it was renamed or deleted since it was listed
         names = {name for name, _ in found}
         self._waiting = {name: waiting for name, waiting in self._waiting.items() if name in names}
-        return sorted(found)
+        return sorted(found, key=lambda each: (each[1][1], each[0]))
 
     def _entries(self) -> list[os.DirEntry[str]]:
         try:

@@ -109,7 +109,7 @@ class FolderScanner:
             n_bytes += found.holds.voxels.nbytes
             if n_bytes > BYTES_AT_ONCE:
                 break
-        return sorted(new, key=lambda each: each.holds.number)
+        return new
 
     async def _watch(self) -> None:
         try:
@@ -140,7 +140,7 @@ class FolderScanner:
             self._wait(found, self._followed)
             return None
         try:
-            volume = self._followed.volume(found.holds)
+            volume = self._followed.volume(found.holds, found.name not in self._files.there_before)
         except WireError as error:
             _log.warning("%r is passed over: %s", found.name, error)
             return None
@@ -182,25 +182,27 @@ class FolderScanner:
             followed.came.add(index)
         elif followed and message.index is None:  # not of a volume, but of the whole run
             self._pass(followed.series, f"its run was refused: {message.message}")
-            self._followed = None
+            followed.is_refused = True
 
     def _is_over(self, now_s: float) -> bool:
         followed = self._followed
         if followed is None:
-            return bool(self._others)
+            return False
         ends = followed.has_last or bool(self._successors)
-        return followed.is_complete or (ends and followed.is_quiet(now_s))
+        return followed.is_refused or followed.is_complete or (ends and followed.is_quiet(now_s))
 
     @property
     def _successors(self) -> list[str]:
         """The others that began when nothing more came of the followed series."""
-        n_files = self._followed.n_files if self._followed else None
-        return [series for series, other in self._others.items() if n_files in (None, other.began_after)]
+        followed = self._followed
+        if followed is None or followed.is_refused:
+            return list(self._others)
+        return [series for series, other in self._others.items() if other.began_after == followed.n_files]
 
     def _let_go(self) -> None:
         """The followed series is over: the files of the newest of its successors are told again."""
         newest = self._successors[-1:]
-        if self._followed:
+        if self._followed and not self._followed.is_refused:
             self._pass(self._followed.series, "its run is over")
         for series, other in self._others.items():
             if series not in newest:
@@ -222,14 +224,16 @@ class _Followed:
     def __init__(self, series: str, plan: Plan, grid_shape: tuple[int, int, int]) -> None:
         self.series = series
         self.n_files = 0
+        """Without those that were there before."""
+        self.is_refused = False
         self.came: set[int] = set()
         self._heard_s = time.perf_counter()
         self._plan = plan
         self._slices = Slices(grid_shape)
 
-    def volume(self, holds: VolumeFile | SliceFile) -> VolumeFile | None:
+    def volume(self, holds: VolumeFile | SliceFile, is_new: bool) -> VolumeFile | None:
         """What a file holds, or what its slice completes. :raises WireError: where slices make no volume."""
-        self.n_files += 1
+        self.n_files += is_new
         self._heard_s = time.perf_counter()
         return holds if isinstance(holds, VolumeFile) else self._slices.add(holds)
 
