@@ -71,14 +71,9 @@ class Service:
         keys = load_server_keys(options.keys) if options.keys else None
         page = None if options.port is None else _page(options, options.port)
         self.bundle = Bundle.open(options.bundle)
-        spec = self.bundle.spec
+        unfinished = unfinished_run(options.out, self.bundle.sha256)
         self._source = open_source(
-            options.source,
-            options.told,
-            keys=keys,
-            subject=spec.subject,
-            tr_s=spec.tr_s,
-            unfinished=unfinished_run(options.out, self.bundle.sha256),
+            options.source, options.told, self.bundle.spec, keys=keys, unfinished=unfinished
         )
         sampler = self.bundle.sampler(options.sampler) if options.sampler else None
         engine_name, engine = take_engine(self.bundle, options.engine)
