@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from realtime.cli_engines import add_bench, add_doctor, add_engine_options
+from realtime.cli_engines import add_bench, add_doctor, add_engine_options, add_faces_option
 from realtime.cli_replay import add_replay
 from realtime.cli_security import add_keys, add_keys_option, add_page_options
 from realtime.cli_sources import add_source_options, told
@@ -117,6 +117,7 @@ def _add_common(parser: argparse.ArgumentParser, *, opens: bool) -> None:
         help="where runs are recorded (default ./runs)",
     )
     add_engine_options(parser)
+    add_faces_option(parser)
 
 
 def _serve(arguments: argparse.Namespace) -> None:
@@ -135,6 +136,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         out=arguments.out,
         engine=arguments.engine,
         sampler=arguments.sampler,
+        show_faces=arguments.show_faces,
         keys=arguments.keys,
         publish=arguments.publish,
         page_host=arguments.page_host,
@@ -157,6 +159,7 @@ def _demo(arguments: argparse.Namespace) -> None:
         out=arguments.out,
         engine=arguments.engine,
         sampler=arguments.sampler,
+        show_faces=arguments.show_faces,
     )
     replay = Replay(nsd=demo_data("nsd"), speed=arguments.speed)
     demo(options, replay, open_browser=arguments.open, tell=_say)

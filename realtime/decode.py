@@ -41,7 +41,7 @@ class Decoded:
     image: NDArray[np.uint8]
     """RGB [H, W, 3]"""
     stages_ms: dict[str, float]
-    """Time in ``brain``, ``denoise`` (all steps) and ``vae``."""
+    """Time in ``brain``, ``denoise`` (all steps) and ``vae``, with the blurring of faces."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +73,20 @@ class Decoder:
 
     :param seed: of the initial noise, the same for every picture
     :param name: of the bundle's decoder; by default the first
+    :param blur: what is done to every picture before it leaves: a function of RGB uint8 [H, W, 3]
     :raises BundleError: when the bundle has no such decoder
     :raises EngineError: when a graph does not run here
     """
 
-    def __init__(self, bundle: Bundle, engine: Engine, seed: int = 0, name: str | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        seed: int = 0,
+        name: str | None = None,
+        blur: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None,
+    ) -> None:
+        self._blur = blur
         self._bundle, self._engine = bundle, engine
         decoder = bundle.decoder(name)
         self.spec = decoder
@@ -114,10 +123,14 @@ class Decoder:
         times.append(perf_counter())
         latents = self._denoise(condition, latents, table.steps)
         times.append(perf_counter())
-        image = engine.get(engine.run("vae", {"latents": latents})["image"])
+        image = self._picture(latents)
         times.append(perf_counter())
         stages_s = zip(("brain", "denoise", "vae"), np.diff(times), strict=True)
         return Decoded(image=image, stages_ms={stage: 1e3 * float(seconds) for stage, seconds in stages_s})
+
+    def _picture(self, latents: Handle) -> NDArray[np.uint8]:
+        image = self._engine.get(self._engine.run("vae", {"latents": latents})["image"])
+        return image if self._blur is None else self._blur(image)
 
     def _first_latents(self, outputs: Mapping[str, Handle], table: _Table) -> Handle:
         if not table.kept:
@@ -197,7 +210,7 @@ class Decoder:
             brain_s=_time(lambda: engine.get(engine.run(self.spec.graph, {"window": window})["condition"])),
             guided_s=step_s.get(True, step_s.get(False, 0.0)),
             unguided_s=step_s.get(False, step_s.get(True, 0.0)),
-            vae_s=_time(lambda: engine.get(engine.run("vae", {"latents": latents})["image"])),
+            vae_s=_time(lambda: self._picture(latents)),
         )
 
 

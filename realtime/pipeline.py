@@ -23,7 +23,7 @@ from realtime.deadline import left_s
 from realtime.decode import Decoder
 from realtime.errors import EngineError, RealtimeError, RecordError, WireError
 from realtime.events import Broadcast, Counts, Event, Shown, Specialised, State, Status
-from realtime.record import EngineUsed
+from realtime.record import EngineUsed, Faces
 from realtime.resume import begin, is_closed, open_folders, recorded_events, reopen
 from realtime.run import Ready, Run
 from realtime.sources import Received, Source
@@ -48,6 +48,8 @@ class Settings:
     sampler: Sampler | None
     """With which all is decoded; None: with the best for which there is time."""
     seed: int
+    faces: Faces = "shown"
+    """What the decoder does with them."""
     out: Path
     """Run folders are made in it."""
 
@@ -94,7 +96,7 @@ class Pipeline:
         """Before :meth:`run`: go on with the last run that was left open, if any."""
         for path in open_folders(self._settings.out, self._settings.bundle.sha256)[:1]:
             try:
-                self._adopt(reopen(path, self._settings.bundle, self._engine))
+                self._adopt(reopen(path, self._settings.bundle, self._engine, self._settings.faces))
             except RecordError as error:
                 _log.warning("%s", error)
 
@@ -161,7 +163,7 @@ class Pipeline:
         if run and run.start.run_id != message.run_id:
             await self._make_room(run, message)
             run = None
-        run = run or self._adopt(begin(settings.out, settings.bundle, settings.seed, message, self._engine))
+        run = run or self._adopt(self._begin(message))
         if run.start != message:
             raise WireError(
                 "run-start",
@@ -174,6 +176,10 @@ class Pipeline:
         run.scanner_is_back(self._heard_s)
         await received.reply(wire.RunAccepted(run_id=message.run_id, held=run.account.held))
         self._send_status(run.message)
+
+    def _begin(self, message: wire.RunStart) -> Run:
+        settings = self._settings
+        return begin(settings.out, settings.bundle, settings.seed, message, self._engine, settings.faces)
 
     async def _volume(self, run: Run, message: wire.Volume, received: Received) -> None:
         arrival = run.receive(message, received.payload, received.received_s)

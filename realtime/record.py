@@ -36,6 +36,7 @@ from realtime.journal import Entry, Journal, read_journal
 from realtime.spikes import SpikeRule
 
 FORMAT_VERSION = 1
+Faces = Literal["blurred", "shown"]
 PACKAGE = "realtime-dynadiff"
 _BIDS_NAME = re.compile(r"sub-[a-zA-Z0-9]+(_ses-[a-zA-Z0-9]+)?_task-[a-zA-Z0-9]+(_[a-z]+-[a-zA-Z0-9]+)*")
 EVENT_COLUMNS: dict[str, dict[str, Any]] = {
@@ -69,6 +70,8 @@ class RunFile(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     """Of the initial noise."""
     engine: EngineUsed = EngineUsed()
+    faces: Faces = "shown"
+    """Whether frames were recorded with faces blurred, as they were shown and published."""
     spikes: SpikeRule | None = None
     """Which volumes are censored as spikes; None in records of the first release: none are."""
     versions: dict[str, str]
@@ -296,6 +299,7 @@ def new_run_file(
     window_delay_volumes: int,
     seed: int,
     engine: EngineUsed = EngineUsed(),  # noqa: B008  # frozen
+    faces: Faces = "shown",
     spikes: SpikeRule | None = None,
 ) -> RunFile:
     """``run.json`` of a run that begins now."""
@@ -306,6 +310,7 @@ def new_run_file(
         window_delay_volumes=window_delay_volumes,
         seed=seed,
         engine=engine,
+        faces=faces,
         spikes=spikes,
         versions=_versions(),
         opened_utc=utc_now(),
@@ -373,7 +378,7 @@ def utc_now() -> str:
 
 def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version(), "system": platform.platform()}
-    libraries = ("numpy", "scipy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt")
+    libraries = ("numpy", "scipy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "dlib-bin")
     for package in (PACKAGE, *libraries):
         try:
             versions[package] = version(package)

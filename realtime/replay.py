@@ -26,8 +26,9 @@ from realtime.decode import Decoder
 from realtime.engines import take_engine
 from realtime.errors import BundleError, RecordError
 from realtime.events import Frame
+from realtime.faces import FaceBlur
 from realtime.journal import read_journal
-from realtime.record import EngineUsed, RunFile, RunFolder, new_run_file
+from realtime.record import EngineUsed, Faces, RunFile, RunFolder, new_run_file
 from realtime.recorded import Recorded, read_image, read_recorded
 from realtime.run import Ready, Run
 from realtime.service import choose_bundle
@@ -45,6 +46,8 @@ class Options:
     bundle: Path | None = None
     engine: str | None = None
     sampler: str | None = None
+    show_faces: bool = False
+    """Whether or not they were blurred in the recording."""
 
 
 class FrameCompared(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,7 +73,7 @@ class Compared(msgspec.Struct, frozen=True, kw_only=True):
     replay_of: str
     run_folder: str
     changed: tuple[str, ...]
-    """What was not as in the recorded run: bundle, engine, samplers."""
+    """What was not as in the recorded run: bundle, engine, samplers, faces."""
     frames: tuple[FrameCompared, ...]
     states_differ: tuple[int, ...]
     """Volumes that ended in another state."""
@@ -96,9 +99,12 @@ def replay(options: Options, tell: Callable[[str], None]) -> Compared:
     changed = _changed(options, recorded.info, bundle, used)
     for line in changed:
         tell(line)
-    decoders = [Decoder(bundle, engine, recorded.info.seed, each.name) for each in bundle.spec.decoders]
+    faces = "shown" if options.show_faces else recorded.info.faces
+    blur = FaceBlur() if faces == "blurred" else None
+    seed = recorded.info.seed
+    decoders = [Decoder(bundle, engine, seed, each.name, blur=blur) for each in bundle.spec.decoders]
     again = _Again(recorded, bundle, decoders, options.sampler)
-    folder = RunFolder.create(options.out.absolute(), _run_file(recorded, bundle, used))
+    folder = RunFolder.create(options.out.absolute(), _run_file(recorded, bundle, used, faces))
     try:
         frames = tuple(_told(again.frames(folder), tell))
         folder.close()
@@ -257,10 +263,12 @@ def _changed(options: Options, info: RunFile, bundle: Bundle, used: EngineUsed) 
         changed.append(f"engine {used.description}, recorded with {then}")
     if options.sampler:
         changed.append(f"all frames with the sampler {options.sampler}")
+    if options.show_faces and info.faces == "blurred":
+        changed.append("faces shown, recorded blurred")
     return changed
 
 
-def _run_file(recorded: Recorded, bundle: Bundle, used: EngineUsed) -> RunFile:
+def _run_file(recorded: Recorded, bundle: Bundle, used: EngineUsed, faces: Faces) -> RunFile:
     info = new_run_file(
         recorded.info.start,
         bundle_name=bundle.spec.name,
@@ -268,6 +276,7 @@ def _run_file(recorded: Recorded, bundle: Bundle, used: EngineUsed) -> RunFile:
         window_delay_volumes=bundle.decoder().window.delay_volumes,
         seed=recorded.info.seed,
         engine=used,
+        faces=faces,
         spikes=recorded.info.spikes,
     )
     return msgspec.structs.replace(info, replay_of=str(recorded.path.absolute()))

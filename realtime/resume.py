@@ -13,7 +13,7 @@ from realtime import wire
 from realtime.bundle import Bundle
 from realtime.errors import RealtimeError, RecordError
 from realtime.events import Event, Shown
-from realtime.record import EngineUsed, RunFolder, new_run_file, read_run_file, takes_of
+from realtime.record import EngineUsed, Faces, RunFolder, new_run_file, read_run_file, takes_of
 from realtime.run import Run
 from realtime.spikes import SpikeRule
 from realtime.table import row_frame
@@ -48,12 +48,12 @@ def is_closed(out: Path, run_id: str) -> bool:
     return bool(takes) and read_run_file(takes[-1]).state == "closed"
 
 
-def reopen(path: Path, bundle: Bundle, engine: EngineUsed | None = None) -> Run:
+def reopen(path: Path, bundle: Bundle, engine: EngineUsed | None = None, faces: Faces | None = None) -> Run:
     """Bring a run back to where its journal ends: the same statistics, and what was accounted stays.
 
     Of the volumes that came and were not yet accounted, the newest is decoded; the others are skipped.
 
-    :param engine: what decodes from now on
+    :param engine: what decodes from now on; ``faces``: how they are recorded from now on
     :raises RecordError: when the folder is damaged, or another runtime writes it.
     """
     folder, rows = RunFolder.reopen(path)
@@ -65,6 +65,8 @@ def reopen(path: Path, bundle: Bundle, engine: EngineUsed | None = None) -> Run:
         folder.note(run.message)
         if engine and engine != folder.info.engine:
             folder.note(f"from here on decoded on another engine: {engine.description}")
+        if faces and faces != folder.info.faces:
+            folder.note(f"from here on faces are {faces}")
     except RealtimeError as error:
         folder.suspend()
         raise RecordError(f"cannot go on with {path}: {error}") from error
@@ -77,6 +79,7 @@ def begin(
     seed: int,
     start: wire.RunStart,
     engine: EngineUsed = EngineUsed(),  # noqa: B008  # frozen
+    faces: Faces = "shown",
 ) -> Run:
     """Go on with the run's last take where it is open and was made with this bundle; else begin the next.
 
@@ -86,7 +89,7 @@ def begin(
         try:
             info = read_run_file(path)
             if (info.state, info.bundle_sha256, info.start) == ("open", bundle.sha256, start):
-                return reopen(path, bundle, engine)
+                return reopen(path, bundle, engine, faces)
         except RecordError as error:
             _log.warning("%s", error)
     info = new_run_file(
@@ -96,6 +99,7 @@ def begin(
         window_delay_volumes=bundle.decoder().window.delay_volumes,
         seed=seed,
         engine=engine,
+        faces=faces,
         spikes=SpikeRule(),
     )
     run = Run(RunFolder.create(out, info), bundle)

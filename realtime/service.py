@@ -21,6 +21,7 @@ from realtime.curve import load_server_keys
 from realtime.decode import Decoder
 from realtime.engines import take_engine
 from realtime.errors import ServeError
+from realtime.faces import FaceBlur
 from realtime.metrics import Metrics
 from realtime.pipeline import Pipeline, Settings
 from realtime.publish import Publisher
@@ -49,6 +50,8 @@ class Options:
     """One of :data:`realtime.engines.ENGINES`."""
     sampler: str | None = None
     """The bundle's sampler to decode with; by default the best for which there is time."""
+    show_faces: bool = False
+    """Leave faces in the frames as they are; by default they are blurred for page, subscribers, record."""
     keys: Path | None = None
     """The runtime's folder of :func:`realtime.curve.make_keys`; without it scanners need no key."""
     publish: str | None = None
@@ -87,10 +90,12 @@ class Service:
             engine_name=engine_name,
             sampler=sampler,
             seed=SEED,
+            faces="shown" if options.show_faces else "blurred",
             out=options.out.absolute(),
         )
+        blur = None if options.show_faces else FaceBlur()
         general, *specialised = (
-            Decoder(self.bundle, engine, SEED, each.name) for each in self.bundle.spec.decoders
+            Decoder(self.bundle, engine, SEED, each.name, blur=blur) for each in self.bundle.spec.decoders
         )
         bank = {decoder.spec.name: decoder for decoder in specialised}
         self.pipeline = Pipeline(settings, self._source, general, self.closed.put_nowait, bank)

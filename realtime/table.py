@@ -76,7 +76,7 @@ COLUMNS: dict[str, dict[str, Any]] = {
     "wait_ms": {"Description": "Waiting: for earlier volumes, for the decoder, for a thread.", "Units": "ms"},
     "brain_ms": {"Description": "The brain graph.", "Units": "ms"},
     "denoise_ms": {"Description": "All steps of the sampler.", "Units": "ms"},
-    "vae_ms": {"Description": "From latents to the picture.", "Units": "ms"},
+    "vae_ms": {"Description": "From latents to the picture, with the blurring of faces.", "Units": "ms"},
     "total_ms": {
         "Description": "Compute latency: from the volume's last byte to the frame; the sum of the others.",
         "Units": "ms",

@@ -42,7 +42,7 @@ class AfniScanner:
     """
 
     def __init__(self, address: str) -> None:
-        self._host, self._port = check_address(address, has_keys=None)
+        self._host, self._port = check_address(address)
         self._control: asyncio.Server | None = None
         self._data: asyncio.Server | None = None
         self._connections: asyncio.Queue[_Connection] = asyncio.Queue(1)

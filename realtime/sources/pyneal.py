@@ -56,7 +56,7 @@ class PynealScanner:
     """
 
     def __init__(self, address: str) -> None:
-        self._host, self._port = check_address(address, has_keys=None)
+        self._host, self._port = check_address(address)
         self._context = zmq.asyncio.Context()
         self._socket: zmq.asyncio.Socket | None = None
 

@@ -89,10 +89,9 @@ class ZeroMqSource:
             await self._socket.send_multipart([peer, wire.encode(message), b""])
 
 
-def check_address(address: str, *, has_keys: bool | None = False) -> tuple[str, int]:
+def check_address(address: str, *, has_keys: bool = False) -> tuple[str, int]:
     """Host and port of a ``tcp://`` address: on this machine's loopback, or with keys on any of its networks.
 
-    :param has_keys: None where the protocol knows no keys.
     :raises ServeError: for any other form or host.
     """
     try:
@@ -111,11 +110,11 @@ def check_address(address: str, *, has_keys: bool | None = False) -> tuple[str, 
             f"expected an IP address of this machine, such as tcp://127.0.0.1:{port}, got {address!r}"
         ) from error
     if not (loopback or has_keys):
-        keys = "make keys with `realtime keys` and give the runtime's as --keys, or "
         raise ServeError(
             f"expected a loopback address such as tcp://127.0.0.1:{port}, got {address!r}: others can reach "
-            f"that, and without keys anybody's messages would be taken; {'' if has_keys is None else keys}"
-            "forward the port to this machine through an SSH tunnel"
+            "that, and nobody would have to prove who they are; forward the port to this machine through an "
+            "SSH tunnel or, for this project's own messages and results, make keys with `realtime keys` and "
+            "give the runtime's as --keys"
         )
     return host, port
 

@@ -56,9 +56,8 @@ class Access:
         """What an operator opens; with the token, where there is one."""
         named = [name for name in self.names if not name.startswith("*")]
         name = self.address if self.address in named or not named else named[0]
-        host = f"[{name}]" if ":" in name else name
         query = f"?token={self.token}" if self.token else ""
-        return f"{self.scheme}://{host}:{port}/{query}"
+        return f"{self.scheme}://{_in_url(name)}:{port}/{query}"
 
 
 THIS_MACHINE = Access(address=LOOPBACK)
@@ -83,7 +82,7 @@ def open_access(address: str, certificate: Path | None, key: Path | None) -> Acc
                 "and a person's brain data would pass in the clear; give them, or leave the page at "
                 "127.0.0.1 and reach it through an SSH tunnel"
             )
-        return Access(address=address)
+        return Access(address=address, names=() if is_loopback_host(_in_url(address)) else (address,))
     if certificate is None or key is None:
         raise ServeError("expected --tls-cert and --tls-key together, got one of them")
     return Access(
@@ -97,6 +96,10 @@ def open_access(address: str, certificate: Path | None, key: Path | None) -> Acc
 def is_loopback_host(host: str) -> bool:
     """Whether a ``Host`` header (``name`` or ``name:port``) names this machine."""
     return _LOOPBACK_HOST.fullmatch(host) is not None
+
+
+def _in_url(name: str) -> str:
+    return f"[{name}]" if ":" in name else name
 
 
 def _covers(known: str, name: str) -> bool:

@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 import aiohttp
 import pytest
 from cryptography.hazmat.primitives import serialization
+from playwright.sync_api import expect
 
 from realtime.errors import ServeError
 from realtime.events import Broadcast
@@ -241,5 +242,33 @@ def test_plain_http_gets_nothing(run: Any, certificate: tuple[Path, Path]) -> No
     asyncio.run(check())
 
 
+def test_a_second_loopback_address_is_known_by_itself() -> None:
+    access = open_access("127.0.0.2", None, None)
+    assert access.url(80) == "http://127.0.0.2:80/"
+    assert access.knows("127.0.0.2:80")
+    assert not access.knows("evil.test")
+
+
 def test_ipv6_addresses_are_written_in_brackets() -> None:
     assert Access(address="::1").url(80) == "http://[::1]:80/"
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("transport", ["webrtc", "websocket"])
+def test_a_browser_shows_the_page_of_another_machine(
+    run: Any, serve: Any, open_page: Any, video_mean_rgb: Any, until: Any, certificate: Any, transport: str
+) -> None:
+    served = serve(run.status("warming", 30), access=open_access("0.0.0.0", *certificate))
+    token = served.url.split("token=")[1]
+    served.send(run.frame(30, (200, 50, 50)))
+    page = open_page(
+        f"https://{REACHED_AT}:{served.port}/?token={token}",
+        flags=("--ignore-certificate-errors",),  # nobody has signed it
+        init_script="delete window.RTCPeerConnection;" if transport == "websocket" else "",
+    )
+    assert page.url == f"https://{REACHED_AT}:{served.port}/"
+    expect(page.locator("html")).to_have_attribute("data-transport", transport)
+    expect(page.get_by_test_id("frame-volume")).to_have_attribute("data-value", "30")
+    if transport == "webrtc":
+        until(page, lambda: abs(video_mean_rgb(page)[0] - 200) < 10, "the video")
+    assert page.evaluate("document.cookie") == ""  # scripts cannot read it
