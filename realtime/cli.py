@@ -63,6 +63,13 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="ADDRESS",
         help="where the scanner connects to, on this machine (default %(default)s)",
     )
+    parser.add_argument(
+        "--statistics",
+        choices=("reset", "carry"),
+        default="reset",
+        help="what a run is z-scored by while it is young: reset begins every run with the bundle's prior, "
+        "carry with what the last closed run in --out came to (default %(default)s)",
+    )
     _add_common(parser, opens=False)
     parser.set_defaults(command=_serve)
 
@@ -119,6 +126,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         out=arguments.out,
         engine=arguments.engine,
         sampler=arguments.sampler,
+        carry=arguments.statistics == "carry",
     )
     serve(options, open_browser=arguments.open, tell=_say)
 

@@ -102,6 +102,11 @@ class StreamingFit:
         varies = self._rss > FLAT * self._sum_squares
         return np.where(varies, self._rss, 0.0) / max(self.n_rows - self._k, 1)
 
+    def sd(self) -> Floats:
+        """SD (ddof 1) [V] of the residuals, by which z-scores are scaled; 0 where a series does not vary."""
+        sd: Floats = np.sqrt(self.variance() * (max(self.n_rows - self._k, 1) / max(self.n_rows - 1, 1)))
+        return sd
+
     def sum_squares(self) -> Floats:
         """Sum of squares [V] of the rows fitted."""
         return self._sum_squares

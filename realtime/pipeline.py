@@ -19,6 +19,7 @@ from time import perf_counter
 
 from realtime import wire
 from realtime.bundle import Bundle, Sampler
+from realtime.carried import in_words
 from realtime.deadline import left_s
 from realtime.decode import Decoder
 from realtime.errors import EngineError, RealtimeError, RecordError, WireError
@@ -48,6 +49,8 @@ class Settings:
     sampler: Sampler | None
     """With which all is decoded; None: with the best for which there is time."""
     seed: int
+    carry: bool = False
+    """Whether a run begins with the statistics of the run before, not with the bundle's prior."""
     out: Path
     """Run folders are made in it."""
 
@@ -151,7 +154,9 @@ class Pipeline:
         if run and run.start.run_id != message.run_id:
             await self._make_room(run, message)
             run = None
-        run = run or self._adopt(begin(settings.out, settings.bundle, settings.seed, message, self._engine))
+        run = run or self._adopt(
+            begin(settings.out, settings.bundle, settings.seed, message, self._engine, carry=settings.carry)
+        )
         if run.start != message:
             raise WireError(
                 "run-start",
@@ -233,7 +238,7 @@ class Pipeline:
         self._close(run, note)
 
     def _close(self, run: Run, note: str) -> None:
-        run.folder.close(note)
+        run.close(note)
         if note:
             run.tell(note)
         self._is_open = False
@@ -320,6 +325,7 @@ class Pipeline:
             bundle_sha256=bundle.sha256,
             bundle_is_demo=self._settings.bundle_is_demo,
             run_folder=str(run.folder.path) if run else None,
+            statistics=in_words(run.folder.info) if run else "",
             alarm=run.alarm if run else "",
             message=message,
         )

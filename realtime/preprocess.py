@@ -147,6 +147,13 @@ class StreamingPreprocessor:
             return None
         return np.ascontiguousarray(self._z_scores(self._ages).T, dtype=np.float32)
 
+    def statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Mean and SD over time, after detrending, of the volumes so far, [V] each; None: too few to tell."""
+        if self._first is None or self._fit.n_rows < self._needed:
+            return None
+        mean, sd = self._first + self._fit.mean(), self._fit.sd()
+        return mean.astype(np.float32), sd.astype(np.float32)
+
     def _check(self, index: int, row: NDArray[Any]) -> None:
         if not self._index < index < len(self._basis):
             raise PreprocessError(

@@ -2,6 +2,7 @@
 
     run.json                    what the run is; bundle, engine, seed, versions; whether it is open or closed
     volumes.journal             every message taken (see :mod:`realtime.journal`)
+    statistics.npz, prior.npz   per-voxel statistics (see :mod:`realtime.carried`)
     frames/000123.png           the frame decoded at volume 123
     shown/000120.png            the picture that presentation software put on screen at volume 120
     <name>_desc-dynadiff_decoding.tsv, .json    one row per planned volume (see :mod:`realtime.table`)
@@ -17,7 +18,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -69,6 +70,8 @@ class RunFile(msgspec.Struct, frozen=True, kw_only=True):
     engine: EngineUsed = EngineUsed()
     spikes: SpikeRule | None = None
     """Which volumes are censored as spikes; None in records of the first release: none are."""
+    prior_from: str | None = None
+    """Run whose statistics it began with (a copy is in ``prior.npz``); None: the bundle's."""
     versions: dict[str, str]
     opened_utc: str
     closed_utc: str | None = None
@@ -94,8 +97,8 @@ class RunFolder:
         self._unwritten = {self._table: b"", self._events: b""}
 
     @classmethod
-    def create(cls, root: Path, info: RunFile) -> RunFolder:
-        """Make the next take's folder of a run under ``root``."""
+    def create(cls, root: Path, info: RunFile, files: Mapping[str, bytes] | None = None) -> RunFolder:
+        """Make the next take's folder of a run under ``root``, with these files in it from the start."""
         takes = list(takes_of(root, info.start.run_id))
         path = take_path(root, info.start.run_id, len(takes) + 1)
         try:
@@ -106,6 +109,8 @@ class RunFolder:
         try:
             run = cls(path, info)
             run._describe()
+            for name, content in (files or {}).items():
+                run.write_file(name, content)
             run._append(run._table, table.header_line())
             run._begin_events()
             run._save(info)
@@ -162,6 +167,10 @@ class RunFolder:
         name = f"frames/{volume:06d}.png"
         self._write(self.path / name, png.tobytes())
         return name
+
+    def write_file(self, name: str, content: bytes) -> None:
+        """Save a file of the run's own."""
+        self._write(self.path / name, content)
 
     def write_row(self, row: table.Row) -> None:
         """Append a volume's row to the table."""
@@ -269,6 +278,7 @@ def new_run_file(
     seed: int,
     engine: EngineUsed = EngineUsed(),  # noqa: B008  # frozen
     spikes: SpikeRule | None = None,
+    prior_from: str | None = None,
 ) -> RunFile:
     """``run.json`` of a run that begins now."""
     return RunFile(
@@ -279,6 +289,7 @@ def new_run_file(
         seed=seed,
         engine=engine,
         spikes=spikes,
+        prior_from=prior_from,
         versions=_versions(),
         opened_utc=utc_now(),
     )

@@ -45,6 +45,8 @@ class Options:
     """One of :data:`realtime.engines.ENGINES`."""
     sampler: str | None = None
     """The bundle's sampler to decode with; by default the best for which there is time."""
+    carry: bool = False
+    """Whether runs begin with the statistics of the run before."""
 
 
 class Service:
@@ -68,6 +70,7 @@ class Service:
             engine_name=engine_name,
             sampler=sampler,
             seed=SEED,
+            carry=options.carry,
             out=options.out.absolute(),
         )
         decoder = Decoder(self.bundle, engine, SEED)
