@@ -57,6 +57,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status", tag_field=
     decoders: tuple[Specialised, ...] = ()
     """Those of a bank, beside the general one."""
     run_folder: str | None
+    statistics: str = ""
+    """What the run's statistics began with, in words."""
     alarm: str = ""
     """Why the recording has stopped and no volume is acknowledged; empty when all is well."""
     message: str

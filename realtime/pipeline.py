@@ -19,6 +19,7 @@ from time import perf_counter
 
 from realtime import wire
 from realtime.bundle import Bundle, Sampler
+from realtime.carried import in_words
 from realtime.deadline import left_s
 from realtime.decode import Decoder
 from realtime.errors import EngineError, RealtimeError, RecordError, WireError
@@ -50,6 +51,8 @@ class Settings:
     seed: int
     faces: Faces = "shown"
     """What the decoder does with them."""
+    carry: bool = False
+    """Whether a run begins with the statistics of the run before, not with the bundle's prior."""
     out: Path
     """Run folders are made in it."""
 
@@ -179,7 +182,15 @@ class Pipeline:
 
     def _begin(self, message: wire.RunStart) -> Run:
         settings = self._settings
-        return begin(settings.out, settings.bundle, settings.seed, message, self._engine, settings.faces)
+        return begin(
+            settings.out,
+            settings.bundle,
+            settings.seed,
+            message,
+            self._engine,
+            settings.faces,
+            carry=settings.carry,
+        )
 
     async def _volume(self, run: Run, message: wire.Volume, received: Received) -> None:
         arrival = run.receive(message, received.payload, received.received_s)
@@ -249,7 +260,7 @@ class Pipeline:
         self._close(run, note)
 
     def _close(self, run: Run, note: str) -> None:
-        run.folder.close(note)
+        run.close(note)
         if note:
             run.tell(note)
         self._is_open = False
@@ -366,6 +377,7 @@ class Pipeline:
             bundle_is_demo=self._settings.bundle_is_demo,
             decoders=self._others,
             run_folder=str(run.folder.path) if run else None,
+            statistics=in_words(run.folder.info) if run else "",
             alarm=run.alarm if run else "",
             message=message,
         )

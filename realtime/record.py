@@ -2,6 +2,7 @@
 
     run.json                    what the run is; bundle, engine, seed, versions; whether it is open or closed
     volumes.journal             every message taken (see :mod:`realtime.journal`)
+    statistics.npz, prior.npz   per-voxel statistics (see :mod:`realtime.carried`)
     frames/000123.png           the frame decoded at volume 123
     frames/000123_<decoder>.png the same by a specialised decoder of a bank
     shown/000120.png            the picture that presentation software put on screen at volume 120
@@ -19,7 +20,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -74,6 +75,8 @@ class RunFile(msgspec.Struct, frozen=True, kw_only=True):
     """Whether frames were recorded with faces blurred, as they were shown and published."""
     spikes: SpikeRule | None = None
     """Which volumes are censored as spikes; None in records of the first release: none are."""
+    prior_from: str | None = None
+    """Run whose statistics it began with (a copy is in ``prior.npz``); None: the bundle's."""
     versions: dict[str, str]
     opened_utc: str
     closed_utc: str | None = None
@@ -100,8 +103,8 @@ class RunFolder:
         self._unwritten = {self._table: b"", self._specialised: b"", self._events: b""}
 
     @classmethod
-    def create(cls, root: Path, info: RunFile) -> RunFolder:
-        """Make the next take's folder of a run under ``root``."""
+    def create(cls, root: Path, info: RunFile, files: Mapping[str, bytes] | None = None) -> RunFolder:
+        """Make the next take's folder of a run under ``root``, with these files in it from the start."""
         takes = list(takes_of(root, info.start.run_id))
         path = take_path(root, info.start.run_id, len(takes) + 1)
         try:
@@ -112,6 +115,8 @@ class RunFolder:
         try:
             run = cls(path, info)
             run._describe()
+            for name, content in (files or {}).items():
+                run.write_file(name, content)
             run._append(run._table, table.header_line())
             run._begin_events()
             run._save(info)
@@ -177,6 +182,10 @@ class RunFolder:
         name = f"frames/{volume:06d}_{decoder}.png" if decoder else f"frames/{volume:06d}.png"
         self._write(self.path / name, png.tobytes())
         return name
+
+    def write_file(self, name: str, content: bytes) -> None:
+        """Save a file of the run's own."""
+        self._write(self.path / name, content)
 
     def write_row(self, row: table.Row) -> None:
         """Append a row to its table."""
@@ -301,6 +310,7 @@ def new_run_file(
     engine: EngineUsed = EngineUsed(),  # noqa: B008  # frozen
     faces: Faces = "shown",
     spikes: SpikeRule | None = None,
+    prior_from: str | None = None,
 ) -> RunFile:
     """``run.json`` of a run that begins now."""
     return RunFile(
@@ -312,6 +322,7 @@ def new_run_file(
         engine=engine,
         faces=faces,
         spikes=spikes,
+        prior_from=prior_from,
         versions=_versions(),
         opened_utc=utc_now(),
     )

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from realtime import report, wire
 from realtime.account import VolumeState
 from realtime.bundle import Bundle, Sampler
+from realtime.carried import PRIOR_FILE, read_statistics
 from realtime.decode import Decoder
 from realtime.engines import take_engine
 from realtime.errors import BundleError, RecordError
@@ -104,10 +105,10 @@ def replay(options: Options, tell: Callable[[str], None]) -> Compared:
     seed = recorded.info.seed
     decoders = [Decoder(bundle, engine, seed, each.name, blur=blur) for each in bundle.spec.decoders]
     again = _Again(recorded, bundle, decoders, options.sampler)
-    folder = RunFolder.create(options.out.absolute(), _run_file(recorded, bundle, used, faces))
+    info, prior = _run_file(recorded, bundle, used, faces), _prior(recorded, bundle)
+    folder = RunFolder.create(options.out.absolute(), info, prior)
     try:
         frames = tuple(_told(again.frames(folder), tell))
-        folder.close()
     finally:
         folder.suspend()
     compared = Compared(
@@ -161,6 +162,7 @@ class _Again:
                     yield from self._decode(run, ready)
                     run.queue.done()
         run.finish()
+        run.close()
         yield from self._without_a_frame_now(folder)
 
     def _missing(self) -> list[Row]:
@@ -261,6 +263,10 @@ def _changed(options: Options, info: RunFile, bundle: Bundle, used: EngineUsed) 
     if used != info.engine:
         then = info.engine.description or "an engine that the record does not name"
         changed.append(f"engine {used.description}, recorded with {then}")
+    if info.prior_from and bundle.sha256 != info.bundle_sha256:
+        changed.append(
+            f"statistics begin with the bundle's prior, recorded with what {info.prior_from} came to"
+        )
     if options.sampler:
         changed.append(f"all frames with the sampler {options.sampler}")
     if options.show_faces and info.faces == "blurred":
@@ -278,8 +284,16 @@ def _run_file(recorded: Recorded, bundle: Bundle, used: EngineUsed, faces: Faces
         engine=used,
         faces=faces,
         spikes=recorded.info.spikes,
+        prior_from=recorded.info.prior_from if bundle.sha256 == recorded.info.bundle_sha256 else None,
     )
     return msgspec.structs.replace(info, replay_of=str(recorded.path.absolute()))
+
+
+def _prior(recorded: Recorded, bundle: Bundle) -> dict[str, bytes]:
+    """The statistics that the recorded run carried over; they fit the region of its own bundle only."""
+    if recorded.info.prior_from is None or bundle.sha256 != recorded.info.bundle_sha256:
+        return {}
+    return {PRIOR_FILE: read_statistics(recorded.path / PRIOR_FILE, bundle.spec.roi.n_voxels).as_npz()}
 
 
 def _states_differ(recorded: Recorded, folder: RunFolder) -> Iterator[int]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from realtime import wire
 from realtime.account import Account, VolumeState
 from realtime.bundle import Bundle, Decoder
+from realtime.carried import STATISTICS_FILE, Statistics, prior_of
 from realtime.deadline import NewestWins
 from realtime.errors import RecordError, WireError
 from realtime.events import Frame, LatencyMs
@@ -92,13 +93,14 @@ class Run:
             GAP_PATIENCE_TR * self.start.tr_s,
             [row.volume for row in rows if row.state == "missing"],
         )
+        prior = prior_of(folder, bundle)
         self._preprocessor = StreamingPreprocessor(
             bundle.roi_mask,
             self.start.n_volumes,
             self.start.tr_s,
             bundle.spec.preprocessing,
-            bundle.prior_mean,
-            bundle.prior_sd,
+            prior.mean,
+            prior.sd,
             window_volumes=bundle.window_volumes,
             spikes=folder.info.spikes,
         )
@@ -161,6 +163,16 @@ class Run:
     def finish(self) -> None:
         """No more volumes will come: what has not come is missing."""
         self._advance(self._reorder.close())
+
+    def close(self, note: str = "") -> None:
+        """Leave what later runs may begin with, and close the folder.
+
+        :raises RecordError: when the disk does not take it; to be called again
+        """
+        if statistics := self._preprocessor.statistics():
+            mean, sd = statistics
+            self.folder.write_file(STATISTICS_FILE, Statistics(mean=mean, sd=sd).as_npz())
+        self.folder.close(note)
 
     def abort(self, reason: str) -> None:
         """Account all that is still open: what has not come is missing, what is not decoded is skipped."""

@@ -62,6 +62,8 @@ class Options:
     tls_key: Path | None = None
     told: Told = Told()
     """What the operator says where the source does not."""
+    carry: bool = False
+    """Whether runs begin with the statistics of the run before."""
 
 
 class Service:
@@ -91,6 +93,7 @@ class Service:
             sampler=sampler,
             seed=SEED,
             faces="shown" if options.show_faces else "blurred",
+            carry=options.carry,
             out=options.out.absolute(),
         )
         blur = None if options.show_faces else FaceBlur()

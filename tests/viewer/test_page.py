@@ -129,8 +129,9 @@ def test_a_bank_shows_every_picture_by_every_decoder(open_page, serve, run) -> N
 
 def test_an_alarm_stands_in_place_of_the_message_while_it_lasts(open_page, serve, run) -> None:
     alarm = "recording has stopped at volume 31: cannot write: No space left on device"
-    served = serve(run.status("trusted", 31, message="all is well", alarm=alarm))
+    served = serve(run.status("trusted", 31, message="all is well", alarm=alarm, statistics="the past"))
     page = open_page(served.url)
+    expect(page.get_by_test_id("statistics")).to_have_text("the past")
     message = page.get_by_test_id("message")
     expect(message).to_have_text(alarm)
     expect(message.locator("..")).to_have_class("message alarm")
