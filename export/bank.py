@@ -78,9 +78,8 @@ class _Bank:
             )
         null_condition = f"null_condition-{name}.npy"
         shutil.copyfile(source.folder / own.null_condition, self._folder / null_condition)
-        for file in (report.JSON_FILE, report.PAGE_FILE):
-            path = Path(file)
-            shutil.copyfile(source.folder / file, self._folder / f"{path.stem}-{name}{path.suffix}")
+        for path in map(Path, {report.JSON_FILE, report.PAGE_FILE} & source.spec.files.keys()):
+            shutil.copyfile(source.folder / path, self._folder / f"{path.stem}-{name}{path.suffix}")
         self._stages += (
             msgspec.structs.replace(stage, name=f"{name}: {stage.name}") for stage in source.spec.provenance
         )

@@ -77,6 +77,13 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default="text",
         help="of the log on standard error: lines for people, or a JSON object a line (default %(default)s)",
     )
+    parser.add_argument(
+        "--statistics",
+        choices=("reset", "carry"),
+        default="reset",
+        help="what a run is z-scored by while it is young: reset begins every run with the bundle's prior, "
+        "carry with what the last closed run in --out came to (default %(default)s)",
+    )
     _add_common(parser, opens=False)
     parser.set_defaults(command=_serve)
 
@@ -142,6 +149,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         page_host=arguments.page_host,
         tls_cert=arguments.tls_cert,
         tls_key=arguments.tls_key,
+        carry=arguments.statistics == "carry",
     )
     serve(options, open_browser=arguments.open, tell=_say)
 

@@ -19,8 +19,9 @@ Where volumes come from; but for the first with --keys, all of it on this machin
                                is recorded
   afni+tcp://127.0.0.1:7961    AFNI's senders (Dimon, rtfeedme) connect here; their protocol has no
                                acknowledgements: what is under way in a crash is lost
-  folder:/path                 files that a scanner writes into a folder, a volume each: NIfTI,
-                               Siemens mosaics, enhanced DICOM; those already there are passed over
+  folder:/path                 files that a scanner writes into a folder: NIfTI (a volume each),
+                               Siemens mosaics, enhanced DICOM, classic DICOM (a slice each); those
+                               already there are passed over
 
 All but the first need --volumes. Forward the port of a scanner elsewhere through an SSH tunnel.
 """

@@ -97,6 +97,11 @@ class NewestWins(Generic[Item]):
         self._busy = False
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether a window waits for the decode that runs."""
+        return self._waiting is not None
+
+    @property
     def idle(self) -> bool:
         """Nothing runs and nothing waits."""
         return not self._busy and self._waiting is None

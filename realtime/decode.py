@@ -89,7 +89,9 @@ class Decoder:
         self._blur = blur
         self._bundle, self._engine = bundle, engine
         decoder = bundle.decoder(name)
-        self._brain = decoder.graph
+        self.spec = decoder
+        """Which decoder of the bundle this is."""
+        self._null = bundle.null_conditions[decoder.name][np.newaxis]
         self._window_shape = (bundle.spec.roi.n_voxels, decoder.window.length_volumes)
         latents = (1, *bundle.spec.latent_shape)
         self._noise = initial_noise(latents, seed)
@@ -115,7 +117,7 @@ class Decoder:
         engine = self._engine
         times = [perf_counter()]
         inputs = {"window": engine.put(window[np.newaxis].astype(np.float32))}
-        outputs = engine.run(self._brain, inputs)
+        outputs = engine.run(self.spec.graph, inputs)
         condition = engine.get(outputs["condition"])
         latents = self._first_latents(outputs, table)
         times.append(perf_counter())
@@ -137,9 +139,9 @@ class Decoder:
         return self._engine.put(np.float32(table.kept) * start + table.noise)
 
     def _denoise(self, condition: NDArray[Any], latents: Handle, steps: Steps) -> Handle:
-        conditions = np.concatenate([self._bundle.null_condition[np.newaxis], condition])
+        conditions = np.concatenate([self._null, condition])
         if isinstance(self._engine, LoopEngine):
-            return self._engine.sample(steps, conditions, latents)
+            return self._engine.sample(self.spec.denoise, steps, conditions, latents)
         return self._step_by_step(conditions, latents, steps)
 
     def _step_by_step(self, conditions: NDArray[Any], latents: Handle, steps: Steps) -> Handle:
@@ -149,7 +151,7 @@ class Decoder:
         previous = self._no_previous
         for step in steps:
             outputs = engine.run(
-                "denoise",
+                self.spec.denoise,
                 {
                     "latents": latents,
                     "previous": previous,
@@ -195,7 +197,7 @@ class Decoder:
         engine, start_table = self._engine, self._table(self._bundle.sampler())
         forms = {step.is_guided: step for s in self._bundle.spec.samplers for step in self._table(s).steps}
         window = engine.put(np.zeros((1, *self._window_shape), dtype=np.float32))
-        outputs = engine.run(self._brain, {"window": window})
+        outputs = engine.run(self.spec.graph, {"window": window})
         condition, latents = engine.get(outputs["condition"]), self._first_latents(outputs, start_table)
         if isinstance(engine, LoopEngine):  # what it prepares for a table is for the first picture, too
             for sampler in self._bundle.spec.samplers:
@@ -205,7 +207,7 @@ class Decoder:
             for is_guided, step in forms.items()
         }
         return StepTimes(
-            brain_s=_time(lambda: engine.get(engine.run(self._brain, {"window": window})["condition"])),
+            brain_s=_time(lambda: engine.get(engine.run(self.spec.graph, {"window": window})["condition"])),
             guided_s=step_s.get(True, step_s.get(False, 0.0)),
             unguided_s=step_s.get(False, step_s.get(True, 0.0)),
             vae_s=_time(lambda: self._picture(latents)),

@@ -32,6 +32,14 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
     missing: int = 0
 
 
+class Specialised(msgspec.Struct, frozen=True, kw_only=True):
+    """A decoder of a bank: of every picture it decodes the one window that begins at its offset."""
+
+    name: str
+    window: tuple[int, int]
+    """Half-open range of volumes, counted from the picture's onset."""
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status", tag_field="kind"):
     """Where the run stands; sent on every change and to every new listener first."""
 
@@ -46,7 +54,11 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status", tag_field=
     bundle_name: str
     bundle_sha256: str
     bundle_is_demo: bool
+    decoders: tuple[Specialised, ...] = ()
+    """Those of a bank, beside the general one."""
     run_folder: str | None
+    statistics: str = ""
+    """What the run's statistics began with, in words."""
     alarm: str = ""
     """Why the recording has stopped and no volume is acknowledged; empty when all is well."""
     message: str
@@ -70,6 +82,8 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True, tag="frame", tag_field="k
 
     run_id: str
     volume: int
+    decoder: str | None = None
+    """Name of the specialised decoder that made it; None: the general one, which decodes every volume."""
     window: tuple[int, int]
     """Half-open range of volumes the decoder saw."""
     state: Literal["warming", "trusted"]
@@ -103,6 +117,9 @@ class Broadcast:
     def __init__(self, status: Status, queue_length: int = 64) -> None:
         self.status = status
         self.frames: dict[int, Event] = {}
+        """The general decoder's, by volume."""
+        self.specialised: dict[tuple[int, str], Event] = {}
+        """Of a bank's other decoders, by volume and decoder."""
         self.shown: dict[int, Event] = {}
         self._queue_length = queue_length
         self._listeners: set[asyncio.Queue[Event]] = set()
@@ -117,8 +134,11 @@ class Broadcast:
         if isinstance(message, Status):
             if message.run_folder != self.status.run_folder:
                 self.frames.clear()
+                self.specialised.clear()
                 self.shown.clear()
             self.status = message
+        elif isinstance(message, Frame) and message.decoder:
+            self.specialised[message.volume, message.decoder] = event
         elif isinstance(message, Frame):
             self.frames[message.volume] = event
         else:

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import qr
+from scipy.linalg.blas import daxpy, drot
 
 Floats = NDArray[np.float64]
 
@@ -37,10 +38,10 @@ class StreamingFit:
         self.n_rows = 0
         self._k, self._t = n_regressors, recent_rows
         self._newest = -1
+        self._all_told_apart = False
         # R, the recent rows of Q (as columns) and Q'Y side by side, so that a rotation is one operation.
         self._state = np.zeros((n_regressors, n_regressors + recent_rows + n_series))
         self._incoming = np.zeros(self._state.shape[1])
-        self._scratch = np.zeros((2, self._state.shape[1]))
         self._recent = np.zeros((recent_rows, n_series))
         self._rss = np.zeros(n_series)
         self._sum_squares = np.zeros(n_series)
@@ -57,9 +58,9 @@ class StreamingFit:
         incoming[k + t :] = row
         for pivot in range(k):
             self._rotate(pivot)
-        innovation, square = incoming[k + t :], self._scratch[0, k + t :]
-        self._rss += np.multiply(innovation, innovation, out=square)
-        self._sum_squares += np.multiply(row, row, out=square)
+        innovation = incoming[k + t :]
+        self._rss += np.multiply(innovation, innovation, out=innovation)
+        self._sum_squares += np.multiply(row, row, out=innovation)
         self.n_rows += 1
 
     def innovation(self, regressors: Floats, row: Floats) -> Floats:
@@ -69,7 +70,7 @@ class StreamingFit:
         all recursive residuals would have the variance of its errors and be independent (Brown, Durbin and
         Evans 1975, "Techniques for testing the constancy of regression relationships over time").
         """
-        x, error, change = regressors.copy(), row.copy(), np.empty_like(row)
+        x, error = regressors.copy(), row.copy()
         for pivot in range(self._k):  # as in `add`, which would turn the row into the state
             if x[pivot] == 0.0:
                 continue
@@ -78,7 +79,7 @@ class StreamingFit:
             x = cosine * x - sine * kept[: self._k]
             x[pivot] = 0.0
             error *= cosine
-            error -= np.multiply(kept[self._k + self._t :], sine, out=change)
+            daxpy(kept[self._k + self._t :], error, a=-sine)  # in place
         return error
 
     def repeat(self) -> None:
@@ -102,24 +103,26 @@ class StreamingFit:
         varies = self._rss > FLAT * self._sum_squares
         return np.where(varies, self._rss, 0.0) / max(self.n_rows - self._k, 1)
 
+    def sd(self) -> Floats:
+        """SD (ddof 1) [V] of the residuals, by which z-scores are scaled; 0 where a series does not vary."""
+        sd: Floats = np.sqrt(self.variance() * (max(self.n_rows - self._k, 1) / max(self.n_rows - 1, 1)))
+        return sd
+
     def sum_squares(self) -> Floats:
         """Sum of squares [V] of the rows fitted."""
         return self._sum_squares
 
-    def z_scores(self, ages: Sequence[int]) -> Floats:
-        """Residuals of recent rows by today's fit, over the SD (ddof 1) of all residuals: [len(ages), V]."""
+    def z_scores(self, ages: Sequence[int]) -> NDArray[np.float32]:
+        """Residuals of recent rows by today's fit, over the SD (ddof 1) of all residuals: [V, len(ages)]."""
         slots = self._slots(ages)
         q_rows = self._state[:, self._k + slots].T
-        rss = self._rss
         alike = self._alike()
         if alike.shape[1]:
-            lost = alike.T @ self._projections
-            rss = rss + np.einsum("rv,rv->v", lost, lost)
             q_rows = q_rows - (q_rows @ alike) @ alike.T
         residuals = self._recent[slots]
         residuals -= q_rows @ self._projections
-        residuals *= self._inverse_sd(rss)
-        return residuals
+        residuals *= self._inverse_sd(alike)
+        return np.ascontiguousarray(residuals.T, dtype=np.float32)
 
     @property
     def _projections(self) -> Floats:
@@ -136,25 +139,29 @@ class StreamingFit:
 
     def _rotate(self, pivot: int) -> None:
         """Turn ``incoming`` into row ``pivot`` of the state so that its regressor ``pivot`` becomes 0."""
-        kept, incoming, (first, second) = self._state[pivot], self._incoming, self._scratch
+        kept, incoming = self._state[pivot], self._incoming
         if incoming[pivot] == 0.0:
             return
         cosine, sine = self._rotation(pivot, incoming[pivot])
-        np.multiply(kept, sine, out=first)
-        np.multiply(incoming, sine, out=second)
-        kept *= cosine
-        kept += second
-        incoming *= cosine
-        incoming -= first
+        drot(kept, incoming, cosine, sine, overwrite_x=True, overwrite_y=True)  # one pass over the memory
         incoming[pivot] = 0.0
 
     def _alike(self) -> Floats:
         """Directions [K, K - rank] in which the regressors so far cannot be told apart from the others."""
-        q, r, _ = qr(self._state[:, : self._k], pivoting=True)
-        alike: Floats = q[:, np.abs(np.diag(r)) <= RANK_TOLERANCE]
-        return alike
+        if not self._all_told_apart:
+            q, r, _ = qr(self._state[:, : self._k], pivoting=True)
+            alike: Floats = q[:, np.abs(np.diag(r)) <= RANK_TOLERANCE]
+            if alike.shape[1]:
+                return alike
+            self._all_told_apart = True  # for good: more rows never make them more alike
+        return np.empty((self._k, 0))
 
-    def _inverse_sd(self, rss: Floats) -> Floats:
+    def _inverse_sd(self, alike: Floats) -> Floats:
+        """``alike``: directions that the fit leaves out; what it lost by that is residual, too."""
+        rss = self._rss
+        if alike.shape[1]:
+            lost = alike.T @ self._projections
+            rss = rss + np.einsum("rv,rv->v", lost, lost)
         scale = np.zeros_like(rss)
         np.divide(self.n_rows - 1, rss, out=scale, where=rss > FLAT * self._sum_squares)
         return np.sqrt(scale, out=scale)

@@ -48,8 +48,6 @@ class Pushed:
     """What became of a volume."""
 
     status: State
-    row_z: NDArray[np.float32]
-    """Its z-scores [V] as of now; of a censored volume, those of the row that stands for it."""
     repaired_voxels: int
     """How many voxels were not finite and got their last good value."""
     reason: str = ""
@@ -139,13 +137,24 @@ class StreamingPreprocessor:
         if spike := self._spike(values):
             return self._censor(spike)
         self._accept(values)
-        return Pushed(status=self._status(), row_z=self._newest_z(), repaired_voxels=n_bad)
+        return Pushed(status=self._status(), repaired_voxels=n_bad)
+
+    def row_z(self) -> NDArray[np.float32]:
+        """Z-scores [V] of the newest volume as of now; of a censored one, those of the row in its place."""
+        return self._z_scores((0,))[:, 0]
 
     def window(self) -> NDArray[np.float32] | None:
         """Z-scores [V, T] of the last T volumes, all by the fit as of now; None while the run is shorter."""
         if self._first is None or self._index + 1 < len(self._ages):
             return None
-        return np.ascontiguousarray(self._z_scores(self._ages).T, dtype=np.float32)
+        return self._z_scores(self._ages)
+
+    def statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Mean and SD over time, after detrending, of the volumes so far, [V] each; None: too few to tell."""
+        if self._first is None or self._fit.n_rows < self._needed:
+            return None
+        mean, sd = self._first + self._fit.mean(), self._fit.sd()
+        return mean.astype(np.float32), sd.astype(np.float32)
 
     def _check(self, index: int, row: NDArray[Any]) -> None:
         if not self._index < index < len(self._basis):
@@ -158,7 +167,7 @@ class StreamingPreprocessor:
 
     def _censor(self, reason: str) -> Pushed:
         self._fill(1)
-        return Pushed(status="censored", row_z=self._newest_z(), repaired_voxels=0, reason=reason)
+        return Pushed(status="censored", repaired_voxels=0, reason=reason)
 
     def _spike(self, row: Floats) -> str:
         """Why a volume's row is to be censored as a spike; nothing where it is none."""
@@ -190,25 +199,22 @@ class StreamingPreprocessor:
         warm = self._index + 1 >= self._settings.warmup_volumes and self._fit.n_rows >= self._needed
         return "trusted" if warm else "warming"
 
-    def _newest_z(self) -> NDArray[np.float32]:
-        newest: NDArray[np.float32] = self._z_scores((0,))[0].astype(np.float32)
-        return newest
-
-    def _z_scores(self, ages: Sequence[int]) -> Floats:
-        """Z-scores [len(ages), V] of recent rows; zeros before the first good volume."""
+    def _z_scores(self, ages: Sequence[int]) -> NDArray[np.float32]:
+        """Z-scores [V, len(ages)] of recent rows; zeros before the first good volume."""
         if self._first is None:
-            return np.zeros((len(ages), self._last.size))
+            return np.zeros((self._last.size, len(ages)), dtype=np.float32)
         if self._fit.n_rows >= self._needed:
             return self._fit.z_scores(ages)
         return self._prior_z_scores(self._first, ages)
 
-    def _prior_z_scores(self, first: Floats, ages: Sequence[int]) -> Floats:
+    def _prior_z_scores(self, first: Floats, ages: Sequence[int]) -> NDArray[np.float32]:
         n, k = self._fit.n_rows, self._settings.prior_volumes
         mean = (n * self._fit.mean() + k * (self._prior_mean - first)) / (n + k)
         around_mean = self._fit.sum_squares() - 2 * n * mean * self._fit.mean() + n * mean**2
         variance = (np.maximum(around_mean, 0.0) + k * self._prior_variance) / (n + k)
         z = self._fit.recent(ages) - mean
-        return np.divide(z, np.sqrt(variance), out=np.zeros_like(z), where=variance > 0)
+        z = np.divide(z, np.sqrt(variance), out=np.zeros_like(z), where=variance > 0)
+        return np.ascontiguousarray(z.T, dtype=np.float32)
 
 
 def whole_run(rows: NDArray[Any], tr_s: float, high_pass_hz: float) -> NDArray[np.float32]:

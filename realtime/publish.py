@@ -52,7 +52,9 @@ class FrameHeader(msgspec.Struct, frozen=True, kw_only=True, tag="frame", tag_fi
     window: tuple[int, int]
     """Half-open range of volumes the decoder saw."""
     decoder: str
-    """Of the bundle's decoders."""
+    """Of the bundle's decoders: the general one of every volume, a specialised one of a picture's window."""
+    shown_onset: int | None
+    """Onset volume of the picture that the window belongs to, where markers tell."""
     status: Literal["warming", "trusted"]
     sampler: str
     received_unix_s: float
@@ -200,7 +202,8 @@ class Publisher:
             run_id=frame.run_id,
             volume=frame.volume,
             window=frame.window,
-            decoder=self._decoder,
+            decoder=frame.decoder or self._decoder,
+            shown_onset=frame.shown_onset,
             status=frame.state,
             sampler=frame.sampler,
             received_unix_s=now_s - frame.latency_ms.total / 1e3,

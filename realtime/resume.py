@@ -11,6 +11,7 @@ import numpy as np
 
 from realtime import wire
 from realtime.bundle import Bundle
+from realtime.carried import PRIOR_FILE, in_words, last_run
 from realtime.errors import RealtimeError, RecordError
 from realtime.events import Event, Shown
 from realtime.record import EngineUsed, Faces, RunFolder, new_run_file, read_run_file, takes_of
@@ -80,9 +81,12 @@ def begin(
     start: wire.RunStart,
     engine: EngineUsed = EngineUsed(),  # noqa: B008  # frozen
     faces: Faces = "shown",
+    *,
+    carry: bool = False,
 ) -> Run:
     """Go on with the run's last take where it is open and was made with this bundle; else begin the next.
 
+    :param carry: begin with the statistics of the run before, where there is one
     :raises RecordError: when no run folder can be made.
     """
     for path in list(takes_of(out, start.run_id))[-1:]:
@@ -92,6 +96,7 @@ def begin(
                 return reopen(path, bundle, engine, faces)
         except RecordError as error:
             _log.warning("%s", error)
+    carried = last_run(out, bundle) if carry else None
     info = new_run_file(
         start,
         bundle_name=bundle.spec.name,
@@ -101,9 +106,16 @@ def begin(
         engine=engine,
         faces=faces,
         spikes=SpikeRule(),
+        prior_from=carried.run if carried else None,
     )
-    run = Run(RunFolder.create(out, info), bundle)
-    run.tell(f"{start.run_id} begins; it is recorded in {run.folder.path}")
+    files = {PRIOR_FILE: carried.statistics.as_npz()} if carried else {}
+    run = Run(RunFolder.create(out, info, files), bundle)
+    begins_with = f"its statistics begin with {in_words(info)}"
+    if carry and not carried:
+        begins_with += ", for want of an earlier run with this bundle"
+    if carry:
+        run.folder.note(begins_with)
+    run.tell(f"{start.run_id} begins; {begins_with}; it is recorded in {run.folder.path}")
     return run
 
 
@@ -115,7 +127,7 @@ def recorded_events(run: Run) -> Iterator[Event]:
         if isinstance(message, wire.Marker):
             shown = Shown(run_id=run.name, onset_volume=message.onset_volume, name=message.name)
             yield Event(shown, png=entry.payload, is_recorded=True)
-    for row in folder.rows():
+    for row in (*folder.rows(), *folder.specialised_rows()):
         frame = row_frame(row, run.name)
         image = cv2.imread(str(folder.path / row.frame)) if row.frame else None
         if frame is not None and image is not None:

@@ -62,6 +62,8 @@ class Options:
     tls_key: Path | None = None
     told: Told = Told()
     """What the operator says where the source does not."""
+    carry: bool = False
+    """Whether runs begin with the statistics of the run before."""
 
 
 class Service:
@@ -74,14 +76,9 @@ class Service:
         keys = load_server_keys(options.keys) if options.keys else None
         page = None if options.port is None else _page(options, options.port)
         self.bundle = Bundle.open(options.bundle)
-        spec = self.bundle.spec
+        unfinished = unfinished_run(options.out, self.bundle.sha256)
         self._source = open_source(
-            options.source,
-            options.told,
-            keys=keys,
-            subject=spec.subject,
-            tr_s=spec.tr_s,
-            unfinished=unfinished_run(options.out, self.bundle.sha256),
+            options.source, options.told, self.bundle.spec, keys=keys, unfinished=unfinished
         )
         sampler = self.bundle.sampler(options.sampler) if options.sampler else None
         engine_name, engine = take_engine(self.bundle, options.engine)
@@ -96,10 +93,15 @@ class Service:
             sampler=sampler,
             seed=SEED,
             faces="shown" if options.show_faces else "blurred",
+            carry=options.carry,
             out=options.out.absolute(),
         )
-        decoder = Decoder(self.bundle, engine, SEED, blur=None if options.show_faces else FaceBlur())
-        self.pipeline = Pipeline(settings, self._source, decoder, self.closed.put_nowait)
+        blur = None if options.show_faces else FaceBlur()
+        general, *specialised = (
+            Decoder(self.bundle, engine, SEED, each.name, blur=blur) for each in self.bundle.spec.decoders
+        )
+        bank = {decoder.spec.name: decoder for decoder in specialised}
+        self.pipeline = Pipeline(settings, self._source, general, self.closed.put_nowait, bank)
         self.publisher = None
         if options.publish:
             self.publisher = Publisher(options.publish, self.bundle.decoder().name, keys)

@@ -17,7 +17,8 @@ how the run is now: it is taken, and what is usual is learnt anew.
 
 Counted by ``benchmarks/spikes.py`` on synthetic runs of 2 000 voxels with evoked responses, drift, and shared
 and autocorrelated noise: of 8 100 volumes without a jerk none is censored (with 95 % confidence fewer than 4
-in 10 000); of 36 jerks of 3 SD all are, and 32 of the volumes after them, which are half as much disturbed.
+in 10 000); of 53 jerks of 3 SD 52 are, of the volumes after them, which are half as much disturbed, 46, and
+one other volume.
 
 Legend: V voxels.
 """

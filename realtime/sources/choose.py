@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from realtime import wire
+from realtime.bundle import Spec
 from realtime.curve import ServerKeys
 from realtime.errors import ServeError
 from realtime.sources import Source
@@ -32,16 +33,16 @@ class Told:
 def open_source(
     address: str,
     told: Told,
+    spec: Spec,
     *,
-    subject: int,
-    tr_s: float,
     keys: ServerKeys | None = None,
     unfinished: wire.RunStart | None = None,
 ) -> Source:
     """The source at an address; nothing listens before its ``start``.
 
-    :param subject: whom the bundle is of; ``tr_s``: the TR it was trained for.
-    :param keys: with which scanners that send this project's own messages must prove who they are.
+    :param spec: the bundle's, which says whose volumes are wanted, on which grid and at which TR.
+    :param keys: with which scanners that send this project's own messages must prove who they are; the
+        other protocols have none and are taken from this machine only.
     :param unfinished: the run that an earlier runtime left open, if any.
     :raises ServeError: for an address of another form or that others can reach, and for options that are
         missing or that the source has no use for.
@@ -58,38 +59,43 @@ def open_source(
         raise ServeError(f"expected a source like {FORMS}, got {address!r}")
     if kind != "folder" and (told.series is not None or told.first_number is not None):
         raise ServeError(f"--series and --first-number are for folder:/path, and mean nothing with {address}")
-    plan = _plan(address, told, subject, tr_s)
-    return Announced(_scanner(kind, rest, told, plan, unfinished), plan)
+    plan = _plan(address, told, spec)
+    if kind == "folder":
+        return Announced(_folder(Path(rest), told, spec, plan, unfinished), plan)
+    return Announced(_scanner(kind, f"tcp:{rest}"), plan)
 
 
-def _scanner(kind: str, rest: str, told: Told, plan: Plan, unfinished: wire.RunStart | None) -> Scanner:
+def _scanner(kind: str, address: str) -> Scanner:
     if kind == "pyneal+tcp":
         from realtime.sources.pyneal import PynealScanner
 
-        return PynealScanner(f"tcp:{rest}")
-    if kind == "afni+tcp":
-        from realtime.sources.afni import AfniScanner
+        return PynealScanner(address)
+    from realtime.sources.afni import AfniScanner
 
-        return AfniScanner(f"tcp:{rest}")
+    return AfniScanner(address)
+
+
+def _folder(folder: Path, told: Told, spec: Spec, plan: Plan, unfinished: wire.RunStart | None) -> Scanner:
     from realtime.sources.folder import FolderScanner
 
     return FolderScanner(
-        Path(rest),
+        folder,
         plan,
+        grid_shape=spec.roi.shape,
         series=told.series or "",
         first_number=1 if told.first_number is None else told.first_number,
         unfinished=unfinished.run_id if unfinished else None,
     )
 
 
-def _plan(address: str, told: Told, subject: int, tr_s: float) -> Plan:
+def _plan(address: str, told: Told, spec: Spec) -> Plan:
     if told.n_volumes is None:
         raise ServeError(
             f"expected --volumes N with {address}: its scanner does not say how many volumes a run has"
         )
     try:
         n_volumes = msgspec.convert(told.n_volumes, wire.RunLength)
-        run_id = msgspec.convert(told.run_id or f"sub-{subject:02d}_task-realtime", wire.RunId)
+        run_id = msgspec.convert(told.run_id or f"sub-{spec.subject:02d}_task-realtime", wire.RunId)
     except msgspec.ValidationError as error:
         raise ServeError(f"expected --volumes and --run-id of a run that can be recorded: {error}") from error
-    return Plan(subject=subject, run_id=run_id, n_volumes=n_volumes, tr_s=tr_s)
+    return Plan(subject=spec.subject, run_id=run_id, n_volumes=n_volumes, tr_s=spec.tr_s)

@@ -1,4 +1,4 @@
-"""A DICOM file that holds one volume, a Siemens mosaic or an enhanced image. Pure: bytes in, a volume out."""
+"""A DICOM file: a Siemens mosaic, an enhanced image, or a single slice. Pure: bytes in, voxels out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from realtime import wire
 from realtime.errors import WireError
 from realtime.grid import TOLERANCE_MM
 from realtime.sources.orient import LPS_TO_RAS
-from realtime.sources.volumefile import NotWholeError, VolumeFile, check_shape, placed
+from realtime.sources.slices import SliceFile
+from realtime.sources.volumefile import DTYPE, NotWholeError, VolumeFile, check_shape, placed
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # that they are experimental; what they give is checked here
@@ -37,8 +38,8 @@ _SYNTAXES = (
 _IMAGES = (pydicom.uid.MRImageStorage, pydicom.uid.EnhancedMRImageStorage)
 
 
-def read(data: bytes) -> VolumeFile:
-    """The volume in a file's bytes.
+def read(data: bytes) -> VolumeFile | SliceFile:
+    """The volume, or the slice of one, in a file's bytes.
 
     :raises NotWholeError: when its end is missing; WireError: codes ``file`` and ``grid``, for anything else
         that keeps it from being taken.
@@ -53,30 +54,40 @@ def read(data: bytes) -> VolumeFile:
         raise WireError("file", f"no DICOM volume that can be read: {error}") from error
 
 
-def _read(data: bytes) -> VolumeFile:
+def _read(data: bytes) -> VolumeFile | SliceFile:
     _check_syntax(data)
     dataset = pydicom.dcmread(io.BytesIO(data))
     if dataset.get("SOPClassUID") not in _IMAGES:
         raise WireError("file", f"expected an MR image, got {dataset.get('SOPClassUID', 'none')}")
     _check_pixels(dataset)
     wrapper = wrapper_from_data(dataset)  # type: ignore[no-untyped-call]
+    uid = str(dataset.get("SeriesInstanceUID", ""))
+    series: dict[str, Any] = {
+        "number": int(dataset.InstanceNumber),
+        "series": f"{abs(int(dataset.get('SeriesNumber') or 0))}x{zlib.crc32(uid.encode()):08x}",
+        "series_name": str(dataset.get("SeriesDescription", "")),
+        "tr_s": _tr_s(dataset),
+    }
     if not (wrapper.is_mosaic or wrapper.is_multiframe):
-        raise WireError(
-            "file",
-            "expected a volume in each file, a Siemens mosaic or an enhanced image, got a single slice; "
-            "export mosaics, or convert to NIfTI",
-        )
+        return _slice(wrapper, series)
     check_shape(wrapper.image_shape)
     in_patient = _enhanced_affine(wrapper) if wrapper.is_multiframe else wrapper.affine
     voxels, affine = placed(wrapper.get_data(), LPS_TO_RAS @ in_patient)
-    uid = str(dataset.get("SeriesInstanceUID", ""))
-    return VolumeFile(
-        number=int(dataset.InstanceNumber),
-        series=f"{abs(int(dataset.get('SeriesNumber') or 0))}x{zlib.crc32(uid.encode()):08x}",
-        series_name=str(dataset.get("SeriesDescription", "")),
-        voxels=voxels,
+    return VolumeFile(voxels=voxels, affine=affine, **series)
+
+
+def _slice(wrapper: Any, series: dict[str, Any]) -> SliceFile:
+    in_patient = np.array(wrapper.affine, dtype=np.float64)
+    in_patient[:3, 2] = wrapper.slice_normal
+    affine = LPS_TO_RAS @ in_patient
+    if not np.isfinite(affine).all():
+        raise WireError("grid", f"expected a slice with a place, got {affine.tolist()}")
+    moment = wrapper.get("TemporalPositionIdentifier")
+    return SliceFile(
+        moment=int(moment) if moment else None,
+        voxels=wrapper.get_data().astype(DTYPE),
         affine=affine,
-        tr_s=_tr_s(dataset),
+        **series,
     )
 
 

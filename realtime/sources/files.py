@@ -15,6 +15,7 @@ from pathlib import Path
 
 from realtime.errors import ServeError, WireError
 from realtime.sources import dicom, nifti
+from realtime.sources.slices import SliceFile
 from realtime.sources.volumefile import MAX_FILE_BYTES, NotWholeError, VolumeFile
 
 SETTLE_S = 0.05
@@ -49,7 +50,7 @@ class Found:
     """A file that is whole."""
 
     name: str
-    volume: VolumeFile
+    holds: VolumeFile | SliceFile
     whole_s: float
     """When it was first seen as it was read."""
 
@@ -91,16 +92,16 @@ class Files:
                 self._waiting[name] = _Waiting(looks=looks, since_s=now_s)
             elif waiting.is_due(now_s):
                 waiting.read_s = now_s
-                volume = self._read(name, gives_up=now_s - waiting.since_s >= self._patience_s)
-                if volume:
-                    yield Found(name=name, volume=volume, whole_s=waiting.since_s)
+                holds = self._read(name, gives_up=now_s - waiting.since_s >= self._patience_s)
+                if holds:
+                    yield Found(name=name, holds=holds, whole_s=waiting.since_s)
 
     def again(self, name: str) -> None:
         """Tell a file at the next look once more."""
         self._done.discard(name)
 
     def _new(self) -> list[tuple[str, tuple[int, int]]]:
-        """Regular files that are not done, and how they look."""
+        """Regular files that are not done, and how they look; in the order in which they were written."""
         found = []
         for entry in self._entries():
             if entry.name in self._done:
@@ -113,7 +114,7 @@ class Files:
                 continue  # it was renamed or deleted since it was listed
         names = {name for name, _ in found}
         self._waiting = {name: waiting for name, waiting in self._waiting.items() if name in names}
-        return sorted(found)
+        return sorted(found, key=lambda each: (each[1][1], each[0]))
 
     def _entries(self) -> list[os.DirEntry[str]]:
         try:
@@ -136,9 +137,9 @@ class Files:
             return True
         return False
 
-    def _read(self, name: str, *, gives_up: bool) -> VolumeFile | None:
+    def _read(self, name: str, *, gives_up: bool) -> VolumeFile | SliceFile | None:
         try:
-            volume = parse(name, self._bytes(name))
+            holds = parse(name, self._bytes(name))
         except NotWholeError as error:
             if gives_up:
                 self._pass(name, f"not whole, and no longer growing; its volume is missing: {error}")
@@ -152,9 +153,9 @@ class Files:
             return None
         self._done.add(name)
         self._waiting.pop(name, None)
-        if volume is None:
+        if holds is None:
             self._tell_foreign(name)
-        return volume
+        return holds
 
     def _bytes(self, name: str) -> bytes:
         """:raises OSError: where it cannot be opened; WireError: where it cannot hold a volume."""
@@ -178,7 +179,7 @@ class Files:
             _log.info("%r is passed over, and others like it: it is neither NIfTI nor DICOM", name)
 
 
-def parse(name: str, data: bytes) -> VolumeFile | None:
+def parse(name: str, data: bytes) -> VolumeFile | SliceFile | None:
     """What a file holds; None where it is no image.
 
     :raises NotWholeError: when its end is missing; WireError: where it is an image that cannot be taken.

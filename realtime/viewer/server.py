@@ -93,6 +93,7 @@ class Viewer:
             [
                 web.get("/", _index),
                 web.get(r"/frames/{volume:\d{1,6}}.png", self._frame),
+                web.get(r"/frames/{volume:\d{1,6}}_{decoder:[A-Za-z0-9._-]{1,128}}.png", self._frame),
                 web.get(r"/shown/{onset:\d{1,6}}.png", self._shown),
                 web.get("/ws", self._websocket),
                 web.post("/offer", self._offer),
@@ -109,8 +110,10 @@ class Viewer:
         return web.Response(body=self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _frame(self, request: web.Request) -> web.Response:
-        """A decoded frame of the open run as PNG; ``width`` shrinks it."""
-        event = self._recorded(request, self._broadcast.frames, "volume")
+        """A decoded frame of the open run as PNG, by the general decoder or another; ``width`` shrinks it."""
+        decoder = request.match_info.get("decoder")
+        frames = self._broadcast.frames if decoder is None else self._frames_by(decoder)
+        event = self._recorded(request, frames, "volume")
         if event.image is None:
             raise web.HTTPNotFound(text="this frame has no picture\n")
         width = request.query.get("width", "")
@@ -124,6 +127,10 @@ class Viewer:
         if event.png is None:
             raise web.HTTPNotFound(text="this marker has no picture\n")
         return _png_response(request, event.png)
+
+    def _frames_by(self, decoder: str) -> dict[int, Event]:
+        made = self._broadcast.specialised.items()
+        return {volume: event for (volume, name), event in made if name == decoder}
 
     def _recorded(self, request: web.Request, memory: dict[int, Event], name: str) -> Event:
         key = request.query.get("run")

@@ -59,7 +59,7 @@ def test_a_spike_says_what_it_is_and_the_row_before_stands_for_it() -> None:
     assert (pushed.status, pushed.repaired_voxels) == ("censored", 0)
     assert pushed.reason.startswith("a spike: 10.0 SD off the run so far, ")
     assert before is not None
-    np.testing.assert_array_equal(pushed.row_z, before[:, -1])
+    np.testing.assert_array_equal(stream.row_z(), before[:, -1])
     stream.push_row(101, rows[101])
     without.push_row(101, rows[101])  # volume 100 never came
     np.testing.assert_array_equal(stream.window(), without.window())

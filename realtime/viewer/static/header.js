@@ -63,6 +63,7 @@ function drawRunFacts(status) {
   find("bundle").dataset.sha256 = status.bundle_sha256;
   showOnly(find("demo-badge"), status.bundle_is_demo);
   showOnly(find("demo-note"), status.bundle_is_demo);
+  put("statistics", status.statistics || "–");
   put("run-folder", status.run_folder ?? "–", status.run_folder);
   put("decode-delay", status.decode_delay_s.toFixed(1), status.decode_delay_s);
   put("tr", ms(status.tr_s * 1000), status.tr_s * 1000);

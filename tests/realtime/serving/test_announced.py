@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from time import perf_counter
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from realtime import wire
+from realtime.bundle import Bundle
 from realtime.errors import ServeError
 from realtime.sources.announced import Announced, Plan, RunOver, Scan
 from realtime.sources.choose import Told, open_source
@@ -244,13 +246,11 @@ def test_whatever_comes_volumes_are_only_between_a_start_and_an_end_and_each_is_
     asyncio.run(run())
 
 
-OPENED = {"subject": 1, "tr_s": 4 / 3}
-
-
-def test_our_own_messages_need_nothing_from_the_operator() -> None:
-    assert isinstance(open_source("tcp://127.0.0.1:5555", Told(), **OPENED), ZeroMqSource)
+def test_our_own_messages_need_nothing_from_the_operator(tiny_bundle: Path) -> None:
+    spec = Bundle.open(tiny_bundle).spec
+    assert isinstance(open_source("tcp://127.0.0.1:5555", Told(), spec), ZeroMqSource)
     with pytest.raises(ServeError, match="expected no --volumes"):
-        open_source("tcp://127.0.0.1:5555", Told(n_volumes=3), **OPENED)
+        open_source("tcp://127.0.0.1:5555", Told(n_volumes=3), spec)
 
 
 @pytest.mark.parametrize(
@@ -261,9 +261,12 @@ def test_our_own_messages_need_nothing_from_the_operator() -> None:
         ("pyneal+tcp://127.0.0.1:5555", Told(n_volumes=0), ">= 1"),
         ("pyneal+tcp://127.0.0.1:5555", Told(n_volumes=1, run_id="../x"), "matching regex"),
         ("pyneal+tcp://127.0.0.1:5555", Told(n_volumes=1, series="x"), "are for folder:/path"),
-        ("pyneal+tcp://0.0.0.0:5555", Told(n_volumes=1), "expected a loopback address"),
+        ("pyneal+tcp://0.0.0.0:5555", Told(n_volumes=1), "would be taken; forward the port"),
+        ("afni+tcp://0.0.0.0:7961", Told(n_volumes=1), "would be taken; forward the port"),
     ],
 )
-def test_what_an_operator_must_say_is_asked_for(address: str, told: Told, said: str) -> None:
+def test_what_an_operator_must_say_is_asked_for(
+    tiny_bundle: Path, address: str, told: Told, said: str
+) -> None:
     with pytest.raises(ServeError, match=said):
-        open_source(address, told, **OPENED)
+        open_source(address, told, Bundle.open(tiny_bundle).spec)

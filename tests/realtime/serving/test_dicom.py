@@ -27,6 +27,7 @@ from pydicom.uid import (
 from realtime.errors import WireError
 from realtime.sources import dicom
 from realtime.sources.dicom import read
+from realtime.sources.slices import SliceFile, Slices
 from realtime.sources.volumefile import NotWholeError
 
 VOXELS = np.random.default_rng(0).integers(0, 4_000, (6, 7, 5)).astype(np.uint16)
@@ -153,6 +154,19 @@ def enhanced(
     return data
 
 
+def single(voxels: np.ndarray, slice_: int, number: int, moment: int | None, series: int = 7) -> FileDataset:
+    """One slice alone."""
+    data = base(MRImageStorage, number, series, images(voxels)[slice_], ExplicitVRLittleEndian)
+    data.ImageOrientationPatient = AXIAL
+    data.PixelSpacing = [GRID["sizes_mm"][1], GRID["sizes_mm"][0]]
+    data.SliceThickness = 0.9 * GRID["sizes_mm"][2]  # there is a gap between slices
+    data.ImagePositionPatient = first_pixel_mm(voxels, slice_)
+    data.RepetitionTime = 4_000 / 3
+    if moment is not None:
+        data.TemporalPositionIdentifier = moment
+    return data
+
+
 def written(data: FileDataset) -> bytes:
     buffer = io.BytesIO()
     data.save_as(buffer, enforce_file_format=True)
@@ -160,7 +174,7 @@ def written(data: FileDataset) -> bytes:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [mosaic, enhanced])
+@pytest.mark.parametrize("make", [mosaic, enhanced, single])
 def test_the_demos_run_comes_to_the_same_frames_as_in_our_own_messages(
     same_as_ours, demo_scan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make
 ) -> None:
@@ -171,8 +185,15 @@ def test_the_demos_run_comes_to_the_same_frames_as_in_our_own_messages(
     export.mkdir()
 
     def send(index: int) -> None:
-        name = f"001_000007_{index + 1:06d}.dcm"
-        (export / name).write_bytes(written(make(demo_scan.voxels(index).astype(np.uint16), index + 1)))
+        voxels = demo_scan.voxels(index).astype(np.uint16)
+        if make is single:
+            n_slices = voxels.shape[2]
+            first = 1 + index * n_slices
+            files = {first + k: single(voxels, k, first + k, None) for k in range(n_slices)}
+        else:
+            files = {index + 1: make(voxels, index + 1)}
+        for number, data in files.items():
+            (export / f"001_000007_{number:06d}.dcm").write_bytes(written(data))
 
     same_as_ours(f"folder:{export}", "sub-01_task-realtime_series-7x*", lambda address: send)
 
@@ -195,6 +216,49 @@ def test_a_volume_comes_out_to_the_right_front_and_up(data: FileDataset) -> None
     assert volume.voxels.flags.c_contiguous
     assert (volume.number, volume.series_name) == (1, "ep2d_bold_7")
     assert volume.tr_s == pytest.approx(4 / 3)
+
+
+@pytest.mark.parametrize("has_moment", [True, False])
+def test_single_slices_in_any_order_make_volumes(has_moment: bool) -> None:
+    volumes = [VOXELS, VOXELS + 1, VOXELS + 2]
+    slices, n = Slices(VOXELS.shape), VOXELS.shape[2]
+    sent = [(volume, slice_) for volume in range(3) for slice_ in (0, 2, 4, 1, 3)]
+    sent.insert(8, sent[6])  # twice
+    sent[4], sent[5] = sent[5], sent[4]  # of the next volume before the last of this
+    made = []
+    for volume, slice_ in sent:
+        data = single(volumes[volume], slice_, 1 + volume * n + slice_, volume + 1 if has_moment else None)
+        one = read(written(data))
+        assert isinstance(one, SliceFile)
+        if done := slices.add(one):
+            made.append(done)
+    assert [volume.number for volume in made] == [1, 2, 3]
+    for volume, expected in zip(made, volumes, strict=True):
+        assert np.array_equal(volume.voxels, expected)
+        assert np.allclose(volume.affine, AFFINE, atol=1e-4)
+        assert volume.tr_s == pytest.approx(4 / 3)
+
+
+def test_a_volume_that_lacks_slices_is_given_up_when_too_many_wait(caplog) -> None:
+    slices = Slices(VOXELS.shape)
+    for volume in range(1, 11):
+        assert slices.add(read(written(single(VOXELS, 0, 1, volume)))) is None
+    assert caplog.messages == [
+        "volume 1 is missing: 1 of its 5 slices came",
+        "volume 2 is missing: 1 of its 5 slices came",
+    ]
+    for slice_ in range(1, 5):  # late
+        assert slices.add(read(written(single(VOXELS, slice_, 1, 1)))) is None
+
+
+def test_slices_that_make_no_volume_are_refused() -> None:
+    slices = Slices(VOXELS.shape)
+    for slice_ in (0, 1, 2, 3):
+        slices.add(read(written(single(VOXELS, slice_, 1, 1))))
+    far = single(VOXELS, 4, 1, 1)
+    far.ImagePositionPatient[2] += 2
+    with pytest.raises(WireError, match="equal distances"):
+        slices.add(read(written(far)))
 
 
 def test_a_rescale_is_applied() -> None:
@@ -231,7 +295,6 @@ def refused(data: FileDataset, **changes: object) -> str:
 
 
 def test_what_is_no_volume_is_refused_and_says_why() -> None:
-    assert "a single slice" in refused(base(MRImageStorage, 1, 7, images()[0], ExplicitVRLittleEndian))
     assert "an MR image" in refused(mosaic(), SOPClassUID="1.2.840.10008.5.1.4.1.1.2")
     assert "uncompressed DICOM" in refused(mosaic(syntax=DeflatedExplicitVRLittleEndian))
     assert "frames of whole numbers" in refused(mosaic(), SamplesPerPixel=3)
@@ -252,13 +315,15 @@ def test_slices_at_unequal_distances_are_refused() -> None:
 
 @lru_cache
 def whole(kind: str) -> bytes:
-    return written(mosaic() if kind == "mosaic" else enhanced())
+    return written(
+        {"mosaic": mosaic, "enhanced": enhanced, "single": lambda: single(VOXELS, 0, 1, 1)}[kind]()
+    )
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 @settings(deadline=None, max_examples=300)
 @given(
-    kind=st.sampled_from(["mosaic", "enhanced"]),
+    kind=st.sampled_from(["mosaic", "enhanced", "single"]),
     spots=st.lists(st.tuples(st.integers(0, 4_000), st.integers(0, 255)), max_size=8),
     n_cut=st.sampled_from([0, 0, 0, 1, 100, 600]),
 )
@@ -267,7 +332,8 @@ def test_a_damaged_file_is_a_volume_or_refused_and_nothing_else(kind: str, spots
     for place, value in spots:
         data[place % len(data)] = value
     with contextlib.suppress(WireError):
-        assert read(bytes(data[: len(data) - n_cut])).voxels.ndim == 3
+        held = read(bytes(data[: len(data) - n_cut]))
+        assert held.voxels.ndim == (2 if isinstance(held, SliceFile) else 3)
 
 
 def test_a_mark_is_where_the_standard_has_it() -> None:

@@ -57,7 +57,7 @@ def test_a_file_is_told_once_when_it_has_not_changed_between_two_looks(files: Fi
     (tmp_path / "run_0002.nii").write_bytes(whole)
     assert look(files, 5.0) == []  # it has changed since
     (found,) = look(files, 6.0, 7.0)
-    assert (found.name, found.volume.number, found.whole_s) == ("run_0002.nii", 2, 5.0)
+    assert (found.name, found.holds.number, found.whole_s) == ("run_0002.nii", 2, 5.0)
 
 
 def test_a_file_that_stays_cut_off_is_given_up_with_a_warning(files: Files, tmp_path: Path, caplog) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -152,7 +153,7 @@ class Watched:
 @asynccontextmanager
 async def watching(folder: Path, scan, **options: object) -> AsyncIterator[Watched]:
     plan = Plan(subject=1, run_id=RUN_ID, n_volumes=3, tr_s=SHORT_TR_S)
-    defaults = {"series": "", "first_number": 1, "unfinished": None}
+    defaults = {"grid_shape": scan.start.shape, "series": "", "first_number": 1, "unfinished": None}
     scanner = FolderScanner(folder, plan, **(defaults | options))
     watched = Watched(scanner, folder, scan)
     try:
@@ -177,6 +178,24 @@ def test_a_series_that_runs_beside_another_is_passed_over(export: Path, make_sca
     asyncio.run(run())
 
 
+def test_files_that_appear_at_once_are_taken_in_the_order_in_which_they_were_written(
+    export: Path, make_scan
+) -> None:
+    """As after a network share was away: the next run has begun meanwhile."""
+
+    async def run() -> None:
+        async with watching(export, make_scan()) as watched:
+            names = ["b_1.nii", "b_2.nii", "b_3.nii", "a_1.nii"]
+            for name in names:
+                watched.write(f".{name}")
+            for second, name in enumerate(names):
+                os.utime(export / f".{name}", (second, second))
+                (export / f".{name}").rename(export / name)
+            await watched.hears(("b", 0), ("b", 1), ("b", 2), None, ("a", 0))
+
+    asyncio.run(run())
+
+
 def test_a_run_that_is_begun_again_is_followed_from_its_first_volume(export: Path, make_scan) -> None:
     async def run() -> None:
         async with watching(export, make_scan()) as watched:
@@ -194,10 +213,10 @@ def test_a_series_whose_run_is_refused_makes_room_for_the_next(export: Path, mak
     async def run() -> None:
         async with watching(export, make_scan()) as watched:
             watched.refuses.add("localizer")
-            watched.write("localizer_1.nii")
-            await watched.hears(("localizer", 0))
-            watched.write("localizer_2.nii", "run_1.nii")
-            await watched.hears(("run", 0))
+            watched.write("localizer_1.nii", "run_1.nii")
+            await watched.hears(("localizer", 0), None, ("run", 0))
+            watched.write("localizer_2.nii", "run_2.nii")
+            await watched.hears(("run", 1))
 
     asyncio.run(run())
 
