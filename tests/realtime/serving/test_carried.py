@@ -50,7 +50,8 @@ def record(bundle: Bundle, decoder, make_scan, tmp_path: Path):
             run.take(index, arrival)
             if ready := run.queue.take():
                 decoded = decoder[0].decode(ready.window)
-                run.record(run.frame(ready, "ddim-4", decoded.stages_ms), decoded.image, 0)
+                frame = run.frame(ready, bundle.decoder(), "ddim-4", decoded.stages_ms)
+                run.record(frame, decoded.image, 0)
                 run.queue.done()
         run.finish()
         run.close() if closes else run.folder.suspend()
