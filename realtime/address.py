@@ -58,8 +58,8 @@ def bind(socket: zmq.Socket[Any], host: str, port: int) -> str:
         socket.close(linger=0)
         if error.errno == zmq.EADDRINUSE:
             raise ServeError(
-                f"tcp://{named}:{port} is in use, perhaps by another runtime; stop that one or choose another "
-                "port"
+                f"tcp://{named}:{port} is in use, perhaps by another runtime; stop that one or choose "
+                "another port"
             ) from error
         raise ServeError(f"cannot listen on tcp://{named}:{port}: {error.strerror}") from error
     return str(socket.get_string(zmq.LAST_ENDPOINT))
