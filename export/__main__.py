@@ -37,6 +37,21 @@ forms of the graphs:
 Disk and memory are looked at first. The demo's checkpoint takes about a minute.
 """
 
+_BANK_DESCRIPTION = """\
+Put a bank together: one bundle of a general decoder and specialised ones, from bundles of one decoder each.
+
+`realtime serve` decodes every volume with the general one and, of each picture that markers tell of, the
+window that each specialised one was trained for. Graphs that compute the same are stored, and loaded, once.
+"""
+
+_BANK_EPILOG = """\
+example:
+
+  python -m export bank --general bundles/sub-01 --specialised bundles/before-2 bundles/after-5 \\
+      --out bundles/bank
+  realtime serve --subject 1 --bundle bundles/bank
+"""
+
 _ENGINES_DESCRIPTION = """\
 Build TensorRT engines of a bundle for the GPU of this machine, into the bundle, beside those for others.
 
@@ -126,8 +141,32 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--name", help="name that the runtime shows (default: the subject, as sub-01)")
     command.set_defaults(run=_bundle)
+    _add_bank(commands)
     _add_engines(commands)
     return parser
+
+
+def _add_bank(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "bank",
+        help="put bundles of specialised decoders together with a general one",
+        description=_BANK_DESCRIPTION,
+        epilog=_BANK_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument(
+        "--general", type=Path, required=True, metavar="DIR", help="bundle of the decoder of every volume"
+    )
+    command.add_argument(
+        "--specialised",
+        type=Path,
+        required=True,
+        nargs="+",
+        metavar="DIR",
+        help="bundles of one subject and base model, each of a model of another window",
+    )
+    command.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="folder of the bank")
+    command.set_defaults(run=_bank)
 
 
 def _add_engines(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -183,6 +222,15 @@ def _bundle(options: argparse.Namespace) -> None:
     sizes = [path.stat().st_size for path in bundle.folder.iterdir()]
     print(f"{options.out}: {sum(sizes) / 1e6:.1f} MB, sha256 {bundle.sha256}")
     print(f"serve it: realtime serve --subject {bundle.spec.subject} --bundle {options.out}")
+
+
+def _bank(options: argparse.Namespace) -> None:
+    from export.bank import make_bank
+
+    made = make_bank(options.general, options.specialised, options.out)
+    names = ", ".join(decoder.name for decoder in made.spec.decoders)
+    print(f"{options.out}: {names}; {len(made.spec.graphs)} graphs, sha256 {made.sha256}")
+    print(f"serve it: realtime serve --subject {made.spec.subject} --bundle {options.out}")
 
 
 def _engines(options: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.errors import ExportError
-from realtime.bundle import Bundle
+from realtime.bundle import Bundle, Sampler
 from realtime.decode import Decoder, initial_noise
 from realtime.engines import Engine
 
@@ -63,28 +63,32 @@ def _cases(bundle: Bundle, reference: Engine) -> Iterator[tuple[str, Arrays, tup
     Of ``denoise`` the next latents, at three steps, guided and not: its prediction at a noisy step is the
     error of the noise, many times enlarged.
     """
-    latents = (1, *bundle.spec.latent_shape)
+    shape = (1, *bundle.spec.latent_shape)
+    seen: set[str] = set()
     for decoder in bundle.spec.decoders:
         window = initial_noise((1, bundle.spec.roi.n_voxels, decoder.window.length_volumes), seed=1)
         outputs = _run(reference, decoder.graph, {"window": window})
         yield decoder.graph, {"window": window}, tuple(outputs)
-    sampler = bundle.sampler()
-    conditions = np.concatenate([bundle.null_condition[np.newaxis], outputs["condition"]])
+        if decoder.denoise not in seen:
+            conditions = np.concatenate([bundle.null_conditions[decoder.name][None], outputs["condition"]])
+            for inputs in _steps(bundle.sampler(), conditions, shape):
+                yield decoder.denoise, inputs, ("next",)
+        seen.add(decoder.denoise)
+    yield "vae", {"latents": initial_noise(shape, seed=4)}, ("image",)
+
+
+def _steps(sampler: Sampler, conditions: NDArray[Any], shape: tuple[int, ...]) -> Iterator[Arrays]:
+    """Inputs of a ``denoise`` graph at a table's first, middle and last step, guided and not."""
     for step in (0, len(sampler.timesteps) // 2, len(sampler.timesteps) - 1):
         for weights in ([-2.0, 3.0], [1.0]):
-            yield (
-                "denoise",
-                {
-                    "latents": initial_noise(latents, seed=2 + step),
-                    "previous": initial_noise(latents, seed=3 + step),
-                    "timestep": np.array([sampler.timesteps[step]], dtype=np.int64),
-                    "conditions": conditions[-len(weights) :],
-                    "weights": np.array(weights, dtype=np.float32),
-                    "coefficients": np.array(sampler.coefficients[step], dtype=np.float32),
-                },
-                ("next",),
-            )
-    yield "vae", {"latents": initial_noise(latents, seed=4)}, ("image",)
+            yield {
+                "latents": initial_noise(shape, seed=2 + step),
+                "previous": initial_noise(shape, seed=3 + step),
+                "timestep": np.array([sampler.timesteps[step]], dtype=np.int64),
+                "conditions": conditions[-len(weights) :],
+                "weights": np.array(weights, dtype=np.float32),
+                "coefficients": np.array(sampler.coefficients[step], dtype=np.float32),
+            }
 
 
 def _run(engine: Engine, graph: str, inputs: Arrays) -> Arrays:

@@ -12,6 +12,7 @@ from realtime.bundle import Bundle, Sampler
 from realtime.decode import Decoder
 from realtime.engines import ENGINES, Engine, open_engine, probe
 from realtime.errors import EngineError
+from realtime.faces import FaceBlur
 
 SEED = 0
 
@@ -76,7 +77,7 @@ def bench(
 
 
 def _time(bundle: Bundle, name: str, engine: Engine, samplers: Sequence[Sampler], n: int) -> list[Timing]:
-    decoder = Decoder(bundle, engine, SEED)
+    decoder = Decoder(bundle, engine, SEED, blur=FaceBlur())  # as serve does
     shape = (n, bundle.spec.roi.n_voxels, bundle.decoder().window.length_volumes)
     windows = np.random.default_rng(SEED).standard_normal(shape, dtype=np.float32)
     taken_ms: dict[str, list[float]] = {sampler.name: [] for sampler in samplers}

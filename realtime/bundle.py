@@ -6,6 +6,8 @@
     null_condition.npy    float32 [tokens, width], the condition of the unguided branch
     brain.onnx denoise.onnx vae.onnx
     <graph>.onnx.data     the weights of a large graph
+    brain-<decoder>.onnx denoise-<decoder>.onnx null_condition-<decoder>.npy
+                          in a bank, of its specialised decoders
     parity.json .html     how close each step from the checkpoint to here stayed
     README.md             model card
     engines/              graphs compiled for one machine, where some were: not part of the bundle's identity
@@ -22,6 +24,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
@@ -142,12 +145,19 @@ class Sampler(_Part, frozen=True, kw_only=True, omit_defaults=True):
         return self.start[0] != 0
 
 
-class Decoder(_Part, frozen=True, kw_only=True):
-    """A brain graph and the window it was trained for; the first decoder of a bundle is the general one."""
+class Decoder(_Part, frozen=True, kw_only=True, omit_defaults=True):
+    """A brain graph and the window it was trained for; the first decoder of a bundle is the general one.
+
+    Where a bundle has others, it is a bank: each of them is specialised on windows that begin at its offset
+    from a picture's onset. Those whose diffusion model was tuned too have a ``denoise`` graph of their own.
+    """
 
     name: FileName
     graph: str
     window: Window
+    denoise: str = "denoise"
+    null_condition: FileName = NULL_CONDITION_FILE
+    """float32 [tokens, width], the condition of its unguided branch."""
 
 
 class Stage(_Part, frozen=True, kw_only=True):
@@ -183,12 +193,19 @@ class Spec(_Part, frozen=True, kw_only=True):
     provenance: tuple[Stage, ...]
 
     def __post_init__(self) -> None:
-        for name in {"denoise", "vae", *(decoder.graph for decoder in self.decoders)} - self.graphs.keys():
+        decoders = self.decoders
+        brains, denoisers = {each.graph for each in decoders}, {each.denoise for each in decoders}
+        for name in sorted(({"vae"} | brains | denoisers) - self.graphs.keys()):
             raise ValueError(f"no graph {name!r}")
-        named = {self.roi.file, PRIOR_FILE, NULL_CONDITION_FILE, *(g.file for g in self.graphs.values())}
+        if len(brains | denoisers | {"vae"}) != len(brains) + len(denoisers) + 1:
+            raise ValueError("one graph cannot be brain, denoise and vae at once")
+        if len({each.name for each in decoders}) != len(decoders):
+            raise ValueError("two decoders have one name")
+        conditions = {each.null_condition for each in decoders}
+        named = {self.roi.file, PRIOR_FILE} | conditions | {graph.file for graph in self.graphs.values()}
         for file in sorted(named - self.files.keys()):
             raise ValueError(f"no SHA-256 for {file!r}")
-        for name in {decoder.graph for decoder in self.decoders}:
+        for name in brains:
             predicts = any(output.name == "start" for output in self.graphs[name].outputs)
             if predicts != self.starts_from_brain:
                 raise ValueError(f"graph {name!r} and the samplers disagree on who makes the first latents")
@@ -220,8 +237,8 @@ class Bundle:
     """[V]"""
     prior_sd: NDArray[np.float32]
     """[V]"""
-    null_condition: NDArray[np.float32]
-    """[tokens, width]"""
+    null_conditions: Mapping[str, NDArray[np.float32]]
+    """[tokens, width], by decoder."""
 
     @classmethod
     def open(cls, folder: Path) -> Bundle:
@@ -246,7 +263,10 @@ class Bundle:
             roi_mask=mask,
             prior_mean=prior["mean"],
             prior_sd=prior["sd"],
-            null_condition=bundlefiles.read_npy(folder / NULL_CONDITION_FILE, spec.condition_shape),
+            null_conditions={
+                decoder.name: bundlefiles.read_npy(folder / decoder.null_condition, spec.condition_shape)
+                for decoder in spec.decoders
+            },
         )
 
     def graph_path(self, name: str) -> Path:
@@ -263,6 +283,11 @@ class Bundle:
     def decoder(self, name: str | None = None) -> Decoder:
         """A decoder by name; the bundle's first, the general one, without one; raises as :meth:`sampler`."""
         return _named(self.spec.decoders, name, "decoders")
+
+    @property
+    def window_volumes(self) -> int:
+        """Volumes of the longest window that a decoder sees."""
+        return max(decoder.window.length_volumes for decoder in self.spec.decoders)
 
     def check_run(self, start: RunStart) -> None:
         """See that a run is one this bundle can decode.

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from realtime.cli_engines import add_bench, add_doctor, add_engine_options
+from realtime.cli_engines import add_bench, add_doctor, add_engine_options, add_faces_option
 from realtime.cli_replay import add_replay
+from realtime.cli_security import add_keys, add_keys_option, add_page_options
+from realtime.cli_sources import add_source_options, told
 from realtime.errors import RealtimeError
 
 _say = partial(print, flush=True)
@@ -37,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     add_doctor(commands)
     add_bench(commands)
+    add_keys(commands)
     add_replay(commands)
     return parser
 
@@ -45,8 +48,10 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "serve",
         help="decode the runs that a scanner sends",
-        description="Decode the runs that a scanner sends, one after the other, until Ctrl-C. A run that was "
-        "left open, by a crash or a stop, goes on where it was when serve starts again with the same --out.",
+        description="Decode the runs that a scanner sends, one after the other, until Ctrl-C. A run that\n"
+        "was left open, by a crash or a stop, goes on where it was when serve starts again with the\n"
+        "same --out.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--subject", type=int, metavar="N", help="who is scanned (default: whom the bundle is of)"
@@ -57,11 +62,20 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="DIR",
         help="the subject's bundle (default: ./bundles/sub-NN, else the shipped demo bundle)",
     )
+    add_source_options(parser)
+    add_keys_option(parser)
     parser.add_argument(
-        "--source",
-        default="tcp://127.0.0.1:5555",
+        "--publish",
         metavar="ADDRESS",
-        help="where the scanner connects to, on this machine (default %(default)s)",
+        help="send every frame to programs that subscribe here, such as tcp://127.0.0.1:5556 "
+        "(default: nowhere)",
+    )
+    add_page_options(parser)
+    parser.add_argument(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="of the log on standard error: lines for people, or a JSON object a line (default %(default)s)",
     )
     parser.add_argument(
         "--statistics",
@@ -93,7 +107,7 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 def _add_common(parser: argparse.ArgumentParser, *, opens: bool) -> None:
     parser.add_argument(
-        "--port", type=_port, default=8765, help="of the page on 127.0.0.1; 0: any free one (default 8765)"
+        "--port", type=_port, default=8765, help="of the page; 0: any free one (default 8765)"
     )
     parser.add_argument("--headless", action="store_true", help="serve no page")
     parser.add_argument(
@@ -110,22 +124,31 @@ def _add_common(parser: argparse.ArgumentParser, *, opens: bool) -> None:
         help="where runs are recorded (default ./runs)",
     )
     add_engine_options(parser)
+    add_faces_option(parser)
 
 
 def _serve(arguments: argparse.Namespace) -> None:
+    from realtime import logs
     from realtime.serve import serve
     from realtime.service import Options, choose_bundle
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logs.configure(arguments.log_format, logging.INFO)
     bundle, is_demo = choose_bundle(arguments.bundle, arguments.subject)
     options = Options(
         bundle=bundle,
         bundle_is_demo=is_demo,
         source=arguments.source,
+        told=told(arguments),
         port=None if arguments.headless else arguments.port,
         out=arguments.out,
         engine=arguments.engine,
         sampler=arguments.sampler,
+        show_faces=arguments.show_faces,
+        keys=arguments.keys,
+        publish=arguments.publish,
+        page_host=arguments.page_host,
+        tls_cert=arguments.tls_cert,
+        tls_key=arguments.tls_key,
         carry=arguments.statistics == "carry",
     )
     serve(options, open_browser=arguments.open, tell=_say)
@@ -144,6 +167,7 @@ def _demo(arguments: argparse.Namespace) -> None:
         out=arguments.out,
         engine=arguments.engine,
         sampler=arguments.sampler,
+        show_faces=arguments.show_faces,
     )
     replay = Replay(nsd=demo_data("nsd"), speed=arguments.speed)
     demo(options, replay, open_browser=arguments.open, tell=_say)

@@ -72,6 +72,16 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_faces_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--show-faces`` to a command that decodes."""
+    parser.add_argument(
+        "--show-faces",
+        action="store_true",
+        help="do not blur faces in the frames; by default what is shown, published and recorded has them "
+        "blurred",
+    )
+
+
 def _add_bundle(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bundle",

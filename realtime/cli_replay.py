@@ -6,7 +6,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from realtime.cli_engines import NAMES
+from realtime.cli_engines import NAMES, add_faces_option
 
 _say = partial(print, flush=True)
 
@@ -41,6 +41,7 @@ def add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--sampler", metavar="NAME", help="decode with this sampler (default: each frame's own)"
     )
+    add_faces_option(parser)
     parser.set_defaults(command=_replay)
 
 
@@ -54,6 +55,7 @@ def _replay(arguments: argparse.Namespace) -> int:
             bundle=arguments.bundle,
             engine=arguments.engine,
             sampler=arguments.sampler,
+            show_faces=arguments.show_faces,
         ),
         _say,
     )

@@ -1,14 +1,13 @@
-"""What is decoded when there is less time than volumes, how, and in which order volumes are taken. Pure.
+"""What is decoded when there is less time than volumes, and how. Pure.
 
 Time comes in as an argument, in seconds of any monotonic clock, so that tests run in virtual time.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -74,74 +73,6 @@ def left_s(received_s: float, now_s: float, tr_s: float) -> float:
     return received_s + (1 - MARGIN_TR) * tr_s - now_s
 
 
-@dataclass(frozen=True, slots=True)
-class Turn(Generic[Item]):
-    """The next volume of the run in order; ``item`` is None where its gap was given up."""
-
-    index: int
-    item: Item | None
-
-
-class Reorder(Generic[Item]):
-    """Hands volumes on in order; what comes early waits until the gap before it fills or is given up.
-
-    :param patience_s: a gap is given up this long after the first volume behind it came.
-    :param given_up: volumes that an earlier process gave up: they are passed over without a turn.
-    """
-
-    def __init__(self, n_volumes: int, patience_s: float, given_up: Collection[int] = ()) -> None:
-        self.n_volumes = n_volumes
-        self.patience_s = patience_s
-        self.next_index = 0
-        self._given_up = frozenset(given_up)
-        self._early: dict[int, tuple[Item, float]] = {}
-
-    def push(self, index: int, item: Item, now_s: float) -> list[Turn[Item]]:
-        """Take a volume that came at ``now_s``; return those whose turn it now is.
-
-        A volume whose turn is over, because it came twice or after its gap was given up, changes nothing.
-        """
-        if index < self.next_index:
-            return []
-        self._early.setdefault(index, (item, now_s))
-        return list(self._in_order())
-
-    def expire(self, now_s: float) -> list[Turn[Item]]:
-        """Give up the gaps whose time is over; return them and what waited behind them, in order."""
-        turns: list[Turn[Item]] = []
-        while self.deadline_s <= now_s:
-            turns += self._give_up_before(min(self._early))
-        return turns
-
-    def close(self) -> list[Turn[Item]]:
-        """The run is over: give up every gap up to its planned end; return all that is left, in order."""
-        turns: list[Turn[Item]] = []
-        while self._early:
-            turns += self._give_up_before(min(self._early))
-        return turns + self._give_up_before(self.n_volumes)
-
-    def restart_clock(self, now_s: float) -> None:
-        """Let every waiting volume count as just come: its sender was away and may now fill the gap."""
-        self._early = {index: (item, now_s) for index, (item, _) in self._early.items()}
-
-    @property
-    def deadline_s(self) -> float:
-        """When the next gap is given up; infinite where nothing waits."""
-        return min((came_s for _, came_s in self._early.values()), default=math.inf) + self.patience_s
-
-    def _give_up_before(self, index: int) -> list[Turn[Item]]:
-        lost = [gap for gap in range(self.next_index, index) if gap not in self._given_up]
-        self.next_index = index
-        return [Turn(gap, None) for gap in lost] + list(self._in_order())
-
-    def _in_order(self) -> Iterator[Turn[Item]]:
-        while self.next_index in self._early or self.next_index in self._given_up:
-            index, self.next_index = self.next_index, self.next_index + 1
-            early = self._early.pop(index, None)
-            if early and index not in self._given_up:
-                yield Turn(index, early[0])
-
-
 class NewestWins(Generic[Item]):
     """One decode at a time; while it runs only the newest window waits."""
 
@@ -164,6 +95,11 @@ class NewestWins(Generic[Item]):
     def done(self) -> None:
         """The decode that :meth:`take` began is over."""
         self._busy = False
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a window waits for the decode that runs."""
+        return self._waiting is not None
 
     @property
     def idle(self) -> bool:

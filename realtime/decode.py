@@ -41,7 +41,7 @@ class Decoded:
     image: NDArray[np.uint8]
     """RGB [H, W, 3]"""
     stages_ms: dict[str, float]
-    """Time in ``brain``, ``denoise`` (all steps) and ``vae``."""
+    """Time in ``brain``, ``denoise`` (all steps) and ``vae``, with the blurring of faces."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,14 +73,25 @@ class Decoder:
 
     :param seed: of the initial noise, the same for every picture
     :param name: of the bundle's decoder; by default the first
+    :param blur: what is done to every picture before it leaves: a function of RGB uint8 [H, W, 3]
     :raises BundleError: when the bundle has no such decoder
     :raises EngineError: when a graph does not run here
     """
 
-    def __init__(self, bundle: Bundle, engine: Engine, seed: int = 0, name: str | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        seed: int = 0,
+        name: str | None = None,
+        blur: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None,
+    ) -> None:
+        self._blur = blur
         self._bundle, self._engine = bundle, engine
         decoder = bundle.decoder(name)
-        self._brain = decoder.graph
+        self.spec = decoder
+        """Which decoder of the bundle this is."""
+        self._null = bundle.null_conditions[decoder.name][np.newaxis]
         self._window_shape = (bundle.spec.roi.n_voxels, decoder.window.length_volumes)
         latents = (1, *bundle.spec.latent_shape)
         self._noise = initial_noise(latents, seed)
@@ -106,16 +117,20 @@ class Decoder:
         engine = self._engine
         times = [perf_counter()]
         inputs = {"window": engine.put(window[np.newaxis].astype(np.float32))}
-        outputs = engine.run(self._brain, inputs)
+        outputs = engine.run(self.spec.graph, inputs)
         condition = engine.get(outputs["condition"])
         latents = self._first_latents(outputs, table)
         times.append(perf_counter())
         latents = self._denoise(condition, latents, table.steps)
         times.append(perf_counter())
-        image = engine.get(engine.run("vae", {"latents": latents})["image"])
+        image = self._picture(latents)
         times.append(perf_counter())
         stages_s = zip(("brain", "denoise", "vae"), np.diff(times), strict=True)
         return Decoded(image=image, stages_ms={stage: 1e3 * float(seconds) for stage, seconds in stages_s})
+
+    def _picture(self, latents: Handle) -> NDArray[np.uint8]:
+        image = self._engine.get(self._engine.run("vae", {"latents": latents})["image"])
+        return image if self._blur is None else self._blur(image)
 
     def _first_latents(self, outputs: Mapping[str, Handle], table: _Table) -> Handle:
         if not table.kept:
@@ -124,9 +139,9 @@ class Decoder:
         return self._engine.put(np.float32(table.kept) * start + table.noise)
 
     def _denoise(self, condition: NDArray[Any], latents: Handle, steps: Steps) -> Handle:
-        conditions = np.concatenate([self._bundle.null_condition[np.newaxis], condition])
+        conditions = np.concatenate([self._null, condition])
         if isinstance(self._engine, LoopEngine):
-            return self._engine.sample(steps, conditions, latents)
+            return self._engine.sample(self.spec.denoise, steps, conditions, latents)
         return self._step_by_step(conditions, latents, steps)
 
     def _step_by_step(self, conditions: NDArray[Any], latents: Handle, steps: Steps) -> Handle:
@@ -136,7 +151,7 @@ class Decoder:
         previous = self._no_previous
         for step in steps:
             outputs = engine.run(
-                "denoise",
+                self.spec.denoise,
                 {
                     "latents": latents,
                     "previous": previous,
@@ -182,7 +197,7 @@ class Decoder:
         engine, start_table = self._engine, self._table(self._bundle.sampler())
         forms = {step.is_guided: step for s in self._bundle.spec.samplers for step in self._table(s).steps}
         window = engine.put(np.zeros((1, *self._window_shape), dtype=np.float32))
-        outputs = engine.run(self._brain, {"window": window})
+        outputs = engine.run(self.spec.graph, {"window": window})
         condition, latents = engine.get(outputs["condition"]), self._first_latents(outputs, start_table)
         if isinstance(engine, LoopEngine):  # what it prepares for a table is for the first picture, too
             for sampler in self._bundle.spec.samplers:
@@ -192,10 +207,10 @@ class Decoder:
             for is_guided, step in forms.items()
         }
         return StepTimes(
-            brain_s=_time(lambda: engine.get(engine.run(self._brain, {"window": window})["condition"])),
+            brain_s=_time(lambda: engine.get(engine.run(self.spec.graph, {"window": window})["condition"])),
             guided_s=step_s.get(True, step_s.get(False, 0.0)),
             unguided_s=step_s.get(False, step_s.get(True, 0.0)),
-            vae_s=_time(lambda: engine.get(engine.run("vae", {"latents": latents})["image"])),
+            vae_s=_time(lambda: self._picture(latents)),
         )
 
 

@@ -15,6 +15,7 @@ from realtime.deadline import MARGIN_TR
 from realtime.decode import Decoder
 from realtime.engines import ENGINES, LINE, counted, open_engine, probe, usable_cores
 from realtime.errors import EngineError
+from realtime.faces import FaceBlur
 
 _HOUR_S = 3600.0
 _VOXEL_BYTES = 4
@@ -95,7 +96,7 @@ def _examine(bundle: Bundle, name: str) -> EngineFinding:
         return EngineFinding(name=name, available=False, reason=candidate.reason, versions=versions)
     try:
         engine = open_engine(bundle, name)
-        decoder = Decoder(bundle, engine)
+        decoder = Decoder(bundle, engine, blur=FaceBlur())  # as serve does
     except EngineError as error:
         return EngineFinding(name=name, available=False, reason=str(error), versions=versions)
     times, samplers = decoder.pace.times, bundle.spec.samplers

@@ -1,13 +1,14 @@
-"""What the pipeline tells whoever listens (the page, later a publisher): one snapshot and two kinds of event.
+"""What the pipeline tells whoever listens (page, publisher, metrics): one snapshot and two kinds of event.
 
 A listener gets every event in order through a bounded queue; one that does not keep up loses the oldest
-events, never the newest, and the pipeline never waits for it.
+events, never the newest, and the pipeline never waits for it. What takes no time, such as handing a message
+to a socket that does not block, can be called at once instead.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Literal
 
@@ -31,6 +32,14 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
     missing: int = 0
 
 
+class Specialised(msgspec.Struct, frozen=True, kw_only=True):
+    """A decoder of a bank: of every picture it decodes the one window that begins at its offset."""
+
+    name: str
+    window: tuple[int, int]
+    """Half-open range of volumes, counted from the picture's onset."""
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status", tag_field="kind"):
     """Where the run stands; sent on every change and to every new listener first."""
 
@@ -45,6 +54,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status", tag_field=
     bundle_name: str
     bundle_sha256: str
     bundle_is_demo: bool
+    decoders: tuple[Specialised, ...] = ()
+    """Those of a bank, beside the general one."""
     run_folder: str | None
     statistics: str = ""
     """What the run's statistics began with, in words."""
@@ -71,6 +82,8 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True, tag="frame", tag_field="k
 
     run_id: str
     volume: int
+    decoder: str | None = None
+    """Name of the specialised decoder that made it; None: the general one, which decodes every volume."""
     window: tuple[int, int]
     """Half-open range of volumes the decoder saw."""
     state: Literal["warming", "trusted"]
@@ -94,6 +107,8 @@ class Event(msgspec.Struct, frozen=True):
     message: Status | Frame | Shown
     image: NDArray[np.uint8] | None = None
     png: bytes | None = None
+    is_recorded: bool = False
+    """Of an earlier process, read from the run folder: not new to who has listened to that one."""
 
 
 class Broadcast:
@@ -102,9 +117,13 @@ class Broadcast:
     def __init__(self, status: Status, queue_length: int = 64) -> None:
         self.status = status
         self.frames: dict[int, Event] = {}
+        """The general decoder's, by volume."""
+        self.specialised: dict[tuple[int, str], Event] = {}
+        """Of a bank's other decoders, by volume and decoder."""
         self.shown: dict[int, Event] = {}
         self._queue_length = queue_length
         self._listeners: set[asyncio.Queue[Event]] = set()
+        self._called: list[Callable[[Event], None]] = []
 
     def send(self, event: Event) -> None:
         """Give an event to every listener.
@@ -115,16 +134,25 @@ class Broadcast:
         if isinstance(message, Status):
             if message.run_folder != self.status.run_folder:
                 self.frames.clear()
+                self.specialised.clear()
                 self.shown.clear()
             self.status = message
+        elif isinstance(message, Frame) and message.decoder:
+            self.specialised[message.volume, message.decoder] = event
         elif isinstance(message, Frame):
             self.frames[message.volume] = event
         else:
             self.shown[message.onset_volume] = event
+        for take in self._called:
+            take(event)
         for queue in self._listeners:
             if queue.full():
                 queue.get_nowait()
             queue.put_nowait(event)
+
+    def call(self, take: Callable[[Event], None]) -> None:
+        """Call this with every event from now on, at once; it must not wait for anything, nor raise."""
+        self._called.append(take)
 
     @asynccontextmanager
     async def listen(self) -> AsyncIterator[asyncio.Queue[Event]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -23,8 +23,8 @@ from realtime.carried import in_words
 from realtime.deadline import left_s
 from realtime.decode import Decoder
 from realtime.errors import EngineError, RealtimeError, RecordError, WireError
-from realtime.events import Broadcast, Counts, Event, Shown, State, Status
-from realtime.record import EngineUsed
+from realtime.events import Broadcast, Counts, Event, Shown, Specialised, State, Status
+from realtime.record import EngineUsed, Faces
 from realtime.resume import begin, is_closed, open_folders, recorded_events, reopen
 from realtime.run import Ready, Run
 from realtime.sources import Received, Source
@@ -49,6 +49,8 @@ class Settings:
     sampler: Sampler | None
     """With which all is decoded; None: with the best for which there is time."""
     seed: int
+    faces: Faces = "shown"
+    """What the decoder does with them."""
     carry: bool = False
     """Whether a run begins with the statistics of the run before, not with the bundle's prior."""
     out: Path
@@ -59,16 +61,26 @@ class Pipeline:
     """Serves one run after the other until it is stopped."""
 
     def __init__(
-        self, settings: Settings, source: Source, decoder: Decoder, on_closed: Callable[[Path], None]
+        self,
+        settings: Settings,
+        source: Source,
+        decoder: Decoder,
+        on_closed: Callable[[Path], None],
+        specialised: Mapping[str, Decoder] | None = None,
     ) -> None:
-        """``on_closed`` is told the folder of every run that ends."""
+        """``on_closed`` is told the folder of every run that ends; ``specialised`` are a bank's, by name."""
         self._settings = settings
         self._engine = EngineUsed(name=settings.engine_name, description=settings.engine)
         self._source = source
         self._decoder = decoder
+        self._specialised = specialised or {}
         self._sampler = settings.sampler or settings.bundle.sampler()
         self._on_closed = on_closed
         self._run: Run | None = None
+        self._others = tuple(
+            Specialised(name=each.name, window=(each.window.offset_volumes, each.window.delay_volumes + 1))
+            for each in settings.bundle.spec.decoders[1:]
+        )
         self._is_open = False
         self._heard_s = _NEVER
         self._wake = asyncio.Event()
@@ -87,7 +99,7 @@ class Pipeline:
         """Before :meth:`run`: go on with the last run that was left open, if any."""
         for path in open_folders(self._settings.out, self._settings.bundle.sha256)[:1]:
             try:
-                self._adopt(reopen(path, self._settings.bundle, self._engine))
+                self._adopt(reopen(path, self._settings.bundle, self._engine, self._settings.faces))
             except RecordError as error:
                 _log.warning("%s", error)
 
@@ -154,9 +166,7 @@ class Pipeline:
         if run and run.start.run_id != message.run_id:
             await self._make_room(run, message)
             run = None
-        run = run or self._adopt(
-            begin(settings.out, settings.bundle, settings.seed, message, self._engine, carry=settings.carry)
-        )
+        run = run or self._adopt(self._begin(message))
         if run.start != message:
             raise WireError(
                 "run-start",
@@ -169,6 +179,18 @@ class Pipeline:
         run.scanner_is_back(self._heard_s)
         await received.reply(wire.RunAccepted(run_id=message.run_id, held=run.account.held))
         self._send_status(run.message)
+
+    def _begin(self, message: wire.RunStart) -> Run:
+        settings = self._settings
+        return begin(
+            settings.out,
+            settings.bundle,
+            settings.seed,
+            message,
+            self._engine,
+            settings.faces,
+            carry=settings.carry,
+        )
 
     async def _volume(self, run: Run, message: wire.Volume, received: Received) -> None:
         arrival = run.receive(message, received.payload, received.received_s)
@@ -270,23 +292,45 @@ class Pipeline:
             self._drained.set()
 
     async def _decode(self, run: Run, ready: Ready) -> None:
-        sampler = self._choose_sampler(run, ready)
-        decode = partial(self._decoder.decode, ready.window, sampler)
+        """One frame by the general decoder and one by each specialised whose window of a picture this is.
+
+        Each may take an equal share of the time that is left when its turn comes.
+        """
+        sampler = self._choose_sampler(run, ready, 1 + len(run.due(ready.volume)))
         try:
-            decoded = await asyncio.get_running_loop().run_in_executor(self._worker, decode)
+            await self._make_frame(run, ready, self._decoder, sampler)
         except EngineError as error:
             run.skip(ready.volume, f"its decode failed: {error}")
             return
-        frame = run.frame(ready, sampler.name, decoded.stages_ms)
+        while due := run.due(ready.volume):
+            if run.queue.is_waiting:
+                run.skip_specialised(ready.volume, "a newer window was ready before its decode began")
+                return
+            time_s = self._left_s(run, ready)
+            decoder = self._specialised[due[0].name]
+            sampler = self._settings.sampler or decoder.pace.choose(self._samplers, time_s / len(due))
+            if decoder.pace.decode_s(sampler) > time_s:
+                run.skip_specialised(ready.volume, "there was no time left before the next volume")
+                return
+            try:
+                await self._make_frame(run, ready, decoder, sampler)
+            except EngineError as error:
+                run.skip_specialised(ready.volume, f"decodes failed: {error}")
+                return
+
+    async def _make_frame(self, run: Run, ready: Ready, decoder: Decoder, sampler: Sampler) -> None:
+        decode = partial(decoder.decode, ready.window_of(decoder.spec), sampler)
+        decoded = await asyncio.get_running_loop().run_in_executor(self._worker, decode)
+        frame = run.frame(ready, decoder.spec, sampler.name, decoded.stages_ms)
         self.broadcast.send(Event(frame, image=decoded.image))
         run.record(frame, decoded.image, ready.repaired_voxels)
 
-    def _choose_sampler(self, run: Run, ready: Ready) -> Sampler:
+    def _choose_sampler(self, run: Run, ready: Ready, n_decodes: int) -> Sampler:
         """The sampler for a window; the operator is told when it is another than the one before."""
         if self._settings.sampler:
             return self._settings.sampler
-        time_s = left_s(ready.arrival.received_s, perf_counter(), run.start.tr_s)
-        pace, samplers = self._decoder.pace, self._settings.bundle.spec.samplers
+        time_s = self._left_s(run, ready) / n_decodes
+        pace, samplers = self._decoder.pace, self._samplers
         chosen = pace.choose(samplers, time_s)
         if chosen != self._sampler:
             run.tell(
@@ -296,6 +340,13 @@ class Pipeline:
             )
         self._sampler = chosen
         return chosen
+
+    def _left_s(self, run: Run, ready: Ready) -> float:
+        return left_s(ready.arrival.received_s, perf_counter(), run.start.tr_s)
+
+    @property
+    def _samplers(self) -> tuple[Sampler, ...]:
+        return self._settings.bundle.spec.samplers
 
     # What listeners see
 
@@ -324,6 +375,7 @@ class Pipeline:
             bundle_name=bundle.spec.name,
             bundle_sha256=bundle.sha256,
             bundle_is_demo=self._settings.bundle_is_demo,
+            decoders=self._others,
             run_folder=str(run.folder.path) if run else None,
             statistics=in_words(run.folder.info) if run else "",
             alarm=run.alarm if run else "",

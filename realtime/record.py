@@ -4,8 +4,10 @@
     volumes.journal             every message taken (see :mod:`realtime.journal`)
     statistics.npz, prior.npz   per-voxel statistics (see :mod:`realtime.carried`)
     frames/000123.png           the frame decoded at volume 123
+    frames/000123_<decoder>.png the same by a specialised decoder of a bank
     shown/000120.png            the picture that presentation software put on screen at volume 120
     <name>_desc-dynadiff_decoding.tsv, .json    one row per planned volume (see :mod:`realtime.table`)
+    <name>_desc-specialised_decoding.tsv, .json    with a bank, one row per picture and specialised decoder
     <name>_desc-shown_events.tsv, .json         one row per picture shown
     dataset_description.json    a BIDS-style derivative
 
@@ -35,6 +37,7 @@ from realtime.journal import Entry, Journal, read_journal
 from realtime.spikes import SpikeRule
 
 FORMAT_VERSION = 1
+Faces = Literal["blurred", "shown"]
 PACKAGE = "realtime-dynadiff"
 _BIDS_NAME = re.compile(r"sub-[a-zA-Z0-9]+(_ses-[a-zA-Z0-9]+)?_task-[a-zA-Z0-9]+(_[a-z]+-[a-zA-Z0-9]+)*")
 EVENT_COLUMNS: dict[str, dict[str, Any]] = {
@@ -68,6 +71,8 @@ class RunFile(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     """Of the initial noise."""
     engine: EngineUsed = EngineUsed()
+    faces: Faces = "shown"
+    """Whether frames were recorded with faces blurred, as they were shown and published."""
     spikes: SpikeRule | None = None
     """Which volumes are censored as spikes; None in records of the first release: none are."""
     prior_from: str | None = None
@@ -93,8 +98,9 @@ class RunFolder:
         self.info = info
         self._journal = Journal(path / "volumes.journal")
         self._table = table_path(path, info.start)
+        self._specialised = specialised_path(path, info.start)
         self._events = events_path(path, info.start)
-        self._unwritten = {self._table: b"", self._events: b""}
+        self._unwritten = {self._table: b"", self._specialised: b"", self._events: b""}
 
     @classmethod
     def create(cls, root: Path, info: RunFile, files: Mapping[str, bytes] | None = None) -> RunFolder:
@@ -146,8 +152,13 @@ class RunFolder:
             run._journal.cut(end)
             rows, table_end = table.read_table(run._table)
             os.truncate(run._table, table_end)
+            others, others_end = table.read_specialised(run._specialised)
+            if others_end:
+                os.truncate(run._specialised, others_end)
+            else:
+                run._specialised.unlink(missing_ok=True)
             run._begin_events()  # written anew from the journal, which has every marker whole
-            named = {row.frame for row in rows}
+            named = {row.frame for row in (*rows, *others)}
             for orphan in (path / "frames").iterdir():
                 if f"frames/{orphan.name}" not in named:
                     orphan.unlink()
@@ -164,19 +175,23 @@ class RunFolder:
         return read_journal(self.path / "volumes.journal")
 
     def rows(self) -> list[table.Row]:
-        """The whole rows of the table."""
+        """The whole rows of the table of volumes."""
         return table.read_table(self._table)[0]
+
+    def specialised_rows(self) -> list[table.SpecialisedRow]:
+        """The whole rows of the table of a bank's specialised decoders."""
+        return table.read_specialised(self._specialised)[0]
 
     def journal(self, message: wire.ToRuntime, payload: bytes | memoryview = b"") -> None:
         """Put a message into the journal."""
         self._journal.append(wire.encode(message), payload, datetime.now(UTC).timestamp())
 
-    def write_frame(self, volume: int, image: NDArray[np.uint8]) -> str:
+    def write_frame(self, volume: int, image: NDArray[np.uint8], decoder: str | None = None) -> str:
         """Save a frame, RGB ``[H, W, 3]``, as PNG; returns its name for the table."""
         done, png = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
         if not done:
             raise RecordError(f"cannot encode the frame of volume {volume}, an image of {image.shape}")
-        name = f"frames/{volume:06d}.png"
+        name = f"frames/{volume:06d}_{decoder}.png" if decoder else f"frames/{volume:06d}.png"
         self._write(self.path / name, png.tobytes())
         return name
 
@@ -185,8 +200,18 @@ class RunFolder:
         self._write(self.path / name, content)
 
     def write_row(self, row: table.Row) -> None:
-        """Append a volume's row to the table."""
-        self._append(self._table, table.row_line(row))
+        """Append a row to its table."""
+        if not isinstance(row, table.SpecialisedRow):
+            self._append(self._table, table.row_line(row))
+            return
+        is_begun = self._specialised.exists() or self._unwritten[self._specialised]
+        if not is_begun:
+            self._write_json(
+                self._specialised.with_suffix(".json"),
+                self._decoding("One row per picture and specialised decoder.", table.SPECIALISED_COLUMNS),
+            )
+        header = b"" if is_begun else table.header_line(table.SpecialisedRow)
+        self._append(self._specialised, header + table.row_line(row))
 
     def write_shown(self, marker: wire.Marker, png: bytes) -> None:
         """Save the picture of a marker and its row in the events table."""
@@ -213,8 +238,9 @@ class RunFolder:
 
     def close(self, note: str = "") -> None:
         """Mark the run closed, with a last sentence if there is one, and sync it to the disk."""
-        for path in self._unwritten:
-            self._append(path, b"")
+        for path, rest in list(self._unwritten.items()):
+            if rest:
+                self._append(path, b"")
         notes = (*self.info.notes, note) if note else self.info.notes
         self._save(msgspec.structs.replace(self.info, state="closed", closed_utc=utc_now(), notes=notes))
         self.suspend()
@@ -242,11 +268,9 @@ class RunFolder:
             "DatasetType": "derivative",
             "GeneratedBy": [{"Name": PACKAGE, "Version": self.info.versions[PACKAGE]}],
         }
-        decoding = {
-            "Description": "One row per planned volume of the run: what became of it, and its decoded frame.",
-            "Sources": ["volumes.journal", f"bundle:{self.info.bundle_name}#{self.info.bundle_sha256}"],
-            **table.COLUMNS,
-        }
+        decoding = self._decoding(
+            "One row per planned volume of the run: what became of it, and its decoded frame.", table.COLUMNS
+        )
         shown = {
             "Description": "What was on screen, by the scanner's markers; the decoder saw nothing of it.",
             "Sources": ["volumes.journal"],
@@ -257,7 +281,14 @@ class RunFolder:
             (self._table.with_suffix(".json"), decoding),
             (self._events.with_suffix(".json"), shown),
         ):
-            self._write(path, msgspec.json.format(msgspec.json.encode(content), indent=2))
+            self._write_json(path, content)
+
+    def _decoding(self, description: str, columns: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        sources = ["volumes.journal", f"bundle:{self.info.bundle_name}#{self.info.bundle_sha256}"]
+        return {"Description": description, "Sources": sources, **columns}
+
+    def _write_json(self, path: Path, content: dict[str, Any]) -> None:
+        self._write(path, msgspec.json.format(msgspec.json.encode(content), indent=2))
 
     def _write(self, path: Path, data: bytes) -> None:
         try:
@@ -289,6 +320,7 @@ def new_run_file(
     window_delay_volumes: int,
     seed: int,
     engine: EngineUsed = EngineUsed(),  # noqa: B008  # frozen
+    faces: Faces = "shown",
     spikes: SpikeRule | None = None,
     prior_from: str | None = None,
 ) -> RunFile:
@@ -300,6 +332,7 @@ def new_run_file(
         window_delay_volumes=window_delay_volumes,
         seed=seed,
         engine=engine,
+        faces=faces,
         spikes=spikes,
         prior_from=prior_from,
         versions=_versions(),
@@ -344,6 +377,11 @@ def table_path(folder: Path, start: wire.RunStart) -> Path:
     return folder / f"{bids_name(start)}_desc-dynadiff_decoding.tsv"
 
 
+def specialised_path(folder: Path, start: wire.RunStart) -> Path:
+    """The table of a bank's specialised decoders in a run folder."""
+    return folder / f"{bids_name(start)}_desc-specialised_decoding.tsv"
+
+
 def events_path(folder: Path, start: wire.RunStart) -> Path:
     """The table of what was shown in a run folder."""
     return folder / f"{bids_name(start)}_desc-shown_events.tsv"
@@ -363,7 +401,7 @@ def utc_now() -> str:
 
 def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version(), "system": platform.platform()}
-    libraries = ("numpy", "scipy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt")
+    libraries = ("numpy", "scipy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "dlib-bin")
     for package in (PACKAGE, *libraries):
         try:
             versions[package] = version(package)

@@ -15,7 +15,14 @@ from realtime import table, wire
 from realtime.errors import RecordError, WireError
 from realtime.journal import read_journal
 from realtime.picture import decode_png
-from realtime.record import EVENT_COLUMNS, RunFile, events_path, read_run_file, table_path
+from realtime.record import (
+    EVENT_COLUMNS,
+    RunFile,
+    events_path,
+    read_run_file,
+    specialised_path,
+    table_path,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,20 +63,34 @@ class Recorded:
     info: RunFile
     rows: tuple[table.Row, ...]
     """In the order of volumes."""
+    specialised: tuple[table.SpecialisedRow, ...]
+    """Of a bank's specialised decoders, in the order in which they were decoded."""
     pictures: tuple[Picture, ...]
     """In the order of onsets."""
     received: frozenset[int]
     """The volumes that came."""
 
-    def trials(self) -> list[Trial]:
+    @property
+    def specialised_decoders(self) -> list[str]:
+        """Names of a bank's specialised decoders, by how soon after a picture's onset their windows end."""
+        delays = {row.decoder: row.volume - (row.shown_onset or 0) for row in self.specialised}
+        return sorted(delays, key=delays.__getitem__)
+
+    def trials(self, decoder: str | None = None) -> list[Trial]:
         """Every picture whose own window was decoded: the frame at its onset plus the window's delay.
 
         Trials of the warm-up are among them, with the row's state ``warming``.
+
+        :param decoder: a bank's specialised one; by default the general one
         """
-        rows = {row.volume: row for row in self.rows}
+        rows: dict[int | None, table.Row]
+        if decoder is None:
+            rows = {row.volume - self.info.window_delay_volumes: row for row in self.rows}
+        else:
+            rows = {row.shown_onset: row for row in self.specialised if row.decoder == decoder}
         found = []
         for picture in self.pictures:
-            row = rows.get(picture.onset_volume + self.info.window_delay_volumes)
+            row = rows.get(picture.onset_volume)
             if row is not None and row.frame is not None:
                 found.append(Trial(picture=picture, row=row, frame=self.path / row.frame))
         return found
@@ -83,6 +104,7 @@ def read_recorded(path: Path) -> Recorded:
     info = read_run_file(path)
     try:
         rows, _ = table.read_table(table_path(path, info.start))
+        specialised, _ = table.read_specialised(specialised_path(path, info.start))
         pictures = sorted(_pictures(path, info), key=lambda picture: picture.onset_volume)
         received = frozenset(_received(path))
     except OSError as error:
@@ -91,6 +113,7 @@ def read_recorded(path: Path) -> Recorded:
         path=path,
         info=info,
         rows=tuple(sorted(rows, key=lambda row: row.volume)),
+        specialised=tuple(specialised),
         pictures=tuple(pictures),
         received=received,
     )

@@ -10,7 +10,7 @@ made is like any other, with the timings of this time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -26,12 +26,14 @@ from realtime.carried import PRIOR_FILE, read_statistics
 from realtime.decode import Decoder
 from realtime.engines import take_engine
 from realtime.errors import BundleError, RecordError
+from realtime.events import Frame
+from realtime.faces import FaceBlur
 from realtime.journal import read_journal
-from realtime.record import EngineUsed, RunFile, RunFolder, new_run_file
+from realtime.record import EngineUsed, Faces, RunFile, RunFolder, new_run_file
 from realtime.recorded import Recorded, read_image, read_recorded
 from realtime.run import Ready, Run
 from realtime.service import choose_bundle
-from realtime.table import Row
+from realtime.table import Row, SpecialisedRow
 
 _NOT_THEN = "it was not decoded in the recorded run"
 
@@ -45,12 +47,16 @@ class Options:
     bundle: Path | None = None
     engine: str | None = None
     sampler: str | None = None
+    show_faces: bool = False
+    """Whether or not they were blurred in the recording."""
 
 
 class FrameCompared(msgspec.Struct, frozen=True, kw_only=True):
     """One volume's frame beside the recorded one."""
 
     volume: int
+    decoder: str | None = None
+    """A bank's specialised decoder; None: the general one."""
     largest_difference: int | None
     """Of 255 levels; 0: bit for bit the same; None: only one of the runs has a frame here, of this size."""
     differing_share: float | None
@@ -68,7 +74,7 @@ class Compared(msgspec.Struct, frozen=True, kw_only=True):
     replay_of: str
     run_folder: str
     changed: tuple[str, ...]
-    """What was not as in the recorded run: bundle, engine, samplers."""
+    """What was not as in the recorded run: bundle, engine, samplers, faces."""
     frames: tuple[FrameCompared, ...]
     states_differ: tuple[int, ...]
     """Volumes that ended in another state."""
@@ -94,8 +100,12 @@ def replay(options: Options, tell: Callable[[str], None]) -> Compared:
     changed = _changed(options, recorded.info, bundle, used)
     for line in changed:
         tell(line)
-    again = _Again(recorded, bundle, Decoder(bundle, engine, recorded.info.seed), options.sampler)
-    info, prior = _run_file(recorded, bundle, used), _prior(recorded, bundle)
+    faces = "shown" if options.show_faces else recorded.info.faces
+    blur = FaceBlur() if faces == "blurred" else None
+    seed = recorded.info.seed
+    decoders = [Decoder(bundle, engine, seed, each.name, blur=blur) for each in bundle.spec.decoders]
+    again = _Again(recorded, bundle, decoders, options.sampler)
+    info, prior = _run_file(recorded, bundle, used, faces), _prior(recorded, bundle)
     folder = RunFolder.create(options.out.absolute(), info, prior)
     try:
         frames = tuple(_told(again.frames(folder), tell))
@@ -126,12 +136,16 @@ def lines(compared: Compared) -> list[str]:
 class _Again:
     """A recorded run, ready to be decoded again."""
 
-    def __init__(self, recorded: Recorded, bundle: Bundle, decoder: Decoder, sampler: str | None) -> None:
+    def __init__(
+        self, recorded: Recorded, bundle: Bundle, decoders: Sequence[Decoder], sampler: str | None
+    ) -> None:
         self._recorded = recorded
         self._bundle = bundle
-        self._decoder = decoder
+        self._decoders = decoders
         self._sampler = bundle.sampler(sampler) if sampler else None
-        self._rows = {row.volume: row for row in recorded.rows}
+        self._rows: dict[tuple[int, str | None], Row] = {(row.volume, None): row for row in recorded.rows} | {
+            (row.volume, row.decoder): row for row in recorded.specialised
+        }
 
     def frames(self, folder: RunFolder) -> Iterator[FrameCompared]:
         """Decode into ``folder``; yield a comparison for each volume that has a frame in either run."""
@@ -162,15 +176,26 @@ class _Again:
                 yield message, entry.payload
 
     def _decode(self, run: Run, ready: Ready) -> Iterator[FrameCompared]:
-        row = self._rows.get(ready.volume)
+        general, *specialised = self._decoders
+        row = self._rows.get((ready.volume, None))
         if row is None or row.state == "skipped":
             run.skip(ready.volume, _NOT_THEN if row is None else row.reason or _NOT_THEN)
             return
+        yield self._frame(run, ready, general, row)
+        due = run.due(ready.volume)
+        for decoder in specialised:
+            row = self._rows.get((ready.volume, decoder.spec.name))
+            if decoder.spec in due and row is not None and row.state != "skipped":
+                yield self._frame(run, ready, decoder, row)
+        run.skip_specialised(ready.volume, _NOT_THEN)
+
+    def _frame(self, run: Run, ready: Ready, decoder: Decoder, row: Row) -> FrameCompared:
         sampler = self._sampler or self._sampler_of(row)
-        decoded = self._decoder.decode(ready.window, sampler)
-        run.record(run.frame(ready, sampler.name, decoded.stages_ms), decoded.image, ready.repaired_voxels)
+        decoded = decoder.decode(ready.window_of(decoder.spec), sampler)
+        frame = run.frame(ready, decoder.spec, sampler.name, decoded.stages_ms)
+        run.record(frame, decoded.image, ready.repaired_voxels)
         then = read_image(self._recorded.path / row.frame) if row.frame else None
-        yield _compare(ready.volume, then, decoded.image)
+        return _compare(frame, then, decoded.image)
 
     def _sampler_of(self, row: Row) -> Sampler:
         """The sampler a frame was made with; of a bundle without it, the first."""
@@ -178,30 +203,39 @@ class _Again:
         return self._bundle.sampler(row.sampler if row.sampler in names else None)
 
     def _without_a_frame_now(self, folder: RunFolder) -> Iterator[FrameCompared]:
-        has_frame = {row.volume for row in folder.rows() if row.frame}
-        for row in self._recorded.rows:
-            if row.frame and row.volume not in has_frame:
-                yield FrameCompared(volume=row.volume, largest_difference=None, differing_share=None)
+        now = (*folder.rows(), *folder.specialised_rows())
+        has_frame = {_key(row) for row in now if row.frame}
+        for (volume, decoder), row in self._rows.items():
+            if row.frame and (volume, decoder) not in has_frame:
+                yield FrameCompared(
+                    volume=volume, decoder=decoder, largest_difference=None, differing_share=None
+                )
 
 
-def _compare(volume: int, then: NDArray[np.uint8] | None, now: NDArray[np.uint8]) -> FrameCompared:
-    if then is None or then.shape != now.shape:
-        return FrameCompared(volume=volume, largest_difference=None, differing_share=None)
-    apart = np.abs(now.astype(np.int16) - then)
+def _key(row: Row) -> tuple[int, str | None]:
+    return row.volume, row.decoder if isinstance(row, SpecialisedRow) else None
+
+
+def _compare(frame: Frame, then: NDArray[np.uint8] | None, now: NDArray[np.uint8]) -> FrameCompared:
+    largest, share = None, None
+    if then is not None and then.shape == now.shape:
+        apart = np.abs(now.astype(np.int16) - then)
+        largest, share = int(apart.max()), float(np.mean(apart > 0))
     return FrameCompared(
-        volume=volume, largest_difference=int(apart.max()), differing_share=float(np.mean(apart > 0))
+        volume=frame.volume, decoder=frame.decoder, largest_difference=largest, differing_share=share
     )
 
 
 def _told(frames: Iterator[FrameCompared], tell: Callable[[str], None]) -> Iterator[FrameCompared]:
     for frame in frames:
+        which = f"volume {frame.volume}" + (f" by {frame.decoder}" if frame.decoder else "")
         if frame.largest_difference is None or frame.differing_share is None:
-            tell(f"volume {frame.volume}: nothing to compare with")
+            tell(f"{which}: nothing to compare with")
         elif frame.is_same:
-            tell(f"volume {frame.volume}: the same, bit for bit")
+            tell(f"{which}: the same, bit for bit")
         else:
             tell(
-                f"volume {frame.volume}: differs in {100 * frame.differing_share:.2f} % of its values, "
+                f"{which}: differs in {100 * frame.differing_share:.2f} % of its values, "
                 f"by {frame.largest_difference} of 255 levels at most"
             )
         yield frame
@@ -235,10 +269,12 @@ def _changed(options: Options, info: RunFile, bundle: Bundle, used: EngineUsed) 
         )
     if options.sampler:
         changed.append(f"all frames with the sampler {options.sampler}")
+    if options.show_faces and info.faces == "blurred":
+        changed.append("faces shown, recorded blurred")
     return changed
 
 
-def _run_file(recorded: Recorded, bundle: Bundle, used: EngineUsed) -> RunFile:
+def _run_file(recorded: Recorded, bundle: Bundle, used: EngineUsed, faces: Faces) -> RunFile:
     info = new_run_file(
         recorded.info.start,
         bundle_name=bundle.spec.name,
@@ -246,6 +282,7 @@ def _run_file(recorded: Recorded, bundle: Bundle, used: EngineUsed) -> RunFile:
         window_delay_volumes=bundle.decoder().window.delay_volumes,
         seed=recorded.info.seed,
         engine=used,
+        faces=faces,
         spikes=recorded.info.spikes,
         prior_from=recorded.info.prior_from if bundle.sha256 == recorded.info.bundle_sha256 else None,
     )

@@ -31,6 +31,15 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
     max: float | None
 
 
+class SpecialisedSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """What a bank's specialised decoder came to, of the windows of pictures that were its."""
+
+    decoded: int
+    warming: int
+    skipped: int
+    identification: dict[str, Identification]
+
+
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """``summary.json``; decoded, warming, censored, skipped and missing add up to planned."""
 
@@ -48,6 +57,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     latency_ms: Latency
     identification: dict[str, Identification]
     """By kind of features. Trials of trusted frames only."""
+    specialised: dict[str, SpecialisedSummary]
+    """By decoder; empty without a bank."""
     bundle_sha256: str
     notes: list[str]
 
@@ -66,15 +77,30 @@ def summarize(recorded: Recorded) -> Summary:
         **counts,
         tr_s=recorded.info.start.tr_s,
         latency_ms=_latency(recorded),
-        identification={"pixels": _identify(trials, pixels), "features": _identify(trials, hog)},
+        identification=_identified(trials),
+        specialised={name: _specialised(recorded, name) for name in recorded.specialised_decoders},
         bundle_sha256=recorded.info.bundle_sha256,
         notes=_notes(recorded, len(trials)),
     )
 
 
-def trusted(recorded: Recorded) -> list[Trial]:
+def trusted(recorded: Recorded, decoder: str | None = None) -> list[Trial]:
     """The trials that count: those whose frame was decoded with trusted statistics."""
-    return [trial for trial in recorded.trials() if trial.row.state == "decoded"]
+    return [trial for trial in recorded.trials(decoder) if trial.row.state == "decoded"]
+
+
+def _specialised(recorded: Recorded, decoder: str) -> SpecialisedSummary:
+    states = [row.state for row in recorded.specialised if row.decoder == decoder]
+    return SpecialisedSummary(
+        decoded=states.count("decoded"),
+        warming=states.count("warming"),
+        skipped=states.count("skipped"),
+        identification=_identified(trusted(recorded, decoder)),
+    )
+
+
+def _identified(trials: list[Trial]) -> dict[str, Identification]:
+    return {"pixels": _identify(trials, pixels), "features": _identify(trials, hog)}
 
 
 def write_report(run_folder: Path) -> Summary:
@@ -145,7 +171,13 @@ def lines(summary: Summary) -> list[str]:
         + f"(TR {1e3 * summary.tr_s:.0f} ms)",
     ]
     found += [f"{name:<15} {_score_line(score)}" for name, score in summary.identification.items()]
+    found += [f"{name:<15} {_specialised_line(each)}" for name, each in summary.specialised.items()]
     return found + [f"note            {note}" for note in summary.notes]
+
+
+def _specialised_line(found: SpecialisedSummary) -> str:
+    counts = f"{found.decoded} decoded, {found.warming} warming, {found.skipped} skipped"
+    return f"{counts}; pixels {_score_line(found.identification['pixels'])}"
 
 
 def _score_line(score: Identification) -> str:

@@ -13,6 +13,7 @@ from realtime.recorded import Recorded, Trial
 from realtime.table import Row
 
 if TYPE_CHECKING:
+    from realtime.identify import Identification
     from realtime.report import Summary
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 900, 220, 48, 24
@@ -34,7 +35,8 @@ def page(summary: Summary, recorded: Recorded) -> str:
         notes="".join(f"<li>{escape(note)}</li>" for note in summary.notes),
         account=_account(summary, recorded.rows),
         strip=_strip(summary.planned, recorded.rows),
-        scores=_scores(summary),
+        scores=_scores(summary.identification),
+        bank=_bank(summary, recorded),
         latency=_latency_plot(summary, recorded.rows),
         trials="".join(_trial(trial) for trial in recorded.trials())
         or "<p>No picture was shown and decoded.</p>",
@@ -67,9 +69,10 @@ def _strip(planned: int, rows: tuple[Row, ...]) -> str:
     return f'<svg class=strip viewBox="0 0 {planned} 1" preserveAspectRatio="none">{bars}</svg>'
 
 
-def _scores(summary: Summary) -> str:
+def _scores(identification: dict[str, Identification], decoder: str = "") -> str:
+    """Rows of the table of scores; of a specialised decoder, under its name."""
     lines = []
-    for name, score in summary.identification.items():
+    for name, score in identification.items():
         if score.value is None or score.low is None or score.high is None:
             cells = f"<td colspan=3>too few trials ({score.n_trials})</td>"
         else:
@@ -78,7 +81,7 @@ def _scores(summary: Summary) -> str:
                 f"<td class=n>{100 * score.low:.1f} to {100 * score.high:.1f} %</td>"
                 f"<td class=n>{score.n_trials}</td>"
             )
-        lines.append(f"<tr><td>{escape(_SCORE_NAMES.get(name, name))}</td>{cells}</tr>")
+        lines.append(f"<tr><td>{escape(decoder)}{escape(_SCORE_NAMES.get(name, name))}</td>{cells}</tr>")
     return "".join(lines)
 
 
@@ -87,6 +90,24 @@ _SCORE_NAMES = {
     "features": "features (HOG: shape)",
     "efficientnet_lite0": "features (EfficientNet-Lite0)",
 }
+
+
+def _bank(summary: Summary, recorded: Recorded) -> str:
+    """What specialised decoders made of the pictures: a row for each, a picture's windows in a column."""
+    if not summary.specialised:
+        return ""
+    scores = "".join(_scores(each.identification, f"{name}: ") for name, each in summary.specialised.items())
+    by_decoder = {
+        name: {trial.picture.onset_volume: trial for trial in recorded.trials(name)}
+        for name in summary.specialised
+    }
+    onsets = sorted(set().union(*by_decoder.values()))[-_BANK_PICTURES:]
+    shown = {picture.onset_volume: picture.path for picture in recorded.pictures}
+    rows = ["<tr><th>shown</th>" + "".join(f"<td><img src={_inline(shown[at])}></td>" for at in onsets)]
+    for name, trials in by_decoder.items():
+        cells = (f"<img src={_inline(trials[at].frame)}>" if at in trials else "" for at in onsets)
+        rows.append(f"<tr><th>{escape(name)}</th>" + "".join(f"<td>{cell}</td>" for cell in cells))
+    return _BANK.substitute(scores=scores, rows="</tr>".join(rows) + "</tr>", n=len(onsets))
 
 
 def _latency_plot(summary: Summary, rows: tuple[Row, ...]) -> str:
@@ -136,6 +157,16 @@ def _inline(path: Path) -> str:
     return '"data:image/png;base64,' + base64.b64encode(path.read_bytes()).decode() + '"'
 
 
+_BANK_PICTURES = 12
+_BANK = Template("""<h2>Specialised decoders</h2>
+<p>Each decodes, of every picture, the window that it was trained for; the earliest is above.</p>
+<table>
+<tr><th>compared in</th><th class=n>identified</th><th class=n>95 % interval</th><th class=n>trials</th></tr>
+$scores</table>
+<p>The last $n pictures:</p>
+<table class=bank>$rows</table>
+""")
+
 _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>$title</title>
 <meta name="viewport" content="width=device-width">
@@ -153,6 +184,8 @@ td i { display: inline-block; width: .8em; height: .8em; margin-right: .6em; bor
 svg { width: 100%; display: block; } svg.strip { height: 18px; margin-top: 1rem; background: #1c2229; }
 svg text { fill: var(--dim); font: 12px system-ui, sans-serif; }
 .level { stroke: var(--dim); stroke-dasharray: 4 4; stroke-width: 1; }
+.bank td { border: 0; padding: 1px; } .bank img { width: 100%; display: block; image-rendering: pixelated; }
+.bank th { white-space: nowrap; vertical-align: middle; }
 .trials { display: grid; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); gap: 1rem; }
 figure { margin: 0; } figure img { width: 50%; image-rendering: pixelated; }
 figcaption { font-size: .8rem; overflow-wrap: anywhere; }
@@ -169,7 +202,7 @@ Chance is 50 %.</p>
 <table>
 <tr><th>compared in</th><th class=n>identified</th><th class=n>95 % interval</th><th class=n>trials</th></tr>
 $scores</table>
-<h2>Compute latency by volume</h2>
+$bank<h2>Compute latency by volume</h2>
 <p>From the last byte of the volume to the frame. The haemodynamic delay of the window comes before it.</p>
 $latency
 <h2>Shown (left) and decoded (right), by onset volume</h2>

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
+import numpy as np
 
 from realtime import wire
 from realtime.bundle import Bundle
 from realtime.carried import PRIOR_FILE, in_words, last_run
 from realtime.errors import RealtimeError, RecordError
 from realtime.events import Event, Shown
-from realtime.record import EngineUsed, RunFolder, new_run_file, read_run_file, takes_of
+from realtime.record import EngineUsed, Faces, RunFolder, new_run_file, read_run_file, takes_of
 from realtime.run import Run
 from realtime.spikes import SpikeRule
 from realtime.table import row_frame
@@ -35,18 +36,25 @@ def open_folders(out: Path, bundle_sha256: str) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
+def unfinished_run(out: Path, bundle_sha256: str) -> wire.RunStart | None:
+    """The start of the run that would go on with this bundle, if any was left open."""
+    for path in open_folders(out, bundle_sha256)[:1]:
+        return read_run_file(path).start
+    return None
+
+
 def is_closed(out: Path, run_id: str) -> bool:
     """Whether the last take of a run was closed."""
     takes = list(takes_of(out, run_id))
     return bool(takes) and read_run_file(takes[-1]).state == "closed"
 
 
-def reopen(path: Path, bundle: Bundle, engine: EngineUsed | None = None) -> Run:
+def reopen(path: Path, bundle: Bundle, engine: EngineUsed | None = None, faces: Faces | None = None) -> Run:
     """Bring a run back to where its journal ends: the same statistics, and what was accounted stays.
 
     Of the volumes that came and were not yet accounted, the newest is decoded; the others are skipped.
 
-    :param engine: what decodes from now on
+    :param engine: what decodes from now on; ``faces``: how they are recorded from now on
     :raises RecordError: when the folder is damaged, or another runtime writes it.
     """
     folder, rows = RunFolder.reopen(path)
@@ -58,6 +66,8 @@ def reopen(path: Path, bundle: Bundle, engine: EngineUsed | None = None) -> Run:
         folder.note(run.message)
         if engine and engine != folder.info.engine:
             folder.note(f"from here on decoded on another engine: {engine.description}")
+        if faces and faces != folder.info.faces:
+            folder.note(f"from here on faces are {faces}")
     except RealtimeError as error:
         folder.suspend()
         raise RecordError(f"cannot go on with {path}: {error}") from error
@@ -70,6 +80,7 @@ def begin(
     seed: int,
     start: wire.RunStart,
     engine: EngineUsed = EngineUsed(),  # noqa: B008  # frozen
+    faces: Faces = "shown",
     *,
     carry: bool = False,
 ) -> Run:
@@ -82,7 +93,7 @@ def begin(
         try:
             info = read_run_file(path)
             if (info.state, info.bundle_sha256, info.start) == ("open", bundle.sha256, start):
-                return reopen(path, bundle, engine)
+                return reopen(path, bundle, engine, faces)
         except RecordError as error:
             _log.warning("%s", error)
     carried = last_run(out, bundle) if carry else None
@@ -93,6 +104,7 @@ def begin(
         window_delay_volumes=bundle.decoder().window.delay_volumes,
         seed=seed,
         engine=engine,
+        faces=faces,
         spikes=SpikeRule(),
         prior_from=carried.run if carried else None,
     )
@@ -114,9 +126,10 @@ def recorded_events(run: Run) -> Iterator[Event]:
         message = wire.decode_to_runtime(entry.header)
         if isinstance(message, wire.Marker):
             shown = Shown(run_id=run.name, onset_volume=message.onset_volume, name=message.name)
-            yield Event(shown, png=entry.payload)
-    for row in folder.rows():
+            yield Event(shown, png=entry.payload, is_recorded=True)
+    for row in (*folder.rows(), *folder.specialised_rows()):
         frame = row_frame(row, run.name)
         image = cv2.imread(str(folder.path / row.frame)) if row.frame else None
         if frame is not None and image is not None:
-            yield Event(frame, image=cv2.cvtColor(image, cv2.COLOR_BGR2RGB))  # type: ignore[arg-type]
+            rgb = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+            yield Event(frame, image=rgb, is_recorded=True)

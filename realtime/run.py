@@ -18,15 +18,16 @@ from numpy.typing import NDArray
 
 from realtime import wire
 from realtime.account import Account, VolumeState
-from realtime.bundle import Bundle
+from realtime.bundle import Bundle, Decoder
 from realtime.carried import STATISTICS_FILE, Statistics, prior_of
-from realtime.deadline import NewestWins, Reorder, Turn
+from realtime.deadline import NewestWins
 from realtime.errors import RecordError, WireError
 from realtime.events import Frame, LatencyMs
 from realtime.picture import check_png
 from realtime.preprocess import StreamingPreprocessor
 from realtime.record import RunFolder
-from realtime.table import Row, frame_row
+from realtime.reorder import Reorder, Turn
+from realtime.table import Row, SpecialisedRow, frame_row
 
 GAP_PATIENCE_TR = 2
 """A gap in the volumes is given up after this many TR."""
@@ -51,7 +52,7 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
-    """A window that can be decoded: ``[V, T]``, the z-scores of the T volumes up to ``volume``."""
+    """What can be decoded: ``[V, T]``, z-scores of as many volumes up to ``volume`` as any decoder sees."""
 
     volume: int
     window: NDArray[np.float32]
@@ -59,6 +60,10 @@ class Ready:
     repaired_voxels: int
     preprocess_ms: float
     arrival: Arrival
+
+    def window_of(self, decoder: Decoder) -> NDArray[np.float32]:
+        """The part that a decoder sees, ``[V, T]``."""
+        return np.ascontiguousarray(self.window[:, -decoder.window.length_volumes :])
 
 
 class Run:
@@ -77,7 +82,9 @@ class Run:
         self.account = Account(self.start.n_volumes)
         for row in rows:
             self.account.settle(row.volume, row.state)
-        self._window = bundle.decoder().window
+        self._general, *self._specialised = bundle.spec.decoders
+        self._accounted = {(row.volume, row.decoder) for row in folder.specialised_rows()}
+        """Windows of specialised decoders that have their row."""
         self.trusted = False
         """Whether the statistics of the newest volume are those of a run old enough."""
         self._onsets: list[int] = []
@@ -94,7 +101,7 @@ class Run:
             bundle.spec.preprocessing,
             prior.mean,
             prior.sd,
-            window_volumes=self._window.length_volumes,
+            window_volumes=bundle.window_volumes,
             spikes=folder.info.spikes,
         )
 
@@ -143,7 +150,7 @@ class Run:
         """Go on with a volume from the journal, once those before it have come."""
         if index < self._reorder.next_index:
             self.tell(f"volume {index} came after its gap had been given up; it is not used")
-        self._advance(self._reorder.push(index, arrival, arrival.received_s))
+        self._advance(self._reorder.push(index, arrival, arrival.received_s, arrival.voxels.nbytes))
 
     def expire(self, now_s: float) -> None:
         """Give up the gaps whose time is over."""
@@ -194,8 +201,17 @@ class Run:
 
     def shown_onset(self, volume: int) -> int | None:
         """Onset of the picture that the window ending at ``volume`` shows: the last one old enough."""
-        position = bisect.bisect_right(self._onsets, volume - self._window.delay_volumes)
+        position = bisect.bisect_right(self._onsets, volume - self._general.window.delay_volumes)
         return self._onsets[position - 1] if position else None
+
+    def due(self, volume: int) -> list[Decoder]:
+        """The specialised decoders whose window of a picture ends at ``volume``, if it has no row yet."""
+        return [
+            decoder
+            for decoder in self._specialised
+            if volume - decoder.window.delay_volumes in self._onsets
+            and (volume, decoder.name) not in self._accounted
+        ]
 
     def restore(self, message: wire.ToRuntime, payload: bytes) -> None:
         """Take a message from the journal of an earlier process; what it accounted stays as it is."""
@@ -205,36 +221,58 @@ class Run:
         elif isinstance(message, wire.Volume) and self.account.receive(message.index):
             voxels = wire.volume_array(self.start, payload)
             arrival = Arrival(voxels=voxels, received_s=perf_counter(), journal_ms=0.0, restored=True)
-            self._advance(self._reorder.push(message.index, arrival, arrival.received_s))
+            turns = self._reorder.push(message.index, arrival, arrival.received_s, voxels.nbytes)
+            self._advance(turns)
 
-    def frame(self, ready: Ready, sampler: str, stages_ms: dict[str, float]) -> Frame:
+    def frame(self, ready: Ready, decoder: Decoder, sampler: str, stages_ms: dict[str, float]) -> Frame:
         """The frame that a decode has just made; its latency ends here."""
         total_ms = 1e3 * (perf_counter() - ready.arrival.received_s)
         known = {"journal": ready.arrival.journal_ms, "preprocess": ready.preprocess_ms} | stages_ms
+        is_general = decoder is self._general
+        onset = ready.volume - decoder.window.delay_volumes
         return Frame(
             run_id=self.name,
             volume=ready.volume,
-            window=(ready.volume + 1 - self._window.length_volumes, ready.volume + 1),
+            decoder=None if is_general else decoder.name,
+            window=(ready.volume + 1 - decoder.window.length_volumes, ready.volume + 1),
             state=ready.state,
             sampler=sampler,
             latency_ms=LatencyMs(**known, wait=max(0.0, total_ms - sum(known.values())), total=total_ms),
-            shown_onset=self.shown_onset(ready.volume),
+            shown_onset=self.shown_onset(ready.volume) if is_general else onset,
         )
 
     def record(self, frame: Frame, image: NDArray[np.uint8], repaired_voxels: int) -> None:
         """Write a frame and its row; a frame that the disk does not take is left out, and said to be."""
-        self.account.settle(frame.volume, "decoded" if frame.state == "trusted" else "warming")
+        if frame.decoder:
+            self._accounted.add((frame.volume, frame.decoder))
+        else:
+            self.account.settle(frame.volume, "decoded" if frame.state == "trusted" else "warming")
         row = frame_row(frame, None, repaired_voxels)
         try:
-            row = msgspec.structs.replace(row, frame=self.folder.write_frame(frame.volume, image))
+            file = self.folder.write_frame(frame.volume, image, frame.decoder)
+            row = msgspec.structs.replace(row, frame=file)
         except RecordError as error:
             self.disk_failed(error)
             row = msgspec.structs.replace(row, reason="the disk did not take its frame")
         self._write(self.folder.write_row, row)
 
     def skip(self, volume: int, reason: str) -> None:
-        """Account a volume whose window is not decoded."""
+        """Account a volume whose windows are not decoded."""
         self._settle(volume, "skipped", reason)
+        self.skip_specialised(volume, reason)
+
+    def skip_specialised(self, volume: int, reason: str) -> None:
+        """Account the windows that end at a volume and that specialised decoders have not decoded."""
+        for decoder in self.due(volume):
+            self._accounted.add((volume, decoder.name))
+            row = SpecialisedRow(
+                volume=volume,
+                state="skipped",
+                reason=reason,
+                shown_onset=volume - decoder.window.delay_volumes,
+                decoder=decoder.name,
+            )
+            self._write(self.folder.write_row, row)
 
     def _advance(self, turns: Iterable[Turn[Arrival]]) -> None:
         lost = []
@@ -253,7 +291,9 @@ class Run:
         window = self._preprocessor.window()
         preprocess_ms = 1e3 * (perf_counter() - began_s)
         self.trusted = self.trusted or pushed.status == "trusted"
-        if self.account.state_of(volume) is not None:
+        if (state := self.account.state_of(volume)) is not None:
+            if state in ("decoded", "warming") and window is not None:
+                self.skip_specialised(volume, _RESTARTED)
             return
         if pushed.status == "censored":
             self._settle(volume, "censored", pushed.reason)
@@ -300,7 +340,7 @@ class Run:
     def tell(self, message: str) -> None:
         """Let the operator know."""
         self.message = message
-        _log.info("%s", message)
+        _log.info("%s", message, extra={"run_id": self.name})
 
 
 def _volumes(indices: list[int]) -> str:

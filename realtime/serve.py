@@ -54,10 +54,12 @@ def describe(service: Service, options: Options) -> list[str]:
     """What an operator should know at the start."""
     spec = service.bundle.spec
     shipped = "the shipped demo bundle (a simulated subject)" if options.bundle_is_demo else "bundle"
+    published = [f"results published at {service.publish_address}"] if service.publish_address else []
     return [
         f"decoding with {shipped} {spec.name}, subject {spec.subject}: {service.bundle.folder}",
         f"on {service.engine_description}",
         f"volumes from {service.source_address}, runs recorded in {options.out.absolute()}",
+        *published,
         f"page: {service.url}" if service.url else "no page (headless)",
     ]
 

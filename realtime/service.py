@@ -8,20 +8,25 @@ import os
 import signal
 import sys
 import webbrowser
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from realtime.bundle import SPEC_FILE, Bundle
+from realtime.curve import load_server_keys
 from realtime.decode import Decoder
 from realtime.engines import take_engine
 from realtime.errors import ServeError
-from realtime.events import Broadcast
+from realtime.faces import FaceBlur
+from realtime.metrics import Metrics
 from realtime.pipeline import Pipeline, Settings
-from realtime.sources.zeromq import ZeroMqSource
+from realtime.publish import Publisher
+from realtime.resume import unfinished_run
+from realtime.sources.choose import Told, open_source
 
 if TYPE_CHECKING:
     from realtime.viewer import Viewer
@@ -37,7 +42,7 @@ class Options:
     bundle: Path
     bundle_is_demo: bool
     source: str
-    """``tcp://127.0.0.1:5555``; port 0 takes a free one."""
+    """Where volumes come from, such as ``tcp://127.0.0.1:5555``; port 0 takes a free one."""
     port: int | None
     """The page's port, 0 for a free one; None: no page."""
     out: Path
@@ -45,6 +50,18 @@ class Options:
     """One of :data:`realtime.engines.ENGINES`."""
     sampler: str | None = None
     """The bundle's sampler to decode with; by default the best for which there is time."""
+    show_faces: bool = False
+    """Leave faces in the frames as they are; by default they are blurred for page, subscribers, record."""
+    keys: Path | None = None
+    """The runtime's folder of :func:`realtime.curve.make_keys`; without it scanners need no key."""
+    publish: str | None = None
+    """Where frames are published, ``tcp://127.0.0.1:5556``; None: nowhere."""
+    page_host: str = "127.0.0.1"
+    """IP address of the page; another than loopback needs a certificate."""
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    told: Told = Told()
+    """What the operator says where the source does not."""
     carry: bool = False
     """Whether runs begin with the statistics of the run before."""
 
@@ -56,8 +73,13 @@ class Service:
     """
 
     def __init__(self, options: Options) -> None:
-        self._source = ZeroMqSource(options.source)
+        keys = load_server_keys(options.keys) if options.keys else None
+        page = None if options.port is None else _page(options, options.port)
         self.bundle = Bundle.open(options.bundle)
+        unfinished = unfinished_run(options.out, self.bundle.sha256)
+        self._source = open_source(
+            options.source, options.told, self.bundle.spec, keys=keys, unfinished=unfinished
+        )
         sampler = self.bundle.sampler(options.sampler) if options.sampler else None
         engine_name, engine = take_engine(self.bundle, options.engine)
         self.engine_description = engine.description
@@ -70,23 +92,37 @@ class Service:
             engine_name=engine_name,
             sampler=sampler,
             seed=SEED,
+            faces="shown" if options.show_faces else "blurred",
             carry=options.carry,
             out=options.out.absolute(),
         )
-        decoder = Decoder(self.bundle, engine, SEED)
-        self.pipeline = Pipeline(settings, self._source, decoder, self.closed.put_nowait)
-        self._viewer = None if options.port is None else _viewer(self.pipeline.broadcast, options.port)
+        blur = None if options.show_faces else FaceBlur()
+        general, *specialised = (
+            Decoder(self.bundle, engine, SEED, each.name, blur=blur) for each in self.bundle.spec.decoders
+        )
+        bank = {decoder.spec.name: decoder for decoder in specialised}
+        self.pipeline = Pipeline(settings, self._source, general, self.closed.put_nowait, bank)
+        self.publisher = None
+        if options.publish:
+            self.publisher = Publisher(options.publish, self.bundle.decoder().name, keys)
+            self.pipeline.broadcast.call(self.publisher.take)
+        metrics = Metrics(self.publisher)
+        self.pipeline.broadcast.call(metrics.take)
+        self._viewer = page(self.pipeline.broadcast, metrics=metrics) if page else None
         self.source_address = ""
+        self.publish_address: str | None = None
         self.url: str | None = None
 
     async def start(self) -> None:
         """Listen. :raises ServeError: where a port is in use."""
-        self.source_address = await self._source.start()
-        try:
+        async with contextlib.AsyncExitStack() as started:
+            self.source_address = await self._source.start()
+            started.push_async_callback(self._source.stop)
+            if self.publisher:
+                self.publish_address = self.publisher.start()
+                started.callback(self.publisher.stop)
             self.url = await self._viewer.start() if self._viewer else None
-        except ServeError:
-            await self._source.stop()
-            raise
+            started.pop_all()
 
     async def stop(self, *, end_run: bool) -> Path | None:
         """Let go of everything; returns the folder of the run that was open, if any."""
@@ -94,13 +130,18 @@ class Service:
         if self._viewer:
             await self._viewer.stop()
         await self._source.stop()
+        if self.publisher:
+            self.publisher.stop()
         return folder
 
 
-def _viewer(broadcast: Broadcast, port: int) -> Viewer:
-    from realtime.viewer import Viewer  # brings WebRTC, which a headless runtime does not need
+def _page(options: Options, port: int) -> Callable[..., Viewer]:
+    """What makes the page of a broadcast, once it is known that the page may be where it is to be."""
+    from realtime.viewer import Viewer, open_access  # brings WebRTC, which a headless runtime does not need
 
-    return Viewer(broadcast, port)
+    return partial(
+        Viewer, port=port, access=open_access(options.page_host, options.tls_cert, options.tls_key)
+    )
 
 
 def choose_bundle(folder: Path | None, subject: int | None) -> tuple[Path, bool]:

@@ -1,4 +1,5 @@
-"""The table of decodes: one row per planned volume, written when its state is final. BIDS-style TSV.
+"""The tables of decodes, BIDS-style TSV: one row per planned volume, written when its state is final, and for
+a bank's specialised decoders one row per picture and decoder.
 
 A row is appended with one write, so that a crash loses at most the row in flight; a torn last line is
 dropped.
@@ -6,8 +7,9 @@ dropped.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -39,6 +41,14 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     total_ms: float | None = None
 
 
+class SpecialisedRow(Row, frozen=True, kw_only=True):
+    """What became of one picture's window for one specialised decoder of a bank."""
+
+    decoder: str
+
+
+Kind = TypeVar("Kind", bound=Row)
+
 COLUMNS: dict[str, dict[str, Any]] = {
     "volume": {"Description": "Index of the volume in the run, from 0."},
     "state": {
@@ -66,18 +76,32 @@ COLUMNS: dict[str, dict[str, Any]] = {
     "wait_ms": {"Description": "Waiting: for earlier volumes, for the decoder, for a thread.", "Units": "ms"},
     "brain_ms": {"Description": "The brain graph.", "Units": "ms"},
     "denoise_ms": {"Description": "All steps of the sampler.", "Units": "ms"},
-    "vae_ms": {"Description": "From latents to the picture.", "Units": "ms"},
+    "vae_ms": {"Description": "From latents to the picture, with the blurring of faces.", "Units": "ms"},
     "total_ms": {
         "Description": "Compute latency: from the volume's last byte to the frame; the sum of the others.",
         "Units": "ms",
     },
 }
 """The sidecar's description of every column."""
+SPECIALISED_COLUMNS: dict[str, dict[str, Any]] = COLUMNS | {
+    "volume": {"Description": "Index of the last volume of the window, from 0."},
+    "state": {
+        "Description": "What became of the window.",
+        "Levels": {
+            "decoded": "a frame was decoded, with statistics of enough volumes to be trusted",
+            "warming": "a frame was decoded while the run was too young to trust",
+            "skipped": "no frame was decoded; the reason tells why",
+        },
+    },
+    "shown_onset": {"Description": "Onset volume of the picture (see the events table)."},
+    "decoder": {"Description": "Name of the bundle's decoder."},
+}
+"""The same for :class:`SpecialisedRow`."""
 
 
 def frame_row(frame: Frame, file: str | None, repaired_voxels: int) -> Row:
-    """The row of a volume whose frame was decoded."""
-    return Row(
+    """The row of a frame that was decoded."""
+    row = Row(
         volume=frame.volume,
         state="decoded" if frame.state == "trusted" else "warming",
         frame=file,
@@ -88,6 +112,9 @@ def frame_row(frame: Frame, file: str | None, repaired_voxels: int) -> Row:
         repaired_voxels=repaired_voxels,
         **{f"{stage}_ms": value for stage, value in msgspec.structs.asdict(frame.latency_ms).items()},
     )
+    if frame.decoder is None:
+        return row
+    return SpecialisedRow(**msgspec.structs.asdict(row), decoder=frame.decoder)
 
 
 def row_frame(row: Row, run_id: str) -> Frame | None:
@@ -98,6 +125,7 @@ def row_frame(row: Row, run_id: str) -> Frame | None:
     return Frame(
         run_id=run_id,
         volume=row.volume,
+        decoder=row.decoder if isinstance(row, SpecialisedRow) else None,
         window=(row.window_start, row.window_stop),
         state="trusted" if row.state == "decoded" else "warming",
         sampler=row.sampler or "",
@@ -106,9 +134,9 @@ def row_frame(row: Row, run_id: str) -> Frame | None:
     )
 
 
-def header_line() -> bytes:
-    """The first line of the table."""
-    return ("\t".join(Row.__struct_fields__) + "\n").encode()
+def header_line(kind: type[Row] = Row) -> bytes:
+    """The first line of a table of such rows."""
+    return ("\t".join(kind.__struct_fields__) + "\n").encode()
 
 
 def row_line(row: Row) -> bytes:
@@ -117,19 +145,28 @@ def row_line(row: Row) -> bytes:
 
 
 def read_table(path: Path) -> tuple[list[Row], int]:
-    """All whole rows of a table, and the offset where a torn last line, if any, begins.
+    """All whole rows of the table of volumes, and the offset where a torn last line, if any, begins.
 
     :raises RecordError: when a row does not fit the columns, or a volume has two.
     """
+    return _read(path, Row, lambda row: row.volume)
+
+
+def read_specialised(path: Path) -> tuple[list[SpecialisedRow], int]:
+    """The same of the table of specialised decoders; raises as :func:`read_table`."""
+    return _read(path, SpecialisedRow, lambda row: (row.volume, row.decoder))
+
+
+def _read(path: Path, kind: type[Kind], key: Callable[[Kind], object]) -> tuple[list[Kind], int]:
     data = path.read_bytes() if path.exists() else b""
     end = data.rfind(b"\n") + 1
     lines = data[:end].decode(errors="replace").splitlines()
-    if lines and lines[0] + "\n" != header_line().decode():
-        expected = ", ".join(Row.__struct_fields__)
+    if lines and lines[0] + "\n" != header_line(kind).decode():
+        expected = ", ".join(kind.__struct_fields__)
         raise RecordError(f"expected the columns {expected} in {path}, got: {lines[0]}")
-    rows = [_parse(line, path) for line in lines[1:]]
-    if len({row.volume for row in rows}) != len(rows):
-        raise RecordError(f"expected one row per volume in {path}; it holds {len(rows)} rows with repeats")
+    rows = [_parse(line, path, kind) for line in lines[1:]]
+    if len({key(row) for row in rows}) != len(rows):
+        raise RecordError(f"expected one row for each in {path}; it holds {len(rows)} rows with repeats")
     return rows, end
 
 
@@ -141,13 +178,13 @@ def _cell(value: object) -> str:
     return " ".join(str(value).split())
 
 
-def _parse(line: str, path: Path) -> Row:
+def _parse(line: str, path: Path, kind: type[Kind]) -> Kind:
     cells = line.split("\t")
-    names = Row.__struct_fields__
+    names = kind.__struct_fields__
     if len(cells) != len(names):
         raise RecordError(f"expected {len(names)} columns in {path}, got {len(cells)}: {line!r}")
     known = {name: cell for name, cell in zip(names, cells, strict=True) if cell != NOT_AVAILABLE}
     try:
-        return msgspec.convert(known, Row, strict=False)
+        return msgspec.convert(known, kind, strict=False)
     except msgspec.ValidationError as error:
         raise RecordError(f"a row of {path} does not fit: {error}: {line!r}") from error

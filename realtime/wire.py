@@ -39,8 +39,12 @@ DTYPES = ("int16", "uint16", "int32", "float32", "float64")
 
 RunId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,95}\Z")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=100_000)]
+# A drift basis grows with its square; this is a run of 3.7 hours at 4/3 s.
+RunLength = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
 Edge = Annotated[int, msgspec.Meta(ge=1, le=1_024)]
 Row4 = tuple[float, float, float, float]
+Affine = tuple[Row4, Row4, Row4, Row4]
+"""From voxel indices to mm, where x rises to the right, y to the front, z upwards."""
 
 T = TypeVar("T")
 
@@ -57,10 +61,9 @@ class RunStart(_Message, frozen=True, kw_only=True, tag="run_start", tag_field="
 
     subject: Annotated[int, msgspec.Meta(ge=1, le=99_999)]
     tr_s: Annotated[float, msgspec.Meta(gt=0, le=60)]
-    # A drift basis grows with its square; this is a run of 3.7 hours at 4/3 s.
-    n_volumes: Annotated[int, msgspec.Meta(ge=1, le=10_000)]
+    n_volumes: RunLength
     shape: tuple[Edge, Edge, Edge]
-    affine: tuple[Row4, Row4, Row4, Row4]
+    affine: Affine
     dtype: Literal["int16", "uint16", "int32", "float32", "float64"]
 
     def __post_init__(self) -> None:

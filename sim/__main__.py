@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from nsd import N_IMAGES, NsdError
+from realtime.errors import RealtimeError
 from sim.errors import SimError
 
 
@@ -21,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.command(arguments))
-    except (SimError, NsdError) as error:
+    except (SimError, NsdError, RealtimeError) as error:
         print(f"sim: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -107,6 +108,12 @@ def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="where the runtime listens (default tcp://127.0.0.1:5555)",
     )
     parser.add_argument(
+        "--keys",
+        type=Path,
+        metavar="DIR",
+        help="the scanner's folder from `realtime keys`, for a runtime that asks for keys",
+    )
+    parser.add_argument(
         "--speed", type=float, default=1.0, help="1 is the scan's own pace, 8 eight times as fast (default 1)"
     )
     parser.add_argument(
@@ -135,6 +142,7 @@ def _replay(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from nsd import Layout
+    from realtime.curve import load_client_keys
     from sim.faults import FaultyLink, FaultyScan, describe, draw_plan, late_tr, parse_rates
     from sim.recording import Recording
     from sim.scanner import Scanner, ZmqLink
@@ -145,6 +153,7 @@ def _replay(arguments: argparse.Namespace) -> int:
 
     if arguments.stop_with_stdin:
         threading.Thread(target=_exit_at_end_of_input, daemon=True).start()
+    keys = load_client_keys(arguments.keys) if arguments.keys else None
     numbers = {"subject": arguments.subject, "session": arguments.session, "run": arguments.run}
     with Recording(Layout(arguments.nsd), **numbers, run_id=arguments.run_id) as recording:
         plan = draw_plan(parse_rates(arguments.fault), arguments.fault_seed, recording.start)
@@ -154,7 +163,7 @@ def _replay(arguments: argparse.Namespace) -> int:
         for line in describe(plan):
             tell(line)
         with (
-            ZmqLink(arguments.connect) as link,
+            ZmqLink(arguments.connect, keys) as link,
             tqdm(total=sender.start.n_volumes, unit="volume", desc="replay", disable=None) as progress,
         ):
             scanner = Scanner(scan, FaultyLink(link, plan), sender, tell=tell)

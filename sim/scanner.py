@@ -15,6 +15,7 @@ import zmq
 from tqdm import tqdm
 
 from realtime import wire
+from realtime.curve import ClientKeys
 from sim.errors import SimError
 from sim.sender import Reconnect, Sender, State
 
@@ -40,11 +41,13 @@ class Link(Protocol):
 class ZmqLink:
     """A DEALER socket that connects to the runtime's ROUTER. A context manager.
 
+    :param keys: for a runtime that asks for them; it is then the only one that gets the volumes.
     :raises SimError: ``endpoint`` is not an address that ZeroMQ can connect to.
     """
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, keys: ClientKeys | None = None) -> None:
         self._endpoint = endpoint
+        self._keys = keys
         self._context = zmq.Context()
         self._socket = self._connect()
 
@@ -75,6 +78,8 @@ class ZmqLink:
 
     def _connect(self) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.DEALER)
+        if self._keys:
+            self._keys.use(socket)
         try:
             socket.connect(self._endpoint)
         except zmq.ZMQError as error:

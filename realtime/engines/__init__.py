@@ -88,9 +88,9 @@ Steps = tuple[Step, ...]
 class LoopEngine(Engine, Protocol):
     """An engine that runs all steps of a table in one go. Others are led through them one by one."""
 
-    def sample(self, steps: Steps, conditions: NDArray[Any], latents: Handle) -> Handle:
-        """Run ``denoise`` once a step, from latents ``[1, c, h, w]`` to the last ones; what it prepares for a
-        table it keeps, so that only the first call is slow.
+    def sample(self, graph: str, steps: Steps, conditions: NDArray[Any], latents: Handle) -> Handle:
+        """Run a ``denoise`` graph once a step, from latents ``[1, c, h, w]`` to the last ones; what it
+        prepares for a table it keeps, so that only the first call is slow.
 
         :param conditions: the null condition and the other one, ``[2, tokens, width]``
         :raises EngineError: when it fails
@@ -194,11 +194,11 @@ def signature(spec: Spec, graph: str) -> tuple[tuple[Tensor, ...], tuple[Tensor,
     """Inputs and outputs that a graph of a bundle must have; a named dimension is free.
 
     V voxels and T volumes into ``brain`` graphs, out of which come a condition and, where samplers start from
-    them, latents; one sampler step in ``denoise``, whose ``n`` conditions are mixed by weights that sum to 1;
-    latents to an image in ``vae``.
+    them, latents; one sampler step in ``denoise`` graphs, whose ``n`` conditions are mixed by weights that
+    sum to 1; latents to an image in ``vae``.
     """
     latents = (1, *spec.latent_shape)
-    if graph == "denoise":
+    if graph in {decoder.denoise for decoder in spec.decoders}:
         return (
             _floats("latents", latents),
             _floats("previous", latents),
@@ -216,7 +216,7 @@ def signature(spec: Spec, graph: str) -> tuple[tuple[Tensor, ...], tuple[Tensor,
             condition = _floats("condition", (1, *spec.condition_shape))
             start = (_floats("start", latents),) if spec.starts_from_brain else ()
             return (_floats("window", window),), (condition, *start)
-    raise EngineError(f"expected denoise, vae or a decoder's graph, got {graph!r}; export the bundle again")
+    raise EngineError(f"expected vae or a decoder's graph, got {graph!r}; export the bundle again")
 
 
 def forms(spec: Spec, graph: str) -> list[dict[str, tuple[int, ...]]]:

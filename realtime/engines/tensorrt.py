@@ -71,7 +71,7 @@ class TensorRtEngine:
         latents = (1, *bundle.spec.latent_shape)
         self._latents = self._stream.allocate(latents, np.float32)
         self._no_previous = self._put(np.zeros(latents, dtype=np.float32))
-        self._loops: dict[Steps, Callable[[], None]] = {}
+        self._loops: dict[tuple[str, Steps], Callable[[], None]] = {}
 
     def put(self, array: NDArray[Any]) -> Handle:
         """Bring an array to the device."""
@@ -96,38 +96,38 @@ class TensorRtEngine:
         form.enqueue()
         return {name: self._stream.duplicate(tensor) for name, tensor in form.outputs.items()}
 
-    def sample(self, steps: Steps, conditions: NDArray[Any], latents: Handle) -> Handle:
+    def sample(self, graph: str, steps: Steps, conditions: NDArray[Any], latents: Handle) -> Handle:
         """As :meth:`realtime.engines.LoopEngine.sample`: one launch for all steps."""
         for n in range(1, MOST_CONDITIONS + 1):
-            self._stream.upload(conditions[-n:], self._forms["denoise", n].inputs["conditions"])
-        loop = self._loops.get(steps) or self._prepare(steps)
+            self._stream.upload(conditions[-n:], self._forms[graph, n].inputs["conditions"])
+        loop = self._loops.get((graph, steps)) or self._prepare(graph, steps)
         self._stream.copy(_own(latents), self._latents)
         loop()
         final = self._stream.duplicate(self._latents)
         self._stream.synchronize()  # so that the time it took is seen here
         return final
 
-    def _prepare(self, steps: Steps) -> Callable[[], None]:
+    def _prepare(self, graph: str, steps: Steps) -> Callable[[], None]:
         """Record a table as a CUDA graph, after a run: TensorRT puts work off until the first."""
-        queue = partial(self._queue, steps)
+        queue = partial(self._queue, graph, steps)
         queue()
         self._stream.synchronize()
         try:
-            self._loops[steps] = partial(self._stream.capture(queue).launch, self._stream)
+            self._loops[graph, steps] = partial(self._stream.capture(queue).launch, self._stream)
         except EngineError as error:
             _log.warning(
                 "a sampler runs step by step, as it cannot be recorded as a CUDA graph: %s", str(error)
             )
             if not self.description.endswith(_UNRECORDED):
                 self.description += _UNRECORDED
-            self._loops[steps] = queue
-        return self._loops[steps]
+            self._loops[graph, steps] = queue
+        return self._loops[graph, steps]
 
-    def _queue(self, steps: Steps) -> None:
+    def _queue(self, graph: str, steps: Steps) -> None:
         """Queue a table's steps, from ``self._latents`` to the same place."""
         latents, previous = self._latents, self._no_previous
         for step in steps:
-            form = self._forms["denoise", 2 if step.is_guided else 1]
+            form = self._forms[graph, 2 if step.is_guided else 1]
             self._feed(form, "latents", latents)
             self._feed(form, "previous", previous)
             self._feed(form, "timestep", _own(step.timestep))
@@ -163,7 +163,8 @@ class TensorRtEngine:
                 f"reasons; {rebuild(bundle)}"
             )
         _check_signature(bundle, graph, path, engine)
-        for n in range(1, MOST_CONDITIONS + 1) if graph == "denoise" else (1,):
+        is_denoise = graph in {decoder.denoise for decoder in bundle.spec.decoders}
+        for n in range(1, MOST_CONDITIONS + 1) if is_denoise else (1,):
             self._forms[graph, n] = _Form(bundle, graph, engine, n, self._stream)
 
 

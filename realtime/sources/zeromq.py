@@ -12,6 +12,7 @@ import zmq
 import zmq.asyncio
 
 from realtime import wire
+from realtime.curve import Guard, ServerKeys
 from realtime.errors import ServeError, WireError
 from realtime.sources import Received
 
@@ -23,14 +24,16 @@ _log = logging.getLogger(__name__)
 
 
 class ZeroMqSource:
-    """A ROUTER that scanners connect to. Listens on this machine's loopback only.
+    """A ROUTER that scanners connect to. Without keys it listens on this machine's loopback only.
 
     :param address: ``tcp://127.0.0.1:5555``; port 0 takes any free one.
+    :param keys: with which scanners must prove who they are; others get nothing, not even a refusal.
     """
 
-    def __init__(self, address: str) -> None:
-        self._host, self._port = check_address(address)
+    def __init__(self, address: str, keys: ServerKeys | None = None) -> None:
+        self._host, self._port = check_address(address, has_keys=keys is not None)
         self._context = zmq.asyncio.Context()
+        self._guard = Guard(self._context, keys, "scanners") if keys else None
         self._socket: zmq.asyncio.Socket | None = None
 
     async def start(self) -> str:
@@ -41,12 +44,15 @@ class ZeroMqSource:
         socket.set(zmq.RCVHWM, HIGH_WATER_MARK)
         socket.set(zmq.IPV6, ":" in self._host)
         host = f"[{self._host}]" if ":" in self._host else self._host
+        if self._guard:
+            self._guard.start()
+            self._guard.protect(socket)
         try:
             socket.bind(f"tcp://{host}:{self._port or '*'}")
         except zmq.ZMQError as error:
             socket.close(linger=0)
-            self._context.term()
-            raise ServeError(_bind_message(f"tcp://{host}:{self._port}", error)) from error
+            self._end_context()
+            raise ServeError(bind_message(f"tcp://{host}:{self._port}", error)) from error
         self._socket = socket
         return str(socket.get_string(zmq.LAST_ENDPOINT))
 
@@ -71,17 +77,22 @@ class ZeroMqSource:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-            self._context.term()
+            self._end_context()
+
+    def _end_context(self) -> None:
+        if self._guard:
+            self._guard.stop()
+        self._context.term()
 
     async def _reply(self, peer: bytes, message: wire.ToScanner) -> None:
         if self._socket is not None:
             await self._socket.send_multipart([peer, wire.encode(message), b""])
 
 
-def check_address(address: str) -> tuple[str, int]:
-    """Host and port of a ``tcp://`` address on this machine's loopback.
+def check_address(address: str, *, has_keys: bool = False) -> tuple[str, int]:
+    """Host and port of a ``tcp://`` address: on this machine's loopback, or with keys on any of its networks.
 
-    :raises ServeError: for any other form or host. What comes from the network is not authenticated yet.
+    :raises ServeError: for any other form or host.
     """
     try:
         parts = urlsplit(address)
@@ -89,17 +100,21 @@ def check_address(address: str) -> tuple[str, int]:
     except ValueError:
         host = port = None
     if host is None or port is None or parts.scheme != "tcp" or parts.path:
-        raise ServeError(f"expected a source like tcp://127.0.0.1:5555, got {address!r}")
+        raise ServeError(f"expected an address like tcp://127.0.0.1:5555, got {address!r}")
     if host == "localhost":
         host = "127.0.0.1"
     try:
         loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
+    except ValueError as error:
         raise ServeError(
-            f"expected a loopback address such as tcp://127.0.0.1:{port}, got {address!r}: messages from the "
-            "network are not authenticated; forward the scanner's port to this machine through an SSH tunnel"
+            f"expected an IP address of this machine, such as tcp://127.0.0.1:{port}, got {address!r}"
+        ) from error
+    if not (loopback or has_keys):
+        raise ServeError(
+            f"expected a loopback address such as tcp://127.0.0.1:{port}, got {address!r}: others can reach "
+            "that, and nobody would have to prove who they are; forward the port to this machine through an "
+            "SSH tunnel or, for this project's own messages and results, make keys with `realtime keys` and "
+            "give the runtime's as --keys"
         )
     return host, port
 
@@ -132,7 +147,8 @@ _PAYLOAD_LIMITS: dict[type, int] = {
 }
 
 
-def _bind_message(address: str, error: zmq.ZMQError) -> str:
+def bind_message(address: str, error: zmq.ZMQError) -> str:
+    """Why an address cannot be listened at, for an operator."""
     if error.errno == zmq.EADDRINUSE:
-        return f"{address} is in use, perhaps by another runtime; stop that one or give --source another port"
+        return f"{address} is in use, perhaps by another runtime; stop that one or choose another port"
     return f"cannot listen on {address}: {error.strerror}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 
 import msgspec
 
@@ -30,6 +30,8 @@ class Beat(msgspec.Struct, frozen=True, tag="beat", tag_field="kind"):
     """The server is alive and has nothing new."""
 
 
+Key = int | tuple[int, str]
+_Memory = Mapping[int, Event] | Mapping[tuple[int, str], Event]
 Message = RunKey | Beat | Status | Frame | Shown
 
 
@@ -57,7 +59,7 @@ class Feed:
         self._session = session
         self._key: str | None = None
         self._status: Status | None = None
-        self._told: dict[tuple[str, int], Event] = {}
+        self._told: dict[tuple[str, Key], Event] = {}
 
     async def follow(self) -> AsyncGenerator[str, None]:
         """JSON arrays of messages: all of the run so far, then what comes, while the caller iterates."""
@@ -83,10 +85,11 @@ class Feed:
         self._status = status
         news.extend(self._untold("shown", self._broadcast.shown))
         news.extend(self._untold("frame", self._broadcast.frames))
+        news.extend(self._untold("specialised", self._broadcast.specialised))
         return news or [Beat()]
 
-    def _untold(self, kind: str, memory: dict[int, Event]) -> list[Message]:
-        fresh = {(kind, number): event for number, event in memory.items()}
+    def _untold(self, kind: str, memory: _Memory) -> list[Message]:
+        fresh = {(kind, key): event for key, event in memory.items()}
         fresh = {name: event for name, event in fresh.items() if self._told.get(name) is not event}
         self._told.update(fresh)
         return [event.message for event in fresh.values()]

@@ -1,9 +1,9 @@
 """Session descriptions (SDP, RFC 8866) of the page's WebRTC connection: what is checked, dropped, gathered.
 
-aioice gathers every address of the machine but loopback. Here it is the other way round: the page is on
-127.0.0.1, so that is the one address offered, and the page's own candidates are dropped unread (they name
-other interfaces, or mDNS names that would have to be asked for on the network). The page's checks come from
-its loopback address, which is learned from them ("peer reflexive", RFC 8445 section 7.3.1.3).
+aioice gathers every address of the machine but loopback. Here the one address offered is that at which the
+page has reached this server, 127.0.0.1 or another, and the page's own candidates are dropped unread (they
+name other interfaces, or mDNS names that would have to be asked for on the network). The page's checks come
+from its own address, which is learned from them ("peer reflexive", RFC 8445 section 7.3.1.3).
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from collections.abc import Awaitable, Callable
 
 from aioice import Candidate, Connection
 from aiortc import RTCPeerConnection
-
-LOOPBACK = "127.0.0.1"
 
 _Gather = Callable[..., Awaitable[list[Candidate]]]
 
@@ -46,8 +44,8 @@ def candidate_addresses(sdp: str) -> set[str]:
     return {fields[4] for fields in candidates}
 
 
-def gather_loopback_only(connection: RTCPeerConnection) -> None:
-    """Make this connection gather 127.0.0.1 and nothing else; call between remote and local description.
+def gather_only(connection: RTCPeerConnection, address: str) -> None:
+    """Make this connection gather one address and nothing else; call between remote and local description.
 
     aioice hands the machine's addresses to ``Connection.get_component_candidates``: on this connection's own
     instances a function with the one address stands in its place, and nobody else in the process notices.
@@ -57,11 +55,11 @@ def gather_loopback_only(connection: RTCPeerConnection) -> None:
         transports.append(connection.sctp.transport)
     for transport in transports:
         ice: Connection = transport.transport.iceGatherer._connection
-        gather = functools.partial(_loopback_candidates, Connection.get_component_candidates, ice)
+        gather = functools.partial(_candidates, Connection.get_component_candidates, ice, address)
         ice.get_component_candidates = gather  # type: ignore[method-assign,assignment]
 
 
-def _loopback_candidates(
-    gather: _Gather, ice: Connection, component: int, addresses: list[str], timeout: int = 5
+def _candidates(
+    gather: _Gather, ice: Connection, address: str, component: int, addresses: list[str], timeout: int = 5
 ) -> Awaitable[list[Candidate]]:
-    return gather(ice, component=component, addresses=[LOOPBACK], timeout=timeout)
+    return gather(ice, component=component, addresses=[address], timeout=timeout)

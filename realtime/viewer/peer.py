@@ -1,4 +1,4 @@
-"""One page's WebRTC connection: a video track and a data channel, all of it on 127.0.0.1 (see offer.py)."""
+"""One page's WebRTC connection: a video track and a data channel, at one address (see offer.py)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from aiortc import RTCConfiguration, RTCDataChannel, RTCPeerConnection, RTCRtpSe
 from realtime.viewer.feed import Feed
 from realtime.viewer.live import LivePicture, PictureTrack
 from realtime.viewer.offer import (
-    LOOPBACK,
     OfferError,
     candidate_addresses,
     check_offer,
-    gather_loopback_only,
+    gather_only,
     without_candidates,
 )
 
@@ -31,8 +30,12 @@ _log = logging.getLogger(__name__)
 class Peer:
     """Answers one offer and serves the connection until either side closes it."""
 
-    def __init__(self, feed: Feed, live: LivePicture, on_closed: Callable[[Peer], None]) -> None:
+    def __init__(
+        self, feed: Feed, live: LivePicture, address: str, on_closed: Callable[[Peer], None]
+    ) -> None:
+        """``address``: of this server, as the page has reached it."""
         self._feed = feed
+        self._address = address
         self._on_closed = on_closed
         self._telling: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -51,14 +54,14 @@ class Peer:
         offer = RTCSessionDescription(sdp=without_candidates(offer_sdp), type="offer")
         try:
             await self._connection.setRemoteDescription(offer)
-            gather_loopback_only(self._connection)
+            gather_only(self._connection, self._address)
             await self._connection.setLocalDescription(await self._connection.createAnswer())
         except Exception as error:  # aiortc's parser raises whatever a malformed line trips over
             raise OfferError(f"expected an offer aiortc can read, got {error!r}") from error
         answer_sdp = self._connection.localDescription.sdp
         addresses = candidate_addresses(answer_sdp)
-        if addresses != {LOOPBACK}:
-            raise OfferError(f"expected to offer {LOOPBACK} alone, but gathered {sorted(addresses)}")
+        if addresses != {self._address}:
+            raise OfferError(f"expected to offer {self._address} alone, but gathered {sorted(addresses)}")
         loop = asyncio.get_running_loop()
         self._deadline = loop.call_later(CONNECT_TIMEOUT_S, self._give_up_unless_connected)
         return answer_sdp

@@ -1,4 +1,4 @@
-"""The page's server on 127.0.0.1: static files, pictures of the run, WebRTC signalling, the WebSocket."""
+"""The page's server: static files, pictures of the run, WebRTC signalling, the WebSocket."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from aiohttp import WSCloseCode, web
 
 from realtime.errors import ServeError
 from realtime.events import Broadcast, Event
+from realtime.metrics import CONTENT_TYPE, Metrics
+from realtime.viewer.access import THIS_MACHINE, Access
 from realtime.viewer.feed import Feed, newest_frame, run_key
-from realtime.viewer.guard import add_headers, only_this_machine, require_same_origin
+from realtime.viewer.guard import add_headers, guard
 from realtime.viewer.live import LivePicture
-from realtime.viewer.offer import LOOPBACK, OfferError
+from realtime.viewer.offer import OfferError
 from realtime.viewer.peer import Peer
 from realtime.viewer.pictures import encode_png
 
@@ -36,10 +38,18 @@ class _Offer(msgspec.Struct, frozen=True):
 class Viewer:
     """Shows a broadcast in the browser; belongs to the event loop the broadcast belongs to."""
 
-    def __init__(self, broadcast: Broadcast, port: int) -> None:
-        """``port`` on 127.0.0.1; 0 takes a free one."""
+    def __init__(
+        self,
+        broadcast: Broadcast,
+        port: int,
+        access: Access = THIS_MACHINE,
+        metrics: Metrics | None = None,
+    ) -> None:
+        """``port``: 0 takes a free one."""
         self._broadcast = broadcast
+        self._metrics = metrics
         self._port = port
+        self._access = access
         self._session = secrets.token_hex(8)
         self._live = LivePicture()
         self._following: asyncio.Task[None] | None = None
@@ -49,20 +59,22 @@ class Viewer:
 
     async def start(self) -> str:
         """Serve, and return the page's URL; ServeError where the port cannot be had."""
+        access = self._access
         runner = web.AppRunner(self._app(), access_log=None, handle_signals=False, shutdown_timeout=1.0)
         await runner.setup()
         try:
-            await web.TCPSite(runner, LOOPBACK, self._port).start()
+            await web.TCPSite(runner, access.address, self._port, ssl_context=access.tls).start()
         except OSError as error:
             await runner.cleanup()
             in_use = error.errno == errno.EADDRINUSE
             reason = "is in use" if in_use else f"cannot be opened ({error.strerror})"
             raise ServeError(
-                f"port {self._port} on {LOOPBACK} {reason}: choose another with --port, or 0 for any free one"
+                f"port {self._port} on {access.address} {reason}: choose another with --port, or 0 for any "
+                "free one"
             ) from error
         self._runner = runner
         self._following = asyncio.create_task(self._live.follow(self._broadcast))
-        return f"http://{LOOPBACK}:{runner.addresses[0][1]}/"
+        return access.url(runner.addresses[0][1])
 
     async def stop(self) -> None:
         """Say goodbye to every page and free the port; safe to call at any time, and twice."""
@@ -75,23 +87,33 @@ class Viewer:
             self._runner = None
 
     def _app(self) -> web.Application:
-        app = web.Application(middlewares=[only_this_machine], client_max_size=MAX_OFFER_BYTES)
+        app = web.Application(middlewares=[guard(self._access)], client_max_size=MAX_OFFER_BYTES)
         app.on_response_prepare.append(add_headers)
         app.add_routes(
             [
                 web.get("/", _index),
                 web.get(r"/frames/{volume:\d{1,6}}.png", self._frame),
+                web.get(r"/frames/{volume:\d{1,6}}_{decoder:[A-Za-z0-9._-]{1,128}}.png", self._frame),
                 web.get(r"/shown/{onset:\d{1,6}}.png", self._shown),
                 web.get("/ws", self._websocket),
                 web.post("/offer", self._offer),
+                web.get("/metrics", self._figures),
                 web.static("/static", _STATIC),
             ]
         )
         return app
 
+    async def _figures(self, _request: web.Request) -> web.Response:
+        """The runtime's figures for Prometheus."""
+        if self._metrics is None:
+            raise web.HTTPNotFound(text="this server keeps no metrics\n")
+        return web.Response(body=self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+
     async def _frame(self, request: web.Request) -> web.Response:
-        """A decoded frame of the open run as PNG; ``width`` shrinks it."""
-        event = self._recorded(request, self._broadcast.frames, "volume")
+        """A decoded frame of the open run as PNG, by the general decoder or another; ``width`` shrinks it."""
+        decoder = request.match_info.get("decoder")
+        frames = self._broadcast.frames if decoder is None else self._frames_by(decoder)
+        event = self._recorded(request, frames, "volume")
         if event.image is None:
             raise web.HTTPNotFound(text="this frame has no picture\n")
         width = request.query.get("width", "")
@@ -106,6 +128,10 @@ class Viewer:
             raise web.HTTPNotFound(text="this marker has no picture\n")
         return _png_response(request, event.png)
 
+    def _frames_by(self, decoder: str) -> dict[int, Event]:
+        made = self._broadcast.specialised.items()
+        return {volume: event for (volume, name), event in made if name == decoder}
+
     def _recorded(self, request: web.Request, memory: dict[int, Event], name: str) -> Event:
         key = request.query.get("run")
         if key is not None and key != run_key(self._session, self._broadcast.status.run_id):
@@ -117,7 +143,6 @@ class Viewer:
 
     async def _offer(self, request: web.Request) -> web.Response:
         """Answer a page's WebRTC offer; what is wrong with it is one line of JSON."""
-        require_same_origin(request)
         if request.content_type != "application/json":
             return _refusal(415, "expected application/json")
         try:
@@ -126,7 +151,8 @@ class Viewer:
             return _refusal(400, str(error))
         if len(self._peers) >= MAX_PAGES:
             return _refusal(503, f"{MAX_PAGES} pages are connected already")
-        peer = Peer(Feed(self._broadcast, self._session), self._live, self._peers.discard)
+        address = request.get_extra_info("sockname")[0]
+        peer = Peer(Feed(self._broadcast, self._session), self._live, address, self._peers.discard)
         self._peers.add(peer)
         try:
             answer = await peer.answer(offer.sdp)
@@ -140,7 +166,6 @@ class Viewer:
 
     async def _websocket(self, request: web.Request) -> web.StreamResponse:
         """Messages as text and the newest frame as binary: its volume (uint32, big-endian), then PNG."""
-        require_same_origin(request)
         if len(self._sockets) >= MAX_PAGES:
             return _refusal(503, f"{MAX_PAGES} pages are connected already")
         socket = web.WebSocketResponse(heartbeat=20.0, max_msg_size=4096, compress=False)

@@ -44,7 +44,7 @@ def test_the_bundle_is_what_the_checkpoint_says(exported: Exported) -> None:
     assert spec.decoders[0].window.offset_volumes == recipe.window.offset_volumes
     assert spec.samplers == bundle_samplers(recipe.diffusion)
     assert (spec.samplers[0].name, spec.samplers[0].guidance) == ("ddim-4", (3.0,) * 4)
-    np.testing.assert_array_equal(exported.bundle.null_condition, exported.checkpoint.null_NW)
+    np.testing.assert_array_equal(exported.bundle.null_conditions["general"], exported.checkpoint.null_NW)
 
 
 def test_it_holds_what_it_lists_and_nothing_else(exported: Exported) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,40 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_tiny_bundle() -> Callable[..., Path]:
     """Writes a tiny bundle into a new folder; keywords replace fields of its spec."""
     return write_tiny_bundle
+
+
+@pytest.fixture(scope="session")
+def tiny_bank(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny bundle's decoder and two of windows that start 2 volumes before and 1 after a picture's onset.
+
+    The former has a denoise graph of its own, the latter the general one's.
+    """
+    from export.bank import make_bank
+
+    root = tmp_path_factory.mktemp("bank")
+    parts = [
+        specialise(tiny_bundle, root / "before", -2, ("brain", "denoise")),
+        specialise(tiny_bundle, root / "after", 1, ("brain",)),
+    ]
+    return make_bank(tiny_bundle, parts, root / "bank").folder
+
+
+def specialise(source: Path, folder: Path, offset_volumes: int, graphs: tuple[str, ...]) -> Path:
+    """A copy of a tiny bundle for another window, with other weights in some of its graphs."""
+    shutil.copytree(source, folder)
+    for name in graphs:
+        model = onnx.load(folder / f"{name}.onnx")
+        for tensor in model.graph.initializer:
+            values = numpy_helper.to_array(tensor)
+            if values.dtype == np.float32 and values.ndim > 1:
+                tensor.CopyFrom(numpy_helper.from_array(0.8 * values, tensor.name))
+        onnx.save(model, folder / f"{name}.onnx")
+    spec = bundle.Bundle.open(source).spec
+    window = bundle.Window(offset_volumes=offset_volumes, length_volumes=WINDOW)
+    decoder = msgspec.structs.replace(spec.decoders[0], window=window)
+    files = {name: file_sha256(folder / name) for name in spec.files}
+    bundle.write_spec(folder, msgspec.structs.replace(spec, decoders=(decoder,), files=files))
+    return folder
 
 
 def write_tiny_bundle(folder: Path, seed: int = 0, **changes: Any) -> Path:

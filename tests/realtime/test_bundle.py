@@ -57,7 +57,9 @@ def test_an_opened_bundle_holds_what_was_written(tiny_bundle: Path) -> None:
     assert opened.roi_mask.sum() == voxels
     np.testing.assert_array_equal(opened.prior_mean, np.full(voxels, 1000, np.float32))
     np.testing.assert_array_equal(opened.prior_sd, np.full(voxels, 10, np.float32))
-    np.testing.assert_array_equal(opened.null_condition, np.load(tiny_bundle / "null_condition.npy"))
+    np.testing.assert_array_equal(
+        opened.null_conditions["general"], np.load(tiny_bundle / "null_condition.npy")
+    )
     assert opened.graph_path("brain") == tiny_bundle / "brain.onnx"
     assert opened.decoder().window.delay_volumes == 8
     assert set(opened.spec.files) == set(FILES)

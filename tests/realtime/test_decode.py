@@ -40,7 +40,7 @@ class Reference:
     """The tiny bundle's three graphs and the loop over the table, in float64."""
 
     def __init__(self, opened: Bundle) -> None:
-        self.null = opened.null_condition.astype(np.float64).reshape(-1)
+        self.null = opened.null_conditions["general"].astype(np.float64).reshape(-1)
         self.weights: dict[str, Array] = {}
         for name in opened.spec.graphs:
             for tensor in onnx.load(opened.graph_path(name)).graph.initializer:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import cv2
@@ -147,15 +148,15 @@ def with_viewer() -> Any:
 class Served:
     """A viewer in a thread of its own, as the runtime's event loop is to a browser."""
 
-    def __init__(self, status: Event, port: int = 0) -> None:
+    def __init__(self, status: Event, port: int = 0, **options: Any) -> None:
         assert isinstance(status.message, Status)
         self.broadcast = Broadcast(status.message)
-        self._viewer = Viewer(self.broadcast, port)
+        self._viewer = Viewer(self.broadcast, port, **options)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
         self.url: str = self._call(self._viewer.start())
-        self.port = int(self.url.rstrip("/").rsplit(":", 1)[1])
+        self.port = urlsplit(self.url).port
 
     def send(self, *events: Event) -> None:
         for event in events:
@@ -175,11 +176,11 @@ class Served:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Served]]:
-    """``serve(status_event, port=0) -> Served``; stopped at the end."""
+    """``serve(status_event, port=0, **options_of_the_viewer) -> Served``; stopped at the end."""
     started: list[Served] = []
 
-    def start(status: Event, port: int = 0) -> Served:
-        started.append(Served(status, port))
+    def start(status: Event, port: int = 0, **options: Any) -> Served:
+        started.append(Served(status, port, **options))
         return started[-1]
 
     yield start

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from realtime.viewer.guard import is_loopback_host, is_same_origin
+from realtime.viewer.access import is_loopback_host
+from realtime.viewer.guard import is_same_origin
 
 
 @pytest.mark.parametrize(
@@ -39,4 +40,4 @@ def test_other_names(host: str) -> None:
     ],
 )
 def test_origins(origin: str | None, host: str, same: bool) -> None:
-    assert is_same_origin(origin, host) is same
+    assert is_same_origin(origin, f"http://{host}") is same

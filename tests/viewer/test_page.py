@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
 
+from realtime.events import Specialised
+
 pytestmark = pytest.mark.browser
 
 # Within the time of a slow machine; the 3 s of the fallback are the page's own affair.
@@ -98,6 +100,31 @@ def check_numbers(page: Page, frame: Any, status: Any) -> None:
     assert page.get_by_test_id("bundle").get_attribute("data-sha256") == "5a" * 32
     expect(page.get_by_test_id("demo-badge")).to_be_visible()
     assert page.get_by_test_id("latency-chart").get_attribute("data-points") == str(len(COLOURS))
+
+
+def test_a_bank_shows_every_picture_by_every_decoder(open_page, serve, run) -> None:
+    decoders = (Specialised(name="before-2", window=(-2, 4)), Specialised(name="after-5", window=(5, 11)))
+    served = serve(run.status("trusted", 60, decoders=decoders))
+    page = open_page(served.url)
+    expect(page.get_by_test_id("bank")).to_be_hidden()  # no picture is known yet
+    for onset, rgb in zip((40, 43), COLOURS, strict=False):
+        served.send(run.shown(onset, f"picture {onset}", rgb))
+    served.send(run.frame(43, COLOURS[2], decoder="before-2", shown_onset=40), run.frame(48), run.frame(50))
+    bank = page.get_by_test_id("bank")
+    expect(bank).to_have_attribute("data-frames", "2")  # volume 48 ends the general window of 40, 50 none
+    assert [title.inner_text().split()[0] for title in bank.locator("th").all()] == [
+        "shown",
+        "before-2",
+        "general",
+        "after-5",
+    ]
+    frame = bank.locator('td[data-volume="43"][data-decoder="before-2"] img')
+    expect(frame).to_have_js_property("naturalWidth", 64)
+    assert frame.get_attribute("alt") == "before-2 at volume 43"
+    expect(page.get_by_test_id("decoded")).to_have_attribute("data-volume", "50")  # the general one's is live
+    assert page.get_by_test_id("strip").get_attribute("data-count") == "2"
+    served.send(run.status("trusted", 60, run_id="another", run_folder="/data/another", decoders=()))
+    expect(bank).to_be_hidden()
 
 
 def test_an_alarm_stands_in_place_of_the_message_while_it_lasts(open_page, serve, run) -> None:

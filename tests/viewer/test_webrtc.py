@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import ssl
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -15,15 +17,16 @@ from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from numpy.typing import NDArray
 
 from realtime.events import Broadcast
-from realtime.viewer import Viewer
-from realtime.viewer.offer import candidate_addresses, gather_loopback_only, without_candidates
+from realtime.viewer import Viewer, open_access
+from realtime.viewer.offer import candidate_addresses, gather_only, without_candidates
 from realtime.viewer.server import MAX_OFFER_BYTES, MAX_PAGES
 
 
 class Page:
     """The page's half of the connection."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "127.0.0.1") -> None:
+        self.address = address
         self.connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         self.messages: list[dict[str, Any]] = []
         self.told = asyncio.Event()
@@ -40,7 +43,7 @@ class Page:
         self.track = track
 
     async def offer(self) -> str:
-        gather_loopback_only(self.connection)
+        gather_only(self.connection, self.address)
         await self.connection.setLocalDescription()
         return self.connection.localDescription.sdp
 
@@ -84,6 +87,36 @@ def test_video_and_numbers_over_loopback_alone(with_viewer: Any, run: Any) -> No
         await page.connection.close()
 
     with_viewer(run.status("waiting"), check)
+
+
+def test_elsewhere_it_comes_from_the_address_the_page_has_reached(
+    make_certificate: Any, tmp_path: Path, run: Any
+) -> None:
+    address = "127.0.0.2"  # stands for the machine's address on a network: a page on 127.0.0.1 is not there
+    cert, key = make_certificate(tmp_path, address)
+
+    async def check() -> None:
+        broadcast = Broadcast(run.status("warming").message)
+        broadcast.send(run.frame(6, (200, 40, 40)))
+        viewer = Viewer(broadcast, 0, open_access("0.0.0.0", cert, key))
+        url = await viewer.start()
+        page = Page(address)
+        trust = aiohttp.TCPConnector(ssl=ssl.create_default_context(cafile=str(cert)))
+        jar = aiohttp.CookieJar(unsafe=True)
+        async with aiohttp.ClientSession(connector=trust, cookie_jar=jar) as session:
+            await (await session.get(url)).read()
+        # The cookie is there: from here on the page needs no token in its addresses.
+        base = url.split("?")[0]
+        trust = aiohttp.TCPConnector(ssl=ssl.create_default_context(cafile=str(cert)))
+        async with aiohttp.ClientSession(base, connector=trust, cookie_jar=jar) as session:
+            answer = await page.connect(session)
+        assert candidate_addresses(answer) == {address}
+        await page.see(broadcast.frames[6].image)  # type: ignore[arg-type]
+        await page.hear(lambda: page.volumes() == [6])
+        await page.connection.close()
+        await viewer.stop()
+
+    asyncio.run(check())
 
 
 def test_a_late_page_is_told_a_long_run(with_viewer: Any, run: Any) -> None:

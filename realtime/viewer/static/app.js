@@ -1,5 +1,6 @@
 // The live page: one store, one connection that feeds it, and the parts that draw it.
 
+import { drawBank } from "./bank.js";
 import { find } from "./dom.js";
 import { drawHeader } from "./header.js";
 import { drawLatency } from "./latency.js";
@@ -19,7 +20,7 @@ const KEYS = {
 };
 
 const store = new Store();
-for (const draw of [drawHeader, drawPictures, drawStrip, drawLatency]) store.onChange(draw);
+for (const draw of [drawHeader, drawPictures, drawBank, drawStrip, drawLatency]) store.onChange(draw);
 initStrip(store);
 find("back-to-live").addEventListener("click", () => store.live());
 addEventListener("resize", () => store.apply([]));

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +22,13 @@ import zmq
 
 from nsd import Layout
 from realtime import wire
+from realtime.service import demo_data
 
 SHAPE = (6, 6, 6)
 AFFINE = ((1.8, 0.0, 0.0, -5.4), (0.0, 1.8, 0.0, -5.4), (0.0, 0.0, 1.8, -5.4), (0.0, 0.0, 0.0, 1.0))
+DEMO_VOLUMES = 10
+DEMO_WINDOW = 6
+DEMO_OPTIONS = ("--engine", "onnxruntime-cpu", "--sampler", "dpm++-6-g4")
 PATIENCE_S = 300.0
 """Against a hang only; nothing is measured by it."""
 
@@ -65,6 +70,16 @@ class Scan:
         return wire.RunEnd(run_id=self.run_id, reason=reason)
 
 
+@dataclass
+class DemoScan(Scan):
+    """The beginning of the shipped demo's run."""
+
+    series: np.ndarray = field(default_factory=lambda: np.zeros((0,)))
+
+    def voxels(self, index: int) -> np.ndarray:
+        return np.ascontiguousarray(self.series[..., index])
+
+
 def picture_png(seed: int, edge_px: int = 32) -> bytes:
     image = np.random.default_rng(seed).integers(0, 256, (edge_px, edge_px, 3), dtype=np.uint8)
     return cv2.imencode(".png", image)[1].tobytes()
@@ -73,9 +88,11 @@ def picture_png(seed: int, edge_px: int = 32) -> bytes:
 class Client:
     """A scanner that does what a test says, message by message."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, prepare: Callable[[zmq.Socket[bytes]], None] | None = None) -> None:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
+        if prepare:
+            prepare(self._socket)
         self._socket.connect(address)
 
     def close(self) -> None:
@@ -110,7 +127,8 @@ class Served:
     def __init__(self, bundle: Path, out: Path, *options: str, source: str = "tcp://127.0.0.1:0") -> None:
         self.out = out
         self._log = out.parent / f"{out.name}.log"
-        command = [sys.executable, "-m", "realtime", "serve", "--headless", "--bundle", str(bundle)]
+        command = [sys.executable, "-m", "realtime", "serve", "--bundle", str(bundle)]
+        command += [] if "--port" in options else ["--headless"]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, "--source", source, "--out", str(out), *options],
@@ -118,7 +136,7 @@ class Served:
                 stderr=log,
             )
         self.said = self._read_start()
-        self.address = re.search(r"volumes from (tcp://\S+),", self.said).group(1)
+        self.address = re.search(r"volumes from (\S+), runs", self.said).group(1)
 
     def _read_start(self) -> str:
         """What it prints up to its last line before it serves."""
@@ -165,8 +183,8 @@ def make_picture() -> Callable[..., bytes]:
 def connect() -> Iterator[Callable[[str], Client]]:
     clients: list[Client] = []
 
-    def make(address: str) -> Client:
-        clients.append(Client(address))
+    def make(address: str, prepare: Callable[[zmq.Socket[bytes]], None] | None = None) -> Client:
+        clients.append(Client(address, prepare))
         return clients[-1]
 
     yield make
@@ -178,8 +196,10 @@ def connect() -> Iterator[Callable[[str], Client]]:
 def serve(tiny_bundle: Path, tmp_path: Path) -> Iterator[Callable[..., Served]]:
     served: list[Served] = []
 
-    def start(*arguments: str, out: Path = tmp_path / "runs", **options: Any) -> Served:
-        served.append(Served(tiny_bundle, out, *arguments, **options))
+    def start(
+        *arguments: str, bundle: Path = tiny_bundle, out: Path = tmp_path / "runs", **options: Any
+    ) -> Served:
+        served.append(Served(bundle, out, *arguments, **options))
         return served[-1]
 
     yield start
@@ -223,3 +243,88 @@ def account_of() -> Callable[[Path], dict[str, Any]]:
         return summary
 
     return read
+
+
+@pytest.fixture
+def closed_account(account_of: Callable[[Path], dict[str, Any]]) -> Callable[[Path], dict[str, Any]]:
+    """The same of a run that another process is about to close; its report is written last."""
+
+    def read(folder: Path) -> dict[str, Any]:
+        end_s = time.monotonic() + PATIENCE_S
+        while not (folder / "report.html").is_file():
+            assert time.monotonic() < end_s, f"{folder} was not closed"
+            time.sleep(0.01)
+        return account_of(folder)
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def demo_scan() -> DemoScan:
+    image = nibabel.load(Layout(demo_data("nsd")).timeseries(1, 1, 10))
+    series = np.asarray(image.dataobj[..., :DEMO_VOLUMES])
+    affine = tuple(tuple(float(number) for number in row) for row in image.affine)
+    return DemoScan(
+        run_id="sub-01_task-demo",
+        n_volumes=DEMO_VOLUMES,
+        dtype=str(series.dtype),
+        changes={"shape": series.shape[:3], "affine": affine},
+        series=series,
+    )
+
+
+def wait_for_frame(out: Path, index: int, run: str) -> None:
+    """So that the next volume finds the decoder idle, and no window is skipped."""
+    end_s = time.monotonic() + PATIENCE_S
+    while index >= DEMO_WINDOW - 1 and not list(out.glob(f"{run}/frames/{index:06d}.png")):
+        assert time.monotonic() < end_s, f"no frame of volume {index} in {out}"
+        time.sleep(0.01)
+
+
+def frames_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "frames").iterdir())}
+
+
+@pytest.fixture(scope="session")
+def demo_frames(demo_scan: DemoScan, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What the demo's bundle decodes of its run when that comes in our own messages."""
+    served = Served(demo_data("bundle"), tmp_path_factory.mktemp("demo") / "runs", *DEMO_OPTIONS)
+    client = Client(served.address)
+    try:
+        client.ask(demo_scan.start)
+        for index in range(DEMO_VOLUMES):
+            client.send_volume(demo_scan, index)
+            wait_for_frame(served.out, index, demo_scan.run_id)
+        client.ask(demo_scan.end())
+        frames = frames_of(served.run_folder(demo_scan))
+    finally:
+        client.close()
+        served.close()
+    assert len(frames) == DEMO_VOLUMES + 1 - DEMO_WINDOW
+    return frames
+
+
+@pytest.fixture
+def same_as_ours(
+    serve: Callable[..., Served],
+    demo_scan: DemoScan,
+    demo_frames: dict[str, bytes],
+    closed_account: Callable[[Path], dict[str, Any]],
+) -> Callable[..., None]:
+    """Feeds the demo's run to a runtime through another source; it must come to the same frames."""
+
+    def check(source: str, run_id: str, connect: Callable[[str], Callable[[int], None]]) -> None:
+        """``connect`` takes the address and gives what sends one volume."""
+        options = ["--volumes", str(DEMO_VOLUMES), *DEMO_OPTIONS]
+        served = serve(*options, bundle=demo_data("bundle"), source=source)
+        send = connect(served.address)
+        for index in range(DEMO_VOLUMES):
+            send(index)
+            wait_for_frame(served.out, index, run_id)
+        (folder,) = served.out.glob(run_id)
+        summary = closed_account(folder)
+        assert (summary["planned"], summary["received"]) == (DEMO_VOLUMES, DEMO_VOLUMES)
+        assert summary["missing"] == summary["skipped"] == 0
+        assert frames_of(folder) == demo_frames
+
+    return check

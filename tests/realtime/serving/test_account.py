@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from realtime import resume
 from realtime.account import STATES, Account
 from realtime.bundle import Bundle
-from realtime.deadline import NewestWins, Reorder, Turn
+from realtime.deadline import NewestWins
 from realtime.recorded import read_recorded
 from realtime.report import summarize
 from realtime.run import Ready, Run
@@ -185,26 +185,6 @@ def test_held_volumes_are_told_as_ranges() -> None:
         assert account.receive(index)
     assert not account.receive(4)
     assert account.held == [(0, 2), (4, 6), (9, 10)]
-
-
-def test_a_gap_is_given_up_when_its_time_is_over_and_not_before() -> None:
-    reorder: Reorder[str] = Reorder(6, patience_s=2.0)
-    assert reorder.push(0, "a", 0.0) == [Turn(0, "a")]
-    assert reorder.push(2, "c", 1.0) == []
-    assert reorder.push(5, "f", 1.5) == []
-    assert reorder.expire(2.9) == []
-    assert reorder.expire(3.0) == [Turn(1, None), Turn(2, "c")]
-    assert reorder.push(1, "too late", 3.1) == []
-    assert reorder.expire(3.5) == [Turn(3, None), Turn(4, None), Turn(5, "f")]
-    assert reorder.close() == []
-
-
-@settings(deadline=None)
-@given(order=st.permutations(range(8)))
-def test_any_order_in_time_comes_out_in_order(order: list[int]) -> None:
-    reorder: Reorder[int] = Reorder(8, patience_s=1.0)
-    turns = [turn for index in order for turn in reorder.push(index, index, 0.0)]
-    assert turns == [Turn(index, index) for index in range(8)]
 
 
 def test_a_window_waits_while_another_is_decoded() -> None:

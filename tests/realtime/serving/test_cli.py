@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import json
 import re
 import shutil
+import ssl
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from realtime import cli, service
 from realtime.errors import ServeError
@@ -80,3 +85,82 @@ def test_a_source_on_the_network_is_refused(tiny_bundle: Path, tmp_path: Path, c
     options = ["--bundle", str(tiny_bundle), "--out", str(tmp_path), "--headless"]
     assert cli.main(["serve", *options, "--source", "tcp://0.0.0.0:5555"]) == 2
     assert "expected a loopback address" in capsys.readouterr().err
+
+
+def test_a_page_on_the_network_without_a_certificate_is_refused(
+    tiny_bundle: Path, tmp_path: Path, capsys
+) -> None:
+    options = ["--bundle", str(tiny_bundle), "--out", str(tmp_path), "--source", "tcp://127.0.0.1:0"]
+    assert cli.main(["serve", *options, "--page-host", "0.0.0.0"]) == 2
+    assert "expected --tls-cert and --tls-key for a page at 0.0.0.0" in capsys.readouterr().err
+
+
+def test_on_the_network_it_is_opened_by_the_url_that_is_printed_once(
+    serve, make_certificate, tmp_path: Path
+) -> None:
+    cert, key = make_certificate(tmp_path, "127.0.0.1")
+    options = ["--page-host", "0.0.0.0", "--tls-cert", str(cert), "--tls-key", str(key)]
+    served = serve(*options, "--port", "0")
+    url = re.search(r"page: (https://127\.0\.0\.1:\d+/\?token=\S+)", served.said)[1]
+    trust = ssl.create_default_context(cafile=str(cert))
+    browser = urllib.request.build_opener(
+        urllib.request.HTTPSHandler(context=trust), urllib.request.HTTPCookieProcessor()
+    )
+    assert b"<html" in browser.open(url).read()
+    assert browser.open(url.split("?")[0]).status == 200  # by its cookie
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(url.split("?")[0], context=trust)
+    token = url.split("token=")[1]
+    assert served.said.count(token) == 1
+    assert served.interrupt() == 0
+    assert token not in served.log()
+
+
+def test_the_log_is_json_where_asked_for_and_the_figures_are_served(serve, connect, make_scan) -> None:
+    served = serve("--log-format", "json", "--port", "0", "--publish", "tcp://127.0.0.1:0")
+    scan = make_scan()
+    connect(served.address).send_run(scan)
+    url = re.search(r"page: (\S+)", served.said)[1]
+    with urllib.request.urlopen(f"{url}metrics") as response:
+        assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+        families = list(text_string_to_metric_families(response.read().decode()))
+    found = {sample.name: sample.value for family in families for sample in family.samples}
+    [states] = [family.samples for family in families if family.name == "realtime_volumes"]
+    assert sum(sample.value for sample in states if sample.name.endswith("_total")) == scan.n_volumes
+    assert found["realtime_decode_latency_seconds_count"] > 0
+    assert found["realtime_published_messages_total"] == found["realtime_decode_latency_seconds_count"] + 2
+    assert served.interrupt() == 0
+    lines = [json.loads(line) for line in served.log().splitlines()]
+    assert any(line.get("run_id") == scan.run_id for line in lines)
+    assert {line["level"] for line in lines} <= {"info", "warning"}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--source", "ftp://127.0.0.1:1"], "expected a source like tcp://127.0.0.1:5555, pyneal+tcp://"),
+        (["--source", "pyneal+tcp://127.0.0.1:0"], "expected --volumes N"),
+        (["--source", "pyneal+tcp://0.0.0.0:0", "--volumes", "9"], "expected a loopback address"),
+        (["--source", "afni+tcp://10.0.0.1:7961", "--volumes", "9"], "expected a loopback address"),
+        (["--source", "folder:/no/such/folder", "--volumes", "9"], "expected a folder to watch"),
+        (["--volumes", "9"], "expected no --volumes"),
+        (["--source", "folder:/", "--volumes", "9", "--run-id", "a/b"], "expected --volumes and --run-id"),
+    ],
+)
+def test_a_source_that_cannot_be_is_one_line(
+    tiny_bundle: Path, tmp_path: Path, capsys, options: list[str], said: str
+) -> None:
+    common = ["--bundle", str(tiny_bundle), "--out", str(tmp_path), "--headless"]
+    assert cli.main(["serve", *common, *options]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_help_tells_what_each_source_is(capsys) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["serve", "--help"])
+    said = capsys.readouterr().out
+    for form in ("tcp://127.0.0.1:5555 ", "pyneal+tcp://", "afni+tcp://", "folder:/path"):
+        assert form in said
+    assert max(map(len, said.splitlines())) <= 110

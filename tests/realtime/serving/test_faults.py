@@ -102,7 +102,8 @@ class Runtime:
     def _decode(self) -> None:
         assert self.run
         while ready := self.run.queue.take():
-            self.run.record(self.run.frame(ready, "ddim-4", STAGES_MS), IMAGE, 0)
+            frame = self.run.frame(ready, self._bundle.decoder(), "ddim-4", STAGES_MS)
+            self.run.record(frame, IMAGE, 0)
             self.run.queue.done()
 
 

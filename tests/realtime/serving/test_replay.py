@@ -60,7 +60,8 @@ def receive(run: Run, message: wire.Volume, payload: bytes, now_s: float, decode
     else:
         sampler = decoder._bundle.sampler(SAMPLERS[ready.volume % 2])
         decoded = decoder.decode(ready.window, sampler)
-        run.record(run.frame(ready, sampler.name, decoded.stages_ms), decoded.image, ready.repaired_voxels)
+        frame = run.frame(ready, decoder.spec, sampler.name, decoded.stages_ms)
+        run.record(frame, decoded.image, ready.repaired_voxels)
     run.queue.done()
 
 

@@ -1,0 +1,47 @@
+"""Shows how a program, such as presentation software, reads the decoded frames as they are made.
+
+    realtime serve --publish tcp://127.0.0.1:5556 &
+    python docs/subscriber.py tcp://127.0.0.1:5556
+
+Needs pyzmq, msgspec and numpy, and nothing of this project. From another machine, with keys from
+`realtime keys keys --subscriber screen`:
+
+    python docs/subscriber.py tcp://192.0.2.7:5556 keys/screen
+
+The messages are described in realtime/publish.py.
+"""
+
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import zmq
+from zmq.auth import load_certificate
+
+address, *folder = sys.argv[1:]
+socket = zmq.Context().socket(zmq.SUB)
+if folder:
+    socket.curve_publickey, socket.curve_secretkey = load_certificate(Path(folder[0]) / "client.key_secret")
+    socket.curve_serverkey, _ = load_certificate(Path(folder[0]) / "server.key")
+for topic in ("frame", "run_start", "run_end"):
+    socket.subscribe(topic)
+socket.connect(address)
+print(f"listening to {address}", flush=True)
+
+while True:
+    topic, encoded, picture = socket.recv_multipart()
+    header = msgspec.msgpack.decode(encoded)
+    if topic == b"run_start":
+        print(f"{header['run_id']} begins: {header['planned']} volumes, one every {header['tr_s']:.2f} s")
+    elif topic == b"frame":
+        image = np.frombuffer(picture, dtype=header["dtype"]).reshape(header["shape"])
+        # Here `image` would go on screen, or into a network that scores it.
+        print(
+            f"volume {header['volume']} ({header['status']}): {image.shape[1]} x {image.shape[0]} px, "
+            f"mean {image.mean():.1f}, {header['latency_ms']['total']:.0f} ms after its last byte",
+            flush=True,
+        )
+    else:
+        print(f"{header['run_id']} has ended: {header['counts']['decoded']} trusted frames", flush=True)
+        break

@@ -1,0 +1,201 @@
+"""Volumes from a sender that speaks AFNI's real-time protocol, such as Dimon and rtfeedme.
+
+The sender connects to the control port, says on which port it will send, and closes; then it connects there
+and sends commands (:mod:`realtime.sources.afni_header`) and images, with nothing between them. A run ends
+when it closes, or sends an image that begins with :data:`END`.
+
+The protocol knows no numbers of volumes, so they count from 0 in each connection, and no acknowledgements:
+what is under way when either side dies is lost, and a run does not go on after that. The data port is opened
+on this machine's loopback, whatever the sender says; nothing is ever connected to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import time
+from collections.abc import AsyncIterator
+
+from realtime import wire
+from realtime.errors import ServeError, WireError
+from realtime.sources import afni_header
+from realtime.sources.afni_header import Header
+from realtime.sources.announced import RunOver, Scan
+from realtime.sources.orient import to_ras
+from realtime.sources.zeromq import check_address
+
+END = b"Et Earello Endorenna utulien!!"
+MAX_CONTROL_BYTES = 512
+PATIENCE_S = 30.0
+"""For a control string, a data connection and its commands; between images a sender may be silent."""
+
+_log = logging.getLogger(__name__)
+_Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class AfniScanner:
+    """A control port, and a data port for one sender at a time.
+
+    :param address: ``tcp://127.0.0.1:7961``; port 0 takes any free one.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._host, self._port = check_address(address)
+        self._control: asyncio.Server | None = None
+        self._data: asyncio.Server | None = None
+        self._connections: asyncio.Queue[_Connection] = asyncio.Queue(1)
+        self._is_busy = False
+
+    async def start(self) -> str:
+        """Listen for senders; returns the address. :raises ServeError: where the port is in use."""
+        try:
+            self._control = await asyncio.start_server(
+                self._on_control, self._host, self._port, limit=MAX_CONTROL_BYTES
+            )
+        except OSError as error:
+            raise ServeError(f"cannot listen on {self._host}:{self._port}: {error.strerror}") from error
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"afni+tcp://{host}:{self._control.sockets[0].getsockname()[1]}"
+
+    async def scans(self) -> AsyncIterator[Scan | RunOver]:
+        """The volumes of one connection after the other, each followed by its run's end."""
+        while True:
+            reader, writer = await self._connections.get()
+            try:
+                async for scan in self._volumes(reader):
+                    yield scan
+            except (WireError, ConnectionError, TimeoutError) as error:
+                _log.warning("the sender is let go: %s", error or "it did not send its commands in time")
+            finally:
+                writer.close()
+                self._is_busy = False
+            yield RunOver()
+
+    async def stop(self) -> None:
+        """Stop listening."""
+        for server in (self._control, self._data):
+            if server:
+                server.close()
+
+    async def _on_control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                text = await _until_zero(reader)
+            await self._expect_data(data_port(text))
+        except (WireError, ConnectionError, TimeoutError) as error:
+            _log.warning("a sender is not taken: %s", error or "it did not say its data port in time")
+        finally:
+            writer.close()
+
+    async def _expect_data(self, port: int) -> None:
+        if self._is_busy:
+            raise WireError("busy", "expected the sender that is connected to close, got another")
+        self._is_busy = True
+        try:
+            self._data = await asyncio.start_server(
+                self._on_data, self._host, port, limit=afni_header.MAX_BYTES
+            )
+        except OSError as error:
+            self._is_busy = False
+            raise WireError("port", f"cannot listen on data port {port}: {error.strerror}") from error
+        asyncio.get_running_loop().call_later(PATIENCE_S, self._give_up, self._data)
+
+    def _on_data(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._data is None:
+            writer.close()
+            return
+        self._data.close()
+        self._data = None
+        self._connections.put_nowait((reader, writer))
+
+    def _give_up(self, server: asyncio.Server) -> None:
+        if self._data is server:
+            _log.warning("a sender said it would send, and did not connect in %.0f s", PATIENCE_S)
+            server.close()
+            self._data, self._is_busy = None, False
+
+    async def _volumes(self, reader: asyncio.StreamReader) -> AsyncIterator[Scan]:
+        async with asyncio.timeout(PATIENCE_S):
+            commands = await _until_zero(reader)
+        header = afni_header.parse(commands)
+        verdict = _Verdict()
+        index = 0
+        while not verdict.is_against_run and (images := await _images(reader, header)):
+            received_s = time.perf_counter()
+            voxels, affine = to_ras(header.volume(images), header.affine)
+            x, y, z = voxels.shape
+            yield Scan(
+                index=index,
+                shape=(x, y, z),
+                affine=affine,
+                dtype=header.taken,
+                payload=memoryview(voxels.tobytes()),
+                received_s=received_s,
+                answer=verdict.take,
+                tr_s=header.tr_s,
+            )
+            index += 1
+
+
+class _Verdict:
+    """The protocol has no words for an answer: a sender whose run is refused finds its connection closed."""
+
+    def __init__(self) -> None:
+        self.is_against_run = False
+
+    async def take(self, message: wire.Ack | wire.Refused) -> None:
+        self.is_against_run = isinstance(message, wire.Refused) and message.index is None
+
+
+async def _until_zero(reader: asyncio.StreamReader) -> bytes:
+    """What comes before a zero byte. :raises WireError: where none comes, or too much before it."""
+    try:
+        return (await reader.readuntil(b"\0"))[:-1]
+    except asyncio.IncompleteReadError as error:
+        raise WireError(
+            "header", f"expected text that a zero byte ends, got {error.partial[:80]!r}"
+        ) from error
+    except asyncio.LimitOverrunError as error:
+        raise WireError("header", f"expected text that a zero byte ends soon: {error}") from error
+
+
+async def _images(reader: asyncio.StreamReader, header: Header) -> list[bytes]:
+    """The images of the next volume; none where the run is over. Those of a part of a volume are dropped."""
+    images: list[bytes] = []
+    with contextlib.suppress(asyncio.IncompleteReadError):
+        while len(images) < header.images:
+            image = await reader.readexactly(header.image_bytes)
+            if image.startswith(END):
+                break
+            images.append(image)
+    if 0 < len(images) < header.images:
+        _log.warning("the run ended within a volume, after %d of %d slices", len(images), header.images)
+    return images if len(images) == header.images else []
+
+
+def data_port(control: bytes) -> int:
+    """The port that a sender will send to.
+
+    :raises WireError: code ``control``, for what does not name one on this machine.
+    """
+    kind, _, rest = control.decode("ascii", "replace").partition("\n")[0].strip().partition(":")
+    host, _, port = rest.rpartition(":")
+    is_port = port.isascii() and port.isdigit() and len(port) <= 5 and 1_024 <= int(port) <= 65_535
+    if kind != "tcp" or not is_port or not _is_this_machine(host):
+        raise WireError(
+            "control",
+            "expected tcp:localhost:PORT with a port from 1024 to 65535, "
+            f"got {control[:80]!r}; where the sender is elsewhere, forward both ports through an SSH tunnel",
+        )
+    return int(port)
+
+
+def _is_this_machine(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

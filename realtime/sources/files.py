@@ -1,0 +1,193 @@
+"""The files that come into a folder: which are new and whole, and what they hold.
+
+Only regular files directly in the folder are opened, by name within it, never through a link. A file is read
+once it looked the same twice; what is not whole then is read again until it is, or is given up.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from realtime.errors import ServeError, WireError
+from realtime.sources import dicom, nifti
+from realtime.sources.slices import SliceFile
+from realtime.sources.volumefile import MAX_FILE_BYTES, NotWholeError, VolumeFile
+
+SETTLE_S = 0.05
+"""A file that is the same after this time is read."""
+AGAIN_S = 0.25
+"""One that is not whole then is read again after this time."""
+_OPEN = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class _Waiting:
+    """A file that has not been taken yet, as it looked last."""
+
+    looks: tuple[int, int]
+    """Size in bytes and time of the last change in ns."""
+    since_s: float
+    """Since when it looks so."""
+    read_s: float | None = None
+    """When it was last read, and was not whole."""
+
+    def is_due(self, now_s: float) -> bool:
+        """Whether it is time to read it."""
+        if self.read_s is None:
+            return now_s - self.since_s >= SETTLE_S
+        return now_s - self.read_s >= AGAIN_S
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A file that is whole."""
+
+    name: str
+    holds: VolumeFile | SliceFile
+    whole_s: float
+    """When it was first seen as it was read."""
+
+
+class Files:
+    """A folder's files, each told once.
+
+    :param patience_s: a file that is not whole is given up when it has not changed for so long.
+    :raises ServeError: where there is no such folder.
+    """
+
+    def __init__(self, folder: Path, patience_s: float) -> None:
+        try:
+            self.folder = folder.resolve(strict=True)
+            names = set(os.listdir(self.folder))
+        except OSError as error:
+            raise ServeError(f"expected a folder to watch, got {folder}: {error.strerror}") from error
+        self.there_before = frozenset(names)
+        self._patience_s = patience_s
+        self._waiting: dict[str, _Waiting] = {}
+        self._done: set[str] = set()
+        self._foreign: set[str] = set()
+        self._is_away = False
+
+    @property
+    def is_settling(self) -> bool:
+        """Whether a file is there that was not read yet."""
+        return any(waiting.read_s is None for waiting in self._waiting.values())
+
+    def pass_over(self, names: frozenset[str]) -> None:
+        """Never look at these files."""
+        self._done |= names
+
+    def look(self, now_s: float) -> Iterator[Found]:
+        """Files that are now whole; the others wait for the next look."""
+        for name, looks in self._new():
+            waiting = self._waiting.get(name)
+            if waiting is None or waiting.looks != looks:
+                self._waiting[name] = _Waiting(looks=looks, since_s=now_s)
+            elif waiting.is_due(now_s):
+                waiting.read_s = now_s
+                holds = self._read(name, gives_up=now_s - waiting.since_s >= self._patience_s)
+                if holds:
+                    yield Found(name=name, holds=holds, whole_s=waiting.since_s)
+
+    def again(self, name: str) -> None:
+        """Tell a file at the next look once more."""
+        self._done.discard(name)
+
+    def _new(self) -> list[tuple[str, tuple[int, int]]]:
+        """Regular files that are not done, and how they look; in the order in which they were written."""
+        found = []
+        for entry in self._entries():
+            if entry.name in self._done:
+                continue
+            try:
+                if self._is_file(entry):
+                    seen = entry.stat(follow_symlinks=False)
+                    found.append((entry.name, (seen.st_size, seen.st_mtime_ns)))
+            except OSError:
+                continue  # it was renamed or deleted since it was listed
+        names = {name for name, _ in found}
+        self._waiting = {name: waiting for name, waiting in self._waiting.items() if name in names}
+        return sorted(found, key=lambda each: (each[1][1], each[0]))
+
+    def _entries(self) -> list[os.DirEntry[str]]:
+        try:
+            with os.scandir(self.folder) as entries:
+                listed = list(entries)
+        except OSError as error:  # a network share that is away for a while
+            if not self._is_away:
+                _log.warning("cannot look into %s: %s; looking again", self.folder, error.strerror)
+            self._is_away = True
+            return []
+        self._is_away = False
+        return listed
+
+    def _is_file(self, entry: os.DirEntry[str]) -> bool:
+        if entry.is_symlink():
+            self._pass(entry.name, "a link; only files in the folder itself are read")
+        elif entry.name.startswith(".") or not entry.is_file(follow_symlinks=False):
+            self._done.add(entry.name)
+        else:
+            return True
+        return False
+
+    def _read(self, name: str, *, gives_up: bool) -> VolumeFile | SliceFile | None:
+        try:
+            holds = parse(name, self._bytes(name))
+        except NotWholeError as error:
+            if gives_up:
+                self._pass(name, f"not whole, and no longer growing; its volume is missing: {error}")
+            return None
+        except OSError as error:
+            if gives_up:
+                self._pass(name, f"it cannot be read; its volume is missing: {error.strerror}")
+            return None
+        except WireError as error:
+            self._pass(name, str(error))
+            return None
+        self._done.add(name)
+        self._waiting.pop(name, None)
+        if holds is None:
+            self._tell_foreign(name)
+        return holds
+
+    def _bytes(self, name: str) -> bytes:
+        """:raises OSError: where it cannot be opened; WireError: where it cannot hold a volume."""
+        descriptor = os.open(self.folder / name, _OPEN)
+        with open(descriptor, "rb", closefd=True) as file:
+            seen = os.fstat(descriptor)
+            if not stat.S_ISREG(seen.st_mode) or seen.st_size > MAX_FILE_BYTES:
+                raise WireError("file", f"expected a file of at most {MAX_FILE_BYTES} bytes")
+            return file.read(MAX_FILE_BYTES)
+
+    def _pass(self, name: str, why: str) -> None:
+        _log.warning("%r is passed over: %s", name, why)
+        self._done.add(name)
+        self._waiting.pop(name, None)
+
+    def _tell_foreign(self, name: str) -> None:
+        """One line for all files of a kind."""
+        kind = Path(name).suffix or name
+        if kind not in self._foreign:
+            self._foreign.add(kind)
+            _log.info("%r is passed over, and others like it: it is neither NIfTI nor DICOM", name)
+
+
+def parse(name: str, data: bytes) -> VolumeFile | SliceFile | None:
+    """What a file holds; None where it is no image.
+
+    :raises NotWholeError: when its end is missing; WireError: where it is an image that cannot be taken.
+    """
+    if name.lower().endswith(nifti.SUFFIXES):
+        return nifti.read(name, data)
+    if data[dicom.MARK_AT :].startswith(dicom.MARK):
+        return dicom.read(data)
+    if name.lower().endswith(dicom.SUFFIXES):
+        raise NotWholeError("expected the mark of a DICOM file")
+    return None

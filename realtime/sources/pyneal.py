@@ -1,0 +1,164 @@
+"""Volumes from a scanner's side that speaks Pyneal's protocol.
+
+The scanner connects a ZeroMQ PAIR socket, sends a greeting and gets it back. Then, for each volume, it sends
+a JSON header and the voxels, and waits for a line: ``received volIdx N`` once the volume is in the journal. A
+line with ``STOP`` in it ends the scanner's side: the volume, or the run, is not taken.
+
+The protocol has no start and no end of a run, so an operator says how many volumes it has. It sends nothing
+twice: a volume on its way when the runtime dies is lost with it.
+
+https://pyneal.readthedocs.io
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Annotated, Literal
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from realtime import wire
+from realtime.errors import ServeError, WireError
+from realtime.sources.announced import Scan
+from realtime.sources.zeromq import check_address
+
+MAX_GREETING_BYTES = 1_024
+LONGEST_TR_S = 60
+"""A larger TR is in milliseconds; some scanners' clients send seconds."""
+_LINGER_MS = 500
+
+_log = logging.getLogger(__name__)
+
+
+class Header(msgspec.Struct, frozen=True):
+    """The first frame of a volume; fields of other names are passed over."""
+
+    volIdx: wire.Count  # noqa: N815 (the protocol's name)
+    dtype: Literal["int16", "uint16", "int32", "float32", "float64"]
+    shape: tuple[wire.Edge, wire.Edge, wire.Edge]
+    affine: Annotated[str, msgspec.Meta(max_length=2_048)]
+    TR: Annotated[str, msgspec.Meta(max_length=64)] | float
+
+
+_header = msgspec.json.Decoder(Header)
+_affine = msgspec.json.Decoder(wire.Affine)
+
+
+class PynealScanner:
+    """A PAIR socket for one scanner at a time. Listens on this machine's loopback only.
+
+    :param address: ``tcp://127.0.0.1:5555``; port 0 takes any free one.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._host, self._port = check_address(address)
+        self._context = zmq.asyncio.Context()
+        self._socket: zmq.asyncio.Socket | None = None
+
+    async def start(self) -> str:
+        """Bind; returns the address with its port. :raises ServeError: where the port is in use."""
+        socket = self._context.socket(zmq.PAIR)
+        socket.set(zmq.LINGER, _LINGER_MS)
+        socket.set(zmq.MAXMSGSIZE, wire.MAX_VOLUME_BYTES)
+        socket.set(zmq.RCVHWM, 4)  # a scanner waits for each answer
+        socket.set(zmq.IPV6, ":" in self._host)
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        try:
+            socket.bind(f"tcp://{host}:{self._port or '*'}")
+        except zmq.ZMQError as error:
+            socket.close(linger=0)
+            self._context.term()
+            raise ServeError(f"cannot listen on tcp://{host}:{self._port}: {error.strerror}") from error
+        self._socket = socket
+        return f"pyneal+{socket.get_string(zmq.LAST_ENDPOINT)}"
+
+    async def scans(self) -> AsyncIterator[Scan]:
+        """Every valid volume; greetings are answered here, and what is no message is refused."""
+        assert self._socket, "start comes first"
+        while True:
+            frames = [frame.buffer for frame in await self._socket.recv_multipart(copy=False)]
+            received_s = time.perf_counter()
+            try:
+                if len(frames) == 1:
+                    await self._say(greeting(frames[0]))
+                    continue
+                scan = self._scan(frames, received_s)
+            except WireError as error:
+                _log.warning("refused a message: %s", error)
+                await self._say(f"STOP: {error}")
+                continue
+            yield scan
+
+    async def stop(self) -> None:
+        """Close the socket; answers under way get half a second."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+            self._context.term()
+
+    def _scan(self, frames: list[memoryview], received_s: float) -> Scan:
+        if len(frames) != 2:
+            raise WireError("frames", f"expected two frames, a header and voxels, got {len(frames)}")
+        said, affine, tr_s = parse(frames[0])
+        return Scan(
+            index=said.volIdx,
+            shape=said.shape,
+            affine=affine,
+            dtype=said.dtype,
+            payload=frames[1],
+            received_s=received_s,
+            answer=partial(self._answer, said.volIdx),
+            tr_s=tr_s,
+        )
+
+    async def _answer(self, index: int, message: wire.Ack | wire.Refused) -> None:
+        if isinstance(message, wire.Ack):
+            await self._say(f"received volIdx {index}")
+        else:
+            await self._say(f"STOP: {message.message}")
+
+    async def _say(self, text: str) -> None:
+        if self._socket is None:
+            return
+        try:
+            await self._socket.send(text.encode(), flags=zmq.NOBLOCK)
+        except zmq.Again:
+            _log.warning("the scanner has gone; it was not told %r", text)
+
+
+def greeting(frame: memoryview) -> str:
+    """What a scanner's side says first. :raises WireError: for what is too long, or no text."""
+    if len(frame) <= MAX_GREETING_BYTES:
+        try:
+            return bytes(frame).decode()
+        except UnicodeDecodeError:
+            pass
+    raise WireError(
+        "frames", f"expected a greeting of at most {MAX_GREETING_BYTES} bytes of text, got {len(frame)} bytes"
+    )
+
+
+def parse(frame: memoryview) -> tuple[Header, wire.Affine, float]:
+    """A volume's header, its affine and its TR in seconds.
+
+    :raises WireError: code ``header``, for what is none.
+    """
+    if len(frame) > wire.MAX_HEADER_BYTES:
+        raise WireError(
+            "header", f"expected a header of at most {wire.MAX_HEADER_BYTES} bytes, got {len(frame)}"
+        )
+    try:
+        header = _header.decode(frame)
+        affine = _affine.decode(header.affine)
+        tr = float(header.TR)
+    # Beside its own errors msgspec lets through what its string and recursion checks raise.
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise WireError(
+            "header", f"expected a header with volIdx, dtype, shape, affine and TR: {error}"
+        ) from error
+    return header, affine, tr / 1_000 if tr > LONGEST_TR_S else tr

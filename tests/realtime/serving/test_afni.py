@@ -1,0 +1,285 @@
+"""A sender that speaks AFNI's real-time protocol, and nothing of ours, against a served runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import socket
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nibabel.orientations import aff2axcodes
+
+from realtime import wire
+from realtime.errors import WireError
+from realtime.sources.afni import data_port
+from realtime.sources.afni_header import Header, parse
+from realtime.sources.orient import to_ras
+
+PATIENCE_S = 60.0
+RUN_ID = "sub-01_task-realtime"
+MAGIC = b"Et Earello Endorenna utulien!!"
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+def connect(port: int) -> socket.socket:
+    """To a port that the other side is about to open."""
+    end_s = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
+        except ConnectionRefusedError:
+            assert time.monotonic() < end_s
+            time.sleep(0.01)
+
+
+def control_port(address: str) -> int:
+    return int(address.rpartition(":")[2])
+
+
+def begin(address: str, commands: list[str]) -> socket.socket:
+    """Say where the data will be, then send the commands there."""
+    port = free_port()
+    with connect(control_port(address)) as control:
+        control.sendall(f"tcp:localhost:{port}\0".encode())
+        assert control.recv(1) == b""  # the other side closes once it listens
+    data = connect(port)
+    data.sendall("\n".join(commands).encode() + b"\0")
+    return data
+
+
+def oblique(affine) -> str:
+    return "OBLIQUE_XFORM " + " ".join(f"{number:f}" for number in (LPS @ np.array(affine)).ravel())
+
+
+def commands(affine, shape=(6, 6, 6), **changes: str) -> list[str]:
+    x, y, z = shape
+    said = {
+        "ACQUISITION_TYPE": "3D+t",
+        "TR": "1.333333",
+        "XYFOV": f"{1.8 * x} {1.8 * y} {1.8 * z}",
+        "XYMATRIX": f"{x} {y} {z}",
+        "XYZAXES": "L-R P-A I-S",
+        "DATUM": "short",
+        "BYTEORDER": "LSB_FIRST",
+        "OBLIQUE_XFORM": oblique(affine).partition(" ")[2],
+    }
+    return [f"{name} {value}" for name, value in (said | changes).items() if value]
+
+
+def x_fastest(voxels: np.ndarray, dtype: str = "<i2") -> bytes:
+    return voxels.astype(dtype).tobytes(order="F")
+
+
+@pytest.mark.slow
+def test_the_demos_run_comes_to_the_same_frames_as_in_our_own_messages(same_as_ours, demo_scan) -> None:
+    """Sent as a scanner may have it: to the left, the back and up, slice by slice, every second first."""
+    senders = []
+
+    def connect(address: str) -> Callable[[int], None]:
+        start = demo_scan.start
+        right, front, up = (row[3] for row in start.affine[:3])
+        x, y, _ = start.shape
+        said = commands(
+            start.affine,
+            start.shape,
+            ACQUISITION_TYPE="2D+zt",
+            XYZAXES="R-L A-P I-S",
+            XYZFIRST=f"{right + 1.8 * (x - 1):f}R {front + 1.8 * (y - 1):f}A {-up:f}I",
+            BYTEORDER="MSB_FIRST",
+            OBLIQUE_XFORM="",
+        )
+        senders.append(begin(address, said))
+
+        def send(index: int) -> None:
+            voxels = demo_scan.voxels(index)[::-1, ::-1]
+            for first in (0, 1):
+                senders[0].sendall(x_fastest(voxels[..., first::2], ">i2"))
+
+        return send
+
+    same_as_ours("afni+tcp://127.0.0.1:0", RUN_ID, connect)
+    senders[0].close()
+
+
+@pytest.mark.parametrize("ends_by", ["close", "magic"])
+def test_runs_are_recorded(serve, make_scan, closed_account, ends_by: str) -> None:
+    scan = make_scan(n_volumes=12)
+    served = serve("--volumes", "12", source="afni+tcp://127.0.0.1:0")
+    for folder, n_volumes in ((RUN_ID, 12), (f"{RUN_ID}_take-2", 7)):
+        with begin(served.address, commands(scan.start.affine)) as data:
+            for index in range(n_volumes):
+                data.sendall(x_fastest(scan.voxels(index)))
+            if ends_by == "magic":
+                data.sendall(MAGIC.ljust(432, b"\0"))
+                assert data.recv(1) == b""
+        summary = closed_account(served.out / folder)
+        assert (summary["received"], summary["missing"]) == (n_volumes, 12 - n_volumes)
+    assert served.interrupt() == 0
+    assert "Traceback" not in served.log()
+
+
+def test_what_is_no_run_is_let_go_of_and_the_next_is_taken(serve, make_scan, closed_account) -> None:
+    scan = make_scan(n_volumes=12)
+    served = serve("--volumes", "12", source="afni+tcp://127.0.0.1:0")
+    affine = scan.start.affine
+    for text in (b"tcp:192.168.1.7:9000\0", b"shm:afni:1M\0", b"x" * 2_000, b"tcp:localhost:22\0", b""):
+        with connect(control_port(served.address)) as control:
+            control.sendall(text)
+            control.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(ConnectionResetError):
+                assert control.recv(1) == b""
+    for bad in (["TR 2"], commands(affine, XYMATRIX="6 6 2000"), commands(affine, TR="2.0")):
+        with begin(served.address, bad) as data, contextlib.suppress(ConnectionError):
+            data.sendall(x_fastest(scan.voxels(0)))
+            assert data.recv(1) == b""
+    with begin(served.address, commands(affine)) as data:
+        for index in range(14):  # two more than planned
+            data.sendall(x_fastest(scan.voxels(min(index, 11))))
+        data.sendall(b"half a volume")
+    assert closed_account(served.out / RUN_ID)["received"] == 12
+    assert not (served.out / f"{RUN_ID}_take-2").exists()
+    log = served.log()
+    for said in (
+        "expected tcp:localhost:PORT",
+        "expected the command XYMATRIX",
+        "from 1 to 1024 voxels",
+        "got 2.0000 s",
+        "got volume 13",
+    ):
+        assert said in log, said
+    assert "Traceback" not in log
+
+
+def test_a_second_sender_is_not_taken_while_one_sends(serve, make_scan, closed_account) -> None:
+    scan = make_scan(n_volumes=12)
+    served = serve("--volumes", "12", source="afni+tcp://127.0.0.1:0")
+    with begin(served.address, commands(scan.start.affine)) as data:
+        port = free_port()
+        with connect(control_port(served.address)) as control:
+            control.sendall(f"tcp:localhost:{port}\0".encode())
+            assert control.recv(1) == b""
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port))
+        for index in range(12):
+            data.sendall(x_fastest(scan.voxels(index)))
+        assert closed_account(served.out / RUN_ID)["received"] == 12
+    assert "got another" in served.log()
+
+
+def sent(header: Header, voxels: np.ndarray) -> np.ndarray:
+    return header.volume([voxels.astype(header.sent).tobytes(order="F")])
+
+
+@pytest.mark.parametrize("axes", [p for p in itertools.product(("RL", "LR"), ("AP", "PA"), ("IS", "SI"))])
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_axes_in_any_direction_and_order_come_out_to_the_right_front_and_up(axes, order) -> None:
+    """Each voxel is where the sender said: its indices times the voxel's size along each axis."""
+    codes, shape, sizes_mm = [axes[axis] for axis in order], (3, 4, 5), np.array([1.0, 2.0, 3.0])
+    header = parse(
+        "\n".join(
+            [
+                "ACQUISITION_TYPE 3D+t",
+                f"XYZAXES {' '.join(f'{code[0]}-{code[1]}' for code in codes)}",
+                "XYFOV 3 8",
+                "ZDELTA 3",
+                "XYMATRIX 3 4",
+                "ZNUM 5",
+                "XYZFIRST 10 20 30",
+            ]
+        ).encode()
+    )
+    voxels = np.arange(60).reshape(shape)
+    turned, affine = to_ras(sent(header, voxels), header.affine)
+    assert aff2axcodes(np.array(affine)) == ("R", "A", "S")
+    for indices in ((0, 0, 0), (2, 1, 3)):
+        first = dict(zip("RLAPIS", (1, -1, 1, -1, -1, 1), strict=True))
+        place = np.zeros(3)
+        for code, index, size_mm, start_mm in zip(codes, indices, sizes_mm, (10, 20, 30), strict=True):
+            axis = {"R": 0, "L": 0, "A": 1, "P": 1, "I": 2, "S": 2}[code[0]]
+            place[axis] = first[code[0]] * start_mm + first[code[1]] * index * size_mm
+        found = np.linalg.solve(np.array(affine), [*place, 1])[:3]
+        assert turned[tuple(np.rint(found).astype(int))] == voxels[indices]
+
+
+def test_without_an_origin_the_volume_is_in_the_middle_and_a_later_word_counts() -> None:
+    said = "XYZAXES R-L A-P I-S\nXYFOV 8 0 10\nXYMATRIX 4 4 5"
+    assert np.allclose(parse(said.encode()).affine[:3, 3], (3, 3, -4))
+    said += "\nXYZFIRST 1 2A 3\nZFIRST 7S"
+    assert np.allclose(parse(said.encode()).affine[:3, 3], (1, 2, 7))
+    assert np.allclose(parse(f"{said}\nXYZFIRST 1 2 3".encode()).affine[:3, 3], (1, 2, -3))
+
+
+def test_slices_that_come_every_second_first_are_put_in_order() -> None:
+    said = "XYZAXES L-R P-A I-S\nXYFOV 2 2 5\nXYMATRIX 2 2 5\nDATUM byte"
+    voxels = np.arange(20).reshape(2, 2, 5)
+    for order, slices in (("alt", (0, 2, 4, 1, 3)), ("seq", range(5))):
+        header = parse(f"{said}\nZORDER {order}".encode())
+        images = [voxels[..., k].astype(np.uint8).tobytes(order="F") for k in slices]
+        assert header.image_bytes == 4
+        assert np.array_equal(header.volume(images), voxels)
+
+
+@pytest.mark.parametrize(("order", "sign"), [("LSB_FIRST", "<"), ("MSB_FIRST", ">")])
+@pytest.mark.parametrize(("datum", "dtype"), [("short", "i2"), ("float", "f4"), ("byte", "u1")])
+def test_voxels_of_any_type_and_byte_order(order: str, sign: str, datum: str, dtype: str) -> None:
+    header = parse("\n".join(commands(np.eye(4), BYTEORDER=order, DATUM=datum)).encode())
+    voxels = np.random.default_rng(0).integers(0, 255, (6, 6, 6)).astype(dtype)
+    taken = header.volume([voxels.astype(sign + dtype).tobytes(order="F")])
+    assert taken.dtype == header.taken
+    assert np.array_equal(taken, voxels)
+
+
+words = st.one_of(
+    st.sampled_from(
+        ["1", "0", "-3", "6.5", "nan", "1e999", "30R", "R-L", "IS", "alt", "3D+t", "float", "2D+z"]
+    ),
+    st.text(max_size=8),
+    st.integers().map(str),
+)
+names = st.sampled_from(
+    ["XYFOV", "XYMATRIX", "XYZAXES", "ZNUM", "ZDELTA", "TR", "DATUM", "BYTEORDER", "ZORDER", "NUM_CHAN"]
+    + ["ACQUISITION_TYPE", "OBLIQUE_XFORM", "XYZFIRST", "ZFIRST", "NOTE"]
+)
+lines = st.tuples(names, st.lists(words, max_size=16)).map(lambda line: " ".join((line[0], *line[1])))
+
+
+@given(extra=st.lists(lines, max_size=6), base=st.booleans())
+def test_any_commands_are_a_header_or_refused_and_nothing_else(extra: list[str], base: bool) -> None:
+    text = "\n".join([*(commands(np.eye(4)) if base else []), *extra])
+    with contextlib.suppress(WireError):
+        header = parse(text.encode())
+        assert all(1 <= edge <= 1_024 for edge in header.shape)
+        assert header.image_bytes * header.images <= wire.MAX_VOLUME_BYTES
+        if np.prod(header.shape) <= 1_000:
+            voxels, _ = to_ras(header.volume([bytes(header.image_bytes)] * header.images), header.affine)
+            assert voxels.size == np.prod(header.shape)
+
+
+@given(data=st.binary(max_size=300))
+def test_any_bytes_are_refused_as_commands_and_as_a_data_port(data: bytes) -> None:
+    with pytest.raises(WireError):
+        parse(data)
+    with contextlib.suppress(WireError):
+        assert 1_024 <= data_port(b"tcp:localhost:" + data) <= 65_535
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]", "::1"])
+def test_the_data_port_is_on_this_machine(host: str) -> None:
+    assert data_port(f"tcp:{host}:7960".encode()) == 7_960
+
+
+@pytest.mark.parametrize("host", ["", "0.0.0.0", "scanner", "192.168.1.7", "localhost.example.org", "::"])
+def test_a_sender_that_names_another_machine_is_refused(host: str) -> None:
+    with pytest.raises(WireError, match="SSH tunnel"):
+        data_port(f"tcp:{host}:7960".encode())

@@ -1,0 +1,272 @@
+"""Runs are made of volumes alone: what the pipeline is told for all that a scanner can do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from realtime import wire
+from realtime.bundle import Bundle
+from realtime.errors import ServeError
+from realtime.sources.announced import Announced, Plan, RunOver, Scan
+from realtime.sources.choose import Told, open_source
+from realtime.sources.zeromq import ZeroMqSource
+
+SHAPE = (2, 2, 2)
+AFFINE = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+PLAN = Plan(subject=1, run_id="sub-01_task-realtime", n_volumes=4, tr_s=50.0)
+SHORT_TR_S = 0.01
+
+
+class Scanner:
+    """Sends what a test puts into its queue."""
+
+    def __init__(self) -> None:
+        self.queue: asyncio.Queue[Scan | RunOver] = asyncio.Queue()
+        self.told: list[tuple[int, str]] = []
+
+    async def start(self) -> str:
+        return "a scanner"
+
+    async def scans(self) -> AsyncIterator[Scan | RunOver]:
+        while True:
+            yield await self.queue.get()
+
+    async def stop(self) -> None:
+        pass
+
+    def send(self, index: int, seed: int = 0, **changes) -> None:
+        voxels = np.random.default_rng((seed, index)).integers(0, 999, SHAPE).astype("<i2")
+
+        async def answer(message: wire.Ack | wire.Refused) -> None:
+            self.told.append((index, "ack" if isinstance(message, wire.Ack) else message.code))
+
+        fields = {"shape": SHAPE, "affine": AFFINE, "dtype": "int16", "payload": memoryview(voxels.tobytes())}
+        self.queue.put_nowait(
+            Scan(index=index, received_s=perf_counter(), answer=answer, **(fields | changes))
+        )
+
+
+class Pipeline:
+    """Answers as the pipeline does; knows of the run that is open only what it is told."""
+
+    def __init__(self, source: Announced, held: dict[str, set[int]], refuses: str = "") -> None:
+        self.source = source
+        self.heard: list[str] = []
+        self.held = held
+        self._refuses = refuses
+
+    async def serve(self) -> None:
+        while True:
+            received = await self.source.receive()
+            message = received.message
+            if isinstance(message, wire.RunStart):
+                self.heard.append(f"start {message.run_id}")
+                await received.reply(self._accept(message))
+            elif isinstance(message, wire.Volume):
+                self.heard.append(f"volume {message.index}")
+                self.held[message.run_id].add(message.index)
+                await received.reply(wire.Ack(run_id=message.run_id, index=message.index))
+            elif isinstance(message, wire.RunEnd):
+                self.heard.append(message.reason)
+                del self.held[message.run_id]
+                await received.reply(wire.RunClosed(run_id=message.run_id))
+
+    def _accept(self, start: wire.RunStart) -> wire.RunAccepted | wire.Refused:
+        if self._refuses == "run-start" and start.run_id not in self.held:
+            self._refuses = ""  # the run that began otherwise has been ended
+        if self._refuses:
+            return wire.Refused(run_id=start.run_id, code=self._refuses, message="no")
+        held = self.held.setdefault(start.run_id, set())
+        return wire.RunAccepted(run_id=start.run_id, held=[(index, index + 1) for index in sorted(held)])
+
+
+@asynccontextmanager
+async def serving(
+    plan: Plan = PLAN, held: dict[str, set[int]] | None = None, refuses: str = ""
+) -> AsyncIterator[tuple[Scanner, Pipeline]]:
+    scanner = Scanner()
+    source = Announced(scanner, plan)
+    pipeline = Pipeline(source, held or {}, refuses)
+    task = asyncio.create_task(pipeline.serve())
+    try:
+        yield scanner, pipeline
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        await source.stop()
+
+
+async def until(pipeline: Pipeline, *heard: str) -> None:
+    async with asyncio.timeout(60):
+        while len(pipeline.heard) < len(heard):
+            await asyncio.sleep(0)
+    assert pipeline.heard == list(heard)
+
+
+START = "start sub-01_task-realtime"
+VOLUMES = [f"volume {index}" for index in range(4)]
+
+
+def test_a_run_begins_with_its_first_volume_and_ends_with_its_last() -> None:
+    async def run() -> None:
+        async with serving() as (scanner, pipeline):
+            for index in (0, 2, 1, 3, 0):
+                scanner.send(index, seed=len(scanner.told) > 3)
+            scanner.send(1)
+            await until(
+                pipeline, START, VOLUMES[0], VOLUMES[2], *VOLUMES[1::2], "complete", START, *VOLUMES[:2]
+            )
+            assert scanner.told == [(i, "ack") for i in (0, 2, 1, 3, 0, 1)]
+
+    asyncio.run(run())
+
+
+def test_volume_0_again_with_other_voxels_is_another_run_and_with_the_same_it_is_not() -> None:
+    async def run() -> None:
+        async with serving() as (scanner, pipeline):
+            for index, seed in ((0, 0), (1, 0), (0, 0), (0, 1)):
+                scanner.send(index, seed)
+            await until(pipeline, START, *VOLUMES[:2], VOLUMES[0], "aborted", START, VOLUMES[0])
+
+    asyncio.run(run())
+
+
+def test_a_run_of_another_series_begins_at_any_volume() -> None:
+    async def run() -> None:
+        async with serving() as (scanner, pipeline):
+            scanner.send(0, series="7")
+            scanner.send(1, series="8")
+            await until(pipeline, f"{START}_series-7", VOLUMES[0], "aborted", f"{START}_series-8", VOLUMES[1])
+
+    asyncio.run(run())
+
+
+def test_the_scanners_end_ends_a_run_and_an_end_without_a_run_is_nothing() -> None:
+    async def run() -> None:
+        async with serving() as (scanner, pipeline):
+            scanner.queue.put_nowait(RunOver())
+            scanner.send(0)
+            scanner.queue.put_nowait(RunOver())
+            scanner.send(3)
+            scanner.queue.put_nowait(RunOver())
+            await until(pipeline, START, VOLUMES[0], "aborted", START, VOLUMES[3], "complete")
+
+    asyncio.run(run())
+
+
+def test_after_its_last_volume_a_run_waits_only_some_tr_for_what_is_missing() -> None:
+    async def run() -> None:
+        async with serving() as (scanner, pipeline):
+            scanner.send(0, tr_s=SHORT_TR_S)
+            scanner.send(3, tr_s=SHORT_TR_S)
+            await until(pipeline, START, VOLUMES[0], VOLUMES[3], "complete")
+
+    asyncio.run(run())
+
+
+def test_what_an_earlier_runtime_left_open_goes_on_unless_the_scanner_begins_again() -> None:
+    async def run(first: int, *heard: str) -> None:
+        async with serving(held={PLAN.run_id: {0, 1}}) as (scanner, pipeline):
+            scanner.send(first)
+            await until(pipeline, *heard)
+
+    asyncio.run(run(2, START, VOLUMES[2]))
+    asyncio.run(run(0, START, "aborted", START, VOLUMES[0]))
+
+
+def test_a_run_that_was_left_open_with_another_plan_is_ended_for_the_new_one() -> None:
+    """As when an operator starts the runtime again with another --volumes."""
+
+    async def run() -> None:
+        async with serving(held={PLAN.run_id: {0, 1}}, refuses="run-start") as (scanner, pipeline):
+            scanner.send(2)
+            await until(pipeline, START, "aborted", START, VOLUMES[2])
+
+    asyncio.run(run())
+
+
+def test_what_is_refused_is_told_to_the_scanner() -> None:
+    async def run() -> None:
+        async with serving() as (scanner, pipeline):
+            scanner.send(0)
+            scanner.send(4)
+            scanner.send(1, shape=(2, 4, 1))
+            scanner.send(1, dtype="float64")
+            scanner.send(2)
+            await until(pipeline, START, VOLUMES[0], VOLUMES[2])
+            assert scanner.told == [(0, "ack"), (4, "index"), (1, "grid"), (1, "grid"), (2, "ack")]
+        async with serving(refuses="tr") as (scanner, pipeline):
+            scanner.send(0)
+            scanner.send(1, shape=(0, 2, 2))
+            await until(pipeline, START)
+            while len(scanner.told) < 2:
+                await asyncio.sleep(0)
+            assert scanner.told == [(0, "tr"), (1, "header")]
+
+    asyncio.run(run())
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    sent=st.lists(
+        st.one_of(
+            st.tuples(st.integers(0, 5), st.integers(0, 1), st.sampled_from(["", "a", "b"])), st.none()
+        ),
+        max_size=30,
+    )
+)
+def test_whatever_comes_volumes_are_only_between_a_start_and_an_end_and_each_is_answered(sent) -> None:
+    async def run() -> None:
+        async with serving() as (scanner, pipeline):
+            for each in sent:
+                if each is None:
+                    scanner.queue.put_nowait(RunOver())
+                else:
+                    scanner.send(each[0], each[1], series=each[2])
+            n_volumes = len(sent) - sent.count(None)
+            while len(scanner.told) < n_volumes or not scanner.queue.empty():
+                await asyncio.sleep(0)
+            assert [index for index, _ in scanner.told] == [each[0] for each in sent if each]
+            assert all((code == "index") == (index >= 4) for index, code in scanner.told)
+            assert {code for _, code in scanner.told} <= {"ack", "index", "over"}
+            is_open = False
+            for heard in pipeline.heard:
+                assert is_open != heard.startswith("start")
+                is_open = not heard.endswith(("complete", "aborted"))
+
+    asyncio.run(run())
+
+
+def test_our_own_messages_need_nothing_from_the_operator(tiny_bundle: Path) -> None:
+    spec = Bundle.open(tiny_bundle).spec
+    assert isinstance(open_source("tcp://127.0.0.1:5555", Told(), spec), ZeroMqSource)
+    with pytest.raises(ServeError, match="expected no --volumes"):
+        open_source("tcp://127.0.0.1:5555", Told(n_volumes=3), spec)
+
+
+@pytest.mark.parametrize(
+    ("address", "told", "said"),
+    [
+        ("http://127.0.0.1:1", Told(), "expected a source like tcp://127.0.0.1:5555, pyneal"),
+        ("pyneal+tcp://127.0.0.1:5555", Told(), "expected --volumes N"),
+        ("pyneal+tcp://127.0.0.1:5555", Told(n_volumes=0), ">= 1"),
+        ("pyneal+tcp://127.0.0.1:5555", Told(n_volumes=1, run_id="../x"), "matching regex"),
+        ("pyneal+tcp://127.0.0.1:5555", Told(n_volumes=1, series="x"), "are for folder:/path"),
+        ("pyneal+tcp://0.0.0.0:5555", Told(n_volumes=1), "would be taken; forward the port"),
+        ("afni+tcp://0.0.0.0:7961", Told(n_volumes=1), "would be taken; forward the port"),
+    ],
+)
+def test_what_an_operator_must_say_is_asked_for(
+    tiny_bundle: Path, address: str, told: Told, said: str
+) -> None:
+    with pytest.raises(ServeError, match=said):
+        open_source(address, told, Bundle.open(tiny_bundle).spec)

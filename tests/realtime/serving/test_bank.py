@@ -1,0 +1,159 @@
+"""A bank: beside the general decoder's frame of every volume, a picture's by every specialised one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from realtime import resume, wire
+from realtime.bundle import Bundle
+from realtime.cli import main
+from realtime.decode import Decoder
+from realtime.engines import open_engine
+from realtime.preprocess import StreamingPreprocessor
+from realtime.recorded import read_image, read_recorded
+from realtime.run import Run
+
+OPTIONS = ("--engine", "onnxruntime-cpu", "--sampler", "ddim-4")
+ONSETS = range(1, 28, 3)
+PICTURE = cv2.imencode(".png", np.zeros((32, 32, 3), np.uint8))[1].tobytes()
+LAST_OF_WINDOW = {"before-2": 3, "after-1": 6}
+"""Volumes from a picture's onset to the last of its window."""
+
+
+def send(client, scan, make_picture) -> None:
+    """A run with a picture every three volumes, each volume once the one before is decoded."""
+    client.ask(scan.start)
+    for index in range(scan.n_volumes):
+        if index in ONSETS:
+            client.ask(scan.marker(index), make_picture(index))
+        assert client.send_volume(scan, index) == wire.Ack(run_id=scan.run_id, index=index)
+    assert client.ask(scan.end()) == wire.RunClosed(run_id=scan.run_id)
+
+
+@pytest.fixture
+def paced(make_scan):
+    """A run slow enough that nothing has to be skipped, whatever else this machine does."""
+    return make_scan(n_volumes=30, dtype="float32")
+
+
+def settled(run: Run, decoders: list[Decoder], scan, onsets: range = ONSETS, volumes=None) -> None:
+    """A run in this process: each volume decoded by all decoders that are due before the next one comes."""
+    sampler = decoders[0]._bundle.sampler()
+    for index in volumes or range(scan.n_volumes):
+        if index in onsets:
+            run.show(scan.marker(index), memoryview(PICTURE))
+        payload = memoryview(scan.voxels(index).tobytes())
+        run.take(index, run.receive(scan.volume(index), payload, float(index)))
+        if (ready := run.queue.take()) is None:
+            continue
+        due = [decoders[0].spec, *run.due(ready.volume)]
+        for decoder in decoders:
+            if decoder.spec in due:
+                decoded = decoder.decode(ready.window_of(decoder.spec), sampler)
+                frame = run.frame(ready, decoder.spec, sampler.name, decoded.stages_ms)
+                run.record(frame, decoded.image, ready.repaired_voxels)
+        run.queue.done()
+
+
+def opened(bank: Path) -> tuple[Bundle, list[Decoder]]:
+    bundle = Bundle.open(bank)
+    engine = open_engine(bundle, "onnxruntime-cpu")
+    return bundle, [Decoder(bundle, engine, 0, each.name) for each in bundle.spec.decoders]
+
+
+def test_every_picture_is_decoded_at_every_offset(serve, connect, paced, make_picture, tiny_bank) -> None:
+    served = serve(*OPTIONS, bundle=tiny_bank)
+    send(connect(served.address), paced, make_picture)
+    assert served.interrupt() == 0
+    recorded = read_recorded(served.run_folder(paced))
+    rows = {(row.decoder, row.shown_onset): row for row in recorded.specialised}
+    due = {
+        (name, onset)
+        for name, last in LAST_OF_WINDOW.items()
+        for onset in ONSETS
+        if 5 <= onset + last < paced.n_volumes  # there is a window of six volumes, and it is in the run
+    }
+    assert rows.keys() == due
+    assert all(row.volume == onset + LAST_OF_WINDOW[name] for (name, onset), row in rows.items())
+    assert {row.state for row in rows.values()} <= {"decoded", "warming", "skipped"}
+    for row in rows.values():
+        assert (row.frame is None) == (row.state == "skipped")
+    summary = json.loads((served.run_folder(paced) / "summary.json").read_text())
+    for name in LAST_OF_WINDOW:
+        counts = summary["specialised"][name]
+        assert counts["decoded"] + counts["warming"] + counts["skipped"] == sum(key[0] == name for key in due)
+
+
+def test_a_frame_is_what_its_decoder_alone_makes_of_the_window(
+    paced, tiny_bank: Path, tmp_path: Path
+) -> None:
+    bundle, decoders = opened(tiny_bank)
+    run = resume.begin(tmp_path, bundle, 0, paced.start)
+    settled(run, decoders, paced)
+    run.finish()
+    run.folder.close()
+    stream = StreamingPreprocessor(
+        bundle.roi_mask, 30, 4 / 3, bundle.spec.preprocessing, bundle.prior_mean, bundle.prior_sd, 6
+    )
+    windows = {}
+    for volume in range(30):
+        stream.push(volume, paced.voxels(volume))
+        windows[volume] = stream.window()
+    recorded = read_recorded(run.folder.path)
+    made = {(row.volume, row.decoder): read_image(recorded.path / row.frame) for row in recorded.specialised}
+    assert {name for _, name in made} == LAST_OF_WINDOW.keys()
+    for decoder in decoders[1:]:
+        for (volume, name), image in made.items():
+            if name == decoder.spec.name:
+                np.testing.assert_array_equal(image, decoder.decode(windows[volume]).image)
+    first, second = (made[10, "before-2"], read_image(recorded.path / "frames" / "000010.png"))
+    assert (first != second).any()
+
+
+def test_a_replay_makes_the_same_frames_by_every_decoder(
+    paced, tiny_bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, decoders = opened(tiny_bank)
+    run = resume.begin(tmp_path / "then", bundle, 0, paced.start)
+    settled(run, decoders, paced)
+    run.finish()
+    run.folder.close()
+    options = ["--bundle", str(tiny_bank), "--out", str(tmp_path / "now"), "--engine", "onnxruntime-cpu"]
+    assert main(["replay", str(run.folder.path), *options]) == 0
+    assert "by before-2: the same, bit for bit" in capsys.readouterr().out
+    then, now = read_recorded(run.folder.path), read_recorded(tmp_path / "now" / paced.run_id)
+    assert [(row.volume, row.decoder, row.state) for row in then.specialised] == [
+        (row.volume, row.decoder, row.state) for row in now.specialised
+    ]
+    replayed = json.loads((now.path / "replay.json").read_text())
+    assert {frame["decoder"] for frame in replayed["frames"]} == {None, *LAST_OF_WINDOW}
+
+
+def test_what_a_crash_or_a_newer_window_left_out_is_accounted(paced, tiny_bank: Path, tmp_path: Path) -> None:
+    bundle, decoders = opened(tiny_bank)
+    run = resume.begin(tmp_path, bundle, 0, paced.start)
+    settled(run, decoders, paced, volumes=range(16))
+    # Volume 16 is the last of the window of the picture at 13 for before-2 and of that at 10 for after-1.
+    run.take(16, run.receive(paced.volume(16), memoryview(paced.voxels(16).tobytes()), 16.0))
+    ready = run.queue.take()
+    assert ready
+    assert [decoder.name for decoder in run.due(16)] == ["before-2", "after-1"]
+    decoded = decoders[0].decode(ready.window_of(decoders[0].spec))
+    run.record(run.frame(ready, decoders[0].spec, "ddim-4", decoded.stages_ms), decoded.image, 0)
+    run.folder.suspend()  # the process is gone before the specialised decoders have had their turn
+
+    run = resume.reopen(run.folder.path, bundle)
+    lost = [row for row in run.folder.specialised_rows() if row.volume == 16]
+    assert [(row.decoder, row.state) for row in lost] == [("before-2", "skipped"), ("after-1", "skipped")]
+    assert all("restarted" in (row.reason or "") for row in lost)
+    for index in (17, 18, 19, 20):  # 19 is due; nothing is decoded in between, and the newest wins
+        run.take(index, run.receive(paced.volume(index), memoryview(paced.voxels(index).tobytes()), 0.0))
+    skipped = [row for row in run.folder.specialised_rows() if row.volume == 19]
+    assert {row.state for row in skipped} == {"skipped"}
+    assert all("newer window" in (row.reason or "") for row in skipped)
+    run.folder.suspend()

@@ -1,0 +1,137 @@
+"""Faces in a whole runtime: on the page, in publications and in the record, and in a replay."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import msgspec
+import numpy as np
+import onnx
+import pytest
+import skimage.data
+import zmq
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from realtime.bundle import Bundle, write_spec
+from realtime.bundlefiles import file_sha256
+from realtime.engines import signature
+from realtime.faces import FaceBlur
+from realtime.picture import decode_png
+from realtime.recorded import Recorded, read_image, read_recorded
+
+EDGE_PX = 128
+
+
+@pytest.fixture(scope="module")
+def face() -> NDArray[np.uint8]:
+    size = (EDGE_PX, EDGE_PX)
+    return np.asarray(cv2.resize(skimage.data.astronaut(), size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def face_bundle(
+    make_tiny_bundle: Callable[..., Path], face: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A bundle that decodes the same face from everything."""
+    folder = make_tiny_bundle(
+        tmp_path_factory.mktemp("bundle") / "face", image_size_px=(EDGE_PX, EDGE_PX), name="face"
+    )
+    spec = Bundle.open(folder).spec
+    inputs, outputs = (
+        [helper.make_tensor_value_info(t.name, types[t.dtype], t.shape) for t in tensors]
+        for types in [{"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8}]
+        for tensors in signature(spec, "vae")
+    )
+    constants = [
+        numpy_helper.from_array(face.astype(np.float32), "face"),
+        numpy_helper.from_array(np.float32(0), "zero"),
+    ]
+    nodes = [
+        helper.make_node("ReduceMean", ["latents"], ["mean"], keepdims=0),
+        helper.make_node("Mul", ["mean", "zero"], ["nothing"]),
+        helper.make_node("Add", ["face", "nothing"], ["painted"]),
+        helper.make_node("Cast", ["painted"], ["image"], to=TensorProto.UINT8),
+    ]
+    graph = helper.make_graph(nodes, "vae", inputs, outputs, constants)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10),
+        folder / "vae.onnx",
+    )
+    files = spec.files | {"vae.onnx": file_sha256(folder / "vae.onnx")}
+    write_spec(folder, msgspec.structs.replace(spec, files=files))
+    return folder
+
+
+@pytest.fixture
+def subscriber() -> Iterator[Callable[[str], zmq.Socket[bytes]]]:
+    context = zmq.Context()
+
+    def connect(address: str) -> zmq.Socket[bytes]:
+        socket = context.socket(zmq.SUB)
+        socket.subscribe("frame")
+        socket.connect(address)
+        return socket
+
+    yield connect
+    context.destroy(linger=0)
+
+
+def frames_of(recorded: Recorded) -> list[NDArray[np.uint8]]:
+    return [read_image(recorded.path / row.frame) for row in recorded.rows if row.frame]
+
+
+@pytest.mark.parametrize("shows", [False, True])
+def test_what_leaves_the_decoder_is_the_same_everywhere(
+    serve, connect, make_scan, subscriber: Any, face_bundle: Path, face: NDArray[np.uint8], shows: bool
+) -> None:
+    expected = face if shows else FaceBlur()(face)
+    assert np.array_equal(expected, face) is shows
+    served = serve(
+        "--bundle", str(face_bundle), "--publish", "tcp://127.0.0.1:0", "--port", "0",
+        *(["--show-faces"] if shows else []),
+    )  # fmt: skip
+    socket = subscriber(served.said.split("results published at ")[1].split()[0])
+    scanner, number = connect(served.address), 0
+    while not socket.poll(0):  # until the subscription has arrived
+        number += 1
+        scanner.send_run(scan := make_scan(run_id=f"again-{number}"))
+    _, header, picture = socket.recv_multipart()
+    shape = msgspec.msgpack.decode(header)["shape"]
+    np.testing.assert_array_equal(np.frombuffer(picture, np.uint8).reshape(shape), expected)
+    recorded = read_recorded(served.run_folder(scan))
+    assert recorded.info.faces == ("shown" if shows else "blurred")
+    assert frames_of(recorded)
+    for frame in frames_of(recorded):
+        np.testing.assert_array_equal(frame, expected)
+    volume = next(row.volume for row in recorded.rows if row.frame)
+    page = re.search(r"page: (\S+)", served.said)[1]
+    with urllib.request.urlopen(f"{page}frames/{volume}.png") as response:
+        np.testing.assert_array_equal(decode_png(response.read()), expected)
+
+
+def test_a_replay_makes_the_same_frames_again_or_with_faces_where_asked_to(
+    serve, connect, make_scan, face_bundle: Path, face: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    served = serve("--bundle", str(face_bundle))
+    scan = make_scan()
+    connect(served.address).send_run(scan)
+    assert served.interrupt() == 0
+    command = [sys.executable, "-m", "realtime", "replay", str(served.run_folder(scan))]
+    command += ["--bundle", str(face_bundle), "--out", str(tmp_path / "again")]
+    same = subprocess.run(command, capture_output=True, text=True)
+    assert same.returncode == 0, same.stdout + same.stderr
+    shown = subprocess.run([*command, "--show-faces"], capture_output=True, text=True)
+    assert shown.returncode == 1, shown.stderr
+    assert "faces shown, recorded blurred" in shown.stdout
+    first, second = (read_recorded(path) for path in sorted((tmp_path / "again").iterdir()))
+    assert (first.info.faces, second.info.faces) == ("blurred", "shown")
+    np.testing.assert_array_equal(frames_of(second)[0], face)
+    np.testing.assert_array_equal(frames_of(first)[0], FaceBlur()(face))

@@ -1,0 +1,184 @@
+"""Files in a folder: real files, virtual time, and any bytes in them."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import logging
+import os
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from realtime.errors import ServeError, WireError
+from realtime.sources import dicom, nifti
+from realtime.sources.files import Files, Found, parse
+from realtime.sources.volumefile import NotWholeError
+
+PATIENCE_S = 5.0
+AFFINE = np.array([[-2.0, 0, 0, 9], [0, 0, 2, -9], [0, -3, 0, 20], [0, 0, 0, 1]])
+"""To the left, down and to the front: nothing like what the runtime takes."""
+VOXELS = np.random.default_rng(0).integers(0, 999, (4, 5, 6)).astype(np.int16)
+
+
+def nifti_bytes(voxels: np.ndarray = VOXELS, kind=nibabel.Nifti1Image, **header: object) -> bytes:
+    image = kind(voxels, AFFINE, dtype=voxels.dtype)
+    data = bytearray(image.to_bytes())
+    fields = np.frombuffer(data, dtype=image.header.template_dtype, count=1)
+    for name, value in header.items():
+        fields[name][0] = value
+    return bytes(data)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path, PATIENCE_S)
+
+
+def look(files: Files, *times_s: float) -> list[Found]:
+    return [found for now_s in times_s for found in files.look(now_s)]
+
+
+def names(found: list[Found]) -> list[str]:
+    return [each.name for each in found]
+
+
+def test_a_file_is_told_once_when_it_has_not_changed_between_two_looks(files: Files, tmp_path: Path) -> None:
+    whole = nifti_bytes()
+    (tmp_path / "run_0001.nii").write_bytes(whole)
+    assert look(files, 0.0) == []
+    assert names(look(files, 1.0, 2.0)) == ["run_0001.nii"]
+    (tmp_path / "run_0002.nii").write_bytes(whole[:-9])
+    assert look(files, 3.0, 4.0) == []
+    (tmp_path / "run_0002.nii").write_bytes(whole)
+    assert look(files, 5.0) == []  # it has changed since
+    (found,) = look(files, 6.0, 7.0)
+    assert (found.name, found.holds.number, found.whole_s) == ("run_0002.nii", 2, 5.0)
+
+
+def test_a_file_that_stays_cut_off_is_given_up_with_a_warning(files: Files, tmp_path: Path, caplog) -> None:
+    (tmp_path / "run_0001.nii").write_bytes(nifti_bytes()[:-9])
+    (tmp_path / "run_0002.nii.gz").write_bytes(gzip.compress(nifti_bytes())[:-9])
+    (tmp_path / "0003.dcm").write_bytes(b"")
+    assert look(files, 0.0, 1.0, PATIENCE_S - 0.1) == []
+    assert caplog.messages == []
+    assert look(files, PATIENCE_S + 1, PATIENCE_S + 2) == []
+    assert len(caplog.messages) == 3
+    assert all("its volume is missing" in message for message in caplog.messages)
+
+
+def test_only_regular_files_of_the_folder_itself_are_opened(files: Files, tmp_path: Path, caplog) -> None:
+    outside = tmp_path.parent / "outside_0001.nii"
+    outside.write_bytes(nifti_bytes())
+    (tmp_path / "link_0001.nii").symlink_to(outside)
+    (tmp_path / "folder_0001.nii").mkdir()
+    (tmp_path / ".hidden_0001.nii").write_bytes(nifti_bytes())
+    os.mkfifo(tmp_path / "pipe_0001.nii")
+    with caplog.at_level(logging.INFO):
+        assert look(files, 0.0, 1.0, 2.0) == []
+    assert caplog.messages == [
+        "'link_0001.nii' is passed over: a link; only files in the folder itself are read"
+    ]
+
+
+def test_foreign_files_are_told_in_one_line_for_each_kind(files: Files, tmp_path: Path, caplog) -> None:
+    for name in ("notes.txt", "more.txt", "table.tsv"):
+        (tmp_path / name).write_text("nothing")
+    (tmp_path / "unnumbered.nii").write_bytes(nifti_bytes())
+    with caplog.at_level(logging.INFO):
+        assert look(files, 0.0, 1.0, 2.0, 9.0) == []
+    assert len(caplog.messages) == 3
+    assert sum("neither NIfTI nor DICOM" in message for message in caplog.messages) == 2
+
+
+def test_a_folder_that_is_away_for_a_while_is_looked_into_again(files: Files, tmp_path: Path, caplog) -> None:
+    away = tmp_path.parent / "away"
+    tmp_path.rename(away)
+    assert look(files, 0.0, 0.5) == []
+    assert len(caplog.messages) == 1
+    away.rename(tmp_path)
+    (tmp_path / "run_0001.nii").write_bytes(nifti_bytes())
+    assert len(look(files, 1.0, 2.0)) == 1
+
+
+def test_there_must_be_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(ServeError, match="expected a folder to watch"):
+        Files(tmp_path / "none", PATIENCE_S)
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "float32", "float64", ">i2"])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_a_nifti_volume_comes_out_to_the_right_front_and_up(kind, dtype: str, suffix: str) -> None:
+    data = nifti_bytes((VOXELS % 200).astype(dtype), kind)
+    volume = parse(f"run-2_bold_0007{suffix}", gzip.compress(data) if suffix == ".nii.gz" else data)
+    assert volume is not None
+    assert (volume.number, volume.series, volume.series_name) == (7, "run2bold", "run-2_bold_")
+    expected = nibabel.as_closest_canonical(nibabel.Nifti1Image(VOXELS % 200, AFFINE))
+    assert np.allclose(volume.affine, expected.affine)
+    assert volume.voxels.dtype == np.dtype("<f4")
+    assert np.array_equal(volume.voxels, np.asarray(expected.dataobj))
+
+
+def test_a_scale_is_applied_and_a_fourth_axis_of_one_is_none() -> None:
+    data = nifti_bytes(VOXELS[..., None], scl_slope=0.5, scl_inter=3)
+    expected = nibabel.as_closest_canonical(nibabel.Nifti1Image(VOXELS * 0.5 + 3, AFFINE)).get_fdata()
+    assert np.array_equal(nifti.read("1.nii", data).voxels, expected.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        nifti_bytes(VOXELS.astype(np.complex64)),
+        nifti_bytes(np.stack([VOXELS] * 2, axis=-1)),
+        nifti_bytes(sform_code=0, qform_code=0, pixdim=[0] * 8),
+        nifti_bytes(dim=[3, 1000, 1000, 1000, 1, 1, 1, 1]),
+        nifti_bytes(vox_offset=8),
+    ],
+)
+def test_a_nifti_file_that_is_no_volume_is_refused(data: bytes) -> None:
+    with pytest.raises(WireError) as raised:
+        nifti.read("run_1.nii", data)
+    assert not isinstance(raised.value, NotWholeError)
+
+
+def test_a_gzip_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nifti, "MAX_FILE_BYTES", 2**20)
+    with pytest.raises(WireError, match="expected at most 1048576 bytes"):
+        nifti.read("run_1.nii.gz", gzip.compress(bytes(2**23)))
+
+
+changes = st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=12)
+
+
+def damaged(data: bytes, spots: list[tuple[int, int]], n_cut: int, near: int) -> bytes:
+    """Some bytes changed, in the first ``near`` of them, and the end cut off."""
+    changed = bytearray(data)
+    for place, value in spots:
+        changed[place % min(near, len(data))] = value
+    return bytes(changed[: len(changed) - n_cut])
+
+
+@settings(deadline=None, max_examples=300)
+@given(spots=changes, n_cut=st.sampled_from([0, 0, 0, 1, 100, 400]))
+def test_a_damaged_nifti_file_is_a_volume_or_refused_and_nothing_else(spots, n_cut: int) -> None:
+    with contextlib.suppress(WireError):
+        assert nifti.read("run_1.nii", damaged(nifti_bytes(), spots, n_cut, 352)).voxels.ndim == 3
+
+
+@settings(deadline=None, max_examples=100)
+@given(data=st.binary(max_size=1_000), name=st.text(max_size=30))
+def test_any_bytes_under_any_name_are_refused(data: bytes, name: str) -> None:
+    for each in (name, f"{name}.dcm", f"{name}1.nii", f"{name}1.nii.gz"):
+        for text in (data, bytes(128) + b"DICM" + data, bytes(128) + b"DICM\2\0\0\0UL\4\0" + data):
+            with contextlib.suppress(WireError):
+                assert parse(each, text) is None
+
+
+def test_a_dicom_head_alone_is_not_whole() -> None:
+    with pytest.raises(NotWholeError):
+        dicom.read(bytes(128) + b"DICM")

@@ -1,0 +1,249 @@
+"""Which files of a folder make a run: a served runtime, and a scanner in this process, on real files."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from realtime import wire
+from realtime.recorded import read_recorded
+from realtime.sources.announced import Plan, RunOver, Scan
+from realtime.sources.folder import FolderScanner
+
+PATIENCE_S = 60.0
+SHORT_TR_S = 0.05
+RUN_ID = "sub-01_task-realtime"
+
+
+def nifti(scan, index: int) -> bytes:
+    return nibabel.Nifti1Image(scan.voxels(index), np.array(scan.start.affine)).to_bytes()
+
+
+def put(folder: Path, name: str, data: bytes) -> None:
+    """As copying does it: in two pieces."""
+    with (folder / name).open("wb", buffering=0) as file:
+        file.write(data[: len(data) // 2])
+        file.write(data[len(data) // 2 :])
+
+
+def moved_in(folder: Path, name: str, data: bytes) -> None:
+    """As careful programs do it: whole at once."""
+    (folder / f".{name}.part").write_bytes(data)
+    (folder / f".{name}.part").rename(folder / name)
+
+
+@pytest.fixture
+def export(tmp_path: Path) -> Path:
+    folder = tmp_path / "export"
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.slow
+def test_the_demos_run_comes_to_the_same_frames_as_in_our_own_messages(
+    same_as_ours, demo_scan, export: Path
+) -> None:
+    def send(index: int) -> None:
+        put(export, f"demo_{index + 1:03d}.nii", nifti(demo_scan, index))
+
+    same_as_ours(f"folder:{export}", f"{RUN_ID}_series-demo", lambda address: send)
+
+
+@pytest.mark.parametrize("write", [put, moved_in])
+def test_files_become_a_run_and_what_was_there_before_does_not(
+    serve, make_scan, closed_account, export: Path, write: Callable[[Path, str, bytes], None]
+) -> None:
+    scan = make_scan(n_volumes=12)
+    put(export, "old_0001.nii", nifti(scan, 0))
+    served = serve("--volumes", "12", source=f"folder:{export}")
+    assert f"volumes from folder:{export}, runs recorded" in served.said
+    (export / "notes.txt").write_text("no volume")
+    for index in (1, 0, *range(2, 12)):
+        write(export, f"run-1_{index + 1:04d}.nii", nifti(scan, index))
+    summary = closed_account(served.out / f"{RUN_ID}_series-run1")
+    assert (summary["received"], summary["missing"]) == (12, 0)
+    assert served.interrupt() == 0
+    assert [path.name for path in served.out.iterdir()] == [f"{RUN_ID}_series-run1"]
+    assert "Traceback" not in served.log()
+
+
+def test_a_cut_off_file_is_missing_and_the_run_ends_without_it(
+    serve, make_scan, closed_account, export: Path
+) -> None:
+    scan = make_scan(n_volumes=12)
+    served = serve("--volumes", "12", source=f"folder:{export}")
+    for index in range(12):
+        data = nifti(scan, index)
+        put(export, f"run-1_{index + 1:04d}.nii", data[:-1] if index == 4 else data)
+    summary = closed_account(served.out / f"{RUN_ID}_series-run1")
+    assert (summary["received"], summary["missing"]) == (11, 1)
+    assert "run-1_0005.nii' is passed over: not whole" in served.log()
+
+
+def test_a_run_that_a_kill_left_open_goes_on_with_all_its_files(
+    serve, make_scan, closed_account, export: Path
+) -> None:
+    scan = make_scan(n_volumes=12)
+    put(export, "old_0001.nii", nifti(scan, 9))
+    first = serve("--volumes", "12", source=f"folder:{export}")
+    for index in range(4):
+        put(export, f"run-1_{index + 1:04d}.nii", nifti(scan, index))
+    folder = first.out / f"{RUN_ID}_series-run1"
+    wait_until(lambda: (folder / "run.json").exists() and len(read_recorded(folder).received) == 4)
+    first.kill()
+    for index in range(4, 8):
+        put(export, f"run-1_{index + 1:04d}.nii", nifti(scan, index))
+    second = serve("--volumes", "12", source=f"folder:{export}")
+    for index in range(8, 12):
+        put(export, f"run-1_{index + 1:04d}.nii", nifti(scan, index))
+    summary = closed_account(folder)
+    assert (summary["received"], summary["missing"]) == (12, 0)
+    assert [path.name for path in second.out.iterdir()] == [folder.name]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Another process's files are all there is to see it by."""
+
+    async def wait() -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while not condition():
+                await asyncio.sleep(0.01)
+
+    asyncio.run(wait())
+
+
+class Watched:
+    """A scanner of a folder, all of whose volumes are taken unless the test says otherwise."""
+
+    def __init__(self, scanner: FolderScanner, folder: Path, scan) -> None:
+        self._scans = scanner.scans()
+        self._folder = folder
+        self._scan = scan
+        self.refuses: set[str] = set()
+
+    def write(self, *names: str) -> None:
+        for name in names:
+            moved_in(self._folder, name, nifti(self._scan, 0))
+
+    async def hears(self, *expected: tuple[str, int] | None) -> None:
+        """The next volumes, each as its series and index; None: a run was broken off."""
+        async with asyncio.timeout(PATIENCE_S):
+            for each in expected:
+                news = await anext(self._scans)
+                if isinstance(news, RunOver):
+                    assert each is None
+                    continue
+                assert (news.series, news.index) == each
+                await self._answer(news)
+
+    async def _answer(self, news: Scan) -> None:
+        if news.series in self.refuses:
+            await news.answer(wire.Refused(run_id="r", code="grid", message="another grid"))
+        else:
+            await news.answer(wire.Ack(run_id="r", index=news.index))
+
+
+@asynccontextmanager
+async def watching(folder: Path, scan, **options: object) -> AsyncIterator[Watched]:
+    plan = Plan(subject=1, run_id=RUN_ID, n_volumes=3, tr_s=SHORT_TR_S)
+    defaults = {"grid_shape": scan.start.shape, "series": "", "first_number": 1, "unfinished": None}
+    scanner = FolderScanner(folder, plan, **(defaults | options))
+    watched = Watched(scanner, folder, scan)
+    try:
+        yield watched
+    finally:
+        await watched._scans.aclose()
+
+
+def test_a_series_that_runs_beside_another_is_passed_over(export: Path, make_scan) -> None:
+    """Such as the motion-corrected copy of each volume."""
+
+    async def run() -> None:
+        async with watching(export, make_scan()) as watched:
+            for number in (1, 2, 3):
+                watched.write(f"raw_{number}.nii")
+                await watched.hears(("raw", number - 1))
+                watched.write(f"moco_{number}.nii")
+            await watched.hears(None)
+            watched.write("moco_4.nii", "raw_4.nii", "next_1.nii")
+            await watched.hears(("next", 0))
+
+    asyncio.run(run())
+
+
+def test_files_that_appear_at_once_are_taken_in_the_order_in_which_they_were_written(
+    export: Path, make_scan
+) -> None:
+    """As after a network share was away: the next run has begun meanwhile."""
+
+    async def run() -> None:
+        async with watching(export, make_scan()) as watched:
+            names = ["b_1.nii", "b_2.nii", "b_3.nii", "a_1.nii"]
+            for name in names:
+                watched.write(f".{name}")
+            for second, name in enumerate(names):
+                os.utime(export / f".{name}", (second, second))
+                (export / f".{name}").rename(export / name)
+            await watched.hears(("b", 0), ("b", 1), ("b", 2), None, ("a", 0))
+
+    asyncio.run(run())
+
+
+def test_a_run_that_is_begun_again_is_followed_from_its_first_volume(export: Path, make_scan) -> None:
+    async def run() -> None:
+        async with watching(export, make_scan()) as watched:
+            watched.write("run7_1.nii", "run7_2.nii")
+            await watched.hears(("run7", 0), ("run7", 1))
+            watched.write("run8_1.nii", "run8_2.nii")
+            await watched.hears(None, ("run8", 0), ("run8", 1))
+            watched.write("run7_3.nii", "run8_3.nii")
+            await watched.hears(("run8", 2))
+
+    asyncio.run(run())
+
+
+def test_a_series_whose_run_is_refused_makes_room_for_the_next(export: Path, make_scan) -> None:
+    async def run() -> None:
+        async with watching(export, make_scan()) as watched:
+            watched.refuses.add("localizer")
+            watched.write("localizer_1.nii", "run_1.nii")
+            await watched.hears(("localizer", 0), None, ("run", 0))
+            watched.write("localizer_2.nii", "run_2.nii")
+            await watched.hears(("run", 1))
+
+    asyncio.run(run())
+
+
+def test_an_operator_can_choose_series_and_say_where_numbers_begin(export: Path, make_scan) -> None:
+    async def run() -> None:
+        async with watching(export, make_scan(), series="moco", first_number=0) as watched:
+            watched.write("raw_0.nii", "run1_moco_0.nii")
+            await watched.hears(("run1moco", 0))
+        async with watching(export, make_scan(), first_number=2) as watched:
+            watched.write("run_1.nii", "run_2.nii")
+            await watched.hears(("run", 0))
+
+    asyncio.run(run())
+
+
+def test_only_the_files_of_an_unfinished_run_are_taken_when_they_were_there_before(
+    export: Path, make_scan
+) -> None:
+    scan = make_scan()
+    for name in ("old_1.nii", "run_1.nii", "run_2.nii"):
+        put(export, name, nifti(scan, 0))
+
+    async def run(unfinished: str, *expected: tuple[str, int]) -> None:
+        async with watching(export, scan, unfinished=unfinished) as watched:
+            watched.write(f"new{len(expected)}_1.nii")
+            await watched.hears(*expected)
+
+    asyncio.run(run(f"{RUN_ID}_series-run", ("run", 0), ("run", 1)))
+    asyncio.run(run("another_series-run", ("new1", 0)))

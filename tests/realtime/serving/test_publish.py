@@ -1,0 +1,319 @@
+"""Results out, over real sockets: what subscribers get, who gets nothing, and what a slow one costs."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import zmq
+
+from realtime import cli
+from realtime.curve import load_client_keys, load_server_keys, make_keys
+from realtime.errors import ServeError
+from realtime.events import Broadcast, Counts, Event, Frame, LatencyMs, Status
+from realtime.publish import HIGH_WATER_MARK, Publisher
+from realtime.recorded import read_image, read_recorded
+
+SUBSCRIBER = Path(__file__).parents[3] / "docs" / "subscriber.py"
+LATENCY_MS = LatencyMs(journal=1, preprocess=2, wait=3, brain=4, denoise=5, vae=6, total=21)
+PATIENCE_MS = 60_000
+
+Subscribe = Callable[..., zmq.Socket[bytes]]
+
+
+@pytest.fixture
+def subscribe() -> Iterator[Subscribe]:
+    """``subscribe(address, prepare)``: a SUB socket to everything; ``prepare`` comes before it connects."""
+    context = zmq.Context()
+
+    def connect(
+        address: str, prepare: Callable[[zmq.Socket[bytes]], None] | None = None
+    ) -> zmq.Socket[bytes]:
+        socket = context.socket(zmq.SUB)
+        socket.linger = 0
+        socket.subscribe("")
+        if prepare:
+            prepare(socket)
+        socket.connect(address)
+        return socket
+
+    yield connect
+    context.destroy(linger=0)
+
+
+def receive(socket: zmq.Socket[bytes]) -> tuple[str, dict[str, Any], bytes]:
+    assert socket.poll(PATIENCE_MS), "nothing was published"
+    topic, header, picture = socket.recv_multipart()
+    return topic.decode(), msgspec.msgpack.decode(header), picture
+
+
+def status(state: str, run_id: str | None = "run", folder: str = "/runs/run") -> Event:
+    return Event(
+        Status(
+            state=state,  # type: ignore[arg-type]
+            run_id=run_id,
+            subject=1,
+            volume=None,
+            counts=Counts(planned=40, decoded=3),
+            tr_s=4 / 3,
+            decode_delay_s=12.0,
+            bundle_name="tiny",
+            bundle_sha256="5a" * 32,
+            bundle_is_demo=False,
+            run_folder=folder if run_id else None,
+            message="",
+        )
+    )
+
+
+def frame(volume: int, edge_px: int = 8, **changes: Any) -> Event:
+    message = Frame(
+        run_id="run",
+        volume=volume,
+        window=(volume - 5, volume + 1),
+        state="trusted",
+        sampler="ddim-4",
+        latency_ms=LATENCY_MS,
+        shown_onset=None,
+    )
+    return Event(message, image=np.full((edge_px, edge_px, 3), volume % 256, np.uint8), **changes)
+
+
+class Published:
+    """A publisher on a broadcast of its own."""
+
+    def __init__(self, **options: Any) -> None:
+        self.publisher = Publisher("tcp://127.0.0.1:0", "general", **options)
+        self.broadcast = Broadcast(status("waiting", None).message)  # type: ignore[arg-type]
+        self.broadcast.call(self.publisher.take)
+        self.address = self.publisher.start()
+        self._begun = 0
+
+    def send(self, *events: Event) -> None:
+        for event in events:
+            self.broadcast.send(event)
+
+    async def until_heard(self, socket: zmq.Socket[bytes]) -> None:
+        """Begin runs until the subscriber, whose subscription takes a moment, hears of the newest."""
+        while not await asyncio.to_thread(socket.poll, 10):
+            self._begun += 1
+            self.send(status("warming", f"before-{self._begun}", f"/runs/before-{self._begun}"))
+        while receive(socket)[1]["run_id"] != f"before-{self._begun}":
+            pass
+
+
+def with_publisher(check: Callable[[Published], Any], **options: Any) -> None:
+    async def publishing() -> None:
+        published = Published(**options)
+        try:
+            await check(published)
+        finally:
+            published.publisher.stop()
+
+    asyncio.run(publishing())
+
+
+# What subscribers get
+
+
+def test_a_run_its_frames_and_its_end(subscribe: Subscribe) -> None:
+    async def check(published: Published) -> None:
+        socket = subscribe(published.address)
+        await published.until_heard(socket)
+        published.send(status("waiting"), status("warming"), frame(7), status("trusted"), status("ended"))
+        published.send(status("ended"))
+        published.send(status("waiting", "next", "/runs/next"))
+        got = [receive(socket) for _ in range(4)]
+        assert [topic for topic, _, _ in got] == ["run_start", "frame", "run_end", "run_start"]
+        (_, start, nothing), (_, header, picture), (_, end, _), (_, second, _) = got
+        assert (start["run_id"], start["planned"], start["decoder"], nothing) == ("run", 40, "general", b"")
+        assert {name: header[name] for name in ("kind", "run_id", "volume", "decoder", "sampler")} == {
+            "kind": "frame", "run_id": "run", "volume": 7, "decoder": "general", "sampler": "ddim-4",
+        }  # fmt: skip
+        assert (header["status"], header["window"]) == ("trusted", [2, 8])
+        assert header["bundle_sha256"] == "5a" * 32
+        assert header["latency_ms"] == msgspec.to_builtins(LATENCY_MS)
+        assert header["published_unix_s"] - header["received_unix_s"] == pytest.approx(0.021, abs=1e-3)
+        image = np.frombuffer(picture, header["dtype"]).reshape(header["shape"])
+        np.testing.assert_array_equal(image, np.full((8, 8, 3), 7))
+        assert (end["run_id"], end["counts"]["decoded"]) == ("run", 3)
+        assert second["run_id"] == "next"
+        assert [header["sequence"] - start["sequence"] for _, header, _ in got] == [0, 1, 2, 3]
+        assert published.publisher.overruns == 0
+
+    with_publisher(check)
+
+
+def test_topics_can_be_chosen(subscribe: Subscribe) -> None:
+    async def check(published: Published) -> None:
+        def only_ends(socket: zmq.Socket[bytes]) -> None:
+            socket.unsubscribe("")
+            socket.subscribe("run_end")
+
+        everything, ends = subscribe(published.address), subscribe(published.address, only_ends)
+        await published.until_heard(everything)
+        while not await asyncio.to_thread(ends.poll, 10):
+            published.send(status("warming"), frame(7), status("ended"))
+        assert receive(ends)[0] == "run_end"
+
+    with_publisher(check)
+
+
+def test_what_an_earlier_process_decoded_is_not_sent_again(subscribe: Subscribe) -> None:
+    async def check(published: Published) -> None:
+        socket = subscribe(published.address)
+        await published.until_heard(socket)
+        published.send(status("waiting"), frame(7, is_recorded=True), frame(8, is_recorded=True), frame(9))
+        assert [receive(socket)[0] for _ in range(2)] == ["run_start", "frame"]
+        assert not socket.poll(0)
+
+    with_publisher(check)
+
+
+def test_a_slow_subscriber_knows_what_it_missed_and_others_miss_nothing(subscribe: Subscribe) -> None:
+    def slow(socket: zmq.Socket[bytes]) -> None:
+        socket.rcvhwm = 1
+        socket.rcvbuf = 4096
+
+    async def check(published: Published) -> None:
+        quick = subscribe(published.address)
+        stuck = subscribe(published.address, slow)
+        await published.until_heard(quick)
+        await published.until_heard(stuck)
+        await published.until_heard(quick)
+        sent = 0
+
+        def send_one() -> None:
+            nonlocal sent
+            published.send(frame(sent, edge_px=512))
+            assert receive(quick)[1]["volume"] == sent
+            sent += 1
+
+        while not published.publisher.overruns:  # a queue, two kernels' buffers and a receiver fill up first
+            send_one()
+        assert sent > HIGH_WATER_MARK
+        for _ in range(5):
+            send_one()
+        headers: list[dict[str, Any]] = []
+        while not headers or headers[-1].get("volume") != sent - 1:  # until it has caught up
+            if stuck.poll(100):
+                headers.append(receive(stuck)[1])
+            else:
+                send_one()
+        volumes = {header["volume"] for header in headers if header["kind"] == "frame"}
+        sequences = [header["sequence"] for header in headers]
+        assert 0 < sequences[-1] - sequences[0] + 1 - len(sequences) == sent - len(volumes)
+
+    with_publisher(check)
+
+
+# Who gets nothing
+
+
+def test_only_a_subscribers_key_opens_it(subscribe: Subscribe, tmp_path: Path) -> None:
+    make_keys(tmp_path, ["screen"])
+    screen = load_client_keys(tmp_path / "screen")
+
+    def stranger(socket: zmq.Socket[bytes]) -> None:
+        socket.curve_serverkey = screen.server
+        socket.curve_publickey, socket.curve_secretkey = zmq.curve_keypair()
+
+    async def check(published: Published) -> None:
+        intruders = [
+            subscribe(published.address),
+            subscribe(published.address, stranger),
+            subscribe(published.address, load_client_keys(tmp_path / "scanner").use),  # may send, not read
+        ]
+        right = subscribe(published.address, screen.use)
+        await published.until_heard(right)
+        for volume in range(20):
+            published.send(frame(volume))
+            assert receive(right)[1]["volume"] == volume
+        assert not any(intruder.poll(0) for intruder in intruders)
+
+    with_publisher(check, keys=load_server_keys(tmp_path / "runtime"))
+
+
+def test_without_keys_it_is_on_loopback_alone(tiny_bundle: Path, tmp_path: Path, capsys) -> None:
+    with pytest.raises(ServeError, match="realtime keys"):
+        Publisher("tcp://0.0.0.0:5556", "general")
+    options = ["--bundle", str(tiny_bundle), "--out", str(tmp_path), "--headless"]
+    options += ["--source", "tcp://127.0.0.1:0"]
+    assert cli.main(["serve", *options, "--publish", "tcp://0.0.0.0:5556"]) == 2
+    assert "expected a loopback address" in capsys.readouterr().err
+
+
+def test_a_port_in_use_is_one_clear_line() -> None:
+    async def check(published: Published) -> None:
+        with pytest.raises(ServeError, match=f"{published.address} is in use"):
+            Publisher(published.address, "general").start()
+
+    with_publisher(check)
+
+
+# The whole runtime
+
+
+def publish_address(served) -> str:
+    return served.said.split("results published at ")[1].split()[0]
+
+
+def test_subscribers_get_what_is_recorded(serve, connect, subscribe: Subscribe, make_scan) -> None:
+    served = serve("--publish", "tcp://127.0.0.1:0")
+    socket, scanner = subscribe(publish_address(served)), connect(served.address)
+    number, heard = 0, []
+    while not heard:
+        number += 1
+        scan = make_scan(run_id=f"sub-01_task-again_run-{number:02d}")
+        scanner.send_run(scan)
+        while socket.poll(0):
+            heard.append(receive(socket))
+        if heard and heard[0][0] != "run_start":  # the subscription came in the middle of a run
+            heard = []
+    while heard[-1][0] != "run_end":
+        heard.append(receive(socket))
+    recorded = read_recorded(served.run_folder(scan))
+    frames = {header["volume"]: (header, picture) for topic, header, picture in heard if topic == "frame"}
+    rows = {row.volume: row for row in recorded.rows if row.frame}
+    assert frames.keys() == rows.keys()
+    assert frames
+    for volume, (header, picture) in frames.items():
+        row = rows[volume]
+        image = np.frombuffer(picture, header["dtype"]).reshape(header["shape"])
+        np.testing.assert_array_equal(image, read_image(recorded.path / row.frame))
+        assert header["sampler"] == row.sampler
+        assert header["bundle_sha256"] == recorded.info.bundle_sha256
+        assert header["latency_ms"]["total"] == pytest.approx(row.total_ms, abs=1e-3)
+    assert heard[-1][1]["counts"]["received"] == scan.n_volumes
+
+
+@pytest.mark.parametrize("with_keys", [False, True])
+def test_the_example_in_the_documentation_works(
+    serve, connect, make_scan, tmp_path: Path, with_keys: bool
+) -> None:
+    options, keys = ["--publish", "tcp://127.0.0.1:0"], []
+    if with_keys:
+        make_keys(tmp_path / "keys", ["screen"])
+        options += ["--keys", str(tmp_path / "keys" / "runtime")]
+        keys = [str(tmp_path / "keys" / "screen")]
+    served = serve(*options)
+    prepare = load_client_keys(tmp_path / "keys" / "scanner").use if with_keys else None
+    scanner = connect(served.address, prepare)
+    command = [sys.executable, str(SUBSCRIBER), publish_address(served), *keys]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as subscriber:
+        number = 0
+        while subscriber.poll() is None:  # it ends with the first run whose end it hears
+            number += 1
+            scanner.send_run(make_scan(run_id=f"again-{number}"))
+        assert subscriber.stdout
+        said = subscriber.stdout.read()
+    assert subscriber.returncode == 0
+    assert "has ended" in said
+    assert "32 x 32 px" in said

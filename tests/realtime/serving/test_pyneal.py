@@ -1,0 +1,204 @@
+"""A scanner's side that speaks Pyneal's protocol, and nothing of ours, against a served runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zmq
+from hypothesis import given
+from hypothesis import strategies as st
+
+from realtime import wire
+from realtime.errors import WireError
+from realtime.recorded import read_recorded
+from realtime.sources.pyneal import greeting, parse
+
+PATIENCE_MS = 60_000
+RUN_ID = "sub-01_task-realtime"
+
+
+class Pyneal:
+    """Greets, then sends a volume and waits for the line that answers it."""
+
+    def __init__(self, address: str) -> None:
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.PAIR)
+        self._socket.connect(address.removeprefix("pyneal+"))
+
+    def close(self) -> None:
+        self._socket.close(linger=0)
+        self._context.term()
+
+    def say(self, *frames: bytes) -> str:
+        self._socket.send_multipart(frames)
+        assert self._socket.poll(PATIENCE_MS), "the runtime did not answer"
+        return self._socket.recv_string()
+
+    def send(self, index: int, voxels: np.ndarray, affine, tr: str = "1333.3333", **changes) -> str:
+        header = {
+            "volIdx": index,
+            "dtype": str(voxels.dtype),
+            "shape": voxels.shape,
+            "affine": json.dumps(np.asarray(affine).tolist()),
+            "TR": tr,
+        }
+        return self.say(json.dumps(header | changes).encode(), np.ascontiguousarray(voxels).tobytes())
+
+
+@pytest.fixture
+def pyneal() -> Iterator[Callable[[str], Pyneal]]:
+    clients: list[Pyneal] = []
+
+    def connect(address: str) -> Pyneal:
+        clients.append(Pyneal(address))
+        return clients[-1]
+
+    yield connect
+    for client in clients:
+        client.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float64", "uint16"])
+def test_the_demos_run_comes_to_the_same_frames_as_in_our_own_messages(
+    same_as_ours, pyneal, demo_scan, dtype: str
+) -> None:
+    def connect(address: str) -> Callable[[int], None]:
+        scanner, affine = pyneal(address), demo_scan.start.affine
+        scanner.say(b"hello")
+
+        def send(index: int) -> None:
+            assert scanner.send(index, demo_scan.voxels(index).astype(dtype), affine).startswith("received")
+
+        return send
+
+    same_as_ours("pyneal+tcp://127.0.0.1:0", RUN_ID, connect)
+
+
+@pytest.mark.parametrize(("dtype", "tr"), [("float64", "1.3333"), ("uint16", "1333.3333")])
+def test_runs_are_recorded_and_each_volume_is_answered_once_it_is(
+    serve, pyneal, make_scan, account_of, tmp_path: Path, dtype: str, tr: str
+) -> None:
+    scan = make_scan(n_volumes=12, dtype=dtype)
+    served = serve("--volumes", "12", source="pyneal+tcp://127.0.0.1:0")
+    scanner = pyneal(served.address)
+    assert scanner.say(b"hello from pynealScanner ") == "hello from pynealScanner "
+    folders = [served.out / RUN_ID, served.out / f"{RUN_ID}_take-2"]
+    for folder in folders:
+        for index in range(12):
+            reply = scanner.send(index, scan.voxels(index), scan.start.affine, tr)
+            assert reply == f"received volIdx {index}"
+            assert index in read_recorded(folder).received
+    scanner.send(0, scan.voxels(5), scan.start.affine, tr)  # of a third: the runs before are over
+    assert served.interrupt() == 0
+    for folder in folders:
+        assert account_of(folder)["received"] == 12
+        assert read_recorded(folder).info.state == "closed"
+
+
+def test_a_run_that_cannot_be_decoded_stops_the_scanner_and_the_next_is_taken(
+    serve, pyneal, make_scan
+) -> None:
+    scan = make_scan(n_volumes=12)
+    served = serve("--volumes", "12", source="pyneal+tcp://127.0.0.1:0")
+    scanner = pyneal(served.address)
+    voxels, affine = scan.voxels(0), scan.start.affine
+    for said, reply in (
+        ("got 2.0000 s", scanner.send(0, voxels, affine, tr="2000")),
+        ("got (6, 6, 5)", scanner.send(0, voxels[..., :5], affine)),
+        ("got volume 12", scanner.send(12, voxels, affine)),
+        ("expected two frames", scanner.say(b"{}", b"", b"")),
+        ("volIdx", scanner.say(b"{}", b"")),
+        ("float16", scanner.send(0, voxels, affine, dtype="float16")),
+        ("expected 432 bytes", scanner.say(json.dumps(header(affine)).encode(), b"short")),
+    ):
+        assert reply.startswith("STOP: ")
+        assert said in reply
+    assert scanner.send(1, voxels, affine) == "received volIdx 1"
+    assert "Traceback" not in served.log()
+
+
+def header(affine) -> dict:
+    return {
+        "volIdx": 1,
+        "dtype": "int16",
+        "shape": [6, 6, 6],
+        "affine": json.dumps([list(row) for row in affine]),
+        "TR": "1.3333",
+    }
+
+
+def test_a_scanner_that_goes_on_after_a_kill_goes_on_with_its_run(
+    serve, pyneal, make_scan, closed_account
+) -> None:
+    scan = make_scan(n_volumes=12)
+    first = serve("--volumes", "12", source="pyneal+tcp://127.0.0.1:0")
+    scanner = pyneal(first.address)
+    for index in range(5):
+        scanner.send(index, scan.voxels(index), scan.start.affine)
+    first.kill()
+    second = serve("--volumes", "12", source=first.address)
+    for index in range(5, 12):
+        assert scanner.send(index, scan.voxels(index), scan.start.affine) == f"received volIdx {index}"
+    summary = closed_account(second.out / RUN_ID)
+    assert (summary["received"], summary["missing"]) == (12, 0)
+    assert second.interrupt() == 0
+
+
+def test_another_number_of_volumes_after_a_kill_begins_another_take(serve, pyneal, make_scan) -> None:
+    scan = make_scan(n_volumes=12)
+    first = serve("--volumes", "30", source="pyneal+tcp://127.0.0.1:0")
+    scanner = pyneal(first.address)
+    for index in range(5):
+        scanner.send(index, scan.voxels(index), scan.start.affine)
+    first.kill()
+    second = serve("--volumes", "12", source=first.address)
+    assert scanner.send(5, scan.voxels(5), scan.start.affine) == "received volIdx 5"
+    assert second.interrupt() == 0
+    assert read_recorded(second.out / RUN_ID).info.state == "closed"
+    assert read_recorded(second.out / f"{RUN_ID}_take-2").received == {5}
+
+
+AFFINE = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("tr", "tr_s"), [("1333.0", 1.333), ("1.333", 1.333), (1.5, 1.5), (1500, 1.5), ("60", 60.0)]
+)
+def test_a_tr_is_in_seconds_or_milliseconds(tr: object, tr_s: float) -> None:
+    assert parse(memoryview(json.dumps(header(AFFINE) | {"TR": tr}).encode()))[2] == pytest.approx(tr_s)
+
+
+scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20))
+values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=5), max_leaves=20)
+
+
+@given(changes=st.dictionaries(st.sampled_from(sorted(header(AFFINE))), values))
+def test_a_header_with_any_values_is_valid_or_refused_and_nothing_else(changes: dict) -> None:
+    frame = memoryview(json.dumps(header(AFFINE) | changes).encode())
+    with contextlib.suppress(WireError):
+        said, affine, tr_s = parse(frame)
+        assert 0 <= said.volIdx <= 100_000
+        assert said.dtype in wire.DTYPES
+        assert all(1 <= edge <= 1_024 for edge in said.shape)
+        assert [len(row) for row in affine] == [4, 4, 4, 4]
+        assert isinstance(tr_s, float)
+
+
+@given(data=st.binary(max_size=200))
+def test_any_bytes_are_a_header_or_refused_and_nothing_else(data: bytes) -> None:
+    for text in (data, b'{"volIdx": 0, "affine": "' + data, b"[" * 5_000 + data, b"\x00" * 20_000):
+        with pytest.raises(WireError):
+            parse(memoryview(text))
+    try:
+        assert greeting(memoryview(data)).encode() == data
+    except WireError:
+        with pytest.raises(UnicodeDecodeError):
+            data.decode()
+    with pytest.raises(WireError):
+        greeting(memoryview(b"x" * 1_025))
