@@ -104,27 +104,39 @@ class RunFolder:
 
     @classmethod
     def create(cls, root: Path, info: RunFile, files: Mapping[str, bytes] | None = None) -> RunFolder:
-        """Make the next take's folder of a run under ``root``, with these files in it from the start."""
+        """Make the next take's folder of a run under ``root``, with these files in it from the start.
+
+        It appears whole, so that one that a crash left half-made is no take.
+        """
         takes = list(takes_of(root, info.start.run_id))
         path = take_path(root, info.start.run_id, len(takes) + 1)
+        partial = path.with_name(f".{path.name}.part")
         try:
-            for folder in (path, path / "frames", path / "shown"):
+            shutil.rmtree(partial, ignore_errors=True)
+            for folder in (partial, partial / "frames", partial / "shown"):
                 folder.mkdir(parents=True)
+            cls._fill(partial, info, files or {})
+            partial.rename(path)
         except OSError as error:
             raise RecordError(f"cannot make the run folder {path}: {error.strerror or error}") from error
+        except RecordError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        return cls(path, info)
+
+    @classmethod
+    def _fill(cls, path: Path, info: RunFile, files: Mapping[str, bytes]) -> None:
+        run = cls(path, info)
         try:
-            run = cls(path, info)
             run._describe()
-            for name, content in (files or {}).items():
+            for name, content in files.items():
                 run.write_file(name, content)
             run._append(run._table, table.header_line())
             run._begin_events()
-            run._save(info)
             run.journal(info.start)
-        except RecordError:
-            shutil.rmtree(path, ignore_errors=True)
-            raise
-        return run
+            run._save(info)
+        finally:
+            run.suspend()
 
     @classmethod
     def reopen(cls, path: Path) -> tuple[RunFolder, list[table.Row]]:

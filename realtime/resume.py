@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 def open_folders(out: Path, bundle_sha256: str) -> list[Path]:
     """Run folders under ``out`` that were left open with this bundle, the last opened first."""
     found = []
-    for file in out.glob("*/run.json"):
+    for file in out.glob("[!.]*/run.json"):  # not what a crash left half-made
         try:
             info = read_run_file(file.parent)
         except RecordError as error:

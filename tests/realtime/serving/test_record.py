@@ -14,6 +14,7 @@ from realtime.events import Frame, LatencyMs
 from realtime.journal import MAGIC, Journal, read_journal
 from realtime.record import RunFolder, bids_name, new_run_file, read_run_file, takes_of
 from realtime.recorded import read_recorded
+from realtime.resume import open_folders
 
 LATENCY = LatencyMs(journal=0.25, preprocess=1.5, wait=0.125, brain=2.0, denoise=80.0, vae=4.0, total=87.875)
 
@@ -171,6 +172,17 @@ def test_a_run_that_is_recorded_again_gets_a_folder_of_its_own(make_scan, tmp_pa
         f"{scan.run_id}_take-2",
         f"{scan.run_id}_take-3",
     ]
+
+
+def test_a_folder_that_a_crash_left_half_made_is_no_take(make_scan, tmp_path: Path) -> None:
+    scan = make_scan()
+    partial = tmp_path / f".{scan.run_id}.part"
+    (partial / "frames").mkdir(parents=True)
+    (partial / "run.json").write_text("{")
+    assert open_folders(tmp_path, "ab" * 32) == []
+    RunFolder.create(tmp_path, run_file(scan)).suspend()
+    assert [path.name for path in tmp_path.iterdir()] == [scan.run_id]
+    assert open_folders(tmp_path, "ab" * 32) == [tmp_path / scan.run_id]
 
 
 def test_a_run_file_of_a_newer_release_is_refused_and_damage_named(folder: RunFolder) -> None:

@@ -101,6 +101,29 @@ def test_the_same_bundle_on_the_same_engine_makes_the_same_frames(
     assert (now.path / "report.html").exists()
 
 
+def test_a_run_that_was_resumed_and_one_that_is_still_open_are_replayed(
+    tiny_bundle: Path, make_scan, tmp_path: Path
+) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    name, engine = take_engine(bundle, "onnxruntime-cpu")
+    decoder, used = Decoder(bundle, engine), EngineUsed(name=name, description=engine.description)
+    scan = make_scan(n_volumes=32)
+    run = resume.begin(tmp_path / "runs", bundle, 0, scan.start, used)
+    for index in [*range(12), 14, 13]:  # a gap that is not filled when the runtime dies
+        receive(run, scan.volume(index), scan.voxels(index).tobytes(), 0.0, decoder)
+    run.folder.suspend()
+    replays = tmp_path / "replays"
+    command = ["replay", str(run.folder.path), "--bundle", str(tiny_bundle), "--out", str(replays)]
+    assert main(command) == 0
+    run = resume.reopen(run.folder.path, bundle, used)
+    for index in [12, *range(15, 30)]:
+        receive(run, scan.volume(index), scan.voxels(index).tobytes(), 1.0, decoder)
+    run.finish()
+    run.close()
+    assert main(command) == 0
+    assert states(replays / f"{RUN_ID}_take-2") == states(run.folder.path)
+
+
 def test_the_recording_is_not_touched_and_a_second_replay_is_another_take(
     recording: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:

@@ -1,0 +1,188 @@
+"""Runtime and scanner are killed (``kill -9``) at random moments of a run, and started again.
+
+    python benchmarks/kills.py --moments 50
+
+At each moment one of the two dies, drawn by the seed. In the end the run must be one take, closed, with every
+volume of it in the journal byte for byte as it was recorded, each in one state, and none missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from nsd import Layout, Run
+from realtime import wire
+from realtime.journal import read_journal
+from realtime.recorded import read_recorded
+from realtime.service import demo_data
+
+RUN_ID = "killed"
+LAST_SHARE = 0.9
+"""No kill after this share of a run: a scanner that is started again once it is closed begins another."""
+PATIENCE_S = 600.0
+
+
+class Trial:
+    """A runtime and a scanner as processes of their own, in a folder of their own."""
+
+    def __init__(self, bundle: Path, nsd: Path, run: int, out: Path, speed: float) -> None:
+        self.recorded = Run(Layout(nsd), 1, 1, run)
+        self.out = out
+        self._serve = ["serve", "--headless", "--bundle", str(bundle), "--out", str(out)]
+        self._replay = [
+            "replay",
+            "--nsd",
+            str(nsd),
+            "--run",
+            str(run),
+            "--run-id",
+            RUN_ID,
+            "--speed",
+            str(speed),
+        ]
+        self._address = "tcp://127.0.0.1:0"
+        self._log = (out.parent / f"{out.name}.log").open("ab")
+        self.runtime = self._start_runtime()
+        self.scanner = self._start_scanner()
+
+    @property
+    def n_held(self) -> int:
+        """About how many volumes are in the journal: by its size."""
+        journal = self.out / RUN_ID / "volumes.journal"
+        return journal.stat().st_size // self.recorded.volume(0).nbytes if journal.exists() else 0
+
+    def kill_runtime(self) -> None:
+        """End the runtime without a word; a new one takes its place and its port."""
+        _kill(self.runtime)
+        self.runtime = self._start_runtime()
+
+    def kill_scanner(self) -> None:
+        """End the scanner without a word; a new one goes on."""
+        _kill(self.scanner)
+        self.scanner = self._start_scanner()
+
+    def finish(self) -> None:
+        """Let the scanner end the run, and the runtime report it."""
+        if self.scanner.wait(PATIENCE_S):
+            raise SystemExit("the scanner ended with an error")
+        self.runtime.terminate()
+        self.runtime.wait(PATIENCE_S)
+
+    def close(self) -> None:
+        """End what still runs."""
+        for process in (self.scanner, self.runtime):
+            _kill(process)
+        self._log.close()
+
+    def _start_runtime(self) -> subprocess.Popen[str]:
+        process = self._start("realtime", [*self._serve, "--source", self._address], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        for line in process.stdout:
+            if found := re.search(r"volumes from (tcp://\S+),", line):
+                self._address = found.group(1)
+                return process
+        raise SystemExit(f"the runtime did not start: see {self._log.name}")
+
+    def _start_scanner(self) -> subprocess.Popen[str]:
+        return self._start("sim", [*self._replay, "--connect", self._address], stdout=subprocess.DEVNULL)
+
+    def _start(self, module: str, arguments: list[str], stdout: int) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", module, *arguments]
+        return subprocess.Popen(command, stdout=stdout, stderr=self._log, text=True)
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait(PATIENCE_S)
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def killed_run(
+    bundle: Path, nsd: Path, run: int, out: Path, *, moments: int, seed: int, speed: float
+) -> Counter[str]:
+    """Send a run and kill one of the two so many times; how often each of them died."""
+    rng = random.Random(seed)
+    trial = Trial(bundle, nsd, run, out, speed)
+    deaths: Counter[str] = Counter()
+    try:
+        last = LAST_SHARE * trial.recorded.n_volumes
+        for n_held in sorted(rng.uniform(0, last) for _ in range(moments)):
+            while trial.n_held < n_held:
+                time.sleep(0.002)
+            time.sleep(rng.uniform(0, 0.05))
+            victim = rng.choice(("runtime", "scanner"))
+            deaths[victim] += 1
+            if victim == "runtime":
+                trial.kill_runtime()
+            else:
+                trial.kill_scanner()
+        trial.finish()
+    finally:
+        trial.close()
+    check(trial)
+    return deaths
+
+
+def check(trial: Trial) -> None:
+    """See that nothing was lost.
+
+    :raises SystemExit: saying what is not so
+    """
+    folder = trial.out / RUN_ID
+    recorded = read_recorded(folder)
+    n_volumes = trial.recorded.n_volumes
+    volumes: dict[int, bytes] = {}
+    for entry in read_journal(folder / "volumes.journal"):
+        message = wire.decode_to_runtime(entry.header)
+        if isinstance(message, wire.Volume):
+            volumes[message.index] = entry.payload
+    sent = {index: trial.recorded.volume(index).tobytes() for index in range(n_volumes)}
+    checks = {
+        "the run is closed": recorded.info.state == "closed",
+        "every volume is in the journal as it was recorded": volumes == sent,
+        "every volume has one state": sorted(row.volume for row in recorded.rows) == list(range(n_volumes)),
+        "none is missing": all(row.state != "missing" for row in recorded.rows),
+        "every frame is there": all((folder / row.frame).exists() for row in recorded.rows if row.frame),
+        "the run is one take": [path.name for path in trial.out.iterdir()] == [RUN_ID],
+    }
+    if failed := [name for name, holds in checks.items() if not holds]:
+        raise SystemExit(f"{folder}: not so: {'; '.join(failed)}")
+
+
+def main() -> None:
+    """Kill until there were so many moments."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--moments", type=int, default=50, help="kills in all (default 50)")
+    parser.add_argument("--per-run", type=int, default=5, help="kills in a run (default 5)")
+    parser.add_argument("--speed", type=float, default=20.0, help="as fast as the scan (default 20)")
+    parser.add_argument("--seed", type=int, default=0, help="draws moments and victims (default 0)")
+    options = parser.parse_args()
+    deaths: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(-(-options.moments // options.per_run)):
+            moments = min(options.per_run, options.moments - number * options.per_run)
+            deaths += killed_run(
+                demo_data("bundle"),
+                demo_data("nsd"),
+                10,
+                Path(folder) / f"runs-{number}",
+                moments=moments,
+                seed=options.seed + number,
+                speed=options.speed,
+            )
+            print(f"{dict(deaths)}: nothing lost", flush=True)
+
+
+if __name__ == "__main__":
+    main()

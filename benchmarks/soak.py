@@ -1,0 +1,179 @@
+"""Hours of scanning with faults at many times the scan's pace: every volume accounted, memory flat.
+
+    python benchmarks/soak.py --hours 8 --out soak.json
+
+`realtime serve` runs as a process of its own; runs of 225 volumes are sent to it one after the other, with
+1 % of each fault that `sim` can make. Time is compressed by a bundle whose TR is shorter (``--times``), so
+that patience, staleness and deadlines shrink along. After each run: every planned volume has one state, what
+was acknowledged is in the journal, what the scanner dropped is missing. The runtime's memory may grow by 5 %
+at most after the first simulated hour. Run folders are removed once they are checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import psutil
+
+from realtime import wire
+from realtime.bundle import Bundle, write_spec
+from realtime.recorded import read_recorded
+from realtime.service import demo_data
+from sim.faults import KINDS, FaultyLink, FaultyScan, draw_plan, late_tr
+from sim.scanner import Scanner, ZmqLink
+from sim.sender import Sender
+
+N_VOLUMES, RATE, GROWTH = 225, 0.01, 0.05
+
+
+class Noise:
+    """A run of noise on the bundle's grid."""
+
+    def __init__(self, bundle: Bundle, number: int) -> None:
+        spec = bundle.spec
+        self.start = wire.RunStart(
+            run_id=f"soak-{number:05d}",
+            subject=spec.subject,
+            tr_s=spec.tr_s,
+            n_volumes=N_VOLUMES,
+            shape=spec.roi.shape,
+            affine=spec.roi.affine,
+            dtype="int16",
+        )
+        self._baseline = np.random.default_rng(0).uniform(600, 2000, spec.roi.shape)
+        self._number = number
+
+    def volume(self, index: int) -> bytes:
+        """Voxels of a volume."""
+        noise = np.random.default_rng((self._number, index)).standard_normal(self.start.shape)
+        return (self._baseline + 20 * noise).astype("<i2").tobytes()
+
+    def picture_png(self, onset_volume: int) -> bytes:
+        """Nothing is shown."""
+        raise AssertionError(onset_volume)
+
+
+def faster_bundle(folder: Path, times: float) -> Bundle:
+    """The shipped demo's bundle with a shorter TR; drifts are as fast as before, counted in volumes."""
+    shutil.copytree(demo_data("bundle"), folder)
+    spec = Bundle.open(folder).spec
+    high_pass_hz = spec.preprocessing.high_pass_hz * times
+    preprocessing = msgspec.structs.replace(spec.preprocessing, high_pass_hz=high_pass_hz)
+    write_spec(folder, msgspec.structs.replace(spec, tr_s=spec.tr_s / times, preprocessing=preprocessing))
+    return Bundle.open(folder)
+
+
+@contextmanager
+def served(bundle: Bundle, out: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The runtime and its address."""
+    command = [sys.executable, "-m", "realtime", "serve", "--headless", "--source", "tcp://127.0.0.1:0"]
+    command += ["--bundle", str(bundle.folder), "--out", str(out)]
+    with (out.parent / "serve.log").open("w") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            if found := re.search(r"volumes from (tcp://\S+),", line):
+                yield process, found.group(1)
+                break
+        else:
+            raise SystemExit(f"the runtime did not start: {(out.parent / 'serve.log').read_text()}")
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        process.stdout.close()
+
+
+def one_run(bundle: Bundle, address: str, out: Path, number: int) -> tuple[Counter[str], int]:
+    """Send a run, check its account, remove its folder; its volumes by state, and how many were spoilt."""
+    scan = Noise(bundle, number)
+    plan = draw_plan(dict.fromkeys(KINDS, RATE), number, scan.start)
+    spoilt = FaultyScan(scan, plan)
+    sender = Sender(spoilt.start, [], speed=1.0, late_tr=late_tr(plan, N_VOLUMES))
+    with ZmqLink(address) as link:
+        complete = Scanner(spoilt, FaultyLink(link, plan), sender, tell=lambda _: None).replay()
+    folder = out / scan.start.run_id
+    recorded = read_recorded(folder)
+    states = {row.volume: row.state for row in recorded.rows}
+    dropped = {index for index, fault in plan.items() if fault.kind == "drop"}
+    checks = {
+        "the run was closed complete": complete and recorded.info.state == "closed",
+        "every volume has one state": sorted(states) == list(range(N_VOLUMES)),
+        "what was acknowledged is in the journal": recorded.received == set(range(N_VOLUMES)) - dropped,
+        "what was dropped is missing": all(states.get(index) == "missing" for index in dropped),
+        "the run has one take": not (out / f"{scan.start.run_id}_take-2").exists(),
+    }
+    if failed := [name for name, holds in checks.items() if not holds]:
+        raise SystemExit(f"{scan.start.run_id} in {folder}: not so: {'; '.join(failed)}")
+    while not (folder / "report.html").exists():  # the last that the runtime writes into it
+        time.sleep(0.05)
+    shutil.rmtree(folder)
+    return Counter(states.values()), len(plan)
+
+
+def soak(hours: float, times: float) -> dict[str, Any]:
+    """Runs until that many hours have been simulated."""
+    counts: Counter[str] = Counter()
+    memory_mb: list[float] = []
+    n_runs, n_faults, begun_s = 0, 0, time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = faster_bundle(Path(folder) / "bundle", times)
+        out = Path(folder) / "runs"
+        run_hours = N_VOLUMES * bundle.spec.tr_s * times / 3600
+        with served(bundle, out) as (process, address):
+            while n_runs * run_hours < hours:
+                states, faults = one_run(bundle, address, out, n_runs)
+                n_runs, n_faults, counts = n_runs + 1, n_faults + faults, counts + states
+                memory_mb.append(psutil.Process(process.pid).memory_info().rss / 1e6)
+                print(f"{n_runs * run_hours:6.2f} h  {memory_mb[-1]:7.1f} MB  {dict(states)}", flush=True)
+    after_an_hour = memory_mb[int(1 / run_hours) :]
+    grown = max(after_an_hour) / after_an_hour[0] - 1 if after_an_hour else None
+    return {
+        "hours": n_runs * run_hours,
+        "times": times,
+        "wall_s": time.monotonic() - begun_s,
+        "runs": n_runs,
+        "faults": n_faults,
+        "states": dict(counts),
+        "memory_mb": memory_mb,
+        "grown_after_an_hour": grown,
+        "flat": None if grown is None else grown <= GROWTH,
+    }
+
+
+def main() -> None:
+    """Soak, print, and fail where memory grew."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--hours", type=float, default=8.0, help="to simulate (default 8)")
+    parser.add_argument(
+        "--times", type=float, default=40.0, help="as fast as the scan; 40: a TR of 33 ms (default 40)"
+    )
+    parser.add_argument("--out", type=Path, help="JSON file of the figures")
+    options = parser.parse_args()
+    figures = soak(options.hours, options.times)
+    if options.out:
+        options.out.write_text(json.dumps(figures, indent=2) + "\n")
+    print(json.dumps({name: value for name, value in figures.items() if name != "memory_mb"}, indent=2))
+    if figures["flat"] is False:
+        raise SystemExit(f"memory grew by {100 * figures['grown_after_an_hour']:.1f} % after the first hour")
+
+
+if __name__ == "__main__":
+    main()
