@@ -54,7 +54,8 @@ class Rig:
 
     def end_decode(self) -> None:
         if self.decoding is not None:
-            self.run.record(self.run.frame(self.decoding, "ddim-4", STAGES_MS), IMAGE, 0)
+            frame = self.run.frame(self.decoding, self.run._general, "ddim-4", STAGES_MS)
+            self.run.record(frame, IMAGE, 0)
             self.frames.append(self.decoding.volume)
             self.run.queue.done()
             self.decoding = None
@@ -165,7 +166,7 @@ def test_after_a_crash_the_statistics_are_those_of_an_unbroken_run(bundle, make_
                 rig.crash(bundle)
         rig.arrive(N_VOLUMES - 1)
         assert rig.decoding is not None
-        windows.append(rig.decoding.window)
+        windows.append(rig.decoding.window_of(bundle.decoder()))
         rig.finish()
     assert windows[0].tobytes() == windows[1].tobytes()
 
