@@ -144,7 +144,7 @@ def write_checkpoint(folder: Path, name: str) -> None:
         if "lora_" in name:
             torch.nn.init.normal_(weight, std=ADAPTER_SD)
     null_NW = torch.randn(recipe.base.n_tokens, recipe.base.token_width)
-    model = Dynadiff(BrainModule(brain_config(recipe, N_VOXELS)), unet, null_NW, recipe)
+    model = Dynadiff(BrainModule(brain_config(recipe, n_voxels)), unet, null_NW, recipe)
     subject = TrainedSubject(number=1, n_voxels=n_voxels, held_out_runs=[], n_train_trials=0)
     info = CheckpointInfo(
         subjects=[subject], seed=1, tr_s=TR_S, recipe=recipe, base="../base", last_loss=None

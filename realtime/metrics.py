@@ -90,7 +90,9 @@ class Metrics:
             self._first = self._newest = None
             self._drift.set(0)
         for state in _STATES:
-            self._volumes.labels(state).inc(getattr(status.counts, state) - getattr(self._counts, state))
+            # Less than before, where a run was taken up anew from its record, takes nothing away.
+            new = max(0, getattr(status.counts, state) - getattr(self._counts, state))
+            self._volumes.labels(state).inc(new)
         self._counts = status.counts
         if status.volume is None:
             return

@@ -27,15 +27,14 @@ import msgspec
 import numpy as np
 import zmq
 
+from realtime.address import bind, check_address
 from realtime.curve import Guard, ServerKeys
 from realtime.errors import ServeError
 from realtime.events import Counts, Event, Frame, LatencyMs, Status
-from realtime.sources.zeromq import bind_message, check_address
 
 PUBLISH_VERSION = 1
 HIGH_WATER_MARK = 8
 """Messages that wait for each subscriber, beside those in its connection; what comes then it misses."""
-_LINGER_MS = 500
 
 _log = logging.getLogger(__name__)
 
@@ -125,21 +124,17 @@ class Publisher:
         :raises ServeError: where the port is in use.
         """
         socket = self._context.socket(zmq.PUB)
-        socket.set(zmq.LINGER, _LINGER_MS)
         socket.set(zmq.SNDHWM, HIGH_WATER_MARK)
-        socket.set(zmq.IPV6, ":" in self._host)
-        host = f"[{self._host}]" if ":" in self._host else self._host
         if self._guard:
             self._guard.start()
             self._guard.protect(socket)
         try:
-            socket.bind(f"tcp://{host}:{self._port or '*'}")
-        except zmq.ZMQError as error:
-            socket.close(linger=0)
+            address = bind(socket, self._host, self._port)
+        except ServeError:
             self._end_context()
-            raise ServeError(bind_message(f"tcp://{host}:{self._port}", error)) from error
+            raise
         self._socket = socket
-        return str(socket.get_string(zmq.LAST_ENDPOINT))
+        return address
 
     def take(self, event: Event) -> None:
         """Publish what is to be published of an event; never waits, and raises nothing."""

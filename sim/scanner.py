@@ -173,7 +173,10 @@ class Scanner:
 
     def _say_unanswered(self) -> None:
         if self.sender.is_unanswered and not self._said_unanswered:
-            self._tell("no answer from the runtime; trying on, nothing is lost (Ctrl-C ends)")
+            self._tell(
+                "no answer from the runtime; trying on, nothing is lost (Ctrl-C ends). One that was started "
+                "with --keys answers only to a key it knows, and its log names those it turned away"
+            )
         self._said_unanswered = self.sender.is_unanswered
         if self.sender.trouble and not self._said_trouble:
             self._tell(f"the runtime takes nothing now: {self.sender.trouble}; trying on, nothing is lost")

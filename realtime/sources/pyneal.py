@@ -23,14 +23,13 @@ import zmq
 import zmq.asyncio
 
 from realtime import wire
+from realtime.address import bind, check_address
 from realtime.errors import ServeError, WireError
 from realtime.sources.announced import Scan
-from realtime.sources.zeromq import check_address
 
 MAX_GREETING_BYTES = 1_024
 LONGEST_TR_S = 60
 """A larger TR is in milliseconds; some scanners' clients send seconds."""
-_LINGER_MS = 500
 
 _log = logging.getLogger(__name__)
 
@@ -63,19 +62,15 @@ class PynealScanner:
     async def start(self) -> str:
         """Bind; returns the address with its port. :raises ServeError: where the port is in use."""
         socket = self._context.socket(zmq.PAIR)
-        socket.set(zmq.LINGER, _LINGER_MS)
         socket.set(zmq.MAXMSGSIZE, wire.MAX_VOLUME_BYTES)
         socket.set(zmq.RCVHWM, 4)  # a scanner waits for each answer
-        socket.set(zmq.IPV6, ":" in self._host)
-        host = f"[{self._host}]" if ":" in self._host else self._host
         try:
-            socket.bind(f"tcp://{host}:{self._port or '*'}")
-        except zmq.ZMQError as error:
-            socket.close(linger=0)
+            address = bind(socket, self._host, self._port)
+        except ServeError:
             self._context.term()
-            raise ServeError(f"cannot listen on tcp://{host}:{self._port}: {error.strerror}") from error
+            raise
         self._socket = socket
-        return f"pyneal+{socket.get_string(zmq.LAST_ENDPOINT)}"
+        return f"pyneal+{address}"
 
     async def scans(self) -> AsyncIterator[Scan]:
         """Every valid volume; greetings are answered here, and what is no message is refused."""

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import time
 from functools import partial
-from urllib.parse import urlsplit
 
 import zmq
 import zmq.asyncio
 
 from realtime import wire
+from realtime.address import bind, check_address
 from realtime.curve import Guard, ServerKeys
 from realtime.errors import ServeError, WireError
 from realtime.sources import Received
 
 HIGH_WATER_MARK = 64
 """Messages a scanner may have under way on this side; beyond that its own queue grows."""
-_LINGER_MS = 500
 
 _log = logging.getLogger(__name__)
 
@@ -39,22 +37,18 @@ class ZeroMqSource:
     async def start(self) -> str:
         """Bind; returns the address with its port. :raises ServeError: where the port is in use."""
         socket = self._context.socket(zmq.ROUTER)
-        socket.set(zmq.LINGER, _LINGER_MS)
         socket.set(zmq.MAXMSGSIZE, wire.MAX_VOLUME_BYTES)
         socket.set(zmq.RCVHWM, HIGH_WATER_MARK)
-        socket.set(zmq.IPV6, ":" in self._host)
-        host = f"[{self._host}]" if ":" in self._host else self._host
         if self._guard:
             self._guard.start()
             self._guard.protect(socket)
         try:
-            socket.bind(f"tcp://{host}:{self._port or '*'}")
-        except zmq.ZMQError as error:
-            socket.close(linger=0)
+            address = bind(socket, self._host, self._port)
+        except ServeError:
             self._end_context()
-            raise ServeError(bind_message(f"tcp://{host}:{self._port}", error)) from error
+            raise
         self._socket = socket
-        return str(socket.get_string(zmq.LAST_ENDPOINT))
+        return address
 
     async def receive(self) -> Received:
         """The next message with a valid header; others are refused here."""
@@ -89,36 +83,6 @@ class ZeroMqSource:
             await self._socket.send_multipart([peer, wire.encode(message), b""])
 
 
-def check_address(address: str, *, has_keys: bool = False) -> tuple[str, int]:
-    """Host and port of a ``tcp://`` address: on this machine's loopback, or with keys on any of its networks.
-
-    :raises ServeError: for any other form or host.
-    """
-    try:
-        parts = urlsplit(address)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host = port = None
-    if host is None or port is None or parts.scheme != "tcp" or parts.path:
-        raise ServeError(f"expected an address like tcp://127.0.0.1:5555, got {address!r}")
-    if host == "localhost":
-        host = "127.0.0.1"
-    try:
-        loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError as error:
-        raise ServeError(
-            f"expected an IP address of this machine, such as tcp://127.0.0.1:{port}, got {address!r}"
-        ) from error
-    if not (loopback or has_keys):
-        raise ServeError(
-            f"expected a loopback address such as tcp://127.0.0.1:{port}, got {address!r}: others can reach "
-            "that, and nobody would have to prove who they are; forward the port to this machine through an "
-            "SSH tunnel or, for this project's own messages and results, make keys with `realtime keys` and "
-            "give the runtime's as --keys"
-        )
-    return host, port
-
-
 def parse(frames: list[memoryview]) -> tuple[wire.ToRuntime, memoryview]:
     """Header and payload of a message's frames.
 
@@ -145,10 +109,3 @@ _PAYLOAD_LIMITS: dict[type, int] = {
     wire.Volume: wire.MAX_VOLUME_BYTES,
     wire.Marker: wire.MAX_PICTURE_BYTES,
 }
-
-
-def bind_message(address: str, error: zmq.ZMQError) -> str:
-    """Why an address cannot be listened at, for an operator."""
-    if error.errno == zmq.EADDRINUSE:
-        return f"{address} is in use, perhaps by another runtime; stop that one or choose another port"
-    return f"cannot listen on {address}: {error.strerror}"

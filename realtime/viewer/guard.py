@@ -72,6 +72,7 @@ def guard(access: Access) -> Middleware:
 
 async def add_headers(_request: web.Request, response: web.StreamResponse) -> None:
     """Add the security headers to every response (an ``on_response_prepare`` signal handler)."""
+    response.headers.pop("Server", None)  # which versions run here is nobody's business
     response.headers.update(_HEADERS)
     response.headers.setdefault("Cache-Control", "no-cache")
 

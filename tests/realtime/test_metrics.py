@@ -44,11 +44,12 @@ def status(volume: int | None, run: str = "run", **counts: int) -> Event:
     )
 
 
-def frame(total_ms: float, **changes: Any) -> Event:
+def frame(total_ms: float, decoder: str | None = None, **changes: Any) -> Event:
     latency_ms = LatencyMs(journal=0, preprocess=0, wait=0, brain=0, denoise=total_ms, vae=0, total=total_ms)
     message = Frame(
         run_id="run",
         volume=7,
+        decoder=decoder,
         window=(2, 8),
         state="trusted",
         sampler="ddim-4",
@@ -100,10 +101,18 @@ def test_what_an_earlier_process_did_is_not_counted() -> None:
     assert figures(metrics)["realtime_decode_latency_seconds_count"] == 0
 
 
+def test_a_run_taken_up_anew_with_less_takes_nothing_away() -> None:
+    metrics = Metrics(None)
+    for decoded in (0, 5, 3, 4):
+        metrics.take(status(9, decoded=decoded))
+    assert volumes(metrics)["decoded"] == 6
+
+
 def test_latencies_fall_into_buckets() -> None:
     metrics = Metrics(None)
     for total_ms in (40, 180, 900, 1300, 2500):
         metrics.take(frame(total_ms))
+    metrics.take(frame(3000, decoder="early"))  # of a bank: made in the time that is left
     found = figures(metrics)
     assert found["realtime_decode_latency_seconds_bucket[0.05]"] == 1
     assert found["realtime_decode_latency_seconds_bucket[1.3333333333333333]"] == 4

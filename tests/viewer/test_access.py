@@ -25,7 +25,8 @@ REACHED_AT = "127.0.0.2"
 """Stands for this machine's address on a network: the page on 127.0.0.1 does not listen there."""
 ROUTES = [
     ("GET", "/"), ("GET", "/static/app.js"), ("GET", "/static/vendor/uplot/uPlot.esm.js"),
-    ("GET", "/frames/7.png"), ("GET", "/frames/7.png?width=16"), ("GET", "/shown/3.png"), ("GET", "/ws"),
+    ("GET", "/frames/7.png"), ("GET", "/frames/7.png?width=16"),
+    ("GET", "/frames/7_early.png"), ("GET", "/shown/3.png"), ("GET", "/ws"),
     ("POST", "/offer"), ("GET", "/metrics"), ("GET", "/no-such-route"), ("HEAD", "/"), ("OPTIONS", "/offer"),
     ("PUT", "/frames/7.png"),
 ]  # fmt: skip

@@ -65,6 +65,7 @@ def test_every_answer_is_locked_down(with_viewer: Any, run: Any, path: str) -> N
             assert response.headers["X-Content-Type-Options"] == "nosniff"
             assert response.headers["Cross-Origin-Resource-Policy"] == "same-origin"
             assert "Access-Control-Allow-Origin" not in response.headers
+            assert "Server" not in response.headers
 
     with_viewer(run.status("waiting"), check)
 

@@ -26,8 +26,9 @@ STAGES_MS = {"brain": 1.0, "denoise": 2.0, "vae": 1.0}
 class Rig:
     """A run whose clock and decoder belong to the test."""
 
-    def __init__(self, run: Run, scan) -> None:
+    def __init__(self, run: Run, scan, bundle: Bundle) -> None:
         self.run = run
+        self.bundle = bundle
         self.scan = scan
         self.now_s = 0.0
         self.decoding: Ready | None = None
@@ -54,7 +55,7 @@ class Rig:
 
     def end_decode(self) -> None:
         if self.decoding is not None:
-            frame = self.run.frame(self.decoding, self.run._general, "ddim-4", STAGES_MS)
+            frame = self.run.frame(self.decoding, self.bundle.decoder(), "ddim-4", STAGES_MS)
             self.run.record(frame, IMAGE, 0)
             self.frames.append(self.decoding.volume)
             self.run.queue.done()
@@ -102,7 +103,7 @@ def bundle(tiny_bundle: Path) -> Bundle:
 def test_every_volume_ends_in_one_state_whatever_happens(actions, bundle: Bundle, make_scan) -> None:
     scan = make_scan(n_volumes=N_VOLUMES)
     with tempfile.TemporaryDirectory() as folder:
-        rig = Rig(resume.begin(Path(folder), bundle, 0, scan.start), scan)
+        rig = Rig(resume.begin(Path(folder), bundle, 0, scan.start), scan, bundle)
         for name, value in actions:
             if name == "next":
                 for index in range(len(rig.arrived), min(len(rig.arrived) + value, N_VOLUMES)):
@@ -131,7 +132,7 @@ def test_every_volume_ends_in_one_state_whatever_happens(actions, bundle: Bundle
 
 def test_in_order_with_a_fast_decoder_nothing_is_skipped(bundle: Bundle, make_scan, tmp_path: Path) -> None:
     scan = make_scan(n_volumes=N_VOLUMES)
-    rig = Rig(resume.begin(tmp_path, bundle, 0, scan.start), scan)
+    rig = Rig(resume.begin(tmp_path, bundle, 0, scan.start), scan, bundle)
     for index in range(N_VOLUMES):
         rig.arrive(index)
         rig.end_decode()
@@ -143,7 +144,7 @@ def test_in_order_with_a_fast_decoder_nothing_is_skipped(bundle: Bundle, make_sc
 
 def test_of_the_windows_that_wait_only_the_newest_is_decoded(bundle: Bundle, make_scan, tmp_path) -> None:
     scan = make_scan(n_volumes=N_VOLUMES)
-    rig = Rig(resume.begin(tmp_path, bundle, 0, scan.start), scan)
+    rig = Rig(resume.begin(tmp_path, bundle, 0, scan.start), scan, bundle)
     for index in range(20):
         rig.arrive(index)
     rig.end_decode()  # of volume 5; 6 to 18 were replaced meanwhile
@@ -158,7 +159,7 @@ def test_after_a_crash_the_statistics_are_those_of_an_unbroken_run(bundle, make_
     scan = make_scan(n_volumes=N_VOLUMES)
     windows = []
     for crashes in (False, True):
-        rig = Rig(resume.begin(tmp_path / str(crashes), bundle, 0, scan.start), scan)
+        rig = Rig(resume.begin(tmp_path / str(crashes), bundle, 0, scan.start), scan, bundle)
         for index in range(N_VOLUMES - 1):
             rig.arrive(index)
             rig.end_decode()
@@ -166,7 +167,7 @@ def test_after_a_crash_the_statistics_are_those_of_an_unbroken_run(bundle, make_
                 rig.crash(bundle)
         rig.arrive(N_VOLUMES - 1)
         assert rig.decoding is not None
-        windows.append(rig.decoding.window_of(bundle.decoder()))
+        windows.append(rig.decoding.window)
         rig.finish()
     assert windows[0].tobytes() == windows[1].tobytes()
 

@@ -261,8 +261,8 @@ def test_our_own_messages_need_nothing_from_the_operator(tiny_bundle: Path) -> N
         ("pyneal+tcp://127.0.0.1:5555", Told(n_volumes=0), ">= 1"),
         ("pyneal+tcp://127.0.0.1:5555", Told(n_volumes=1, run_id="../x"), "matching regex"),
         ("pyneal+tcp://127.0.0.1:5555", Told(n_volumes=1, series="x"), "are for folder:/path"),
-        ("pyneal+tcp://0.0.0.0:5555", Told(n_volumes=1), "would be taken; forward the port"),
-        ("afni+tcp://0.0.0.0:7961", Told(n_volumes=1), "would be taken; forward the port"),
+        ("pyneal+tcp://0.0.0.0:5555", Told(n_volumes=1), "prove who they are; forward the port"),
+        ("afni+tcp://0.0.0.0:7961", Told(n_volumes=1), "prove who they are; forward the port"),
     ],
 )
 def test_what_an_operator_must_say_is_asked_for(

@@ -49,9 +49,9 @@ def record(bundle: Bundle, decoder, make_scan, tmp_path: Path):
             arrival = run.receive(scan.volume(index), memoryview(voxels.tobytes()), perf_counter())
             run.take(index, arrival)
             if ready := run.queue.take():
-                spec = decoder[0].spec
-                decoded = decoder[0].decode(ready.window_of(spec))
-                run.record(run.frame(ready, spec, "ddim-4", decoded.stages_ms), decoded.image, 0)
+                decoded = decoder[0].decode(ready.window)
+                frame = run.frame(ready, bundle.decoder(), "ddim-4", decoded.stages_ms)
+                run.record(frame, decoded.image, 0)
                 run.queue.done()
         run.finish()
         run.close() if closes else run.folder.suspend()

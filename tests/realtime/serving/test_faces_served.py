@@ -117,6 +117,27 @@ def test_what_leaves_the_decoder_is_the_same_everywhere(
         np.testing.assert_array_equal(decode_png(response.read()), expected)
 
 
+def test_a_run_that_goes_on_with_faces_shown_says_so(
+    serve, connect, make_scan, face_bundle: Path, face: NDArray[np.uint8]
+) -> None:
+    scan = make_scan()
+    first = serve("--bundle", str(face_bundle))
+    client = connect(first.address)
+    client.ask(scan.start)
+    for index in range(12):
+        client.send_volume(scan, index)
+    first.kill()
+    second = serve("--bundle", str(face_bundle), "--show-faces")
+    client = connect(second.address)
+    client.ask(scan.start)
+    for index in range(12, scan.n_volumes):
+        client.send_volume(scan, index)
+    client.ask(scan.end())
+    recorded = read_recorded(second.run_folder(scan))
+    assert "from here on faces are shown" in recorded.info.notes
+    np.testing.assert_array_equal(frames_of(recorded)[-1], face)
+
+
 def test_a_replay_makes_the_same_frames_again_or_with_faces_where_asked_to(
     serve, connect, make_scan, face_bundle: Path, face: NDArray[np.uint8], tmp_path: Path
 ) -> None:

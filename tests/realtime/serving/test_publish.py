@@ -73,10 +73,11 @@ def status(state: str, run_id: str | None = "run", folder: str = "/runs/run") ->
     )
 
 
-def frame(volume: int, edge_px: int = 8, **changes: Any) -> Event:
+def frame(volume: int, edge_px: int = 8, decoder: str | None = None, **changes: Any) -> Event:
     message = Frame(
         run_id="run",
         volume=volume,
+        decoder=decoder,
         window=(volume - 5, volume + 1),
         state="trusted",
         sampler="ddim-4",
@@ -147,6 +148,16 @@ def test_a_run_its_frames_and_its_end(subscribe: Subscribe) -> None:
         assert second["run_id"] == "next"
         assert [header["sequence"] - start["sequence"] for _, header, _ in got] == [0, 1, 2, 3]
         assert published.publisher.overruns == 0
+
+    with_publisher(check)
+
+
+def test_a_frame_of_a_bank_names_its_decoder(subscribe: Subscribe) -> None:
+    async def check(published: Published) -> None:
+        socket = subscribe(published.address)
+        await published.until_heard(socket)
+        published.send(status("trusted"), frame(7), frame(7, decoder="early"))
+        assert [receive(socket)[1]["decoder"] for _ in range(3)] == ["general", "general", "early"]
 
     with_publisher(check)
 

@@ -7,8 +7,9 @@ import msgspec
 import pytest
 
 from realtime import wire
+from realtime.address import check_address
 from realtime.errors import ServeError, WireError
-from realtime.sources.zeromq import ZeroMqSource, check_address, parse
+from realtime.sources.zeromq import ZeroMqSource, parse
 
 
 @pytest.mark.parametrize(
