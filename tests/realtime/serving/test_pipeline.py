@@ -16,6 +16,7 @@ import pytest
 
 from realtime import wire
 from realtime.bundle import Bundle, Preprocessing, Sampler
+from realtime.bundle import Decoder as DecoderSpec
 from realtime.deadline import Pace, StepTimes
 from realtime.decode import Decoded, Decoder
 from realtime.engines import open_engine
@@ -64,7 +65,8 @@ class QueueSource:
 class HeldDecoder:
     """Decodes one window each time the test lets it."""
 
-    def __init__(self, step_s: float = 1e-4) -> None:
+    def __init__(self, spec: DecoderSpec, step_s: float = 1e-4) -> None:
+        self.spec = spec
         self.began = threading.Semaphore(0)
         self._go = threading.Semaphore(0)
         self.fails = False
@@ -242,7 +244,7 @@ STAGES = ("journal", "preprocess", "wait", "brain", "denoise", "vae")
 
 
 def test_while_a_decode_runs_only_the_newest_window_waits(bundle, scan, tmp_path) -> None:
-    decoder = HeldDecoder()
+    decoder = HeldDecoder(bundle.decoder())
 
     async def run() -> None:
         async with bench(bundle, tmp_path, decoder) as one:
@@ -262,17 +264,19 @@ def test_while_a_decode_runs_only_the_newest_window_waits(bundle, scan, tmp_path
 
 def test_the_sampler_is_the_best_for_which_there_is_time_and_a_change_is_told(bundle, scan, tmp_path) -> None:
     async def run() -> None:
-        decoder = HeldDecoder()
+        decoder = HeldDecoder(bundle.decoder())
         async with bench(bundle, tmp_path, decoder) as one:
             assert one.status.message == "waiting for the scanner; decoding on an engine"
             await one.start(scan)
             await decode(one, decoder, range(6))
             assert decoder.samplers == ["ddim-4"]
-            decoder.pace = HeldDecoder(step_s=bundle.spec.tr_s / 3).pace  # four steps no longer fit, two do
+            decoder.pace = HeldDecoder(
+                bundle.decoder(), step_s=bundle.spec.tr_s / 3
+            ).pace  # four steps no longer fit, two do
             await decode(one, decoder, [6])
             assert decoder.samplers == ["ddim-4", "multistep-3"]
             assert "decoding with multistep-3 from volume 6 on: it takes" in one.status.message
-            decoder.pace = HeldDecoder().pace
+            decoder.pace = HeldDecoder(bundle.decoder()).pace
             await decode(one, decoder, [7])
             assert decoder.samplers[-1] == "ddim-4"
             assert "decoding with ddim-4 from volume 7 on" in one.status.message
@@ -290,7 +294,7 @@ def test_the_sampler_is_the_best_for_which_there_is_time_and_a_change_is_told(bu
 
 def test_a_sampler_that_was_asked_for_is_kept_whatever_it_takes(bundle, scan, tmp_path) -> None:
     async def run() -> None:
-        decoder = HeldDecoder(step_s=10.0)
+        decoder = HeldDecoder(bundle.decoder(), step_s=10.0)
         async with bench(bundle, tmp_path, decoder, sampler=bundle.sampler("ddim-4")) as one:
             await one.start(scan)
             await one.volumes(scan, range(6))
@@ -303,7 +307,7 @@ def test_a_sampler_that_was_asked_for_is_kept_whatever_it_takes(bundle, scan, tm
 
 
 def test_a_failed_decode_is_accounted_and_the_next_one_works(bundle, scan, tmp_path) -> None:
-    decoder = HeldDecoder()
+    decoder = HeldDecoder(bundle.decoder())
 
     async def run() -> None:
         async with bench(bundle, tmp_path, decoder) as one:

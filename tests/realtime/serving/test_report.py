@@ -29,6 +29,7 @@ KEYS = {
     "tr_s",
     "latency_ms",
     "identification",
+    "specialised",
     "bundle_sha256",
     "notes",
 }
