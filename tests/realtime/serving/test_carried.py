@@ -138,3 +138,13 @@ def test_a_run_with_a_carried_prior_is_resumed_and_replayed_with_it(record, bund
     assert main(["replay", str(run.folder.path), *options]) == 0
     assert read_run_file(tmp_path / "replays" / "second").prior_from == "first"
     assert (tmp_path / "replays" / "second" / "prior.npz").exists()
+
+
+def test_the_command_carries_over_when_told_to(serve, connect, make_scan) -> None:
+    served = serve("--statistics", "carry")
+    client = connect(served.address)
+    for run_id in ("first", "second"):
+        client.send_run(make_scan(run_id=run_id, n_volumes=N_VOLUMES))
+    assert read_run_file(served.out / "first").prior_from is None
+    assert read_run_file(served.out / "second").prior_from == "first"
+    assert "second begins; its statistics begin with what first came to;" in served.log()
