@@ -54,16 +54,19 @@ def main() -> None:
     )
     parser.add_argument("--forms", nargs="+", default=["fp32", "fp16"], choices=("compact", "fp32", "fp16"))
     parser.add_argument("--recipe", default="paper", choices=tuple(N_VOXELS), help="default: %(default)s")
+    parser.add_argument("--voxels", type=int, help="of the brain module (default: as the recipe's subjects)")
     parser.add_argument("--work", type=Path, help="folder to work in (default: a temporary one)")
     parser.add_argument("--keep", action="store_true", help="leave the checkpoint and the bundles in --work")
     parser.add_argument("--out", type=Path, help="JSON file of the figures")
     options = parser.parse_args()
     found = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
+    if options.work:
+        options.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.work) as temporary:
         folder = options.work if options.keep else Path(temporary)
         checkpoint = folder / "checkpoint"
         if not (checkpoint / "checkpoint.json").exists():
-            in_own_process(write_checkpoint, folder, options.recipe)
+            in_own_process(write_checkpoint, folder, options.recipe, options.voxels)
         for form in options.forms:
             out = folder / form
             found[form] = in_own_process(export, checkpoint, form, out) | {"machine": machine()}
@@ -132,10 +135,10 @@ class Journal(logging.Handler):
         print(f"{at:6.2f} min {peak_gb:5.1f} GB  {line}", flush=True)
 
 
-def write_checkpoint(folder: Path, name: str) -> None:
+def write_checkpoint(folder: Path, name: str, n_voxels: int | None = None) -> None:
     """A base model and a checkpoint of a recipe as training leaves them, with random weights."""
     torch.manual_seed(1)
-    recipe, n_voxels = read_recipe(Path(name)), N_VOXELS[name]
+    recipe, n_voxels = read_recipe(Path(name)), n_voxels or N_VOXELS[name]
     unet = make_unet(recipe.base)
     unet.save_pretrained(folder / "base" / "image_unet")
     make_vae(recipe.base).save_pretrained(folder / "base" / "vae")

@@ -1,0 +1,148 @@
+"""From the last byte of a volume of real size to its frame, the decoder's own time taken off.
+
+    python benchmarks/full_size_export.py --recipe demo --voxels 15724 --forms compact --work W --keep
+    python benchmarks/latency.py --bundle W/compact --out docs/results/latency.json
+
+A run of 226 volumes of 81 x 104 x 83 float32, one every 0.5 s, goes over ZeroMQ to `realtime serve`, which
+masks 15 724 voxels, journals, detrends and decodes with the bundle's quickest sampler. The table of the run
+tells each frame's stages; what is left without brain, denoise and vae must be within 25 ms at the 99th
+percentile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from realtime import wire
+from realtime.bundle import Bundle, write_spec
+from realtime.recorded import Recorded, read_recorded
+from sim.scanner import Scanner, ZmqLink
+from sim.sender import Sender
+
+N_VOLUMES, TR_S, LIMIT_MS = 226, 0.5, 25.0
+
+
+class Head:
+    """Volumes of noise on a baseline; as few are drawn as make no difference to what is measured."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        spec = bundle.spec
+        self.start = wire.RunStart(
+            run_id="latency",
+            subject=spec.subject,
+            tr_s=spec.tr_s,
+            n_volumes=N_VOLUMES,
+            shape=spec.roi.shape,
+            affine=spec.roi.affine,
+            dtype="float32",
+        )
+        rng = np.random.default_rng(0)
+        baseline = rng.uniform(600, 2000, spec.roi.shape).astype("<f4")
+        noise = (rng.standard_normal(spec.roi.shape, dtype=np.float32) for _ in range(8))
+        self._volumes = [(baseline + 20 * each).tobytes() for each in noise]
+
+    def volume(self, index: int) -> bytes:
+        """Voxels of a volume."""
+        return self._volumes[index * 5 % len(self._volumes)]
+
+    def picture_png(self, onset_volume: int) -> bytes:
+        """Nothing is shown."""
+        raise AssertionError(onset_volume)
+
+
+def main() -> None:
+    """Scan, and read the run's table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--bundle", type=Path, required=True, help="for 15 724 voxels of such volumes")
+    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--out", type=Path, help="JSON file of the figures")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        bundle = quicker(options.bundle, Path(scratch) / "bundle")
+        found = figures(scan(bundle, Path(scratch) / "runs", options.engine))
+    text = json.dumps(found | {"limit_ms": LIMIT_MS, "tr_s": TR_S, "machine": machine()}, indent=2)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n")
+
+
+def quicker(source: Path, folder: Path) -> Bundle:
+    """A copy of a bundle for the TR that is measured at."""
+    shutil.copytree(source, folder)
+    write_spec(folder, msgspec.structs.replace(Bundle.open(source).spec, tr_s=TR_S))
+    return Bundle.open(folder)
+
+
+def scan(bundle: Bundle, out: Path, engine: str) -> Recorded:
+    """One run through a runtime of its own."""
+    sampler = min(bundle.spec.samplers, key=lambda each: sum(1 + (g != 1) for g in each.guidance))
+    command = [sys.executable, "-m", "realtime", "serve", "--headless", "--source", "tcp://127.0.0.1:0"]
+    command += ["--bundle", str(bundle.folder), "--out", str(out), "--engine", engine]
+    command += ["--sampler", sampler.name]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as served:
+        assert served.stdout
+        address = next(
+            match[1] for line in served.stdout if (match := re.search(r"volumes from (\S+), runs", line))
+        )
+        head = Head(bundle)
+        with ZmqLink(address) as link:
+            Scanner(head, link, Sender(head.start, [], speed=1.0), tell=lambda _: None).replay()
+        served.send_signal(signal.SIGINT)
+    return read_recorded(out / head.start.run_id)
+
+
+def figures(recorded: Recorded) -> dict[str, Any]:
+    """Of every frame, what is not the decoder's own time, by stage."""
+    rows = [row for row in recorded.rows if row.total_ms is not None]
+    own = {
+        "journal": [row.journal_ms or 0.0 for row in rows],
+        "preprocess": [row.preprocess_ms or 0.0 for row in rows],
+        "wait": [row.wait_ms or 0.0 for row in rows],
+    }
+    around = np.sum([*own.values()], axis=0)
+    decode = [(row.brain_ms or 0.0) + (row.denoise_ms or 0.0) + (row.vae_ms or 0.0) for row in rows]
+    return {
+        "engine": recorded.info.engine.description,
+        "frames": len(rows),
+        "skipped": sum(row.state == "skipped" for row in recorded.rows),
+        "around_the_decoder_ms": quantiles(around),
+        **{f"{name}_ms": quantiles(np.array(values)) for name, values in own.items()},
+        "decode_ms": quantiles(np.array(decode)),
+    }
+
+
+def quantiles(values: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, float]:
+    """p50, p95, p99 and the largest."""
+    levels = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
+    return {name: round(float(np.quantile(values, q)), 2) for name, q in levels.items()}
+
+
+def machine() -> dict[str, Any]:
+    """What it was measured on."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "load_at_end": round(os.getloadavg()[0], 1),
+    }
+
+
+if __name__ == "__main__":
+    main()
