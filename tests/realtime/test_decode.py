@@ -163,14 +163,14 @@ class Looping(Counting):
         super().__init__(engine)
         self.tables: list[Steps] = []
 
-    def sample(self, steps: Steps, conditions: Array, latents: Handle) -> Handle:
+    def sample(self, graph: str, steps: Steps, conditions: Array, latents: Handle) -> Handle:
         self.tables.append(steps)
         previous = self.put(np.zeros((1, 4, 8, 8), np.float32))
         for step in steps:
             inputs = {"latents": latents, "previous": previous, "timestep": step.timestep}
             inputs |= {"weights": step.weights, "coefficients": step.coefficients}
             inputs["conditions"] = self.put(conditions[0 if step.is_guided else 1 :])
-            outputs = self.engine.run("denoise", inputs)
+            outputs = self.engine.run(graph, inputs)
             latents, previous = outputs["next"], outputs["prediction"]
         return latents
 
