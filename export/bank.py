@@ -70,6 +70,11 @@ class _Bank:
         _check_single(source)
         self._check_alike(source)
         own = source.decoder()
+        if own.window.delay_volumes < 0:
+            raise ExportError(
+                f"expected a window that ends after the picture's onset, but that of {source.folder} ends "
+                f"{-own.window.delay_volumes} volumes before it: nobody knows then that it will be shown"
+            )
         name = _name(own.window.offset_volumes)
         if name in (decoder.name for decoder in self._decoders):
             raise ExportError(

@@ -72,13 +72,13 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_faces_option(parser: argparse.ArgumentParser) -> None:
+def add_faces_option(
+    parser: argparse.ArgumentParser,
+    default: str = "by default what is shown, published and recorded has them blurred",
+) -> None:
     """Add ``--show-faces`` to a command that decodes."""
     parser.add_argument(
-        "--show-faces",
-        action="store_true",
-        help="do not blur faces in the frames; by default what is shown, published and recorded has them "
-        "blurred",
+        "--show-faces", action="store_true", help=f"do not blur faces in the frames; {default}"
     )
 
 

@@ -41,7 +41,7 @@ def add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--sampler", metavar="NAME", help="decode with this sampler (default: each frame's own)"
     )
-    add_faces_option(parser)
+    add_faces_option(parser, "by default they are as the recording's")
     parser.set_defaults(command=_replay)
 
 

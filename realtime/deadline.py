@@ -73,6 +73,22 @@ def left_s(received_s: float, now_s: float, tr_s: float) -> float:
     return received_s + (1 - MARGIN_TR) * tr_s - now_s
 
 
+class InTurn(Generic[Item]):
+    """Every window, one after the other: for a recorded run, whose time is over."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Item] = deque()
+
+    def offer(self, item: Item) -> Item | None:
+        """Put a window forward; none is ever replaced."""
+        self._waiting.append(item)
+        return None
+
+    def take(self) -> Item | None:
+        """The next window."""
+        return self._waiting.popleft() if self._waiting else None
+
+
 class NewestWins(Generic[Item]):
     """One decode at a time; while it runs only the newest window waits."""
 

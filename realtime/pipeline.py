@@ -332,6 +332,8 @@ class Pipeline:
         time_s = self._left_s(run, ready) / n_decodes
         pace, samplers = self._decoder.pace, self._samplers
         chosen = pace.choose(samplers, time_s)
+        if n_decodes > 1:  # the bank's turns come and go; the operator is told of what changes the rest
+            return chosen
         if chosen != self._sampler:
             run.tell(
                 f"decoding with {chosen.name} from volume {ready.volume} on: it takes "

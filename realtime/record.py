@@ -82,6 +82,8 @@ class RunFile(msgspec.Struct, frozen=True, kw_only=True):
     closed_utc: str | None = None
     notes: tuple[str, ...] = ()
     """What happened to the run, for people: restarts, an abort."""
+    changed_midway: tuple[str, ...] = ()
+    """Of engine and faces, what was another after a restart: a replay of the whole run is not the same."""
     replay_of: str | None = None
     """Folder of the recorded run that was decoded again, if this is none of a scanner's."""
 
@@ -231,6 +233,17 @@ class RunFolder:
 
     def _begin_events(self) -> None:
         self._write(self._events, ("\t".join(EVENT_COLUMNS) + "\n").encode())
+
+    def changes(self, what: Literal["engine", "faces"], note: str) -> None:
+        """Note that the run goes on in another way; where faces are shown in a part, they are in the run."""
+        self._save(
+            msgspec.structs.replace(
+                self.info,
+                changed_midway=(*self.info.changed_midway, what),
+                faces="shown" if what == "faces" else self.info.faces,
+                notes=(*self.info.notes, note),
+            )
+        )
 
     def note(self, text: str) -> None:
         """Add a sentence to ``run.json`` for whoever reads the run later."""

@@ -23,6 +23,7 @@ from realtime import report, wire
 from realtime.account import VolumeState
 from realtime.bundle import Bundle, Sampler
 from realtime.carried import PRIOR_FILE, read_statistics
+from realtime.deadline import InTurn
 from realtime.decode import Decoder
 from realtime.engines import take_engine
 from realtime.errors import BundleError, RecordError
@@ -152,16 +153,16 @@ class _Again:
         missing = [Row(volume=row.volume, state="missing", reason=row.reason) for row in self._missing()]
         for row in missing:
             folder.write_row(row)
-        run = Run(folder, self._bundle, missing)
+        windows: InTurn[Ready] = InTurn()  # what was skipped then stands in the rows
+        run = Run(folder, self._bundle, missing, windows.offer)
         for message, payload in self._messages():
             if isinstance(message, wire.Marker):
                 run.show(message, memoryview(payload))
             elif arrival := run.receive(message, memoryview(payload), perf_counter()):
                 run.take(message.index, arrival)
-                if ready := run.queue.take():
-                    yield from self._decode(run, ready)
-                    run.queue.done()
+                yield from self._decode_all(run, windows)
         run.finish()
+        yield from self._decode_all(run, windows)
         run.close()
         yield from self._without_a_frame_now(folder)
 
@@ -175,6 +176,10 @@ class _Again:
             if isinstance(message, wire.Marker | wire.Volume):
                 yield message, entry.payload
 
+    def _decode_all(self, run: Run, windows: InTurn[Ready]) -> Iterator[FrameCompared]:
+        while ready := windows.take():
+            yield from self._decode(run, ready)
+
     def _decode(self, run: Run, ready: Ready) -> Iterator[FrameCompared]:
         general, *specialised = self._decoders
         row = self._rows.get((ready.volume, None))
@@ -182,10 +187,9 @@ class _Again:
             run.skip(ready.volume, _NOT_THEN if row is None else row.reason or _NOT_THEN)
             return
         yield self._frame(run, ready, general, row)
-        due = run.due(ready.volume)
-        for decoder in specialised:
+        for decoder in specialised:  # whose markers may stand behind the volume in the journal
             row = self._rows.get((ready.volume, decoder.spec.name))
-            if decoder.spec in due and row is not None and row.state != "skipped":
+            if row is not None and row.state != "skipped":
                 yield self._frame(run, ready, decoder, row)
         run.skip_specialised(ready.volume, _NOT_THEN)
 
@@ -263,6 +267,7 @@ def _changed(options: Options, info: RunFile, bundle: Bundle, used: EngineUsed) 
     if used != info.engine:
         then = info.engine.description or "an engine that the record does not name"
         changed.append(f"engine {used.description}, recorded with {then}")
+    changed += [f"its {what}, another after a restart, is one throughout" for what in info.changed_midway]
     if info.prior_from and bundle.sha256 != info.bundle_sha256:
         changed.append(
             f"statistics begin with the bundle's prior, recorded with what {info.prior_from} came to"

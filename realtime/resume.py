@@ -31,7 +31,8 @@ def open_folders(out: Path, bundle_sha256: str) -> list[Path]:
         except RecordError as error:
             _log.warning("passed over: %s", error)
             continue
-        if info.state == "open" and info.bundle_sha256 == bundle_sha256:
+        is_ours = info.replay_of is None and info.bundle_sha256 == bundle_sha256
+        if info.state == "open" and is_ours:
             found.append((info.opened_utc, file.parent))
     return [path for _, path in sorted(found, reverse=True)]
 
@@ -65,9 +66,9 @@ def reopen(path: Path, bundle: Bundle, engine: EngineUsed | None = None, faces: 
         run.tell(f"resumed at {run.where()} after a restart")
         folder.note(run.message)
         if engine and engine != folder.info.engine:
-            folder.note(f"from here on decoded on another engine: {engine.description}")
+            folder.changes("engine", f"from here on decoded on another engine: {engine.description}")
         if faces and faces != folder.info.faces:
-            folder.note(f"from here on faces are {faces}")
+            folder.changes("faces", f"from here on faces are {faces}")
     except RealtimeError as error:
         folder.suspend()
         raise RecordError(f"cannot go on with {path}: {error}") from error
@@ -92,7 +93,8 @@ def begin(
     for path in list(takes_of(out, start.run_id))[-1:]:
         try:
             info = read_run_file(path)
-            if (info.state, info.bundle_sha256, info.start) == ("open", bundle.sha256, start):
+            theirs = (info.state, info.bundle_sha256, info.start, info.replay_of)
+            if theirs == ("open", bundle.sha256, start, None):
                 return reopen(path, bundle, engine, faces)
         except RecordError as error:
             _log.warning("%s", error)

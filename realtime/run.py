@@ -32,6 +32,7 @@ from realtime.table import Row, SpecialisedRow, frame_row
 GAP_PATIENCE_TR = 2
 """A gap in the volumes is given up after this many TR."""
 _REPLACED = "a newer window was ready before its decode began"
+_TOO_LATE = "the picture's marker came after its window"
 _RESTARTED = "the runtime was restarted before it was decoded"
 
 _log = logging.getLogger(__name__)
@@ -69,11 +70,21 @@ class Ready:
 class Run:
     """A run in a folder that is open for writing."""
 
-    def __init__(self, folder: RunFolder, bundle: Bundle, rows: Iterable[Row] = ()) -> None:
-        """``rows``: what an earlier process has already accounted; :meth:`restore` brings the rest."""
+    def __init__(
+        self,
+        folder: RunFolder,
+        bundle: Bundle,
+        rows: Iterable[Row] = (),
+        offer: Callable[[Ready], Ready | None] | None = None,
+    ) -> None:
+        """``rows``: what an earlier process has already accounted; :meth:`restore` brings the rest.
+
+        :param offer: takes every window that is ready and returns the one it replaces; by default ``queue``
+        """
         self.folder = folder
         self.start = folder.info.start
         self.queue: NewestWins[Ready] = NewestWins()
+        self._offer = offer or self.queue.offer
         self.message = ""
         """The latest thing an operator should know."""
         self.alarm = ""
@@ -165,10 +176,12 @@ class Run:
         self._advance(self._reorder.close())
 
     def close(self, note: str = "") -> None:
-        """Leave what later runs may begin with, and close the folder.
+        """Once nothing is decoded any more: leave what later runs may begin with, and close the folder.
 
         :raises RecordError: when the disk does not take it; to be called again
         """
+        for volume in range(self.start.n_volumes):
+            self.skip_specialised(volume, _TOO_LATE)
         if statistics := self._preprocessor.statistics():
             mean, sd = statistics
             self.folder.write_file(STATISTICS_FILE, Statistics(mean=mean, sd=sd).as_npz())
@@ -259,7 +272,6 @@ class Run:
     def skip(self, volume: int, reason: str) -> None:
         """Account a volume whose windows are not decoded."""
         self._settle(volume, "skipped", reason)
-        self.skip_specialised(volume, reason)
 
     def skip_specialised(self, volume: int, reason: str) -> None:
         """Account the windows that end at a volume and that specialised decoders have not decoded."""
@@ -291,9 +303,8 @@ class Run:
         window = self._preprocessor.window()
         preprocess_ms = 1e3 * (perf_counter() - began_s)
         self.trusted = self.trusted or pushed.status == "trusted"
-        if (state := self.account.state_of(volume)) is not None:
-            if state in ("decoded", "warming") and window is not None:
-                self.skip_specialised(volume, _RESTARTED)
+        if self.account.state_of(volume) is not None:
+            self.skip_specialised(volume, _RESTARTED)
             return
         if pushed.status == "censored":
             self._settle(volume, "censored", pushed.reason)
@@ -308,13 +319,14 @@ class Run:
                 preprocess_ms=preprocess_ms,
                 arrival=arrival,
             )
-            replaced = self.queue.offer(ready)
+            replaced = self._offer(ready)
             if replaced:
                 self.skip(replaced.volume, _RESTARTED if replaced.arrival.restored else _REPLACED)
 
     def _settle(self, volume: int, state: VolumeState, reason: str) -> None:
         self.account.settle(volume, state)
         self._write(self.folder.write_row, Row(volume=volume, state=state, reason=reason))
+        self.skip_specialised(volume, reason)
         if state in ("censored", "skipped"):
             self.tell(f"volume {volume} {state}: {reason}")
 
