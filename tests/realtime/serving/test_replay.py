@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import cv2
+import msgspec
 import numpy as np
 import pytest
 
@@ -18,7 +19,7 @@ from realtime.cli import main
 from realtime.decode import Decoder
 from realtime.engines import take_engine
 from realtime.journal import read_journal
-from realtime.record import EngineUsed
+from realtime.record import EngineUsed, read_run_file
 from realtime.recorded import read_recorded
 from realtime.run import Run
 
@@ -209,3 +210,53 @@ def test_a_run_that_the_command_recorded_is_replayed_by_the_command(
     replays = tmp_path / "replays"
     assert main(["replay", str(folder), "--bundle", str(tiny_bundle), "--out", str(replays)]) == 0
     assert states(replays / RUN_ID) == states(folder)
+
+
+def test_a_late_volume_before_a_gap_skips_nothing_in_the_replay(
+    tiny_bundle: Path, make_scan, tmp_path: Path
+) -> None:
+    """13 came, then 11, and 12 never: live, 11 was decoded before the gap was given up."""
+    bundle = Bundle.open(tiny_bundle)
+    name, engine = take_engine(bundle, "onnxruntime-cpu")
+    decoder, scan = Decoder(bundle, engine, seed=5), make_scan(n_volumes=20, dtype="float32")
+    used = EngineUsed(name=name, description=engine.description)
+    run = resume.begin(tmp_path / "then", bundle, 5, scan.start, used)
+    for at_s, index in enumerate([*range(11), 13, 11, *range(15, 20)]):
+        receive(run, scan.volume(index), scan.voxels(index).tobytes(), float(at_s), decoder)
+    run.finish()
+    run.abort("the end")
+    run.close()
+    options = ["--bundle", str(tiny_bundle), "--out", str(tmp_path / "now")]
+    assert main(["replay", str(run.folder.path), *options]) == 0
+
+
+def test_a_replay_that_was_broken_off_is_no_scanners_run(
+    recording: Path, tiny_bundle: Path, make_scan, tmp_path: Path
+) -> None:
+    bundle, scan = Bundle.open(tiny_bundle), make_scan(n_volumes=32, dtype="float32")
+    shutil.copytree(recording, tmp_path / RUN_ID)
+    info = read_run_file(tmp_path / RUN_ID)
+    left = msgspec.structs.replace(info, state="open", replay_of="/data/runs/another")
+    (tmp_path / RUN_ID / "run.json").write_bytes(msgspec.json.encode(left))
+    assert resume.open_folders(tmp_path, bundle.sha256) == []
+    run = resume.begin(tmp_path, bundle, 5, scan.start)
+    assert run.folder.path == tmp_path / f"{RUN_ID}_take-2"
+    run.folder.suspend()
+
+
+def test_a_recording_that_changed_midway_says_so(
+    recording: Path, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "then" / RUN_ID
+    shutil.copytree(recording, folder)
+    info = read_run_file(folder)
+    (folder / "run.json").write_bytes(
+        msgspec.json.encode(msgspec.structs.replace(info, state="open", faces="blurred"))
+    )
+    bundle = Bundle.open(tiny_bundle)
+    resume.reopen(folder, bundle, EngineUsed(name="other", description="another"), "shown").folder.suspend()
+    resumed = read_run_file(folder)
+    assert resumed.changed_midway == ("engine", "faces")
+    assert resumed.faces == "shown"  # a folder with frames that are not blurred does not say that they are
+    main(["replay", str(folder), "--bundle", str(tiny_bundle), "--out", str(tmp_path / "now")])
+    assert "its engine, another after a restart, is one throughout" in capsys.readouterr().out
