@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import zipfile
 import zlib
@@ -18,11 +19,13 @@ from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from realtime.errors import BundleError
+from realtime.gzipped import unpack
 
 MAX_GRID_VOXELS = 2**27
 MODEL_SUFFIXES = (".onnx", ".data", ".plan", ".engine", ".npz", ".npy")
 """Of files that hold graphs or numbers; ``.data`` are the weights of a big graph, which its engine opens."""
 
+_HEADER_BYTES = 348
 _NIBABEL_FAILURES = (
     EOFError,
     HeaderDataError,
@@ -92,19 +95,38 @@ def read_bytes(path: Path, limit: int) -> bytes:
 def read_mask(path: Path) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     """The region: where a NIfTI volume is > 0, bool [x, y, z], and its affine [4, 4]."""
     try:
-        image = nibabel.Nifti1Image.from_filename(path)
-        if len(image.shape) != 3 or math.prod(image.shape) > MAX_GRID_VOXELS:
-            raise BundleError(f"{path}: expected one volume, found shape {image.shape}")
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = unpack(content, _mask_bytes(unpack(content, _HEADER_BYTES)))
+        if len(content) < _mask_bytes(content):  # before memory is taken for its voxels
+            raise ValueError(f"expected {_mask_bytes(content)} bytes, found {len(content)}")
+        image = nibabel.Nifti1Image.from_bytes(content)
         mask = np.asarray(image.dataobj) > 0
     except _NIBABEL_FAILURES as error:
         raise BundleError(f"{path}: expected a NIfTI volume: {error}") from error
     return mask, np.asarray(image.affine, dtype=np.float64)
 
 
+def _mask_bytes(content: bytes) -> int:
+    """Size of the NIfTI file that begins so, up to its last voxel. :raises ValueError: where it is no volume."""
+    header = nibabel.Nifti1Header.from_fileobj(io.BytesIO(content[:_HEADER_BYTES]))
+    shape, dtype = header.get_data_shape(), header.get_data_dtype()
+    if len(shape) != 3 or not 0 < math.prod(shape) <= MAX_GRID_VOXELS:
+        raise ValueError(f"found shape {shape}")
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        raise ValueError(f"found voxels of {dtype}")
+    return int(header.get_data_offset()) + math.prod(shape) * int(dtype.itemsize)
+
+
 def read_npy(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """A float32 array of a known shape from an ``.npy`` file."""
-    with path.open("rb") as stream:
-        return _read_array(stream, str(path), shape)
+    try:
+        with path.open("rb") as stream:
+            if path.stat().st_size < 4 * math.prod(shape):  # before memory is taken for it
+                raise BundleError(f"{path}: expected an array of {shape}, found too few bytes")
+            return _read_array(stream, str(path), shape)
+    except OSError as error:
+        raise BundleError(f"{path}: not readable: {error.strerror or error}") from error
 
 
 def read_npz(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, NDArray[np.float32]]:
@@ -126,7 +148,9 @@ def _read_array(stream: IO[bytes], name: str, shape: tuple[int, ...]) -> NDArray
         if version != (1, 0):
             raise BundleError(f"{name}: expected .npy format 1.0, found {version}")
         found, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    except (ValueError, EOFError) as error:
+    except BundleError:
+        raise
+    except Exception as error:  # whatever Python makes of a header that is a Python literal
         raise BundleError(f"{name}: expected an array in .npy format: {error}") from error
     if found != shape or dtype != np.dtype("<f4") or (is_fortran and len(shape) > 1):
         raise BundleError(f"{name}: expected C-order float32 {shape}, found {dtype} {found}; export it again")

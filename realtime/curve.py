@@ -225,6 +225,7 @@ def _load(path: Path) -> tuple[bytes, bytes | None]:
         raise ServeError(
             f"expected a ZeroMQ key in {path}, found none; make it with `realtime keys`"
         ) from error
-    except (ValueError, KeyError, struct.error) as error:  # the latter two: not Z85
+    # No Z85: KeyError and struct.error; a line without "=": IndexError.
+    except (ValueError, KeyError, IndexError, struct.error) as error:
         raise ServeError(f"expected a ZeroMQ key of 40 characters in {path}: {error!r}") from error
     return public, secret

@@ -135,10 +135,10 @@ def _read_entry(file: BinaryIO, path: Path, size: int) -> Entry | None:
     mark, n_header, n_payload, received_utc_s = _HEAD.unpack_from(head)
     if mark != _MARK or n_header > MAX_HEADER_BYTES or n_payload > MAX_VOLUME_BYTES:
         raise RecordError(f"{path} is damaged at byte {start}: expected the head of a record")
-    header, payload = file.read(n_header), file.read(n_payload)
     end = start + _OVERHEAD + n_header + n_payload
-    if end > size:
+    if end > size:  # before memory is taken for it
         return None
+    header, payload = file.read(n_header), file.read(n_payload)
     checksum = zlib.crc32(payload, zlib.crc32(header, zlib.crc32(head[: _HEAD.size])))
     if checksum != _CRC.unpack_from(head, _HEAD.size)[0]:
         if end == size:

@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 from realtime.errors import WireError
 
 MAX_EDGE_PX = 2048
-_PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_START = _SIGNATURE + b"\x00\x00\x00\rIHDR"
+_AROUND_CHUNK = 12
+"""Length, name and checksum."""
 
 
 def check_png(data: bytes) -> bytes:
@@ -24,7 +27,7 @@ def check_png(data: bytes) -> bytes:
 
 
 def decode_png(data: bytes) -> NDArray[np.uint8]:
-    """RGB ``[H, W, 3]``. The size is read from the header, before any memory is taken for the pixels.
+    """RGB ``[H, W, 3]``. Sizes are read from the headers, before any memory is taken for what they promise.
 
     :raises WireError: code ``picture``.
     """
@@ -35,6 +38,7 @@ def decode_png(data: bytes) -> NDArray[np.uint8]:
         raise WireError(
             "picture", f"expected a picture of at most {MAX_EDGE_PX} px a side, got {width} x {height}"
         )
+    _check_chunks(data)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error:
@@ -42,3 +46,12 @@ def decode_png(data: bytes) -> NDArray[np.uint8]:
     if image is None:
         raise WireError("picture", f"the marker's PNG of {len(data)} bytes cannot be decoded; it is damaged")
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+
+def _check_chunks(data: bytes) -> None:
+    """See that every chunk is there: OpenCV takes memory for one as soon as it reads how long it is."""
+    at = len(_SIGNATURE)
+    while at < len(data):
+        at += _AROUND_CHUNK + int.from_bytes(data[at : at + 4], "big")
+    if at != len(data):
+        raise WireError("picture", f"expected a PNG of {at} bytes with the marker, got the first {len(data)}")

@@ -363,7 +363,8 @@ def read_run_file(path: Path) -> RunFile:
         info = msgspec.json.decode(file.read_bytes(), type=RunFile)
     except OSError as error:
         raise RecordError(f"expected a run folder in {path}: {error.strerror or error}: {file}") from error
-    except msgspec.DecodeError as error:
+    # Beside its own errors msgspec lets through what its string and recursion checks raise.
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise RecordError(f"{file} does not describe a run: {error}") from error
     if info.format_version > FORMAT_VERSION:
         raise RecordError(

@@ -6,8 +6,10 @@ import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import cv2
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -96,6 +98,14 @@ class Recorded:
         return found
 
 
+class _Shown(msgspec.Struct, frozen=True):
+    """A row of the events table, as far as it is read."""
+
+    onset_volume: wire.Count
+    name: str
+    stim_file: Annotated[str, msgspec.Meta(pattern=r"^shown/[0-9]{6,}\.png\Z")]
+
+
 def read_recorded(path: Path) -> Recorded:
     """Read a run folder.
 
@@ -131,16 +141,23 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 
 def _pictures(path: Path, info: RunFile) -> Iterator[Picture]:
-    with events_path(path, info.start).open(newline="") as file:
-        lines = [line for line in file if line.endswith("\n")]
-    for row in csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE):
-        if row.keys() != EVENT_COLUMNS.keys() or None in row.values():
-            raise RecordError(f"expected the columns {', '.join(EVENT_COLUMNS)} in {file.name}, got {row}")
-        yield Picture(onset_volume=int(row["onset_volume"]), name=row["name"], path=path / row["stim_file"])
+    file = events_path(path, info.start)
+    lines = file.read_bytes().decode(errors="replace").split("\n")[:-1]  # a torn last one is dropped
+    try:
+        for row in csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE):
+            if row.keys() != EVENT_COLUMNS.keys():
+                raise RecordError(f"expected the columns {', '.join(EVENT_COLUMNS)} in {file}, got {row}")
+            shown = msgspec.convert(row, _Shown, strict=False)
+            yield Picture(onset_volume=shown.onset_volume, name=shown.name, path=path / shown.stim_file)
+    except (csv.Error, msgspec.ValidationError) as error:
+        raise RecordError(f"a row of {file} does not fit: {error}") from error
 
 
 def _received(path: Path) -> Iterator[int]:
     for entry in read_journal(path / "volumes.journal"):
-        message = wire.decode_to_runtime(entry.header)
+        try:
+            message = wire.decode_to_runtime(entry.header)
+        except WireError as error:
+            raise RecordError(f"the journal in {path} has a record that is none: {error}") from error
         if isinstance(message, wire.Volume):
             yield message.index

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -18,6 +18,10 @@ from realtime.errors import RecordError
 from realtime.events import Frame, LatencyMs
 
 NOT_AVAILABLE = "n/a"
+FrameFile = Annotated[
+    str, msgspec.Meta(pattern=r"^frames/[0-9]{6,}(_[A-Za-z0-9][A-Za-z0-9._-]{0,127})?\.png\Z")
+]
+"""Nothing but the run's own frames: who reads a table opens them."""
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,7 +30,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     volume: int
     state: VolumeState
     reason: str | None = None
-    frame: str | None = None
+    frame: FrameFile | None = None
     window_start: int | None = None
     window_stop: int | None = None
     sampler: str | None = None

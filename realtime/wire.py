@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from itertools import chain, pairwise
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
@@ -108,19 +109,24 @@ class RunEnd(_Message, frozen=True, kw_only=True, tag="run_end", tag_field="kind
 class RunAccepted(_Message, frozen=True, kw_only=True, tag="run_accepted", tag_field="kind"):
     """The runtime takes the run; it already holds the volumes in ``held`` (half-open ranges)."""
 
-    held: list[tuple[int, int]]
+    held: list[tuple[Count, Count]]
+
+    def __post_init__(self) -> None:
+        # So that a scanner never counts more volumes than a run can have.
+        if any(after < before for before, after in pairwise(chain.from_iterable(self.held))):
+            raise ValueError(f"expected rising ranges of volumes, got {self.held[:8]}")
 
 
 class Ack(_Message, frozen=True, kw_only=True, tag="ack", tag_field="kind"):
     """The volume is in the journal."""
 
-    index: int
+    index: Count
 
 
 class MarkerAck(_Message, frozen=True, kw_only=True, tag="marker_ack", tag_field="kind"):
     """The marker is recorded."""
 
-    onset_volume: int
+    onset_volume: Count
 
 
 class RunClosed(_Message, frozen=True, kw_only=True, tag="run_closed", tag_field="kind"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import math
 import re
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from realtime.errors import WireError
+from realtime.gzipped import unpack
 from realtime.sources.volumefile import MAX_FILE_BYTES, NotWholeError, VolumeFile, check_shape, placed
 
 SUFFIXES = (".nii", ".nii.gz")
@@ -50,7 +50,7 @@ def read(name: str, data: bytes) -> VolumeFile:
 
 def _unpacked(data: bytes) -> bytes:
     try:
-        unpacked = gzip.GzipFile(fileobj=io.BytesIO(data)).read(MAX_FILE_BYTES + 1)
+        unpacked = unpack(data, MAX_FILE_BYTES + 1)
     except (EOFError, OSError, zlib.error) as error:
         raise NotWholeError(f"expected a whole gzip stream: {error}") from error
     if len(unpacked) > MAX_FILE_BYTES:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Awaitable, Callable
 
+import msgspec
 from aioice import Candidate, Connection
 from aiortc import RTCPeerConnection
 
@@ -19,6 +20,19 @@ _Gather = Callable[..., Awaitable[list[Candidate]]]
 
 class OfferError(ValueError):
     """A session description that is not the page's kind of offer."""
+
+
+class _Offer(msgspec.Struct, frozen=True):
+    sdp: str
+
+
+def read_offer(body: bytes) -> str:
+    """The session description in the JSON that a page sends. Raise OfferError where there is none."""
+    try:
+        return msgspec.json.decode(body, type=_Offer).sdp
+    # Beside its own errors msgspec lets through what its string and recursion checks raise.
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise OfferError(f"expected an offer as JSON: {error}") from error
 
 
 def check_offer(sdp: str) -> None:

@@ -9,7 +9,6 @@ import secrets
 import struct
 from pathlib import Path
 
-import msgspec
 from aiohttp import WSCloseCode, web
 
 from realtime.errors import ServeError
@@ -19,7 +18,7 @@ from realtime.viewer.access import THIS_MACHINE, Access
 from realtime.viewer.feed import Feed, newest_frame, run_key
 from realtime.viewer.guard import add_headers, guard
 from realtime.viewer.live import LivePicture
-from realtime.viewer.offer import OfferError
+from realtime.viewer.offer import OfferError, read_offer
 from realtime.viewer.peer import Peer
 from realtime.viewer.pictures import encode_png
 
@@ -29,10 +28,6 @@ MAX_OFFER_BYTES = 64 * 1024
 
 _STATIC = Path(__file__).parent / "static"
 _PICTURE_HEADER = struct.Struct(">I")
-
-
-class _Offer(msgspec.Struct, frozen=True):
-    sdp: str
 
 
 class Viewer:
@@ -146,8 +141,8 @@ class Viewer:
         if request.content_type != "application/json":
             return _refusal(415, "expected application/json")
         try:
-            offer = msgspec.json.decode(await request.read(), type=_Offer)
-        except msgspec.DecodeError as error:
+            sdp = read_offer(await request.read())
+        except OfferError as error:
             return _refusal(400, str(error))
         if len(self._peers) >= MAX_PAGES:
             return _refusal(503, f"{MAX_PAGES} pages are connected already")
@@ -155,7 +150,7 @@ class Viewer:
         peer = Peer(Feed(self._broadcast, self._session), self._live, address, self._peers.discard)
         self._peers.add(peer)
         try:
-            answer = await peer.answer(offer.sdp)
+            answer = await peer.answer(sdp)
         except OfferError as error:
             await peer.close()
             return _refusal(400, str(error))

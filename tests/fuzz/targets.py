@@ -1,0 +1,308 @@
+"""Every parser that takes bytes from outside, each as a function of bytes that lets nothing but its own errors pass.
+
+What comes over a network: messages, replies to them, Pyneal's and AFNI's protocols, pictures, WebRTC offers. What
+comes as a file that somebody else may have made: images in a watched folder, bundles, run folders, keys. A target
+calls the parser as the runtime does and lets through only the errors its documentation names. Anything else that
+is raised is a finding; so is memory beyond ``MEMORY_BYTES``, and whatever does not come to an end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import tempfile
+import tracemalloc
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+import aiortc.sdp
+import msgspec
+import numpy as np
+
+from realtime import bundle, bundlefiles, curve, journal, picture, record, recorded, table, wire
+from realtime.errors import BundleError, RecordError, ServeError, WireError
+from realtime.sources import afni, afni_header, files, pyneal, zeromq
+from realtime.sources.slices import SliceFile, Slices
+from realtime.viewer import offer
+from sim.errors import SimError
+from sim.sender import Sender
+
+MEMORY_BYTES = 128 * 2**20
+"""More than any parser takes for the largest input that is tried; a header that promises a volume and brings none
+would make a parser that believes it take more."""
+
+AFFINE = ((2.0, 0.0, 0.0, -4.0), (0.0, 2.0, 0.0, -4.0), (0.0, 0.0, 2.0, -4.0), (0.0, 0.0, 0.0, 1.0))
+START = wire.RunStart(
+    run_id="sub-01_task-fuzz", subject=1, tr_s=1.5, n_volumes=100, shape=(4, 4, 4), affine=AFFINE, dtype="int16"
+)
+SHAPE = (2, 4)
+"""Of arrays in .npy and .npz files."""
+
+logging.disable(logging.CRITICAL)
+warnings.simplefilter("ignore")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A parser, and how its documentation says that it refuses."""
+
+    run: Callable[[bytes], object]
+    refuses: tuple[type[Exception], ...]
+    max_bytes: int = 4_096
+    """Longest input that is worth trying."""
+
+
+class TooMuchMemoryError(Exception):
+    """A parser took more than ``MEMORY_BYTES``."""
+
+
+class _Memory:
+    """Measures the most that is taken from here on.
+
+    By Python and numpy, where tracemalloc is on; by libraries in C too, where the system tells (Linux).
+    """
+
+    def __init__(self) -> None:
+        tracemalloc.clear_traces()
+        self._traced, _ = tracemalloc.get_traced_memory()
+        self._resident = 0
+        if _STATUS.exists():
+            _CLEAR.write_text("5")  # the peak is what is resident now
+            self._resident = self._peak_resident()
+
+    def peak_bytes(self) -> int:
+        traced = tracemalloc.get_traced_memory()[1] - self._traced
+        return max(traced, self._peak_resident() - self._resident if self._resident else 0)
+
+    def _peak_resident(self) -> int:
+        (kilobytes,) = (line.split()[1] for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+        return 1_024 * int(kilobytes)
+
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def try_input(target: Target, data: bytes) -> None:
+    """Run a target as the fuzzer and the tests do.
+
+    :raises TooMuchMemoryError: beside whatever the parser should not have raised
+    """
+    memory = _Memory()
+    try:
+        target.run(data)
+    except target.refuses as error:
+        str(error).encode()  # it goes to whoever sent it, and into logs
+    if (peak := memory.peak_bytes()) > MEMORY_BYTES:
+        raise TooMuchMemoryError(f"{peak / 2**20:.0f} MiB for an input of {len(data)} bytes")
+
+
+@lru_cache(maxsize=1)
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """For parsers that take a path; removed when the process ends."""
+    return tempfile.TemporaryDirectory(prefix="fuzz-")
+
+
+def _file(name: str, data: bytes) -> Path:
+    path = Path(_folder().name) / name
+    path.write_bytes(data)
+    return path
+
+
+def message(data: bytes) -> None:
+    """A scanner's message and what the run makes of its payload: u16 header length, header, payload."""
+    n_header = 2 + int.from_bytes(data[:2], "big")
+    said, payload = zeromq.parse([memoryview(data[2:n_header]), memoryview(data[n_header:])])
+    assert wire.decode_to_runtime(wire.encode(said)) == said  # as it stands in the journal
+    if isinstance(said, wire.Volume):
+        wire.check_seal(said, payload)
+        wire.volume_array(START, payload)
+    elif isinstance(said, wire.Marker):
+        picture.check_png(bytes(payload))
+
+
+def reply(data: bytes) -> None:
+    """A runtime's reply, to a scanner that waits for one at each stage of its run."""
+    said = wire.decode_to_scanner(data)
+    for replies in ((), (wire.RunAccepted(run_id=START.run_id, held=[]),)):
+        sender = Sender(START, [wire.Marker(run_id=START.run_id, onset_volume=1, name="dog")], speed=1.0)
+        for now_s, each in enumerate((*replies, said, said)):
+            sender.poll(float(now_s))
+            sender.on_reply(each, float(now_s))
+            assert sender.n_held <= START.n_volumes + 2
+        sender.poll(1e6)
+
+
+def pyneal_message(data: bytes) -> None:
+    """A greeting, or a volume's header as it begins a run."""
+    if not data.startswith(b"{"):
+        pyneal.greeting(memoryview(data)).encode()
+        return
+    said, affine, tr_s = pyneal.parse(memoryview(data))
+    fields = msgspec.structs.asdict(START) | {"affine": affine, "tr_s": tr_s, "shape": said.shape, "dtype": said.dtype}
+    try:
+        start = msgspec.convert(fields, wire.RunStart)
+    except msgspec.ValidationError:
+        return
+    assert 0 < start.tr_s <= 60
+
+
+def afni_control(data: bytes) -> None:
+    """What a sender says on the control port."""
+    assert 1_024 <= afni.data_port(data) <= 65_535
+
+
+def afni_volumes(data: bytes) -> None:
+    """What a sender says on the data port: commands, a zero byte, images."""
+    asyncio.set_event_loop(_loop())
+    _loop().run_until_complete(_afni_volumes(data))
+
+
+@lru_cache(maxsize=1)
+def _loop() -> asyncio.AbstractEventLoop:
+    return asyncio.new_event_loop()
+
+
+async def _afni_volumes(data: bytes) -> None:
+    reader = asyncio.StreamReader(limit=afni_header.MAX_BYTES)
+    reader.feed_data(data)
+    reader.feed_eof()
+    async for scan in afni.AfniScanner("tcp://127.0.0.1:7961")._volumes(reader):
+        assert len(scan.payload) == np.prod(scan.shape) * np.dtype(scan.dtype).itemsize
+
+
+def nifti(data: bytes) -> None:
+    """A file in the watched folder."""
+    is_packed = data.startswith(b"\x1f\x8b")
+    files.parse("run_0001.nii.gz" if is_packed else "run_0001.nii", data)
+
+
+def dicom(data: bytes) -> None:
+    """A file in the watched folder, and what its slice is part of."""
+    holds = files.parse("0001.dcm", data)
+    if isinstance(holds, SliceFile):
+        slices = Slices((1, 1, 1))
+        slices.add(holds)
+        slices.add(holds)
+
+
+def png(data: bytes) -> None:
+    """What was on screen."""
+    image = picture.decode_png(data)
+    assert image.ndim == 3
+    assert max(image.shape) <= picture.MAX_EDGE_PX
+
+
+def webrtc_offer(data: bytes) -> None:
+    """The body of a page's offer. Peer makes an OfferError of whatever aiortc's parser raises."""
+    sdp = offer.read_offer(data)
+    offer.check_offer(sdp)
+    try:
+        aiortc.sdp.SessionDescription.parse(offer.without_candidates(sdp))
+    except Exception as error:
+        raise offer.OfferError from error
+
+
+def a_journal(data: bytes) -> None:
+    """A run's journal, as a restart and the tools that read runs take it."""
+    list(journal.read_journal(_file("volumes.journal", data)))
+    folder = _run_folder()
+    (folder / "volumes.journal").write_bytes(data)
+    recorded.read_recorded(folder)
+
+
+def a_table(data: bytes) -> None:
+    """A run's table of volumes, or of specialised decoders."""
+    read = table.read_specialised if data.startswith(table.header_line(table.SpecialisedRow)) else table.read_table
+    rows, end = read(_file("decoding.tsv", data))
+    assert end <= len(data)
+    for row in rows:
+        table.row_frame(row, START.run_id)
+        if row.frame is not None:
+            assert (Path("/run") / row.frame).resolve().is_relative_to("/run/frames"), row.frame
+
+
+def events(data: bytes) -> None:
+    """A run's table of what was shown."""
+    folder = _run_folder()
+    record.events_path(folder, START).write_bytes(data)
+    (folder / "volumes.journal").write_bytes(journal.MAGIC)
+    for shown in recorded.read_recorded(folder).pictures:
+        assert shown.path.resolve().is_relative_to(folder / "shown"), shown.path
+
+
+def run_json(data: bytes) -> None:
+    """A run's description."""
+    folder = _file("run.json", data).parent
+    info = record.read_run_file(folder)
+    assert record.table_path(folder, info.start).parent == folder
+
+
+@lru_cache(maxsize=1)
+def _run_folder() -> Path:
+    folder = Path(_folder().name).resolve() / "run"
+    folder.mkdir()
+    info = record.new_run_file(
+        START, bundle_name="tiny", bundle_sha256="0" * 64, window_delay_volumes=8, seed=0
+    )
+    (folder / "run.json").write_bytes(msgspec.json.encode(info))
+    record.events_path(folder, START).write_text("\t".join(record.EVENT_COLUMNS) + "\n")
+    return folder
+
+
+def bundle_json(data: bytes) -> None:
+    """A bundle's specification."""
+    spec = bundle.decode_spec(data)
+    assert bundle.decode_spec(msgspec.json.encode(spec)) == spec
+
+
+def npy(data: bytes) -> None:
+    """A bundle's array; a specification may also promise one that is larger than the file."""
+    path = _file("null_condition.npy", data)
+    assert np.isfinite(bundlefiles.read_npy(path, SHAPE)).all()
+
+
+def npz(data: bytes) -> None:
+    """A bundle's prior."""
+    arrays = bundlefiles.read_npz(_file("prior.npz", data), {"mean": SHAPE, "sd": SHAPE})
+    assert {array.shape for array in arrays.values()} == {SHAPE}
+
+
+def region(data: bytes) -> None:
+    """A bundle's region."""
+    is_packed = data.startswith(b"\x1f\x8b")
+    mask, affine = bundlefiles.read_mask(_file("roi.nii.gz" if is_packed else "roi.nii", data))
+    assert mask.ndim == 3
+    assert affine.shape == (4, 4)
+
+
+def keys(data: bytes) -> None:
+    """The secret and the public key of a folder."""
+    folder = _file("server.key", data).parent
+    secret = _file("client.key_secret", data)
+    secret.chmod(0o600)
+    repr(curve.load_client_keys(folder))
+
+
+TARGETS: dict[str, Target] = {
+    "message": Target(run=message, refuses=(WireError,)),
+    "reply": Target(run=reply, refuses=(WireError, SimError)),
+    "pyneal": Target(run=pyneal_message, refuses=(WireError,)),
+    "afni-control": Target(run=afni_control, refuses=(WireError,), max_bytes=512),
+    "afni": Target(run=afni_volumes, refuses=(WireError,), max_bytes=2_048),
+    "nifti": Target(run=nifti, refuses=(WireError,)),
+    "dicom": Target(run=dicom, refuses=(WireError,), max_bytes=8_192),
+    "png": Target(run=png, refuses=(WireError,)),
+    "offer": Target(run=webrtc_offer, refuses=(offer.OfferError,), max_bytes=8_192),
+    "journal": Target(run=a_journal, refuses=(RecordError,)),
+    "table": Target(run=a_table, refuses=(RecordError,)),
+    "events": Target(run=events, refuses=(RecordError,)),
+    "run-json": Target(run=run_json, refuses=(RecordError,)),
+    "bundle-json": Target(run=bundle_json, refuses=(BundleError,), max_bytes=8_192),
+    "npy": Target(run=npy, refuses=(BundleError,)),
+    "npz": Target(run=npz, refuses=(BundleError,)),
+    "roi": Target(run=region, refuses=(BundleError,)),
+    "keys": Target(run=keys, refuses=(ServeError,), max_bytes=1_024),
+}
+"""By the name that ``run.py`` takes and its corpus has."""
