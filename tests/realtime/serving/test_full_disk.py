@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import io
 import os
 import resource
 import subprocess
@@ -42,6 +44,17 @@ def small_disk(folder: Path, n_bytes: int) -> Iterator[Path]:
 def limit_files(pid: int, n_bytes: int) -> None:
     """Let no file of a process grow beyond this: a write gives up half-way, as on a full disk."""
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (n_bytes, resource.RLIM_INFINITY))
+
+
+@contextlib.contextmanager
+def small_files(n_bytes: int) -> Iterator[None]:
+    """The same for this process."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limit_files(os.getpid(), n_bytes)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def journaled(folder: Path) -> list[int]:
@@ -149,6 +162,30 @@ def test_a_journal_on_a_full_disk_is_whole_up_to_the_last_volume_that_fitted(tmp
         journal.close()
 
 
+class UncutFile(io.FileIO):
+    """A file on a disk that cannot shorten files, as a full copy-on-write file system may not."""
+
+    def truncate(self, size: int | None = None) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_a_journal_takes_nothing_behind_a_part_that_it_cannot_take_back(tmp_path) -> None:
+    journal = Journal(tmp_path / "volumes.journal")
+    journal.append(b"header", b"whole", 0.0)
+    well = journal._file
+    journal._file = UncutFile(well.fileno(), "ab", closefd=False)
+    size = journal.path.stat().st_size
+    with small_files(size + 100), pytest.raises(RecordError, match="cannot cut"):
+        journal.append(b"header", bytes(500), 0.0)
+    assert journal.path.stat().st_size == size + 100
+    with pytest.raises(RecordError, match="cannot cut"):  # there is room again, but the part still stands
+        journal.append(b"header", b"not taken", 0.0)
+    journal._file = well
+    journal.append(b"header", b"taken", 0.0)
+    journal.close()
+    assert [entry.payload for entry in read_journal(journal.path)] == [b"whole", b"taken"]
+
+
 def test_a_run_that_cannot_begin_leaves_no_folder_behind(tiny_bundle, make_scan, tmp_path) -> None:
     scan = make_scan()
     with small_disk(tmp_path / "disk", 8_192) as disk:
@@ -160,16 +197,12 @@ def test_a_run_that_cannot_begin_leaves_no_folder_behind(tiny_bundle, make_scan,
 
 def test_rows_that_found_no_room_are_written_with_the_next(tiny_bundle, make_scan, tmp_path) -> None:
     scan = make_scan(n_volumes=N_VOLUMES)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     run = resume.begin(tmp_path, Bundle.open(tiny_bundle), 0, scan.start)
     table = next(run.folder.path.glob("*decoding.tsv"))
-    limit_files(os.getpid(), table.stat().st_size + 100)  # room for a row and a part of the next
-    try:
+    with small_files(table.stat().st_size + 100):  # room for a row and a part of the next
         for volume in range(5):
             run.skip(volume, "to write a row")
         assert "recording has stopped" in run.alarm
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert len(RunFolder.rows(run.folder)) < 5
     run.skip(5, "to write a row")
     run.folder.close()
