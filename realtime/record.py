@@ -16,6 +16,7 @@ A run that is started again after it was closed gets a folder of its own, ``<run
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -294,7 +295,8 @@ class RunFolder:
         try:
             path.write_bytes(data)
         except OSError as error:
-            path.unlink(missing_ok=True)  # a part of it
+            with contextlib.suppress(OSError):  # a part of it, or what a read-only disk does not give up
+                path.unlink()
             raise RecordError(f"cannot write {path}: {error.strerror or error}") from error
 
     def _append(self, path: Path, line: bytes) -> None:
