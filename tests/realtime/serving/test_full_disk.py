@@ -46,6 +46,15 @@ def limit_files(pid: int, n_bytes: int) -> None:
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (n_bytes, resource.RLIM_INFINITY))
 
 
+def fill(disk: Path) -> Path:
+    """Leave no room on a disk but the rest of each file's last page; returns what to remove again."""
+    ballast = disk / "ballast"
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+    return ballast
+
+
 @contextlib.contextmanager
 def small_files(n_bytes: int) -> Iterator[None]:
     """The same for this process."""
@@ -123,10 +132,7 @@ def test_listeners_see_the_alarm_until_the_disk_takes_a_volume_again(
             await one.start(scan)
             await one.volumes(scan, range(4))
             assert one.status.alarm == ""
-            ballast = disk / "ballast"
-            with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-                while file.write(bytes(4096)):
-                    pass
+            ballast = fill(disk)
             held = 4
             while isinstance(reply := await one.volume(scan, held), wire.Ack):  # in the last page's rest
                 held += 1
@@ -141,6 +147,27 @@ def test_listeners_see_the_alarm_until_the_disk_takes_a_volume_again(
             recorded = read_recorded(one.closed[0])
             assert recorded.received == set(range(N_VOLUMES))
             assert sorted(row.volume for row in recorded.rows) == list(range(N_VOLUMES))
+
+    with small_disk(tmp_path / "disk", 2**20) as disk:
+        asyncio.run(run(disk))
+
+
+def test_a_run_that_closes_once_there_is_room_leaves_no_alarm_behind(
+    tiny_bundle, make_scan, tmp_path
+) -> None:
+    scan = make_scan(n_volumes=8)
+
+    async def run(disk: Path) -> None:
+        async with bench(Bundle.open(tiny_bundle), disk) as one:
+            await one.start(scan)
+            await one.volumes(scan, range(8))
+            ballast = fill(disk)
+            assert isinstance(await one.source.ask(scan.end()), wire.Refused)
+            assert "No space left on device" in one.status.alarm
+            ballast.unlink()
+            assert await one.source.ask(scan.end()) == wire.RunClosed(run_id=scan.run_id)
+            assert (one.status.state, one.status.alarm) == ("ended", "")
+            assert sorted(row.volume for row in read_recorded(one.closed[0]).rows) == list(range(8))
 
     with small_disk(tmp_path / "disk", 2**20) as disk:
         asyncio.run(run(disk))
