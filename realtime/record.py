@@ -206,13 +206,9 @@ class RunFolder:
             self._append(self._table, table.row_line(row))
             return
         is_begun = self._specialised.exists() or self._unwritten[self._specialised]
-        if not is_begun:
-            self._write_json(
-                self._specialised.with_suffix(".json"),
-                self._decoding("One row per picture and specialised decoder.", table.SPECIALISED_COLUMNS),
-            )
         header = b"" if is_begun else table.header_line(table.SpecialisedRow)
         self._append(self._specialised, header + table.row_line(row))
+        self._describe_specialised()
 
     def write_shown(self, marker: wire.Marker, png: bytes) -> None:
         """Save the picture of a marker and its row in the events table."""
@@ -242,6 +238,8 @@ class RunFolder:
         for path, rest in list(self._unwritten.items()):
             if rest:
                 self._append(path, b"")
+        if self._specialised.exists():
+            self._describe_specialised()
         notes = (*self.info.notes, note) if note else self.info.notes
         self._save(msgspec.structs.replace(self.info, state="closed", closed_utc=utc_now(), notes=notes))
         self.suspend()
@@ -283,6 +281,13 @@ class RunFolder:
             (self._events.with_suffix(".json"), shown),
         ):
             self._write_json(path, content)
+
+    def _describe_specialised(self) -> None:
+        """Write the sidecar of a table that came later than the others, unless it is there."""
+        sidecar = self._specialised.with_suffix(".json")
+        if not sidecar.exists():
+            columns = table.SPECIALISED_COLUMNS
+            self._write_json(sidecar, self._decoding("One row per picture and specialised decoder.", columns))
 
     def _decoding(self, description: str, columns: dict[str, dict[str, Any]]) -> dict[str, Any]:
         sources = ["volumes.journal", f"bundle:{self.info.bundle_name}#{self.info.bundle_sha256}"]

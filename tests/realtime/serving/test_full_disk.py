@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import io
+import json
 import os
 import resource
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from realtime import resume, wire
+from realtime import resume, table, wire
 from realtime.bundle import Bundle
 from realtime.errors import RecordError
 from realtime.journal import Journal, read_journal
@@ -234,3 +235,23 @@ def test_rows_that_found_no_room_are_written_with_the_next(tiny_bundle, make_sca
     run.skip(5, "to write a row")
     run.folder.close()
     assert [row.volume for row in read_recorded(run.folder.path).rows] == list(range(6))
+
+
+@pytest.mark.parametrize("n_bytes", [0, 100, 1000], ids=["nothing", "a part of a row", "all but the sidecar"])
+def test_the_first_rows_of_a_bank_that_found_no_room_are_written_later_and_described(
+    tiny_bundle, make_scan, tmp_path, n_bytes: int
+) -> None:
+    run = resume.begin(tmp_path, Bundle.open(tiny_bundle), 0, make_scan().start)
+    with small_files(n_bytes):
+        for volume in (9, 12):
+            row = table.SpecialisedRow(volume=volume, state="skipped", decoder="after-1")
+            with pytest.raises(RecordError, match="cannot write"):
+                run.folder.write_row(row)
+    run.folder.close()
+    assert [row.volume for row in read_recorded(run.folder.path).specialised] == [9, 12]
+    (sidecar,) = run.folder.path.glob("*desc-specialised_decoding.json")
+    assert json.loads(sidecar.read_text()).keys() == {
+        "Description",
+        "Sources",
+        *table.SpecialisedRow.__struct_fields__,
+    }
