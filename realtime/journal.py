@@ -97,6 +97,8 @@ class Journal:
     def _write(self, data: bytes) -> None:
         rest = memoryview(data)
         try:
+            if os.fstat(self._file.fileno()).st_size != self._end:
+                self._take_back()  # a part that could not be taken back when it was written
             while rest:
                 rest = rest[self._file.write(rest) :]
         except OSError as error:

@@ -16,6 +16,7 @@ A run that is started again after it was closed gets a folder of its own, ``<run
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -207,13 +208,9 @@ class RunFolder:
             self._append(self._table, table.row_line(row))
             return
         is_begun = self._specialised.exists() or self._unwritten[self._specialised]
-        if not is_begun:
-            self._write_json(
-                self._specialised.with_suffix(".json"),
-                self._decoding("One row per picture and specialised decoder.", table.SPECIALISED_COLUMNS),
-            )
         header = b"" if is_begun else table.header_line(table.SpecialisedRow)
         self._append(self._specialised, header + table.row_line(row))
+        self._describe_specialised()
 
     def write_shown(self, marker: wire.Marker, png: bytes) -> None:
         """Save the picture of a marker and its row in the events table."""
@@ -254,6 +251,8 @@ class RunFolder:
         for path, rest in list(self._unwritten.items()):
             if rest:
                 self._append(path, b"")
+        if self._specialised.exists():
+            self._describe_specialised()
         notes = (*self.info.notes, note) if note else self.info.notes
         self._save(msgspec.structs.replace(self.info, state="closed", closed_utc=utc_now(), notes=notes))
         self.suspend()
@@ -296,6 +295,13 @@ class RunFolder:
         ):
             self._write_json(path, content)
 
+    def _describe_specialised(self) -> None:
+        """Write the sidecar of a table that came later than the others, unless it is there."""
+        sidecar = self._specialised.with_suffix(".json")
+        if not sidecar.exists():
+            columns = table.SPECIALISED_COLUMNS
+            self._write_json(sidecar, self._decoding("One row per picture and specialised decoder.", columns))
+
     def _decoding(self, description: str, columns: dict[str, dict[str, Any]]) -> dict[str, Any]:
         sources = ["volumes.journal", f"bundle:{self.info.bundle_name}#{self.info.bundle_sha256}"]
         return {"Description": description, "Sources": sources, **columns}
@@ -307,7 +313,8 @@ class RunFolder:
         try:
             path.write_bytes(data)
         except OSError as error:
-            path.unlink(missing_ok=True)  # a part of it
+            with contextlib.suppress(OSError):  # a part of it, or what a read-only disk does not give up
+                path.unlink()
             raise RecordError(f"cannot write {path}: {error.strerror or error}") from error
 
     def _append(self, path: Path, line: bytes) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import io
+import json
 import os
 import resource
 import subprocess
@@ -13,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from realtime import resume, wire
+from realtime import resume, table, wire
 from realtime.bundle import Bundle
 from realtime.errors import RecordError
 from realtime.journal import Journal, read_journal
@@ -42,6 +45,26 @@ def small_disk(folder: Path, n_bytes: int) -> Iterator[Path]:
 def limit_files(pid: int, n_bytes: int) -> None:
     """Let no file of a process grow beyond this: a write gives up half-way, as on a full disk."""
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (n_bytes, resource.RLIM_INFINITY))
+
+
+def fill(disk: Path) -> Path:
+    """Leave no room on a disk but the rest of each file's last page; returns what to remove again."""
+    ballast = disk / "ballast"
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+    return ballast
+
+
+@contextlib.contextmanager
+def small_files(n_bytes: int) -> Iterator[None]:
+    """The same for this process."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limit_files(os.getpid(), n_bytes)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def journaled(folder: Path) -> list[int]:
@@ -110,10 +133,7 @@ def test_listeners_see_the_alarm_until_the_disk_takes_a_volume_again(
             await one.start(scan)
             await one.volumes(scan, range(4))
             assert one.status.alarm == ""
-            ballast = disk / "ballast"
-            with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-                while file.write(bytes(4096)):
-                    pass
+            ballast = fill(disk)
             held = 4
             while isinstance(reply := await one.volume(scan, held), wire.Ack):  # in the last page's rest
                 held += 1
@@ -128,6 +148,27 @@ def test_listeners_see_the_alarm_until_the_disk_takes_a_volume_again(
             recorded = read_recorded(one.closed[0])
             assert recorded.received == set(range(N_VOLUMES))
             assert sorted(row.volume for row in recorded.rows) == list(range(N_VOLUMES))
+
+    with small_disk(tmp_path / "disk", 2**20) as disk:
+        asyncio.run(run(disk))
+
+
+def test_a_run_that_closes_once_there_is_room_leaves_no_alarm_behind(
+    tiny_bundle, make_scan, tmp_path
+) -> None:
+    scan = make_scan(n_volumes=8)
+
+    async def run(disk: Path) -> None:
+        async with bench(Bundle.open(tiny_bundle), disk) as one:
+            await one.start(scan)
+            await one.volumes(scan, range(8))
+            ballast = fill(disk)
+            assert isinstance(await one.source.ask(scan.end()), wire.Refused)
+            assert "No space left on device" in one.status.alarm
+            ballast.unlink()
+            assert await one.source.ask(scan.end()) == wire.RunClosed(run_id=scan.run_id)
+            assert (one.status.state, one.status.alarm) == ("ended", "")
+            assert sorted(row.volume for row in read_recorded(one.closed[0]).rows) == list(range(8))
 
     with small_disk(tmp_path / "disk", 2**20) as disk:
         asyncio.run(run(disk))
@@ -149,6 +190,30 @@ def test_a_journal_on_a_full_disk_is_whole_up_to_the_last_volume_that_fitted(tmp
         journal.close()
 
 
+class UncutFile(io.FileIO):
+    """A file on a disk that cannot shorten files, as a full copy-on-write file system may not."""
+
+    def truncate(self, size: int | None = None) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_a_journal_takes_nothing_behind_a_part_that_it_cannot_take_back(tmp_path) -> None:
+    journal = Journal(tmp_path / "volumes.journal")
+    journal.append(b"header", b"whole", 0.0)
+    well = journal._file
+    journal._file = UncutFile(well.fileno(), "ab", closefd=False)
+    size = journal.path.stat().st_size
+    with small_files(size + 100), pytest.raises(RecordError, match="cannot cut"):
+        journal.append(b"header", bytes(500), 0.0)
+    assert journal.path.stat().st_size == size + 100
+    with pytest.raises(RecordError, match="cannot cut"):  # there is room again, but the part still stands
+        journal.append(b"header", b"not taken", 0.0)
+    journal._file = well
+    journal.append(b"header", b"taken", 0.0)
+    journal.close()
+    assert [entry.payload for entry in read_journal(journal.path)] == [b"whole", b"taken"]
+
+
 def test_a_run_that_cannot_begin_leaves_no_folder_behind(tiny_bundle, make_scan, tmp_path) -> None:
     scan = make_scan()
     with small_disk(tmp_path / "disk", 8_192) as disk:
@@ -160,17 +225,33 @@ def test_a_run_that_cannot_begin_leaves_no_folder_behind(tiny_bundle, make_scan,
 
 def test_rows_that_found_no_room_are_written_with_the_next(tiny_bundle, make_scan, tmp_path) -> None:
     scan = make_scan(n_volumes=N_VOLUMES)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     run = resume.begin(tmp_path, Bundle.open(tiny_bundle), 0, scan.start)
     table = next(run.folder.path.glob("*decoding.tsv"))
-    limit_files(os.getpid(), table.stat().st_size + 100)  # room for a row and a part of the next
-    try:
+    with small_files(table.stat().st_size + 100):  # room for a row and a part of the next
         for volume in range(5):
             run.skip(volume, "to write a row")
         assert "recording has stopped" in run.alarm
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert len(RunFolder.rows(run.folder)) < 5
     run.skip(5, "to write a row")
     run.folder.close()
     assert [row.volume for row in read_recorded(run.folder.path).rows] == list(range(6))
+
+
+@pytest.mark.parametrize("n_bytes", [0, 100, 1000], ids=["nothing", "a part of a row", "all but the sidecar"])
+def test_the_first_rows_of_a_bank_that_found_no_room_are_written_later_and_described(
+    tiny_bundle, make_scan, tmp_path, n_bytes: int
+) -> None:
+    run = resume.begin(tmp_path, Bundle.open(tiny_bundle), 0, make_scan().start)
+    with small_files(n_bytes):
+        for volume in (9, 12):
+            row = table.SpecialisedRow(volume=volume, state="skipped", decoder="after-1")
+            with pytest.raises(RecordError, match="cannot write"):
+                run.folder.write_row(row)
+    run.folder.close()
+    assert [row.volume for row in read_recorded(run.folder.path).specialised] == [9, 12]
+    (sidecar,) = run.folder.path.glob("*desc-specialised_decoding.json")
+    assert json.loads(sidecar.read_text()).keys() == {
+        "Description",
+        "Sources",
+        *table.SpecialisedRow.__struct_fields__,
+    }

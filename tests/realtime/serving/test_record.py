@@ -163,6 +163,12 @@ def test_a_torn_row_and_a_frame_without_a_row_go_and_the_rest_stays(folder: RunF
     assert [path.name for path in (folder.path / "frames").iterdir()] == ["000008.png"]
 
 
+def test_a_file_that_can_neither_be_written_nor_removed_is_a_record_error(folder: RunFolder) -> None:
+    (folder.path / "frames" / "000009.png").mkdir()  # refuses both, as everything does on a read-only disk
+    with pytest.raises(RecordError, match=r"cannot write .*000009\.png"):
+        folder.write_frame(9, np.zeros((8, 8, 3), dtype=np.uint8))
+
+
 def test_a_run_that_is_recorded_again_gets_a_folder_of_its_own(make_scan, tmp_path: Path) -> None:
     scan = make_scan()
     for _ in range(3):
