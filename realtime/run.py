@@ -186,7 +186,7 @@ class Run:
             mean, sd = statistics
             self.folder.write_file(STATISTICS_FILE, Statistics(mean=mean, sd=sd).as_npz())
         self.folder.close(note)
-        self.alarm = ""
+        self.alarm = ""  # the disk has taken all that waited
 
     def abort(self, reason: str) -> None:
         """Account all that is still open: what has not come is missing, what is not decoded is skipped."""

@@ -9,7 +9,8 @@
     one beyond the plan                                 nothing: the scanner is told no
 
 Every run has the id of the plan, with that of its series where the scanner has series. A run that comes again
-is recorded as its next take, and one that a restart of the runtime left open goes on.
+is recorded as its next take, and one that a restart of the runtime left open goes on. An end for which the
+pipeline's disk has no room is made again every TR until there is; what the scanner sends meanwhile waits.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from realtime.sources import Received
 
 QUIET_TR = 5
 """A run whose last volume has come waits this many TR for those that are missing."""
+TROUBLE = "runtime"
+"""Code with which the pipeline refuses what it would take another time: its disk is full, say."""
 _NOTHING = memoryview(b"")
 
 _log = logging.getLogger(__name__)
@@ -118,7 +121,8 @@ class Announced:
             try:
                 start = self._start(news) if isinstance(news, Scan) else None
                 if run and (isinstance(news, RunOver) or run.is_followed_by(news)):
-                    yield self._end(run)
+                    async for end in self._end(run):
+                        yield end
                     run = None
                 if start is None or isinstance(news, RunOver):
                     continue
@@ -128,18 +132,21 @@ class Announced:
                         message=start, payload=_NOTHING, received_s=news.received_s, reply=reply.take
                     )
                     if reply.is_of_another_plan:
-                        yield _end(start.run_id, "aborted")
+                        async for end in _ends(start, "aborted"):
+                            yield end
                         continue
                     run = _Run(start, news.series, reply.accepted)
                     if run.was_left_open_before(news):
-                        yield self._end(run)
+                        async for end in self._end(run):
+                            yield end
                         run = None
                 yield run.volume(news)
             except _RefusedError as error:
                 if isinstance(news, Scan):
                     await news.answer(error.refused)
             if run and run.is_complete:
-                yield self._end(run)
+                async for end in self._end(run):
+                    yield end
                 run = None
 
     async def _next(self, run: _Run | None) -> Scan | RunOver:
@@ -178,10 +185,10 @@ class Announced:
             text = f"expected volumes of a run that can be decoded: {error}"
             raise _refused(scan, "header", text) from error
 
-    def _end(self, run: _Run) -> Received:
+    def _end(self, run: _Run) -> AsyncIterator[Received]:
         if run.series:
             self._over.add(run.series)
-        return run.end()
+        return run.ends()
 
 
 class _Run:
@@ -228,8 +235,8 @@ class _Run:
         message = wire.Volume(run_id=self._start.run_id, index=scan.index, acquired_s=acquired_s)
         return Received(message=message, payload=scan.payload, received_s=scan.received_s, reply=reply)
 
-    def end(self) -> Received:
-        return _end(self._start.run_id, "complete" if self._has_last else "aborted")
+    def ends(self) -> AsyncIterator[Received]:
+        return _ends(self._start, "complete" if self._has_last else "aborted")
 
     def patience_s(self, now_s: float) -> float | None:
         """How long to wait for more; None: as long as it takes."""
@@ -260,7 +267,7 @@ class _Reply:
             return self.message
         if isinstance(self.message, wire.Refused):
             raise _RefusedError(self.message)
-        raise _RefusedError(wire.Refused(run_id="", code="runtime", message="the run was not answered"))
+        raise _RefusedError(wire.Refused(run_id="", code=TROUBLE, message="the run was not answered"))
 
     @property
     def is_of_another_plan(self) -> bool:
@@ -268,9 +275,17 @@ class _Reply:
         return isinstance(self.message, wire.Refused) and self.message.code == "run-start"
 
 
-def _end(run_id: str, reason: Literal["complete", "aborted"]) -> Received:
-    message = wire.RunEnd(run_id=run_id, reason=reason)
-    return Received(message=message, payload=_NOTHING, received_s=time.perf_counter(), reply=_Reply().take)
+async def _ends(start: wire.RunStart, reason: Literal["complete", "aborted"]) -> AsyncIterator[Received]:
+    """A run's end, again every TR while the pipeline has no room to write it and so keeps the run open."""
+    message = wire.RunEnd(run_id=start.run_id, reason=reason)
+    while True:
+        reply = _Reply()
+        yield Received(message=message, payload=_NOTHING, received_s=time.perf_counter(), reply=reply.take)
+        if not isinstance(reply.message, wire.Refused):
+            return
+        await asyncio.sleep(start.tr_s)  # asking again at once would leave nobody else a turn
+        if reply.message.code != TROUBLE:
+            return
 
 
 class _RefusedError(Exception):

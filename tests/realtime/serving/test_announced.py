@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,11 +59,15 @@ class Scanner:
 class Pipeline:
     """Answers as the pipeline does; knows of the run that is open only what it is told."""
 
-    def __init__(self, source: Announced, held: dict[str, set[int]], refuses: str = "") -> None:
+    def __init__(
+        self, source: Announced, held: dict[str, set[int]], refuses: str = "", refuses_ends: int = 0
+    ) -> None:
+        """``refuses``: with this code it refuses starts; ``refuses_ends``: so often there is no room for one."""
         self.source = source
         self.heard: list[str] = []
         self.held = held
         self._refuses = refuses
+        self._refuses_ends = refuses_ends
 
     async def serve(self) -> None:
         while True:
@@ -77,8 +82,7 @@ class Pipeline:
                 await received.reply(wire.Ack(run_id=message.run_id, index=message.index))
             elif isinstance(message, wire.RunEnd):
                 self.heard.append(message.reason)
-                del self.held[message.run_id]
-                await received.reply(wire.RunClosed(run_id=message.run_id))
+                await received.reply(self._end(message.run_id))
 
     def _accept(self, start: wire.RunStart) -> wire.RunAccepted | wire.Refused:
         if self._refuses == "run-start" and start.run_id not in self.held:
@@ -88,14 +92,21 @@ class Pipeline:
         held = self.held.setdefault(start.run_id, set())
         return wire.RunAccepted(run_id=start.run_id, held=[(index, index + 1) for index in sorted(held)])
 
+    def _end(self, run_id: str) -> wire.RunClosed | wire.Refused:
+        if self._refuses_ends:
+            self._refuses_ends -= 1
+            return wire.Refused(run_id=run_id, code="runtime", message="no room")
+        del self.held[run_id]
+        return wire.RunClosed(run_id=run_id)
+
 
 @asynccontextmanager
 async def serving(
-    plan: Plan = PLAN, held: dict[str, set[int]] | None = None, refuses: str = ""
+    plan: Plan = PLAN, held: dict[str, set[int]] | None = None, **refusals: Any
 ) -> AsyncIterator[tuple[Scanner, Pipeline]]:
     scanner = Scanner()
     source = Announced(scanner, plan)
-    pipeline = Pipeline(source, held or {}, refuses)
+    pipeline = Pipeline(source, held or {}, **refusals)
     task = asyncio.create_task(pipeline.serve())
     try:
         yield scanner, pipeline
@@ -190,6 +201,44 @@ def test_a_run_that_was_left_open_with_another_plan_is_ended_for_the_new_one() -
         async with serving(held={PLAN.run_id: {0, 1}}, refuses="run-start") as (scanner, pipeline):
             scanner.send(2)
             await until(pipeline, START, "aborted", START, VOLUMES[2])
+
+    asyncio.run(run())
+
+
+ENDS_OFTEN = 4
+
+
+@pytest.mark.parametrize("sent", [(0, 1, None, 0), (0, 1, 2, 3, 0)], ids=["the scanner's end", "complete"])
+def test_an_end_for_which_there_is_no_room_is_made_again_before_anything_else(sent) -> None:
+    """Otherwise the pipeline keeps the run open, and takes the next one for its going on."""
+
+    async def run() -> None:
+        async with serving(refuses_ends=ENDS_OFTEN - 1) as (scanner, pipeline):
+            for nth, index in enumerate(sent):
+                if index is None:
+                    scanner.queue.put_nowait(RunOver())
+                else:
+                    scanner.send(index, seed=nth == len(sent) - 1, tr_s=SHORT_TR_S)
+            first = [index for index in sent[:-1] if index is not None]
+            ends = ["complete" if 3 in first else "aborted"] * ENDS_OFTEN
+            await until(pipeline, START, *(VOLUMES[index] for index in first), *ends, START, VOLUMES[0])
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("refuses", "first"), [("", 0), ("run-start", 2)], ids=["begun again", "other plan"])
+def test_a_run_that_was_left_open_is_ended_when_there_is_room_and_asked_for_once_a_tr(
+    refuses: str, first: int
+) -> None:
+    """At once, again and again, nothing else of the runtime would have a turn: no page, no Ctrl-C."""
+
+    async def run() -> None:
+        async with serving(held={PLAN.run_id: {0, 1}}, refuses=refuses, refuses_ends=ENDS_OFTEN - 1) as (
+            scanner,
+            pipeline,
+        ):
+            scanner.send(first, tr_s=SHORT_TR_S)
+            await until(pipeline, START, *["aborted"] * ENDS_OFTEN, START, VOLUMES[first])
 
     asyncio.run(run())
 
