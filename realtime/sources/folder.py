@@ -189,13 +189,15 @@ class FolderScanner:
 
     async def _answer(self, number: int, index: int, message: wire.Ack | wire.Refused) -> None:
         followed = self._followed
-        if followed and isinstance(message, wire.Ack):
+        if followed is None:
+            return
+        if isinstance(message, wire.Ack):
             followed.came.add(index)
-        elif followed and message.code == TROUBLE:
+        elif message.code == TROUBLE:
             self._is_held_up = True
             for name in followed.forget(number):
                 self._files.again(name)
-        elif followed and message.index is None:  # not of a volume, but of the whole run
+        elif message.index is None:  # not of a volume, but of the whole run
             self._pass(followed.series, f"its run was refused: {message.message}")
             followed.is_refused = True
 
