@@ -28,10 +28,15 @@ for topic in ("frame", "run_start", "run_end"):
     socket.subscribe(topic)
 socket.connect(address)
 print(f"listening to {address}", flush=True)
+next_of: dict[bytes, int] = {}  # every topic counts its own messages
 
 while True:
     topic, encoded, picture = socket.recv_multipart()
     header = msgspec.msgpack.decode(encoded)
+    n_missed = header["sequence"] - next_of.get(topic, header["sequence"])
+    next_of[topic] = header["sequence"] + 1
+    if n_missed > 0:  # below 0: the runtime was started again
+        print(f"missed {n_missed} of {topic.decode()}: this program reads too slowly", flush=True)
     if topic == b"run_start":
         print(f"{header['run_id']} begins: {header['planned']} volumes, one every {header['tr_s']:.2f} s")
     elif topic == b"frame":

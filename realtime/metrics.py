@@ -120,7 +120,7 @@ class _Published(Collector):
         yield CounterMetricFamily(
             "realtime_published_messages",
             "Messages handed to the publisher's socket.",
-            value=self._publisher.sequence,
+            value=self._publisher.published.total(),
         )
         yield CounterMetricFamily(
             "realtime_publish_overruns",

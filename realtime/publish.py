@@ -9,9 +9,10 @@ Each message has three parts:
 
 A frame is sent the moment it is decoded, before it is recorded. Nothing is sent twice: who subscribes late,
 or reads slower than frames are made, misses frames, and the pipeline never waits for anybody. Every header
-has a ``sequence`` number, by which a subscriber knows exactly what it has missed; how often one was found
-with its queue full is counted here, in :attr:`Publisher.overruns`. A run that goes on after a
-restart of the runtime starts once more under the same id; what was decoded before is not sent again.
+has a ``sequence`` number, which rises by one with each message of its topic: a gap is what a subscriber has
+missed, whatever topics it takes. How often one was found with its queue full is counted here, in
+:attr:`Publisher.overruns`. A run that goes on after a restart of the runtime starts once more under the same
+id, and the numbers from 0; what was decoded before is not sent again.
 
 Without keys the socket listens on this machine's loopback only; with them (:mod:`realtime.curve`) only
 subscribers whose public key is listed get anything. ``docs/subscriber.py`` is a whole subscriber.
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from typing import Literal
 
 import msgspec
@@ -44,7 +46,7 @@ class FrameHeader(msgspec.Struct, frozen=True, kw_only=True, tag="frame", tag_fi
 
     version: int = PUBLISH_VERSION
     sequence: int
-    """Of all messages since the runtime started, whatever their topic, from 0."""
+    """Of the messages of this topic since the runtime started, from 0; so in every header."""
     run_id: str
     volume: int
     """The newest volume of the window that was decoded, from 0."""
@@ -108,8 +110,8 @@ class Publisher:
     def __init__(self, address: str, decoder: str, keys: ServerKeys | None = None) -> None:
         self.overruns = 0
         """Times that a subscriber's queue was found full: it misses messages until it has read on."""
-        self.sequence = 0
-        """Messages so far."""
+        self.published: Counter[str] = Counter()
+        """Messages so far, by topic."""
         self._host, self._port = check_address(address, has_keys=keys is not None)
         self._decoder = decoder
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -168,7 +170,7 @@ class Publisher:
         elif has_ended and status.run_folder == self._open_folder:
             self._open_folder = None
             end = RunEnd(
-                sequence=self.sequence,
+                sequence=self.published["run_end"],
                 run_id=status.run_id,
                 counts=status.counts,
                 published_unix_s=time.time(),
@@ -177,7 +179,7 @@ class Publisher:
 
     def _run_start(self, status: Status, run_id: str, subject: int) -> RunStart:
         return RunStart(
-            sequence=self.sequence,
+            sequence=self.published["run_start"],
             run_id=run_id,
             subject=subject,
             tr_s=status.tr_s,
@@ -193,7 +195,7 @@ class Publisher:
         height, width, channels = shape
         now_s = time.time()
         return FrameHeader(
-            sequence=self.sequence,
+            sequence=self.published["frame"],
             run_id=frame.run_id,
             volume=frame.volume,
             window=frame.window,
@@ -212,8 +214,9 @@ class Publisher:
         socket = self._socket
         if socket is None:
             return
-        parts = [_TOPICS[type(header)], msgspec.msgpack.encode(header), picture]
-        self.sequence += 1
+        topic = _TOPICS[type(header)]
+        parts = [topic.encode(), msgspec.msgpack.encode(header), picture]
+        self.published[topic] += 1
         # A PUB socket passes over a peer whose queue is full and says nothing. To know of it, ask to be told:
         # then nobody has got the message, and it is sent once more, to those who have room. From then on
         # ZeroMQ leaves that peer out, unasked, until it has read on: so its messages cannot be counted here.
@@ -225,12 +228,12 @@ class Publisher:
             except zmq.Again:
                 self.overruns += 1
                 _log.warning(
-                    "a subscriber reads too slowly: it misses messages from %d on", self.sequence - 1
+                    "a subscriber reads too slowly: it misses messages from %s %d on", topic, header.sequence
                 )
                 socket.set(zmq.XPUB_NODROP, 0)
                 socket.send_multipart(parts, flags=zmq.NOBLOCK)
         except zmq.ZMQError as error:
-            _log.warning("cannot publish a %s: %s", parts[0].decode(), error)
+            _log.warning("cannot publish a %s: %s", topic, error)
 
 
-_TOPICS: dict[type[Header], bytes] = {FrameHeader: b"frame", RunStart: b"run_start", RunEnd: b"run_end"}
+_TOPICS: dict[type[Header], str] = {FrameHeader: "frame", RunStart: "run_start", RunEnd: "run_end"}

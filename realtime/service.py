@@ -17,7 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from realtime.bundle import SPEC_FILE, Bundle
-from realtime.curve import load_server_keys
+from realtime.curve import ServerKeys, load_server_keys
 from realtime.decode import Decoder
 from realtime.engines import take_engine
 from realtime.errors import ServeError
@@ -73,7 +73,7 @@ class Service:
     """
 
     def __init__(self, options: Options) -> None:
-        keys = load_server_keys(options.keys) if options.keys else None
+        keys = _keys(options)
         page = None if options.port is None else _page(options, options.port)
         self.bundle = Bundle.open(options.bundle)
         unfinished = unfinished_run(options.out, self.bundle.sha256)
@@ -133,6 +133,18 @@ class Service:
         if self.publisher:
             self.publisher.stop()
         return folder
+
+
+def _keys(options: Options) -> ServerKeys | None:
+    """The keys, where there is a port that asks for them."""
+    if options.keys is None:
+        return None
+    if not options.publish and not options.source.startswith("tcp:"):
+        raise ServeError(
+            f"expected no --keys with {options.source} and without --publish: they are for scanners at "
+            "tcp:// and for subscribers, and nothing here would ask for one"
+        )
+    return load_server_keys(options.keys)
 
 
 def _page(options: Options, port: int) -> Callable[..., Viewer]:

@@ -6,6 +6,9 @@ into several times a second.
 One series is followed at a time, and files of others wait until it is complete, or has been quiet for some TR
 while another began. A series of which files came between those of the followed one ran beside it (a
 motion-corrected copy, say) and is passed over; the newest of the others is followed from its first file on.
+
+While the runtime takes nothing, because its disk is full, the first volume that it refused is read again and
+tried once a TR; those after it wait.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,9 +26,9 @@ import watchfiles
 
 from realtime import wire
 from realtime.errors import WireError
-from realtime.sources.announced import QUIET_TR, Plan, RunOver, Scan
+from realtime.sources.announced import QUIET_TR, TROUBLE, Plan, RunOver, Scan
 from realtime.sources.files import SETTLE_S, Files, Found
-from realtime.sources.slices import SliceFile, Slices
+from realtime.sources.slices import Slices
 from realtime.sources.volumefile import DTYPE, VolumeFile
 
 POLL_S = 0.25
@@ -74,6 +78,8 @@ class FolderScanner:
         self._others: dict[str, _Other] = {}
         """By series, in the order in which they began."""
         self._wake = asyncio.Event()
+        self._is_held_up = False
+        """Whether the runtime has refused a volume that it would take another time."""
 
     async def start(self) -> str:
         """Nothing listens; returns what is watched."""
@@ -88,13 +94,18 @@ class FolderScanner:
             while True:
                 new = await asyncio.to_thread(self._look)
                 for found in new:
-                    if scan := self._scan(found):
+                    if self._is_held_up:
+                        self._files.again(found.name)
+                    elif scan := self._scan(found):
                         yield scan
                 if self._is_over(time.perf_counter()):
                     self._let_go()
                     yield RunOver()
                     continue
-                if not new:  # else there may be more already
+                if self._is_held_up:
+                    await asyncio.sleep(self._plan.tr_s)
+                    self._is_held_up = False
+                elif not new:  # else there may be more already
                     await self._news()
         finally:
             watching.cancel()
@@ -140,7 +151,7 @@ class FolderScanner:
             self._wait(found, self._followed)
             return None
         try:
-            volume = self._followed.volume(found.holds, found.name not in self._files.there_before)
+            volume = self._followed.volume(found, found.name not in self._files.there_before)
         except WireError as error:
             _log.warning("%r is passed over: %s", found.name, error)
             return None
@@ -157,7 +168,7 @@ class FolderScanner:
             dtype=DTYPE,
             payload=memoryview(volume.voxels.tobytes()),
             received_s=found.whole_s,
-            answer=partial(self._answer, index),
+            answer=partial(self._answer, volume.number, index),
             tr_s=volume.tr_s,
             series=series,
         )
@@ -176,11 +187,17 @@ class FolderScanner:
             _log.info("series %s (%s) waits", series, found.holds.series_name)
         self._others.setdefault(series, _Other(followed.n_files)).names.append(found.name)
 
-    async def _answer(self, index: int, message: wire.Ack | wire.Refused) -> None:
+    async def _answer(self, number: int, index: int, message: wire.Ack | wire.Refused) -> None:
         followed = self._followed
-        if followed and isinstance(message, wire.Ack):
+        if followed is None:
+            return
+        if isinstance(message, wire.Ack):
             followed.came.add(index)
-        elif followed and message.index is None:  # not of a volume, but of the whole run
+        elif message.code == TROUBLE:
+            self._is_held_up = True
+            for name in followed.forget(number):
+                self._files.again(name)
+        elif message.index is None:  # not of a volume, but of the whole run
             self._pass(followed.series, f"its run was refused: {message.message}")
             followed.is_refused = True
 
@@ -224,18 +241,29 @@ class _Followed:
     def __init__(self, series: str, plan: Plan, grid_shape: tuple[int, int, int]) -> None:
         self.series = series
         self.n_files = 0
-        """Without those that were there before."""
+        """Without those that were there before; one that is read again counts once."""
         self.is_refused = False
         self.came: set[int] = set()
         self._heard_s = time.perf_counter()
         self._plan = plan
         self._slices = Slices(grid_shape)
+        self._names: defaultdict[int, set[str]] = defaultdict(set)
+        """Of the files that hold a volume, by its number."""
 
-    def volume(self, holds: VolumeFile | SliceFile, is_new: bool) -> VolumeFile | None:
+    def volume(self, found: Found, is_new: bool) -> VolumeFile | None:
         """What a file holds, or what its slice completes. :raises WireError: where slices make no volume."""
-        self.n_files += is_new
         self._heard_s = time.perf_counter()
+        holds = found.holds
+        number = holds.number if isinstance(holds, VolumeFile) else self._slices.moment(holds)
+        names = self._names[number]
+        self.n_files += is_new and found.name not in names
+        names.add(found.name)
         return holds if isinstance(holds, VolumeFile) else self._slices.add(holds)
+
+    def forget(self, number: int) -> set[str]:
+        """Take a volume once more; returns the names of its files, which are to be told again."""
+        self._slices.forget(number)
+        return self._names[number]
 
     @property
     def is_complete(self) -> bool:

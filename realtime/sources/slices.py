@@ -60,7 +60,7 @@ class Slices:
         :raises WireError: code ``grid``, where the slices make no volume.
         """
         n_slices = self._n_slices(one)
-        moment = one.moment if one.moment is not None else 1 + (one.number - 1) // n_slices
+        moment = self.moment(one)
         if moment in self._done:
             return None
         slices = self._begun.setdefault(moment, {})
@@ -75,6 +75,14 @@ class Slices:
             n_came = len(self._begun.pop(given_up))
             _log.warning("volume %d is missing: %d of its %d slices came", given_up, n_came, n_slices)
         return None
+
+    def moment(self, one: SliceFile) -> int:
+        """The number of the volume that a slice belongs to. :raises WireError: where it has no direction."""
+        return one.moment if one.moment is not None else 1 + (one.number - 1) // self._n_slices(one)
+
+    def forget(self, moment: int) -> None:
+        """Take the slices of a volume that is done once more."""
+        self._done.discard(moment)
 
     def _n_slices(self, one: SliceFile) -> int:
         axes = orientations.io_orientation(one.affine)  # type: ignore[no-untyped-call]

@@ -1,7 +1,8 @@
 """Who may see the page: this machine alone, or with a certificate and a token whoever holds the token.
 
-On loopback the page is plain HTTP and open to who works on this machine. On any other address it is HTTPS,
-answers only to the names in its certificate, and shows nothing without the token that this start has drawn.
+Without a certificate the page is on loopback only: plain HTTP, and open to who works on this machine. With
+one it is HTTPS at whatever address, loopback too, answers only to the names in its certificate, and shows
+nothing without the token that this start has drawn.
 """
 
 from __future__ import annotations
@@ -123,7 +124,14 @@ def _names(certificate: Path) -> tuple[str, ...]:
             f"expected a certificate that names this machine (subjectAltName), {certificate} names none"
         ) from error
     dns = [name.lower() for name in alternatives.get_values_for_type(x509.DNSName)]
-    return (*dns, *(str(address) for address in alternatives.get_values_for_type(x509.IPAddress)))
+    names = (*dns, *(str(address) for address in alternatives.get_values_for_type(x509.IPAddress)))
+    if all(name.startswith("*") for name in names):
+        raise ServeError(
+            "expected a certificate with a name or an IP address at which the page can be opened, "
+            f"{certificate} has only {', '.join(names) or 'names of other kinds'}; get one that names this "
+            "machine, such as mri.example.org, beside any *.example.org"
+        )
+    return names
 
 
 def _context(certificate: Path, key: Path) -> ssl.SSLContext:

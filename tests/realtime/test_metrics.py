@@ -147,7 +147,8 @@ def test_pace_drifts_when_volumes_come_late() -> None:
 
 def test_the_publishers_figures_are_its_own() -> None:
     publisher = Publisher("tcp://127.0.0.1:0", "general")
-    publisher.sequence, publisher.overruns = 7, 2
+    publisher.published.update({"frame": 5, "run_end": 2})
+    publisher.overruns = 2
     found = figures(Metrics(publisher))
     assert found["realtime_published_messages_total"] == 7
     assert found["realtime_publish_overruns_total"] == 2

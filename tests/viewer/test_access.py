@@ -90,6 +90,8 @@ def test_what_is_no_certificate_or_not_its_key_is_refused(
     (tmp_path / "other").mkdir()
     _, other_key = make_certificate(tmp_path / "other", "other.test")
     nameless, nameless_key = make_certificate(tmp_path)
+    (tmp_path / "wild").mkdir()
+    wild, wild_key = make_certificate(tmp_path / "wild", "*.lab.test", "*.mri.test")
     for given, expected in {
         (cert, None): "together, got one",
         (None, key): "together, got one",
@@ -98,6 +100,7 @@ def test_what_is_no_certificate_or_not_its_key_is_refused(
         (cert, other_key): "expected a certificate in .* and its key",
         (cert, cert): "expected a certificate in .* and its key",
         (nameless, nameless_key): "subjectAltName",
+        (wild, wild_key): r"has only \*\.lab\.test, \*\.mri\.test; get one that names this machine",
     }.items():
         with pytest.raises(ServeError, match=expected):
             open_access("0.0.0.0", *given)

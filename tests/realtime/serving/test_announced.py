@@ -62,7 +62,7 @@ class Pipeline:
     def __init__(
         self, source: Announced, held: dict[str, set[int]], refuses: str = "", refuses_ends: int = 0
     ) -> None:
-        """``refuses``: with this code it refuses starts; ``refuses_ends``: so often there is no room for one."""
+        """``refuses``: the code with which it refuses starts; ``refuses_ends``: how many find no room."""
         self.source = source
         self.heard: list[str] = []
         self.held = held

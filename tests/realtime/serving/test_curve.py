@@ -122,6 +122,14 @@ def test_what_is_no_key_is_refused_in_one_line(tmp_path_factory, damaged: bytes)
         load_client_keys(folder / "scanner")
 
 
+@pytest.mark.parametrize("source", ["pyneal+tcp://127.0.0.1:0", "afni+tcp://127.0.0.1:0", "folder:."])
+def test_keys_for_which_nothing_would_ask_are_refused(keys: Path, capsys, source: str) -> None:
+    """An operator who gives keys takes what listens for protected."""
+    given = ["--keys", str(keys / "runtime"), "--source", source, "--volumes", "3"]
+    assert cli.main(["serve", "--headless", "--bundle", str(keys), *given]) == 2
+    assert f"expected no --keys with {source} and without --publish" in capsys.readouterr().err
+
+
 def test_missing_keys_say_how_to_make_them(tmp_path: Path, capsys) -> None:
     assert cli.main(["serve", "--keys", str(tmp_path), "--headless", "--source", "tcp://127.0.0.1:0"]) == 2
     assert "make it with `realtime keys`" in capsys.readouterr().err

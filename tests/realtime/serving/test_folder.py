@@ -127,6 +127,7 @@ class Watched:
         self._folder = folder
         self._scan = scan
         self.refuses: set[str] = set()
+        self.has_room = True
 
     def write(self, *names: str) -> None:
         for name in names:
@@ -144,7 +145,9 @@ class Watched:
                 await self._answer(news)
 
     async def _answer(self, news: Scan) -> None:
-        if news.series in self.refuses:
+        if not self.has_room:
+            await news.answer(wire.Refused(run_id="r", code="runtime", message="no room", index=news.index))
+        elif news.series in self.refuses:
             await news.answer(wire.Refused(run_id="r", code="grid", message="another grid"))
         else:
             await news.answer(wire.Ack(run_id="r", index=news.index))
@@ -217,6 +220,26 @@ def test_a_series_whose_run_is_refused_makes_room_for_the_next(export: Path, mak
             await watched.hears(("localizer", 0), None, ("run", 0))
             watched.write("localizer_2.nii", "run_2.nii")
             await watched.hears(("run", 1))
+
+    asyncio.run(run())
+
+
+def test_while_there_is_no_room_the_first_refused_is_tried_again_and_all_others_wait(
+    export: Path, make_scan
+) -> None:
+    """The files that are read again do not make a series that began after them one that ran beside them."""
+
+    async def run() -> None:
+        async with watching(export, make_scan()) as watched:
+            watched.write("run_1.nii")
+            await watched.hears(("run", 0))
+            watched.has_room = False
+            watched.write("run_2.nii")
+            await watched.hears(("run", 1))
+            watched.write("run_3.nii", "next_1.nii")
+            await watched.hears(*[("run", 1)] * 3)
+            watched.has_room = True
+            await watched.hears(("run", 1), ("run", 2), None, ("next", 0))
 
     asyncio.run(run())
 

@@ -25,7 +25,7 @@ from realtime.events import Event, Frame, Shown, Status
 from realtime.pipeline import Pipeline, Settings
 from realtime.record import RunFolder, events_path
 from realtime.recorded import read_image, read_recorded
-from realtime.sources import Received
+from realtime.sources import Received, Source
 
 PATIENCE_S = 120.0
 SHORT_TR_S = 0.3
@@ -92,13 +92,15 @@ class HeldDecoder:
 class Bench:
     """A pipeline that runs, its scanner's end, and what its listeners hear."""
 
-    def __init__(self, bundle: Bundle, out: Path, decoder: object, sampler: Sampler | None) -> None:
+    def __init__(
+        self, bundle: Bundle, out: Path, decoder: object, sampler: Sampler | None, source: Source | None
+    ) -> None:
         self.closed: list[Path] = []
         self.source = QueueSource()
         settings = Settings(
             bundle=bundle, bundle_is_demo=False, engine="an engine", sampler=sampler, seed=0, out=out
         )
-        self.pipeline = Pipeline(settings, self.source, decoder, self.closed.append)
+        self.pipeline = Pipeline(settings, source or self.source, decoder, self.closed.append)
         self.heard: list[Event] = []
         self._news = asyncio.Event()
 
@@ -141,9 +143,10 @@ async def bench(
     *,
     sampler: Sampler | None = None,
     resume: bool = False,
+    source: Source | None = None,
 ) -> AsyncIterator[Bench]:
     decoder = decoder or Decoder(bundle, open_engine(bundle, "onnxruntime-cpu", threads=1))
-    one = Bench(bundle, out, decoder, sampler)
+    one = Bench(bundle, out, decoder, sampler, source)
     listening = asyncio.create_task(one.listen())
     await asyncio.sleep(0)
     if resume:
@@ -156,6 +159,8 @@ async def bench(
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        if source:
+            await source.stop()
         if isinstance(decoder, HeldDecoder):
             decoder.let_go(1000)
         one.pipeline.stop(end_run=False)
