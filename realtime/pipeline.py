@@ -106,23 +106,29 @@ class Pipeline:
     def stop(self, *, end_run: bool) -> Path | None:
         """Once :meth:`run` is over: let go of the open run, if any, and return its folder.
 
-        :param end_run: close it for good; otherwise a later runtime can go on with it.
+        :param end_run: close it for good; otherwise, and where the disk does not take that, a later runtime
+            can go on with it.
         """
         self._worker.shutdown(wait=True, cancel_futures=True)
         run = self._open_run
         if run is None:
             return None
-        if end_run:
-            run.abort("the runtime was stopped")
-            self._close(run, "stopped with the runtime")
-        else:
-            try:
-                run.folder.note(f"the runtime was stopped at {run.where()}; the run is still open")
-                run.folder.suspend()
-            except RecordError as error:  # it can go on all the same: the journal has what was acknowledged
-                _log.error("%s", error)
-            self._is_open = False
+        try:
+            self._let_go(run, end_run=end_run)
+        except RecordError as error:  # it can go on all the same: the journal has what was acknowledged
+            _log.error("%s", error)
+        self._is_open = False
         return run.folder.path
+
+    def _let_go(self, run: Run, *, end_run: bool) -> None:
+        try:
+            if end_run:
+                run.abort("the runtime was stopped")
+                self._close(run, "stopped with the runtime")
+            else:
+                run.folder.note(f"the runtime was stopped at {run.where()}; the run is still open")
+        finally:
+            run.folder.suspend()
 
     # Messages
 

@@ -125,13 +125,14 @@ class Service:
             started.pop_all()
 
     async def stop(self, *, end_run: bool) -> Path | None:
-        """Let go of everything; returns the folder of the run that was open, if any."""
-        folder = self.pipeline.stop(end_run=end_run)
-        if self._viewer:
-            await self._viewer.stop()
-        await self._source.stop()
-        if self.publisher:
-            self.publisher.stop()
+        """Let go of everything, whatever fails; returns the folder of the run that was open, if any."""
+        async with contextlib.AsyncExitStack() as stopping:  # the last first
+            if self.publisher:
+                stopping.callback(self.publisher.stop)
+            stopping.push_async_callback(self._source.stop)
+            if self._viewer:
+                stopping.push_async_callback(self._viewer.stop)
+            folder = self.pipeline.stop(end_run=end_run)
         return folder
 
 

@@ -144,6 +144,7 @@ async def bench(
     sampler: Sampler | None = None,
     resume: bool = False,
     source: Source | None = None,
+    end_run: bool = False,
 ) -> AsyncIterator[Bench]:
     decoder = decoder or Decoder(bundle, open_engine(bundle, "onnxruntime-cpu", threads=1))
     one = Bench(bundle, out, decoder, sampler, source)
@@ -163,7 +164,7 @@ async def bench(
             await source.stop()
         if isinstance(decoder, HeldDecoder):
             decoder.let_go(1000)
-        one.pipeline.stop(end_run=False)
+        one.pipeline.stop(end_run=end_run)
 
 
 @pytest.fixture(scope="module")
@@ -610,5 +611,20 @@ def test_a_row_that_cannot_be_written_refuses_no_volume_that_is_held(
                 await one.volumes(scan, [1])
             assert "No space left" in one.status.alarm
             await one.volumes(scan, [2])
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("end_run", "method"), [(False, "note"), (True, "close")])
+def test_a_stop_that_the_disk_does_not_take_leaves_the_run_to_the_next_runtime(
+    bundle, scan, tmp_path, full_disk, end_run: bool, method: str
+) -> None:
+    async def run() -> None:
+        with full_disk(method):
+            async with bench(bundle, tmp_path, end_run=end_run) as one:
+                await one.start(scan)
+                await one.volumes(scan, range(3))
+        async with bench(bundle, tmp_path) as two:
+            assert await two.start(scan) == wire.RunAccepted(run_id=scan.run_id, held=[(0, 3)])
 
     asyncio.run(run())
