@@ -108,7 +108,10 @@ def read_mask(path: Path) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
 
 
 def _mask_bytes(content: bytes) -> int:
-    """Size of the NIfTI file that begins so, up to its last voxel. :raises ValueError: where it is no volume."""
+    """Size of the NIfTI file that begins so, up to its last voxel.
+
+    :raises ValueError: where it holds something else than one volume
+    """
     header = nibabel.Nifti1Header.from_fileobj(io.BytesIO(content[:_HEADER_BYTES]))
     shape, dtype = header.get_data_shape(), header.get_data_dtype()
     if len(shape) != 3 or not 0 < math.prod(shape) <= MAX_GRID_VOXELS:
@@ -135,9 +138,14 @@ def read_npz(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, NDArra
     try:
         with zipfile.ZipFile(path) as archive:
             for name, shape in shapes.items():
-                with archive.open(f"{name}.npy") as stream:
+                entry = archive.getinfo(f"{name}.npy")
+                if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise BundleError(f"{path}: expected an .npz as numpy writes it, found another packing")
+                with archive.open(entry) as stream:
                     arrays[name] = _read_array(stream, f"{path}, {name}", shape)
-    except (zipfile.BadZipFile, KeyError, zlib.error, RuntimeError, NotImplementedError) as error:
+    except BundleError:
+        raise
+    except Exception as error:  # whatever zipfile makes of a damaged archive
         raise BundleError(f"{path}: expected an .npz with {', '.join(shapes)}: {error}") from error
     return arrays
 
