@@ -112,13 +112,14 @@ def _mask_bytes(content: bytes) -> int:
 
     :raises ValueError: where it holds something else than one volume
     """
-    header = nibabel.Nifti1Header.from_fileobj(io.BytesIO(content[:_HEADER_BYTES]))
-    shape, dtype = header.get_data_shape(), header.get_data_dtype()
+    beginning = io.BytesIO(content[:_HEADER_BYTES])
+    header = nibabel.Nifti1Header.from_fileobj(beginning)  # type: ignore[no-untyped-call]
+    shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), int(header.get_data_offset())
     if len(shape) != 3 or not 0 < math.prod(shape) <= MAX_GRID_VOXELS:
         raise ValueError(f"found shape {shape}")
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise ValueError(f"found voxels of {dtype}")
-    return int(header.get_data_offset()) + math.prod(shape) * int(dtype.itemsize)
+    return offset + math.prod(map(int, shape)) * int(dtype.itemsize)
 
 
 def read_npy(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
