@@ -33,7 +33,7 @@ FOUND = {
     ("npy", "header-open-quote"): "expected an array",
     ("npz", "damaged-archive"): "expected an .npz",
     ("offer", "bad-utf8"): "expected an offer as JSON",
-    ("png", "promised-chunk"): "expected a PNG of 2730557509 bytes",
+    ("png", "promised-chunk"): "expected 2730557509 bytes by its chunks",
     ("reply", "held-endless"): "Expected `int` >= 0",
     ("reply", "held-repeats"): "expected rising ranges",
     ("roi", "promised-voxels"): "expected 134218080 bytes",
