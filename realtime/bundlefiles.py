@@ -108,14 +108,18 @@ def read_mask(path: Path) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
 
 
 def _mask_bytes(content: bytes) -> int:
-    """Size of the NIfTI file that begins so, up to its last voxel. :raises ValueError: where it is no volume."""
-    header = nibabel.Nifti1Header.from_fileobj(io.BytesIO(content[:_HEADER_BYTES]))
-    shape, dtype = header.get_data_shape(), header.get_data_dtype()
+    """Size of the NIfTI file that begins so, up to its last voxel.
+
+    :raises ValueError: where it holds something else than one volume
+    """
+    beginning = io.BytesIO(content[:_HEADER_BYTES])
+    header = nibabel.Nifti1Header.from_fileobj(beginning)  # type: ignore[no-untyped-call]
+    shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), int(header.get_data_offset())
     if len(shape) != 3 or not 0 < math.prod(shape) <= MAX_GRID_VOXELS:
         raise ValueError(f"found shape {shape}")
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise ValueError(f"found voxels of {dtype}")
-    return int(header.get_data_offset()) + math.prod(shape) * int(dtype.itemsize)
+    return offset + math.prod(map(int, shape)) * int(dtype.itemsize)
 
 
 def read_npy(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -135,9 +139,14 @@ def read_npz(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, NDArra
     try:
         with zipfile.ZipFile(path) as archive:
             for name, shape in shapes.items():
-                with archive.open(f"{name}.npy") as stream:
+                entry = archive.getinfo(f"{name}.npy")
+                if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise BundleError(f"{path}: expected an .npz as numpy writes it, found another packing")
+                with archive.open(entry) as stream:
                     arrays[name] = _read_array(stream, f"{path}, {name}", shape)
-    except (zipfile.BadZipFile, KeyError, zlib.error, RuntimeError, NotImplementedError) as error:
+    except BundleError:
+        raise
+    except Exception as error:  # whatever zipfile makes of a damaged archive
         raise BundleError(f"{path}: expected an .npz with {', '.join(shapes)}: {error}") from error
     return arrays
 

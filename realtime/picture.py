@@ -50,8 +50,11 @@ def decode_png(data: bytes) -> NDArray[np.uint8]:
 
 def _check_chunks(data: bytes) -> None:
     """See that every chunk is there: OpenCV takes memory for one as soon as it reads how long it is."""
-    at = len(_SIGNATURE)
-    while at < len(data):
+    at, kind = len(_SIGNATURE), b""
+    while at < len(data) and kind != b"IEND":
+        kind = data[at + 4 : at + 8]
         at += _AROUND_CHUNK + int.from_bytes(data[at : at + 4], "big")
-    if at != len(data):
-        raise WireError("picture", f"expected a PNG of {at} bytes with the marker, got the first {len(data)}")
+    if at > len(data):
+        raise WireError(
+            "picture", f"the marker's PNG is damaged: expected {at} bytes by its chunks, got {len(data)}"
+        )

@@ -107,7 +107,7 @@ class RunEnd(_Message, frozen=True, kw_only=True, tag="run_end", tag_field="kind
 
 
 class RunAccepted(_Message, frozen=True, kw_only=True, tag="run_accepted", tag_field="kind"):
-    """The runtime takes the run; it already holds the volumes in ``held`` (half-open ranges)."""
+    """The runtime takes the run; it already holds the volumes in ``held`` (half-open ranges that rise)."""
 
     held: list[tuple[Count, Count]]
 

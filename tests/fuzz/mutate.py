@@ -1,8 +1,8 @@
 """Mutations that keep an input's outer form, so that fuzzing reaches what lies behind it.
 
-Random bytes seldom are valid JSON or msgpack, and never have the checksums of a PNG, a gzip stream or a journal. Half of
-all mutations are the fuzzer's own on the bytes as they are; the others take a message apart, change a value or a part
-of it and put it together again.
+Random bytes seldom are valid JSON or msgpack, and never have the checksums of a PNG, a gzip stream or a
+journal. Half of all mutations are the fuzzer's own on the bytes as they are; the others take a message apart,
+change a value or a part of it and put it together again.
 """
 
 from __future__ import annotations

@@ -5,10 +5,12 @@
     python tests/fuzz/run.py png --seconds 600     one target
     python tests/fuzz/run.py png FILE              that input alone, to look at what it does
 
-atheris (libFuzzer for Python) changes the inputs in tests/fuzz/corpus/TARGET and keeps, in a folder of its own, those
-that reach new code. At the end the shortest of them, a small number of bytes in all, go into the corpus. An input that a parser does not refuse by its own errors, that takes more than 10 s or too much memory
-stops the target, is written as tests/fuzz/corpus/TARGET/found-SHA1, and the command ends with code 1: mend the parser,
-keep the file, and name it in tests/fuzz/test_corpus.py, where every input of the corpus is tried again.
+atheris (libFuzzer for Python) changes the inputs in tests/fuzz/corpus/TARGET and keeps, in a folder of its
+own, those that reach new code. At the end the shortest of them, a small number of bytes in all, go into the
+corpus. An input that a parser does not refuse by its own errors, or that takes more than 10 s or too much
+memory, stops the target and is written as tests/fuzz/corpus/TARGET/found-SHA1; the command ends with code 1.
+Then mend the parser, give the file a name that says what it is, and name it in tests/fuzz/test_corpus.py,
+where every input of the corpus is tried again.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ LIBRARIES = {
 
 def main() -> int:
     """Fuzz, or try one file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("target", metavar="TARGET", help=f"all, or one of: {', '.join(names())}")
     parser.add_argument("file", nargs="?", type=Path, help="an input to try, instead of fuzzing")
     parser.add_argument("--seconds", type=int, default=60, help="how long each target is fuzzed (default 60)")
@@ -88,10 +92,13 @@ def fuzz(target: str, seconds: int) -> int:
             data = file.read_bytes()
             kept = corpus / f"found-{hashlib.sha1(data).hexdigest()[:12]}"
             kept.write_bytes(data)
-            print(f"{target}: FOUND {kept}\n{done.stderr[-4_000:]}", flush=True)
+            print(f"{target}: FOUND {kept}\n{done.stdout[-3_000:]}{done.stderr[-1_000:]}", flush=True)
         print(f"{target}: {figures(done.stderr)}", flush=True)
         if done.returncode != 0 and not any(found.iterdir()):
-            print(f"{target}: ended with code {done.returncode}\n{done.stderr[-4_000:]}", flush=True)
+            print(
+                f"{target}: ended with code {done.returncode}\n{done.stdout[-3_000:]}{done.stderr[-1_000:]}",
+                flush=True,
+            )
         keep(grown, corpus)
     return 0 if done.returncode == 0 else 1
 
@@ -127,10 +134,14 @@ def fuzz_here(target: str, for_libfuzzer: list[str]) -> None:
 
     with atheris.instrument_imports(include=["realtime", "sim.sender", *LIBRARIES.get(target, [])]):
         from targets import TARGETS, try_input
+    import logging
     import tracemalloc
+    import warnings
 
     from mutate import of_target
 
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
     tracemalloc.start()
     chosen = TARGETS[target]
     options = [f"-timeout={TIMEOUT_S}", f"-rss_limit_mb={RSS_LIMIT_MB}", f"-max_len={chosen.max_bytes}"]

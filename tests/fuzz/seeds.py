@@ -101,7 +101,10 @@ def afni() -> Iterator[bytes]:
     yield said + b"ZORDER alt\nXYZFIRST 3R 3A 3I\nBYTEORDER LSB_FIRST\0" + images
     yield said + b"ACQUISITION_TYPE 3D+t\nBYTEORDER MSB_FIRST\nNUM_CHAN 1\0" + images
     oblique = " ".join(map(str, np.ravel(AFFINE))).encode()
-    yield b"XYMATRIX 4 4\nZNUM 4\nXYFOV 8 0\nZDELTA 2\nZFIRST 3I\nXYZAXES RL AP IS\nDATUM byte\nZORDER seq\0" + images
+    yield (
+        b"XYMATRIX 4 4\nZNUM 4\nXYFOV 8 0\nZDELTA 2\nZFIRST 3I\nXYZAXES RL AP IS\nDATUM byte\nZORDER seq\0"
+        + images
+    )
     yield said + b"DATUM float\nOBLIQUE_XFORM " + oblique + b"\0" + VOXELS.astype("<f4").tobytes()
 
 
@@ -120,7 +123,8 @@ def volumes() -> Iterator[bytes]:
 def dicoms() -> Iterator[bytes]:
     """Mosaic, enhanced image, slice: as the tests of DICOM make them."""
     where = importlib.util.spec_from_file_location("makers", TESTS / "realtime" / "serving" / "test_dicom.py")
-    assert where and where.loader
+    assert where
+    assert where.loader
     makers: Any = importlib.util.module_from_spec(where)
     where.loader.exec_module(makers)
     voxels = makers.VOXELS[:4, :4, :3]
@@ -162,7 +166,7 @@ def events() -> Iterator[bytes]:
     """What was shown."""
     yield (
         b"onset\tduration\tonset_volume\tname\tstim_file\n4.5\tn/a\t3\tdog\tshown/000003.png\n"
-        b"9.0\tn/a\t6\ta \"cat\"\tshown/000006.png\n13.5\tn/"
+        b'9.0\tn/a\t6\ta "cat"\tshown/000006.png\n13.5\tn/'
     )
 
 
@@ -178,7 +182,12 @@ def runs() -> Iterator[bytes]:
         opened_utc="2025-01-01T00:00:00.000Z",
     )
     yield msgspec.json.encode(info)
-    closed = {"state": "closed", "closed_utc": "2025-01-01T00:05:00.000Z", "faces": "blurred", "prior_from": "r"}
+    closed = {
+        "state": "closed",
+        "closed_utc": "2025-01-01T00:05:00.000Z",
+        "faces": "blurred",
+        "prior_from": "r",
+    }
     yield msgspec.json.encode(msgspec.structs.replace(info, spikes=SpikeRule(), notes=("resumed",), **closed))
 
 
@@ -206,12 +215,16 @@ def bundles() -> Iterator[bytes]:
             bundle.Decoder(name="early", graph="brain-early", window=window),
         ),
         samplers=(
-            bundle.Sampler(name="ddim-2", timesteps=(501, 1), coefficients=((0.8, 0.3, 0),) * 2, guidance=(3, 1)),
+            bundle.Sampler(
+                name="ddim-2", timesteps=(501, 1), coefficients=((0.8, 0.3, 0),) * 2, guidance=(3, 1)
+            ),
         ),
         graphs=graphs,
         files=dict.fromkeys(files, "0" * 64),
         provenance=(
-            bundle.Stage(name="merged", sha256="1" * 64, made_from=("2" * 64,), parity={"max": 1e-5}, notes={}),
+            bundle.Stage(
+                name="merged", sha256="1" * 64, made_from=("2" * 64,), parity={"max": 1e-5}, notes={}
+            ),
         ),
     )
     yield msgspec.json.encode(spec)

@@ -1,22 +1,23 @@
-"""Every parser that takes bytes from outside, each as a function of bytes that lets nothing but its own errors pass.
+"""Every parser that takes bytes from outside, as a function of bytes that lets only its own errors pass.
 
-What comes over a network: messages, replies to them, Pyneal's and AFNI's protocols, pictures, WebRTC offers. What
-comes as a file that somebody else may have made: images in a watched folder, bundles, run folders, keys. A target
-calls the parser as the runtime does and lets through only the errors its documentation names. Anything else that
-is raised is a finding; so is memory beyond ``MEMORY_BYTES``, and whatever does not come to an end.
+What comes over a network: messages, replies to them, Pyneal's and AFNI's protocols, pictures, WebRTC offers.
+What comes as a file that somebody else may have made: images in a watched folder, bundles, run folders, keys.
+A target calls the parser as the runtime does and lets through only the errors its documentation names.
+Anything else that is raised is a finding; so is memory beyond ``MEMORY_BYTES``, and whatever does not end.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
+import resource
+import sys
 import tempfile
 import tracemalloc
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+
 import aiortc.sdp
 import msgspec
 import numpy as np
@@ -30,18 +31,21 @@ from sim.errors import SimError
 from sim.sender import Sender
 
 MEMORY_BYTES = 128 * 2**20
-"""More than any parser takes for the largest input that is tried; a header that promises a volume and brings none
-would make a parser that believes it take more."""
+"""More than any parser takes for the largest input that is tried, and less than one takes that believes a
+header which promises a volume and brings none."""
 
 AFFINE = ((2.0, 0.0, 0.0, -4.0), (0.0, 2.0, 0.0, -4.0), (0.0, 0.0, 2.0, -4.0), (0.0, 0.0, 0.0, 1.0))
 START = wire.RunStart(
-    run_id="sub-01_task-fuzz", subject=1, tr_s=1.5, n_volumes=100, shape=(4, 4, 4), affine=AFFINE, dtype="int16"
+    run_id="sub-01_task-fuzz",
+    subject=1,
+    tr_s=1.5,
+    n_volumes=100,
+    shape=(4, 4, 4),
+    affine=AFFINE,
+    dtype="int16",
 )
 SHAPE = (2, 4)
 """Of arrays in .npy and .npz files."""
-
-logging.disable(logging.CRITICAL)
-warnings.simplefilter("ignore")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,44 +62,34 @@ class TooMuchMemoryError(Exception):
     """A parser took more than ``MEMORY_BYTES``."""
 
 
-class _Memory:
-    """Measures the most that is taken from here on.
-
-    By Python and numpy, where tracemalloc is on; by libraries in C too, where the system tells (Linux).
-    """
-
-    def __init__(self) -> None:
-        tracemalloc.clear_traces()
-        self._traced, _ = tracemalloc.get_traced_memory()
-        self._resident = 0
-        if _STATUS.exists():
-            _CLEAR.write_text("5")  # the peak is what is resident now
-            self._resident = self._peak_resident()
-
-    def peak_bytes(self) -> int:
-        traced = tracemalloc.get_traced_memory()[1] - self._traced
-        return max(traced, self._peak_resident() - self._resident if self._resident else 0)
-
-    def _peak_resident(self) -> int:
-        (kilobytes,) = (line.split()[1] for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
-        return 1_024 * int(kilobytes)
+def forget_peak() -> None:
+    """Let the process's largest memory be what it has now (Linux), so that earlier ones hide nothing."""
+    if _CLEAR.exists():
+        _CLEAR.write_text("5")
 
 
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_CLEAR = Path("/proc/self/clear_refs")
+
+
+def _peak_bytes() -> int:
+    """The largest resident memory of this process: what libraries in C take too."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1_024)
 
 
 def try_input(target: Target, data: bytes) -> None:
-    """Run a target as the fuzzer and the tests do.
+    """Run a target as the fuzzer and the tests do, with tracemalloc on.
 
     :raises TooMuchMemoryError: beside whatever the parser should not have raised
     """
-    memory = _Memory()
+    tracemalloc.clear_traces()
+    traced, resident = tracemalloc.get_traced_memory()[0], _peak_bytes()
     try:
         target.run(data)
     except target.refuses as error:
         str(error).encode()  # it goes to whoever sent it, and into logs
-    if (peak := memory.peak_bytes()) > MEMORY_BYTES:
-        raise TooMuchMemoryError(f"{peak / 2**20:.0f} MiB for an input of {len(data)} bytes")
+    taken = max(tracemalloc.get_traced_memory()[1] - traced, _peak_bytes() - resident)
+    if taken > MEMORY_BYTES:
+        raise TooMuchMemoryError(f"{taken / 2**20:.0f} MiB for an input of {len(data)} bytes")
 
 
 @lru_cache(maxsize=1)
@@ -140,7 +134,12 @@ def pyneal_message(data: bytes) -> None:
         pyneal.greeting(memoryview(data)).encode()
         return
     said, affine, tr_s = pyneal.parse(memoryview(data))
-    fields = msgspec.structs.asdict(START) | {"affine": affine, "tr_s": tr_s, "shape": said.shape, "dtype": said.dtype}
+    fields = msgspec.structs.asdict(START) | {
+        "affine": affine,
+        "tr_s": tr_s,
+        "shape": said.shape,
+        "dtype": said.dtype,
+    }
     try:
         start = msgspec.convert(fields, wire.RunStart)
     except msgspec.ValidationError:
@@ -207,14 +206,18 @@ def webrtc_offer(data: bytes) -> None:
 def a_journal(data: bytes) -> None:
     """A run's journal, as a restart and the tools that read runs take it."""
     list(journal.read_journal(_file("volumes.journal", data)))
-    folder = _run_folder()
+    folder = _run_folder("journal")
     (folder / "volumes.journal").write_bytes(data)
     recorded.read_recorded(folder)
 
 
 def a_table(data: bytes) -> None:
     """A run's table of volumes, or of specialised decoders."""
-    read = table.read_specialised if data.startswith(table.header_line(table.SpecialisedRow)) else table.read_table
+    read = (
+        table.read_specialised
+        if data.startswith(table.header_line(table.SpecialisedRow))
+        else table.read_table
+    )
     rows, end = read(_file("decoding.tsv", data))
     assert end <= len(data)
     for row in rows:
@@ -225,9 +228,8 @@ def a_table(data: bytes) -> None:
 
 def events(data: bytes) -> None:
     """A run's table of what was shown."""
-    folder = _run_folder()
+    folder = _run_folder("events")
     record.events_path(folder, START).write_bytes(data)
-    (folder / "volumes.journal").write_bytes(journal.MAGIC)
     for shown in recorded.read_recorded(folder).pictures:
         assert shown.path.resolve().is_relative_to(folder / "shown"), shown.path
 
@@ -239,14 +241,16 @@ def run_json(data: bytes) -> None:
     assert record.table_path(folder, info.start).parent == folder
 
 
-@lru_cache(maxsize=1)
-def _run_folder() -> Path:
-    folder = Path(_folder().name).resolve() / "run"
+@lru_cache
+def _run_folder(name: str) -> Path:
+    """With a journal and an events table that are empty."""
+    folder = Path(_folder().name).resolve() / name
     folder.mkdir()
     info = record.new_run_file(
         START, bundle_name="tiny", bundle_sha256="0" * 64, window_delay_volumes=8, seed=0
     )
     (folder / "run.json").write_bytes(msgspec.json.encode(info))
+    (folder / "volumes.journal").write_bytes(journal.MAGIC)
     record.events_path(folder, START).write_text("\t".join(record.EVENT_COLUMNS) + "\n")
     return folder
 

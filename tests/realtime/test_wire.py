@@ -29,6 +29,9 @@ run_ids = st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9_-]{0,95}\Z")
 finite = st.floats(allow_nan=False, allow_infinity=False)
 rows = st.tuples(finite, finite, finite, finite)
 counts = st.integers(0, 100_000)
+rising_ranges = st.lists(counts, max_size=40).map(
+    lambda numbers: list(zip(sorted(numbers)[::2], sorted(numbers)[1::2], strict=False))
+)
 edges = st.integers(1, 322)  # 322 x 322 x 322 float64 are just within the limit
 
 to_runtime = st.one_of(
@@ -47,7 +50,7 @@ to_runtime = st.one_of(
     st.builds(wire.RunEnd, run_id=run_ids, reason=st.sampled_from(["complete", "aborted"])),
 )
 to_scanner = st.one_of(
-    st.builds(wire.RunAccepted, run_id=run_ids, held=st.lists(st.tuples(counts, counts), max_size=20)),
+    st.builds(wire.RunAccepted, run_id=run_ids, held=rising_ranges),
     st.builds(wire.Ack, run_id=run_ids, index=counts),
     st.builds(wire.MarkerAck, run_id=run_ids, onset_volume=counts),
     st.builds(wire.RunClosed, run_id=run_ids),

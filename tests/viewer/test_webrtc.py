@@ -245,6 +245,7 @@ def test_offers_that_break_off_take_no_place(with_viewer: Any, run: Any) -> None
         (b"{", "application/json", 400),
         (b"\xff\xfe", "application/json", 400),
         (b"[]", "application/json", 400),
+        (b'{"sdp": "\xed\xa0\x80"}', "application/json", 400),
         (b'{"sdp": 7}', "application/json", 400),
         (b'{"type": "offer"}', "application/json", 400),
         (b'{"sdp": "v=0"}', "text/plain", 415),
