@@ -78,9 +78,12 @@ def test_what_was_found_is_mended(target: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_seeds_are_those_of_the_corpus_and_valid(name: str) -> None:
-    for number, seed in enumerate(seeds.SEEDS[name]()):
-        assert (CORPUS / name / f"seed-{number}").read_bytes() == seed, "run python tests/fuzz/seeds.py"
+def test_seeds_are_in_the_corpus_and_valid(name: str) -> None:
+    """Not byte for byte: other releases of the libraries that compress them may do it otherwise."""
+    made = list(seeds.SEEDS[name]())
+    kept = {file.name for file in (CORPUS / name).glob("seed-*")}
+    assert kept == {f"seed-{number}" for number in range(len(made))}, "run python tests/fuzz/seeds.py"
+    for seed in made:
         with contextlib.suppress(SimError):  # a reply that refuses the run
             TARGETS[name].run(seed)
 
