@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from realtime import bundlefiles
 from realtime.bundle import Bundle
 from realtime.errors import BundleError, RecordError
-from realtime.record import RunFile, RunFolder, read_run_file
+from realtime.record import RunFolder
+from realtime.runfile import RunFile, read_run_file
 
 STATISTICS_FILE = "statistics.npz"
 PRIOR_FILE = "prior.npz"

@@ -24,9 +24,9 @@ from realtime.deadline import left_s
 from realtime.decode import Decoder
 from realtime.errors import EngineError, RealtimeError, RecordError, WireError
 from realtime.events import Broadcast, Counts, Event, Shown, Specialised, State, Status
-from realtime.record import EngineUsed, Faces
 from realtime.resume import begin, is_closed, open_folders, recorded_events, reopen
 from realtime.run import Ready, Run
+from realtime.runfile import EngineUsed, Faces
 from realtime.sources import Received, Source
 
 STALE_TR = 3

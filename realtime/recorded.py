@@ -17,14 +17,8 @@ from realtime import table, wire
 from realtime.errors import RecordError, WireError
 from realtime.journal import read_journal
 from realtime.picture import decode_png
-from realtime.record import (
-    EVENT_COLUMNS,
-    RunFile,
-    events_path,
-    read_run_file,
-    specialised_path,
-    table_path,
-)
+from realtime.record import EVENT_COLUMNS
+from realtime.runfile import RunFile, events_path, read_run_file, specialised_path, table_path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

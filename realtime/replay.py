@@ -30,9 +30,10 @@ from realtime.errors import BundleError, RecordError
 from realtime.events import Frame
 from realtime.faces import FaceBlur
 from realtime.journal import read_journal
-from realtime.record import EngineUsed, Faces, RunFile, RunFolder, new_run_file
+from realtime.record import RunFolder
 from realtime.recorded import Recorded, read_image, read_recorded
 from realtime.run import Ready, Run
+from realtime.runfile import EngineUsed, Faces, RunFile, new_run_file
 from realtime.service import choose_bundle
 from realtime.table import Row, SpecialisedRow
 

@@ -14,8 +14,9 @@ from realtime.bundle import Bundle
 from realtime.carried import PRIOR_FILE, in_words, last_run
 from realtime.errors import RealtimeError, RecordError
 from realtime.events import Event, Shown
-from realtime.record import EngineUsed, Faces, RunFolder, new_run_file, read_run_file, takes_of
+from realtime.record import RunFolder
 from realtime.run import Run
+from realtime.runfile import EngineUsed, Faces, new_run_file, read_run_file, takes_of
 from realtime.spikes import SpikeRule
 from realtime.table import row_frame
 

@@ -21,7 +21,7 @@ import msgspec
 import nibabel
 import numpy as np
 
-from realtime import bundle, record, table, wire
+from realtime import bundle, runfile, table, wire
 from realtime.journal import MAGIC
 from realtime.spikes import SpikeRule
 
@@ -172,7 +172,7 @@ def events() -> Iterator[bytes]:
 
 def runs() -> Iterator[bytes]:
     """As it begins, and with all fields."""
-    info = record.RunFile(
+    info = runfile.RunFile(
         start=START,
         bundle_name="tiny",
         bundle_sha256="0" * 64,

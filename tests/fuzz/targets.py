@@ -22,7 +22,7 @@ import aiortc.sdp
 import msgspec
 import numpy as np
 
-from realtime import bundle, bundlefiles, curve, journal, picture, record, recorded, table, wire
+from realtime import bundle, bundlefiles, curve, journal, picture, record, recorded, runfile, table, wire
 from realtime.errors import BundleError, RecordError, ServeError, WireError
 from realtime.sources import afni, afni_header, files, pyneal, zeromq
 from realtime.sources.slices import SliceFile, Slices
@@ -229,7 +229,7 @@ def a_table(data: bytes) -> None:
 def events(data: bytes) -> None:
     """A run's table of what was shown."""
     folder = _run_folder("events")
-    record.events_path(folder, START).write_bytes(data)
+    runfile.events_path(folder, START).write_bytes(data)
     for shown in recorded.read_recorded(folder).pictures:
         assert shown.path.resolve().is_relative_to(folder / "shown"), shown.path
 
@@ -237,8 +237,8 @@ def events(data: bytes) -> None:
 def run_json(data: bytes) -> None:
     """A run's description."""
     folder = _file("run.json", data).parent
-    info = record.read_run_file(folder)
-    assert record.table_path(folder, info.start).parent == folder
+    info = runfile.read_run_file(folder)
+    assert runfile.table_path(folder, info.start).parent == folder
 
 
 @lru_cache
@@ -246,12 +246,12 @@ def _run_folder(name: str) -> Path:
     """With a journal and an events table that are empty."""
     folder = Path(_folder().name).resolve() / name
     folder.mkdir()
-    info = record.new_run_file(
+    info = runfile.new_run_file(
         START, bundle_name="tiny", bundle_sha256="0" * 64, window_delay_volumes=8, seed=0
     )
     (folder / "run.json").write_bytes(msgspec.json.encode(info))
     (folder / "volumes.journal").write_bytes(journal.MAGIC)
-    record.events_path(folder, START).write_text("\t".join(record.EVENT_COLUMNS) + "\n")
+    runfile.events_path(folder, START).write_text("\t".join(record.EVENT_COLUMNS) + "\n")
     return folder
 
 

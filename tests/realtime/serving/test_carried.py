@@ -17,9 +17,9 @@ from realtime.decode import Decoder
 from realtime.engines import take_engine
 from realtime.errors import RecordError
 from realtime.preprocess import cosine_basis
-from realtime.record import EngineUsed, read_run_file
 from realtime.recorded import read_recorded
 from realtime.run import Run
+from realtime.runfile import EngineUsed, read_run_file
 
 N_VOLUMES = 24
 

@@ -23,8 +23,9 @@ from realtime.engines import open_engine
 from realtime.errors import EngineError, RecordError
 from realtime.events import Event, Frame, Shown, Status
 from realtime.pipeline import Pipeline, Settings
-from realtime.record import RunFolder, events_path
+from realtime.record import RunFolder
 from realtime.recorded import read_image, read_recorded
+from realtime.runfile import events_path
 from realtime.sources import Received, Source
 
 PATIENCE_S = 120.0

@@ -12,9 +12,10 @@ from realtime import table, wire
 from realtime.errors import RecordError
 from realtime.events import Frame, LatencyMs
 from realtime.journal import MAGIC, Journal, read_journal
-from realtime.record import RunFolder, bids_name, new_run_file, read_run_file, takes_of
+from realtime.record import RunFolder
 from realtime.recorded import read_recorded
 from realtime.resume import open_folders
+from realtime.runfile import bids_name, new_run_file, read_run_file, takes_of
 
 LATENCY = LatencyMs(journal=0.25, preprocess=1.5, wait=0.125, brain=2.0, denoise=80.0, vae=4.0, total=87.875)
 

@@ -19,9 +19,9 @@ from realtime.cli import main
 from realtime.decode import Decoder
 from realtime.engines import take_engine
 from realtime.journal import read_journal
-from realtime.record import EngineUsed, read_run_file
 from realtime.recorded import read_recorded
 from realtime.run import Run
+from realtime.runfile import EngineUsed, read_run_file
 
 RUN_ID = "sub-01_ses-nsd01_task-nsdcore_run-01"
 SAMPLERS = ("ddim-4", "multistep-3")

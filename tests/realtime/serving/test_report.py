@@ -13,8 +13,9 @@ import pytest
 from realtime import report, table
 from realtime.events import Frame, LatencyMs
 from realtime.identify import hog, identification, pixels
-from realtime.record import RunFolder, new_run_file
+from realtime.record import RunFolder
 from realtime.recorded import read_recorded
+from realtime.runfile import new_run_file
 
 KEYS = {
     "run_id",
