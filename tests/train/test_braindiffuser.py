@@ -100,7 +100,9 @@ def test_pictures_depend_on_latents_and_tokens(ridge_checkpoint: Path, tiny_nsd:
         layer.first.zero_()
         changed = decode_windows(checkpoint, windows, seed=1, name="test")
         assert not np.array_equal(first, changed)
-    assert np.array_equal(changed[0], changed[1]), "without either, nothing of the brain is left"
+    # One level of 255: rows of a batch may be computed by kernels that add in another order.
+    np.testing.assert_allclose(changed[0].astype(int), changed[1].astype(int), rtol=0, atol=1)
+    assert np.ptp(first.astype(int), axis=0).max() > 1, "with both, pictures differ by the brain"
 
 
 def test_its_bundle_starts_from_what_the_brain_predicts(ridge_bundle: Path) -> None:
