@@ -15,6 +15,12 @@ from realtime.bundle import Sampler
 
 MARGIN_TR = 0.1
 """Share of a TR that a decode leaves free: for what comes before and after it, and for its own variation."""
+SPECIALISED_MARGIN_TR = 0.35
+"""Share that a bank's specialised decodes leave free, by taking cheaper samplers.
+
+More than one alone: several decodes' variation adds up, and what they overrun is taken from the next volume's
+general frame. They are left out only when not even :data:`MARGIN_TR` would be left.
+"""
 _REMEMBERED = 5
 """Decodes whose slowness counts; of an odd number of them, one alone that is slow changes nothing."""
 
@@ -68,9 +74,9 @@ class Pace:
         return next(fitting, None) or min(samplers, key=self.decode_s)
 
 
-def left_s(received_s: float, now_s: float, tr_s: float) -> float:
+def left_s(received_s: float, now_s: float, tr_s: float, margin_tr: float = MARGIN_TR) -> float:
     """Time for the decode of a volume that was received at ``received_s``: until the next, less a margin."""
-    return received_s + (1 - MARGIN_TR) * tr_s - now_s
+    return received_s + (1 - margin_tr) * tr_s - now_s
 
 
 class InTurn(Generic[Item]):

@@ -20,7 +20,7 @@ from time import perf_counter
 from realtime import wire
 from realtime.bundle import Bundle, Sampler
 from realtime.carried import in_words
-from realtime.deadline import left_s
+from realtime.deadline import MARGIN_TR, SPECIALISED_MARGIN_TR, left_s
 from realtime.decode import Decoder
 from realtime.errors import EngineError, RealtimeError, RecordError, WireError
 from realtime.events import Broadcast, Counts, Event, Shown, Specialised, State, Status
@@ -312,10 +312,10 @@ class Pipeline:
             if run.queue.is_waiting:
                 run.skip_specialised(ready.volume, "a newer window was ready before its decode began")
                 return
-            time_s = self._left_s(run, ready)
             decoder = self._specialised[due[0].name]
-            sampler = self._settings.sampler or decoder.pace.choose(self._samplers, time_s / len(due))
-            if decoder.pace.decode_s(sampler) > time_s:
+            share_s = self._left_s(run, ready, SPECIALISED_MARGIN_TR) / len(due)
+            sampler = self._settings.sampler or decoder.pace.choose(self._samplers, share_s)
+            if decoder.pace.decode_s(sampler) > self._left_s(run, ready):
                 run.skip_specialised(ready.volume, "there was no time left before the next volume")
                 return
             try:
@@ -349,8 +349,8 @@ class Pipeline:
         self._sampler = chosen
         return chosen
 
-    def _left_s(self, run: Run, ready: Ready) -> float:
-        return left_s(ready.arrival.received_s, perf_counter(), run.start.tr_s)
+    def _left_s(self, run: Run, ready: Ready, margin_tr: float = MARGIN_TR) -> float:
+        return left_s(ready.arrival.received_s, perf_counter(), run.start.tr_s, margin_tr)
 
     @property
     def _samplers(self) -> tuple[Sampler, ...]:

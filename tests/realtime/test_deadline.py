@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from realtime.bundle import Sampler
-from realtime.deadline import MARGIN_TR, Pace, StepTimes, left_s
+from realtime.deadline import MARGIN_TR, SPECIALISED_MARGIN_TR, Pace, StepTimes, left_s
 
 TR_S = 4 / 3
 
@@ -95,6 +95,18 @@ def test_the_time_is_that_until_the_next_volume_less_a_margin() -> None:
     assert left_s(received_s=100.0, now_s=100.0, tr_s=2.0) == pytest.approx(2.0 - 0.2)
     assert left_s(received_s=100.0, now_s=101.0, tr_s=2.0) == pytest.approx(0.8)
     assert left_s(received_s=100.0, now_s=103.0, tr_s=2.0) < 0
+
+
+@given(guided_s=st.floats(1e-3, 0.1), n_specialised=st.integers(1, 6))
+def test_a_bank_leaves_the_next_volume_its_time(guided_s: float, n_specialised: int) -> None:
+    """The specialised decodes end well before the next volume, or the last of them is the quickest."""
+    pace = Pace(StepTimes(brain_s=guided_s / 5, guided_s=guided_s, unguided_s=guided_s / 2, vae_s=guided_s))
+    now_s = pace.decode_s(pace.choose(BEST_FIRST, left_s(0.0, 0.0, TR_S) / (1 + n_specialised)))
+    for n_left in range(n_specialised, 0, -1):
+        chosen = pace.choose(BEST_FIRST, left_s(0.0, now_s, TR_S, SPECIALISED_MARGIN_TR) / n_left)
+        now_s += pace.decode_s(chosen)
+    is_quickest = chosen == min(BEST_FIRST, key=pace.decode_s)
+    assert is_quickest or now_s <= (1 - SPECIALISED_MARGIN_TR) * TR_S * (1 + 1e-9)
 
 
 @given(

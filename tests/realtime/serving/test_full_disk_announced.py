@@ -67,10 +67,10 @@ def journaled(folder: Path) -> Iterator[tuple[int, bytes]]:
             yield message.index, entry.payload
 
 
-def is_refused(one: Bench) -> bool:
-    """Whether listeners have heard that something was refused."""
-    said = [event.message.message for event in one.heard if isinstance(event.message, Status)]
-    return any(message.startswith("refused a") for message in said)
+def n_told(one: Bench, said: str) -> int:
+    """How often listeners have heard a message that begins so."""
+    messages = [event.message.message for event in one.heard if isinstance(event.message, Status)]
+    return sum(message.startswith(said) for message in messages)
 
 
 # A scanner without series
@@ -94,8 +94,7 @@ def test_a_run_that_cannot_be_closed_is_closed_when_there_is_room_and_the_next_i
             with no_room():
                 scanner.queue.put_nowait(RunOver())
                 send(0, 1)
-                await one.until(lambda: one.status.alarm)
-                await asyncio.sleep(3 * SHORT_TR_S)  # others have their turn
+                await one.until(lambda: one.status.alarm and n_told(one, "refused a RunEnd") >= 3)
                 assert not one.closed
             first = await closed(one, 1)
             assert (first.path.name, first.received) == (RUN_ID, {0, 1, 2})
@@ -175,8 +174,7 @@ def test_files_that_came_while_the_disk_was_full_are_recorded_when_there_is_room
             await one.until(lambda: one.status.counts.received == n_before)
             with no_room():
                 export.write(*range(n_before, N_VOLUMES - 1))
-                await one.until(lambda: is_refused(one))
-                await asyncio.sleep(3 * SHORT_TR_S)  # it is refused some times more
+                await one.until(lambda: n_told(one, "refused a") >= 3)
             await one.until(lambda: one.status.counts.received == N_VOLUMES - 1)
             export.write(N_VOLUMES - 1)
             recorded = await closed(one, 1)
