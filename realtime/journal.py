@@ -80,17 +80,25 @@ class Journal:
         if self._end == 0:
             self._write(MAGIC)
 
-    def close(self) -> None:
-        """Sync to the disk, then close and unlock.
+    def sync(self) -> None:
+        """Wait until the disk has what was written.
 
-        :raises RecordError: when the disk fails.
+        :raises RecordError: when the disk fails; the journal stays open, and more can be appended.
         """
-        if self._file.closed:
-            return
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise RecordError(f"cannot sync {self.path} to the disk: {error.strerror or error}") from error
+
+    def close(self) -> None:
+        """Sync to the disk, then close and unlock.
+
+        :raises RecordError: when the disk fails; closed it is all the same.
+        """
+        if self._file.closed:
+            return
+        try:
+            self.sync()
         finally:
             self._file.close()
 

@@ -211,12 +211,16 @@ class RunFolder:
         self._save(msgspec.structs.replace(self.info, notes=(*self.info.notes, text)))
 
     def close(self, note: str = "") -> None:
-        """Mark the run closed, with a last sentence if there is one, and sync it to the disk."""
+        """Sync the journal to the disk, then mark the run closed, with a last sentence if there is one.
+
+        A run whose disk fails stays open: it can go on, and be closed later.
+        """
         for path, rest in list(self._unwritten.items()):
             if rest:
                 self._append(path, b"")
         if self._specialised.exists():
             self._describe_specialised()
+        self._journal.sync()
         notes = (*self.info.notes, note) if note else self.info.notes
         self._save(msgspec.structs.replace(self.info, state="closed", closed_utc=utc_now(), notes=notes))
         self.suspend()

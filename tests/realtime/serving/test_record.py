@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +164,25 @@ def test_a_torn_row_and_a_frame_without_a_row_go_and_the_rest_stays(folder: RunF
     assert [row.volume for row in rows] == [8]
     assert [row.volume for row in read_recorded(folder.path).rows] == [8, 9]
     assert [path.name for path in (folder.path / "frames").iterdir()] == ["000008.png"]
+
+
+def test_a_run_whose_disk_fails_when_it_is_closed_goes_on(
+    folder: RunFolder, make_scan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = make_scan()
+
+    def fails(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", fails)
+        with pytest.raises(RecordError, match=r"volumes\.journal to the disk"):
+            folder.close()
+    assert read_run_file(folder.path).state == "open"
+    folder.journal(scan.volume(0), scan.voxels(0).tobytes())
+    folder.close()
+    recorded = read_recorded(folder.path)
+    assert (recorded.info.state, recorded.received) == ("closed", {0})
 
 
 def test_a_file_that_can_neither_be_written_nor_removed_is_a_record_error(folder: RunFolder) -> None:
