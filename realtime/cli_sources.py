@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 DEFAULT = "tcp://127.0.0.1:5555"
 _HELP = f"""\
-Where volumes come from; but for the first with --keys, all of it on this machine:
+Where volumes come from; but for tcp:// with --keys, all of it on this machine:
 
   tcp://127.0.0.1:5555         this project's own messages, as `python -m sim replay` sends them;
                                they say all about a run, and a crash on either side loses nothing
@@ -23,7 +23,8 @@ Where volumes come from; but for the first with --keys, all of it on this machin
                                Siemens mosaics, enhanced DICOM, classic DICOM (a slice each); those
                                already there are passed over
 
-All but the first need --volumes. Forward the port of a scanner elsewhere through an SSH tunnel.
+All but the first need --volumes, and know nothing of pictures: --markers takes from presentation
+software what is on screen. Forward the port of a scanner elsewhere through an SSH tunnel.
 """
 
 
@@ -53,6 +54,12 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="in a folder, the number that a run's first volume has (default 1)",
     )
+    group.add_argument(
+        "--markers",
+        metavar="ADDRESS",
+        help="listen here, such as tcp://127.0.0.1:5557, for what presentation software shows (see "
+        "docs/presentation.py; default: nowhere)",
+    )
 
 
 def told(arguments: argparse.Namespace) -> Told:
@@ -64,4 +71,5 @@ def told(arguments: argparse.Namespace) -> Told:
         run_id=arguments.run_id,
         series=arguments.series,
         first_number=arguments.first_number,
+        markers=arguments.markers,
     )

@@ -6,6 +6,7 @@
         scanners/scanner.key         public keys of those who may send volumes
         subscribers/NAME.key         public keys of those who may read results
       scanner/                       goes to the scanner's machine: `python -m sim replay --keys keys/scanner`
+                                     (and to that of presentation software which sends markers)
         client.key_secret            the scanner's own pair
         server.key                   the runtime's public key, by which the scanner knows it
       NAME/                          goes to a subscriber's machine; the same two files

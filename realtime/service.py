@@ -140,10 +140,10 @@ def _keys(options: Options) -> ServerKeys | None:
     """The keys, where there is a port that asks for them."""
     if options.keys is None:
         return None
-    if not options.publish and not options.source.startswith("tcp:"):
+    if not (options.publish or options.told.markers or options.source.startswith("tcp:")):
         raise ServeError(
-            f"expected no --keys with {options.source} and without --publish: they are for scanners at "
-            "tcp:// and for subscribers, and nothing here would ask for one"
+            f"expected no --keys with {options.source} and without --publish or --markers: they are for "
+            "scanners at tcp://, presentation software and subscribers, and nothing here would ask for one"
         )
     return load_server_keys(options.keys)
 

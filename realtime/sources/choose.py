@@ -13,6 +13,7 @@ from realtime.curve import ServerKeys
 from realtime.errors import ServeError
 from realtime.sources import Source
 from realtime.sources.announced import Announced, Plan, Scanner
+from realtime.sources.marked import Marked
 from realtime.sources.zeromq import ZeroMqSource
 
 FORMS = "tcp://127.0.0.1:5555, pyneal+tcp://127.0.0.1:5555, afni+tcp://127.0.0.1:7961 or folder:/path"
@@ -28,6 +29,8 @@ class Told:
     """In a folder, only series whose description or name contains this."""
     first_number: int | None = None
     """In a folder, the number in the name of a run's first file; None: 1."""
+    markers: str | None = None
+    """Where presentation software says what is on screen."""
 
 
 def open_source(
@@ -41,8 +44,8 @@ def open_source(
     """The source at an address; nothing listens before its ``start``.
 
     :param spec: the bundle's, which says whose volumes are wanted, on which grid and at which TR.
-    :param keys: with which scanners that send this project's own messages must prove who they are; the
-        other protocols have none and are taken from this machine only.
+    :param keys: with which those who send this project's own messages must prove who they are; the other
+        protocols have none and are taken from this machine only.
     :param unfinished: the run that an earlier runtime left open, if any.
     :raises ServeError: for an address of another form or that others can reach, and for options that are
         missing or that the source has no use for.
@@ -51,8 +54,8 @@ def open_source(
     if kind == "tcp":
         if told != Told():
             raise ServeError(
-                f"expected no --volumes, --run-id, --series or --first-number with {address}: its scanner "
-                "says all that itself"
+                f"expected no --volumes, --run-id, --series, --first-number or --markers with {address}: all "
+                "that comes the same way as the volumes"
             )
         return ZeroMqSource(address, keys)
     if kind not in ("pyneal+tcp", "afni+tcp", "folder"):
@@ -61,8 +64,11 @@ def open_source(
         raise ServeError(f"--series and --first-number are for folder:/path, and mean nothing with {address}")
     plan = _plan(address, told, spec)
     if kind == "folder":
-        return Announced(_folder(Path(rest), told, spec, plan, unfinished), plan)
-    return Announced(_scanner(kind, f"tcp:{rest}"), plan)
+        scanner = _folder(Path(rest), told, spec, plan, unfinished)
+    else:
+        scanner = _scanner(kind, f"tcp:{rest}")
+    source = Announced(scanner, plan)
+    return Marked(source, ZeroMqSource(told.markers, keys), spec.tr_s) if told.markers else source
 
 
 def _scanner(kind: str, address: str) -> Scanner:

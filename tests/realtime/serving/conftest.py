@@ -106,6 +106,9 @@ class Client:
         assert self._socket.poll(int(1000 * PATIENCE_S)), "the runtime did not answer"
         return wire.decode_to_scanner(self._socket.recv_multipart()[0])
 
+    def has_reply(self) -> bool:
+        return self._socket.poll(0) != 0
+
     def ask(self, message: wire.ToRuntime, buffer: bytes = b"") -> wire.ToScanner:
         self.send_frames(wire.encode(message), buffer)
         return self.reply()
@@ -136,7 +139,7 @@ class Served:
                 stderr=log,
             )
         self.said = self._read_start()
-        self.address = re.search(r"volumes from (\S+), runs", self.said).group(1)
+        self.address = re.search(r"volumes from ([^\s,]+),", self.said).group(1)
 
     def _read_start(self) -> str:
         """What it prints up to its last line before it serves."""

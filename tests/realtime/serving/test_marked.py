@@ -1,0 +1,203 @@
+"""Pictures from presentation software, beside scanners that know nothing of them."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from realtime import cli, wire
+from realtime.curve import load_client_keys, make_keys
+from realtime.recorded import read_recorded
+from realtime.sources.marked import Marked
+
+from .test_pipeline import QueueSource
+from .test_pyneal import RUN_ID, Pyneal
+
+PRESENTATION = Path(__file__).parents[3] / "docs" / "presentation.py"
+ONSETS = range(1, 12, 3)
+LONG_TR_S, NO_TIME_S = 60.0, 1e-9
+
+
+class Presentation:
+    """The example as a process of its own, told line by line what is on screen."""
+
+    def __init__(self, address: str, *keys: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(PRESENTATION), address, *keys],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def show(self, volume: int, picture: Path) -> None:
+        assert self._process.stdin
+        self._process.stdin.write(f"{volume} {picture}\n")
+        self._process.stdin.flush()
+
+    def said(self) -> str:
+        assert self._process.stdout
+        return self._process.stdout.readline()
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+@pytest.fixture
+def presentations() -> Iterator[list[Presentation]]:
+    started: list[Presentation] = []
+    yield started
+    for each in started:
+        each.close()
+
+
+@pytest.fixture
+def pictures(make_picture, tmp_path: Path) -> dict[int, Path]:
+    files = {onset: tmp_path / f"picture {onset}.png" for onset in ONSETS}
+    for onset, file in files.items():
+        file.write_bytes(make_picture(onset))
+    return files
+
+
+def test_a_bank_decodes_what_presentation_software_shows_beside_pyneal(
+    serve, presentations: list[Presentation], make_scan, pictures: dict[int, Path], tiny_bank: Path
+) -> None:
+    scan = make_scan(n_volumes=12, dtype="uint16")
+    options = ("--volumes", "12", "--markers", "tcp://127.0.0.1:0")
+    served = serve(*options, bundle=tiny_bank, source="pyneal+tcp://127.0.0.1:0")
+    presentation = Presentation(served.said.split("markers from ")[1].split(",")[0])
+    presentations.append(presentation)
+    scanner = Pyneal(served.address)
+    try:
+        scanner.say(b"hello")
+        presentation.show(ONSETS[0], pictures[ONSETS[0]])  # before the run's first volume
+        for index in range(12):
+            assert scanner.send(index, scan.voxels(index), scan.start.affine).startswith("received")
+            if index in ONSETS:
+                assert presentation.said() == f"volume {index}: picture {index}.png, in {RUN_ID}\n"
+            if index + 3 in ONSETS:
+                presentation.show(index + 3, pictures[index + 3])
+    finally:
+        scanner.close()
+    assert served.interrupt() == 0
+    recorded = read_recorded(served.out / RUN_ID)
+    shown = {picture.onset_volume: picture for picture in recorded.pictures}
+    assert shown.keys() == set(ONSETS)
+    for onset, picture in shown.items():
+        assert picture.path.read_bytes() == pictures[onset].read_bytes()
+        assert picture.name == f"picture {onset}"
+    due = {
+        (name, onset)
+        for name, last in (("before-2", 3), ("after-1", 6))
+        for onset in ONSETS
+        if onset + last < 12
+    }
+    assert {(row.decoder, row.shown_onset) for row in recorded.specialised} == due
+
+
+def test_only_keys_of_scanners_open_the_port_of_markers(
+    serve, connect, make_scan, make_picture, presentations: list[Presentation], pictures, tmp_path: Path
+) -> None:
+    scan = make_scan(n_volumes=12)
+    make_keys(tmp_path / "keys", ["screen"])
+    options = (
+        "--volumes",
+        "12",
+        "--markers",
+        "tcp://127.0.0.1:0",
+        "--keys",
+        str(tmp_path / "keys" / "runtime"),
+    )
+    served = serve(*options, source="pyneal+tcp://127.0.0.1:0")
+    address = served.said.split("markers from ")[1].split(",")[0]
+    strangers = [connect(address), connect(address, load_client_keys(tmp_path / "keys" / "screen").use)]
+    for stranger in strangers:
+        stranger.send_frames(wire.encode(scan.marker(1)), make_picture(1))
+    known = Presentation(address, str(tmp_path / "keys" / "scanner"))
+    presentations.append(known)
+    known.show(4, pictures[4])
+    scanner = Pyneal(served.address)
+    try:
+        scanner.say(b"hello")
+        scanner.send(0, scan.voxels(0), scan.start.affine)
+        assert known.said() == f"volume 4: picture 4.png, in {RUN_ID}\n"
+    finally:
+        scanner.close()
+    assert not any(stranger.has_reply() for stranger in strangers)
+    assert served.interrupt() == 0
+    assert [picture.onset_volume for picture in read_recorded(served.out / RUN_ID).pictures] == [4]
+
+
+def test_our_own_messages_bring_their_markers_themselves(tiny_bundle: Path, capsys) -> None:
+    given = ["--source", "tcp://127.0.0.1:0", "--markers", "tcp://127.0.0.1:0"]
+    assert cli.main(["serve", "--headless", "--bundle", str(tiny_bundle), *given]) == 2
+    assert "or --markers with tcp://127.0.0.1:0" in capsys.readouterr().err
+
+
+# What the pipeline gets, in this process
+
+
+@asynccontextmanager
+async def marked(tr_s: float) -> AsyncIterator[tuple[QueueSource, QueueSource, Marked]]:
+    volumes, markers = QueueSource(), QueueSource()
+    source = Marked(volumes, markers, tr_s)
+    try:
+        yield volumes, markers, source
+    finally:
+        await source.stop()
+
+
+def test_a_marker_waits_for_its_run_and_goes_before_what_comes_with_it(make_scan) -> None:
+    scan = make_scan(n_volumes=3)
+    marker = wire.Marker(run_id="presentation", onset_volume=0, name="a picture")
+
+    async def run() -> None:
+        async with marked(LONG_TR_S) as (volumes, markers, source):
+            asking = [asyncio.ensure_future(markers.ask(marker))]
+            for message in (scan.start, scan.volume(0), scan.volume(1), scan.end()):
+                asking.append(asyncio.ensure_future(volumes.ask(message)))
+            await asyncio.sleep(0)
+            got = [(await source.receive()).message for _ in range(5)]
+            of_the_run = wire.Marker(run_id=scan.run_id, onset_volume=0, name="a picture")
+            assert got == [scan.start, scan.volume(0), of_the_run, scan.volume(1), scan.end()]
+            for asked in asking:
+                asked.cancel()
+
+    asyncio.run(run())
+
+
+def test_a_marker_without_a_run_is_refused_in_the_end(make_scan) -> None:
+    scan = make_scan(n_volumes=3)
+
+    async def run() -> None:
+        async with marked(NO_TIME_S) as (volumes, markers, source):
+            receiving = asyncio.ensure_future(source.receive())
+            refused = await markers.ask(scan.marker(0))
+            assert isinstance(refused, wire.Refused)
+            assert (refused.code, "send it again" in refused.message) == ("no-run", True)
+            asked = asyncio.ensure_future(volumes.ask(scan.start))
+            assert (await receiving).message == scan.start
+            asked.cancel()
+
+    asyncio.run(run())
+
+
+def test_what_is_no_marker_is_refused_where_markers_are(make_scan) -> None:
+    scan = make_scan(n_volumes=3)
+
+    async def run() -> None:
+        async with marked(LONG_TR_S) as (_, markers, source):
+            receiving = asyncio.ensure_future(source.receive())
+            for message in (scan.start, scan.volume(0), scan.end()):
+                refused = await markers.ask(message)
+                assert isinstance(refused, wire.Refused)
+                assert (refused.code, refused.run_id) == ("kind", scan.run_id)
+            receiving.cancel()
+
+    asyncio.run(run())
