@@ -12,10 +12,7 @@ was skipped.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
-import platform
 import re
 import shutil
 import signal
@@ -29,6 +26,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import onnx
+from machine import machine
 from onnx import numpy_helper
 
 from export.bank import make_bank
@@ -123,16 +121,6 @@ def quantiles(values: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, float]
     """p50, p95 and the largest."""
     p50, p95, largest = np.quantile(values, [0.5, 0.95, 1.0])
     return {"p50": round(float(p50), 3), "p95": round(float(p95), 3), "max": round(float(largest), 3)}
-
-
-def machine() -> dict[str, Any]:
-    """What it was measured on."""
-    return {
-        "date": datetime.date.today().isoformat(),
-        "processor": platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "load_at_end": round(os.getloadavg()[0], 1),
-    }
 
 
 if __name__ == "__main__":

@@ -22,12 +22,8 @@ pictures.
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib.metadata
 import json
 import multiprocessing
-import os
-import platform
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -37,6 +33,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+from machine import machine
 from numpy.typing import NDArray
 
 from realtime.bundle import Bundle
@@ -66,7 +63,8 @@ def main() -> None:
         modes = chosen_modes(options.checkpoint, bundle, options.steps, options.mode)
         windows = windows_for(Bundle.open(bundle), options.n)
         measure = one_after_the_other if options.one_at_a_time else in_turns
-        results = summary(measure(modes, windows)) | {"steps": options.steps, "machine": machine()}
+        results = summary(measure(modes, windows)) | {"steps": options.steps}
+    results["machine"] = machine("torch", "diffusers", "onnxruntime-gpu", "openvino")
     text = json.dumps(results, indent=2)
     print(text)
     if options.out:
@@ -244,32 +242,6 @@ def psnr_db(found: NDArray[np.uint8], expected: NDArray[np.uint8]) -> float:
     from export.parity import psnr_db as psnr
 
     return psnr(found, expected)
-
-
-def machine() -> dict[str, Any]:
-    """What it was measured on."""
-    return {
-        "date": datetime.date.today().isoformat(),
-        "processor": processor(),
-        "cores": usable_cores(),
-        "load_at_end": round(os.getloadavg()[0], 1),
-        **{
-            package: importlib.metadata.version(package)
-            for package in ("torch", "diffusers", "onnxruntime-gpu", "openvino")
-        },
-    }
-
-
-def processor() -> str:
-    """The processor's name and what of its instructions matters here."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    flags = fields.get("flags", "").split()
-    kinds = [kind for kind in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if kind in flags]
-    return f"{fields.get('model name', platform.machine())} ({', '.join(kinds)})"
 
 
 if __name__ == "__main__":

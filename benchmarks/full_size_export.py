@@ -12,13 +12,9 @@ same at the demo's size; with ``--work DIR --keep`` checkpoint and bundles stay,
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib.metadata
 import json
 import logging
 import multiprocessing
-import os
-import platform
 import resource
 import shutil
 import tempfile
@@ -31,6 +27,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import torch
+from machine import machine
 
 from export.build import export_bundle
 from export.form import Form
@@ -69,7 +66,8 @@ def main() -> None:
             in_own_process(write_checkpoint, folder, options.recipe, options.voxels)
         for form in options.forms:
             out = folder / form
-            found[form] = in_own_process(export, checkpoint, form, out) | {"machine": machine()}
+            found[form] = in_own_process(export, checkpoint, form, out)
+            found[form]["machine"] = machine("torch", "diffusers", "onnxscript", "onnx")
             if not options.keep:
                 shutil.rmtree(out)
     text = json.dumps({"limits": LIMITS} | found, indent=2)
@@ -160,20 +158,6 @@ def write_checkpoint(folder: Path, name: str, n_voxels: int | None = None) -> No
     nibabel.save(nibabel.Nifti1Image(mask, np.diag([1.8, 1.8, 1.8, 1.0])), of_subject / "roi.nii.gz")
     ones = np.ones(n_voxels, dtype=np.float32)
     np.savez(of_subject / "prior.npz", mean=900 * ones, sd=20 * ones)
-
-
-def machine() -> dict[str, Any]:
-    """What this ran on."""
-    return {
-        "date": datetime.date.today().isoformat(),
-        "processor": platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": torch.get_num_threads(),
-        "load_at_end": round(os.getloadavg()[0], 1),
-        "versions": {
-            name: importlib.metadata.version(name) for name in ("torch", "diffusers", "onnxscript", "onnx")
-        },
-    }
 
 
 if __name__ == "__main__":

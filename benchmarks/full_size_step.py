@@ -11,11 +11,7 @@ Weights, windows and latents are random, which changes neither time nor memory. 
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib.metadata
 import json
-import os
-import platform
 import resource
 import tempfile
 import time
@@ -25,6 +21,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
+from machine import machine
 from numpy.typing import NDArray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -93,16 +90,8 @@ def measure(recipe: Recipe) -> dict[str, Any]:
         "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 1),
         "losses": [round(loss, 4) for loss in losses],
         "gradient_norms": [round(norm, 4) for norm in norms],
-        "machine": {
-            "date": datetime.date.today().isoformat(),
-            "processor": platform.processor() or platform.machine(),
-            "cores": len(os.sched_getaffinity(0)),
-            "threads": torch.get_num_threads(),
-            "device": "cuda" if torch.cuda.is_available() else "cpu",
-            "load_at_end": round(os.getloadavg()[0], 1),
-            "torch": torch.__version__,
-            "deepspeed": importlib.metadata.version("deepspeed"),
-        },
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "machine": machine("torch", "deepspeed"),
     }
 
 

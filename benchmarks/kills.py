@@ -1,14 +1,16 @@
 """Runtime and scanner are killed (``kill -9``) at random moments of a run, and started again.
 
-    python benchmarks/kills.py --moments 50
+    python benchmarks/kills.py --moments 50 --out kills.json
 
-At each moment one of the two dies, drawn by the seed. In the end the run must be one take, closed, with every
-volume of it in the journal byte for byte as it was recorded, each in one state, and none missing.
+Each of the two dies at so many moments, five in a run, in an order drawn by the seed. In the end the run must
+be one take, closed, with every volume of it in the journal byte for byte as it was recorded, each in one
+state, and none missing; and a replay must make its frames again bit for bit.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import re
 import subprocess
@@ -16,7 +18,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+
+from machine import machine
 
 from nsd import Layout, Run
 from realtime import wire
@@ -28,6 +33,8 @@ RUN_ID = "killed"
 LAST_SHARE = 0.9
 """No kill after this share of a run: a scanner that is started again once it is closed begins another."""
 PATIENCE_S = 600.0
+PER_RUN = 5
+"""Kills in a run."""
 
 
 class Trial:
@@ -107,20 +114,17 @@ def _kill(process: subprocess.Popen[str]) -> None:
 
 
 def killed_run(
-    bundle: Path, nsd: Path, run: int, out: Path, *, moments: int, seed: int, speed: float
-) -> Counter[str]:
-    """Send a run and kill one of the two so many times; how often each of them died."""
-    rng = random.Random(seed)
+    bundle: Path, nsd: Path, run: int, out: Path, *, victims: Sequence[str], rng: random.Random, speed: float
+) -> int:
+    """Send a run, kill each victim in turn, check and replay the run; how many frames it has."""
     trial = Trial(bundle, nsd, run, out, speed)
-    deaths: Counter[str] = Counter()
     try:
         last = LAST_SHARE * trial.recorded.n_volumes
-        for n_held in sorted(rng.uniform(0, last) for _ in range(moments)):
+        moments = sorted(rng.uniform(0, last) for _ in victims)
+        for n_held, victim in zip(moments, victims, strict=True):
             while trial.n_held < n_held:
                 time.sleep(0.002)
             time.sleep(rng.uniform(0, 0.05))
-            victim = rng.choice(("runtime", "scanner"))
-            deaths[victim] += 1
             if victim == "runtime":
                 trial.kill_runtime()
             else:
@@ -129,7 +133,23 @@ def killed_run(
     finally:
         trial.close()
     check(trial)
-    return deaths
+    return replayed(trial, bundle)
+
+
+def replayed(trial: Trial, bundle: Path) -> int:
+    """Replay a run; how many frames are the recorded ones bit for bit.
+
+    :raises SystemExit: where not all of them are, or the account is another
+    """
+    out = trial.out.with_name(f"{trial.out.name}-again")
+    command = [sys.executable, "-m", "realtime", "replay", str(trial.out / RUN_ID)]
+    done = subprocess.run(
+        [*command, "--bundle", str(bundle), "--out", str(out)], capture_output=True, text=True
+    )
+    if done.returncode:
+        raise SystemExit(f"the replay is another: {done.stdout[-2000:]}{done.stderr}")
+    frames = json.loads((out / RUN_ID / "replay.json").read_text())["frames"]
+    return len(frames)
 
 
 def check(trial: Trial) -> None:
@@ -163,25 +183,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--moments", type=int, default=50, help="kills in all (default 50)")
-    parser.add_argument("--per-run", type=int, default=5, help="kills in a run (default 5)")
+    parser.add_argument("--moments", type=int, default=50, help="at which each of both dies (default 50)")
     parser.add_argument("--speed", type=float, default=20.0, help="as fast as the scan (default 20)")
     parser.add_argument("--seed", type=int, default=0, help="draws moments and victims (default 0)")
+    parser.add_argument("--out", type=Path, help="JSON file of the figures")
     options = parser.parse_args()
+    rng = random.Random(options.seed)
+    victims = ["runtime", "scanner"] * options.moments
+    rng.shuffle(victims)
     deaths: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory() as folder:
-        for number in range(-(-options.moments // options.per_run)):
-            moments = min(options.per_run, options.moments - number * options.per_run)
-            deaths += killed_run(
+    n_frames = 0
+    runs = [victims[first : first + PER_RUN] for first in range(0, len(victims), PER_RUN)]
+    for of_run in runs:
+        with tempfile.TemporaryDirectory() as folder:
+            n_frames += killed_run(
                 demo_data("bundle"),
                 demo_data("nsd"),
                 10,
-                Path(folder) / f"runs-{number}",
-                moments=moments,
-                seed=options.seed + number,
+                Path(folder) / "runs",
+                victims=of_run,
+                rng=rng,
                 speed=options.speed,
             )
-            print(f"{dict(deaths)}: nothing lost", flush=True)
+        deaths.update(of_run)
+        print(f"{dict(deaths)}: nothing lost, {n_frames} frames replayed bit for bit", flush=True)
+    if options.out:
+        figures = {"kills": dict(deaths), "runs": len(runs), "frames_replayed": n_frames}
+        options.out.write_text(json.dumps(figures | {"machine": machine()}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

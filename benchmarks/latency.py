@@ -12,10 +12,7 @@ percentile.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
-import platform
 import re
 import shutil
 import signal
@@ -27,6 +24,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from machine import machine
 
 from realtime import wire
 from realtime.bundle import Bundle, write_spec
@@ -132,16 +130,6 @@ def quantiles(values: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, float]
     """p50, p95, p99 and the largest."""
     levels = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
     return {name: round(float(np.quantile(values, q)), 2) for name, q in levels.items()}
-
-
-def machine() -> dict[str, Any]:
-    """What it was measured on."""
-    return {
-        "date": datetime.date.today().isoformat(),
-        "processor": platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "load_at_end": round(os.getloadavg()[0], 1),
-    }
 
 
 if __name__ == "__main__":

@@ -13,10 +13,7 @@ each in a process of its own, so that its peak memory is its own:
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
@@ -26,6 +23,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from machine import machine
 
 GRID, N_VOXELS, N_VOLUMES = (81, 104, 83), 15_724, 226
 HIGH_PASS_HZ, TR_S = 0.0078125, 4 / 3
@@ -140,11 +138,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make_run(Path(folder))
         results = {step: _in_process(step, folder) for step in STEPS}
-    results["machine"] = {
-        "date": datetime.date.today().isoformat(),
-        "processor": platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-    }
+    results["machine"] = machine("nilearn")
     text = json.dumps(results, indent=2)
     print(text)
     if options.out:

@@ -15,10 +15,8 @@ Each is a process of its own, so that its peak memory is its own. Nothing else s
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -29,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import machine
 
 from realtime.bundle import Preprocessing
 from realtime.preprocess import StreamingPreprocessor, cosine_basis
@@ -137,11 +136,7 @@ def main() -> None:
         for step in STEPS:
             results[step] = _on_one_core(step, folder)
     results["holds"] = verdicts(results)
-    results["machine"] = {
-        "date": datetime.date.today().isoformat(),
-        "processor": platform.processor() or platform.machine(),
-        "load_at_the_end": os.getloadavg()[0],
-    }
+    results["machine"] = machine("nilearn", "numpy")
     text = json.dumps(results, indent=2)
     print(text)
     if options.out:

@@ -29,6 +29,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import psutil
+from machine import machine
 
 from realtime import wire
 from realtime.bundle import Bundle, write_spec
@@ -144,6 +145,7 @@ def soak(hours: float, times: float) -> dict[str, Any]:
     after_an_hour = memory_mb[int(1 / run_hours) :]
     grown = max(after_an_hour) / after_an_hour[0] - 1 if after_an_hour else None
     return {
+        "machine": machine(),
         "hours": n_runs * run_hours,
         "times": times,
         "wall_s": time.monotonic() - begun_s,

@@ -15,7 +15,8 @@ from export.samplers import bundle_samplers
 from train.recipe import read_recipe
 from train.resample import resample
 
-BENCHMARKS = sorted((Path(__file__).parent.parent / "benchmarks").glob("*.py"))
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = sorted(path for path in FOLDER.glob("*.py") if path.stem != "machine")
 SAMPLERS = bundle_samplers(read_recipe().diffusion)
 
 
