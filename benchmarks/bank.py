@@ -5,8 +5,8 @@
 A bank is made of the shipped demo's bundle and six variants of it for other windows, whose brain modules and
 diffusion models all have other weights, so that nothing is shared but the VAE. `realtime serve` decodes the
 demo's run with it, sent by `python -m sim replay` at the scan's own pace. Told is, over the volumes of the
-run, the time from a volume's last byte to the last frame that belongs to it, as a share of the TR, and what
-was skipped.
+run, the time from a volume's last byte to the last frame that belongs to it, as a share of the TR, and why
+windows have no frame. It keeps up when 95 % of the volumes have their last frame within 0.7 TR.
 """
 
 from __future__ import annotations
@@ -55,7 +55,10 @@ def main() -> None:
         parts = [variant(general, root / f"from{offset}", offset) for offset in OFFSETS]
         bank = make_bank(general, parts, root / "bank").folder
         found = figures(scan(bank, root / "runs", options.engine, options.speed))
-    text = json.dumps(found | {"limit_tr": LIMIT_TR, "machine": machine()}, indent=2)
+    keeps_up = found["last_frame_of_a_volume_tr"]["p95"] < LIMIT_TR
+    text = json.dumps(
+        found | {"limit_of_p95_tr": LIMIT_TR, "keeps_up": keeps_up, "machine": machine()}, indent=2
+    )
     print(text)
     if options.out:
         options.out.write_text(text + "\n")
@@ -111,6 +114,7 @@ def figures(recorded: Recorded) -> dict[str, Any]:
         "volumes": len(recorded.rows),
         "decodes": dict(Counter(row.state for row in recorded.rows)),
         "specialised_decodes": dict(Counter(row.state for row in recorded.specialised)),
+        "without_a_frame": dict(Counter(row.reason for row in rows if row.frame is None)),
         "samplers": dict(Counter(row.sampler for row in rows if row.sampler)),
         "general_frame_tr": quantiles(np.array(general) / tr_ms),
         "last_frame_of_a_volume_tr": quantiles(np.array([*last.values()]) / tr_ms),

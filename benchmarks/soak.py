@@ -98,6 +98,9 @@ def served(bundle: Bundle, out: Path) -> Iterator[tuple[subprocess.Popen[str], s
         process.send_signal(signal.SIGINT)
         process.wait()
         process.stdout.close()
+    said = (out.parent / "serve.log").read_text()
+    if process.returncode or "Traceback" in said:
+        raise SystemExit(f"the runtime ended with {process.returncode} and said: {said[-4000:]}")
 
 
 def one_run(bundle: Bundle, address: str, out: Path, number: int) -> tuple[Counter[str], int]:

@@ -3,8 +3,9 @@
     realtime serve --publish tcp://127.0.0.1:5556 &
     python docs/subscriber.py tcp://127.0.0.1:5556
 
-Needs pyzmq, msgspec and numpy, and nothing of this project. From another machine, with keys from
-`realtime keys keys --subscriber screen`:
+It ends with the first run that ends. A bank sends a frame for each of its decoders, which `decoder` names;
+`shown_onset` says of which picture. Needs pyzmq, msgspec and numpy, and nothing of this project. On another
+machine, with keys from `realtime keys keys --subscriber screen`:
 
     python docs/subscriber.py tcp://192.0.2.7:5556 keys/screen
 
@@ -42,9 +43,10 @@ while True:
     elif topic == b"frame":
         image = np.frombuffer(picture, dtype=header["dtype"]).reshape(header["shape"])
         # Here `image` would go on screen, or into a network that scores it.
+        height_px, width_px, _ = image.shape
         print(
-            f"volume {header['volume']} ({header['status']}): {image.shape[1]} x {image.shape[0]} px, "
-            f"mean {image.mean():.1f}, {header['latency_ms']['total']:.0f} ms after its last byte",
+            f"volume {header['volume']} by {header['decoder']} ({header['status']}): {width_px} x {height_px} "
+            f"px, mean {image.mean():.1f}, {header['latency_ms']['total']:.0f} ms after its last byte",
             flush=True,
         )
     else:

@@ -60,7 +60,8 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--bundle",
         type=Path,
         metavar="DIR",
-        help="the subject's bundle (default: ./bundles/sub-NN, else the shipped demo bundle)",
+        help="the subject's bundle (default: ./bundles/sub-NN, of subject 1 without --subject; where there "
+        "is none, the shipped demo bundle, which is of subject 1)",
     )
     add_source_options(parser)
     add_keys_option(parser)

@@ -19,8 +19,9 @@ one on a CPU. Give it the bundle that is to be served, on the machine that is to
 """
 _BENCH = """\
 Measure whole decodes for every engine that can run here and every sampler of the bundle. A sampler whose
-95th percentile is below the TR keeps up with the scanner; `realtime serve` takes the best that does, by
-itself, and --sampler makes it keep to one. Nothing else should run meanwhile.
+95th percentile is below the TR keeps up with the scanner. `realtime serve` chooses anew at every volume: the
+best that is expected to leave a tenth of the TR free; --sampler makes it keep to one. Nothing else should run
+meanwhile.
 """
 
 
@@ -31,7 +32,11 @@ def add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     _add_bundle(parser)
     parser.add_argument(
-        "--out", type=Path, default=Path("runs"), metavar="DIR", help="where runs would be recorded"
+        "--out",
+        type=Path,
+        default=Path("runs"),
+        metavar="DIR",
+        help="where runs would be recorded: whose disk is looked at (default ./runs)",
     )
     parser.set_defaults(command=_doctor)
 

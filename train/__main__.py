@@ -20,7 +20,8 @@ given again to go on):
   python -m sim synthesize --out data/nsd --subject 1 --sessions 40 --seed 1
   python -m train base --nsd data/nsd --subject 1 --out checkpoints/base
   python -m train fit --nsd data/nsd --subject 1 --base checkpoints/base --out checkpoints/sub-01
-  python -m train evaluate --nsd data/nsd --checkpoint checkpoints/sub-01 --out results
+  python -m train evaluate --nsd data/nsd --checkpoint checkpoints/sub-01 --trials 320 --out results
+  python -m export bundle --checkpoint checkpoints/sub-01 --out bundles/sub-01
 """
 
 

@@ -12,14 +12,23 @@ from train.recipe import demo_base, read_recipe
 if TYPE_CHECKING:
     from train.order import Order
 
+_BASE = (
+    "folder of the base model, or its name on the hub (default: where the recipe says; demo and experiments "
+    "do not, so it must be given with them)"
+)
+
 
 def add_base(commands: Commands) -> None:
     """Add ``base``."""
     parser = commands.add_parser(
-        "base", help="train the demo's base model (VAE and image-conditioned UNet) once"
+        "base",
+        help="train the demo's base model (VAE and image-conditioned UNet) once",
+        description="Train the small latent diffusion model that stands for Versatile Diffusion in the "
+        "recipes demo and experiments, on pictures that the subject is never shown: 70 minutes for the demo "
+        "on two cores. The recipe paper takes a pretrained one.",
     )
-    nsd_options(parser)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the base model")
+    nsd_options(parser, "number of the subject whose pictures it must not see")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the base model")
     recipe_options(parser)
     parser.set_defaults(run=_base)
 
@@ -27,38 +36,57 @@ def add_base(commands: Commands) -> None:
 def add_prepare(commands: Commands) -> None:
     """Add ``prepare``."""
     parser = commands.add_parser(
-        "prepare", help="read, mask, detrend and z-score a subject's runs once, into a memory-mapped cache"
+        "prepare",
+        help="read, mask, detrend and z-score a subject's runs once, into a memory-mapped cache",
+        description="Read each run once, keep the region's voxels, detrend and z-score them as the recipe "
+        "says, and write a memory-mapped cache for `fit`, `ridge` and `evaluate`. Given again, it goes on.",
     )
     nsd_options(parser)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the caches: sub-01, …")
-    parser.add_argument("--workers", type=int, help="processes, each holding one run (default: the cores)")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder of the caches: sub-01, …"
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes, each holding one run (default: the cores)"
+    )
     recipe_options(parser)
     parser.set_defaults(run=_prepare)
 
 
 def add_fit(commands: Commands) -> None:
     """Add ``fit``."""
-    parser = commands.add_parser("fit", help="Dynadiff's single stage: brain module and LoRA, jointly")
-    parser.add_argument("--nsd", type=Path, required=True, help="root of NSD or of a synthetic subject")
+    parser = commands.add_parser(
+        "fit",
+        help="Dynadiff's single stage: brain module and LoRA, jointly",
+        description="Train the brain module and what the recipe tunes of the UNet together, in one stage. "
+        "Alone it is one process; `deepspeed --module train fit …` uses all GPUs of a machine. Given again, "
+        "it goes on from the last checkpoint with the losses it would have had.",
+    )
+    parser.add_argument(
+        "--nsd", type=Path, required=True, metavar="DIR", help="root of NSD or of a synthetic subject"
+    )
     parser.add_argument(
         "--subject",
         type=int,
         nargs="+",
         required=True,
+        metavar="N",
         help="subject numbers, from 1; several share one model",
     )
-    parser.add_argument("--sessions", type=int, help="train on the first so many sessions (default: all)")
+    parser.add_argument(
+        "--sessions", type=int, metavar="N", help="train on the first so many sessions (default: all)"
+    )
     parser.add_argument(
         "--from",
         dest="pretrained",
         type=Path,
+        metavar="DIR",
         help="checkpoint of other subjects to begin with; the layers that read voxels begin anew",
     )
+    parser.add_argument("--base", metavar="DIR", help=_BASE)
     parser.add_argument(
-        "--base", help="folder of the base model, or its name on the hub (default: the recipe's source)"
+        "--cache", type=Path, metavar="DIR", help="what `prepare` wrote (default: made in --out)"
     )
-    parser.add_argument("--cache", type=Path, help="what `prepare` wrote (default: made in --out)")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the checkpoint")
     recipe_options(parser)
     parser.set_defaults(run=_fit)
 
@@ -73,11 +101,11 @@ def add_ridge(commands: Commands) -> None:
         "on them, the base model starts. Its checkpoint is evaluated, exported and served like any other.",
     )
     nsd_options(parser)
+    parser.add_argument("--base", metavar="DIR", help=_BASE)
     parser.add_argument(
-        "--base", help="folder of the base model, or its name on the hub (default: the recipe's source)"
+        "--cache", type=Path, metavar="DIR", help="what `prepare` wrote (default: made in --out)"
     )
-    parser.add_argument("--cache", type=Path, help="what `prepare` wrote (default: made in --out)")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the checkpoint")
     recipe_options(parser)
     parser.set_defaults(run=_ridge)
 

@@ -13,10 +13,12 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """What a command adds its own parser to."""
 
 
-def nsd_options(parser: argparse.ArgumentParser) -> None:
+def nsd_options(parser: argparse.ArgumentParser, subject: str = "subject number, from 1") -> None:
     """Whose recordings: ``--nsd``, ``--subject``."""
-    parser.add_argument("--nsd", type=Path, required=True, help="root of NSD or of a synthetic subject")
-    parser.add_argument("--subject", type=int, required=True, help="subject number, from 1")
+    parser.add_argument(
+        "--nsd", type=Path, required=True, metavar="DIR", help="root of NSD or of a synthetic subject"
+    )
+    parser.add_argument("--subject", type=int, required=True, metavar="N", help=subject)
 
 
 def recipe_options(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +29,9 @@ def recipe_options(parser: argparse.ArgumentParser) -> None:
         default=Path("demo"),
         help="recipe file, or a shipped recipe by name: demo, paper, experiments (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=1, help="seed of weights, data order and noise")
+    parser.add_argument(
+        "--seed", type=int, default=1, help="seed of weights, data order and noise (default: %(default)s)"
+    )
 
 
 def source_of(recipe: Recipe) -> str:

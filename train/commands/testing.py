@@ -35,7 +35,8 @@ def add_evaluate(commands: Commands) -> None:
         "evaluate",
         help="decode held-out presentations and compare with what was shown, by the paper's metrics",
         description="Metrics whose networks are not there are reported as not computed, with the command "
-        "that fetches what they need.",
+        "that fetches what they need. mIoU is by another segmentation network than the paper's, and is not "
+        "comparable with its number.",
     )
     parser.add_argument("--nsd", type=Path, required=True, help="root of NSD or of a synthetic subject")
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder that `fit` or `ridge` wrote")
@@ -73,12 +74,22 @@ def add_experiment(commands: Commands) -> None:
     parser.add_argument("--base", required=True, help="folder that `base` wrote")
     parser.add_argument("--work", type=Path, required=True, help="folder that models and decodes are kept in")
     parser.add_argument(
-        "--out", type=Path, default=Path("docs/results"), help="of the page (default: %(default)s)"
+        "--out",
+        type=Path,
+        default=Path("results"),
+        metavar="DIR",
+        help="folder of NAME.html and NAME.json; those there are replaced (default: %(default)s)",
     )
     parser.add_argument(
-        "--recipe", type=Path, default=Path("experiments"), help="what is varied (default: %(default)s)"
+        "--recipe",
+        type=Path,
+        default=Path("experiments"),
+        metavar="RECIPE",
+        help="recipe that the experiment varies (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=1, help="seed of weights, data order and noise")
+    parser.add_argument(
+        "--seed", type=int, default=1, help="seed of weights, data order and noise (default: %(default)s)"
+    )
     parser.set_defaults(run=_experiment)
 
 
