@@ -45,8 +45,8 @@ while True:
         # Here `image` would go on screen, or into a network that scores it.
         height_px, width_px, _ = image.shape
         print(
-            f"volume {header['volume']} by {header['decoder']} ({header['status']}): {width_px} x {height_px} "
-            f"px, mean {image.mean():.1f}, {header['latency_ms']['total']:.0f} ms after its last byte",
+            f"volume {header['volume']} by {header['decoder']} ({header['status']}): "
+            f"{width_px} x {height_px} px, mean {image.mean():.1f}, {header['latency_ms']['total']:.0f} ms after its last byte",
             flush=True,
         )
     else:

@@ -360,8 +360,8 @@ def test_the_example_says_what_it_missed() -> None:
                 assert socket.poll(PATIENCE_MS), "it did not subscribe"
                 socket.recv()
             for sequence in (5, 6, 9, 0):
-                header = {"sequence": sequence, "volume": 0, "status": "trusted", "shape": [1, 1, 3]}
-                header |= {"dtype": "uint8", "latency_ms": {"total": 1.0}}
+                header = {"sequence": sequence, "volume": 0, "decoder": "general", "status": "trusted"}
+                header |= {"dtype": "uint8", "shape": [1, 1, 3], "latency_ms": {"total": 1.0}}
                 socket.send_multipart([b"frame", msgspec.msgpack.encode(header), bytes(3)])
             end = {"sequence": 2, "run_id": "run", "counts": {"decoded": 3}}
             socket.send_multipart([b"run_end", msgspec.msgpack.encode(end), b""])
