@@ -3,7 +3,7 @@
     realtime serve --publish tcp://127.0.0.1:5556 &
     python docs/subscriber.py tcp://127.0.0.1:5556
 
-It ends with the first run that ends. A bank sends a frame for each of its decoders, which `decoder` names;
+It ends with the first run of which it saw a frame. A bank sends a frame for each of its decoders, which `decoder` names;
 `shown_onset` says of which picture. Needs pyzmq, msgspec and numpy, and nothing of this project. On another
 machine, with keys from `realtime keys keys --subscriber screen`:
 
@@ -46,9 +46,11 @@ while True:
         height_px, width_px, _ = image.shape
         print(
             f"volume {header['volume']} by {header['decoder']} ({header['status']}): "
-            f"{width_px} x {height_px} px, mean {image.mean():.1f}, {header['latency_ms']['total']:.0f} ms after its last byte",
+            f"{width_px} x {height_px} px, mean {image.mean():.1f}, "
+            f"{header['latency_ms']['total']:.0f} ms after its last byte",
             flush=True,
         )
     else:
         print(f"{header['run_id']} has ended: {header['counts']['decoded']} trusted frames", flush=True)
-        break
+        if b"frame" in next_of:
+            break

@@ -341,7 +341,7 @@ def test_the_example_in_the_documentation_works(
     command = [sys.executable, str(SUBSCRIBER), publish_address(served), *keys]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as subscriber:
         number = 0
-        while subscriber.poll() is None:  # it ends with the first run whose end it hears
+        while subscriber.poll() is None:  # it ends with the first run of which it saw a frame
             number += 1
             scanner.send_run(make_scan(run_id=f"again-{number}"))
         assert subscriber.stdout
