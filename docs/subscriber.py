@@ -3,8 +3,8 @@
     realtime serve --publish tcp://127.0.0.1:5556 &
     python docs/subscriber.py tcp://127.0.0.1:5556
 
-It ends with the first run of which it saw a frame. A bank sends a frame for each of its decoders, which `decoder` names;
-`shown_onset` says of which picture. Needs pyzmq, msgspec and numpy, and nothing of this project. On another
+It ends with the first run of which it saw a frame. A bank sends a frame for each of its decoders: `decoder`
+names it, `shown_onset` the picture. Needs pyzmq, msgspec and numpy, and nothing of this project. On another
 machine, with keys from `realtime keys keys --subscriber screen`:
 
     python docs/subscriber.py tcp://192.0.2.7:5556 keys/screen
