@@ -42,6 +42,7 @@ REFERENCE = "torch"
 N_RANDOM, N_HELD_OUT = 4, 100
 _COMPARED_PX = 64
 _TAKES_TWICE = "openvino"
+_EVERYWHERE = LINE[-1]
 """Compiles the UNet, with weights of its own, once for each number of conditions: too much of a large one."""
 
 _log = logging.getLogger(__name__)
@@ -116,7 +117,10 @@ class Decodes:
         self._add(way, f"torch {torch.__version__}, diffusers' scheduler", np.concatenate(by_sampler))
 
     def by_engine(self, way: str, bundle: Bundle, name: str) -> None:
-        """Decode by the runtime; an engine that cannot run here is noted with the reason."""
+        """Decode by the runtime; an engine that cannot run here is noted with the reason.
+
+        :raises ExportError: when it is the one that can run everywhere
+        """
         _log.info("%-15s decoding …", way)
         measured = msgspec.structs.replace(bundle.spec, samplers=self.samplers)  # no other is warmed up
         try:
@@ -128,6 +132,10 @@ class Decodes:
                 for window in self.seen.windows
             ]
         except EngineError as error:
+            if name == _EVERYWHERE:
+                raise ExportError(
+                    f"{way}: expected that it decodes here: {error}; no bundle was written"
+                ) from error
             self.rows.append(DecodeParity(way=way, reason=str(error)))
             return
         description = engine.description

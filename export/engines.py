@@ -34,13 +34,16 @@ def build_engines(
     :param optimization_level: 0 to 5, as TensorRT has it; its own default without one
     :param timing_cache: file of measured kernels, read where it exists, and written: a second build is faster
     :returns: the folder of the engines
-    :raises ExportError: when TensorRT does not take a graph, or computes in other types or too far off
+    :raises ExportError: when TensorRT does not take a graph, or computes in other types or too far off, and
+        when the timing cache cannot be written
     :raises RealtimeError: of the bundle, and where no CUDA device answers
     """
     bundle, device = Bundle.open(folder), first_device()
     version = str(plan.trt.__version__)
     for graph in bundle.spec.graphs:
         _check_graph(bundle, graph)
+    if timing_cache:
+        _make_writable(timing_cache)
     out = plans_folder(folder, version, device.sm)
     with staging(out, check_engines_replaceable) as staged:
         found = {
@@ -71,6 +74,17 @@ def build_engines(
         )
         _write(staged / RECORD_FILE, msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
     return out
+
+
+def _make_writable(timing_cache: Path) -> None:
+    """See that it can be written, before the minutes that fill it."""
+    try:
+        timing_cache.parent.mkdir(parents=True, exist_ok=True)
+        timing_cache.open("ab").close()
+    except OSError as error:
+        raise ExportError(
+            f"expected a file that can be written for --timing-cache, got {timing_cache}: {error.strerror}"
+        ) from error
 
 
 def _check_graph(bundle: Bundle, graph: str) -> None:

@@ -55,7 +55,7 @@ def build(
     """The engine of a graph, serialized, for the GPU of this machine.
 
     :param optimization_level: 0 to 5, as TensorRT has it; its own default without one
-    :param timing_cache: file of measured kernels, read where it exists, and written
+    :param timing_cache: file of measured kernels, read where there is something in it, and written
     :raises ExportError: when TensorRT does not take it, or builds none
     """
     builder, network, parser = parse(path)
@@ -63,7 +63,7 @@ def build(
     with _explained(path, "builds"):
         config = CreateConfig(
             profiles=profiles(network),
-            load_timing_cache=cache if timing_cache and timing_cache.exists() else None,
+            load_timing_cache=cache if timing_cache and _holds_something(timing_cache) else None,
             builder_optimization_level=optimization_level,
             profiling_verbosity=trt.ProfilingVerbosity.DETAILED,
         )
@@ -72,11 +72,25 @@ def build(
 
 
 def inspect(path: Path, plan: memoryview) -> str:
-    """What TensorRT's inspector says of an engine's layers, as JSON."""
+    """What TensorRT's inspector says of an engine's layers, as JSON.
+
+    Of layers whose shapes depend on an input's it knows types only in a context that has that input's.
+    """
     with _explained(path, "loads"):
         engine = EngineFromBytes(plan)()
-        found: str = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+        context = engine.create_execution_context()
+        for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
+            shape = tuple(engine.get_tensor_shape(name))
+            if -1 in shape and engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
+                context.set_input_shape(name, tuple(FREE[1] if size == -1 else size for size in shape))
+        inspector = engine.create_engine_inspector()
+        inspector.execution_context = context
+        found: str = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
     return found
+
+
+def _holds_something(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
 
 
 @contextmanager

@@ -28,6 +28,8 @@ _SUMS = {
 }
 """TensorRT keeps their sums in float32, and may do so in layers of their own."""
 _MOVES = {"Constant", "NoOp", "Reformat"}
+_COMPILERS_MOVE = re.compile(r"__myl_(?:Cast|Conc|Copy|Move|Repl|Resh|Slic|Tran)+_")
+"""Names of moves that TensorRT's compiler adds of its own and that name no layer of the graph."""
 _MOST_NAMED = 20
 _SOURCE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 _NAMES = {"Float": "float32", "FP32": "float32", "Half": "float16", "FP16": "float16"}
@@ -35,9 +37,20 @@ _NAME = re.compile(r"\b(Float|FP32|Half|FP16)\b")
 
 
 class _Tensor(msgspec.Struct):
-    """A tensor between layers; its type stands alone (``Half``) or in a phrase (``... FP16 format``)."""
+    """A tensor between layers; its type stands alone (``Half``) or in a phrase (``... FP16 format``).
 
-    type_: str = msgspec.field(name="Format/Datatype", default="")
+    Releases before 11 have both in one field, later ones in two.
+    """
+
+    either: str = msgspec.field(name="Format/Datatype", default="")
+    type_: str = msgspec.field(name="DataType", default="")
+    datatype: str = msgspec.field(name="Datatype", default="")
+    format: str = msgspec.field(name="Format", default="")
+
+    @property
+    def said(self) -> str:
+        """What tells the type."""
+        return self.type_ or self.datatype or self.either or self.format
 
 
 class _Layer(msgspec.Struct):
@@ -52,7 +65,7 @@ class _Layer(msgspec.Struct):
     @property
     def types(self) -> set[str]:
         """Floating-point types of all that it reads and writes."""
-        found = (_NAME.search(tensor.type_) for tensor in (*self.inputs, *self.outputs))
+        found = (_NAME.search(tensor.said) for tensor in (*self.inputs, *self.outputs))
         return {_NAMES[match[1]] for match in found if match}
 
 
@@ -92,23 +105,28 @@ def check_precisions(plan: Path, inspected: str, nodes: list[Node], precision: s
     :param inspected: JSON of TensorRT's engine inspector
     :param nodes: of the ONNX graph
     :param precision: what the bundle says the graph computes in
-    :raises ExportError: naming the layers that compute in float32 for no reason
+    :raises ExportError: naming the layers that compute in float32 for no reason, or when no layer is said to
+        compute in what the graph does
     """
     try:
         layers = msgspec.json.decode(inspected, type=_Engine).layers
     except msgspec.MsgspecError as error:
         raise ExportError(f"{plan}: expected the inspector's list of layers in detail: {error}") from error
     counts = Counter(_main_type(layer) for layer in layers)
-    if precision != "float16":
-        return Precisions(layers=dict(sorted(counts.items())), float32=())
     by_name = {node.name: node for node in nodes}
-    touching = [layer for layer in layers if "float32" in layer.types]
+    touching = [layer for layer in layers if precision == "float16" and "float32" in layer.types]
     wrong = [layer.name for layer in touching if not _is_expected(layer, by_name)]
     if wrong:
         raise ExportError(
             f"{plan.name}: expected float16, as the graph says, found float32 in {len(wrong)} of "
             f"{len(layers)} layers: {_some(wrong)}; no engine was written. Build with another release of "
             "TensorRT or at another --optimization-level"
+        )
+    if not counts[precision]:
+        raise ExportError(
+            f"{plan.name}: expected layers that compute in {precision}, as the graph does, found none among "
+            f"{len(layers)}; no engine was written. If this release of TensorRT describes its layers in "
+            "another way than those before, this check has to learn it first"
         )
     return Precisions(layers=dict(sorted(counts.items())), float32=tuple(layer.name for layer in touching))
 
@@ -126,7 +144,7 @@ def _is_expected(layer: _Layer, nodes: dict[str, Node]) -> bool:
     has_reason = any("float" in node.data or node.operator in _SUMS for node in sources)
     if any(node.operator in _PRODUCTS for node in sources):
         return has_reason and "float16" in layer.types  # a product with a cast or a sum fused to it
-    return has_reason or layer.kind in _MOVES
+    return has_reason or layer.kind in _MOVES or bool(not sources and _COMPILERS_MOVE.match(layer.name))
 
 
 def _some(names: list[str]) -> str:

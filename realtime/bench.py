@@ -61,10 +61,16 @@ def bench(
         if not engines and not (candidate := probe(bundle, name)).available:
             passed_over[name] = candidate.reason
             continue
-        engine = open_engine(bundle, name)
+        try:
+            engine = open_engine(bundle, name)
+            tell(f"{name}: {engine.description}")
+            timings += _time(bundle, name, engine, samplers, n)
+        except EngineError as error:
+            if engines:
+                raise
+            passed_over[name] = str(error)
+            continue
         descriptions[name] = engine.description
-        tell(f"{name}: {engine.description}")
-        timings += _time(bundle, name, engine, samplers, n)
     if not timings:
         raise EngineError("expected an engine that runs this bundle here, found none: see `realtime doctor`")
     return Bench(

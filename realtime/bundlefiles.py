@@ -26,6 +26,8 @@ MODEL_SUFFIXES = (".onnx", ".data", ".plan", ".engine", ".npz", ".npy")
 """Of files that hold graphs or numbers; ``.data`` are the weights of a big graph, which its engine opens."""
 
 _HEADER_BYTES = 348
+_MAX_OFFSET_BYTES = 2**20
+"""Of a region's voxels in its file: between header and voxels stand extensions, or nothing."""
 _NIBABEL_FAILURES = (
     EOFError,
     HeaderDataError,
@@ -119,6 +121,8 @@ def _mask_bytes(content: bytes) -> int:
         raise ValueError(f"found shape {shape}")
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise ValueError(f"found voxels of {dtype}")
+    if not 0 <= offset <= _MAX_OFFSET_BYTES:
+        raise ValueError(f"found voxels at byte {offset}")
     return offset + math.prod(map(int, shape)) * int(dtype.itemsize)
 
 

@@ -67,8 +67,11 @@ class Pipeline:
         decoder: Decoder,
         on_closed: Callable[[Path], None],
         specialised: Mapping[str, Decoder] | None = None,
+        worker: ThreadPoolExecutor | None = None,
     ) -> None:
-        """``on_closed`` is told the folder of every run that ends; ``specialised`` are a bank's, by name."""
+        """``on_closed`` is told the folder of every run that ends; ``specialised`` are a bank's, by name;
+        ``worker`` is the one thread on which the decoders were made, where that matters to their engine.
+        """
         self._settings = settings
         self._engine = EngineUsed(name=settings.engine_name, description=settings.engine)
         self._source = source
@@ -85,7 +88,7 @@ class Pipeline:
         self._heard_s = _NEVER
         self._wake = asyncio.Event()
         self._drained = asyncio.Event()
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="decode")
+        self._worker = worker or ThreadPoolExecutor(1, thread_name_prefix="decode")
         self.broadcast = Broadcast(self._status(f"waiting for the scanner; decoding on {settings.engine}"))
 
     async def run(self) -> None:

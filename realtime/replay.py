@@ -25,7 +25,7 @@ from realtime.bundle import Bundle, Sampler
 from realtime.carried import PRIOR_FILE, read_statistics
 from realtime.deadline import InTurn
 from realtime.decode import Decoder
-from realtime.engines import take_engine
+from realtime.engines import Engine, put_to_use
 from realtime.errors import BundleError, RecordError
 from realtime.events import Frame
 from realtime.faces import FaceBlur
@@ -97,15 +97,19 @@ def replay(options: Options, tell: Callable[[str], None]) -> Compared:
     recorded = read_recorded(options.run)
     bundle = _bundle(options.bundle, recorded.info)
     bundle.check_run(recorded.info.start)
-    name, engine = take_engine(bundle, options.engine or recorded.info.engine.name or "auto")
+    faces = "shown" if options.show_faces else recorded.info.faces
+    blur = FaceBlur() if faces == "blurred" else None
+    seed = recorded.info.seed
+
+    def make(engine: Engine) -> list[Decoder]:
+        return [Decoder(bundle, engine, seed, each.name, blur) for each in bundle.spec.decoders]
+
+    wanted = options.engine or recorded.info.engine.name or "auto"
+    name, engine, decoders = put_to_use(bundle, wanted, make)
     used = EngineUsed(name=name, description=engine.description)
     changed = _changed(options, recorded.info, bundle, used)
     for line in changed:
         tell(line)
-    faces = "shown" if options.show_faces else recorded.info.faces
-    blur = FaceBlur() if faces == "blurred" else None
-    seed = recorded.info.seed
-    decoders = [Decoder(bundle, engine, seed, each.name, blur=blur) for each in bundle.spec.decoders]
     again = _Again(recorded, bundle, decoders, options.sampler)
     info, prior = _run_file(recorded, bundle, used, faces), _prior(recorded, bundle)
     folder = RunFolder.create(options.out.absolute(), info, prior)

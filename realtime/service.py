@@ -9,6 +9,7 @@ import signal
 import sys
 import webbrowser
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 from realtime.bundle import SPEC_FILE, Bundle
 from realtime.curve import ServerKeys, load_server_keys
 from realtime.decode import Decoder
-from realtime.engines import take_engine
+from realtime.engines import Engine, put_to_use
 from realtime.errors import ServeError
 from realtime.faces import FaceBlur
 from realtime.metrics import Metrics
@@ -81,7 +82,15 @@ class Service:
             options.source, options.told, self.bundle.spec, keys=keys, unfinished=unfinished
         )
         sampler = self.bundle.sampler(options.sampler) if options.sampler else None
-        engine_name, engine = take_engine(self.bundle, options.engine)
+        blur = None if options.show_faces else FaceBlur()
+
+        def decoders(engine: Engine) -> list[Decoder]:
+            return [Decoder(self.bundle, engine, SEED, each.name, blur) for each in self.bundle.spec.decoders]
+
+        worker = ThreadPoolExecutor(1, thread_name_prefix="decode")
+        engine_name, engine, (general, *specialised) = worker.submit(
+            put_to_use, self.bundle, options.engine, decoders
+        ).result()
         self.engine_description = engine.description
         self.closed: asyncio.Queue[Path] = asyncio.Queue()
         """The folders of runs that have ended."""
@@ -96,12 +105,8 @@ class Service:
             carry=options.carry,
             out=options.out.absolute(),
         )
-        blur = None if options.show_faces else FaceBlur()
-        general, *specialised = (
-            Decoder(self.bundle, engine, SEED, each.name, blur=blur) for each in self.bundle.spec.decoders
-        )
         bank = {decoder.spec.name: decoder for decoder in specialised}
-        self.pipeline = Pipeline(settings, self._source, general, self.closed.put_nowait, bank)
+        self.pipeline = Pipeline(settings, self._source, general, self.closed.put_nowait, bank, worker)
         self.publisher = None
         if options.publish:
             self.publisher = Publisher(options.publish, self.bundle.decoder().name, keys)

@@ -13,15 +13,16 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 from numpy.typing import NDArray
 
 from realtime.bundle import Bundle, Spec, Tensor
 from realtime.errors import EngineError
 
+T = TypeVar("T")
 Handle = object
 """A tensor where its engine keeps it; means nothing outside that engine."""
 
@@ -47,7 +48,9 @@ _log = logging.getLogger(__name__)
 
 
 class Engine(Protocol):
-    """Runs the graphs of the bundle it was opened with. One thread at a time."""
+    """Runs the graphs of the bundle it was opened with, on the thread that opened it: ONNX Runtime keeps what
+    it records of CUDA's by thread.
+    """
 
     description: str
     """What runs, on what, for people: ``ONNX Runtime 1.31.1, CPU, 2 threads``."""
@@ -143,23 +146,35 @@ def open_engine(bundle: Bundle, name: str = "auto", threads: int | None = None) 
 
 def take_engine(bundle: Bundle, name: str = "auto", threads: int | None = None) -> tuple[str, Engine]:
     """As :func:`open_engine`; also says which of ``ENGINES`` it is."""
+    return put_to_use(bundle, name, lambda engine: None, threads)[:2]
+
+
+def put_to_use(
+    bundle: Bundle, name: str, use: Callable[[Engine], T], threads: int | None = None
+) -> tuple[str, Engine, T]:
+    """Load a bundle's graphs and do with them what they are wanted for; also returns what came of it.
+
+    :param name: as for :func:`open_engine`; with ``auto``, an engine that loads and then fails in use is
+        passed over like one that does not load
+    :raises EngineError: as :func:`open_engine`, and when the use fails
+    """
     if name not in ENGINES:
         raise EngineError(f"expected an engine of {', '.join(ENGINES)}, got {name!r}")
-    return _open_first(bundle, threads) if name == "auto" else (name, _open(bundle, name, threads))
-
-
-def _open_first(bundle: Bundle, threads: int | None) -> tuple[str, Engine]:
+    if name != "auto":
+        engine = _open(bundle, name, threads)
+        return name, engine, use(engine)
     passed_over: list[str] = []
     for name in LINE:
         try:
             engine = _open(bundle, name, threads)
+            used = use(engine)
         except EngineError as error:
             _log.info("engine %s is passed over: %s", name, error)
             passed_over.append(f"{name}: {error}")
             continue
         if passed_over:
             engine.description += f" (passed over: {'; '.join(passed_over)})"
-        return name, engine
+        return name, engine, used
     raise EngineError(f"expected an engine that runs this bundle here, found none: {'; '.join(passed_over)}")
 
 

@@ -5,8 +5,9 @@
         brain.plan denoise.plan vae.plan
 
 A plan runs on the version of TensorRT and the architecture it was built for and nothing else, hence the
-folder's name. ``engines.json`` holds the SHA-256 of every plan and of the ONNX files that it was built from,
-which must be those of ``bundle.json``: that links a plan to the checkpoint.
+folder's name; and on the model of GPU it was built on, for TensorRT promises nothing for others.
+``engines.json`` holds the SHA-256 of every plan and of the ONNX files that it was built from, which must be
+those of ``bundle.json``: that links a plan to the checkpoint.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Record(_Part, frozen=True, kw_only=True):
     tensorrt: Version
     sm: Architecture
     gpu: str
-    """For people: what they were built on."""
+    """The model they were built on."""
     notes: dict[str, str]
     """Versions and settings that had a part in it."""
     plans: dict[str, Plan]
@@ -74,8 +75,8 @@ def graph_files(spec: Spec, graph: str) -> dict[str, str]:
     return {name: spec.files[name] for name in (file, f"{file}.data") if name in spec.files}
 
 
-def find_plans(bundle: Bundle, tensorrt: str, sm: str) -> Record:
-    """The record of a bundle's plans for a version and an architecture; reads no plan.
+def find_plans(bundle: Bundle, tensorrt: str, sm: str, gpu: str) -> Record:
+    """The record of a bundle's plans for a version, an architecture and a model of GPU; reads no plan.
 
     :raises EngineError: when there are none or they do not fit, saying what to rebuild
     """
@@ -90,6 +91,11 @@ def find_plans(bundle: Bundle, tensorrt: str, sm: str) -> Record:
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise EngineError(f"{folder / RECORD_FILE}: expected a record of engines: {error}; {todo}") from error
     _check_fit(bundle, folder, record, tensorrt, sm)
+    if record.gpu != gpu:
+        raise EngineError(
+            f"{folder}: expected engines built on {gpu}, found ones built on {record.gpu}: TensorRT promises "
+            f"nothing for another model of the same architecture; {todo}"
+        )
     return record
 
 

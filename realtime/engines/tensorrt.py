@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from realtime.bundle import Bundle
 from realtime.engines import Candidate, Engine, Handle, Steps, signature
 from realtime.engines.cuda import DeviceArray, Stream, first_device
-from realtime.engines.plans import check_plans, find_plans, rebuild
+from realtime.engines.plans import Record, check_plans, find_plans, rebuild
 from realtime.errors import EngineError
 
 MOST_CONDITIONS = 2
@@ -41,7 +41,7 @@ def probe(bundle: Bundle, name: str) -> Candidate:
     """As :func:`realtime.engines.probe`."""
     versions = {"tensorrt": str(trt.__version__)}
     try:
-        find_plans(bundle, trt.__version__, first_device().sm)
+        _record(bundle)
     except EngineError as error:
         return Candidate(name=name, reason=str(error), versions=versions)
     return Candidate(name=name, versions=versions)
@@ -49,8 +49,14 @@ def probe(bundle: Bundle, name: str) -> Candidate:
 
 def open_engine(bundle: Bundle, name: str, threads: int | None) -> Engine:
     """As :func:`realtime.engines.open_engine`; threads of the CPU have no part in it."""
-    record = find_plans(bundle, trt.__version__, first_device().sm)
+    record = _record(bundle)
     return TensorRtEngine(bundle, check_plans(bundle, record))
+
+
+def _record(bundle: Bundle) -> Record:
+    """The record of the plans for this machine. :raises EngineError: when there are none that fit it"""
+    device = first_device()
+    return find_plans(bundle, trt.__version__, device.sm, device.name)
 
 
 class TensorRtEngine:

@@ -9,8 +9,9 @@
     one beyond the plan                                 nothing: the scanner is told no
 
 Every run has the id of the plan, with that of its series where the scanner has series. A run that comes again
-is recorded as its next take, and one that a restart of the runtime left open goes on. An end for which the
-pipeline's disk has no room is made again every TR until there is; what the scanner sends meanwhile waits.
+is recorded as its next take, and one that a restart of the runtime left open goes on. A start, a volume or an
+end for which the pipeline's disk has no room is made again every TR until there is; the volume is answered
+then, and what the scanner sends meanwhile waits.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ QUIET_TR = 5
 """A run whose last volume has come waits this many TR for those that are missing."""
 TROUBLE = "runtime"
 """Code with which the pipeline refuses what it would take another time: its disk is full, say."""
+_OUT_OF_ORDER = 2
+"""A run's volume 0 may come after this one of it, and is still its own."""
 _NOTHING = memoryview(b"")
 
 _log = logging.getLogger(__name__)
@@ -131,6 +134,9 @@ class Announced:
                     yield Received(
                         message=start, payload=_NOTHING, received_s=news.received_s, reply=reply.take
                     )
+                    if reply.is_trouble:
+                        await asyncio.sleep(start.tr_s)  # asking at once would leave nobody else a turn
+                        continue
                     if reply.is_of_another_plan:
                         async for end in _ends(start, "aborted"):
                             yield end
@@ -140,7 +146,10 @@ class Announced:
                         async for end in self._end(run):
                             yield end
                         run = None
-                yield run.volume(news)
+                yield run.volume(news, reply := _Reply())
+                while reply.is_trouble:
+                    await asyncio.sleep(start.tr_s)
+                    yield run.volume(news, reply := _Reply())
             except _RefusedError as error:
                 if isinstance(news, Scan):
                     await news.answer(error.refused)
@@ -203,17 +212,24 @@ class _Run:
 
     def was_left_open_before(self, scan: Scan) -> bool:
         """Whether the pipeline has this run from before a restart, and the scanner begins another."""
-        return not self.series and scan.index == 0 and 0 in self._came
+        return not self.series and scan.index == 0 and bool(self._came)
 
     def is_followed_by(self, scan: Scan) -> bool:
         """Whether a volume belongs to another run. One that is sent again has the same voxels."""
         if scan.series != self.series:
             return True
-        is_first_again = scan.index == 0 and self._first_crc is not None
-        return not scan.series and is_first_again and zlib.crc32(scan.payload) != self._first_crc
+        if scan.series or scan.index:
+            return False
+        if self._first_crc is None:  # the run goes on after a restart, or was joined after its volume 0
+            return 0 in self._came or max(self._came, default=0) > _OUT_OF_ORDER
+        return zlib.crc32(scan.payload) != self._first_crc
 
-    def volume(self, scan: Scan) -> Received:
-        """:raises _RefusedError: where it does not look like the run's first."""
+    def volume(self, scan: Scan, said: _Reply) -> Received:
+        """A volume of the run; the scanner hears what is said to it, but for trouble, after which it comes
+        again.
+
+        :raises _RefusedError: where it does not look like the run's first.
+        """
         if (scan.shape, scan.dtype) != (self._start.shape, self._start.dtype):
             raise _refused(
                 scan,
@@ -226,9 +242,10 @@ class _Run:
         self._heard_s = scan.received_s
 
         async def reply(message: wire.ToScanner) -> None:
+            await said.take(message)
             if isinstance(message, wire.Ack):
                 self._came.add(scan.index)
-            if isinstance(message, wire.Ack | wire.Refused):
+            if isinstance(message, wire.Ack | wire.Refused) and not said.is_trouble:
                 await scan.answer(message)
 
         acquired_s = (scan.index + 1) * self._start.tr_s
@@ -252,7 +269,7 @@ class _Run:
 
 
 class _Reply:
-    """What the pipeline said to a message that the scanner did not send."""
+    """What the pipeline said to a message."""
 
     def __init__(self) -> None:
         self.message: wire.ToScanner | None = None
@@ -270,6 +287,11 @@ class _Reply:
         raise _RefusedError(wire.Refused(run_id="", code=TROUBLE, message="the run was not answered"))
 
     @property
+    def is_trouble(self) -> bool:
+        """Whether the pipeline would take the message another time."""
+        return isinstance(self.message, wire.Refused) and self.message.code == TROUBLE
+
+    @property
     def is_of_another_plan(self) -> bool:
         """Whether the pipeline has a run of this id that began otherwise: one left open before a restart."""
         return isinstance(self.message, wire.Refused) and self.message.code == "run-start"
@@ -283,8 +305,8 @@ async def _ends(start: wire.RunStart, reason: Literal["complete", "aborted"]) ->
         yield Received(message=message, payload=_NOTHING, received_s=time.perf_counter(), reply=reply.take)
         if not isinstance(reply.message, wire.Refused):
             return
-        await asyncio.sleep(start.tr_s)  # asking again at once would leave nobody else a turn
-        if reply.message.code != TROUBLE:
+        await asyncio.sleep(start.tr_s)
+        if not reply.is_trouble:
             return
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 import warnings
 import zlib
 from typing import Any
@@ -48,7 +49,7 @@ def read(data: bytes) -> VolumeFile | SliceFile:
         return _read(data)
     except WireError:
         raise
-    except EOFError as error:
+    except (EOFError, struct.error) as error:  # the file ends within an element
         raise NotWholeError(f"expected a whole DICOM file: {error}") from error
     except Exception as error:  # whatever pydicom and nibabel make of a damaged file
         raise WireError("file", f"no DICOM volume that can be read: {error}") from error
@@ -57,6 +58,8 @@ def read(data: bytes) -> VolumeFile | SliceFile:
 def _read(data: bytes) -> VolumeFile | SliceFile:
     _check_syntax(data)
     dataset = pydicom.dcmread(io.BytesIO(data))
+    if not {"SOPInstanceUID", "PixelData"} & set(dataset.dir()):  # the former follows the class
+        raise NotWholeError("expected what kind of image it is, found the end of the file")
     if dataset.get("SOPClassUID") not in _IMAGES:
         raise WireError("file", f"expected an MR image, got {dataset.get('SOPClassUID', 'none')}")
     _check_pixels(dataset)

@@ -1,11 +1,13 @@
 """The files that come into a folder: which are new and whole, and what they hold.
 
 Only regular files directly in the folder are opened, by name within it, never through a link. A file is read
-once it looked the same twice; what is not whole then is read again until it is, or is given up.
+once it looked the same twice; what is not whole then is read again until it is, or is given up. One that is
+written anew under its old name is another file.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import stat
@@ -22,6 +24,8 @@ SETTLE_S = 0.05
 """A file that is the same after this time is read."""
 AGAIN_S = 0.25
 """One that is not whole then is read again after this time."""
+_Looks = tuple[int, int]
+"""A file's size in bytes and the time of its last change in ns."""
 _OPEN = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 _log = logging.getLogger(__name__)
@@ -31,8 +35,7 @@ _log = logging.getLogger(__name__)
 class _Waiting:
     """A file that has not been taken yet, as it looked last."""
 
-    looks: tuple[int, int]
-    """Size in bytes and time of the last change in ns."""
+    looks: _Looks
     since_s: float
     """Since when it looks so."""
     read_s: float | None = None
@@ -53,6 +56,8 @@ class Found:
     holds: VolumeFile | SliceFile
     whole_s: float
     """When it was first seen as it was read."""
+    was_there_before: bool
+    """Whether it was there, as it is now, before the folder was watched."""
 
 
 class Files:
@@ -65,13 +70,18 @@ class Files:
     def __init__(self, folder: Path, patience_s: float) -> None:
         try:
             self.folder = folder.resolve(strict=True)
-            names = set(os.listdir(self.folder))
+            with os.scandir(self.folder) as entries:
+                there = list(entries)
         except OSError as error:
             raise ServeError(f"expected a folder to watch, got {folder}: {error.strerror}") from error
-        self.there_before = frozenset(names)
+        self._before: dict[str, _Looks] = {}
+        for entry in there:
+            with contextlib.suppress(OSError):  # it has gone since it was listed
+                self._before[entry.name] = _looks(entry)
         self._patience_s = patience_s
         self._waiting: dict[str, _Waiting] = {}
-        self._done: set[str] = set()
+        self._done: dict[str, _Looks] = {}
+        """How those looked that were told or passed over."""
         self._foreign: set[str] = set()
         self._is_away = False
 
@@ -80,9 +90,14 @@ class Files:
         """Whether a file is there that was not read yet."""
         return any(waiting.read_s is None for waiting in self._waiting.values())
 
-    def pass_over(self, names: frozenset[str]) -> None:
-        """Never look at these files."""
-        self._done |= names
+    @property
+    def n_before(self) -> int:
+        """How many files were there before."""
+        return len(self._before)
+
+    def pass_over_those_before(self) -> None:
+        """Never tell the files that were there before, as they are."""
+        self._done |= self._before
 
     def look(self, now_s: float) -> Iterator[Found]:
         """Files that are now whole; the others wait for the next look."""
@@ -92,24 +107,23 @@ class Files:
                 self._waiting[name] = _Waiting(looks=looks, since_s=now_s)
             elif waiting.is_due(now_s):
                 waiting.read_s = now_s
-                holds = self._read(name, gives_up=now_s - waiting.since_s >= self._patience_s)
+                holds = self._read(name, looks, gives_up=now_s - waiting.since_s >= self._patience_s)
                 if holds:
-                    yield Found(name=name, holds=holds, whole_s=waiting.since_s)
+                    was_there = self._before.get(name) == looks
+                    yield Found(name=name, holds=holds, whole_s=waiting.since_s, was_there_before=was_there)
 
     def again(self, name: str) -> None:
         """Tell a file at the next look once more."""
-        self._done.discard(name)
+        self._done.pop(name, None)
 
-    def _new(self) -> list[tuple[str, tuple[int, int]]]:
+    def _new(self) -> list[tuple[str, _Looks]]:
         """Regular files that are not done, and how they look; in the order in which they were written."""
         found = []
         for entry in self._entries():
-            if entry.name in self._done:
-                continue
             try:
-                if self._is_file(entry):
-                    seen = entry.stat(follow_symlinks=False)
-                    found.append((entry.name, (seen.st_size, seen.st_mtime_ns)))
+                looks = _looks(entry)
+                if self._done.get(entry.name) != looks and self._is_file(entry, looks):
+                    found.append((entry.name, looks))
             except OSError:
                 continue  # it was renamed or deleted since it was listed
         names = {name for name, _ in found}
@@ -128,30 +142,34 @@ class Files:
         self._is_away = False
         return listed
 
-    def _is_file(self, entry: os.DirEntry[str]) -> bool:
+    def _is_file(self, entry: os.DirEntry[str], looks: _Looks) -> bool:
         if entry.is_symlink():
-            self._pass(entry.name, "a link; only files in the folder itself are read")
+            self._pass(entry.name, looks, "a link; only files in the folder itself are read")
         elif entry.name.startswith(".") or not entry.is_file(follow_symlinks=False):
-            self._done.add(entry.name)
+            self._done[entry.name] = looks
         else:
             return True
         return False
 
-    def _read(self, name: str, *, gives_up: bool) -> VolumeFile | SliceFile | None:
+    def _read(self, name: str, looks: _Looks, *, gives_up: bool) -> VolumeFile | SliceFile | None:
+        holds = None
         try:
             holds = parse(name, self._bytes(name))
+        except _TooShortError:
+            if not gives_up:
+                return None
         except NotWholeError as error:
             if gives_up:
-                self._pass(name, f"not whole, and no longer growing; its volume is missing: {error}")
+                self._pass(name, looks, f"not whole, and no longer growing; its volume is missing: {error}")
             return None
         except OSError as error:
             if gives_up:
-                self._pass(name, f"it cannot be read; its volume is missing: {error.strerror}")
+                self._pass(name, looks, f"it cannot be read; its volume is missing: {error.strerror}")
             return None
         except WireError as error:
-            self._pass(name, str(error))
+            self._pass(name, looks, str(error))
             return None
-        self._done.add(name)
+        self._done[name] = looks
         self._waiting.pop(name, None)
         if holds is None:
             self._tell_foreign(name)
@@ -166,9 +184,9 @@ class Files:
                 raise WireError("file", f"expected a file of at most {MAX_FILE_BYTES} bytes")
             return file.read(MAX_FILE_BYTES)
 
-    def _pass(self, name: str, why: str) -> None:
+    def _pass(self, name: str, looks: _Looks, why: str) -> None:
         _log.warning("%r is passed over: %s", name, why)
-        self._done.add(name)
+        self._done[name] = looks
         self._waiting.pop(name, None)
 
     def _tell_foreign(self, name: str) -> None:
@@ -177,6 +195,18 @@ class Files:
         if kind not in self._foreign:
             self._foreign.add(kind)
             _log.info("%r is passed over, and others like it: it is neither NIfTI nor DICOM", name)
+
+
+class _TooShortError(NotWholeError):
+    """A file of which there is too little to know whether it is an image."""
+
+    def __init__(self) -> None:
+        super().__init__("too short to know what it is")
+
+
+def _looks(entry: os.DirEntry[str]) -> _Looks:
+    seen = entry.stat(follow_symlinks=False)
+    return seen.st_size, seen.st_mtime_ns
 
 
 def parse(name: str, data: bytes) -> VolumeFile | SliceFile | None:
@@ -190,4 +220,6 @@ def parse(name: str, data: bytes) -> VolumeFile | SliceFile | None:
         return dicom.read(data)
     if name.lower().endswith(dicom.SUFFIXES):
         raise NotWholeError("expected the mark of a DICOM file")
+    if len(data) < dicom.MARK_AT + len(dicom.MARK):
+        raise _TooShortError
     return None

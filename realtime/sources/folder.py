@@ -6,9 +6,6 @@ into several times a second.
 One series is followed at a time, and files of others wait until it is complete, or has been quiet for some TR
 while another began. A series of which files came between those of the followed one ran beside it (a
 motion-corrected copy, say) and is passed over; the newest of the others is followed from its first file on.
-
-While the runtime takes nothing, because its disk is full, the first volume that it refused is read again and
-tried once a TR; those after it wait.
 """
 
 from __future__ import annotations
@@ -16,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import defaultdict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,7 +22,7 @@ import watchfiles
 
 from realtime import wire
 from realtime.errors import WireError
-from realtime.sources.announced import QUIET_TR, TROUBLE, Plan, RunOver, Scan
+from realtime.sources.announced import QUIET_TR, Plan, RunOver, Scan
 from realtime.sources.files import SETTLE_S, Files, Found
 from realtime.sources.slices import Slices
 from realtime.sources.volumefile import DTYPE, VolumeFile
@@ -72,19 +68,20 @@ class FolderScanner:
         is_ours = unfinished is not None and unfinished.startswith(ours)
         self._unfinished = unfinished.removeprefix(ours) if unfinished and is_ours else None
         if self._unfinished is None:
-            self._files.pass_over(self._files.there_before)
+            self._files.pass_over_those_before()
         self._followed = _Followed(self._unfinished, plan, grid_shape) if self._unfinished else None
         self._passed: set[str] = set()
+        self._over: set[str] = set()
+        """Of them those that were followed, until a file comes of them after all."""
         self._others: dict[str, _Other] = {}
         """By series, in the order in which they began."""
+        self._n_waiting = 0
+        """Files that came of others so far: their order is that of the numbers they get."""
         self._wake = asyncio.Event()
-        self._is_held_up = False
-        """Whether the runtime has refused a volume that it would take another time."""
 
     async def start(self) -> str:
         """Nothing listens; returns what is watched."""
-        n_before = len(self._files.there_before)
-        _log.info("watching %s; %d files are there already", self._files.folder, n_before)
+        _log.info("watching %s; %d files are there already", self._files.folder, self._files.n_before)
         return f"folder:{self._files.folder}"
 
     async def scans(self) -> AsyncIterator[Scan | RunOver]:
@@ -94,18 +91,13 @@ class FolderScanner:
             while True:
                 new = await asyncio.to_thread(self._look)
                 for found in new:
-                    if self._is_held_up:
-                        self._files.again(found.name)
-                    elif scan := self._scan(found):
+                    if scan := self._scan(found):
                         yield scan
                 if self._is_over(time.perf_counter()):
                     self._let_go()
                     yield RunOver()
                     continue
-                if self._is_held_up:
-                    await asyncio.sleep(self._plan.tr_s)
-                    self._is_held_up = False
-                elif not new:  # else there may be more already
+                if not new:  # else there may be more already
                     await self._news()
         finally:
             watching.cancel()
@@ -151,7 +143,7 @@ class FolderScanner:
             self._wait(found, self._followed)
             return None
         try:
-            volume = self._followed.volume(found, found.name not in self._files.there_before)
+            volume = self._followed.volume(found, not found.was_there_before)
         except WireError as error:
             _log.warning("%r is passed over: %s", found.name, error)
             return None
@@ -168,35 +160,41 @@ class FolderScanner:
             dtype=DTYPE,
             payload=memoryview(volume.voxels.tobytes()),
             received_s=found.whole_s,
-            answer=partial(self._answer, volume.number, index),
+            answer=partial(self._answer, index),
             tr_s=volume.tr_s,
             series=series,
         )
 
     def _is_wanted(self, found: Found) -> bool:
         series, name = found.holds.series, found.holds.series_name
-        if found.name in self._files.there_before and series != self._unfinished:
+        if found.was_there_before and series != self._unfinished:
             return False
         if series not in self._passed and self._series not in name:
             self._pass(series, f"its name, {name!r}, has no {self._series!r} in it")
+        if series in self._over:
+            self._over.discard(series)  # said once
+            _log.warning(
+                "%r is passed over, and others of its series, whose run is over: give another run's files "
+                "other names, or a series of their own",
+                found.name,
+            )
         return series not in self._passed
 
     def _wait(self, found: Found, followed: _Followed) -> None:
         series = found.holds.series
         if series not in self._others:
             _log.info("series %s (%s) waits", series, found.holds.series_name)
-        self._others.setdefault(series, _Other(followed.n_files)).names.append(found.name)
+        self._n_waiting += 1
+        other = self._others.setdefault(series, _Other(began_after=followed.n_files, first=self._n_waiting))
+        other.names.append(found.name)
+        other.last = self._n_waiting
 
-    async def _answer(self, number: int, index: int, message: wire.Ack | wire.Refused) -> None:
+    async def _answer(self, index: int, message: wire.Ack | wire.Refused) -> None:
         followed = self._followed
         if followed is None:
             return
         if isinstance(message, wire.Ack):
             followed.came.add(index)
-        elif message.code == TROUBLE:
-            self._is_held_up = True
-            for name in followed.forget(number):
-                self._files.again(name)
         elif message.index is None:  # not of a volume, but of the whole run
             self._pass(followed.series, f"its run was refused: {message.message}")
             followed.is_refused = True
@@ -205,24 +203,30 @@ class FolderScanner:
         followed = self._followed
         if followed is None:
             return False
-        ends = followed.has_last or bool(self._successors)
+        ends = followed.has_last or self._successor is not None
         return followed.is_refused or followed.is_complete or (ends and followed.is_quiet(now_s))
 
     @property
-    def _successors(self) -> list[str]:
-        """The others that began when nothing more came of the followed series."""
-        followed = self._followed
-        if followed is None or followed.is_refused:
-            return list(self._others)
-        return [series for series, other in self._others.items() if other.began_after == followed.n_files]
+    def _successor(self) -> str | None:
+        """The newest series that began when nothing more came of the followed one, nor of others before it.
+
+        One of which files came between those of an earlier one runs beside that.
+        """
+        followed, found = self._followed, None
+        for series, other in self._others.items():
+            is_later = followed is None or followed.is_refused or other.began_after == followed.n_files
+            if is_later and (found is None or self._others[found].last < other.first):
+                found = series
+        return found
 
     def _let_go(self) -> None:
-        """The followed series is over: the files of the newest of its successors are told again."""
-        newest = self._successors[-1:]
+        """The followed series is over: the files of its successor are told again."""
+        successor = self._successor
         if self._followed and not self._followed.is_refused:
             self._pass(self._followed.series, "its run is over")
+            self._over.add(self._followed.series)
         for series, other in self._others.items():
-            if series not in newest:
+            if series != successor:
                 self._pass(series, "it ran beside another, or was broken off")
                 continue
             for name in other.names:
@@ -247,23 +251,16 @@ class _Followed:
         self._heard_s = time.perf_counter()
         self._plan = plan
         self._slices = Slices(grid_shape)
-        self._names: defaultdict[int, set[str]] = defaultdict(set)
-        """Of the files that hold a volume, by its number."""
+        self._names: set[str] = set()
+        """Of the files that were told."""
 
     def volume(self, found: Found, is_new: bool) -> VolumeFile | None:
         """What a file holds, or what its slice completes. :raises WireError: where slices make no volume."""
         self._heard_s = time.perf_counter()
         holds = found.holds
-        number = holds.number if isinstance(holds, VolumeFile) else self._slices.moment(holds)
-        names = self._names[number]
-        self.n_files += is_new and found.name not in names
-        names.add(found.name)
+        self.n_files += is_new and found.name not in self._names
+        self._names.add(found.name)
         return holds if isinstance(holds, VolumeFile) else self._slices.add(holds)
-
-    def forget(self, number: int) -> set[str]:
-        """Take a volume once more; returns the names of its files, which are to be told again."""
-        self._slices.forget(number)
-        return self._names[number]
 
     @property
     def is_complete(self) -> bool:
@@ -277,10 +274,13 @@ class _Followed:
         return now_s - self._heard_s > QUIET_TR * self._plan.tr_s
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Other:
     """A series that waits."""
 
     began_after: int
     """How many files of the followed series there were."""
+    first: int
+    """The number of its first file among those of all others, and of its last."""
+    last: int = 0
     names: list[str] = field(default_factory=list)

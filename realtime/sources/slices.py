@@ -80,10 +80,6 @@ class Slices:
         """The number of the volume that a slice belongs to. :raises WireError: where it has no direction."""
         return one.moment if one.moment is not None else 1 + (one.number - 1) // self._n_slices(one)
 
-    def forget(self, moment: int) -> None:
-        """Take the slices of a volume that is done once more."""
-        self._done.discard(moment)
-
     def _n_slices(self, one: SliceFile) -> int:
         axes = orientations.io_orientation(one.affine)  # type: ignore[no-untyped-call]
         if not np.isfinite(axes).all():

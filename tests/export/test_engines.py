@@ -99,7 +99,7 @@ def test_engines_are_built_measured_recorded_and_served(engines: ModuleType, bun
         "denoise.plan",
         "vae.plan",
     }
-    record = find_plans(Bundle.open(bundle.folder), version, "90")
+    record = find_plans(Bundle.open(bundle.folder), version, "90", "A GPU")
     assert record.gpu == "A GPU"
     assert record.notes["optimization_level"] == "2"
     assert {graph: list(plan.parity) for graph, plan in record.plans.items()} == {

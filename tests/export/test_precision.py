@@ -148,3 +148,38 @@ def test_an_inspector_that_gives_no_detail_is_no_proof(said: str) -> None:
         ExportError, match=r"denoise\.plan: expected the inspector's list of layers in detail"
     ):
         check_precisions(PLAN, said, NODES, "float16")
+
+
+def as_of_release_11(layers: list[Layer]) -> list[Layer]:
+    """Type and format in a field each."""
+    for each in layers:
+        for tensor in (*each["Inputs"], *each["Outputs"]):
+            tensor["DataType"] = tensor.pop("Format/Datatype")
+            tensor["Format"] = "Row major linear (kLINEAR)"
+    return layers
+
+
+def test_release_11_has_types_in_a_field_of_their_own() -> None:
+    assert check(as_of_release_11(sound())) == check(sound())
+    wrong = sound()
+    in_float32(wrong, "silu")
+    with pytest.raises(ExportError, match="found float32 in 1 of 10 layers: silu"):
+        check(as_of_release_11(wrong))
+
+
+@pytest.mark.parametrize("precision", ["float16", "float32"])
+def test_layers_whose_types_cannot_be_read_are_no_proof(precision: str) -> None:
+    layers = sound()
+    for each in layers:
+        for tensor in (*each["Inputs"], *each["Outputs"]):
+            tensor["In another way"] = tensor.pop("Format/Datatype")
+    with pytest.raises(
+        ExportError, match=f"expected layers that compute in {precision}, .* found none among 10"
+    ):
+        check(layers, precision)
+
+
+def test_a_move_that_the_compiler_adds_may_be_in_float32_and_nothing_else_of_its_own() -> None:
+    check([*sound(), layer("__myl_MoveCast_myl0_0", ["Float"], ["Float"])])
+    with pytest.raises(ExportError, match="__myl_MulMove_myl0_1"):
+        check([*sound(), layer("__myl_MulMove_myl0_1", ["Float"], ["Float"])])

@@ -33,7 +33,7 @@ from realtime.engines.plans import (
 )
 from realtime.errors import EngineError
 
-VERSION, SM = "11.4.0.106", "90"
+VERSION, SM, GPU = "11.4.0.106", "90", "A GPU"
 GRAPHS = ("brain", "denoise", "vae")
 
 
@@ -62,7 +62,7 @@ def write_plans(bundle: Bundle, version: str = VERSION, sm: str = SM) -> Path:
         format_version=FORMAT_VERSION,
         tensorrt=version,
         sm=sm,
-        gpu="A GPU",
+        gpu=GPU,
         notes={},
         plans=plans,
         psnr_db=60.0,
@@ -124,6 +124,10 @@ def a_graph_less(bundle: Bundle, folder: Path) -> None:
     write_record(folder, msgspec.structs.replace(record, plans={"vae": record.plans["vae"]}))
 
 
+def another_model(bundle: Bundle, folder: Path) -> None:
+    write_record(folder, msgspec.structs.replace(read_record(folder), gpu="A larger GPU"))
+
+
 def of_another_graph(bundle: Bundle, folder: Path) -> None:
     """Built before the bundle was exported again."""
     record = read_record(folder)
@@ -155,6 +159,7 @@ DAMAGES = {
     no_record: r"engines\.json: expected a record of engines: .*No such file",
     newer_format: r"found format 2, ",
     a_graph_less: r"expected engines of brain, denoise, vae, found vae",
+    another_model: r"expected engines built on A GPU, found ones built on A larger GPU",
     of_another_graph: r"denoise\.plan: built from another denoise\.onnx than the bundle's",
     truncated: r"denoise\.plan: changed or cut short since it was built: expected SHA-256 [0-9a-f]{64}",
     swapped: r"denoise\.plan: changed or cut short",
@@ -165,7 +170,7 @@ DAMAGES = {
 def test_plans_that_fit_are_found(bundle: Bundle) -> None:
     folder = write_plans(bundle)
     Bundle.open(bundle.folder)  # which takes no offence at them
-    paths = check_plans(bundle, find_plans(bundle, VERSION, SM))
+    paths = check_plans(bundle, find_plans(bundle, VERSION, SM, GPU))
     assert paths == {graph: folder / f"{graph}.plan" for graph in GRAPHS}
 
 
@@ -175,7 +180,7 @@ def test_what_does_not_fit_is_named_with_what_to_rebuild(
 ) -> None:
     damage(bundle, write_plans(bundle))
     with pytest.raises(EngineError, match=DAMAGES[damage]) as raised:
-        check_plans(bundle, find_plans(bundle, VERSION, SM))
+        check_plans(bundle, find_plans(bundle, VERSION, SM, GPU))
     assert f"python -m export engines --bundle {bundle.folder}" in str(raised.value)
 
 

@@ -60,7 +60,11 @@ class Pipeline:
     """Answers as the pipeline does; knows of the run that is open only what it is told."""
 
     def __init__(
-        self, source: Announced, held: dict[str, set[int]], refuses: str = "", refuses_ends: int = 0
+        self,
+        source: Announced,
+        held: dict[str, set[int]],
+        refuses: str = "",
+        refuses_ends: int = 0,
     ) -> None:
         """``refuses``: the code with which it refuses starts; ``refuses_ends``: how many find no room."""
         self.source = source
@@ -68,12 +72,23 @@ class Pipeline:
         self.held = held
         self._refuses = refuses
         self._refuses_ends = refuses_ends
+        self._no_room_for = 0
+
+    def has_no_room(self, times: int) -> None:
+        """For as many starts and volumes."""
+        self._no_room_for = times
 
     async def serve(self) -> None:
         while True:
             received = await self.source.receive()
             message = received.message
-            if isinstance(message, wire.RunStart):
+            if self._no_room_for and not isinstance(message, wire.RunEnd):
+                self._no_room_for -= 1
+                self.heard.append("no room")
+                index = message.index if isinstance(message, wire.Volume) else None
+                refused = wire.Refused(run_id=message.run_id, code="runtime", message="no room", index=index)
+                await received.reply(refused)
+            elif isinstance(message, wire.RunStart):
                 self.heard.append(f"start {message.run_id}")
                 await received.reply(self._accept(message))
             elif isinstance(message, wire.Volume):
@@ -192,6 +207,46 @@ def test_what_an_earlier_runtime_left_open_goes_on_unless_the_scanner_begins_aga
 
     asyncio.run(run(2, START, VOLUMES[2]))
     asyncio.run(run(0, START, "aborted", START, VOLUMES[0]))
+
+
+def test_a_run_that_goes_on_ends_when_the_scanner_begins_again() -> None:
+    """Its first volume is not known to this runtime, so that it cannot be compared."""
+
+    async def run(held: set[int]) -> None:
+        async with serving(held={PLAN.run_id: held}) as (scanner, pipeline):
+            for index, seed in ((2, 0), (0, 1), (1, 1)):
+                scanner.send(index, seed)
+            await until(pipeline, START, VOLUMES[2], "aborted", START, VOLUMES[0], VOLUMES[1])
+
+    asyncio.run(run({0, 1}))
+
+
+def test_a_first_volume_that_comes_late_belongs_to_its_run() -> None:
+    async def run() -> None:
+        async with serving() as (scanner, pipeline):
+            for index in (1, 2, 0, 3):
+                scanner.send(index)
+            await until(pipeline, START, VOLUMES[1], VOLUMES[2], VOLUMES[0], VOLUMES[3], "complete")
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("n_before", [0, 1], ids=["at the start", "within the run"])
+def test_what_finds_no_room_comes_again_before_anything_else_and_is_answered_once(n_before: int) -> None:
+    async def run() -> None:
+        async with serving() as (scanner, pipeline):
+            for index in range(n_before):
+                scanner.send(index, tr_s=SHORT_TR_S)
+            before = [START, VOLUMES[0]][: 2 * n_before]
+            await until(pipeline, *before)
+            pipeline.has_no_room(3)
+            scanner.send(n_before, tr_s=SHORT_TR_S)
+            scanner.send(n_before + 1, tr_s=SHORT_TR_S)
+            begun = [] if n_before else [START]
+            await until(pipeline, *before, *["no room"] * 3, *begun, *VOLUMES[n_before : n_before + 2])
+            assert scanner.told == [(index, "ack") for index in range(n_before + 2)]
+
+    asyncio.run(run())
 
 
 def test_a_run_that_was_left_open_with_another_plan_is_ended_for_the_new_one() -> None:

@@ -19,6 +19,8 @@ from realtime.sources import dicom, nifti
 from realtime.sources.files import Files, Found, parse
 from realtime.sources.volumefile import NotWholeError
 
+from .test_dicom import mosaic, written
+
 PATIENCE_S = 5.0
 AFFINE = np.array([[-2.0, 0, 0, 9], [0, 0, 2, -9], [0, -3, 0, 20], [0, 0, 0, 1]])
 """To the left, down and to the front: nothing like what the runtime takes."""
@@ -103,6 +105,34 @@ def test_a_folder_that_is_away_for_a_while_is_looked_into_again(files: Files, tm
     away.rename(tmp_path)
     (tmp_path / "run_0001.nii").write_bytes(nifti_bytes())
     assert len(look(files, 1.0, 2.0)) == 1
+
+
+def test_a_file_without_a_telling_name_is_not_given_up_before_it_has_begun(
+    files: Files, tmp_path: Path
+) -> None:
+    """As on a network share, where what another machine writes is empty for a while."""
+    image = written(mosaic())
+    path = tmp_path / "MR.1.3.12.2.1107"
+    for n_bytes, now_s in ((0, 0.0), (131, 2.0), (len(image) - 1, 4.0)):
+        path.write_bytes(image[:n_bytes])
+        os.utime(path, (now_s, now_s))
+        assert look(files, now_s, now_s + 1) == []
+    path.write_bytes(image)
+    assert names(look(files, 6.0, 7.0)) == [path.name]
+
+
+def test_a_file_that_is_written_anew_under_its_old_name_is_told_again(tmp_path: Path) -> None:
+    path = tmp_path / "run_0001.nii"
+    path.write_bytes(nifti_bytes())
+    os.utime(path, (0, 0))
+    files = Files(tmp_path, PATIENCE_S)
+    files.pass_over_those_before()
+    assert look(files, 0.0, 1.0) == []
+    for now_s in (2.0, 4.0):
+        path.write_bytes(nifti_bytes())
+        os.utime(path, (now_s, now_s))
+        (found,) = look(files, now_s, now_s + 1, now_s + 1.5)
+        assert (found.name, found.was_there_before) == (path.name, False)
 
 
 def test_there_must_be_a_folder(tmp_path: Path) -> None:

@@ -120,14 +120,13 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 class Watched:
-    """A scanner of a folder, all of whose volumes are taken unless the test says otherwise."""
+    """A scanner of a folder, all of whose volumes are taken but for those of series that the test refuses."""
 
     def __init__(self, scanner: FolderScanner, folder: Path, scan) -> None:
         self._scans = scanner.scans()
         self._folder = folder
         self._scan = scan
         self.refuses: set[str] = set()
-        self.has_room = True
 
     def write(self, *names: str) -> None:
         for name in names:
@@ -145,9 +144,7 @@ class Watched:
                 await self._answer(news)
 
     async def _answer(self, news: Scan) -> None:
-        if not self.has_room:
-            await news.answer(wire.Refused(run_id="r", code="runtime", message="no room", index=news.index))
-        elif news.series in self.refuses:
+        if news.series in self.refuses:
             await news.answer(wire.Refused(run_id="r", code="grid", message="another grid"))
         else:
             await news.answer(wire.Ack(run_id="r", index=news.index))
@@ -224,24 +221,41 @@ def test_a_series_whose_run_is_refused_makes_room_for_the_next(export: Path, mak
     asyncio.run(run())
 
 
-def test_while_there_is_no_room_the_first_refused_is_tried_again_and_all_others_wait(
+def test_after_a_run_that_was_broken_off_the_next_is_followed_and_not_its_copy(
     export: Path, make_scan
 ) -> None:
-    """The files that are read again do not make a series that began after them one that ran beside them."""
+    """Raw and motion-corrected volumes come in turn; that the old run is over shows after some TR only."""
 
     async def run() -> None:
         async with watching(export, make_scan()) as watched:
-            watched.write("run_1.nii")
-            await watched.hears(("run", 0))
-            watched.has_room = False
-            watched.write("run_2.nii")
-            await watched.hears(("run", 1))
-            watched.write("run_3.nii", "next_1.nii")
-            await watched.hears(*[("run", 1)] * 3)
-            watched.has_room = True
-            await watched.hears(("run", 1), ("run", 2), None, ("next", 0))
+            watched.write("raw7_1.nii")
+            await watched.hears(("raw7", 0))
+            for second, name in enumerate(("raw8_1.nii", "moco8_1.nii", "raw8_2.nii", "moco8_2.nii")):
+                watched.write(f".{name}")
+                os.utime(export / f".{name}", (second, second))
+                (export / f".{name}").rename(export / name)
+            await watched.hears(None, ("raw8", 0), ("raw8", 1))
 
     asyncio.run(run())
+
+
+def test_files_under_names_of_before_are_a_run_and_of_a_run_that_is_over_are_told_of(
+    export: Path, make_scan, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        scan = make_scan()
+        moved_in(export, "run_1.nii", nifti(scan, 0))
+        os.utime(export / "run_1.nii", (0, 0))  # of yesterday
+        async with watching(export, scan) as watched:
+            watched.write("run_1.nii", "run_2.nii", "run_3.nii")
+            await watched.hears(("run", 0), ("run", 1), ("run", 2), None)
+            watched.write("run_1.nii", "run_2.nii", "next_1.nii")
+            await watched.hears(("next", 0))
+
+    with caplog.at_level("WARNING"):
+        asyncio.run(run())
+    (said,) = [record.message for record in caplog.records if "is over" in record.message]
+    assert said.startswith("'run_1.nii' is passed over, and others of its series")
 
 
 def test_an_operator_can_choose_series_and_say_where_numbers_begin(export: Path, make_scan) -> None:
