@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -111,8 +111,13 @@ class Event(msgspec.Struct, frozen=True):
     """Of an earlier process, read from the run folder: not new to who has listened to that one."""
 
 
+KEPT = 500
+"""Frames, and pictures, that are kept for late listeners: more than a run of ten minutes has."""
+_Key = TypeVar("_Key", int, tuple[int, str])
+
+
 class Broadcast:
-    """Hands events to any number of listeners; keeps the open run's frames and pictures for late ones."""
+    """Hands events to any number of listeners; keeps the open run's newest for those who come late."""
 
     def __init__(self, status: Status, queue_length: int = 64) -> None:
         self.status = status
@@ -138,11 +143,11 @@ class Broadcast:
                 self.shown.clear()
             self.status = message
         elif isinstance(message, Frame) and message.decoder:
-            self.specialised[message.volume, message.decoder] = event
+            _keep(self.specialised, (message.volume, message.decoder), event)
         elif isinstance(message, Frame):
-            self.frames[message.volume] = event
+            _keep(self.frames, message.volume, event)
         else:
-            self.shown[message.onset_volume] = event
+            _keep(self.shown, message.onset_volume, event)
         for take in self._called:
             take(event)
         for queue in self._listeners:
@@ -164,3 +169,9 @@ class Broadcast:
             yield queue
         finally:
             self._listeners.discard(queue)
+
+
+def _keep(memory: dict[_Key, Event], key: _Key, event: Event) -> None:
+    memory[key] = event
+    while len(memory) > KEPT:
+        del memory[next(iter(memory))]  # the one that came first

@@ -13,6 +13,7 @@ the rest of its way to the decoder.
 
 from __future__ import annotations
 
+import mmap
 import os
 import struct
 import sys
@@ -30,6 +31,7 @@ _MARK = b"RTJ1"
 _HEAD = struct.Struct("<4sIQd")
 _CRC = struct.Struct("<I")
 _OVERHEAD = _HEAD.size + _CRC.size
+_BLOCK_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,28 +127,33 @@ class Journal:
 def read_journal(path: Path) -> Iterator[Entry]:
     """Every whole record of a journal in order; a last record that was torn by a crash is left out.
 
-    :raises RecordError: when the file is no journal, or is damaged before its end.
+    :raises RecordError: when the file is no journal, cannot be read, or is damaged before its end.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        magic = file.read(len(MAGIC))
-        if magic != MAGIC and not MAGIC.startswith(magic):
-            raise RecordError(f"expected a run's journal in {path}, found another file")
-        while entry := _read_entry(file, path, size):
-            yield entry
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            magic = file.read(len(MAGIC))
+            if magic != MAGIC and not MAGIC.startswith(magic):
+                raise RecordError(f"expected a run's journal in {path}, found another file")
+            while entry := _read_entry(file, path, size):
+                yield entry
+    except OSError as error:
+        raise RecordError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _read_entry(file: BinaryIO, path: Path, size: int) -> Entry | None:
     """The next record, or None at the end of the file or at a torn record, which nothing follows."""
     start = file.tell()
     head = file.read(_OVERHEAD)
-    if len(head) < _OVERHEAD:
+    if len(head) < _OVERHEAD or _is_blank(head, file):
         return None
     mark, n_header, n_payload, received_utc_s = _HEAD.unpack_from(head)
     if mark != _MARK or n_header > MAX_HEADER_BYTES or n_payload > MAX_VOLUME_BYTES:
         raise RecordError(f"{path} is damaged at byte {start}: expected the head of a record")
     end = start + _OVERHEAD + n_header + n_payload
     if end > size:  # before memory is taken for it
+        if _holds_another(file, start + 1, size):
+            raise RecordError(f"{path} is damaged at byte {start}: a record ends beyond the next")
         return None
     header, payload = file.read(n_header), file.read(n_payload)
     checksum = zlib.crc32(payload, zlib.crc32(header, zlib.crc32(head[: _HEAD.size])))
@@ -155,6 +162,33 @@ def _read_entry(file: BinaryIO, path: Path, size: int) -> Entry | None:
             return None
         raise RecordError(f"{path} is damaged at byte {start}: a record's checksum does not fit")
     return Entry(header=header, payload=payload, received_utc_s=received_utc_s, end=end)
+
+
+def _is_blank(head: bytes, file: BinaryIO) -> bool:
+    """Whether nothing but zeros follows, as a power cut can leave where a file was being appended to."""
+    if any(head):
+        return False
+    after = file.tell()
+    while block := file.read(_BLOCK_BYTES):
+        if any(block):
+            file.seek(after)
+            return False
+    return True
+
+
+def _holds_another(file: BinaryIO, start: int, size: int) -> bool:
+    """Whether a whole record begins at or after ``start``; then one before it is damaged, not torn."""
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        at = data.find(_MARK, start)
+        while 0 <= at <= size - _OVERHEAD:
+            _, n_header, n_payload, _ = _HEAD.unpack_from(data, at)
+            end = at + _OVERHEAD + n_header + n_payload
+            if n_header <= MAX_HEADER_BYTES and n_payload <= MAX_VOLUME_BYTES and end <= size:
+                checksum = zlib.crc32(data[at + _OVERHEAD : end], zlib.crc32(data[at : at + _HEAD.size]))
+                if checksum == _CRC.unpack_from(data, at + _HEAD.size)[0]:
+                    return True
+            at = data.find(_MARK, at + 1)
+    return False
 
 
 def _lock(descriptor: int) -> None:

@@ -151,10 +151,11 @@ class Pipeline:
         refused = wire.Refused(run_id=message.run_id, code=code, message=str(error), index=index)
         await received.reply(refused)
         said = f"refused a {type(message).__name__}: {error}"
-        if self._open_run and isinstance(error, RecordError):
-            self._open_run.disk_failed(error)
-        elif self._open_run:
-            self._open_run.tell(said)  # stays on the page when the next volume's status comes
+        run = self._open_run
+        if run and run.start.run_id == message.run_id and isinstance(error, RecordError):
+            run.disk_failed(error)
+        elif run:
+            run.tell(said)  # stays on the page when the next volume's status comes
         self._send_status(said)
 
     async def _handle(self, received: Received) -> None:

@@ -185,6 +185,14 @@ class RunFolder:
         """Save the picture of a marker."""
         self._write(self.path / _picture_file(marker), png)
 
+    def picture(self, marker: wire.Marker) -> bytes:
+        """The picture that was shown at a marker's volume. :raises RecordError: when it cannot be read"""
+        path = self.path / _picture_file(marker)
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise RecordError(f"cannot read {path}: {error.strerror or error}") from error
+
     def write_event(self, marker: wire.Marker) -> None:
         """Append a marker's row to the events table."""
         onset_s = marker.onset_volume * self.info.start.tr_s

@@ -13,7 +13,7 @@ from realtime import wire
 from realtime.bundle import Bundle
 from realtime.carried import PRIOR_FILE, in_words, last_run
 from realtime.errors import RealtimeError, RecordError
-from realtime.events import Event, Shown
+from realtime.events import KEPT, Event, Shown
 from realtime.record import RunFolder
 from realtime.run import Run
 from realtime.runfile import EngineUsed, Faces, new_run_file, read_run_file, takes_of
@@ -70,7 +70,7 @@ def reopen(path: Path, bundle: Bundle, engine: EngineUsed | None = None, faces: 
             folder.changes("engine", f"from here on decoded on another engine: {engine.description}")
         if faces and faces != folder.info.faces:
             folder.changes("faces", f"from here on faces are {faces}")
-    except RealtimeError as error:
+    except (RealtimeError, ValueError) as error:  # the latter of a row that belongs to no run like this
         folder.suspend()
         raise RecordError(f"cannot go on with {path}: {error}") from error
     return run
@@ -123,14 +123,14 @@ def begin(
 
 
 def recorded_events(run: Run) -> Iterator[Event]:
-    """The frames and pictures in the run folder, as they were sent when they were new."""
+    """The newest frames and pictures in the run folder, as they were sent when they were new."""
     folder = run.folder
     for entry in folder.entries():
         message = wire.decode_to_runtime(entry.header)
         if isinstance(message, wire.Marker):
             shown = Shown(run_id=run.name, onset_volume=message.onset_volume, name=message.name)
             yield Event(shown, png=entry.payload, is_recorded=True)
-    for row in (*folder.rows(), *folder.specialised_rows()):
+    for row in (*folder.rows()[-KEPT:], *folder.specialised_rows()[-KEPT:]):
         frame = row_frame(row, run.name)
         image = cv2.imread(str(folder.path / row.frame)) if row.frame else None
         if frame is not None and image is not None:

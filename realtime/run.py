@@ -197,7 +197,8 @@ class Run:
     def show(self, marker: wire.Marker, payload: memoryview) -> bytes | None:
         """Record what was on screen; returns its PNG, or None when the marker had come before.
 
-        :raises WireError: codes ``index`` and ``picture``.
+        :raises WireError: codes ``index`` and ``picture``; the latter also for another picture than came for
+            this volume before.
         """
         if marker.onset_volume >= self.start.n_volumes:
             raise WireError(
@@ -206,6 +207,12 @@ class Run:
             )
         png = check_png(bytes(payload))
         if marker.onset_volume in self._onsets:
+            if png != self.folder.picture(marker):
+                raise WireError(
+                    "picture",
+                    f"expected the picture that came for volume {marker.onset_volume} before, got another; "
+                    "is its marker of another run?",
+                )
             return None
         self.folder.write_picture(marker, png)
         self.folder.journal(marker, png)

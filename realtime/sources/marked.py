@@ -8,6 +8,7 @@ It sends :class:`realtime.wire.Marker` and waits for the answer to each, as ``do
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from dataclasses import replace
 
@@ -17,14 +18,17 @@ from realtime import wire
 from realtime.sources import Received, Source
 
 PATIENCE_TR = 5
-"""A marker that comes before its run's first volume waits this many TR for it."""
+"""A run is alive for so many TR after each volume; a marker for which none is waits as long for the next."""
+EARLY_TR = 2
+"""How much earlier than a run's beginning tells a marker may come: volumes come late, now and then."""
 
 
 class Marked:
     """A :class:`realtime.sources.Source` of both.
 
-    A marker is one of the run that is open, whatever run it names: presentation software cannot know what
-    runs are called here.
+    A marker is one of the run that is alive, whatever run it names: presentation software cannot know what
+    runs are called here. Where none is, it waits for the next volume, which may begin another run. One that
+    came before that run can have shown it a picture is of the run before, and refused.
 
     :param volumes: gives all but markers
     :param markers: gives markers; other messages are refused
@@ -33,9 +37,11 @@ class Marked:
     def __init__(self, volumes: Source, markers: Source, tr_s: float) -> None:
         self._volumes = volumes
         self._markers = markers
-        self._patience_s = PATIENCE_TR * tr_s
+        self._tr_s = tr_s
         self._coming: dict[Source, asyncio.Task[Received]] = {}
         self._run_id: str | None = None
+        self._first_s = self._began_s = self._heard_s = -math.inf
+        """Of the open run: when its first volume came, when it began by that, when its newest came."""
 
     async def start(self) -> str:
         """Begin to listen at both; returns both addresses."""
@@ -50,22 +56,25 @@ class Marked:
         """The next message of either; of two that are there, the marker, before a window needs it."""
         while True:
             marker, volume = self._next(self._markers), self._next(self._volumes)
-            patience_s = None
-            if marker.done():
-                if reason := _why_not(marker.result()):
-                    await self._refuse(marker.result(), "kind", reason)
-                    continue
-                if self._run_id is not None:
-                    return _of_run(self._take(self._markers), self._run_id)
-                patience_s = marker.result().received_s + self._patience_s - time.perf_counter()
-            if volume.done():
-                return self._note(self._take(self._volumes))
-            if patience_s is not None and patience_s <= 0:
-                reason = f"expected a run that is open, none began within {PATIENCE_TR} TR; send it again"
-                await self._refuse(marker.result(), "no-run", reason)
+            if not marker.done():
+                if volume.done():
+                    return self._note(self._take(self._volumes))
+                await asyncio.wait({marker, volume}, return_when=asyncio.FIRST_COMPLETED)
                 continue
-            waiting = {volume} if marker.done() else {marker, volume}
-            await asyncio.wait(waiting, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+            came = marker.result()
+            if refusal := self._refusal(came):
+                await self._refuse(came, *refusal)
+            elif self._run_id is not None and self._is_alive:
+                return _of_run(self._take(self._markers), self._run_id)
+            elif volume.done():
+                return self._note(self._take(self._volumes))
+            elif (patience_s := came.received_s + PATIENCE_TR * self._tr_s - time.perf_counter()) > 0:
+                await asyncio.wait({volume}, timeout=patience_s)
+            else:
+                reason = (
+                    f"expected a run that is alive, no volume came within {PATIENCE_TR} TR; send it again"
+                )
+                await self._refuse(came, "no-run", reason)
 
     async def stop(self) -> None:
         """Stop listening at both."""
@@ -87,23 +96,37 @@ class Marked:
         return self._coming.pop(source).result()
 
     def _note(self, received: Received) -> Received:
-        """Keep in mind which run is open."""
-        if isinstance(received.message, wire.Volume):
-            self._run_id = received.message.run_id
-        elif isinstance(received.message, wire.RunEnd):
+        """Keep in mind which run is open, and since when."""
+        message = received.message
+        if isinstance(message, wire.Volume):
+            if message.run_id != self._run_id:
+                self._first_s = received.received_s
+                self._began_s = self._first_s - (message.index + 1) * self._tr_s
+            self._run_id, self._heard_s = message.run_id, received.received_s
+        elif isinstance(message, wire.RunEnd):
             self._run_id = None
         return received
+
+    @property
+    def _is_alive(self) -> bool:
+        return time.perf_counter() - self._heard_s <= PATIENCE_TR * self._tr_s
+
+    def _refusal(self, came: Received) -> tuple[str, str] | None:
+        """Code and reason where a message is not one that is taken from this side."""
+        message = came.message
+        if not isinstance(message, wire.Marker):
+            return "kind", f"expected a marker at this port, got a {type(message).__name__}"
+        earliest_s = self._began_s + (message.onset_volume - EARLY_TR) * self._tr_s
+        if self._run_id is not None and self._is_alive and came.received_s < min(earliest_s, self._first_s):
+            return "over", (
+                f"expected a marker of the run that is open, got one for volume {message.onset_volume} from "
+                "before it began: it is of the run before, which is over"
+            )
+        return None
 
     async def _refuse(self, received: Received, code: str, reason: str) -> None:
         self._take(self._markers)
         await received.reply(wire.Refused(run_id=received.message.run_id, code=code, message=reason))
-
-
-def _why_not(received: Received) -> str:
-    """Why a message is not taken where markers are; empty for a marker."""
-    if isinstance(received.message, wire.Marker):
-        return ""
-    return f"expected a marker at this port, got a {type(received.message).__name__}"
 
 
 def _of_run(received: Received, run_id: str) -> Received:

@@ -59,7 +59,7 @@ class Feed:
         self._session = session
         self._key: str | None = None
         self._status: Status | None = None
-        self._told: dict[tuple[str, Key], Event] = {}
+        self._told: dict[str, dict[Key, Event]] = {}
 
     async def follow(self) -> AsyncGenerator[str, None]:
         """JSON arrays of messages: all of the run so far, then what comes, while the caller iterates."""
@@ -89,10 +89,10 @@ class Feed:
         return news or [Beat()]
 
     def _untold(self, kind: str, memory: _Memory) -> list[Message]:
-        fresh = {(kind, key): event for key, event in memory.items()}
-        fresh = {name: event for name, event in fresh.items() if self._told.get(name) is not event}
-        self._told.update(fresh)
-        return [event.message for event in fresh.values()]
+        told = self._told.get(kind, {})
+        fresh: list[Message] = [event.message for key, event in memory.items() if told.get(key) is not event]
+        self._told[kind] = {key: event for key, event in memory.items()}  # and none that is not kept any more
+        return fresh
 
 
 async def _drain(queue: asyncio.Queue[Event], timeout_s: float) -> list[Event]:

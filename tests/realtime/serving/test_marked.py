@@ -8,20 +8,21 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from time import perf_counter
 
 import pytest
 
 from realtime import cli, wire
 from realtime.curve import load_client_keys, make_keys
 from realtime.recorded import read_recorded
-from realtime.sources.marked import Marked
+from realtime.sources.marked import PATIENCE_TR, Marked
 
 from .test_pipeline import QueueSource
 from .test_pyneal import RUN_ID, Pyneal
 
 PRESENTATION = Path(__file__).parents[3] / "docs" / "presentation.py"
 ONSETS = range(1, 12, 3)
-LONG_TR_S, NO_TIME_S = 60.0, 1e-9
+LONG_TR_S, SHORT_TR_S, NO_TIME_S = 60.0, 0.05, 1e-9
 
 
 class Presentation:
@@ -66,7 +67,12 @@ def pictures(make_picture, tmp_path: Path) -> dict[int, Path]:
 
 
 def test_a_bank_decodes_what_presentation_software_shows_beside_pyneal(
-    serve, presentations: list[Presentation], make_scan, pictures: dict[int, Path], tiny_bank: Path
+    serve,
+    presentations: list[Presentation],
+    make_scan,
+    pictures: dict[int, Path],
+    tiny_bank: Path,
+    closed_account,
 ) -> None:
     scan = make_scan(n_volumes=12, dtype="uint16")
     options = ("--volumes", "12", "--markers", "tcp://127.0.0.1:0")
@@ -85,6 +91,7 @@ def test_a_bank_decodes_what_presentation_software_shows_beside_pyneal(
                 presentation.show(index + 3, pictures[index + 3])
     finally:
         scanner.close()
+    assert closed_account(served.out / RUN_ID)["received"] == 12
     assert served.interrupt() == 0
     recorded = read_recorded(served.out / RUN_ID)
     shown = {picture.onset_volume: picture for picture in recorded.pictures}
@@ -184,6 +191,57 @@ def test_a_marker_without_a_run_is_refused_in_the_end(make_scan) -> None:
             asked = asyncio.ensure_future(volumes.ask(scan.start))
             assert (await receiving).message == scan.start
             asked.cancel()
+
+    asyncio.run(run())
+
+
+def test_a_marker_of_a_run_that_is_over_is_not_one_of_the_next(make_scan) -> None:
+    """One that was sent late waits as the next run begins, which can have shown nothing at volume 2 yet."""
+    first, second = make_scan(n_volumes=3), make_scan(n_volumes=3, run_id="next")
+
+    async def run() -> None:
+        async with marked(LONG_TR_S) as (volumes, markers, source):
+            messages = (first.start, first.volume(0), first.end(), second.start, second.volume(0))
+            asking = [asyncio.ensure_future(volumes.ask(message)) for message in messages[:3]]
+            got = [(await source.receive()).message for _ in range(3)]
+            late = asyncio.ensure_future(markers.ask(first.marker(4)))
+            of_next = asyncio.ensure_future(markers.ask(first.marker(0)))
+            await asyncio.sleep(0)
+            asking += [asyncio.ensure_future(volumes.ask(message)) for message in messages[3:]]
+            await asyncio.sleep(0)
+            got += [(await source.receive()).message for _ in range(3)]
+            assert got == [*messages, wire.Marker(run_id="next", onset_volume=0, name="picture 0")]
+            refused = await late
+            assert isinstance(refused, wire.Refused)
+            assert (refused.code, "which is over" in refused.message) == ("over", True)
+            for asked in (*asking, of_next):
+                asked.cancel()
+
+    asyncio.run(run())
+
+
+def test_a_marker_after_a_run_has_fallen_silent_waits_for_what_comes_next(make_scan) -> None:
+    """The run was broken off, and nothing tells before the next begins."""
+    first, second = make_scan(n_volumes=3), make_scan(n_volumes=3, run_id="next")
+
+    async def run() -> None:
+        async with marked(SHORT_TR_S) as (volumes, markers, source):
+            asking = [
+                asyncio.ensure_future(volumes.ask(message)) for message in (first.start, first.volume(0))
+            ]
+            for _ in range(2):
+                await source.receive()
+            silent_s = perf_counter() + (PATIENCE_TR + 1) * SHORT_TR_S
+            while perf_counter() < silent_s:
+                await asyncio.sleep(SHORT_TR_S)
+            asking.append(asyncio.ensure_future(markers.ask(first.marker(0))))
+            await asyncio.sleep(0)
+            messages = (first.end(), second.start, second.volume(0))
+            asking += [asyncio.ensure_future(volumes.ask(message)) for message in messages]
+            got = [(await source.receive()).message for _ in range(4)]
+            assert got == [*messages, wire.Marker(run_id="next", onset_volume=0, name="picture 0")]
+            for asked in asking:
+                asked.cancel()
 
     asyncio.run(run())
 

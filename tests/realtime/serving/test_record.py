@@ -91,6 +91,38 @@ def test_a_changed_byte_in_the_last_record_drops_it_and_earlier_is_an_error(tmp_
         list(read_journal(path))
 
 
+def test_a_damaged_length_is_no_torn_record(tmp_path: Path) -> None:
+    """What comes after it was acknowledged, and would be cut off."""
+    path = tmp_path / "volumes.journal"
+    journal = Journal(path)
+    starts = [path.stat().st_size]
+    for number in range(4):
+        journal.append(b"header", bytes([number]) * 100, 1.5)
+        starts.append(path.stat().st_size)
+    journal.close()
+    content = bytearray(path.read_bytes())
+    content[starts[1] + 8 + 3] ^= 1  # of the second record's payload: 16 MB longer
+    path.write_bytes(content)
+    with pytest.raises(RecordError, match=f"damaged at byte {starts[1]}: a record ends beyond the next"):
+        list(read_journal(path))
+    path.write_bytes(content[: starts[2]])  # the last one may be torn
+    assert len(list(read_journal(path))) == 1
+
+
+@pytest.mark.parametrize("n_bytes", [1, 100, 3_000_000])
+def test_zeros_that_a_power_cut_leaves_are_a_torn_record(tmp_path: Path, n_bytes: int) -> None:
+    path = tmp_path / "volumes.journal"
+    journal = Journal(path)
+    journal.append(b"header", b"payload", 1.5)
+    journal.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole + bytes(n_bytes))
+    assert [entry.end for entry in read_journal(path)] == [len(whole)]
+    path.write_bytes(whole + bytes(n_bytes) + b"x" * 100)
+    with pytest.raises(RecordError, match="damaged"):
+        list(read_journal(path))
+
+
 def test_another_file_is_no_journal(tmp_path: Path) -> None:
     path = tmp_path / "volumes.journal"
     path.write_bytes(b"something else entirely, and long enough")
