@@ -7,11 +7,16 @@ line with ``STOP`` in it ends the scanner's side: the volume, or the run, is not
 The protocol has no start and no end of a run, so an operator says how many volumes it has. It sends nothing
 twice: a volume on its way when the runtime dies is lost with it.
 
+A PAIR socket has one peer; of a second, which may be the scanner's side started again before the end of the
+first was noticed, it takes nothing and never will, also once the first has gone. So the port is opened anew
+whenever its peer goes, and those who wait connect again. What they have said before is lost.
+
 https://pyneal.readthedocs.io
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -21,6 +26,7 @@ from typing import Annotated, Literal
 import msgspec
 import zmq
 import zmq.asyncio
+from zmq.utils.monitor import recv_monitor_message
 
 from realtime import wire
 from realtime.address import bind, check_address
@@ -30,6 +36,10 @@ from realtime.sources.announced import Scan
 MAX_GREETING_BYTES = 1_024
 LONGEST_TR_S = 60
 """A larger TR is in milliseconds; some scanners' clients send seconds."""
+
+_BEAT_MS, _SILENT_MS = 1_000, 10_000
+"""A peer that answers no heartbeat for so long has gone, behind a tunnel that has died, say."""
+_TRIES, _TRY_AGAIN_S = 100, 0.02
 
 _log = logging.getLogger(__name__)
 
@@ -58,25 +68,71 @@ class PynealScanner:
         self._host, self._port = check_address(address)
         self._context = zmq.asyncio.Context()
         self._socket: zmq.asyncio.Socket | None = None
+        self._peers = _Peers()
 
     async def start(self) -> str:
         """Bind; returns the address with its port. :raises ServeError: where the port is in use."""
-        socket = self._context.socket(zmq.PAIR)
-        socket.set(zmq.MAXMSGSIZE, wire.MAX_VOLUME_BYTES)
-        socket.set(zmq.RCVHWM, 4)  # a scanner waits for each answer
         try:
-            address = bind(socket, self._host, self._port)
+            address = self._open()
         except ServeError:
             self._context.term()
             raise
-        self._socket = socket
+        self._port = int(address.rpartition(":")[2])
         return f"pyneal+{address}"
+
+    def _open(self) -> str:
+        socket = self._context.socket(zmq.PAIR)
+        socket.set(zmq.MAXMSGSIZE, wire.MAX_VOLUME_BYTES)
+        socket.set(zmq.RCVHWM, 4)  # a scanner waits for each answer
+        socket.set(zmq.HEARTBEAT_IVL, _BEAT_MS)
+        socket.set(zmq.HEARTBEAT_TIMEOUT, _SILENT_MS)
+        self._peers = _Peers(socket.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED))
+        try:
+            address = bind(socket, self._host, self._port)
+        except ServeError:  # which leaves the socket closed
+            self._peers.close()
+            raise
+        self._socket = socket
+        return address
+
+    def _close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        self._peers.close()
+
+    async def _reopen(self) -> None:
+        """Close the port and open it again; what closes does so on a thread of ZeroMQ's."""
+        self._close()
+        for _ in range(_TRIES):
+            try:
+                self._open()
+            except ServeError as error:
+                reason = error
+                await asyncio.sleep(_TRY_AGAIN_S)
+            else:
+                return
+        raise reason
+
+    async def _receive(self) -> list[memoryview]:
+        """The next message of the peer; all of one that has gone come first."""
+        while True:
+            assert self._socket, "start comes first"
+            message = asyncio.ensure_future(self._socket.recv_multipart(copy=False))
+            gone = asyncio.ensure_future(self._peers.gone())
+            try:
+                await asyncio.wait({message, gone}, return_when=asyncio.FIRST_COMPLETED)
+                if message.done() or await self._socket.poll(0):
+                    return [frame.buffer for frame in await message]
+            finally:
+                for task in (message, gone):
+                    task.cancel()
+            await self._reopen()
 
     async def scans(self) -> AsyncIterator[Scan]:
         """Every valid volume; greetings are answered here, and what is no message is refused."""
-        assert self._socket, "start comes first"
         while True:
-            frames = [frame.buffer for frame in await self._socket.recv_multipart(copy=False)]
+            frames = await self._receive()
             received_s = time.perf_counter()
             try:
                 if len(frames) == 1:
@@ -92,8 +148,7 @@ class PynealScanner:
     async def stop(self) -> None:
         """Close the socket; answers under way get half a second."""
         if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+            self._close()
             self._context.term()
 
     def _scan(self, frames: list[memoryview], received_s: float) -> Scan:
@@ -124,6 +179,34 @@ class PynealScanner:
             await self._socket.send(text.encode(), flags=zmq.NOBLOCK)
         except zmq.Again:
             _log.warning("the scanner has gone; it was not told %r", text)
+
+
+class _Peers:
+    """Who is connected to a PAIR socket, by what its monitor tells."""
+
+    def __init__(self, monitor: zmq.asyncio.Socket | None = None) -> None:
+        self._monitor = monitor
+        self._first: int | None = None
+        """The connection that was accepted first, which is the one that is served."""
+
+    def close(self) -> None:
+        if self._monitor is not None:
+            self._monitor.close(linger=0)
+
+    async def gone(self) -> None:
+        """Return when the served one has gone; warn of others."""
+        assert self._monitor
+        while True:
+            event = await recv_monitor_message(self._monitor)
+            if event["event"] == zmq.EVENT_ACCEPTED and self._first is not None:
+                _log.warning(
+                    "a second connection waits until the first has gone: only one can send volumes; if it is "
+                    "the scanner's side and gets no answer, start it again"
+                )
+            elif event["event"] == zmq.EVENT_ACCEPTED:
+                self._first = event["value"]
+            elif event["value"] == self._first:
+                return
 
 
 def greeting(frame: memoryview) -> str:

@@ -18,6 +18,8 @@ from realtime.errors import WireError
 from realtime.recorded import read_recorded
 from realtime.sources.pyneal import greeting, parse
 
+from .test_folder import wait_until
+
 PATIENCE_MS = 60_000
 RUN_ID = "sub-01_task-realtime"
 
@@ -38,6 +40,13 @@ class Pyneal:
         self._socket.send_multipart(frames)
         assert self._socket.poll(PATIENCE_MS), "the runtime did not answer"
         return self._socket.recv_string()
+
+    def insist(self, greeting: bytes) -> None:
+        """Greet until there is an answer, and no other under way: what a waiting connection says is lost."""
+        while not self._socket.poll(200):
+            self._socket.send(greeting)
+        while self._socket.poll(200):
+            self._socket.recv()
 
     def send(self, index: int, voxels: np.ndarray, affine, tr: str = "1333.3333", **changes) -> str:
         header = {
@@ -148,6 +157,23 @@ def test_a_scanner_that_goes_on_after_a_kill_goes_on_with_its_run(
     summary = closed_account(second.out / RUN_ID)
     assert (summary["received"], summary["missing"]) == (12, 0)
     assert second.interrupt() == 0
+
+
+def test_a_second_scanner_waits_and_is_served_once_the_first_has_gone(serve, pyneal, make_scan) -> None:
+    scan = make_scan(n_volumes=12)
+    served = serve("--volumes", "12", source="pyneal+tcp://127.0.0.1:0")
+    first = pyneal(served.address)
+    assert first.say(b"hello") == "hello"
+    second = pyneal(served.address)
+    wait_until(lambda: "a second connection waits" in served.log())
+    for index in range(2):  # the first goes on undisturbed
+        assert first.send(index, scan.voxels(index), scan.start.affine) == f"received volIdx {index}"
+    first.close()
+    second.insist(b"hello")
+    for index in range(2, 4):
+        assert second.send(index, scan.voxels(index), scan.start.affine) == f"received volIdx {index}"
+    assert served.interrupt() == 0
+    assert read_recorded(served.out / RUN_ID).received == {0, 1, 2, 3}
 
 
 def test_another_number_of_volumes_after_a_kill_begins_another_take(serve, pyneal, make_scan) -> None:
