@@ -20,6 +20,7 @@ from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 from numpy.typing import NDArray
 
 from realtime.bundle import Bundle, Spec, Tensor
+from realtime.engines.weights import locations
 from realtime.errors import EngineError
 
 T = TypeVar("T")
@@ -256,10 +257,21 @@ def check_graph(
 ) -> None:
     """See that a loaded graph takes and gives what :func:`signature` says; its free dimensions fit any.
 
+    Its weights must lie in files whose digests the bundle knows.
+
     :param n: to which the number of conditions was fixed while loading, if it was
     :raises EngineError: naming the file, what was expected and what was found
     """
     path = bundle.graph_path(name)
+    try:
+        unlisted = sorted(locations(path) - set(bundle.spec.files))
+    except (OSError, ValueError) as error:
+        raise EngineError(f"{path}: expected an ONNX graph: {error}; export the bundle again") from error
+    if unlisted:
+        raise EngineError(
+            f"{path}: expected weights in files that bundle.json lists, found some in {', '.join(unlisted)}; "
+            "export the bundle again"
+        )
     for what, expected, found in zip(
         ("inputs", "outputs"), signature(bundle.spec, name), (inputs, outputs), strict=True
     ):

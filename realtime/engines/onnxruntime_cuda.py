@@ -7,6 +7,7 @@ once; a run copies its inputs there, on the device, and hands out the outputs wh
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
 from collections.abc import Mapping
@@ -37,7 +38,8 @@ def probe(bundle: Bundle, name: str) -> Candidate:
 
 def open_engine(bundle: Bundle, name: str, threads: int | None) -> Engine:
     """As :func:`realtime.engines.open_engine`; threads of the CPU have no part."""
-    onnxruntime.preload_dlls()
+    with contextlib.redirect_stdout(sys.stderr):  # where it prints what it does not find
+        onnxruntime.preload_dlls()
     return BoundEngine(bundle, CUDA, "cuda", _SETTINGS)
 
 

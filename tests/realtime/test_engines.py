@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from realtime import bundle, engines
@@ -19,14 +22,17 @@ from realtime.decode import Decoder
 from realtime.engines import (
     ENGINES,
     LINE,
+    Engine,
     onnxruntime,
     onnxruntime_cuda,
     open_engine,
     openvino,
     probe,
+    put_to_use,
     signature,
 )
 from realtime.engines.onnxruntime_cuda import BoundEngine
+from realtime.engines.weights import locations
 from realtime.errors import EngineError
 
 
@@ -187,6 +193,65 @@ def test_an_engine_that_does_not_open_is_passed_over(
     description = open_engine(opened, "auto").description
     assert ", CPU, " in description
     assert f"onnxruntime-cuda: {failed.value}" in description
+
+
+@pytest.mark.parametrize("elsewhere", ["notes/weights.bin", "weights.txt"])
+@pytest.mark.parametrize("held_by", ["initializer", "attribute"])
+def test_weights_in_files_that_the_bundle_does_not_list_are_refused(
+    name: str, folder: Path, elsewhere: str, held_by: str
+) -> None:
+    """Whatever they are changed to, the bundle's digest would be the same."""
+    model = onnx.load(folder / "brain.onnx")
+    (weights,) = (tensor for tensor in model.graph.initializer if tensor.name == "brain_weights")
+    (folder / elsewhere).parent.mkdir(exist_ok=True)
+    weights.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weights), weights.name))
+    (folder / elsewhere).write_bytes(weights.raw_data)
+    onnx.external_data_helper.set_external_data(weights, elsewhere)
+    weights.ClearField("raw_data")
+    if held_by == "attribute":
+        constant = helper.make_node("Constant", [], ["brain_weights"], value=weights)
+        model.graph.node.insert(0, constant)
+        model.graph.initializer.remove(weights)
+    (folder / "brain.onnx").write_bytes(model.SerializeToString())
+    relist(folder, "brain.onnx")
+    assert locations(folder / "brain.onnx") == {elsewhere}
+    with pytest.raises(EngineError, match=rf"found some in {elsewhere}|ONNX graph that"):
+        open_engine(Bundle.open(folder), name)
+
+
+def test_where_weights_lie_is_read_from_any_graph(tiny_bundle: Path) -> None:
+    assert [locations(tiny_bundle / f"{graph}.onnx") for graph in ("brain", "denoise", "vae")] == [set()] * 3
+
+
+@given(data=st.binary(max_size=300))
+def test_any_bytes_are_a_graph_or_refused_and_nothing_else(tmp_path_factory, data: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.onnx"
+    for content in (data, b"\x3a" * 5_000 + data, b"\x3a\xff\xff\xff\xff\x0f" + data):
+        path.write_bytes(content)
+        with contextlib.suppress(ValueError):
+            assert isinstance(locations(path), set)
+
+
+def test_an_engine_that_opens_and_fails_in_use_is_passed_over(tiny_bundle: Path) -> None:
+    """As on a device whose memory is full, or whose libraries are not those that are needed."""
+    opened, tried = Bundle.open(tiny_bundle), []
+
+    def use(engine: Engine) -> str:
+        tried.append(engine.description)
+        if len(tried) == 1:
+            raise EngineError("brain failed: out of memory")
+        return "a decoder"
+
+    first = open_engine(opened, "auto").description
+    name, engine, used = put_to_use(opened, "auto", use)
+    assert used == "a decoder"
+    assert first.startswith(tried[0])
+    assert tried[1] != tried[0]
+    assert "brain failed: out of memory" in engine.description
+    assert name == LINE[-1]
+    tried.clear()
+    with pytest.raises(EngineError, match="out of memory"):  # what was asked for is not replaced
+        put_to_use(opened, name, use)
 
 
 @pytest.mark.parametrize("content", [b"", b"no graph", b"\x08\x0a" * 50])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from realtime.events import Broadcast, Event, Status
+from realtime.events import KEPT, Broadcast, Event, Status
 from realtime.viewer import feed as feed_module
 from realtime.viewer.feed import Feed, run_key
 
@@ -95,6 +95,30 @@ async def check_page_catches_up(make_run: Any, operations: list[tuple[str, int]]
     assert page.shown == {onset: as_json(event.message) for onset, event in broadcast.shown.items()}
 
 
+def test_a_long_run_is_not_kept_whole_and_a_page_has_seen_all_of_it(make_run: Any) -> None:
+    """Beyond what is kept there is the run folder: the memory of the server has a bound."""
+
+    async def run() -> None:
+        long = make_run()
+        broadcast = Broadcast(status_of(long.status("trusted")))
+        page, late, n_frames = PageModel(), PageModel(), KEPT + 30
+        feed = Feed(broadcast, "session")
+        following = feed.follow()
+        for volume in range(n_frames):
+            broadcast.send(long.frame(volume))
+            if volume % 20 == 0:
+                await page.read(following, until_beat=False)
+        await page.read(following, until_beat=True)
+        await late.read(Feed(broadcast, "session").follow(), until_beat=True)
+        assert list(page.frames) == list(range(n_frames))
+        assert list(late.frames) == list(broadcast.frames) == list(range(30, n_frames))
+        assert sum(map(len, feed._told.values())) <= 2 * KEPT
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(feed_module, "BEAT_S", 0.001)
+        asyncio.run(run())
+
+
 def test_keys_differ_by_session_and_run() -> None:
     assert len({run_key("a", "1"), run_key("b", "1"), run_key("a", "2"), run_key("a", None)}) == 4
 
@@ -105,13 +129,13 @@ def test_messages_fit_any_data_channel(make_run: Any) -> None:
     async def longest() -> int:
         run = make_run("r" * 200)
         broadcast = Broadcast(status_of(run.status("trusted", 600, message="m" * 500)))
-        for volume in range(600):
+        for volume in range(KEPT):
             broadcast.send(run.frame(volume))
         page, sizes = PageModel(), []
         async for text in Feed(broadcast, "s").follow():
             page.apply(text)
             sizes.append(len(text.encode()))
-            if len(page.frames) == 600:
+            if len(page.frames) == KEPT:
                 return max(sizes)
         raise AssertionError("the feed ended")
 

@@ -11,7 +11,7 @@ from realtime import cli, doctor
 from realtime.bench import Bench
 from realtime.bundle import Bundle, Sampler
 from realtime.doctor import Diagnosis
-from realtime.engines import ENGINES, LINE, probe
+from realtime.engines import ENGINES, LINE, onnxruntime_cuda, probe
 from realtime.recorded import read_recorded
 
 
@@ -117,6 +117,16 @@ def test_bench_times_every_sampler_on_every_engine(
         assert timing.n == 3
         assert 0 < timing.median_ms <= timing.p95_ms
         assert list(timing.stages_ms) == ["brain", "denoise", "vae"]
+
+
+def test_bench_goes_on_after_an_engine_that_does_not_open(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(onnxruntime_cuda, "_has_cuda_device", lambda: True)
+    assert cli.main(["bench", "--bundle", str(tiny_bundle), "-n", "1", "--json"]) == 0
+    found = msgspec.json.decode(capsys.readouterr().out, type=Bench)
+    assert "onnxruntime-cuda" in found.passed_over
+    assert "onnxruntime-cpu" in found.descriptions
 
 
 def test_bench_takes_the_engines_and_samplers_it_is_given(

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from realtime import table, wire
+from realtime import resume, table, wire
+from realtime.bundle import Bundle
 from realtime.errors import RecordError
 from realtime.events import Frame, LatencyMs
 from realtime.journal import MAGIC, Journal, read_journal
@@ -221,6 +222,18 @@ def test_a_file_that_can_neither_be_written_nor_removed_is_a_record_error(folder
     (folder.path / "frames" / "000009.png").mkdir()  # refuses both, as everything does on a read-only disk
     with pytest.raises(RecordError, match=r"cannot write .*000009\.png"):
         folder.write_frame(9, np.zeros((8, 8, 3), dtype=np.uint8))
+
+
+def test_a_run_whose_table_belongs_to_another_is_not_gone_on_with(
+    tiny_bundle: Path, make_scan, tmp_path: Path
+) -> None:
+    bundle, scan = Bundle.open(tiny_bundle), make_scan(n_volumes=30)
+    run = resume.begin(tmp_path, bundle, 0, scan.start)
+    with run.folder._table.open("ab") as rows:
+        rows.write(table.row_line(table.Row(volume=30, state="missing", reason="it did not come")))
+    run.folder.suspend()
+    with pytest.raises(RecordError, match="cannot go on with"):
+        resume.reopen(run.folder.path, bundle)
 
 
 def test_a_run_that_is_recorded_again_gets_a_folder_of_its_own(make_scan, tmp_path: Path) -> None:

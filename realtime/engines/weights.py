@@ -1,0 +1,91 @@
+"""Which files an ONNX graph takes weights from: protobuf's wire format, as far as that needs it.
+
+An ONNX file may name any file for a tensor's numbers. Those of a bundle's graphs must be files that
+``bundle.json`` lists, or a change of them would go unseen. The runtime has no package that reads ONNX files.
+
+https://protobuf.dev/programming-guides/encoding, https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+
+_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+_CHILDREN = {
+    "model": {7: "graph", 25: "function"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "entry"},
+}
+"""Fields, by message, that lead to tensors and their external data."""
+_KEY, _VALUE = 1, 2
+_MAX_DEPTH = 64
+
+
+def locations(path: Path) -> set[str]:
+    """The files, relative to the graph's folder, that a graph's tensors name.
+
+    :raises ValueError: when the file is no ONNX graph
+    """
+    with path.open("rb") as file:
+        if not path.stat().st_size:
+            return set()
+        with (
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+            memoryview(mapped) as whole,
+        ):
+            return set(_locations("model", whole, 0))
+
+
+def _locations(kind: str, message: memoryview, depth: int) -> Iterator[str]:
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"found messages in messages more than {_MAX_DEPTH} deep")
+    for number, start, stop in _fields(message):
+        child = _CHILDREN[kind].get(number)
+        if child is None:
+            continue
+        with message[start:stop] as inner:
+            if child == "entry":
+                entry = {field: bytes(inner[begin:end]) for field, begin, end in _fields(inner)}
+                if entry.get(_KEY) == b"location":
+                    yield entry.get(_VALUE, b"").decode()
+            else:
+                yield from _locations(child, inner, depth + 1)
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, int, int]]:
+    """Number, start and stop of every field that has a length; others are passed over."""
+    at = 0
+    while at < len(message):
+        tag, at = _varint(message, at)
+        number, wire_type = tag >> 3, tag & 7
+        if wire_type == _VARINT:
+            _, at = _varint(message, at)
+        elif wire_type in (_FIXED64, _FIXED32):
+            at += 8 if wire_type == _FIXED64 else 4
+        elif wire_type == _LENGTH:
+            length, at = _varint(message, at)
+            if length > len(message) - at:
+                raise ValueError("found a field that is longer than its message")
+            yield number, at, at + length
+            at += length
+        else:
+            raise ValueError(f"found a field of wire type {wire_type}")
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= len(message):
+            break
+        byte = message[at]
+        value |= (byte & 0x7F) << shift
+        at += 1
+        if byte < 0x80:
+            return value, at
+    raise ValueError("found a number that does not end")
