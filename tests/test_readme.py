@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
 import sys
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,3 +60,32 @@ def test_links_and_pictures_are_there() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         if not target.startswith("http"):
             assert (ROOT / target).exists(), target
+
+
+def numbers(finding: dict[str, Any]) -> str:
+    """What a statement's verdict rests on first: the difference of two models, or in words."""
+    differences = finding["differences"]
+    if not differences:
+        return finding["here"].split(". ")[-1].split(";")[0].removesuffix(".")
+
+    def pair(each: dict[str, Any]) -> tuple[str, str]:
+        return each["one"], each["other"]
+
+    first = list(takewhile(lambda each: pair(each) == pair(differences[0]), differences))
+    named = [
+        f"{each['metric']} {100 * each['value']:+.1f} [{100 * each['low']:+.1f}, {100 * each['high']:+.1f}]"
+        for each in first
+    ]
+    return f"{' against '.join(pair(first[0]))}: {', '.join(named)}" + (", …" if first != differences else "")
+
+
+@pytest.mark.parametrize(
+    "page", sorted((ROOT / "docs" / "results").glob("*.html")), ids=lambda page: page.stem
+)
+def test_the_table_of_results_says_what_the_pages_say(page: Path) -> None:
+    findings = json.loads(page.with_suffix(".json").read_text())["findings"]
+    rows = [line for line in README.splitlines() if line.startswith("|")]
+    (start,) = (nth for nth, row in enumerate(rows) if f"](docs/results/{page.name})" in row)
+    for row, finding in zip(rows[start:], findings, strict=False):
+        expected = " (expected)" if finding["source"].lower().startswith("expected") else ""
+        assert row.endswith(f" | {finding['claim']}{expected} | {finding['verdict']} | {numbers(finding)} |")

@@ -289,6 +289,26 @@ def offers() -> Iterator[bytes]:
     yield msgspec.json.encode({"type": "offer", "sdp": "\r\n".join(lines)})
 
 
+def graphs() -> Iterator[bytes]:
+    """ONNX graphs: weights within the file, beside it, and beside it for a node of an inner graph."""
+
+    def field(number: int, content: bytes) -> bytes:
+        return bytes((number << 3 | 2, len(content))) + content
+
+    def entry(key: bytes, value: bytes) -> bytes:
+        return field(13, field(1, key) + field(2, value))
+
+    within = field(8, b"weights") + field(9, bytes(8))
+    beside = (
+        field(8, b"weights") + entry(b"location", b"brain.onnx.data") + entry(b"offset", b"0") + b"\x70\1"
+    )
+    attribute = field(1, b"value") + field(5, beside)
+    node = field(2, b"condition") + field(4, b"Constant") + field(5, attribute)
+    inner = field(1, b"then_branch") + field(6, field(1, node))
+    for graph in (field(5, within), field(5, beside), field(1, field(4, b"If") + field(5, inner))):
+        yield b"\x08\x0a" + field(7, graph)
+
+
 def keys() -> Iterator[bytes]:
     """A certificate as czmq writes it."""
     text = f'# a certificate\nmetadata\ncurve\n    public-key = "{PUBLIC}"\n'
@@ -313,6 +333,7 @@ SEEDS = {
     "npy": lambda: iter([array()]),
     "npz": archives,
     "roi": regions,
+    "weights": graphs,
     "keys": keys,
 }
 

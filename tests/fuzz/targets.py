@@ -23,6 +23,7 @@ import msgspec
 import numpy as np
 
 from realtime import bundle, bundlefiles, curve, journal, picture, record, recorded, runfile, table, wire
+from realtime.engines.weights import locations
 from realtime.errors import BundleError, RecordError, ServeError, WireError
 from realtime.sources import afni, afni_header, files, pyneal, zeromq
 from realtime.sources.slices import SliceFile, Slices
@@ -281,6 +282,11 @@ def region(data: bytes) -> None:
     assert affine.shape == (4, 4)
 
 
+def weights(data: bytes) -> None:
+    """Where an ONNX graph's weights lie; its engine reads the rest."""
+    assert all(isinstance(name, str) for name in locations(_file("brain.onnx", data)))
+
+
 def keys(data: bytes) -> None:
     """The secret and the public key of a folder."""
     folder = _file("server.key", data).parent
@@ -307,6 +313,7 @@ TARGETS: dict[str, Target] = {
     "npy": Target(run=npy, refuses=(BundleError,)),
     "npz": Target(run=npz, refuses=(BundleError,)),
     "roi": Target(run=region, refuses=(BundleError,)),
+    "weights": Target(run=weights, refuses=(ValueError,)),
     "keys": Target(run=keys, refuses=(ServeError,), max_bytes=1_024),
 }
 """By the name that ``run.py`` takes and its corpus has."""
