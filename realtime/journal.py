@@ -158,7 +158,7 @@ def _read_entry(file: BinaryIO, path: Path, size: int) -> Entry | None:
     header, payload = file.read(n_header), file.read(n_payload)
     checksum = zlib.crc32(payload, zlib.crc32(header, zlib.crc32(head[: _HEAD.size])))
     if checksum != _CRC.unpack_from(head, _HEAD.size)[0]:
-        if end == size:
+        if end == size or not _holds_another(file, start + 1, size):
             return None
         raise RecordError(f"{path} is damaged at byte {start}: a record's checksum does not fit")
     return Entry(header=header, payload=payload, received_utc_s=received_utc_s, end=end)

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import webbrowser
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -88,9 +89,10 @@ class Service:
             return [Decoder(self.bundle, engine, SEED, each.name, blur) for each in self.bundle.spec.decoders]
 
         worker = ThreadPoolExecutor(1, thread_name_prefix="decode")
-        engine_name, engine, (general, *specialised) = worker.submit(
-            put_to_use, self.bundle, options.engine, decoders
-        ).result()
+        with _ended_by_ctrl_c():
+            engine_name, engine, (general, *specialised) = worker.submit(
+                put_to_use, self.bundle, options.engine, decoders
+            ).result()
         self.engine_description = engine.description
         self.closed: asyncio.Queue[Path] = asyncio.Queue()
         """The folders of runs that have ended."""
@@ -139,6 +141,19 @@ class Service:
                 stopping.push_async_callback(self._viewer.stop)
             folder = self.pipeline.stop(end_run=end_run)
         return folder
+
+
+@contextlib.contextmanager
+def _ended_by_ctrl_c() -> Iterator[None]:
+    """Let Ctrl-C end the process at once: an engine that loads on another thread would be waited for."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _keys(options: Options) -> ServerKeys | None:

@@ -162,13 +162,11 @@ def put_to_use(
     if name not in ENGINES:
         raise EngineError(f"expected an engine of {', '.join(ENGINES)}, got {name!r}")
     if name != "auto":
-        engine = _open(bundle, name, threads)
-        return name, engine, use(engine)
+        return name, *_open_and_use(bundle, name, use, threads)
     passed_over: list[str] = []
     for name in LINE:
         try:
-            engine = _open(bundle, name, threads)
-            used = use(engine)
+            engine, used = _open_and_use(bundle, name, use, threads)
         except EngineError as error:
             _log.info("engine %s is passed over: %s", name, error)
             passed_over.append(f"{name}: {error}")
@@ -177,6 +175,14 @@ def put_to_use(
             engine.description += f" (passed over: {'; '.join(passed_over)})"
         return name, engine, used
     raise EngineError(f"expected an engine that runs this bundle here, found none: {'; '.join(passed_over)}")
+
+
+def _open_and_use(
+    bundle: Bundle, name: str, use: Callable[[Engine], T], threads: int | None
+) -> tuple[Engine, T]:
+    """In a frame of its own, so that nothing holds an engine that failed when the next one is loaded."""
+    engine = _open(bundle, name, threads)
+    return engine, use(engine)
 
 
 def _open(bundle: Bundle, name: str, threads: int | None) -> Engine:

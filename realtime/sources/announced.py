@@ -245,6 +245,7 @@ class _Run:
             await said.take(message)
             if isinstance(message, wire.Ack):
                 self._came.add(scan.index)
+                self._heard_s = time.perf_counter()  # it may have been tried for long
             if isinstance(message, wire.Ack | wire.Refused) and not said.is_trouble:
                 await scan.answer(message)
 

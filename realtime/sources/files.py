@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import stat
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ SETTLE_S = 0.05
 """A file that is the same after this time is read."""
 AGAIN_S = 0.25
 """One that is not whole then is read again after this time."""
+LOOKED_AT_AGAIN = 500
+"""About so many of the files that are done are looked at each time."""
 _Looks = tuple[int, int]
 """A file's size in bytes and the time of its last change in ns."""
 _OPEN = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -83,6 +86,7 @@ class Files:
         self._done: dict[str, _Looks] = {}
         """How those looked that were told or passed over."""
         self._foreign: set[str] = set()
+        self._look_number = 0
         self._is_away = False
 
     @property
@@ -119,7 +123,11 @@ class Files:
     def _new(self) -> list[tuple[str, _Looks]]:
         """Regular files that are not done, and how they look; in the order in which they were written."""
         found = []
+        self._look_number += 1
         for entry in self._entries():
+            is_settled = entry.name in self._done and entry.name not in self._waiting
+            if is_settled and not self._is_turn_of(entry.name):
+                continue
             try:
                 looks = _looks(entry)
                 if self._done.get(entry.name) != looks and self._is_file(entry, looks):
@@ -129,6 +137,11 @@ class Files:
         names = {name for name, _ in found}
         self._waiting = {name: waiting for name, waiting in self._waiting.items() if name in names}
         return sorted(found, key=lambda each: (each[1][1], each[0]))
+
+    def _is_turn_of(self, name: str) -> bool:
+        """Whether to see now if a file that is done was written anew: thousands at once would take long."""
+        n_turns = 1 + len(self._done) // LOOKED_AT_AGAIN
+        return zlib.crc32(name.encode(errors="surrogateescape")) % n_turns == self._look_number % n_turns
 
     def _entries(self) -> list[os.DirEntry[str]]:
         try:

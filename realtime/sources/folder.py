@@ -93,7 +93,8 @@ class FolderScanner:
                 for found in new:
                     if scan := self._scan(found):
                         yield scan
-                if self._is_over(time.perf_counter()):
+                has_looked = not (new or self._files.is_settling)
+                if self._is_over(time.perf_counter(), has_looked=has_looked):
                     self._let_go()
                     yield RunOver()
                     continue
@@ -199,12 +200,18 @@ class FolderScanner:
             self._pass(followed.series, f"its run was refused: {message.message}")
             followed.is_refused = True
 
-    def _is_over(self, now_s: float) -> bool:
+    def _is_over(self, now_s: float, *, has_looked: bool) -> bool:
+        """Whether the followed series' run has ended.
+
+        :param has_looked: whether no file waits to be read; else it only seems quiet, after a full disk, say.
+        """
         followed = self._followed
         if followed is None:
             return False
         ends = followed.has_last or self._successor is not None
-        return followed.is_refused or followed.is_complete or (ends and followed.is_quiet(now_s))
+        return (
+            followed.is_refused or followed.is_complete or (ends and has_looked and followed.is_quiet(now_s))
+        )
 
     @property
     def _successor(self) -> str | None:

@@ -42,6 +42,8 @@ class Marked:
         self._run_id: str | None = None
         self._first_s = self._began_s = self._heard_s = -math.inf
         """Of the open run: when its first volume came, when it began by that, when its newest came."""
+        self._before_s = -math.inf
+        """When the newest volume of the run before came."""
 
     async def start(self) -> str:
         """Begin to listen at both; returns both addresses."""
@@ -100,6 +102,7 @@ class Marked:
         message = received.message
         if isinstance(message, wire.Volume):
             if message.run_id != self._run_id:
+                self._before_s = self._heard_s
                 self._first_s = received.received_s
                 self._began_s = self._first_s - (message.index + 1) * self._tr_s
             self._run_id, self._heard_s = message.run_id, received.received_s
@@ -117,7 +120,8 @@ class Marked:
         if not isinstance(message, wire.Marker):
             return "kind", f"expected a marker at this port, got a {type(message).__name__}"
         earliest_s = self._began_s + (message.onset_volume - EARLY_TR) * self._tr_s
-        if self._run_id is not None and self._is_alive and came.received_s < min(earliest_s, self._first_s):
+        of_before_s = min(earliest_s, self._first_s, self._before_s + PATIENCE_TR * self._tr_s)
+        if self._run_id is not None and self._is_alive and came.received_s < of_before_s:
             return "over", (
                 f"expected a marker of the run that is open, got one for volume {message.onset_volume} from "
                 "before it began: it is of the run before, which is over"

@@ -21,7 +21,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import zmq
@@ -39,6 +39,7 @@ LONGEST_TR_S = 60
 
 _BEAT_MS, _SILENT_MS = 1_000, 10_000
 """A peer that answers no heartbeat for so long has gone, behind a tunnel that has died, say."""
+_EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 _TRIES, _TRY_AGAIN_S = 100, 0.02
 
 _log = logging.getLogger(__name__)
@@ -69,6 +70,8 @@ class PynealScanner:
         self._context = zmq.asyncio.Context()
         self._socket: zmq.asyncio.Socket | None = None
         self._peers = _Peers()
+        self._gone: asyncio.Future[None] = asyncio.Future()
+        """Of the peer that is served; as long as the port is open."""
 
     async def start(self) -> str:
         """Bind; returns the address with its port. :raises ServeError: where the port is in use."""
@@ -86,17 +89,19 @@ class PynealScanner:
         socket.set(zmq.RCVHWM, 4)  # a scanner waits for each answer
         socket.set(zmq.HEARTBEAT_IVL, _BEAT_MS)
         socket.set(zmq.HEARTBEAT_TIMEOUT, _SILENT_MS)
-        self._peers = _Peers(socket.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED))
+        self._peers = _Peers(socket.get_monitor_socket(_EVENTS))
         try:
             address = bind(socket, self._host, self._port)
         except ServeError:  # which leaves the socket closed
             self._peers.close()
             raise
         self._socket = socket
+        self._gone = asyncio.ensure_future(self._peers.gone())
         return address
 
     def _close(self) -> None:
         if self._socket is not None:
+            self._gone.cancel()
             self._socket.close()
             self._socket = None
         self._peers.close()
@@ -119,14 +124,13 @@ class PynealScanner:
         while True:
             assert self._socket, "start comes first"
             message = asyncio.ensure_future(self._socket.recv_multipart(copy=False))
-            gone = asyncio.ensure_future(self._peers.gone())
+            news: set[asyncio.Future[Any]] = {message, self._gone}
             try:
-                await asyncio.wait({message, gone}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(news, return_when=asyncio.FIRST_COMPLETED)
                 if message.done() or await self._socket.poll(0):
                     return [frame.buffer for frame in await message]
             finally:
-                for task in (message, gone):
-                    task.cancel()
+                message.cancel()
             await self._reopen()
 
     async def scans(self) -> AsyncIterator[Scan]:
@@ -186,8 +190,10 @@ class _Peers:
 
     def __init__(self, monitor: zmq.asyncio.Socket | None = None) -> None:
         self._monitor = monitor
+        self._newest: int | None = None
+        """The connection that was accepted last, which need not be one of ZeroMQ's."""
         self._first: int | None = None
-        """The connection that was accepted first, which is the one that is served."""
+        """The one whose handshake was the first, which is served."""
 
     def close(self) -> None:
         if self._monitor is not None:
@@ -197,16 +203,18 @@ class _Peers:
         """Return when the served one has gone; warn of others."""
         assert self._monitor
         while True:
-            event = await recv_monitor_message(self._monitor)
-            if event["event"] == zmq.EVENT_ACCEPTED and self._first is not None:
+            said = await recv_monitor_message(self._monitor)
+            if said["event"] == zmq.EVENT_ACCEPTED:
+                self._newest = said["value"]
+            elif said["event"] == zmq.EVENT_DISCONNECTED and said["value"] == self._first:
+                return
+            elif said["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED and self._first is None:
+                self._first = self._newest
+            elif said["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 _log.warning(
                     "a second connection waits until the first has gone: only one can send volumes; if it is "
                     "the scanner's side and gets no answer, start it again"
                 )
-            elif event["event"] == zmq.EVENT_ACCEPTED:
-                self._first = event["value"]
-            elif event["value"] == self._first:
-                return
 
 
 def greeting(frame: memoryview) -> str:

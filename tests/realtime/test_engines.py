@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -234,11 +235,13 @@ def test_any_bytes_are_a_graph_or_refused_and_nothing_else(tmp_path_factory, dat
 
 def test_an_engine_that_opens_and_fails_in_use_is_passed_over(tiny_bundle: Path) -> None:
     """As on a device whose memory is full, or whose libraries are not those that are needed."""
-    opened, tried = Bundle.open(tiny_bundle), []
+    opened, tried, failed = Bundle.open(tiny_bundle), [], []
 
     def use(engine: Engine) -> str:
         tried.append(engine.description)
+        assert not [each for each in failed if each()], "it still holds the device's memory"
         if len(tried) == 1:
+            failed.append(weakref.ref(engine))
             raise EngineError("brain failed: out of memory")
         return "a decoder"
 

@@ -135,6 +135,22 @@ def test_a_file_that_is_written_anew_under_its_old_name_is_told_again(tmp_path: 
         assert (found.name, found.was_there_before) == (path.name, False)
 
 
+def test_of_many_files_that_are_done_some_are_looked_at_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("realtime.sources.files.LOOKED_AT_AGAIN", 4)
+    files = Files(tmp_path, PATIENCE_S)
+    paths = [tmp_path / f"run_{number:04d}.nii" for number in range(20)]
+    for path in paths:
+        path.write_bytes(nifti_bytes())
+    assert len(look(files, 0.0, 1.0)) == len(paths)
+    for path in paths:
+        os.utime(path, (9, 9))
+    seen = [names(look(files, 2.0 + nth / 10)) for nth in range(14)]
+    assert all(len(each) < len(paths) for each in seen)
+    assert sorted(name for each in seen for name in each) == [path.name for path in paths]
+
+
 def test_there_must_be_a_folder(tmp_path: Path) -> None:
     with pytest.raises(ServeError, match="expected a folder to watch"):
         Files(tmp_path / "none", PATIENCE_S)

@@ -14,7 +14,7 @@ import pytest
 
 from realtime import wire
 from realtime.recorded import read_recorded
-from realtime.sources.announced import Plan, RunOver, Scan
+from realtime.sources.announced import QUIET_TR, Plan, RunOver, Scan
 from realtime.sources.folder import FolderScanner
 
 PATIENCE_S = 60.0
@@ -217,6 +217,26 @@ def test_a_series_whose_run_is_refused_makes_room_for_the_next(export: Path, mak
             await watched.hears(("localizer", 0), None, ("run", 0))
             watched.write("localizer_2.nii", "run_2.nii")
             await watched.hears(("run", 1))
+
+    asyncio.run(run())
+
+
+def test_a_series_is_not_over_because_the_runtime_was_busy(export: Path, make_scan) -> None:
+    """As while its disk is full: nobody looked, and what came meanwhile is there."""
+
+    async def run() -> None:
+        async with watching(export, make_scan()) as watched:
+            for second, name in enumerate(("raw_1.nii", "moco_1.nii")):
+                watched.write(f".{name}")
+                os.utime(export / f".{name}", (second, second))
+            for name in ("raw_1.nii", "moco_1.nii"):
+                (export / f".{name}").rename(export / name)
+            await watched.hears(("raw", 0))
+            await asyncio.sleep((QUIET_TR + 1) * SHORT_TR_S)  # the time that is too long is what is tested
+            watched.write("raw_2.nii", "moco_2.nii")
+            await watched.hears(("raw", 1))
+            watched.write("raw_3.nii")
+            await watched.hears(("raw", 2))
 
     asyncio.run(run())
 

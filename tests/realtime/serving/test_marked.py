@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
@@ -173,6 +174,27 @@ def test_a_marker_waits_for_its_run_and_goes_before_what_comes_with_it(make_scan
             got = [(await source.receive()).message for _ in range(5)]
             of_the_run = wire.Marker(run_id=scan.run_id, onset_volume=0, name="a picture")
             assert got == [scan.start, scan.volume(0), of_the_run, scan.volume(1), scan.end()]
+            for asked in asking:
+                asked.cancel()
+
+    asyncio.run(run())
+
+
+def test_a_marker_of_a_run_whose_first_volume_comes_late_is_its_own(make_scan) -> None:
+    """The first image of a scan may take long to be made; no run was before it."""
+    scan = make_scan(n_volumes=3)
+
+    async def run() -> None:
+        async with marked(LONG_TR_S) as (volumes, markers, source):
+            asking = [asyncio.ensure_future(markers.ask(scan.marker(0)))]
+            await asyncio.sleep(0)
+            early = await markers.messages.get()
+            markers.messages.put_nowait(replace(early, received_s=early.received_s - 4 * LONG_TR_S))
+            asking += [
+                asyncio.ensure_future(volumes.ask(message)) for message in (scan.start, scan.volume(0))
+            ]
+            got = [(await source.receive()).message for _ in range(3)]
+            assert got == [scan.start, scan.volume(0), scan.marker(0)]
             for asked in asking:
                 asked.cancel()
 

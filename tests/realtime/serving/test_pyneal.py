@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -49,6 +50,15 @@ class Pyneal:
             self._socket.recv()
 
     def send(self, index: int, voxels: np.ndarray, affine, tr: str = "1333.3333", **changes) -> str:
+        return self.say(*self._volume(index, voxels, affine, tr, **changes))
+
+    def leave(self, index: int, voxels: np.ndarray, affine) -> None:
+        """Send a volume and go without waiting for the answer."""
+        self._socket.send_multipart(self._volume(index, voxels, affine, "1333.3333"))
+        self._socket.close(linger=PATIENCE_MS)
+
+    @staticmethod
+    def _volume(index: int, voxels: np.ndarray, affine, tr: str, **changes) -> tuple[bytes, bytes]:
         header = {
             "volIdx": index,
             "dtype": str(voxels.dtype),
@@ -56,7 +66,7 @@ class Pyneal:
             "affine": json.dumps(np.asarray(affine).tolist()),
             "TR": tr,
         }
-        return self.say(json.dumps(header | changes).encode(), np.ascontiguousarray(voxels).tobytes())
+        return json.dumps(header | changes).encode(), np.ascontiguousarray(voxels).tobytes()
 
 
 @pytest.fixture
@@ -168,12 +178,24 @@ def test_a_second_scanner_waits_and_is_served_once_the_first_has_gone(serve, pyn
     wait_until(lambda: "a second connection waits" in served.log())
     for index in range(2):  # the first goes on undisturbed
         assert first.send(index, scan.voxels(index), scan.start.affine) == f"received volIdx {index}"
-    first.close()
+    first.leave(2, scan.voxels(2), scan.start.affine)
     second.insist(b"hello")
-    for index in range(2, 4):
+    for index in range(3, 5):
         assert second.send(index, scan.voxels(index), scan.start.affine) == f"received volIdx {index}"
     assert served.interrupt() == 0
-    assert read_recorded(served.out / RUN_ID).received == {0, 1, 2, 3}
+    assert read_recorded(served.out / RUN_ID).received == {0, 1, 2, 3, 4}
+
+
+def test_a_connection_that_says_nothing_is_not_the_scanners(serve, pyneal, make_scan) -> None:
+    """Such as that of a tunnel, or of a tool that looks which ports are open."""
+    scan = make_scan(n_volumes=12)
+    served = serve("--volumes", "12", source="pyneal+tcp://127.0.0.1:0")
+    with socket.create_connection(("127.0.0.1", int(served.address.rpartition(":")[2]))):
+        scanner = pyneal(served.address)
+        assert scanner.say(b"hello") == "hello"
+    for index in range(3):
+        assert scanner.send(index, scan.voxels(index), scan.start.affine) == f"received volIdx {index}"
+    assert "second connection" not in served.log()
 
 
 def test_another_number_of_volumes_after_a_kill_begins_another_take(serve, pyneal, make_scan) -> None:

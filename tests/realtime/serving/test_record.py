@@ -110,6 +110,19 @@ def test_a_damaged_length_is_no_torn_record(tmp_path: Path) -> None:
     assert len(list(read_journal(path))) == 1
 
 
+def test_zeros_of_a_power_cut_may_begin_within_a_record(tmp_path: Path) -> None:
+    path = tmp_path / "volumes.journal"
+    journal = Journal(path)
+    ends = []
+    for number in range(4):
+        journal.append(b"header", bytes([number + 1]) * 100, 1.5)
+        ends.append(path.stat().st_size)
+    journal.close()
+    content = path.read_bytes()
+    path.write_bytes(content[: ends[2] - 50] + bytes(ends[3] - ends[2] + 50))
+    assert [entry.end for entry in read_journal(path)] == ends[:2]
+
+
 @pytest.mark.parametrize("n_bytes", [1, 100, 3_000_000])
 def test_zeros_that_a_power_cut_leaves_are_a_torn_record(tmp_path: Path, n_bytes: int) -> None:
     path = tmp_path / "volumes.journal"
