@@ -241,6 +241,7 @@ def test_a_page_tells_three_verdicts_apart_without_colour(tmp_path: Path) -> Non
     assert [finding["verdict"] for finding in result["findings"]] == [each.verdict for each in findings]
     again = write_page(report, {"command": "look out"}, tmp_path / "again").read_text()
     assert text == again
+    assert (tmp_path / "weather.svg").read_text() in text
 
 
 def _rules(page: str) -> list[str]:

@@ -10,10 +10,10 @@ from train.commands.options import Commands
 from train.recipe import read_recipe
 
 _EXPERIMENTS = """\
-Trains the models of an experiment for minutes each, decodes held-out runs with them, and writes NAME.html
-and NAME.json: the figures, and in words whether the paper's finding appears in the synthetic data. Models
-that are there already are not trained again; experiments share them through --work. An interrupted experiment
-goes on.
+Trains the models of an experiment for minutes each, decodes held-out runs with them, and writes NAME.html,
+its figure as NAME.svg, and NAME.json: the numbers, and in words whether the paper's finding appears in the
+synthetic data. Models that are there already are not trained again; experiments share them through --work. An
+interrupted experiment goes on.
 
   time-resolved   a general model on shifted windows beside specialised ones (figures 4, 5)
   window-length   windows of 1 to 6 volumes (figure 6)
@@ -78,7 +78,7 @@ def add_experiment(commands: Commands) -> None:
         type=Path,
         default=Path("results"),
         metavar="DIR",
-        help="folder of NAME.html and NAME.json; those there are replaced (default: %(default)s)",
+        help="folder of NAME.html, .svg and .json; those there are replaced (default: %(default)s)",
     )
     parser.add_argument(
         "--recipe",

@@ -44,7 +44,7 @@ _VERDICTS: dict[Verdict, tuple[str, str]] = {
 
 
 def write_page(report: Report, facts: dict[str, str], out: Path) -> Path:
-    """Write ``NAME.json`` and ``NAME.html`` and return the page's path.
+    """Write ``NAME.json``, the figure as ``NAME.svg``, and ``NAME.html``, whose path is returned.
 
     :param facts: how it was made, for the foot of the page
     """
@@ -58,8 +58,10 @@ def write_page(report: Report, facts: dict[str, str], out: Path) -> Path:
         "entries": [_computed(entry) for entry in report.entries],
     }
     (out / f"{report.name}.json").write_text(json.dumps(content, indent=1))
+    figure = _figure(report)
+    (out / f"{report.name}.svg").write_text(figure, encoding="utf-8")
     page = out / f"{report.name}.html"
-    page.write_text(_page(report, facts), encoding="utf-8")
+    page.write_text(_page(report, facts, figure), encoding="utf-8")
     return page
 
 
@@ -69,13 +71,13 @@ def _computed(entry: Entry) -> dict[str, Any]:
     return {"series": entry.series, "x": entry.x, "scores": msgspec.to_builtins(scores)}
 
 
-def _page(report: Report, facts: dict[str, str]) -> str:
+def _page(report: Report, facts: dict[str, str], figure: str) -> str:
     body = [
         f"<h1>{escape(report.title)}</h1>",
         f"<p>{escape(report.question)}</p>",
         *(_finding(finding) for finding in report.findings),
         "<h2>Figures</h2>",
-        _figure(report),
+        figure,
         f"<p class=quiet>Means over trials with 95 % bootstrap intervals, each model by itself; two are "
         f"compared above, on the same trials. {escape(report.chance_at)}</p>",
         "<h2>Pictures</h2>" if report.strips else "",
