@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import importlib
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from cryptography import x509
@@ -56,3 +58,11 @@ def _name(text: str) -> x509.GeneralName:
 def make_certificate() -> Callable[..., tuple[Path, Path]]:
     """``make_certificate(folder, *names)``: a self-signed certificate for these, and its key."""
     return _write_certificate
+
+
+@pytest.fixture(scope="session")
+def load_benchmark() -> Iterator[Callable[[str], ModuleType]]:
+    """A benchmark as a module, by its name; they import each other as scripts of one folder do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+        yield importlib.import_module

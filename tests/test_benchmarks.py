@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -20,17 +20,6 @@ BENCHMARKS = sorted(path for path in FOLDER.glob("*.py") if path.stem != "machin
 SAMPLERS = bundle_samplers(read_recipe().diffusion)
 
 
-def load(name: str) -> ModuleType:
-    (path,) = (path for path in BENCHMARKS if path.stem == name)
-    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.stem)
 def test_a_benchmark_says_how_it_is_run(path: Path) -> None:
     done = subprocess.run([sys.executable, str(path), "--help"], capture_output=True, text=True)
@@ -38,8 +27,10 @@ def test_a_benchmark_says_how_it_is_run(path: Path) -> None:
     assert f"python benchmarks/{path.name}" in done.stdout
 
 
-def test_a_loss_is_measurable_when_its_interval_is_below_zero() -> None:
-    samplers = load("samplers")
+def test_a_loss_is_measurable_when_its_interval_is_below_zero(
+    load_benchmark: Callable[[str], ModuleType],
+) -> None:
+    samplers = load_benchmark("samplers")
     rng = np.random.default_rng(0)
     level = {"Pixels": 0.95, "EffNet-Lite0": 0.75, "PixCorr": 0.45}
     trial = {name: rng.normal(0, 0.2, 300) for name in level}

@@ -16,10 +16,12 @@ import pytest
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from numpy.typing import NDArray
 
-from realtime.events import Broadcast
+from realtime.events import KEPT, Broadcast
 from realtime.viewer import Viewer, open_access
 from realtime.viewer.offer import candidate_addresses, gather_only, without_candidates
 from realtime.viewer.server import MAX_OFFER_BYTES, MAX_PAGES
+
+PATIENCE_S = 60
 
 
 class Page:
@@ -55,16 +57,18 @@ class Page:
         return str(answer["sdp"])
 
     async def hear(self, done: Callable[[], bool]) -> None:
-        while not done():
-            self.told.clear()
-            await self.told.wait()
+        async with asyncio.timeout(PATIENCE_S):
+            while not done():
+                self.told.clear()
+                await self.told.wait()
 
     async def see(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Receive video until it shows this picture's mean colour."""
-        while True:
-            frame = (await self.track.recv()).to_ndarray(format="rgb24")
-            if np.abs(frame.mean((0, 1)) - image.mean((0, 1))).max() < 4:
-                return np.asarray(frame)
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                frame = (await self.track.recv()).to_ndarray(format="rgb24")
+                if np.abs(frame.mean((0, 1)) - image.mean((0, 1))).max() < 4:
+                    return np.asarray(frame)
 
     def volumes(self) -> list[int]:
         return [message["volume"] for message in self.messages if message["kind"] == "frame"]
@@ -121,12 +125,12 @@ def test_elsewhere_it_comes_from_the_address_the_page_has_reached(
 
 def test_a_late_page_is_told_a_long_run(with_viewer: Any, run: Any) -> None:
     async def check(session: aiohttp.ClientSession, broadcast: Broadcast) -> None:
-        for volume in range(600):
+        for volume in range(KEPT):
             broadcast.send(run.frame(volume))
         page = Page()
         await page.connect(session)
-        await page.hear(lambda: len(page.volumes()) == 600)
-        assert page.volumes() == list(range(600))
+        await page.hear(lambda: len(page.volumes()) == KEPT)
+        assert page.volumes() == list(range(KEPT))
         await page.connection.close()
 
     with_viewer(run.status("waiting"), check)
