@@ -60,7 +60,7 @@ class Slices:
         :raises WireError: code ``grid``, where the slices make no volume.
         """
         n_slices = self._n_slices(one)
-        moment = self.moment(one)
+        moment = self._moment(one)
         if moment in self._done:
             return None
         slices = self._begun.setdefault(moment, {})
@@ -76,7 +76,7 @@ class Slices:
             _log.warning("volume %d is missing: %d of its %d slices came", given_up, n_came, n_slices)
         return None
 
-    def moment(self, one: SliceFile) -> int:
+    def _moment(self, one: SliceFile) -> int:
         """The number of the volume that a slice belongs to. :raises WireError: where it has no direction."""
         return one.moment if one.moment is not None else 1 + (one.number - 1) // self._n_slices(one)
 

@@ -131,7 +131,7 @@ async def serving(
         await source.stop()
 
 
-async def until(pipeline: Pipeline, *heard: str) -> None:
+async def assert_heard(pipeline: Pipeline, *heard: str) -> None:
     async with asyncio.timeout(60):
         while len(pipeline.heard) < len(heard):
             await asyncio.sleep(0)
@@ -148,7 +148,7 @@ def test_a_run_begins_with_its_first_volume_and_ends_with_its_last() -> None:
             for index in (0, 2, 1, 3, 0):
                 scanner.send(index, seed=len(scanner.told) > 3)
             scanner.send(1)
-            await until(
+            await assert_heard(
                 pipeline, START, VOLUMES[0], VOLUMES[2], *VOLUMES[1::2], "complete", START, *VOLUMES[:2]
             )
             assert scanner.told == [(i, "ack") for i in (0, 2, 1, 3, 0, 1)]
@@ -161,7 +161,7 @@ def test_volume_0_again_with_other_voxels_is_another_run_and_with_the_same_it_is
         async with serving() as (scanner, pipeline):
             for index, seed in ((0, 0), (1, 0), (0, 0), (0, 1)):
                 scanner.send(index, seed)
-            await until(pipeline, START, *VOLUMES[:2], VOLUMES[0], "aborted", START, VOLUMES[0])
+            await assert_heard(pipeline, START, *VOLUMES[:2], VOLUMES[0], "aborted", START, VOLUMES[0])
 
     asyncio.run(run())
 
@@ -171,7 +171,9 @@ def test_a_run_of_another_series_begins_at_any_volume() -> None:
         async with serving() as (scanner, pipeline):
             scanner.send(0, series="7")
             scanner.send(1, series="8")
-            await until(pipeline, f"{START}_series-7", VOLUMES[0], "aborted", f"{START}_series-8", VOLUMES[1])
+            await assert_heard(
+                pipeline, f"{START}_series-7", VOLUMES[0], "aborted", f"{START}_series-8", VOLUMES[1]
+            )
 
     asyncio.run(run())
 
@@ -184,7 +186,7 @@ def test_the_scanners_end_ends_a_run_and_an_end_without_a_run_is_nothing() -> No
             scanner.queue.put_nowait(RunOver())
             scanner.send(3)
             scanner.queue.put_nowait(RunOver())
-            await until(pipeline, START, VOLUMES[0], "aborted", START, VOLUMES[3], "complete")
+            await assert_heard(pipeline, START, VOLUMES[0], "aborted", START, VOLUMES[3], "complete")
 
     asyncio.run(run())
 
@@ -194,7 +196,7 @@ def test_after_its_last_volume_a_run_waits_only_some_tr_for_what_is_missing() ->
         async with serving() as (scanner, pipeline):
             scanner.send(0, tr_s=SHORT_TR_S)
             scanner.send(3, tr_s=SHORT_TR_S)
-            await until(pipeline, START, VOLUMES[0], VOLUMES[3], "complete")
+            await assert_heard(pipeline, START, VOLUMES[0], VOLUMES[3], "complete")
 
     asyncio.run(run())
 
@@ -203,7 +205,7 @@ def test_what_an_earlier_runtime_left_open_goes_on_unless_the_scanner_begins_aga
     async def run(first: int, *heard: str) -> None:
         async with serving(held={PLAN.run_id: {0, 1}}) as (scanner, pipeline):
             scanner.send(first)
-            await until(pipeline, *heard)
+            await assert_heard(pipeline, *heard)
 
     asyncio.run(run(2, START, VOLUMES[2]))
     asyncio.run(run(0, START, "aborted", START, VOLUMES[0]))
@@ -216,7 +218,7 @@ def test_a_run_that_goes_on_ends_when_the_scanner_begins_again() -> None:
         async with serving(held={PLAN.run_id: held}) as (scanner, pipeline):
             for index, seed in ((2, 0), (0, 1), (1, 1)):
                 scanner.send(index, seed)
-            await until(pipeline, START, VOLUMES[2], "aborted", START, VOLUMES[0], VOLUMES[1])
+            await assert_heard(pipeline, START, VOLUMES[2], "aborted", START, VOLUMES[0], VOLUMES[1])
 
     asyncio.run(run({0, 1}))
 
@@ -226,7 +228,7 @@ def test_a_first_volume_that_comes_late_belongs_to_its_run() -> None:
         async with serving() as (scanner, pipeline):
             for index in (1, 2, 0, 3):
                 scanner.send(index)
-            await until(pipeline, START, VOLUMES[1], VOLUMES[2], VOLUMES[0], VOLUMES[3], "complete")
+            await assert_heard(pipeline, START, VOLUMES[1], VOLUMES[2], VOLUMES[0], VOLUMES[3], "complete")
 
     asyncio.run(run())
 
@@ -238,12 +240,12 @@ def test_what_finds_no_room_comes_again_before_anything_else_and_is_answered_onc
             for index in range(n_before):
                 scanner.send(index, tr_s=SHORT_TR_S)
             before = [START, VOLUMES[0]][: 2 * n_before]
-            await until(pipeline, *before)
+            await assert_heard(pipeline, *before)
             pipeline.has_no_room(3)
             scanner.send(n_before, tr_s=SHORT_TR_S)
             scanner.send(n_before + 1, tr_s=SHORT_TR_S)
             begun = [] if n_before else [START]
-            await until(pipeline, *before, *["no room"] * 3, *begun, *VOLUMES[n_before : n_before + 2])
+            await assert_heard(pipeline, *before, *["no room"] * 3, *begun, *VOLUMES[n_before : n_before + 2])
             assert scanner.told == [(index, "ack") for index in range(n_before + 2)]
 
     asyncio.run(run())
@@ -255,7 +257,7 @@ def test_a_run_that_was_left_open_with_another_plan_is_ended_for_the_new_one() -
     async def run() -> None:
         async with serving(held={PLAN.run_id: {0, 1}}, refuses="run-start") as (scanner, pipeline):
             scanner.send(2)
-            await until(pipeline, START, "aborted", START, VOLUMES[2])
+            await assert_heard(pipeline, START, "aborted", START, VOLUMES[2])
 
     asyncio.run(run())
 
@@ -276,7 +278,9 @@ def test_an_end_for_which_there_is_no_room_is_made_again_before_anything_else(se
                     scanner.send(index, seed=nth == len(sent) - 1, tr_s=SHORT_TR_S)
             first = [index for index in sent[:-1] if index is not None]
             ends = ["complete" if 3 in first else "aborted"] * ENDS_OFTEN
-            await until(pipeline, START, *(VOLUMES[index] for index in first), *ends, START, VOLUMES[0])
+            await assert_heard(
+                pipeline, START, *(VOLUMES[index] for index in first), *ends, START, VOLUMES[0]
+            )
 
     asyncio.run(run())
 
@@ -293,7 +297,7 @@ def test_a_run_that_was_left_open_is_ended_when_there_is_room_and_asked_for_once
             pipeline,
         ):
             scanner.send(first, tr_s=SHORT_TR_S)
-            await until(pipeline, START, *["aborted"] * ENDS_OFTEN, START, VOLUMES[first])
+            await assert_heard(pipeline, START, *["aborted"] * ENDS_OFTEN, START, VOLUMES[first])
 
     asyncio.run(run())
 
@@ -306,12 +310,12 @@ def test_what_is_refused_is_told_to_the_scanner() -> None:
             scanner.send(1, shape=(2, 4, 1))
             scanner.send(1, dtype="float64")
             scanner.send(2)
-            await until(pipeline, START, VOLUMES[0], VOLUMES[2])
+            await assert_heard(pipeline, START, VOLUMES[0], VOLUMES[2])
             assert scanner.told == [(0, "ack"), (4, "index"), (1, "grid"), (1, "grid"), (2, "ack")]
         async with serving(refuses="tr") as (scanner, pipeline):
             scanner.send(0)
             scanner.send(1, shape=(0, 2, 2))
-            await until(pipeline, START)
+            await assert_heard(pipeline, START)
             while len(scanner.told) < 2:
                 await asyncio.sleep(0)
             assert scanner.told == [(0, "tr"), (1, "header")]

@@ -132,7 +132,7 @@ class Watched:
         for name in names:
             moved_in(self._folder, name, nifti(self._scan, 0))
 
-    async def hears(self, *expected: tuple[str, int] | None) -> None:
+    async def asserts_to_hear(self, *expected: tuple[str, int] | None) -> None:
         """The next volumes, each as its series and index; None: a run was broken off."""
         async with asyncio.timeout(PATIENCE_S):
             for each in expected:
@@ -169,11 +169,11 @@ def test_a_series_that_runs_beside_another_is_passed_over(export: Path, make_sca
         async with watching(export, make_scan()) as watched:
             for number in (1, 2, 3):
                 watched.write(f"raw_{number}.nii")
-                await watched.hears(("raw", number - 1))
+                await watched.asserts_to_hear(("raw", number - 1))
                 watched.write(f"moco_{number}.nii")
-            await watched.hears(None)
+            await watched.asserts_to_hear(None)
             watched.write("moco_4.nii", "raw_4.nii", "next_1.nii")
-            await watched.hears(("next", 0))
+            await watched.asserts_to_hear(("next", 0))
 
     asyncio.run(run())
 
@@ -191,7 +191,7 @@ def test_files_that_appear_at_once_are_taken_in_the_order_in_which_they_were_wri
             for second, name in enumerate(names):
                 os.utime(export / f".{name}", (second, second))
                 (export / f".{name}").rename(export / name)
-            await watched.hears(("b", 0), ("b", 1), ("b", 2), None, ("a", 0))
+            await watched.asserts_to_hear(("b", 0), ("b", 1), ("b", 2), None, ("a", 0))
 
     asyncio.run(run())
 
@@ -200,11 +200,11 @@ def test_a_run_that_is_begun_again_is_followed_from_its_first_volume(export: Pat
     async def run() -> None:
         async with watching(export, make_scan()) as watched:
             watched.write("run7_1.nii", "run7_2.nii")
-            await watched.hears(("run7", 0), ("run7", 1))
+            await watched.asserts_to_hear(("run7", 0), ("run7", 1))
             watched.write("run8_1.nii", "run8_2.nii")
-            await watched.hears(None, ("run8", 0), ("run8", 1))
+            await watched.asserts_to_hear(None, ("run8", 0), ("run8", 1))
             watched.write("run7_3.nii", "run8_3.nii")
-            await watched.hears(("run8", 2))
+            await watched.asserts_to_hear(("run8", 2))
 
     asyncio.run(run())
 
@@ -214,9 +214,9 @@ def test_a_series_whose_run_is_refused_makes_room_for_the_next(export: Path, mak
         async with watching(export, make_scan()) as watched:
             watched.refuses.add("localizer")
             watched.write("localizer_1.nii", "run_1.nii")
-            await watched.hears(("localizer", 0), None, ("run", 0))
+            await watched.asserts_to_hear(("localizer", 0), None, ("run", 0))
             watched.write("localizer_2.nii", "run_2.nii")
-            await watched.hears(("run", 1))
+            await watched.asserts_to_hear(("run", 1))
 
     asyncio.run(run())
 
@@ -231,12 +231,12 @@ def test_a_series_is_not_over_because_the_runtime_was_busy(export: Path, make_sc
                 os.utime(export / f".{name}", (second, second))
             for name in ("raw_1.nii", "moco_1.nii"):
                 (export / f".{name}").rename(export / name)
-            await watched.hears(("raw", 0))
+            await watched.asserts_to_hear(("raw", 0))
             await asyncio.sleep((QUIET_TR + 1) * SHORT_TR_S)  # the time that is too long is what is tested
             watched.write("raw_2.nii", "moco_2.nii")
-            await watched.hears(("raw", 1))
+            await watched.asserts_to_hear(("raw", 1))
             watched.write("raw_3.nii")
-            await watched.hears(("raw", 2))
+            await watched.asserts_to_hear(("raw", 2))
 
     asyncio.run(run())
 
@@ -249,12 +249,12 @@ def test_after_a_run_that_was_broken_off_the_next_is_followed_and_not_its_copy(
     async def run() -> None:
         async with watching(export, make_scan()) as watched:
             watched.write("raw7_1.nii")
-            await watched.hears(("raw7", 0))
+            await watched.asserts_to_hear(("raw7", 0))
             for second, name in enumerate(("raw8_1.nii", "moco8_1.nii", "raw8_2.nii", "moco8_2.nii")):
                 watched.write(f".{name}")
                 os.utime(export / f".{name}", (second, second))
                 (export / f".{name}").rename(export / name)
-            await watched.hears(None, ("raw8", 0), ("raw8", 1))
+            await watched.asserts_to_hear(None, ("raw8", 0), ("raw8", 1))
 
     asyncio.run(run())
 
@@ -268,9 +268,9 @@ def test_files_under_names_of_before_are_a_run_and_of_a_run_that_is_over_are_tol
         os.utime(export / "run_1.nii", (0, 0))  # of yesterday
         async with watching(export, scan) as watched:
             watched.write("run_1.nii", "run_2.nii", "run_3.nii")
-            await watched.hears(("run", 0), ("run", 1), ("run", 2), None)
+            await watched.asserts_to_hear(("run", 0), ("run", 1), ("run", 2), None)
             watched.write("run_1.nii", "run_2.nii", "next_1.nii")
-            await watched.hears(("next", 0))
+            await watched.asserts_to_hear(("next", 0))
 
     with caplog.at_level("WARNING"):
         asyncio.run(run())
@@ -282,10 +282,10 @@ def test_an_operator_can_choose_series_and_say_where_numbers_begin(export: Path,
     async def run() -> None:
         async with watching(export, make_scan(), series="moco", first_number=0) as watched:
             watched.write("raw_0.nii", "run1_moco_0.nii")
-            await watched.hears(("run1moco", 0))
+            await watched.asserts_to_hear(("run1moco", 0))
         async with watching(export, make_scan(), first_number=2) as watched:
             watched.write("run_1.nii", "run_2.nii")
-            await watched.hears(("run", 0))
+            await watched.asserts_to_hear(("run", 0))
 
     asyncio.run(run())
 
@@ -300,7 +300,7 @@ def test_only_the_files_of_an_unfinished_run_are_taken_when_they_were_there_befo
     async def run(unfinished: str, *expected: tuple[str, int]) -> None:
         async with watching(export, scan, unfinished=unfinished) as watched:
             watched.write(f"new{len(expected)}_1.nii")
-            await watched.hears(*expected)
+            await watched.asserts_to_hear(*expected)
 
     asyncio.run(run(f"{RUN_ID}_series-run", ("run", 0), ("run", 1)))
     asyncio.run(run("another_series-run", ("new1", 0)))
