@@ -26,6 +26,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import psutil
 import torch
 from machine import machine
 
@@ -117,7 +118,7 @@ def export(checkpoint: Path, form: Form, out: Path) -> dict[str, Any]:
 
 
 class Journal(logging.Handler):
-    """When each line of the export's log came, in minutes, and the peak memory until then."""
+    """When each line of the export's log came, in minutes, and the memory then and at most until then."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,10 +128,12 @@ class Journal(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Note a line."""
         peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        now_gb = psutil.Process().memory_info().rss / 1e9
         at = (time.perf_counter() - self.begun_s) / 60
         line = " ".join(record.getMessage().split())
-        self.stages.append({"at_minutes": round(at, 2), "peak_gb": round(peak_gb, 2), "line": line})
-        print(f"{at:6.2f} min {peak_gb:5.1f} GB  {line}", flush=True)
+        memory = {"now_gb": round(now_gb, 2), "peak_gb": round(peak_gb, 2)}
+        self.stages.append({"at_minutes": round(at, 2)} | memory | {"line": line})
+        print(f"{at:6.2f} min {now_gb:5.1f} GB, peak {peak_gb:5.1f}  {line}", flush=True)
 
 
 def write_checkpoint(folder: Path, name: str, n_voxels: int | None = None) -> None:

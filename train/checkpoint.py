@@ -219,7 +219,8 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], Tensor]:
         raise TrainError(f"expected {path}, found no file; is {folder} a whole checkpoint?")
     weights = load_file(path)
     brain = {k.removeprefix("brain."): v for k, v in weights.items() if k.startswith("brain.")}
-    return brain, weights["null_condition"]
+    # A copy, for any tensor of the file keeps all of it mapped.
+    return brain, weights["null_condition"].clone()
 
 
 def read_info(folder: Path) -> CheckpointInfo:
