@@ -5,9 +5,9 @@ casts where tensors enter and leave; what is made of them outside (guidance, the
 and rounding of pictures) stays fp32.
 
 Keys and values of cross-attention do not change between the steps of one window, and yet are computed anew
-in each: given as inputs they would make a step of the demo's UNet 3.6 % faster at most (11.2 to 10.8 ms, one
-core of an EPYC, ONNX Runtime 1.31), and are 1.4 % of the multiplications of the paper's. That does not pay
-for a second kind of graph.
+in each: as inputs of the graph they would make a step of the demo's UNet 4 % faster, and are 1.4 % of the
+multiplications of the paper's. That does not pay for a second kind of graph; an engine that can take a graph
+apart does so by itself (:mod:`realtime.engines.openvino_denoise`).
 
 Legend: n conditions, N tokens, W token width, c, h, w latents, V voxels, T volumes.
 """

@@ -1,8 +1,8 @@
 """OpenVINO on the CPU, in fp32 or with the networks' arithmetic in bf16.
 
-``denoise`` is compiled once for each number of conditions that the bundle's samplers use: on a model as small
-as the demo's fixed shapes are a fifth faster. Outputs get new tensors at every run, as they become inputs of
-the next.
+``denoise`` is compiled once for each number of conditions that the bundle's samplers use, as
+:mod:`realtime.engines.openvino_denoise` says: on a model as small as the demo's fixed shapes are a fifth
+faster. Outputs get new tensors at every run, as they become inputs of the next.
 
 In bf16 (``openvino-bf16``) a step of the demo's takes a third to a half less time where the CPU has
 instructions for it. What follows the last convolution, the arithmetic of the sampler, stays fp32.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import openvino
@@ -23,6 +23,7 @@ from openvino.properties import hint
 
 from realtime.bundle import Bundle, Tensor
 from realtime.engines import Candidate, Engine, Handle, check_graph, counted, forms, usable_cores
+from realtime.engines.openvino_denoise import DenoiseModel, name_of
 from realtime.errors import EngineError
 
 _DEVICE = "CPU"
@@ -65,6 +66,7 @@ class OpenVinoEngine:
     ) -> None:
         threads = threads or usable_cores()
         self._core = openvino.Core()
+        self._is_paired = threads > 1
         self._settings = {
             hint.performance_mode: hint.PerformanceMode.LATENCY,
             hint.inference_precision: precision,
@@ -73,7 +75,7 @@ class OpenVinoEngine:
             properties.inference_num_threads: threads,
         }
         self._paths = {name: bundle.graph_path(name) for name in bundle.spec.graphs}
-        self._requests: dict[tuple[str, _Shapes], openvino.InferRequest] = {}
+        self._models: dict[tuple[str, _Shapes], _Model] = {}
         kind = precision.get_type_name()
         self.description = f"OpenVINO {_version()}, CPU, {counted(threads, 'thread')}, {kind}"
         for name, path in self._paths.items():
@@ -97,35 +99,60 @@ class OpenVinoEngine:
         """
         tensors = {name: _tensor(tensor) for name, tensor in inputs.items()}
         try:
-            request = self._request(graph, tensors)
-            for name, tensor in tensors.items():
-                request.set_tensor(name, tensor)
-            outputs: dict[str, Handle] = {}
-            for port in request.model_outputs:
-                outputs[_name(port)] = openvino.Tensor(port.element_type, port.shape)
-                request.set_tensor(port, outputs[_name(port)])
-            request.infer()
+            outputs: dict[str, Handle] = {**self._model(graph, tensors).run(tensors)}
         except _FAILURES as error:
             raise EngineError(f"{graph} failed on {self.description}: {error}") from error
         return outputs
 
-    def _request(self, graph: str, inputs: Mapping[str, openvino.Tensor]) -> openvino.InferRequest:
+    def _model(self, graph: str, inputs: Mapping[str, openvino.Tensor]) -> _Model:
         shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
-        found = self._requests.get((graph, tuple(sorted(shapes.items()))))
+        found = self._models.get((graph, tuple(sorted(shapes.items()))))
         return found or self._compile(graph, shapes)
 
-    def _compile(self, graph: str, shapes: dict[str, tuple[int, ...]]) -> openvino.InferRequest:
+    def _compile(self, graph: str, shapes: dict[str, tuple[int, ...]]) -> _Model:
         """What runs a graph on inputs of these shapes, by name."""
         path = self._paths[graph]
         model = _read(path)
+        compiled: _Model
         try:
-            model.reshape(shapes)
-            compiled = self._core.compile_model(model, _DEVICE, self._settings)
+            if "conditions" in shapes:
+                compiled = DenoiseModel(model, shapes, self._compiled, is_paired=self._is_paired)
+            else:
+                model.reshape(shapes)
+                compiled = _WholeModel(self._compiled(model, 1))
         except _FAILURES as error:
             raise EngineError(f"{path}: expected a graph for inputs of {shapes}: {error}") from error
-        request = compiled.create_infer_request()
-        self._requests[graph, tuple(sorted(shapes.items()))] = request
-        return request
+        self._models[graph, tuple(sorted(shapes.items()))] = compiled
+        return compiled
+
+    def _compiled(self, model: openvino.Model, n_at_once: int) -> openvino.CompiledModel:
+        settings = self._settings if n_at_once == 1 else self._settings | {properties.num_streams: n_at_once}
+        return self._core.compile_model(model, _DEVICE, settings)
+
+
+class _Model(Protocol):
+    """A compiled graph."""
+
+    def run(self, inputs: Mapping[str, openvino.Tensor]) -> dict[str, openvino.Tensor]:
+        """Outputs, by name, in new tensors."""
+
+
+class _WholeModel:
+    """A graph that is run as it is."""
+
+    def __init__(self, compiled: openvino.CompiledModel) -> None:
+        self._request = compiled.create_infer_request()
+
+    def run(self, inputs: Mapping[str, openvino.Tensor]) -> dict[str, openvino.Tensor]:
+        """Outputs, by name, in new tensors."""
+        for name, tensor in inputs.items():
+            self._request.set_tensor(name, tensor)
+        outputs = {}
+        for port in self._request.model_outputs:
+            outputs[name_of(port)] = openvino.Tensor(port.element_type, port.shape)
+            self._request.set_tensor(port, outputs[name_of(port)])
+        self._request.infer()
+        return outputs
 
 
 def _read(path: Path) -> openvino.Model:
@@ -140,21 +167,12 @@ def _read(path: Path) -> openvino.Model:
 def _tensors(ports: Sequence[Any]) -> list[Tensor]:
     return [
         Tensor(
-            name=_name(port),
+            name=name_of(port),
             dtype=port.element_type.to_dtype().name,
             shape=tuple("free" if size.is_dynamic else size.get_length() for size in port.partial_shape),
         )
         for port in ports
     ]
-
-
-def _name(port: Any) -> str:
-    """Name of an input or output; of several, where nodes were folded into it, the one of the signature.
-
-    A node is named by the path of its module, which has dots; a signature's names have none.
-    """
-    name: str = min(port.names, key=lambda each: each.count("."))
-    return name
 
 
 def _tensor(handle: Handle) -> openvino.Tensor:
