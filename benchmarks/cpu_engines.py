@@ -4,9 +4,10 @@
     python benchmarks/cpu_engines.py --checkpoint W/checkpoint --bundle W/compact
         --out docs/results/cpu_engines.json
 
-and at full size, after the same without ``--recipe demo``:
+and at full size:
 
-    python benchmarks/cpu_engines.py --checkpoint W/checkpoint --bundle W/compact --steps 2 -n 3
+    python benchmarks/full_size_export.py --forms fp32 --work W --keep
+    python benchmarks/cpu_engines.py --checkpoint W/checkpoint --bundle W/fp32 --steps 2 -n 3
         --one-at-a-time --out docs/results/cpu_engines_full_size.json
 
 Of another checkpoint than a random one, what is measured is the same.
@@ -26,17 +27,20 @@ import json
 import multiprocessing
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import msgspec
 import numpy as np
 from machine import machine
 from numpy.typing import NDArray
 
 from realtime.bundle import Bundle
+from realtime.deadline import StepTimes
 from realtime.decode import Decoder, initial_noise
 from realtime.engines import open_engine, probe, usable_cores
 
@@ -111,12 +115,14 @@ def chosen_modes(
 
 
 def engine_decode(bundle: Path, name: str, steps: int) -> Decode:
-    """Decode with the runtime."""
+    """Decode with the runtime; nothing is made ready for other samplers."""
     from export.samplers import ddim
 
     opened = Bundle.open(bundle)
     sampler = ddim(steps, opened.sampler().guidance[0])
-    decoder = Decoder(opened, open_engine(opened, name), SEED)
+    opened = replace(opened, spec=msgspec.structs.replace(opened.spec, samplers=(sampler,)))
+    untimed = StepTimes(brain_s=1, guided_s=1, unguided_s=1, vae_s=1)
+    decoder = Decoder(opened, open_engine(opened, name), SEED, step_times=untimed)
     return lambda window: decoder.decode(window, sampler).image
 
 

@@ -69,11 +69,12 @@ def initial_noise(shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
 
 
 class Decoder:
-    """Decodes windows with one of a bundle's decoders; warm from the start.
+    """Decodes windows with one of a bundle's decoders; warm from the start, unless step times are given.
 
     :param seed: of the initial noise, the same for every picture
     :param name: of the bundle's decoder; by default the first
     :param blur: what is done to every picture before it leaves: a function of RGB uint8 [H, W, 3]
+    :param step_times: where they are known or do not matter: nothing is measured then, nor warm
     :raises BundleError: when the bundle has no such decoder
     :raises EngineError: when a graph does not run here
     """
@@ -85,6 +86,7 @@ class Decoder:
         seed: int = 0,
         name: str | None = None,
         blur: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None,
+        step_times: StepTimes | None = None,
     ) -> None:
         self._blur = blur
         self._bundle, self._engine = bundle, engine
@@ -97,7 +99,7 @@ class Decoder:
         self._noise = initial_noise(latents, seed)
         self._no_previous = engine.put(np.zeros(latents, dtype=np.float32))
         self._tables: dict[Sampler, _Table] = {}
-        self.pace = Pace(self._warm_up())
+        self.pace = Pace(step_times or self._warm_up())
         """How long decodes take on this engine."""
 
     def decode(self, window: NDArray[np.float32], sampler: Sampler | None = None) -> Decoded:

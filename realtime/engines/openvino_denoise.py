@@ -26,7 +26,7 @@ Compile = Callable[[openvino.Model, int], openvino.CompiledModel]
 Arrays = list[NDArray[Any]]
 
 _KEPT = {"conditions": 2, "timestep": 256}
-"""Inputs of which parts are computed apart, and of how many tensors the outcome is kept: the two conditions of
+"""Inputs of which parts are computed apart, and of how many tensors the outcome is kept: both conditions of
 a window, the timesteps of all samplers."""
 _BY_CONDITION = ("conditions", "weights")
 
