@@ -26,8 +26,8 @@ Compile = Callable[[openvino.Model, int], openvino.CompiledModel]
 Arrays = list[NDArray[Any]]
 
 _KEPT = {"conditions": 2, "timestep": 256}
-"""Inputs of which parts are computed apart, and of how many tensors the outcome is kept: both conditions of
-a window, the timesteps of all samplers."""
+"""Inputs of which parts are computed apart, and for how many of them the outcome is kept: both conditions of a
+window, the timesteps of all samplers."""
 _BY_CONDITION = ("conditions", "weights")
 
 
@@ -97,11 +97,11 @@ class _Branch:
     def start(self, inputs: Mapping[str, openvino.Tensor], parts: Mapping[str, _Part]) -> None:
         """Copy the inputs to where the request has its own, and begin."""
         for name, tensor in inputs.items():
-            rows = self._rows if name in _BY_CONDITION else slice(None)
+            given = tensor.data[self._rows] if name in _BY_CONDITION else tensor.data
             if name in parts:
-                self._give(name, parts[name].outcome(tensor, rows))
+                self._give(name, parts[name].outcome(given))
             elif name not in self._fixed:
-                self._inputs[name][...] = tensor.data[rows]
+                self._inputs[name][...] = given
         self.request.start_async()
 
     def _give(self, name: str, outcome: Arrays) -> None:
@@ -113,24 +113,26 @@ class _Branch:
 
 
 class _Part:
-    """What depends on one input alone; its outcome is kept for the latest tensors."""
+    """What depends on one input alone; what came out lately is kept."""
 
     def __init__(self, compiled: openvino.CompiledModel, n_kept: int) -> None:
         self._request = compiled.create_infer_request()
         self._n_kept = n_kept
-        self._known: dict[tuple[int, int | None], tuple[openvino.Tensor, Arrays]] = {}
+        self._known: dict[bytes, Arrays] = {}
 
-    def outcome(self, tensor: openvino.Tensor, rows: slice) -> Arrays:
-        """What the part gives for some rows of a tensor."""
-        key = id(tensor), rows.start
-        if key not in self._known:
-            self._request.set_input_tensor(openvino.Tensor(np.ascontiguousarray(tensor.data[rows])))
-            self._request.infer()
-            if len(self._known) == self._n_kept:
-                del self._known[next(iter(self._known))]
-            outcome = [np.array(output.data) for output in self._request.output_tensors]
-            self._known[key] = tensor, outcome  # the tensor too: while it lives, no other has its id
-        return self._known[key][1]
+    def outcome(self, given: NDArray[Any]) -> Arrays:
+        """What the part gives for an input."""
+        key = given.tobytes()
+        outcome = self._known.pop(key, None) or self._compute(given)
+        if len(self._known) == self._n_kept:
+            del self._known[next(iter(self._known))]
+        self._known[key] = outcome  # the latest is the last one to go
+        return outcome
+
+    def _compute(self, given: NDArray[Any]) -> Arrays:
+        self._request.set_input_tensor(openvino.Tensor(np.ascontiguousarray(given)))
+        self._request.infer()
+        return [np.array(output.data) for output in self._request.output_tensors]
 
 
 def take_apart(
