@@ -194,7 +194,8 @@ class Decoder:
     def _warm_up(self) -> StepTimes:
         """Run every graph in every form that the samplers use, so that no run's first picture pays for it.
 
-        A form that none uses is never run: its time is that of the other.
+        A form that none uses is never run: its time is that of the other. What an engine computes once for a
+        timestep, it computes when the timestep first comes.
         """
         engine, start_table = self._engine, self._table(self._bundle.sampler())
         forms = {step.is_guided: step for s in self._bundle.spec.samplers for step in self._table(s).steps}

@@ -216,8 +216,11 @@ def signature(spec: Spec, graph: str) -> tuple[tuple[Tensor, ...], tuple[Tensor,
     """Inputs and outputs that a graph of a bundle must have; a named dimension is free.
 
     V voxels and T volumes into ``brain`` graphs, out of which come a condition and, where samplers start from
-    them, latents; one sampler step in ``denoise`` graphs, whose ``n`` conditions are mixed by weights that
-    sum to 1; latents to an image in ``vae``.
+    them, latents; one sampler step in ``denoise`` graphs; latents to an image in ``vae``.
+
+    The noises under each of the ``n`` conditions of a step are mixed by weights that sum to 1, and both
+    outputs are affine in the mixture: an engine may run the graph for each condition alone and mix what comes
+    out.
     """
     latents = (1, *spec.latent_shape)
     if graph in {decoder.denoise for decoder in spec.decoders}:

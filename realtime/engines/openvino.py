@@ -35,6 +35,7 @@ _FAILURES = (
     frontend.OpConversionFailure,
     frontend.OpValidationFailure,
     RuntimeError,
+    TypeError,  # numpy's, of an input of another type
 )
 _Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 """Of all inputs of a run, by name."""
@@ -66,7 +67,7 @@ class OpenVinoEngine:
     ) -> None:
         threads = threads or usable_cores()
         self._core = openvino.Core()
-        self._is_paired = threads > 1
+        self._is_paired = threads % 2 == 0  # each of a pair has half of them
         self._settings = {
             hint.performance_mode: hint.PerformanceMode.LATENCY,
             hint.inference_precision: precision,

@@ -25,9 +25,9 @@ Compile = Callable[[openvino.Model, int], openvino.CompiledModel]
 """Compiles a model that is run so often at the same time."""
 Arrays = list[NDArray[Any]]
 
-_KEPT = {"conditions": 2, "timestep": 256}
-"""Inputs of which parts are computed apart, and for how many of them the outcome is kept: both conditions of a
-window, the timesteps of all samplers."""
+_KEPT = {"conditions": 8, "timestep": 256}
+"""Inputs of which parts are computed apart, and for how many of them the outcome is kept: the condition of the
+window and, as they come back with every window, null conditions; the timesteps of all samplers."""
 _BY_CONDITION = ("conditions", "weights")
 
 
@@ -37,6 +37,7 @@ class DenoiseModel:
     :param model: as it was read; it is taken apart
     :param shapes: of all inputs, by name
     :param is_paired: whether two conditions are computed side by side
+    :raises RuntimeError: on inputs that are not the model's, or that do not fit each other
     """
 
     def __init__(
@@ -47,7 +48,11 @@ class DenoiseModel:
         *,
         is_paired: bool,
     ) -> None:
-        n_conditions = shapes["weights"][0]
+        if shapes.keys() != {name_of(port) for port in model.inputs}:
+            raise RuntimeError(f"expected inputs {sorted(map(name_of, model.inputs))}, got {sorted(shapes)}")
+        n_conditions = shapes["conditions"][0]
+        if shapes["weights"] != (n_conditions,) or not n_conditions:
+            raise RuntimeError(f"expected a weight for each of {n_conditions} conditions")
         n_each = 1 if is_paired else n_conditions
         rows = [slice(at, at + n_each) for at in range(0, n_conditions, n_each)]
         model.reshape(
@@ -63,9 +68,8 @@ class DenoiseModel:
     def run(self, inputs: Mapping[str, openvino.Tensor]) -> dict[str, openvino.Tensor]:
         """Outputs, by name, in new tensors."""
         for branch in self._branches:
-            branch.start(inputs, self._parts)
-        for branch in self._branches:
-            branch.request.wait()
+            branch.give(inputs, self._parts)
+        self._compute()
         if len(self._branches) == 1:
             return {name: openvino.Tensor(array) for name, array in self._branches[0].outputs.items()}
         weights = inputs["weights"].data
@@ -75,6 +79,19 @@ class DenoiseModel:
             )
             for name in self._branches[0].outputs
         }
+
+    def _compute(self) -> None:
+        """Run all branches; none is left running when one fails."""
+        failures = []
+        for branch in self._branches:
+            branch.request.start_async()
+        for branch in self._branches:
+            try:
+                branch.request.wait()
+            except RuntimeError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
 
 
 class _Branch:
@@ -94,17 +111,16 @@ class _Branch:
         for name in self._fixed:
             self._inputs[name][...] = 1
 
-    def start(self, inputs: Mapping[str, openvino.Tensor], parts: Mapping[str, _Part]) -> None:
-        """Copy the inputs to where the request has its own, and begin."""
+    def give(self, inputs: Mapping[str, openvino.Tensor], parts: Mapping[str, _Part]) -> None:
+        """Copy the inputs to where the request has its own. :raises TypeError: when one is of another type"""
         for name, tensor in inputs.items():
             given = tensor.data[self._rows] if name in _BY_CONDITION else tensor.data
             if name in parts:
-                self._give(name, parts[name].outcome(given))
+                self._give_outcome(name, parts[name].outcome(given))
             elif name not in self._fixed:
-                self._inputs[name][...] = given
-        self.request.start_async()
+                np.copyto(self._inputs[name], given, casting="no")
 
-    def _give(self, name: str, outcome: Arrays) -> None:
+    def _give_outcome(self, name: str, outcome: Arrays) -> None:
         if self._given.get(name) is outcome:
             return
         for place, array in enumerate(outcome):
@@ -141,7 +157,7 @@ def take_apart(
     """A model without what depends on one of some inputs alone, and that for each of them.
 
     The n-th output of the part of an input ``x`` is the input ``x.n`` of the model that is left. Inputs of
-    which nothing can be computed apart stay as they are.
+    which nothing can be computed apart stay as they are, and so do those that an output depends on alone.
     """
     folding = Manager()
     folding.register_pass(ConstantFolding())  # what asks for a shape depends on nothing afterwards
@@ -173,14 +189,20 @@ def _dependencies(model: openvino.Model, inputs: Mapping[str, openvino.Node]) ->
 
 
 def _edge(model: openvino.Model, depends_on: Mapping[int, set[str]], name: str) -> list[openvino.Output]:
-    """Outputs of nodes that depend on one input alone, where nodes use them that do not; not the input."""
-    return [
+    """Outputs of nodes that depend on one input alone, where nodes use them that do not.
+
+    The input itself may be among them, if it is not the only one.
+    """
+    if any(depends_on[_id(result)] == {name} for result in model.get_results()):
+        return []
+    edge = [
         output
         for node in model.get_ordered_ops()
-        if depends_on[_id(node)] == {name} and node.get_type_name() != "Parameter"
+        if depends_on[_id(node)] == {name}
         for output in node.outputs()
         if any(depends_on[_id(use.get_node())] != {name} for use in output.get_target_inputs())
     ]
+    return [] if all(output.get_node().get_type_name() == "Parameter" for output in edge) else edge
 
 
 def name_of(port: Any) -> str:

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino
 import pytest
+from numpy.typing import NDArray
+from openvino import opset13 as operators
+from openvino import properties
 
 from realtime.bundle import Bundle
 from realtime.decode import Decoder
-from realtime.engines import open_engine
-from realtime.engines.openvino_denoise import name_of, take_apart
+from realtime.engines import open_engine, openvino_denoise
+from realtime.engines.openvino_denoise import DenoiseModel, name_of, take_apart
+from realtime.errors import EngineError
+
+DEMO = Path(str(files("realtime") / "demo_data" / "bundle"))
+
+
+def compiled(model: openvino.Model, n_at_once: int) -> openvino.CompiledModel:
+    return openvino.compile_model(model, "CPU", {properties.num_streams: n_at_once})
+
+
+def drawn(shapes: Mapping[str, tuple[int, ...]], rng: np.random.Generator) -> dict[str, NDArray[Any]]:
+    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 def shaped(folder: Path, n_conditions: int) -> openvino.Model:
@@ -38,21 +54,90 @@ def test_every_sampler_gives_what_onnx_runtime_gives(threads: int, tiny_bundle: 
             assert np.abs(images[0] - images[1]).max() <= 1
 
 
-def test_what_is_kept_of_a_window_is_not_taken_for_the_next(tiny_bundle: Path) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_is_kept_of_a_window_is_not_taken_for_the_next(threads: int, tiny_bundle: Path) -> None:
     opened = Bundle.open(tiny_bundle)
     windows = np.random.default_rng(5).standard_normal((6, 30, 6)).astype(np.float32)
-    used = Decoder(opened, open_engine(opened, "openvino"))
+    used = Decoder(opened, open_engine(opened, "openvino", threads))
     images = [used.decode(window).image for window in windows]
-    fresh = [Decoder(opened, open_engine(opened, "openvino")).decode(window).image for window in windows]
+    fresh = [
+        Decoder(opened, open_engine(opened, "openvino", threads)).decode(window).image for window in windows
+    ]
     np.testing.assert_array_equal(images, fresh)
     assert len({image.tobytes() for image in images}) == len(windows)
+
+
+@pytest.mark.parametrize("is_paired", [True, False])
+def test_the_demos_steps_are_those_of_its_graph(is_paired: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is kept, and however little: conditions and timesteps come and come again."""
+    monkeypatch.setattr(openvino_denoise, "_KEPT", {"conditions": 2, "timestep": 1})
+    whole = openvino.compile_model(shaped(DEMO, 2), "CPU")
+    shapes = {name_of(port): tuple(port.shape) for port in whole.inputs}
+    model = DenoiseModel(shaped(DEMO, 2), shapes, compiled, is_paired=is_paired)
+    rng = np.random.default_rng(7)
+    first, second = (rng.standard_normal(shapes["conditions"]).astype(np.float32) for _ in range(2))
+    for conditions, timestep in ((first, 900), (first, 500), (second, 500), (first, 900), (first, 20)):
+        given = drawn(shapes, rng) | {
+            "conditions": conditions,
+            "timestep": np.array([timestep]),
+            "weights": np.array([-2, 3], dtype=np.float32),
+        }
+        expected = whole(given)
+        found = model.run({name: openvino.Tensor(array) for name, array in given.items()})
+        for name in ("next", "prediction"):
+            atol = 1e-5 * np.abs(expected[name]).max()
+            np.testing.assert_allclose(found[name].data, expected[name], atol=atol)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_inputs_that_do_not_fit_are_refused(threads: int, tiny_bundle: Path) -> None:
+    opened = Bundle.open(tiny_bundle)
+    engine = open_engine(opened, "openvino", threads)
+    shapes = {name_of(port): tuple(port.shape) for port in shaped(tiny_bundle, 2).inputs}
+    right = drawn(shapes, np.random.default_rng(8)) | {"timestep": np.array([500])}
+
+    def run(**others: NDArray[Any]) -> None:
+        engine.run("denoise", {name: engine.put(array) for name, array in (right | others).items()})
+
+    run()
+    with pytest.raises(EngineError, match="expected a weight for each of 2 conditions"):
+        run(weights=np.ones(1, np.float32))
+    with pytest.raises(EngineError, match="denoise failed on OpenVINO"):
+        run(latents=right["latents"].astype(np.float64))
+    with pytest.raises(EngineError, match="expected inputs .*'weights'"):
+        run(unknown=np.ones(1, np.float32))
+    run()
+
+
+def of_two(build: Callable[[openvino.Node, openvino.Node], list[openvino.Node]]) -> openvino.Model:
+    """A model of inputs a and b."""
+    inputs = [operators.parameter([2], np.float32, name=name) for name in "ab"]
+    for node, name in zip(inputs, "ab", strict=True):
+        node.output(0).set_names({name})
+    return openvino.Model([operators.result(node) for node in build(*inputs)], inputs, "of_two")
+
+
+def test_what_is_taken_apart_is_put_together_again() -> None:
+    """An input that is used elsewhere too; one of which nothing is apart; one that makes an output alone."""
+    used_twice = of_two(lambda a, b: [operators.add(operators.multiply(operators.exp(a), b), a)])
+    a, b = np.array([1, 2], np.float32), np.array([3, 4], np.float32)
+    steps, parts = take_apart(used_twice, ("a",))
+    outcome = openvino.compile_model(parts["a"], "CPU")({"a": a}).values()
+    given = {f"a.{place}": array for place, array in enumerate(outcome)}
+    (found,) = openvino.compile_model(steps, "CPU")({"b": b} | given).values()
+    np.testing.assert_allclose(found, np.exp(a) * b + a, rtol=1e-6)
+    nothing_apart = of_two(lambda a, b: [operators.multiply(a, b)])
+    output_alone = of_two(lambda a, b: [operators.multiply(operators.exp(a), b), operators.exp(a)])
+    for model in (nothing_apart, output_alone):
+        steps, parts = take_apart(model, ("a",))
+        assert not parts
+        assert {name_of(port) for port in steps.inputs} == {"a", "b"}
 
 
 @pytest.mark.parametrize("n_conditions", [1, 2])
 def test_the_demo_steps_without_its_conditions_and_timestep(n_conditions: int) -> None:
     """Keys and values of every cross-attention are apart, and what every block adds for the timestep."""
-    demo = Path(str(files("realtime") / "demo_data" / "bundle"))
-    whole = shaped(demo, n_conditions)
+    whole = shaped(DEMO, n_conditions)
     n_cross_attentions = len(
         {
             name.split(".attn2.")[0]
@@ -60,24 +145,7 @@ def test_the_demo_steps_without_its_conditions_and_timestep(n_conditions: int) -
             if ".attn2." in name
         }
     )
-    compiled = openvino.compile_model(whole, "CPU")
-    steps, parts = take_apart(shaped(demo, n_conditions), ("conditions", "timestep"))
+    steps, parts = take_apart(shaped(DEMO, n_conditions), ("conditions", "timestep"))
     assert len(parts["conditions"].outputs) == 2 * n_cross_attentions > 0
-    assert {"latents", "previous", "weights", "coefficients"} == {
-        name for name in map(name_of, steps.inputs) if "." not in name
-    }
-    rng = np.random.default_rng(6)
-    inputs = {
-        name_of(port): np.array([500])
-        if name_of(port) == "timestep"
-        else rng.standard_normal(tuple(port.shape)).astype(np.float32)
-        for port in compiled.inputs
-    }
-    given = {name: inputs[name] for name in ("latents", "previous", "weights", "coefficients")}
-    for name, part in parts.items():
-        outcome = openvino.compile_model(part, "CPU")({name: inputs[name]})
-        given |= {f"{name}.{place}": array for place, array in enumerate(outcome.values())}
-    expected, found = compiled(inputs), openvino.compile_model(steps, "CPU")(given)
-    for name in ("next", "prediction"):
-        scale = np.abs(expected[name]).max()
-        np.testing.assert_allclose(found[name], expected[name], atol=1e-5 * scale)
+    left = {name for name in map(name_of, steps.inputs) if "." not in name}
+    assert left == {"latents", "previous", "weights", "coefficients"}
