@@ -17,7 +17,7 @@ from export.form import Form, stored_bytes
 from train.base import make_unet, make_vae
 from train.checkpoint import CheckpointInfo
 
-_PEAK_BYTES_PER_WEIGHT = 8
+_PEAK_BYTES_PER_WEIGHT = 10
 """Peak memory of an export at full size, per weight of the model: benchmarks/full_size_export.py."""
 _LIBRARIES_BYTES = 10**9
 """What torch, diffusers and ONNX Runtime take by themselves."""

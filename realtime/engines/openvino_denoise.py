@@ -26,7 +26,7 @@ Compile = Callable[[openvino.Model, int], openvino.CompiledModel]
 Arrays = list[NDArray[Any]]
 
 _KEPT = {"conditions": 8, "timestep": 256}
-"""Inputs of which parts are computed apart, and for how many of them the outcome is kept: the condition of the
+"""Inputs of which parts are computed apart, and for how many of them the outcome is kept: the condition of a
 window and, as they come back with every window, null conditions; the timesteps of all samplers."""
 _BY_CONDITION = ("conditions", "weights")
 
