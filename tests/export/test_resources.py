@@ -40,7 +40,7 @@ def test_a_disk_that_is_too_small_is_told_with_need_and_free(tmp_path: Path) -> 
 
 def test_memory_that_is_too_small_is_told_before_anything_is_read() -> None:
     check_memory(0)
-    with pytest.raises(ExportError, match=r"expected about 8000001\.0 GB of free memory, found "):
+    with pytest.raises(ExportError, match=r"expected about 10000001\.0 GB of free memory, found "):
         check_memory(10**15)
 
 
