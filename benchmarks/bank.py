@@ -29,12 +29,13 @@ import onnx
 from machine import machine
 from onnx import numpy_helper
 
-from export.bank import make_bank
-from realtime import bundle
-from realtime.bundle import Bundle, Window
-from realtime.bundlefiles import file_sha256
-from realtime.recorded import Recorded, read_recorded
-from realtime.service import demo_data
+from export.bundle.bank import make_bank
+from realtime.bundle import spec as bundle_spec
+from realtime.bundle.bundle import Bundle
+from realtime.bundle.files import file_sha256
+from realtime.bundle.locate import demo_data
+from realtime.bundle.spec import Window
+from realtime.record.reader import Recorded, read_recorded
 
 OFFSETS = (-4, -2, 0, 2, 5, 7)
 LIMIT_TR = 0.7
@@ -79,7 +80,7 @@ def variant(source: Path, folder: Path, offset_volumes: int) -> Path:
     window = Window(offset_volumes=offset_volumes, length_volumes=spec.decoders[0].window.length_volumes)
     decoder = msgspec.structs.replace(spec.decoders[0], window=window)
     files = {name: file_sha256(folder / name) for name in spec.files}
-    bundle.write_spec(folder, msgspec.structs.replace(spec, decoders=(decoder,), files=files))
+    bundle_spec.write_spec(folder, msgspec.structs.replace(spec, decoders=(decoder,), files=files))
     return folder
 
 

@@ -39,10 +39,10 @@ import numpy as np
 from machine import machine
 from numpy.typing import NDArray
 
-from realtime.bundle import Bundle
-from realtime.deadline import StepTimes
-from realtime.decode import Decoder, initial_noise
-from realtime.engines import open_engine, probe, usable_cores
+from realtime.bundle.bundle import Bundle
+from realtime.decoding.decoder import Decoder, initial_noise
+from realtime.decoding.engines.choose import open_engine, probe, usable_cores
+from realtime.decoding.pace import StepTimes
 
 Decode = Callable[[NDArray[np.float32]], NDArray[np.uint8]]
 REFERENCE = "torch eager fp32, adapter beside"
@@ -77,7 +77,7 @@ def main() -> None:
 
 def exported(checkpoint: Path, out: Path) -> Path:
     """A bundle of the checkpoint."""
-    from export.build import export_bundle
+    from export.bundle.build import export_bundle
 
     return export_bundle(checkpoint, out).folder
 
@@ -116,7 +116,7 @@ def chosen_modes(
 
 def engine_decode(bundle: Path, name: str, steps: int) -> Decode:
     """Decode with the runtime; nothing is made ready for other samplers."""
-    from export.samplers import ddim
+    from export.graphs.samplers import ddim
 
     opened = Bundle.open(bundle)
     sampler = ddim(steps, opened.sampler().guidance[0])
@@ -130,9 +130,9 @@ def torch_decode(checkpoint: Path, steps: int, *, merged: bool, bf16: bool, comp
     """Decode with torch as diffusers' pipelines do: their scheduler, both conditions in one batch."""
     import torch
 
-    from train.autoencoder import decode_latents
-    from train.checkpoint import load_checkpoint, merged_unet
-    from train.diffusion import make_scheduler
+    from train.checkpoints.checkpoint import load_checkpoint, merged_unet
+    from train.model.diffusion import make_scheduler
+    from train.model.vae import decode_latents
 
     torch.set_num_threads(usable_cores())
     loaded = load_checkpoint(checkpoint)
@@ -245,7 +245,7 @@ def summary(measured: dict[str, Mode]) -> dict[str, Any]:
 
 def psnr_db(found: NDArray[np.uint8], expected: NDArray[np.uint8]) -> float:
     """Of 8-bit pictures; 100 where they are the same."""
-    from export.parity import psnr_db as psnr
+    from export.parity.limits import psnr_db as psnr
 
     return psnr(found, expected)
 

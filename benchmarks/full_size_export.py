@@ -30,13 +30,13 @@ import psutil
 import torch
 from machine import machine
 
-from export.build import export_bundle
-from export.form import Form
-from train.base import make_unet, make_vae
-from train.brain import BrainModule
-from train.checkpoint import CheckpointInfo, TrainedSubject, save_checkpoint, subject_folder
-from train.dynadiff import Dynadiff, brain_config
-from train.finetune import set_trainable
+from export.bundle.build import export_bundle
+from export.precision_forms import Form
+from train.checkpoints.checkpoint import CheckpointInfo, TrainedSubject, save_checkpoint, subject_folder
+from train.model.base_model import make_unet, make_vae
+from train.model.brain import BrainModule
+from train.model.dynadiff import Dynadiff, brain_config
+from train.model.finetune import set_trainable
 from train.recipe import read_recipe
 
 N_VOXELS = {"paper": 15_724, "demo": 2_000}

@@ -25,12 +25,13 @@ from machine import machine
 from numpy.typing import NDArray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from train.base import make_unet
-from train.brain import BrainModule
-from train.dynadiff import Dynadiff, brain_config
-from train.engine import choose_precision
-from train.finetune import set_trainable
-from train.loop import Batch, fit
+from train.loop.deepspeed_engine import choose_precision
+from train.loop.loop import fit
+from train.model.base_model import make_unet
+from train.model.batch import Batch
+from train.model.brain import BrainModule
+from train.model.dynadiff import Dynadiff, brain_config
+from train.model.finetune import set_trainable
 from train.recipe import Recipe, read_recipe
 
 N_VOXELS, LATENT_SHAPE = 15_724, (4, 64, 64)

@@ -25,9 +25,9 @@ from machine import machine
 
 from nsd import Layout, Run
 from realtime import wire
-from realtime.journal import read_journal
-from realtime.recorded import read_recorded
-from realtime.service import demo_data
+from realtime.bundle.locate import demo_data
+from realtime.record.journal import read_journal
+from realtime.record.reader import read_recorded
 
 RUN_ID = "killed"
 LAST_SHARE = 0.9

@@ -27,8 +27,9 @@ import numpy as np
 from machine import machine
 
 from realtime import wire
-from realtime.bundle import Bundle, write_spec
-from realtime.recorded import Recorded, read_recorded
+from realtime.bundle.bundle import Bundle
+from realtime.bundle.spec import write_spec
+from realtime.record.reader import Recorded, read_recorded
 from sim.scanner import Scanner, ZmqLink
 from sim.sender import Sender
 

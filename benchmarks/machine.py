@@ -9,7 +9,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from realtime.engines import usable_cores
+from realtime.decoding.engines.choose import usable_cores
 
 
 def machine(*packages: str) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def make_run(root: Path) -> None:
 def ours(root: Path) -> dict[str, float]:
     """Read, mask, detrend and z-score the run."""
     from nsd import Layout, Run, read_roi
-    from realtime.preprocess import whole_run
+    from realtime.preprocessing.stream import whole_run
 
     layout = Layout(root)
     begun = time.perf_counter()
@@ -91,7 +91,7 @@ def niftimasker(root: Path) -> dict[str, float]:
 def feed(root: Path) -> dict[str, float]:
     """Windows a second out of a cache of 64 runs (900 MB), and out of raw files."""
     from nsd import Layout, Run, read_roi
-    from train.dataset import Examples, WindowData
+    from train.data.dataset import Examples, WindowData
 
     rows = np.lib.format.open_memmap(
         root / "rows.npy", mode="w+", dtype=np.float16, shape=(64 * 225, N_VOXELS)

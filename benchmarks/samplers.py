@@ -25,12 +25,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from nsd import Layout, Run, RunKey, RunTrial, Stimuli, read_roi, run_trials
-from realtime.bundle import Bundle, Sampler
-from realtime.decode import Decoder
-from realtime.engines import open_engine
-from realtime.preprocess import causal_windows
-from train.resample import PerTrial, Resampling, resample
-from train.table import METRICS, see
+from realtime.bundle.bundle import Bundle
+from realtime.bundle.spec import Sampler
+from realtime.decoding.decoder import Decoder
+from realtime.decoding.engines.choose import open_engine
+from realtime.preprocessing.stream import causal_windows
+from train.evaluation.bootstrap import PerTrial, Resampling, resample
+from train.evaluation.results_table import METRICS, see
 
 MEASURED = ("Pixels", "EffNet-Lite0", "PixCorr")
 N_RESAMPLES = 10_000

@@ -32,9 +32,10 @@ import psutil
 from machine import machine
 
 from realtime import wire
-from realtime.bundle import Bundle, write_spec
-from realtime.recorded import read_recorded
-from realtime.service import demo_data
+from realtime.bundle.bundle import Bundle
+from realtime.bundle.locate import demo_data
+from realtime.bundle.spec import write_spec
+from realtime.record.reader import read_recorded
 from sim.faults import KINDS, FaultyLink, FaultyScan, draw_plan, late_tr
 from sim.scanner import Scanner, ZmqLink
 from sim.sender import Sender

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from nsd import TR_S, Layout, Run, read_roi, task_runs
-from realtime.bundle import Preprocessing
-from realtime.preprocess import StreamingPreprocessor
-from realtime.spikes import SpikeRule
+from realtime.bundle.spec import Preprocessing
+from realtime.preprocessing.spikes import SpikeRule
+from realtime.preprocessing.stream import StreamingPreprocessor
 from sim.settings import read_settings
 from sim.synthesize import synthesize
 

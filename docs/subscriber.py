@@ -9,7 +9,7 @@ machine, with keys from `realtime keys keys --subscriber screen`:
 
     python docs/subscriber.py tcp://192.0.2.7:5556 keys/screen
 
-The messages are described in realtime/publish.py.
+The messages are described in realtime/network/publish.py.
 """
 
 import sys

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from export.errors import ExportError
-from export.form import Form
+from export.precision_forms import Form
 from realtime.errors import RealtimeError
 
 _DESCRIPTION = """\
@@ -205,7 +205,7 @@ def _form(options: argparse.Namespace) -> Form:
 
 def _bundle(options: argparse.Namespace) -> None:
     form = _form(options)
-    from export.build import export_bundle  # imports torch, which sets up logging of its own
+    from export.bundle.build import export_bundle  # imports torch, which sets up logging of its own
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # warns that torchvision is not installed
     bundle = export_bundle(
@@ -225,7 +225,7 @@ def _bundle(options: argparse.Namespace) -> None:
 
 
 def _bank(options: argparse.Namespace) -> None:
-    from export.bank import make_bank
+    from export.bundle.bank import make_bank
 
     made = make_bank(options.general, options.specialised, options.out)
     names = ", ".join(decoder.name for decoder in made.spec.decoders)
@@ -235,7 +235,7 @@ def _bank(options: argparse.Namespace) -> None:
 
 def _engines(options: argparse.Namespace) -> None:
     try:
-        from export.engines import build_engines  # needs what only a machine with a GPU has
+        from export.tensorrt_plans.build import build_engines  # needs what only a machine with a GPU has
     except ImportError as error:
         raise ExportError(
             f"expected TensorRT, polygraphy and CUDA's bindings: {error}; on a machine with an NVIDIA GPU: "

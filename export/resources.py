@@ -13,9 +13,9 @@ import psutil
 import torch
 
 from export.errors import ExportError
-from export.form import Form, stored_bytes
-from train.base import make_unet, make_vae
-from train.checkpoint import CheckpointInfo
+from export.precision_forms import Form, stored_bytes
+from train.checkpoints.checkpoint import CheckpointInfo
+from train.model.base_model import make_unet, make_vae
 
 _PEAK_BYTES_PER_WEIGHT = 10
 """Peak memory of an export at full size, per weight of the model: benchmarks/full_size_export.py."""

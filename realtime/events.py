@@ -10,11 +10,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+
+VolumeState = Literal["decoded", "warming", "censored", "skipped", "missing"]
+STATES: tuple[VolumeState, ...] = get_args(VolumeState)
 
 State = Literal["waiting", "warming", "trusted", "stale", "ended"]
 """waiting for a scanner; warming up; trusted; no volume for more than 3 TR in an open run; run ended."""

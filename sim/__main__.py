@@ -142,7 +142,7 @@ def _replay(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from nsd import Layout
-    from realtime.curve import load_client_keys
+    from realtime.network.curve import load_client_keys
     from sim.faults import FaultyLink, FaultyScan, describe, draw_plan, late_tr, parse_rates
     from sim.recording import Recording
     from sim.scanner import Scanner, ZmqLink

@@ -16,9 +16,9 @@ from tqdm import tqdm
 from nsd import BETA_SCALE, TASK_RUNS_PER_SESSION, Layout, Roi, Run, read_roi, runs, task_runs
 from nsd.expdesign import TRIALS_PER_SESSION
 from sim.errors import SimError
-from sim.provenance import FILE_NAME
 from sim.singletrial import F64, percent_signal_change, response_library, single_trial_betas
 from sim.synthesize import write_image
+from sim.synthetic_json import FILE_NAME
 
 _DESCRIPTION = b"300 x % signal change; fitted HRF, ridge; no GLMdenoise; 0 outside the region"
 

@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from nsd import N_DESIGN_ROWS
 from sim.anatomy import Anatomy, build_anatomy
-from sim.features import CELL_PX, MAP_SIZE, N_CHANNELS, feature_maps
 from sim.haemodynamics import double_gamma
+from sim.image_features import CELL_PX, MAP_SIZE, N_CHANNELS, feature_maps
 from sim.scenes import OBJECTS, SIZE_PX, Scene, SceneSet
 from sim.settings import CortexSettings
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from nsd import Layout, Run, read_roi
 from nsd.errors import require_file
 from sim.errors import SimError
-from sim.provenance import FILE_NAME, read_provenance
+from sim.synthetic_json import FILE_NAME, read_provenance
 
 
 def excerpt(source: Path, out: Path, *, subject: int, session: int, run: int) -> list[Path]:

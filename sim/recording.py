@@ -13,8 +13,8 @@ from nsd import Layout, Run, Stimuli, task_runs
 from realtime import wire
 from realtime.errors import WireError
 from sim.errors import SimError
-from sim.provenance import FILE_NAME, read_provenance
 from sim.scenes import SceneSet
+from sim.synthetic_json import FILE_NAME, read_provenance
 
 Picture = npt.NDArray[np.uint8]
 

@@ -15,7 +15,7 @@ import zmq
 from tqdm import tqdm
 
 from realtime import wire
-from realtime.curve import ClientKeys
+from realtime.network.curve import ClientKeys
 from sim.errors import SimError
 from sim.sender import Reconnect, Sender, State
 

@@ -25,9 +25,9 @@ from sim.cortex import N_WRITTEN_VOLUMES, Cortex
 from sim.errors import SimError
 from sim.experiment import design_rows, expdesign_variables, plan_experiment, stim_info_csv
 from sim.noise import VoxelNoise, draw_run_noise, draw_voxel_noise
-from sim.provenance import Provenance
 from sim.scenes import SIZE_PX, SceneSet
 from sim.settings import CortexSettings
+from sim.synthetic_json import Provenance
 
 CHUNK_IMAGES = 50  # 0.6 MB: fits HDF5's chunk cache of 1 MB
 _FLUSH_IMAGES = 2_000

@@ -11,9 +11,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from export.samplers import bundle_samplers
+from export.graphs.samplers import bundle_samplers
+from train.evaluation.bootstrap import resample
 from train.recipe import read_recipe
-from train.resample import resample
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 BENCHMARKS = sorted(path for path in FOLDER.glob("*.py") if path.stem != "machine")

@@ -2,7 +2,7 @@
 
 What is the same in all of them is elsewhere: AdamW's betas, epsilon and weight decay, gradient clipping, the
 schedule's shape and ZeRO's stage in ``deepspeed.json``; the noise schedule and the distribution of timesteps
-in :mod:`train.diffusion`; the weights of the base model's own losses in :mod:`train.pretrain`.
+in :mod:`train.model.diffusion`; the weights of the base model's own losses in :mod:`train.fitting.pretrain`.
 """
 
 from __future__ import annotations

@@ -19,12 +19,12 @@ import time
 from collections.abc import AsyncIterator
 
 from realtime import wire
-from realtime.address import check_address
 from realtime.errors import ServeError, WireError
+from realtime.network.address import check_address
 from realtime.sources import afni_header
 from realtime.sources.afni_header import Header
-from realtime.sources.announced import RunOver, Scan
 from realtime.sources.orient import to_ras
+from realtime.sources.run_boundaries import RunOver, Scan
 
 END = b"Et Earello Endorenna utulien!!"
 MAX_CONTROL_BYTES = 512

@@ -29,9 +29,9 @@ import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
 from realtime import wire
-from realtime.address import bind, check_address
 from realtime.errors import ServeError, WireError
-from realtime.sources.announced import Scan
+from realtime.network.address import bind, check_address
+from realtime.sources.run_boundaries import Scan
 
 MAX_GREETING_BYTES = 1_024
 LONGEST_TR_S = 60

@@ -10,9 +10,9 @@ import zmq
 import zmq.asyncio
 
 from realtime import wire
-from realtime.address import bind, check_address
-from realtime.curve import Guard, ServerKeys
 from realtime.errors import ServeError, WireError
+from realtime.network.address import bind, check_address
+from realtime.network.curve import Guard, ServerKeys
 from realtime.sources import Received
 
 HIGH_WATER_MARK = 64

@@ -13,7 +13,6 @@ from aiohttp import WSCloseCode, web
 
 from realtime.errors import ServeError
 from realtime.events import Broadcast, Event
-from realtime.metrics import CONTENT_TYPE, Metrics
 from realtime.viewer.access import THIS_MACHINE, Access
 from realtime.viewer.feed import Feed, newest_frame, run_key
 from realtime.viewer.guard import add_headers, guard
@@ -21,6 +20,7 @@ from realtime.viewer.live import LivePicture
 from realtime.viewer.offer import OfferError, read_offer
 from realtime.viewer.peer import Peer
 from realtime.viewer.pictures import encode_png
+from realtime.viewer.prometheus import CONTENT_TYPE, Metrics
 
 MAX_PAGES = 8
 """Pages at a time, for each of WebRTC and WebSocket."""

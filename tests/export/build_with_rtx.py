@@ -13,7 +13,7 @@ from typing import Any
 
 os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1"
 
-from export import plan  # noqa: E402
+from export.tensorrt_plans import plan  # noqa: E402
 
 
 def built(path: Path, timing_cache: Path) -> dict[str, Any]:

@@ -16,18 +16,24 @@ import numpy as np
 import pytest
 import torch
 
-from export import onnxgraph
 from export.__main__ import main
-from export.graphs import Graph, brain_graph, denoise_graph, vae_graph
-from export.samplers import ddim
-from export.source import read_checkpoint
-from realtime.bundle import Bundle
-from train.base import make_unet, make_vae
-from train.brain import BrainModule
-from train.checkpoint import Checkpoint, CheckpointInfo, TrainedSubject, save_checkpoint, subject_folder
-from train.diffusion import make_scheduler
-from train.dynadiff import Dynadiff, brain_config
-from train.finetune import set_trainable
+from export.graphs import onnx_model
+from export.graphs.graphs import Graph, brain_graph, denoise_graph, vae_graph
+from export.graphs.samplers import ddim
+from export.lineage.source import read_checkpoint
+from realtime.bundle.bundle import Bundle
+from train.checkpoints.checkpoint import (
+    Checkpoint,
+    CheckpointInfo,
+    TrainedSubject,
+    save_checkpoint,
+    subject_folder,
+)
+from train.model.base_model import make_unet, make_vae
+from train.model.brain import BrainModule
+from train.model.diffusion import make_scheduler
+from train.model.dynadiff import Dynadiff, brain_config
+from train.model.finetune import set_trainable
 from train.recipe import Recipe, read_recipe
 
 GRID = (5, 4, 3)
@@ -116,7 +122,7 @@ def trace_graphs(
         graph.module.requires_grad_(False)
         if is_half:
             graph.module.to_half()
-        onnxgraph.save(onnxgraph.trace(graph), folder / f"{graph.name}.onnx")
+        onnx_model.save(onnx_model.trace(graph), folder / f"{graph.name}.onnx")
 
 
 @pytest.fixture(scope="session", params=["float32", "float16"])
@@ -150,7 +156,7 @@ def exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
     root = tmp_path_factory.mktemp("bundles")
     out = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
-        patch.setattr(onnxgraph, "MIN_STORED_ELEMENTS", STORED_ELEMENTS)
+        patch.setattr(onnx_model, "MIN_STORED_ELEMENTS", STORED_ELEMENTS)
         table = tiny_checkpoint.parent / "table.md"
         table.write_text("| offline | 0.987 |\n")
         command = ["bundle", "--checkpoint", str(tiny_checkpoint), "--out", str(root / "sub-01")]

@@ -12,15 +12,16 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from export import onnxgraph
 from export.__main__ import main
-from export.bank import make_bank
+from export.bundle.bank import make_bank
 from export.errors import ExportError
-from realtime import bundle
-from realtime.bundle import Bundle, Window
-from realtime.bundlefiles import file_sha256
-from realtime.decode import Decoder
-from realtime.engines import open_engine
+from export.graphs import onnx_model
+from realtime.bundle import spec as bundle_spec
+from realtime.bundle.bundle import Bundle
+from realtime.bundle.files import file_sha256
+from realtime.bundle.spec import Window
+from realtime.decoding.decoder import Decoder
+from realtime.decoding.engines.choose import open_engine
 
 from .conftest import Exported
 
@@ -47,10 +48,10 @@ def specialise(exported: Exported, tmp_path: Path) -> Specialise:
             onnx.save(model, folder / file, save_as_external_data=beside, location=f"{file}.data")
         window = Window(offset_volumes=offset_volumes, length_volumes=6)
         decoder = msgspec.structs.replace(exported.bundle.spec.decoders[0], window=window)
-        names = sorted(path.name for path in folder.iterdir() if path.name != bundle.SPEC_FILE)
+        names = sorted(path.name for path in folder.iterdir() if path.name != bundle_spec.SPEC_FILE)
         files = {name: file_sha256(folder / name) for name in names}
         spec = msgspec.structs.replace(exported.bundle.spec, decoders=(decoder,), files=files)
-        bundle.write_spec(folder, spec)
+        bundle_spec.write_spec(folder, spec)
         return folder
 
     return make
@@ -99,8 +100,8 @@ def test_weights_beside_a_graph_come_along(
     assert "denoise-after-5.onnx.data" in bank.spec.files
     np.testing.assert_array_equal(pictures(bank.folder, "after-5"), pictures(late))
     renamed = next(stage for stage in bank.spec.provenance if stage.name == "denoise-after-5: renamed")
-    assert renamed.sha256 == onnxgraph.files_sha256(bank.folder / "denoise-after-5.onnx")
-    assert renamed.made_from == (onnxgraph.files_sha256(late / "denoise.onnx"),)
+    assert renamed.sha256 == onnx_model.files_sha256(bank.folder / "denoise-after-5.onnx")
+    assert renamed.made_from == (onnx_model.files_sha256(late / "denoise.onnx"),)
 
 
 def test_what_does_not_fit_is_refused_and_nothing_is_written(

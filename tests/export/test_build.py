@@ -12,21 +12,23 @@ import torch
 from onnxscript import ir
 from safetensors.torch import load_file, save_file
 
-from export import build, onnxgraph
-from export.build import export_bundle
-from export.card import card
-from export.decodes import torch_pictures
+from export.bundle import build
+from export.bundle.build import export_bundle
+from export.bundle.card import card
 from export.errors import ExportError
-from export.graphs import DenoiseGraph, brain_graph
-from export.parity import Limits, gate, gate_psnr, psnr_db
-from export.provenance import CHECKPOINT_FILES, Ledger, folder_sha256, note_sources
-from export.samplers import bundle_samplers
-from realtime.bundle import SPEC_FILE, Bundle, Stage
-from realtime.bundlefiles import file_sha256
-from realtime.decode import Decoder
-from realtime.engines import open_engine
-from train.checkpoint import Parent, merged_unet
-from train.diffusion import make_scheduler
+from export.graphs import onnx_model
+from export.graphs.graphs import DenoiseGraph, brain_graph
+from export.graphs.samplers import bundle_samplers
+from export.lineage.provenance import CHECKPOINT_FILES, Ledger, folder_sha256, note_sources
+from export.parity.decodes import torch_pictures
+from export.parity.limits import Limits, gate, gate_psnr, psnr_db
+from realtime.bundle.bundle import Bundle
+from realtime.bundle.files import file_sha256
+from realtime.bundle.spec import SPEC_FILE, Stage
+from realtime.decoding.decoder import Decoder
+from realtime.decoding.engines.choose import open_engine
+from train.checkpoints.checkpoint import Parent, merged_unet
+from train.model.diffusion import make_scheduler
 
 from .conftest import STORED_ELEMENTS, Exported
 
@@ -85,7 +87,7 @@ def test_lora_is_merged_and_matters(exported: Exported) -> None:
         unmerged.enable_adapters()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert float((without - expected).abs().max()) > 1e-2
-    onnx = onnxgraph.onnx_runner(exported.bundle.graph_path("denoise"))
+    onnx = onnx_model.onnx_runner(exported.bundle.graph_path("denoise"))
     module = DenoiseGraph(merged, make_scheduler().alphas_cumprod)
     inputs = {
         "latents": latents,
@@ -136,12 +138,12 @@ def test_the_way_is_linked_by_hashes(exported: Exported, tiny_checkpoint: Path) 
 def test_the_same_checkpoint_gives_the_same_graph(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnxgraph, "MIN_STORED_ELEMENTS", STORED_ELEMENTS)
+    monkeypatch.setattr(onnx_model, "MIN_STORED_ELEMENTS", STORED_ELEMENTS)
     noted = dict(ir.load(exported.bundle.graph_path("brain")).metadata_props)
-    model = onnxgraph.trace(brain_graph(exported.checkpoint.brain, build.SEED), noted)
-    onnxgraph.save(model, tmp_path / "exact.onnx")
-    onnxgraph.store_compactly(model)
-    onnxgraph.save(model, tmp_path / "stored.onnx")
+    model = onnx_model.trace(brain_graph(exported.checkpoint.brain, build.SEED), noted)
+    onnx_model.save(model, tmp_path / "exact.onnx")
+    onnx_model.store_compactly(model)
+    onnx_model.save(model, tmp_path / "stored.onnx")
     stages = stages_of(exported.bundle)
     assert file_sha256(tmp_path / "exact.onnx") == stages["brain onnx"].sha256
     assert file_sha256(tmp_path / "stored.onnx") == stages["brain stored"].sha256
@@ -224,7 +226,7 @@ def test_a_weight_changed_on_the_way_is_found(
         value.const_value = ir.tensor(spoiled, name=value.name)
         return 1
 
-    monkeypatch.setattr(onnxgraph, "store_compactly", store_and_spoil)
+    monkeypatch.setattr(onnx_model, "store_compactly", store_and_spoil)
     with pytest.raises(ExportError, match="^brain stored: expected condition to stay within 0.01"):
         export_bundle(tiny_checkpoint, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.decodes import Decodes, Seen, random_windows, recorded_windows
 from export.errors import ExportError
-from export.parity import Limits
+from export.parity.decodes import Decodes, Seen, random_windows, recorded_windows
+from export.parity.limits import Limits
 
 from .conftest import Exported
 

@@ -22,20 +22,20 @@ import pytest
 from onnx import numpy_helper
 
 from export.__main__ import main
+from export.atomic_folder import check_replaceable
 from export.errors import ExportError
-from export.operators import typed_nodes
-from export.staging import check_replaceable
-from realtime.bundle import Bundle
-from realtime.engines import open_engine
-from realtime.engines.cuda import Device
-from realtime.engines.plans import RECORD_FILE, find_plans
+from export.tensorrt_plans.operators import typed_nodes
+from realtime.bundle.bundle import Bundle
+from realtime.decoding.engines.choose import open_engine
+from realtime.decoding.engines.cuda import Device
+from realtime.decoding.engines.plans import RECORD_FILE, find_plans
 
 from .conftest import Exported
 
 needs_rtx = pytest.mark.skipif(
     not find_spec("tensorrt_rtx"), reason="TensorRT-RTX is published for x86-64 Linux only"
 )
-MODULES = ("realtime.engines.tensorrt", "export.plan", "export.engines")
+MODULES = ("realtime.decoding.engines.tensorrt", "export.tensorrt_plans.plan", "export.tensorrt_plans.build")
 
 
 @pytest.fixture
@@ -69,10 +69,10 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     monkeypatch.setitem(sys.modules, "tensorrt", rtx)
     for name in MODULES:
         sys.modules.pop(name, None)
-    module = importlib.import_module("export.engines")
+    module = importlib.import_module("export.tensorrt_plans.build")
     monkeypatch.setattr(HostRuntime, "gpu", HostGpu(monkeypatch), raising=False)
     monkeypatch.setattr(rtx, "Runtime", HostRuntime)
-    for each in (module, sys.modules["realtime.engines.tensorrt"]):
+    for each in (module, sys.modules["realtime.decoding.engines.tensorrt"]):
         monkeypatch.setattr(each, "first_device", lambda: Device(name="A GPU", sm="90"))
     monkeypatch.setattr(
         module,
@@ -173,7 +173,7 @@ def test_a_bundle_that_is_not_what_it_says_is_not_built(engines: ModuleType, bun
         name: msgspec.structs.replace(graph, precision="float16")
         for name, graph in bundle.spec.graphs.items()
     }
-    importlib.import_module("realtime.bundle").write_spec(
+    importlib.import_module("realtime.bundle.spec").write_spec(
         bundle.folder, msgspec.structs.replace(bundle.spec, graphs=graphs)
     )
     with pytest.raises(

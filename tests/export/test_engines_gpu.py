@@ -14,14 +14,15 @@ import msgspec
 import numpy as np
 import pytest
 
-from export.build import export_bundle
+from export.bundle.build import export_bundle
 from export.errors import ExportError
-from realtime import bundle as bundles
-from realtime.bundle import Bundle
-from realtime.bundlefiles import file_sha256
-from realtime.decode import Decoder
-from realtime.engines import Engine, Handle, LoopEngine, open_engine
-from realtime.engines.plans import RECORD_FILE, Record, plans_folder
+from realtime.bundle import spec as bundle_spec
+from realtime.bundle.bundle import Bundle
+from realtime.bundle.files import file_sha256
+from realtime.decoding.decoder import Decoder
+from realtime.decoding.engines.choose import open_engine
+from realtime.decoding.engines.contract import Engine, Handle, LoopEngine
+from realtime.decoding.engines.plans import RECORD_FILE, Record, plans_folder
 from realtime.errors import EngineError
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
@@ -32,7 +33,7 @@ def why_not() -> str:
     missing = [name for name in ("tensorrt", "polygraphy", "cuda") if not find_spec(name)]
     if missing:
         return f"not installed: {', '.join(missing)}; pip install '.[tensorrt]'"
-    from realtime.engines.cuda import first_device
+    from realtime.decoding.engines.cuda import first_device
 
     try:
         first_device()
@@ -58,7 +59,7 @@ def exported_bundle(
 @pytest.fixture(scope="module")
 def built(exported_bundle: Bundle) -> Bundle:
     """The same, with engines for this machine."""
-    from export.engines import build_engines
+    from export.tensorrt_plans.build import build_engines
 
     cache = exported_bundle.folder.parent / "timing.cache"
     build_engines(exported_bundle.folder, optimization_level=1, timing_cache=cache)
@@ -74,7 +75,7 @@ def engine(built: Bundle) -> Engine:
 def engines_folder(bundle: Bundle) -> Path:
     import tensorrt
 
-    from realtime.engines.cuda import first_device
+    from realtime.decoding.engines.cuda import first_device
 
     return plans_folder(bundle.folder, tensorrt.__version__, first_device().sm)
 
@@ -128,7 +129,7 @@ def test_layers_compute_in_what_the_graphs_say(built: Bundle) -> None:
 def test_a_float32_graph_of_what_is_called_float16_is_refused(
     exported_bundle: Bundle, tmp_path: Path
 ) -> None:
-    from export.engines import build_engines
+    from export.tensorrt_plans.build import build_engines
 
     if exported_bundle.spec.graphs["denoise"].precision != "float32":
         pytest.skip("its graphs are what they are called")
@@ -138,7 +139,7 @@ def test_a_float32_graph_of_what_is_called_float16_is_refused(
     graphs = {
         name: msgspec.structs.replace(graph, precision="float16") for name, graph in spec.graphs.items()
     }
-    bundles.write_spec(folder, msgspec.structs.replace(spec, graphs=graphs))
+    bundle_spec.write_spec(folder, msgspec.structs.replace(spec, graphs=graphs))
     with pytest.raises(ExportError, match=r"expected convolutions and matrix products in float16"):
         build_engines(folder, optimization_level=0)
     assert not list((folder / "engines").glob("*"))

@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 from onnxscript import ir
 
-from export import onnxgraph
 from export.__main__ import main
-from export.build import export_bundle
+from export.bundle.build import export_bundle
 from export.errors import ExportError
-from export.parity import Limits, psnr_db
-from export.report import Parity
-from realtime.bundle import SPEC_FILE, Bundle, write_spec
-from realtime.bundlefiles import file_sha256
-from realtime.decode import Decoder
-from realtime.engines import open_engine
+from export.graphs import onnx_model
+from export.parity.limits import Limits, psnr_db
+from export.parity.parity_report import Parity
+from realtime.bundle.bundle import Bundle
+from realtime.bundle.files import file_sha256
+from realtime.bundle.spec import SPEC_FILE, write_spec
+from realtime.decoding.decoder import Decoder
+from realtime.decoding.engines.choose import open_engine
 from realtime.errors import BundleError, EngineError
 
 from .conftest import Exported, tiny_recipe, write_checkpoint
@@ -32,7 +33,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     base = msgspec.structs.replace(recipe.base, unet_widths=(32,))
     _, checkpoint = write_checkpoint(root, msgspec.structs.replace(recipe, base=base))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnxgraph, "MAX_INLINE_BYTES", 2000)
+        patch.setattr(onnx_model, "MAX_INLINE_BYTES", 2000)
         beside = export_bundle(checkpoint, root / "fp32", form="fp32")
     command = ["bundle", "--precision", "fp16", "--checkpoint", str(checkpoint)]
     assert main([*command, "--out", str(root / "fp16")]) == 0

@@ -6,12 +6,12 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from export.graphs import BrainGraph, DenoiseGraph, VaeGraph, denoise_graph, vae_graph
-from export.samplers import ddim
-from train.autoencoder import decode_latents
-from train.base import make_unet, make_vae
-from train.brain import BrainConfig, BrainModule
-from train.diffusion import make_scheduler
+from export.graphs.graphs import BrainGraph, DenoiseGraph, VaeGraph, denoise_graph, vae_graph
+from export.graphs.samplers import ddim
+from train.model.base_model import make_unet, make_vae
+from train.model.brain import BrainConfig, BrainModule
+from train.model.diffusion import make_scheduler
+from train.model.vae import decode_latents
 
 from .conftest import tiny_recipe
 

@@ -13,16 +13,24 @@ import pytest
 import torch
 from onnxscript import ir
 
-from export import onnxgraph
-from export.graphs import Graph, denoise_graph
-from export.names import FLOAT32_NODES
-from export.onnxgraph import Runner, onnx_runner, outputs_of, save, store_compactly, torch_runner, trace
-from export.parity import compare, relative
-from export.samplers import ddim
-from realtime.bundle import Bundle
-from realtime.engines import signature
-from train.base import make_unet
-from train.diffusion import make_scheduler
+from export.graphs import onnx_model
+from export.graphs.graphs import Graph, denoise_graph
+from export.graphs.node_names import FLOAT32_NODES
+from export.graphs.onnx_model import (
+    Runner,
+    onnx_runner,
+    outputs_of,
+    save,
+    store_compactly,
+    torch_runner,
+    trace,
+)
+from export.graphs.samplers import ddim
+from export.parity.limits import compare, relative
+from realtime.bundle.bundle import Bundle
+from realtime.decoding.engines.signature import signature
+from train.model.base_model import make_unet
+from train.model.diffusion import make_scheduler
 
 from .conftest import STORED_ELEMENTS, Exported, tiny_recipe
 
@@ -31,7 +39,7 @@ SAMPLER = ddim(20, 3.0)
 
 @pytest.fixture(autouse=True)
 def _tiny_weights_are_big(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnxgraph, "MIN_STORED_ELEMENTS", STORED_ELEMENTS)
+    monkeypatch.setattr(onnx_model, "MIN_STORED_ELEMENTS", STORED_ELEMENTS)
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +250,7 @@ def test_of_a_graph_that_was_written_no_weight_is_held(graph: Graph, tmp_path: P
     weights = [weakref.ref(weight) for weight in module.unet.parameters()]
     model = trace(written)
     save(model, tmp_path / "denoise.onnx")
-    onnxgraph.drop_weights(model)
+    onnx_model.drop_weights(model)
     module.release()
     gc.collect()
     assert len(weights) > 50
@@ -253,17 +261,17 @@ def test_of_a_graph_that_was_written_no_weight_is_held(graph: Graph, tmp_path: P
 def test_very_big_weights_lie_beside_the_graph(
     graph: Graph, traced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnxgraph, "MAX_INLINE_BYTES", 1000)
+    monkeypatch.setattr(onnx_model, "MAX_INLINE_BYTES", 1000)
     model = ir.load(traced)
-    before = onnxgraph.files_sha256(traced)
+    before = onnx_model.files_sha256(traced)
     path = tmp_path / "denoise.onnx"
     save(model, path)
     assert path.stat().st_size < traced.stat().st_size / 2
     assert (tmp_path / "denoise.onnx.data").exists()
     assert apart(graph, onnx_runner(path), onnx_runner(traced)) == {"next": 0.0, "noise": 0.0}
-    with_data = onnxgraph.files_sha256(path)
+    with_data = onnx_model.files_sha256(path)
     (tmp_path / "denoise.onnx.data").write_bytes(b"changed")
-    assert len({before, with_data, onnxgraph.files_sha256(path)}) == 3
+    assert len({before, with_data, onnx_model.files_sha256(path)}) == 3
 
 
 @pytest.mark.parametrize("name", ["brain", "denoise", "vae"])
@@ -271,4 +279,4 @@ def test_inputs_and_outputs_are_those_of_the_format(exported: Exported, name: st
     bundle: Bundle = exported.bundle
     listed = bundle.spec.graphs[name]
     assert (listed.inputs, listed.outputs) == signature(bundle.spec, name)
-    assert onnxgraph.signature_of(ir.load(bundle.graph_path(name))) == (listed.inputs, listed.outputs)
+    assert onnx_model.signature_of(ir.load(bundle.graph_path(name))) == (listed.inputs, listed.outputs)

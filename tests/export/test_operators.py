@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from export.errors import ExportError
-from export.names import FLOAT32_NODES
-from export.operators import typed_nodes, unsupported
+from export.graphs.node_names import FLOAT32_NODES
+from export.tensorrt_plans.operators import typed_nodes, unsupported
 
 from .conftest import DEMO, DEMO_GRAPHS
 

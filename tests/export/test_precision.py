@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from export.errors import ExportError
-from export.operators import Node, typed_nodes
-from export.precision import check_graph, check_precisions
+from export.tensorrt_plans.operators import Node, typed_nodes
+from export.tensorrt_plans.precision import check_graph, check_precisions
 
 HALF, FLOAT = "float16", "float"
 PLAN = Path("denoise.plan")

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from export.build import export_bundle
+from export.bundle.build import export_bundle
 from export.errors import ExportError
+from export.lineage.source import read_info_of
 from export.resources import check_disk, check_memory, count_weights, is_out_of_memory
-from export.source import read_info_of
-from train.base import make_unet, make_vae
-from train.brain import BrainModule
-from train.dynadiff import brain_config
+from train.model.base_model import make_unet, make_vae
+from train.model.brain import BrainModule
+from train.model.dynadiff import brain_config
 
 from .conftest import N_VOXELS
 
@@ -62,7 +62,7 @@ def test_memory_that_runs_out_is_told_as_such(
     def too_many(*_: object) -> None:
         torch.empty(2**55)
 
-    monkeypatch.setattr("export.build.note_sources", too_many)
+    monkeypatch.setattr("export.bundle.build.note_sources", too_many)
     with pytest.raises(ExportError, match=r"^memory ran out \(.*nothing was written"):
         export_bundle(tiny_checkpoint, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

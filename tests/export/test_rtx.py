@@ -18,7 +18,7 @@ import onnx
 import psutil
 import pytest
 
-from export.operators import typed_nodes, unsupported
+from export.tensorrt_plans.operators import typed_nodes, unsupported
 from train.recipe import read_recipe
 
 from .conftest import DEMO, DEMO_GRAPHS, trace_graphs

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from export.errors import ExportError
-from export.graphs import DenoiseGraph
-from export.parity import Limits, gate
-from export.samplers import (
+from export.graphs.graphs import DenoiseGraph
+from export.graphs.samplers import (
     bundle_samplers,
     ddim,
     diffusers_error,
@@ -24,8 +23,9 @@ from export.samplers import (
     guided_at_first,
     multistep,
 )
-from realtime.bundle import Sampler
-from train.diffusion import make_scheduler
+from export.parity.limits import Limits, gate
+from realtime.bundle.spec import Sampler
+from train.model.diffusion import make_scheduler
 from train.recipe import PAPER, read_recipe
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from export.__main__ import main
 from export.errors import ExportError
-from export.source import read_checkpoint, read_subject, write_subject
+from export.lineage.source import read_checkpoint, read_subject, write_subject
 
 from .conftest import AFFINE, GRID, N_VOXELS
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from export.atomic_folder import check_replaceable, staging
 from export.errors import ExportError
-from export.staging import check_replaceable, staging
-from realtime.bundle import Bundle
+from realtime.bundle.bundle import Bundle
 
 from .conftest import Exported
 

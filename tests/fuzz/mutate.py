@@ -152,7 +152,7 @@ def _png(data: bytes, draw: random.Random, part: _Part) -> bytes:
 
 def _journal(data: bytes, draw: random.Random, part: _Part) -> bytes:
     """Records with checksums that fit."""
-    from realtime.journal import MAGIC
+    from realtime.record.journal import MAGIC
 
     records, at, head = [], len(MAGIC), struct.Struct("<4sIQdI")
     while at + head.size <= len(data):

@@ -21,9 +21,12 @@ import msgspec
 import nibabel
 import numpy as np
 
-from realtime import bundle, runfile, table, wire
-from realtime.journal import MAGIC
-from realtime.spikes import SpikeRule
+from realtime import wire
+from realtime.bundle import spec as bundle_spec
+from realtime.preprocessing.spikes import SpikeRule
+from realtime.record import run_json
+from realtime.record import tables as record_tables
+from realtime.record.journal import MAGIC
 
 TESTS = Path(__file__).parent.parent
 ID = "sub-01_task-fuzz"
@@ -156,10 +159,14 @@ def tables() -> Iterator[bytes]:
     """Of volumes, and of specialised decoders."""
     row = {"volume": 8, "state": "decoded", "frame": "frames/000008.png", "window_start": 3, "window_stop": 9}
     row |= {"sampler": "ddim-4", "shown_onset": 0, "brain_ms": 1.5, "total_ms": 20.25}
-    skipped = table.row_line(table.Row(volume=9, state="skipped", reason="a newer window was ready"))
-    yield table.header_line() + table.row_line(table.Row(**row)) + skipped + b"10\tdec"
-    special = table.SpecialisedRow(**row | {"frame": "frames/000008_early.png"}, decoder="early")
-    yield table.header_line(table.SpecialisedRow) + table.row_line(special)
+    skipped = record_tables.row_line(
+        record_tables.Row(volume=9, state="skipped", reason="a newer window was ready")
+    )
+    yield (
+        record_tables.header_line() + record_tables.row_line(record_tables.Row(**row)) + skipped + b"10\tdec"
+    )
+    special = record_tables.SpecialisedRow(**row | {"frame": "frames/000008_early.png"}, decoder="early")
+    yield record_tables.header_line(record_tables.SpecialisedRow) + record_tables.row_line(special)
 
 
 def events() -> Iterator[bytes]:
@@ -172,7 +179,7 @@ def events() -> Iterator[bytes]:
 
 def runs() -> Iterator[bytes]:
     """As it begins, and with all fields."""
-    info = runfile.RunFile(
+    info = run_json.RunFile(
         start=START,
         bundle_name="tiny",
         bundle_sha256="0" * 64,
@@ -193,36 +200,36 @@ def runs() -> Iterator[bytes]:
 
 def bundles() -> Iterator[bytes]:
     """A bank of two decoders."""
-    tensor = bundle.Tensor(name="window", dtype="float32", shape=(1, 8, "T"))
+    tensor = bundle_spec.Tensor(name="window", dtype="float32", shape=(1, 8, "T"))
     graphs = {
-        name: bundle.Graph(file=f"{name}.onnx", precision="float32", inputs=(tensor,), outputs=())
+        name: bundle_spec.Graph(file=f"{name}.onnx", precision="float32", inputs=(tensor,), outputs=())
         for name in ("brain", "brain-early", "denoise", "vae")
     }
-    window = bundle.Window(offset_volumes=3, length_volumes=6)
+    window = bundle_spec.Window(offset_volumes=3, length_volumes=6)
     files = ("roi.nii.gz", "prior.npz", "null_condition.npy", *(graph.file for graph in graphs.values()))
-    spec = bundle.Spec(
+    spec = bundle_spec.Spec(
         format_version=1,
         name="tiny",
         subject=1,
-        roi=bundle.Roi(file="roi.nii.gz", n_voxels=8, shape=(4, 4, 4), affine=AFFINE),
+        roi=bundle_spec.Roi(file="roi.nii.gz", n_voxels=8, shape=(4, 4, 4), affine=AFFINE),
         tr_s=1.5,
-        preprocessing=bundle.Preprocessing(high_pass_hz=0.008, warmup_volumes=12, prior_volumes=10.0),
+        preprocessing=bundle_spec.Preprocessing(high_pass_hz=0.008, warmup_volumes=12, prior_volumes=10.0),
         latent_shape=(4, 8, 8),
         image_size_px=(32, 32),
         condition_shape=(2, 4),
         decoders=(
-            bundle.Decoder(name="general", graph="brain", window=window),
-            bundle.Decoder(name="early", graph="brain-early", window=window),
+            bundle_spec.Decoder(name="general", graph="brain", window=window),
+            bundle_spec.Decoder(name="early", graph="brain-early", window=window),
         ),
         samplers=(
-            bundle.Sampler(
+            bundle_spec.Sampler(
                 name="ddim-2", timesteps=(501, 1), coefficients=((0.8, 0.3, 0),) * 2, guidance=(3, 1)
             ),
         ),
         graphs=graphs,
         files=dict.fromkeys(files, "0" * 64),
         provenance=(
-            bundle.Stage(
+            bundle_spec.Stage(
                 name="merged", sha256="1" * 64, made_from=("2" * 64,), parity={"max": 1e-5}, notes={}
             ),
         ),

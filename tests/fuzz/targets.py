@@ -22,11 +22,31 @@ import aiortc.sdp
 import msgspec
 import numpy as np
 
-from realtime import bundle, bundlefiles, curve, journal, picture, record, recorded, runfile, table, wire
-from realtime.engines.weights import locations
+from realtime import wire
+from realtime.bundle import files as bundle_files
+from realtime.bundle import spec as bundle_spec
+from realtime.decoding.engines.external_weights import locations
 from realtime.errors import BundleError, RecordError, ServeError, WireError
-from realtime.sources import afni, afni_header, files, pyneal, zeromq
-from realtime.sources.slices import SliceFile, Slices
+from realtime.network import curve
+from realtime.record import (
+    folder as record_folder,
+)
+from realtime.record import (
+    journal,
+    tables,
+)
+from realtime.record import (
+    png as record_png,
+)
+from realtime.record import (
+    reader as record_reader,
+)
+from realtime.record import (
+    run_json as record_run_json,
+)
+from realtime.sources import afni, afni_header, pyneal, zeromq
+from realtime.sources.files import watch
+from realtime.sources.files.slices import SliceFile, Slices
 from realtime.viewer import offer
 from sim.errors import SimError
 from sim.sender import Sender
@@ -114,7 +134,7 @@ def message(data: bytes) -> None:
         wire.check_seal(said, payload)
         wire.volume_array(START, payload)
     elif isinstance(said, wire.Marker):
-        picture.check_png(bytes(payload))
+        record_png.check_png(bytes(payload))
 
 
 def reply(data: bytes) -> None:
@@ -175,12 +195,12 @@ async def _afni_volumes(data: bytes) -> None:
 def nifti(data: bytes) -> None:
     """A file in the watched folder."""
     is_packed = data.startswith(b"\x1f\x8b")
-    files.parse("run_0001.nii.gz" if is_packed else "run_0001.nii", data)
+    watch.parse("run_0001.nii.gz" if is_packed else "run_0001.nii", data)
 
 
 def dicom(data: bytes) -> None:
     """A file in the watched folder, and what its slice is part of."""
-    holds = files.parse("0001.dcm", data)
+    holds = watch.parse("0001.dcm", data)
     if isinstance(holds, SliceFile):
         slices = Slices((1, 1, 1))
         slices.add(holds)
@@ -189,9 +209,9 @@ def dicom(data: bytes) -> None:
 
 def png(data: bytes) -> None:
     """What was on screen."""
-    image = picture.decode_png(data)
+    image = record_png.decode_png(data)
     assert image.ndim == 3
-    assert max(image.shape) <= picture.MAX_EDGE_PX
+    assert max(image.shape) <= record_png.MAX_EDGE_PX
 
 
 def webrtc_offer(data: bytes) -> None:
@@ -209,20 +229,20 @@ def a_journal(data: bytes) -> None:
     list(journal.read_journal(_file("volumes.journal", data)))
     folder = _run_folder("journal")
     (folder / "volumes.journal").write_bytes(data)
-    recorded.read_recorded(folder)
+    record_reader.read_recorded(folder)
 
 
 def a_table(data: bytes) -> None:
     """A run's table of volumes, or of specialised decoders."""
     read = (
-        table.read_specialised
-        if data.startswith(table.header_line(table.SpecialisedRow))
-        else table.read_table
+        tables.read_specialised
+        if data.startswith(tables.header_line(tables.SpecialisedRow))
+        else tables.read_table
     )
     rows, end = read(_file("decoding.tsv", data))
     assert end <= len(data)
     for row in rows:
-        table.row_frame(row, START.run_id)
+        tables.row_frame(row, START.run_id)
         if row.frame is not None:
             assert (Path("/run") / row.frame).resolve().is_relative_to("/run/frames"), row.frame
 
@@ -230,16 +250,16 @@ def a_table(data: bytes) -> None:
 def events(data: bytes) -> None:
     """A run's table of what was shown."""
     folder = _run_folder("events")
-    runfile.events_path(folder, START).write_bytes(data)
-    for shown in recorded.read_recorded(folder).pictures:
+    record_run_json.events_path(folder, START).write_bytes(data)
+    for shown in record_reader.read_recorded(folder).pictures:
         assert shown.path.resolve().is_relative_to(folder / "shown"), shown.path
 
 
 def run_json(data: bytes) -> None:
     """A run's description."""
     folder = _file("run.json", data).parent
-    info = runfile.read_run_file(folder)
-    assert runfile.table_path(folder, info.start).parent == folder
+    info = record_run_json.read_run_file(folder)
+    assert record_run_json.table_path(folder, info.start).parent == folder
 
 
 @lru_cache
@@ -247,37 +267,37 @@ def _run_folder(name: str) -> Path:
     """With a journal and an events table that are empty."""
     folder = Path(_folder().name).resolve() / name
     folder.mkdir()
-    info = runfile.new_run_file(
+    info = record_run_json.new_run_file(
         START, bundle_name="tiny", bundle_sha256="0" * 64, window_delay_volumes=8, seed=0
     )
     (folder / "run.json").write_bytes(msgspec.json.encode(info))
     (folder / "volumes.journal").write_bytes(journal.MAGIC)
-    runfile.events_path(folder, START).write_text("\t".join(record.EVENT_COLUMNS) + "\n")
+    record_run_json.events_path(folder, START).write_text("\t".join(record_folder.EVENT_COLUMNS) + "\n")
     return folder
 
 
 def bundle_json(data: bytes) -> None:
     """A bundle's specification."""
-    spec = bundle.decode_spec(data)
-    assert bundle.decode_spec(msgspec.json.encode(spec)) == spec
+    spec = bundle_spec.decode_spec(data)
+    assert bundle_spec.decode_spec(msgspec.json.encode(spec)) == spec
 
 
 def npy(data: bytes) -> None:
     """A bundle's array; a specification may also promise one that is larger than the file."""
     path = _file("null_condition.npy", data)
-    assert np.isfinite(bundlefiles.read_npy(path, SHAPE)).all()
+    assert np.isfinite(bundle_files.read_npy(path, SHAPE)).all()
 
 
 def npz(data: bytes) -> None:
     """A bundle's prior."""
-    arrays = bundlefiles.read_npz(_file("prior.npz", data), {"mean": SHAPE, "sd": SHAPE})
+    arrays = bundle_files.read_npz(_file("prior.npz", data), {"mean": SHAPE, "sd": SHAPE})
     assert {array.shape for array in arrays.values()} == {SHAPE}
 
 
 def region(data: bytes) -> None:
     """A bundle's region."""
     is_packed = data.startswith(b"\x1f\x8b")
-    mask, affine = bundlefiles.read_mask(_file("roi.nii.gz" if is_packed else "roi.nii", data))
+    mask, affine = bundle_files.read_mask(_file("roi.nii.gz" if is_packed else "roi.nii", data))
     assert mask.ndim == 3
     assert affine.shape == (4, 4)
 

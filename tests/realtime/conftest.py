@@ -15,9 +15,10 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from realtime import bundle
-from realtime.bundlefiles import file_sha256
-from realtime.engines import signature
+from realtime.bundle import bundle
+from realtime.bundle import spec as bundle_spec
+from realtime.bundle.files import file_sha256
+from realtime.decoding.engines.signature import signature
 
 GRID = (6, 6, 6)
 N_VOXELS = 30
@@ -27,19 +28,19 @@ CONDITION = (2, 4)
 IMAGE_PX = (32, 32)
 AFFINE = ((1.8, 0.0, 0.0, -5.4), (0.0, 1.8, 0.0, -5.4), (0.0, 0.0, 1.8, -5.4), (0.0, 0.0, 0.0, 1.0))
 
-DDIM = bundle.Sampler(
+DDIM = bundle_spec.Sampler(
     name="ddim-4",
     timesteps=(751, 501, 251, 1),
     coefficients=((0.8, 0.3, 0.0), (0.6, 0.5, 0.0), (0.3, 0.8, 0.0), (0.0, 1.0, 0.0)),
     guidance=(3.0, 3.0, 3.0, 3.0),
 )
-MULTISTEP = bundle.Sampler(
+MULTISTEP = bundle_spec.Sampler(
     name="multistep-3",
     timesteps=(751, 401, 1),
     coefficients=((0.7, 0.4, 0.0), (0.5, 0.8, -0.2), (0.0, 1.5, -0.5)),
     guidance=(3.0, 1.0, 1.0),
 )
-IMAGE_TO_IMAGE = bundle.Sampler(
+IMAGE_TO_IMAGE = bundle_spec.Sampler(
     name="ddim-3-of-4",
     timesteps=(501, 251, 1),
     coefficients=((0.6, 0.5, 0.0), (0.3, 0.8, 0.0), (0.4, 0.6, 0.0)),
@@ -53,7 +54,7 @@ def starting_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny bundle whose brain graph also predicts the latents to start from; not to be changed."""
     folder = tmp_path_factory.mktemp("bundle") / "starting"
     graphs = {name: _graph(name) for name in ("brain", "denoise", "vae")}
-    start = bundle.Tensor(name="start", dtype="float32", shape=(1, *LATENTS))
+    start = bundle_spec.Tensor(name="start", dtype="float32", shape=(1, *LATENTS))
     graphs["brain"] = msgspec.structs.replace(graphs["brain"], outputs=(start,))
     return write_tiny_bundle(folder, samplers=(IMAGE_TO_IMAGE, DDIM), graphs=graphs)
 
@@ -76,7 +77,7 @@ def tiny_bank(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
     The former has a denoise graph of its own, the latter the general one's.
     """
-    from export.bank import make_bank
+    from export.bundle.bank import make_bank
 
     root = tmp_path_factory.mktemp("bank")
     parts = [
@@ -97,10 +98,10 @@ def specialise(source: Path, folder: Path, offset_volumes: int, graphs: tuple[st
                 tensor.CopyFrom(numpy_helper.from_array(0.8 * values, tensor.name))
         onnx.save(model, folder / f"{name}.onnx")
     spec = bundle.Bundle.open(source).spec
-    window = bundle.Window(offset_volumes=offset_volumes, length_volumes=WINDOW)
+    window = bundle_spec.Window(offset_volumes=offset_volumes, length_volumes=WINDOW)
     decoder = msgspec.structs.replace(spec.decoders[0], window=window)
     files = {name: file_sha256(folder / name) for name in spec.files}
-    bundle.write_spec(folder, msgspec.structs.replace(spec, decoders=(decoder,), files=files))
+    bundle_spec.write_spec(folder, msgspec.structs.replace(spec, decoders=(decoder,), files=files))
     return folder
 
 
@@ -125,25 +126,27 @@ def write_tiny_bundle(folder: Path, seed: int = 0, **changes: Any) -> Path:
     }.items():
         onnx.save(graph, folder / f"{name}.onnx")
     files = {path.name: file_sha256(path) for path in folder.iterdir()}
-    bundle.write_spec(folder, _spec(**{"files": files, **changes}))
+    bundle_spec.write_spec(folder, _spec(**{"files": files, **changes}))
     return folder
 
 
-def _spec(**changes: Any) -> bundle.Spec:
+def _spec(**changes: Any) -> bundle_spec.Spec:
     names = ["brain.onnx", "denoise.onnx", "vae.onnx", "roi.nii.gz", "prior.npz", "null_condition.npy"]
     fields: dict[str, Any] = {
-        "format_version": bundle.FORMAT_VERSION,
+        "format_version": bundle_spec.FORMAT_VERSION,
         "name": "tiny",
         "subject": 1,
-        "roi": bundle.Roi(file="roi.nii.gz", n_voxels=N_VOXELS, shape=GRID, affine=AFFINE),
+        "roi": bundle_spec.Roi(file="roi.nii.gz", n_voxels=N_VOXELS, shape=GRID, affine=AFFINE),
         "tr_s": 4 / 3,
-        "preprocessing": bundle.Preprocessing(high_pass_hz=0.008, warmup_volumes=12, prior_volumes=10.0),
+        "preprocessing": bundle_spec.Preprocessing(high_pass_hz=0.008, warmup_volumes=12, prior_volumes=10.0),
         "latent_shape": LATENTS,
         "image_size_px": IMAGE_PX,
         "condition_shape": CONDITION,
         "decoders": (
-            bundle.Decoder(
-                name="general", graph="brain", window=bundle.Window(offset_volumes=3, length_volumes=WINDOW)
+            bundle_spec.Decoder(
+                name="general",
+                graph="brain",
+                window=bundle_spec.Window(offset_volumes=3, length_volumes=WINDOW),
             ),
         ),
         "samplers": (DDIM, MULTISTEP),
@@ -151,12 +154,12 @@ def _spec(**changes: Any) -> bundle.Spec:
         "files": dict.fromkeys(names, "0" * 64),
         "provenance": (),
     }
-    spec = bundle.Spec(**(fields | changes))
+    spec = bundle_spec.Spec(**(fields | changes))
     return spec
 
 
-def _graph(name: str) -> bundle.Graph:
-    return bundle.Graph(file=f"{name}.onnx", precision="float32", inputs=(), outputs=())
+def _graph(name: str) -> bundle_spec.Graph:
+    return bundle_spec.Graph(file=f"{name}.onnx", precision="float32", inputs=(), outputs=())
 
 
 class _Builder:
@@ -175,7 +178,7 @@ class _Builder:
         self.nodes.append(helper.make_node(operator, inputs, [output], **attributes))
         return output
 
-    def model(self, spec: bundle.Spec, name: str) -> onnx.ModelProto:
+    def model(self, spec: bundle_spec.Spec, name: str) -> onnx.ModelProto:
         inputs, outputs = (
             [helper.make_tensor_value_info(t.name, _TYPES[t.dtype], t.shape) for t in tensors]
             for tensors in signature(spec, name)
@@ -189,7 +192,7 @@ class _Builder:
 _TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "uint8": TensorProto.UINT8}
 
 
-def _brain(spec: bundle.Spec, rng: np.random.Generator) -> onnx.ModelProto:
+def _brain(spec: bundle_spec.Spec, rng: np.random.Generator) -> onnx.ModelProto:
     """condition = tanh(window W); start, where samplers begin at it, = tanh(window S)."""
     b = _Builder()
     size = int(np.prod(spec.condition_shape))
@@ -210,7 +213,7 @@ def _brain(spec: bundle.Spec, rng: np.random.Generator) -> onnx.ModelProto:
     return b.model(spec, "brain")
 
 
-def _denoise(spec: bundle.Spec, rng: np.random.Generator) -> onnx.ModelProto:
+def _denoise(spec: bundle_spec.Spec, rng: np.random.Generator) -> onnx.ModelProto:
     """x0 = sum_i w_i tanh(condition_i M) + 1e-4 t latents; next = c0 latents + c1 x0 + c2 previous."""
     b = _Builder()
     tokens = int(np.prod(spec.condition_shape))
@@ -234,7 +237,7 @@ def _denoise(spec: bundle.Spec, rng: np.random.Generator) -> onnx.ModelProto:
     return b.model(spec, "denoise")
 
 
-def _vae(spec: bundle.Spec, rng: np.random.Generator) -> onnx.ModelProto:
+def _vae(spec: bundle_spec.Spec, rng: np.random.Generator) -> onnx.ModelProto:
     """A 1x1 convolution to three channels, every latent a block of pixels, [-1, 1] to 0..255."""
     b = _Builder()
     height, width = spec.image_size_px

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from realtime import bundle, wire
-from realtime.bundle import Bundle
-from realtime.bundlefiles import file_sha256
+from realtime import wire
+from realtime.bundle import spec as bundle_spec
+from realtime.bundle.bundle import Bundle
+from realtime.bundle.files import file_sha256
 from realtime.errors import BundleError, WireError
 
 FILES = (
@@ -39,9 +40,9 @@ def folder(make_tiny_bundle: Callable[..., Path], tmp_path: Path) -> Path:
 def put(folder: Path, file: str, write: Callable[[Path], object]) -> None:
     """Write a file of a bundle anew and list it as it now is."""
     write(folder / file)
-    spec = bundle.decode_spec((folder / "bundle.json").read_bytes())
+    spec = bundle_spec.decode_spec((folder / "bundle.json").read_bytes())
     listed = {**spec.files, file: file_sha256(folder / file)}
-    bundle.write_spec(folder, msgspec.structs.replace(spec, files=listed))
+    bundle_spec.write_spec(folder, msgspec.structs.replace(spec, files=listed))
 
 
 def edit_json(folder: Path, **changes: Any) -> None:
@@ -134,7 +135,7 @@ def test_a_sampler_that_no_engine_could_run_is_refused(
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_a_sampler_of_no_numbers_cannot_be_made(number: float) -> None:
     with pytest.raises(ValueError, match="'a': expected finite"):
-        bundle.Sampler(name="a", timesteps=(1,), coefficients=((0.0, number, 0.0),), guidance=(1.0,))
+        bundle_spec.Sampler(name="a", timesteps=(1,), coefficients=((0.0, number, 0.0),), guidance=(1.0,))
 
 
 @pytest.mark.parametrize(("version", "todo"), [(2, "update realtime"), (0, "export the bundle again")])
@@ -186,7 +187,7 @@ def test_brain_and_samplers_agree_on_where_to_start(folder: Path, starting_bundl
 
 
 def test_a_huge_specification_is_not_read(folder: Path) -> None:
-    edit_json(folder, name="x" * bundle.MAX_SPEC_BYTES)
+    edit_json(folder, name="x" * bundle_spec.MAX_SPEC_BYTES)
     with pytest.raises(BundleError, match=r"bundle.json: expected at most"):
         Bundle.open(folder)
 
@@ -199,7 +200,7 @@ def test_any_bytes_are_a_specification_or_a_bundle_error(tiny_bundle: Path, data
         encoded[data.draw(st.integers(0, len(encoded) - 1))] = data.draw(st.integers(0, 255))
     # One that still reads, with another name for something, is caught by the digests it lists.
     with suppress(BundleError):
-        assert isinstance(bundle.decode_spec(bytes(encoded)), bundle.Spec)
+        assert isinstance(bundle_spec.decode_spec(bytes(encoded)), bundle_spec.Spec)
 
 
 class _Payload:
@@ -267,20 +268,20 @@ def test_a_region_that_is_no_nifti_is_refused(folder: Path, content: bytes) -> N
     ],
 )
 def test_a_region_other_than_specified_is_refused(folder: Path, changes: dict[str, Any]) -> None:
-    spec = bundle.decode_spec((folder / "bundle.json").read_bytes())
+    spec = bundle_spec.decode_spec((folder / "bundle.json").read_bytes())
     roi = msgspec.structs.replace(spec.roi, **changes)
-    bundle.write_spec(folder, msgspec.structs.replace(spec, roi=roi))
+    bundle_spec.write_spec(folder, msgspec.structs.replace(spec, roi=roi))
     with pytest.raises(BundleError, match=r"roi.nii.gz: expected"):
         Bundle.open(folder)
 
 
 def test_a_specification_is_written_whole_or_not_at_all(folder: Path) -> None:
     before = (folder / "bundle.json").read_bytes()
-    spec = bundle.decode_spec(before)
+    spec = bundle_spec.decode_spec(before)
     with pytest.raises(BundleError):
-        bundle.write_spec(folder, msgspec.structs.replace(spec, tr_s=float("nan")))
+        bundle_spec.write_spec(folder, msgspec.structs.replace(spec, tr_s=float("nan")))
     assert (folder / "bundle.json").read_bytes() == before
-    assert bundle.write_spec(folder, spec) == file_sha256(folder / "bundle.json")
+    assert bundle_spec.write_spec(folder, spec) == file_sha256(folder / "bundle.json")
     assert {path.name for path in folder.iterdir()} == {*FILES, "bundle.json"}
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from realtime.bundle import Sampler
-from realtime.deadline import MARGIN_TR, SPECIALISED_MARGIN_TR, Pace, StepTimes, left_s
+from realtime.bundle.spec import Sampler
+from realtime.decoding.pace import MARGIN_TR, SPECIALISED_MARGIN_TR, Pace, StepTimes, left_s
 
 TR_S = 4 / 3
 

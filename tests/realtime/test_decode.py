@@ -14,9 +14,11 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from realtime.bundle import Bundle, Sampler
-from realtime.decode import Decoder, initial_noise
-from realtime.engines import Engine, Handle, LoopEngine, Steps, open_engine
+from realtime.bundle.bundle import Bundle
+from realtime.bundle.spec import Sampler
+from realtime.decoding.decoder import Decoder, initial_noise
+from realtime.decoding.engines.choose import open_engine
+from realtime.decoding.engines.contract import Engine, Handle, LoopEngine, Steps
 from realtime.errors import BundleError, EngineError
 
 Array = NDArray[Any]

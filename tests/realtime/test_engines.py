@@ -16,24 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from realtime import bundle, engines
-from realtime.bundle import Bundle
-from realtime.bundlefiles import file_sha256
-from realtime.decode import Decoder
-from realtime.engines import (
-    ENGINES,
-    LINE,
-    Engine,
-    onnxruntime,
-    onnxruntime_cuda,
-    open_engine,
-    openvino,
-    probe,
-    put_to_use,
-    signature,
-)
-from realtime.engines.onnxruntime_cuda import BoundEngine
-from realtime.engines.weights import locations
+from realtime.bundle import spec as bundle_spec
+from realtime.bundle.bundle import Bundle
+from realtime.bundle.files import file_sha256
+from realtime.decoding.decoder import Decoder
+from realtime.decoding.engines import choose, onnxruntime, onnxruntime_cuda, openvino
+from realtime.decoding.engines.choose import ENGINES, LINE, open_engine, probe, put_to_use
+from realtime.decoding.engines.contract import Engine
+from realtime.decoding.engines.external_weights import locations
+from realtime.decoding.engines.onnxruntime_cuda import BoundEngine
+from realtime.decoding.engines.signature import signature
 from realtime.errors import EngineError
 
 
@@ -49,9 +41,9 @@ def folder(make_tiny_bundle: Callable[..., Path], tmp_path: Path) -> Path:
 
 
 def relist(folder: Path, file: str) -> None:
-    spec = bundle.decode_spec((folder / "bundle.json").read_bytes())
+    spec = bundle_spec.decode_spec((folder / "bundle.json").read_bytes())
     listed = {**spec.files, file: file_sha256(folder / file)}
-    bundle.write_spec(folder, msgspec.structs.replace(spec, files=listed))
+    bundle_spec.write_spec(folder, msgspec.structs.replace(spec, files=listed))
 
 
 def test_a_graph_computes_what_it_says(name: str, tiny_bundle: Path) -> None:
@@ -168,7 +160,7 @@ def test_the_first_of_the_line_is_taken_and_the_others_are_named(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(onnxruntime_cuda, "_has_cuda_device", lambda: False)
-    monkeypatch.setitem(engines._MODULES, "tensorrt", "realtime.engines.none_such")
+    monkeypatch.setitem(choose._MODULES, "tensorrt", "realtime.decoding.engines.none_such")
     caplog.set_level("INFO")
     opened = Bundle.open(tiny_bundle)
     description = open_engine(opened, "auto").description
@@ -287,16 +279,16 @@ def test_graphs_that_do_not_fit_the_specification_are_refused(
 ) -> None:
     np.save(folder / "null_condition.npy", np.zeros(changes.get("condition_shape", (2, 4)), np.float32))
     relist(folder, "null_condition.npy")
-    spec = bundle.decode_spec((folder / "bundle.json").read_bytes())
-    bundle.write_spec(folder, msgspec.structs.replace(spec, **changes))
+    spec = bundle_spec.decode_spec((folder / "bundle.json").read_bytes())
+    bundle_spec.write_spec(folder, msgspec.structs.replace(spec, **changes))
     with pytest.raises(EngineError, match=named):
         open_engine(Bundle.open(folder), name)
 
 
 def test_a_graph_that_no_decoder_uses_is_refused(name: str, folder: Path) -> None:
-    spec = bundle.decode_spec((folder / "bundle.json").read_bytes())
+    spec = bundle_spec.decode_spec((folder / "bundle.json").read_bytes())
     graphs = {**spec.graphs, "surplus": spec.graphs["brain"]}
-    bundle.write_spec(folder, msgspec.structs.replace(spec, graphs=graphs))
+    bundle_spec.write_spec(folder, msgspec.structs.replace(spec, graphs=graphs))
     with pytest.raises(EngineError, match="expected vae or a decoder's graph, got 'surplus'"):
         open_engine(Bundle.open(folder), name)
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from realtime.faces import Box, FaceBlur
+from realtime.decoding.faces import Box, FaceBlur
 
 CENTRE = (0.23, 0.43)
 """Of the astronaut's face, as shares of the picture's height and width."""
@@ -82,7 +82,7 @@ def test_faces_too_small_to_know_somebody_by_are_not_looked_for(blur: FaceBlur) 
 
 def test_the_same_picture_becomes_the_same_in_every_process(blur: FaceBlur) -> None:
     code = (
-        "import hashlib, skimage.data; from realtime.faces import FaceBlur\n"
+        "import hashlib, skimage.data; from realtime.decoding.faces import FaceBlur\n"
         "print(hashlib.sha256(FaceBlur()(skimage.data.astronaut()).tobytes()).hexdigest())"
     )
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

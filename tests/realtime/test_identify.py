@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from realtime.identify import hog, identification, pixcorr, pixels, stack, two_way
+from realtime.report.identification import hog, identification, pixcorr, pixels, stack, two_way
 
 
 def double_loop(true: np.ndarray, decoded: np.ndarray) -> np.ndarray:

@@ -9,10 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from realtime.account import STATES
-from realtime.events import Counts, Event, Frame, LatencyMs, Status
-from realtime.metrics import Metrics
-from realtime.publish import Publisher
+from realtime.events import STATES, Counts, Event, Frame, LatencyMs, Status
+from realtime.network.publish import Publisher
+from realtime.viewer.prometheus import Metrics
 
 TR_S = 4 / 3
 

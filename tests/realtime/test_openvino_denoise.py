@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from openvino import opset13 as operators
 from openvino import properties
 
-from realtime.bundle import Bundle
-from realtime.decode import Decoder
-from realtime.engines import open_engine, openvino_denoise
-from realtime.engines.openvino_denoise import DenoiseModel, name_of, take_apart
+from realtime.bundle.bundle import Bundle
+from realtime.decoding.decoder import Decoder
+from realtime.decoding.engines import openvino_denoise
+from realtime.decoding.engines.choose import open_engine
+from realtime.decoding.engines.openvino_denoise import DenoiseModel, name_of, take_apart
 from realtime.errors import EngineError
 
 DEMO = Path(str(files("realtime") / "demo_data" / "bundle"))

@@ -16,12 +16,12 @@ from types import ModuleType
 import msgspec
 import pytest
 
-from realtime import engines
-from realtime.bundle import Bundle
-from realtime.bundlefiles import file_sha256
-from realtime.engines import open_engine, probe
-from realtime.engines.cuda import Device
-from realtime.engines.plans import (
+from realtime.bundle.bundle import Bundle
+from realtime.bundle.files import file_sha256
+from realtime.decoding.engines import choose
+from realtime.decoding.engines.choose import open_engine, probe
+from realtime.decoding.engines.cuda import Device
+from realtime.decoding.engines.plans import (
     FORMAT_VERSION,
     RECORD_FILE,
     Plan,
@@ -189,11 +189,11 @@ def tensorrt(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The engine's module on a machine that has a GPU of architecture 90, by its own word."""
     if not find_spec("tensorrt"):
         monkeypatch.setitem(sys.modules, "tensorrt", pytest.importorskip("tensorrt_rtx"))
-    module = importlib.import_module("realtime.engines.tensorrt")
+    module = importlib.import_module("realtime.decoding.engines.tensorrt")
     monkeypatch.setattr(module, "first_device", lambda: Device(name="A GPU", sm=SM))
     monkeypatch.setattr(module.trt, "__version__", VERSION)
     yield module
-    del sys.modules["realtime.engines.tensorrt"]
+    del sys.modules["realtime.decoding.engines.tensorrt"]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
@@ -229,5 +229,5 @@ def test_what_is_no_plan_is_passed_over(bundle: Bundle, tensorrt: ModuleType) ->
 @pytest.mark.skipif(find_spec("tensorrt") is not None, reason="TensorRT is installed")
 def test_without_tensorrt_it_says_what_to_install(bundle: Bundle) -> None:
     assert "tensorrt" not in sys.modules
-    reason = engines.probe(bundle, "tensorrt").reason
+    reason = choose.probe(bundle, "tensorrt").reason
     assert "No module named 'tensorrt'; pip install tensorrt cuda-bindings" in reason

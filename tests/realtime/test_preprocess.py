@@ -13,14 +13,9 @@ from nilearn.signal import clean, create_cosine_drift
 from numpy.typing import NDArray
 from scipy.linalg import qr
 
-from realtime.bundle import Preprocessing
+from realtime.bundle.spec import Preprocessing
 from realtime.errors import PreprocessError
-from realtime.preprocess import (
-    StreamingPreprocessor,
-    causal_windows,
-    cosine_basis,
-    whole_run,
-)
+from realtime.preprocessing.stream import StreamingPreprocessor, causal_windows, cosine_basis, whole_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:When confounds are provided")
 

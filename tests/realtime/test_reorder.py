@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from realtime.reorder import Reorder, Turn
+from realtime.runs.reorder import Reorder, Turn
 
 N_VOLUMES = 12
 PATIENCE_S = 2.0

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from realtime.leastsquares import StreamingFit
-from realtime.preprocess import StreamingPreprocessor, cosine_basis
-from realtime.spikes import SpikeRule, SpikeWatch, rms_sd
+from realtime.preprocessing.least_squares import StreamingFit
+from realtime.preprocessing.spikes import SpikeRule, SpikeWatch, rms_sd
+from realtime.preprocessing.stream import StreamingPreprocessor, cosine_basis
 
 from .test_preprocess import TR_S, T, preprocessing, recording
 

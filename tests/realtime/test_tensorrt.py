@@ -16,10 +16,11 @@ import pytest
 from cuda.bindings import runtime as cudart
 from numpy.typing import NDArray
 
-from realtime.bundle import Bundle
-from realtime.decode import Decoder
-from realtime.engines import Engine, Handle, LoopEngine, open_engine
-from realtime.engines.cuda import Device, call, first_device
+from realtime.bundle.bundle import Bundle
+from realtime.decoding.decoder import Decoder
+from realtime.decoding.engines.choose import open_engine
+from realtime.decoding.engines.contract import Engine, Handle, LoopEngine
+from realtime.decoding.engines.cuda import Device, call, first_device
 from realtime.errors import EngineError
 
 pytestmark = pytest.mark.skipif(
@@ -34,14 +35,14 @@ def tensorrt(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     from .hostgpu import HostGpu, HostRuntime
 
     monkeypatch.setitem(sys.modules, "tensorrt", importlib.import_module("tensorrt_rtx"))
-    sys.modules.pop("realtime.engines.tensorrt", None)
-    module = importlib.import_module("realtime.engines.tensorrt")
+    sys.modules.pop("realtime.decoding.engines.tensorrt", None)
+    module = importlib.import_module("realtime.decoding.engines.tensorrt")
     monkeypatch.setattr(HostRuntime, "gpu", HostGpu(monkeypatch), raising=False)
     monkeypatch.setattr(module.trt, "Runtime", HostRuntime)
     monkeypatch.setattr(module, "first_device", lambda: Device(name="A GPU", sm="90"))
     yield module
     gc.collect()  # what is given back must be so to this device
-    del sys.modules["realtime.engines.tensorrt"]
+    del sys.modules["realtime.decoding.engines.tensorrt"]
 
 
 @pytest.fixture

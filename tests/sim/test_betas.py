@@ -13,7 +13,7 @@ from nilearn.glm.first_level import make_first_level_design_matrix
 import sim.singletrial
 from nsd import Layout, RunKey, read_betas, read_roi, run_trials, task_runs
 from nsd import Run as RecordedRun
-from realtime.preprocess import cosine_basis, whole_run
+from realtime.preprocessing.stream import cosine_basis, whole_run
 from sim.__main__ import main
 from sim.cortex import Cortex
 from sim.errors import SimError

@@ -7,7 +7,7 @@ from nsd import TR_S
 from sim.anatomy import build_anatomy
 from sim.cortex import Cortex
 from sim.errors import SimError
-from sim.features import N_CHANNELS, feature_maps
+from sim.image_features import N_CHANNELS, feature_maps
 from sim.noise import autoregressive, draw_run_noise, draw_voxel_noise
 from sim.settings import read_settings
 

@@ -9,8 +9,8 @@ from nsd import BadRequest, Layout, MissingFile, Run, read_roi, runs
 from sim.__main__ import main
 from sim.errors import SimError
 from sim.excerpt import excerpt
-from sim.provenance import read_provenance
 from sim.recording import Recording
+from sim.synthetic_json import read_provenance
 
 from .conftest import SEED, Tiny
 

@@ -26,9 +26,9 @@ from sim.__main__ import main
 from sim.cortex import Cortex
 from sim.errors import SimError
 from sim.experiment import plan_experiment
-from sim.provenance import read_provenance
 from sim.scenes import SceneSet
 from sim.synthesize import synthesize, write_stimuli
+from sim.synthetic_json import read_provenance
 
 from .conftest import N_PICTURES, SEED, Tiny
 

@@ -17,9 +17,9 @@ from sim.betas import write_betas
 from sim.scenes import SceneSet
 from sim.settings import read_settings
 from sim.synthesize import synthesize
-from train.fit import fit_subjects
-from train.order import Order
-from train.pretrain import BasePictures, train_base
+from train.fitting.fit import fit_subjects
+from train.fitting.job import Order
+from train.fitting.pretrain import BasePictures, train_base
 from train.recipe import Recipe, Training, read_recipe
 
 

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from train.base import make_unet
-from train.brain import BrainModule
-from train.dynadiff import Dynadiff, brain_config
-from train.finetune import set_trainable
-from train.loop import Batch, fit
+from train.loop.loop import fit
+from train.model.base_model import make_unet
+from train.model.batch import Batch
+from train.model.brain import BrainModule
+from train.model.dynadiff import Dynadiff, brain_config
+from train.model.finetune import set_trainable
 from train.recipe import Recipe, Training, read_recipe
 
 GOLDEN = Path(__file__).parent / "golden_losses.tsv"

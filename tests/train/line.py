@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from train.loop import Batch, fit
+from train.loop.loop import fit
+from train.model.batch import Batch
 from train.recipe import Training
 
 X = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))

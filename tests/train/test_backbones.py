@@ -17,8 +17,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from train.backbones import AlexNet, EfficientNetB1, ResNet50
-from train.inception import InceptionV3
+from train.evaluation.networks.backbones import AlexNet, EfficientNetB1, ResNet50
+from train.evaluation.networks.inception import InceptionV3
 
 GOLDEN = Path(__file__).parent / "torchvision_features.json"
 NETWORKS: dict[str, Callable[[], nn.Module]] = {

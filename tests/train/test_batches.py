@@ -12,9 +12,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 
 from nsd import Layout, Stimuli
-from train.latents import encode_stimuli
+from train.data.latents import encode_stimuli
+from train.model.sample import decode
 from train.recipe import read_recipe
-from train.sample import decode
 
 N = 70
 

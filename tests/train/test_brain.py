@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from train.brain import BrainConfig, BrainModule
 from train.errors import TrainError
+from train.model.brain import BrainConfig, BrainModule
 
 SMALL = BrainConfig(n_voxels=10, n_volumes=3, n_subjects=2, hidden_width=8, n_tokens=2, token_width=4)
 SWITCHES = [

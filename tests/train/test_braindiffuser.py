@@ -13,24 +13,24 @@ import pytest
 import torch
 
 from export.__main__ import main as export_main
-from export.decodes import torch_pictures
-from export.parity import psnr_db
+from export.parity.decodes import torch_pictures
+from export.parity.limits import psnr_db
 from nsd import Layout, Stimuli
-from realtime.bundle import Bundle
-from realtime.decode import Decoder
-from realtime.engines import open_engine
+from realtime.bundle.bundle import Bundle
+from realtime.decoding.decoder import Decoder
+from realtime.decoding.engines.choose import open_engine
 from train.__main__ import main
-from train.base import load_unet, load_vae
-from train.cache import prepare, subject_cache
-from train.checkpoint import load_checkpoint
-from train.dataset import averaged_windows
-from train.decoding import decode_windows, held_out_groups
-from train.evaluate import Evaluation, evaluate
-from train.latents import encode_stimuli
-from train.linearbrain import LinearBrain
+from train.checkpoints.checkpoint import load_checkpoint
+from train.data.cache import prepare, subject_cache
+from train.data.dataset import averaged_windows
+from train.data.latents import encode_stimuli
+from train.data.trials import held_out_images, training_trials
+from train.evaluation.evaluate import Evaluation, evaluate
+from train.evaluation.held_out import decode_windows, held_out_groups
+from train.model.base_model import load_unet, load_vae
+from train.model.linear_brain import LinearBrain
 from train.recipe import Recipe
-from train.tokens import load_token_encoder
-from train.trials import held_out_images, training_trials
+from train.systems.brain_diffuser.tokens import load_token_encoder
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from nsd import Layout, NsdError, Run, read_betas, read_roi
-from realtime.preprocess import StreamingPreprocessor, cosine_basis
-from train.cache import Cache, prepare
-from train.dataset import WindowData, examples
+from realtime.preprocessing.stream import StreamingPreprocessor, cosine_basis
+from train.data.cache import Cache, prepare
+from train.data.dataset import WindowData, examples
+from train.data.preprocessing import streaming_settings
 from train.errors import TrainError
-from train.preprocessing import streaming_settings
 from train.recipe import Recipe
 
 from .test_keeping import another_process_in
@@ -245,7 +245,7 @@ def test_what_a_killed_preparation_leaves_half_written_is_not_believed(
     prepare(tiny_nsd, 1, tiny_recipe, folder)
     (folder / "causal.npy").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr("train.cachearrays.over_items", full)  # killed once the new array is there
+        patch.setattr("train.data.cache_arrays.over_items", full)  # killed once the new array is there
         with pytest.raises(OSError, match="no space"):
             prepare(tiny_nsd, 1, tiny_recipe, folder)
     again = prepare(tiny_nsd, 1, tiny_recipe, folder)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from nsd import Layout, Stimuli
-from train.cache import prepare, subject_cache
-from train.checkpoint import load_checkpoint
-from train.decoding import held_out_windows
+from train.checkpoints.checkpoint import load_checkpoint
+from train.data.cache import prepare, subject_cache
 from train.errors import TrainError
+from train.evaluation.held_out import held_out_windows
 
 
 def test_held_out_windows_are_the_runtimes_with_what_was_shown(

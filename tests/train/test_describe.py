@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from train.__main__ import main
-from train.describe import Part, describe
 from train.errors import TrainError
+from train.model.describe import Part, describe
 from train.recipe import PAPER, read_recipe
 
 

@@ -12,8 +12,9 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from train.backbones import IMAGENET, OPENAI
-from train.dreamsim import (
+from train.errors import TrainError
+from train.evaluation.networks.backbones import IMAGENET, OPENAI
+from train.evaluation.networks.dreamsim import (
     ADAPTER,
     CLIP,
     DINO,
@@ -23,9 +24,8 @@ from train.dreamsim import (
     VisionTransformer,
     load_dreamsim,
 )
-from train.errors import TrainError
-from train.networks import NETWORKS, features
-from train.weights import DreamSimFolder
+from train.evaluation.networks.registry import NETWORKS, features
+from train.evaluation.networks.weight_files import DreamSimFolder
 
 WIDTH, DEPTH, PATCH_PX, N_TOKENS = 128, 2, 56, 17
 """The real ones are 768 wide and 12 deep, with patches of 16 px and 197 tokens."""

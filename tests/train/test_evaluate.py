@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from train import evaluate as module
-from train.checkpoint import Checkpoint, read_info
-from train.decodes import kept
+from train.checkpoints.checkpoint import Checkpoint, read_info
 from train.errors import TrainError
-from train.evaluate import Evaluation, evaluate
-from train.sample import Pictures
+from train.evaluation import evaluate as module
+from train.evaluation.decode_cache import kept
+from train.evaluation.evaluate import Evaluation, evaluate
+from train.model.sample import Pictures
 
 pytestmark = pytest.mark.usefixtures("offline")
 

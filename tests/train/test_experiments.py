@@ -14,8 +14,8 @@ import pytest
 
 from nsd import Layout
 from train.__main__ import main
-from train.base import load_unet
 from train.errors import TrainError
+from train.evaluation.results_table import METRICS, NotComputed
 from train.experiments.catalogue import (
     OFFSETS,
     SUBJECTS,
@@ -33,13 +33,13 @@ from train.experiments.catalogue import (
     specialised,
 )
 from train.experiments.entries import HEADLINES, Entry, entry_of
+from train.experiments.findings import Report
 from train.experiments.page import write_page
-from train.experiments.report import Report
 from train.experiments.run import EXPERIMENTS, run_experiment
 from train.experiments.verdicts import Finding
 from train.experiments.workbench import Probe, Workbench
+from train.model.base_model import load_unet
 from train.recipe import Recipe, Window, read_recipe
-from train.table import METRICS, NotComputed
 
 
 @pytest.fixture(scope="module")

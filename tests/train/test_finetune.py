@@ -9,9 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from train.base import UNET_FOLDER, make_unet
 from train.errors import TrainError
-from train.finetune import ADAPTER_FOLDER, CROSS_ATTENTION, load_merged, load_tuned, save_tuned, set_trainable
+from train.model.base_model import UNET_FOLDER, make_unet
+from train.model.finetune import (
+    ADAPTER_FOLDER,
+    CROSS_ATTENTION,
+    load_merged,
+    load_tuned,
+    save_tuned,
+    set_trainable,
+)
 from train.recipe import Finetune, Recipe
 
 LAYERS = ("lora", "none", "cross-attention", "linear", "all")

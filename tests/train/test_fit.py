@@ -16,21 +16,21 @@ from numpy.typing import NDArray
 
 from nsd import Layout, RunKey, Stimuli, read_expdesign, run_trials, runs
 from train.__main__ import main
-from train.autoencoder import encode_latents, rebuilt_psnr_db
-from train.base import load_unet, load_vae
-from train.cache import prepare, subject_cache
-from train.checkpoint import load_checkpoint, merged_unet, read_info
-from train.dataset import averaged_windows
-from train.decoding import decode_windows, held_out_groups
+from train.checkpoints.checkpoint import load_checkpoint, merged_unet, read_info
+from train.data.cache import prepare, subject_cache
+from train.data.dataset import averaged_windows
+from train.data.latents import encode_stimuli, shown_latents
+from train.data.trials import held_out_images, training_trials
 from train.errors import TrainError
-from train.evaluate import Evaluation, evaluate
-from train.fit import fit_subjects
-from train.latents import encode_stimuli, shown_latents
-from train.order import Order
-from train.pretrain import BasePictures, base_pictures, train_base, train_vae
+from train.evaluation.evaluate import Evaluation, evaluate
+from train.evaluation.held_out import decode_windows, held_out_groups
+from train.evaluation.results_table import METRICS
+from train.fitting.fit import fit_subjects
+from train.fitting.job import Order
+from train.fitting.pretrain import BasePictures, base_pictures, train_base, train_vae
+from train.model.base_model import load_unet, load_vae
+from train.model.vae import encode_latents, rebuilt_psnr_db
 from train.recipe import Recipe, demo_base, read_recipe
-from train.table import METRICS
-from train.trials import held_out_images, training_trials
 
 from .conftest import scenes_of
 from .test_keeping import another_process_in

@@ -12,8 +12,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from train import dynadiff, engine
-from train.diffusion import uniform_timesteps
+from train.loop import deepspeed_engine
+from train.model import dynadiff
+from train.model.diffusion import uniform_timesteps
 from train.recipe import Recipe
 
 from .golden import GOLDEN, golden_recipe, losses_of
@@ -98,11 +99,11 @@ def test_it_notices_other_timesteps(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_it_notices_a_change_in_deepspeed_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: str, values: object
 ) -> None:
-    config = json.loads(engine.DEEPSPEED_JSON.read_text())
+    config = json.loads(deepspeed_engine.DEEPSPEED_JSON.read_text())
     if isinstance(values, dict):
         config[section]["params"] |= values
     else:
         config[section] = values
     (tmp_path / "other.json").write_text(json.dumps(config))
-    monkeypatch.setattr(engine, "DEEPSPEED_JSON", tmp_path / "other.json")
+    monkeypatch.setattr(deepspeed_engine, "DEEPSPEED_JSON", tmp_path / "other.json")
     assert furthest(losses_of(golden_recipe(), tmp_path)) > 3 * TOLERANCE

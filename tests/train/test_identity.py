@@ -14,9 +14,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from nsd import Layout, run_trials, runs
-from train.base import UNET_FOLDER, latent_size_px, load_unet
 from train.errors import TrainError
-from train.identity import (
+from train.model.base_model import UNET_FOLDER, latent_size_px, load_unet
+from train.recipe import Recipe
+from train.store.fingerprints import (
     SYNTHETIC_FILE,
     Terms,
     base_identity,
@@ -24,7 +25,6 @@ from train.identity import (
     subject_identity,
     vae_identity,
 )
-from train.recipe import Recipe
 
 
 def identity_of(root: Path) -> str:

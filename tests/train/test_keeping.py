@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from train.errors import TrainError
-from train.keeping import alone_in, whole, write_whole
+from train.store.atomic import alone_in, whole, write_whole
 
 HOLD = """
 import sys
@@ -49,7 +49,7 @@ def test_who_does_not_wait_is_told_which_folder_is_busy(tmp_path: Path) -> None:
 
 
 def test_who_waits_says_so_once_and_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with another_process_in(tmp_path) as process, caplog.at_level("INFO", logger="train.keeping"):
+    with another_process_in(tmp_path) as process, caplog.at_level("INFO", logger="train.store.atomic"):
         threading.Timer(0.5, process.send_signal, [signal.SIGKILL]).start()
         with alone_in(tmp_path, wait=True):
             assert process.wait(5) == -signal.SIGKILL, "it was not waited for"

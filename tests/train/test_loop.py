@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from train.engine import choose_precision, deepspeed_config
 from train.errors import TrainError
-from train.journal import Journal, StepFigures
-from train.loop import Batch, batch_indices, fit, noise_seed
+from train.loop.deepspeed_engine import choose_precision, deepspeed_config
+from train.loop.logbook import Journal, StepFigures
+from train.loop.loop import batch_indices, fit, noise_seed
+from train.model.batch import Batch
 from train.recipe import Training, read_recipe
 
 from .line import Line, batch_of, training

@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial import distance
 from scipy.stats import pearsonr
 
-from train.metrics import correlation_distance, cosine_distance, mean_iou, pixcorr, ssim, two_way
+from train.evaluation.metrics import correlation_distance, cosine_distance, mean_iou, pixcorr, ssim, two_way
 
 SIZE = (5, 24, 20, 3)
 

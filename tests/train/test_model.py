@@ -8,8 +8,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.base import make_unet
-from train.diffusion import DiffusionLoss, cubic_timesteps, drop_conditions, make_scheduler, offset_noise
+from train.model.base_model import make_unet
+from train.model.diffusion import (
+    DiffusionLoss,
+    cubic_timesteps,
+    drop_conditions,
+    make_scheduler,
+    offset_noise,
+)
 from train.recipe import Recipe
 
 

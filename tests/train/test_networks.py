@@ -20,12 +20,12 @@ from transformers import (
     SwinConfig,
 )
 
-from train.backbones import IMAGENET, OPENAI, AlexNet, EfficientNetB1, ResNet50
 from train.errors import TrainError
-from train.features import efficientnet_lite0
-from train.inception import InceptionV3
-from train.networks import NETWORKS, Network, features, resized
-from train.weights import File
+from train.evaluation.networks.backbones import IMAGENET, OPENAI, AlexNet, EfficientNetB1, ResNet50
+from train.evaluation.networks.efficientnet_lite import efficientnet_lite0
+from train.evaluation.networks.inception import InceptionV3
+from train.evaluation.networks.registry import NETWORKS, Network, features, resized
+from train.evaluation.networks.weight_files import File
 
 pytestmark = pytest.mark.usefixtures("offline")
 

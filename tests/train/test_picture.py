@@ -8,9 +8,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from train.autoencoder import to_tensor
-from train.picture import N_TOKENS, PictureAutoencoder, PictureEncoder, disturb
-from train.pretrain import encode_tokens, load_picture_encoder
+from train.model.picture_encoder import (
+    N_TOKENS,
+    PictureAutoencoder,
+    PictureEncoder,
+    disturb,
+    encode_tokens,
+    load_picture_encoder,
+)
+from train.model.vae import to_tensor
 from train.recipe import Recipe
 
 

@@ -19,11 +19,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from train.checkpoint import load_checkpoint
+from train.checkpoints.checkpoint import load_checkpoint
 from train.errors import TrainError
-from train.fit import fit_subjects
-from train.loop import fit
-from train.order import Order
+from train.fitting.fit import fit_subjects
+from train.fitting.job import Order
+from train.loop.loop import fit
 from train.recipe import Recipe
 
 from .line import Line, batch_of, training

@@ -13,14 +13,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from train.__main__ import main
-from train.base import load_unet, make_unet
-from train.checkpoint import load_checkpoint
-from train.engine import start_engine
-from train.errors import TrainError
-from train.evaluate import Evaluation, evaluate
-from train.finetune import set_trainable
-from train.recipe import PAPER, Recipe, Training, read_recipe
-from train.released import (
+from train.checkpoints.checkpoint import load_checkpoint
+from train.checkpoints.released import (
     BRAIN,
     TAG,
     UNET,
@@ -30,6 +24,12 @@ from train.released import (
     import_released,
     read_released,
 )
+from train.errors import TrainError
+from train.evaluation.evaluate import Evaluation, evaluate
+from train.loop.deepspeed_engine import start_engine
+from train.model.base_model import load_unet, make_unet
+from train.model.finetune import set_trainable
+from train.recipe import PAPER, Recipe, Training, read_recipe
 
 N_SUBJECTS, N_VOXELS, N_VOLUMES = 2, 120, 6
 """More voxels than the synthetic subject's 100: padding."""

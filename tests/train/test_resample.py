@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 from scipy.stats import bootstrap, sem
 
-from train.resample import resample
+from train.evaluation.bootstrap import resample
 
 Array = NDArray[Any]
 PICTURES = arrays.arrays(np.int64, st.integers(2, 30), elements=st.integers(0, 8)).filter(

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
 
-from train import components, ridge
-from train.components import leading_components
 from train.errors import TrainError
-from train.ridge import Windows, fit_ridge
+from train.systems.brain_diffuser import pca, ridge
+from train.systems.brain_diffuser.pca import leading_components
+from train.systems.brain_diffuser.ridge import Windows, fit_ridge
 
 Array = NDArray[Any]
 
@@ -90,7 +90,7 @@ def test_windows_that_are_not_finite_are_refused() -> None:
 def test_components_are_scikit_learns_pca_of_repeated_rows(
     m: int, q: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(components, "_BLOCK", 16)
+    monkeypatch.setattr(pca, "_BLOCK", 16)
     draw = np.random.default_rng(2)
     outputs = (draw.standard_normal((m, q)) * np.linspace(4, 0.5, q) + 7).astype(np.float32)
     times = draw.integers(1, 4, m)

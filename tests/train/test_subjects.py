@@ -13,17 +13,17 @@ import pytest
 import torch
 
 from nsd import Layout, RunKey, shared_images
-from train.base import load_unet
-from train.cache import prepare, subject_cache
-from train.checkpoint import load_checkpoint, read_info, read_weights
-from train.dataset import averaged_windows
-from train.decoding import decode_windows, held_out_groups, images_of
+from train.checkpoints.checkpoint import load_checkpoint, read_info, read_weights
+from train.data.cache import prepare, subject_cache
+from train.data.dataset import averaged_windows
+from train.data.trials import held_out_images, training_trials
 from train.errors import TrainError
-from train.evaluate import Evaluation, evaluate
-from train.fit import fit_subjects, untrained_model
-from train.order import Order
+from train.evaluation.evaluate import Evaluation, evaluate
+from train.evaluation.held_out import decode_windows, held_out_groups, images_of
+from train.fitting.fit import fit_subjects, untrained_model
+from train.fitting.job import Order
+from train.model.base_model import load_unet
 from train.recipe import Recipe
-from train.trials import held_out_images, training_trials
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import bootstrap, sem
 
-from train import table
-from train.backbones import AlexNet, ResNet50
-from train.dreamsim import FILES
 from train.errors import TrainError
-from train.metrics import correlation_distance, pixcorr, ssim, two_way
-from train.networks import NETWORKS, Device, Extract, Network, features, resized
-from train.table import METRICS, NotComputed, Row, Score, Seen, as_markdown, compare, see
+from train.evaluation import results_table
+from train.evaluation.metrics import correlation_distance, pixcorr, ssim, two_way
+from train.evaluation.networks.backbones import AlexNet, ResNet50
+from train.evaluation.networks.dreamsim import FILES
+from train.evaluation.networks.registry import NETWORKS, Device, Extract, Network, features, resized
+from train.evaluation.results_table import METRICS, NotComputed, Row, Score, Seen, as_markdown, compare, see
 
 from .test_networks import write_clip
 
@@ -78,7 +78,7 @@ def scores(row: Row) -> dict[str, Score]:
 def unaided(pictures: NDArray[np.uint8], decoded: NDArray[np.uint8]) -> dict[str, Seen]:
     """Seen without any network, wherever this machine may keep some."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(table, "NETWORKS", WITHOUT_WEIGHTS)
+        patch.setattr(results_table, "NETWORKS", WITHOUT_WEIGHTS)
         return see({"shown": pictures, "decoded": decoded}, None)
 
 
@@ -120,7 +120,7 @@ def test_values_errors_and_intervals_are_over_trials(
     unaided: dict[str, Seen], pictures: NDArray[np.uint8], decoded: NDArray[np.uint8]
 ) -> None:
     row = compare(unaided["shown"], unaided["decoded"], seed=3)
-    large = [resized(those, 425, table.Image.Resampling.BICUBIC) for those in (pictures, decoded)]
+    large = [resized(those, 425, results_table.Image.Resampling.BICUBIC) for those in (pictures, decoded)]
     flat = [those.reshape(len(those), -1) for those in (pictures, decoded)]
     expected = {"SSIM": ssim(*large), "PixCorr": pixcorr(*large), "Pixels": two_way(*flat)}
     for name, values in expected.items():
@@ -150,7 +150,7 @@ def test_trials_of_one_picture_are_drawn_together(unaided: dict[str, Seen]) -> N
 def test_a_reordered_set_is_the_set_of_reordered_pictures(
     unaided: dict[str, Seen], decoded: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(table, "NETWORKS", WITHOUT_WEIGHTS)
+    monkeypatch.setattr(results_table, "NETWORKS", WITHOUT_WEIGHTS)
     order = np.random.default_rng(2).permutation(len(decoded))
     floor = scores(compare(unaided["shown"], unaided["decoded"].reordered(order)))
     again = see({"floor": decoded[order]}, None)["floor"]
@@ -176,7 +176,7 @@ def test_networks_that_are_there_are_loaded_once_and_score(
     swav = {f"module.{name}": weight for name, weight in ResNet50().state_dict().items()}
     torch.save(swav, tmp_path / SWAV)
     loads: list[str] = []
-    monkeypatch.setattr(table, "NETWORKS", tuple(counting(network, loads) for network in NETWORKS))
+    monkeypatch.setattr(results_table, "NETWORKS", tuple(counting(network, loads) for network in NETWORKS))
     shown, few = pictures[:6], decoded[:6]
     seen = see({"shown": shown, "decoded": few, "again": few}, tmp_path)
     assert loads == ["AlexNet", "SwAV ResNet-50"]
@@ -252,8 +252,8 @@ def test_damaged_weights_cost_their_own_metrics_alone(
 def test_decoded_pictures_may_have_another_size(
     pictures: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(table, "NETWORKS", WITHOUT_WEIGHTS)
-    larger = resized(pictures, 128, table.Image.Resampling.BICUBIC)
+    monkeypatch.setattr(results_table, "NETWORKS", WITHOUT_WEIGHTS)
+    larger = resized(pictures, 128, results_table.Image.Resampling.BICUBIC)
     for name, cell in scores(score(pictures, larger, None)).items():
         assert cell.value > 0.9, name
 

@@ -14,9 +14,14 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 
 from nsd import Layout, Stimuli
 from train.errors import TrainError
-from train.pretrain import encode_tokens, load_picture_encoder
+from train.model.picture_encoder import encode_tokens, load_picture_encoder
 from train.recipe import Recipe, VersatileDiffusion
-from train.tokens import ENCODER_FOLDER, PROCESSOR_FOLDER, load_token_encoder, stimulus_tokens
+from train.systems.brain_diffuser.tokens import (
+    ENCODER_FOLDER,
+    PROCESSOR_FOLDER,
+    load_token_encoder,
+    stimulus_tokens,
+)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from train.errors import TrainError
+from train.evaluation.results_table import METRICS, NotComputed
 from train.experiments.entries import HEADLINES, N_DRAWS, Entry, difference, entry_of
 from train.experiments.over_time import begins, lasts, shows_neighbours
 from train.experiments.verdicts import (
@@ -29,7 +30,6 @@ from train.experiments.verdicts import (
     on_par,
     said,
 )
-from train.table import METRICS, NotComputed
 
 Array = NDArray[Any]
 YES, NO, UNSAID = "appears", "does not appear", "cannot be said"

@@ -16,10 +16,10 @@ from playwright.sync_api import expect
 
 from realtime.errors import ServeError
 from realtime.events import Broadcast
-from realtime.metrics import Metrics
 from realtime.viewer import Viewer, open_access
 from realtime.viewer.access import Access
 from realtime.viewer.guard import COOKIE
+from realtime.viewer.prometheus import Metrics
 
 REACHED_AT = "127.0.0.2"
 """Stands for this machine's address on a network: the page on 127.0.0.1 does not listen there."""

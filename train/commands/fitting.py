@@ -10,7 +10,7 @@ from train.commands.options import Commands, nsd_options, recipe_options, source
 from train.recipe import demo_base, read_recipe
 
 if TYPE_CHECKING:
-    from train.order import Order
+    from train.fitting.job import Order
 
 _BASE = (
     "folder of the base model, or its name on the hub (default: where the recipe says; demo and experiments "
@@ -111,7 +111,7 @@ def add_ridge(commands: Commands) -> None:
 
 
 def _base(options: argparse.Namespace) -> None:
-    from train.pretrain import base_pictures, train_base
+    from train.fitting.pretrain import base_pictures, train_base
 
     recipe = read_recipe(options.recipe)
     pictures = base_pictures(options.nsd, options.subject, demo_base(recipe).n_pictures, options.seed)
@@ -119,20 +119,20 @@ def _base(options: argparse.Namespace) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    from train.cache import prepare, subject_cache
+    from train.data.cache import prepare, subject_cache
 
     recipe, folder = read_recipe(options.recipe), subject_cache(options.out, options.subject)
     prepare(options.nsd, options.subject, recipe, folder, seed=options.seed, workers=options.workers)
 
 
 def _fit(options: argparse.Namespace) -> None:
-    from train.fit import fit_subjects
+    from train.fitting.fit import fit_subjects
 
     fit_subjects(_order(options, options.subject, options.pretrained, options.sessions))
 
 
 def _ridge(options: argparse.Namespace) -> None:
-    from train.braindiffuser import fit_baseline
+    from train.systems.brain_diffuser.fit import fit_baseline
 
     fit_baseline(_order(options, [options.subject]))
 
@@ -143,7 +143,7 @@ def _order(
     pretrained: Path | None = None,
     n_sessions: int | None = None,
 ) -> Order:
-    from train.order import Order
+    from train.fitting.job import Order
 
     recipe = read_recipe(options.recipe)
     return Order(

@@ -58,7 +58,7 @@ def add_describe(commands: Commands) -> None:
 
 
 def _import_released(options: argparse.Namespace) -> None:
-    from train.released import import_released
+    from train.checkpoints.released import import_released
 
     recipe = read_recipe(options.recipe)
     base = options.base or source_of(recipe)
@@ -68,7 +68,7 @@ def _import_released(options: argparse.Namespace) -> None:
 
 
 def _describe(options: argparse.Namespace) -> None:
-    from train.describe import as_text, describe
+    from train.model.describe import as_text, describe
 
     parts = describe(read_recipe(options.recipe), options.subject)
     if options.json:

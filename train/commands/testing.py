@@ -106,7 +106,7 @@ def add_score(commands: Commands) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from train.evaluate import Evaluation, evaluate
+    from train.evaluation.evaluate import Evaluation, evaluate
 
     evaluate(
         Evaluation(
@@ -131,7 +131,7 @@ def _experiment(options: argparse.Namespace) -> None:
 
 
 def _score(options: argparse.Namespace) -> None:
-    from train.score import score_run
+    from train.evaluation.score_run import score_run
 
     result = score_run(options.folder)
     if options.json:

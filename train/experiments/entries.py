@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.errors import TrainError
-from train.resample import PerTrial, resample
-from train.table import METRICS, NotComputed, Row, Score, summarise
+from train.evaluation.bootstrap import PerTrial, resample
+from train.evaluation.results_table import METRICS, NotComputed, Row, Score, summarise
 
 HEADLINES = ("Pixels", "EffNet-Lite0", "PixCorr", "SSIM")
 """Metrics that are drawn and compared, of all of which more is better: two of identification, low level and

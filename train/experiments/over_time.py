@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from nsd import TR_S
+from train.evaluation.results_table import per_trial, see
 from train.experiments.catalogue import (
     OFFSETS,
     baseline,
@@ -16,7 +17,7 @@ from train.experiments.catalogue import (
     specialised,
 )
 from train.experiments.entries import Entry, entry_of
-from train.experiments.report import LINEAR, Judge, Report, Strip
+from train.experiments.findings import LINEAR, Judge, Report, Strip
 from train.experiments.verdicts import (
     LOW_LEVEL,
     Finding,
@@ -29,7 +30,6 @@ from train.experiments.verdicts import (
     said,
 )
 from train.experiments.workbench import ROWS_PER_TRIAL, Probe, Variant, Workbench
-from train.table import per_trial, see
 
 BEGINS_S = 3.0
 """After onset, where the paper's decoding begins to work."""

@@ -15,11 +15,11 @@ import cv2
 import msgspec
 import numpy as np
 
+from train.evaluation.results_table import METRICS, NotComputed, cell
 from train.experiments.entries import HEADLINES, Entry
-from train.experiments.report import LINEAR, Report
+from train.experiments.findings import LINEAR, Report
 from train.experiments.verdicts import Finding, Verdict
-from train.sample import Pictures
-from train.table import METRICS, NotComputed, cell
+from train.model.sample import Pictures
 
 N_STRIP = 12
 _STYLE = """

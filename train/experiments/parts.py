@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from train.experiments.catalogue import baseline, brain_modules, finetunings, general
 from train.experiments.entries import Entry
-from train.experiments.report import Judge, Report, Strip
+from train.experiments.findings import Judge, Report, Strip
 from train.experiments.verdicts import HIGH_LEVEL, Finding, all_of, better, on_par
 from train.experiments.workbench import Probe, Variant, Workbench
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from train.experiments.catalogue import baseline, by_preprocessing, general, linear, of_betas
-from train.experiments.report import LINEAR, Judge, Report
+from train.experiments.findings import LINEAR, Judge, Report
 from train.experiments.verdicts import Finding, all_of, any_of, at_least_as_good, better, said
 from train.experiments.workbench import Probe, Workbench
 

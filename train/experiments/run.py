@@ -13,11 +13,11 @@ from pathlib import Path
 from train.errors import TrainError
 from train.experiments.catalogue import every_window
 from train.experiments.entries import N_DRAWS
+from train.experiments.findings import Report
 from train.experiments.over_time import time_resolved, window_length
 from train.experiments.page import write_page
 from train.experiments.parts import brain_module, comparison, finetuning
 from train.experiments.recordings import betas, preprocessing
-from train.experiments.report import Report
 from train.experiments.subjects import fine_tuning, multi_subject
 from train.experiments.verdicts import MARGIN
 from train.experiments.workbench import N_TRIALS, Workbench

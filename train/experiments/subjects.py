@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from train.experiments.catalogue import N_SESSIONS, new_subject, several_subjects
-from train.experiments.report import LINEAR, Judge, Report
+from train.experiments.findings import LINEAR, Judge, Report
 from train.experiments.verdicts import LOW_LEVEL, Finding, all_of, better, gains_more, on_par, said
 from train.experiments.workbench import Probe, Workbench
 

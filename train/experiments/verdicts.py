@@ -14,8 +14,8 @@ from typing import Literal
 
 import msgspec
 
+from train.evaluation.results_table import Score
 from train.experiments.entries import Difference, Entry, chance_of, difference, difference_of_gains
-from train.table import Score
 
 Verdict = Literal["appears", "does not appear", "cannot be said"]
 MARGIN = 0.05

@@ -20,21 +20,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nsd import Layout, Stimuli
-from train.base import find_base
-from train.braindiffuser import fit_baseline
-from train.cache import Cache, prepare, subject_cache
-from train.checkpoint import load_checkpoint, read_info
-from train.dataset import averaged_windows
-from train.decodes import kept
-from train.decoding import decode_windows, held_out_groups, images_of
+from train.checkpoints.checkpoint import load_checkpoint, read_info
+from train.data.cache import Cache, prepare, subject_cache
+from train.data.dataset import averaged_windows
+from train.data.trials import Trials
 from train.errors import TrainError
-from train.fit import fit_subjects
-from train.identity import Method, checkpoint_identity, digest
-from train.keeping import alone_in
-from train.order import Order, terms_of
+from train.evaluation.decode_cache import kept
+from train.evaluation.held_out import decode_windows, held_out_groups, images_of
+from train.fitting.fit import fit_subjects
+from train.fitting.job import Order, terms_of
+from train.model.base_model import find_base
+from train.model.sample import Pictures
 from train.recipe import Form, Recipe, Window
-from train.sample import Pictures
-from train.trials import Trials
+from train.store.atomic import alone_in
+from train.store.fingerprints import Method, checkpoint_identity, digest
+from train.systems.brain_diffuser.fit import fit_baseline
 
 N_TRIALS = 192
 ROWS_PER_TRIAL = 3

@@ -22,7 +22,7 @@ import zmq
 
 from nsd import Layout
 from realtime import wire
-from realtime.service import demo_data
+from realtime.bundle.locate import demo_data
 
 SHAPE = (6, 6, 6)
 AFFINE = ((1.8, 0.0, 0.0, -5.4), (0.0, 1.8, 0.0, -5.4), (0.0, 0.0, 1.8, -5.4), (0.0, 0.0, 0.0, 1.0))

@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from realtime import resume
-from realtime.account import STATES, Account
-from realtime.bundle import Bundle
-from realtime.deadline import NewestWins
-from realtime.recorded import read_recorded
-from realtime.report import summarize
-from realtime.run import Ready, Run
+from realtime.bundle.bundle import Bundle
+from realtime.events import STATES
+from realtime.record.reader import read_recorded
+from realtime.report.summary import summarize
+from realtime.runs import resume
+from realtime.runs.account import Account
+from realtime.runs.queue import NewestWins
+from realtime.runs.run import Ready, Run
 
 N_VOLUMES = 24
 IMAGE = np.zeros((32, 32, 3), dtype=np.uint8)

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from realtime import wire
-from realtime.bundle import Bundle
+from realtime.bundle.bundle import Bundle
 from realtime.errors import ServeError
-from realtime.sources.announced import Announced, Plan, RunOver, Scan
-from realtime.sources.choose import Told, open_source
+from realtime.sources.open import Told, open_source
+from realtime.sources.run_boundaries import Announced, Plan, RunOver, Scan
 from realtime.sources.zeromq import ZeroMqSource
 
 SHAPE = (2, 2, 2)

@@ -9,14 +9,15 @@ import cv2
 import numpy as np
 import pytest
 
-from realtime import resume, wire
-from realtime.bundle import Bundle
+from realtime import wire
+from realtime.bundle.bundle import Bundle
 from realtime.cli import main
-from realtime.decode import Decoder
-from realtime.engines import open_engine
-from realtime.preprocess import StreamingPreprocessor
-from realtime.recorded import read_image, read_recorded
-from realtime.run import Run
+from realtime.decoding.decoder import Decoder
+from realtime.decoding.engines.choose import open_engine
+from realtime.preprocessing.stream import StreamingPreprocessor
+from realtime.record.reader import read_image, read_recorded
+from realtime.runs import resume
+from realtime.runs.run import Run
 
 OPTIONS = ("--engine", "onnxruntime-cpu", "--sampler", "ddim-4")
 ONSETS = range(1, 28, 3)

@@ -9,17 +9,19 @@ from time import perf_counter
 import numpy as np
 import pytest
 
-from realtime import resume, wire
-from realtime.bundle import Bundle, Preprocessing
-from realtime.carried import read_statistics
+from realtime import wire
+from realtime.bundle.bundle import Bundle
+from realtime.bundle.spec import Preprocessing
 from realtime.cli import main
-from realtime.decode import Decoder
-from realtime.engines import take_engine
+from realtime.decoding.decoder import Decoder
+from realtime.decoding.engines.choose import take_engine
 from realtime.errors import RecordError
-from realtime.preprocess import cosine_basis
-from realtime.recorded import read_recorded
-from realtime.run import Run
-from realtime.runfile import EngineUsed, read_run_file
+from realtime.preprocessing.stream import cosine_basis
+from realtime.record.reader import read_recorded
+from realtime.record.run_json import EngineUsed, read_run_file
+from realtime.runs import resume
+from realtime.runs.run import Run
+from realtime.runs.statistics import read_statistics
 
 N_VOLUMES = 24
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from realtime import cli, service
+from realtime import cli
+from realtime.bundle import locate
+from realtime.bundle.locate import choose_bundle
 from realtime.errors import ServeError
-from realtime.service import choose_bundle
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def shipped(tmp_path: Path, tiny_bundle: Path, tiny_nsd: Path, monkeypatch: pyte
     root = tmp_path / "installed"
     shutil.copytree(tiny_bundle, root / "demo_data" / "bundle")
     shutil.copytree(tiny_nsd, root / "demo_data" / "nsd")
-    monkeypatch.setattr(service.resources, "files", lambda package: root)
+    monkeypatch.setattr(locate.resources, "files", lambda package: root)
     monkeypatch.chdir(tmp_path)
     return root / "demo_data" / "bundle"
 
@@ -47,7 +48,7 @@ def test_a_bundle_of_another_subject_is_refused(tiny_bundle: Path, shipped: Path
 
 
 def test_an_installation_without_the_demo_says_so(monkeypatch, tmp_path: Path, capsys) -> None:
-    monkeypatch.setattr(service.resources, "files", lambda package: tmp_path)
+    monkeypatch.setattr(locate.resources, "files", lambda package: tmp_path)
     monkeypatch.chdir(tmp_path)
     for command in (["demo", "--headless"], ["serve", "--headless"]):
         assert cli.main(command) == 2

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from realtime import wire
-from realtime.recorded import read_recorded
+from realtime.record.reader import read_recorded
 
 RUN_ID = "sub-01_ses-nsd01_task-nsdcore_run-01"
 PATIENCE_S = 300.0

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from zmq.utils.monitor import recv_monitor_message
 
 from realtime import cli, wire
-from realtime.address import check_address
-from realtime.curve import Guard, load_client_keys, load_server_keys, make_keys
 from realtime.errors import ServeError
+from realtime.network.address import check_address
+from realtime.network.curve import Guard, load_client_keys, load_server_keys, make_keys
 from realtime.sources.zeromq import ZeroMqSource
 
 Connect = Callable[..., zmq.Socket[bytes]]

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from realtime.demo import Replay, demo, scanner_command
 from realtime.errors import ServeError
-from realtime.service import Options
+from realtime.report import write
+from realtime.service.demo import Replay, demo, scanner_command
+from realtime.service.service import Options
 
 RUN_ID = "sub-01_ses-nsd01_task-nsdcore_run-01"
 PATIENCE_S = 300.0
@@ -34,9 +35,7 @@ def options(bundle: Path, out: Path, port: int | None = None) -> Options:
 def test_the_demo_replays_the_run_and_reports(
     tiny_bundle, tiny_nsd, tmp_path, monkeypatch, account_of
 ) -> None:
-    from realtime import report
-
-    monkeypatch.setattr(report, "score_with_network", lambda folder: "the network was left out of this test")
+    monkeypatch.setattr(write, "score_with_network", lambda folder: "the network was left out of this test")
     said: list[str] = []
     replay = Replay(nsd=tiny_nsd, speed=60.0)
     demo(options(tiny_bundle, tmp_path, port=0), replay, open_browser=False, tell=said.append)

@@ -25,10 +25,10 @@ from pydicom.uid import (
 )
 
 from realtime.errors import WireError
-from realtime.sources import dicom
-from realtime.sources.dicom import read
-from realtime.sources.slices import SliceFile, Slices
-from realtime.sources.volumefile import NotWholeError
+from realtime.sources.files import dicom
+from realtime.sources.files.dicom import read
+from realtime.sources.files.slices import SliceFile, Slices
+from realtime.sources.files.volume_file import NotWholeError
 
 VOXELS = np.random.default_rng(0).integers(0, 4_000, (6, 7, 5)).astype(np.uint16)
 """[x, y, z], to the right, front and up."""

@@ -7,12 +7,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from realtime import cli, doctor
-from realtime.bench import Bench
-from realtime.bundle import Bundle, Sampler
-from realtime.doctor import Diagnosis
-from realtime.engines import ENGINES, LINE, onnxruntime_cuda, probe
-from realtime.recorded import read_recorded
+from realtime import cli
+from realtime.bundle.bundle import Bundle
+from realtime.bundle.spec import Sampler
+from realtime.decoding import doctor
+from realtime.decoding.bench import Bench
+from realtime.decoding.doctor import Diagnosis
+from realtime.decoding.engines import onnxruntime_cuda
+from realtime.decoding.engines.choose import ENGINES, LINE, probe
+from realtime.record.reader import read_recorded
 
 
 @pytest.fixture(scope="module")
@@ -85,15 +88,15 @@ def test_programs_get_json(tiny_bundle: Path, tmp_path: Path, capsys: pytest.Cap
 def test_where_nothing_can_run_it_says_so_and_fails(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from realtime import engines
+    from realtime.decoding.engines import choose
 
     for name in LINE:
-        monkeypatch.setitem(engines._MODULES, name, "realtime.engines.none_such")
-    monkeypatch.setitem(engines._MODULES, "openvino-bf16", "realtime.engines.none_such")
+        monkeypatch.setitem(choose._MODULES, name, "realtime.decoding.engines.none_such")
+    monkeypatch.setitem(choose._MODULES, "openvino-bf16", "realtime.decoding.engines.none_such")
     assert cli.main(["doctor", "--bundle", str(tiny_bundle), "--out", str(tmp_path)]) == 2
     said = capsys.readouterr()
     assert "no engine can run this bundle here" in said.out
-    assert "No module named 'realtime.engines.none_such'; pip install" in said.out
+    assert "No module named 'realtime.decoding.engines.none_such'; pip install" in said.out
     assert said.err.startswith("realtime: expected an engine that runs this bundle here")
     assert cli.main(["bench", "--bundle", str(tiny_bundle)]) == 2
 

@@ -20,12 +20,13 @@ import zmq
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from realtime.bundle import Bundle, write_spec
-from realtime.bundlefiles import file_sha256
-from realtime.engines import signature
-from realtime.faces import FaceBlur
-from realtime.picture import decode_png
-from realtime.recorded import Recorded, read_image, read_recorded
+from realtime.bundle.bundle import Bundle
+from realtime.bundle.files import file_sha256
+from realtime.bundle.spec import write_spec
+from realtime.decoding.engines.signature import signature
+from realtime.decoding.faces import FaceBlur
+from realtime.record.png import decode_png
+from realtime.record.reader import Recorded, read_image, read_recorded
 
 EDGE_PX = 128
 

@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from realtime import resume, wire
-from realtime.account import STATES
-from realtime.bundle import Bundle
+from realtime import wire
+from realtime.bundle.bundle import Bundle
 from realtime.errors import WireError
-from realtime.recorded import Recorded, read_recorded
-from realtime.run import Run
+from realtime.events import STATES
+from realtime.record.reader import Recorded, read_recorded
+from realtime.runs import resume
+from realtime.runs.run import Run
 from sim.faults import KINDS, Fault, FaultyLink, FaultyScan, draw_plan, late_tr
 from sim.scanner import Scanner
 from sim.sender import Sender

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from realtime.errors import ServeError, WireError
-from realtime.sources import dicom, nifti
-from realtime.sources.files import Files, Found, parse
-from realtime.sources.volumefile import NotWholeError
+from realtime.sources.files import dicom, nifti
+from realtime.sources.files.volume_file import NotWholeError
+from realtime.sources.files.watch import Files, Found, parse
 
 from .test_dicom import mosaic, written
 
@@ -138,7 +138,7 @@ def test_a_file_that_is_written_anew_under_its_old_name_is_told_again(tmp_path: 
 def test_of_many_files_that_are_done_some_are_looked_at_each_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("realtime.sources.files.LOOKED_AT_AGAIN", 4)
+    monkeypatch.setattr("realtime.sources.files.watch.LOOKED_AT_AGAIN", 4)
     files = Files(tmp_path, PATIENCE_S)
     paths = [tmp_path / f"run_{number:04d}.nii" for number in range(20)]
     for path in paths:

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from realtime import wire
-from realtime.recorded import read_recorded
-from realtime.sources.announced import QUIET_TR, Plan, RunOver, Scan
-from realtime.sources.folder import FolderScanner
+from realtime.record.reader import read_recorded
+from realtime.sources.files.folder import FolderScanner
+from realtime.sources.run_boundaries import QUIET_TR, Plan, RunOver, Scan
 
 PATIENCE_S = 60.0
 SHORT_TR_S = 0.05

@@ -16,12 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from realtime import resume, table, wire
-from realtime.bundle import Bundle
+from realtime import wire
+from realtime.bundle.bundle import Bundle
 from realtime.errors import RecordError
-from realtime.journal import Journal, read_journal
-from realtime.record import RunFolder
-from realtime.recorded import read_recorded
+from realtime.record import tables
+from realtime.record.folder import RunFolder
+from realtime.record.journal import Journal, read_journal
+from realtime.record.reader import read_recorded
+from realtime.runs import resume
 
 from .test_pipeline import bench
 
@@ -226,8 +228,8 @@ def test_a_run_that_cannot_begin_leaves_no_folder_behind(tiny_bundle, make_scan,
 def test_rows_that_found_no_room_are_written_with_the_next(tiny_bundle, make_scan, tmp_path) -> None:
     scan = make_scan(n_volumes=N_VOLUMES)
     run = resume.begin(tmp_path, Bundle.open(tiny_bundle), 0, scan.start)
-    table = next(run.folder.path.glob("*decoding.tsv"))
-    with small_files(table.stat().st_size + 100):  # room for a row and a part of the next
+    tables = next(run.folder.path.glob("*decoding.tsv"))
+    with small_files(tables.stat().st_size + 100):  # room for a row and a part of the next
         for volume in range(5):
             run.skip(volume, "to write a row")
         assert "recording has stopped" in run.alarm
@@ -244,7 +246,7 @@ def test_the_first_rows_of_a_bank_that_found_no_room_are_written_later_and_descr
     run = resume.begin(tmp_path, Bundle.open(tiny_bundle), 0, make_scan().start)
     with small_files(n_bytes):
         for volume in (9, 12):
-            row = table.SpecialisedRow(volume=volume, state="skipped", decoder="after-1")
+            row = tables.SpecialisedRow(volume=volume, state="skipped", decoder="after-1")
             with pytest.raises(RecordError, match="cannot write"):
                 run.folder.write_row(row)
     run.folder.close()
@@ -253,5 +255,5 @@ def test_the_first_rows_of_a_bank_that_found_no_room_are_written_later_and_descr
     assert json.loads(sidecar.read_text()).keys() == {
         "Description",
         "Sources",
-        *table.SpecialisedRow.__struct_fields__,
+        *tables.SpecialisedRow.__struct_fields__,
     }

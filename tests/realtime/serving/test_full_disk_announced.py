@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from realtime import wire
-from realtime.bundle import Bundle
+from realtime.bundle.bundle import Bundle
 from realtime.events import Status
-from realtime.journal import read_journal
-from realtime.recorded import Recorded, read_recorded
-from realtime.sources.announced import Announced, Plan, RunOver
-from realtime.sources.folder import FolderScanner
+from realtime.record.journal import read_journal
+from realtime.record.reader import Recorded, read_recorded
+from realtime.sources.files.folder import FolderScanner
+from realtime.sources.run_boundaries import Announced, Plan, RunOver
 
 from .test_announced import Scanner
 from .test_dicom import GRID, single, written

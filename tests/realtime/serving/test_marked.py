@@ -14,9 +14,9 @@ from time import perf_counter
 import pytest
 
 from realtime import cli, wire
-from realtime.curve import load_client_keys, make_keys
-from realtime.recorded import read_recorded
-from realtime.sources.marked import PATIENCE_TR, Marked
+from realtime.network.curve import load_client_keys, make_keys
+from realtime.record.reader import read_recorded
+from realtime.sources.markers import PATIENCE_TR, Marked
 
 from .test_pipeline import QueueSource
 from .test_pyneal import RUN_ID, Pyneal

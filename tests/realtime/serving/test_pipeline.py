@@ -15,17 +15,18 @@ import numpy as np
 import pytest
 
 from realtime import wire
-from realtime.bundle import Bundle, Preprocessing, Sampler
-from realtime.bundle import Decoder as DecoderSpec
-from realtime.deadline import Pace, StepTimes
-from realtime.decode import Decoded, Decoder
-from realtime.engines import open_engine
+from realtime.bundle.bundle import Bundle
+from realtime.bundle.spec import Decoder as DecoderSpec
+from realtime.bundle.spec import Preprocessing, Sampler
+from realtime.decoding.decoder import Decoded, Decoder
+from realtime.decoding.engines.choose import open_engine
+from realtime.decoding.pace import Pace, StepTimes
 from realtime.errors import EngineError, RecordError
 from realtime.events import Event, Frame, Shown, Status
-from realtime.pipeline import Pipeline, Settings
-from realtime.record import RunFolder
-from realtime.recorded import read_image, read_recorded
-from realtime.runfile import events_path
+from realtime.record.folder import RunFolder
+from realtime.record.reader import read_image, read_recorded
+from realtime.record.run_json import events_path
+from realtime.runs.pipeline import Pipeline, Settings
 from realtime.sources import Received, Source
 
 PATIENCE_S = 120.0

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from realtime import wire
 from realtime.errors import WireError
-from realtime.recorded import read_recorded
+from realtime.record.reader import read_recorded
 from realtime.sources.pyneal import greeting, parse
 
 from .test_folder import wait_until

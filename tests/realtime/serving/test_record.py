@@ -10,15 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from realtime import resume, table, wire
-from realtime.bundle import Bundle
+from realtime import wire
+from realtime.bundle.bundle import Bundle
 from realtime.errors import RecordError
 from realtime.events import Frame, LatencyMs
-from realtime.journal import MAGIC, Journal, read_journal
-from realtime.record import RunFolder
-from realtime.recorded import read_recorded
-from realtime.resume import open_folders
-from realtime.runfile import bids_name, new_run_file, read_run_file, takes_of
+from realtime.record import tables
+from realtime.record.folder import RunFolder
+from realtime.record.journal import MAGIC, Journal, read_journal
+from realtime.record.reader import read_recorded
+from realtime.record.run_json import bids_name, new_run_file, read_run_file, takes_of
+from realtime.runs import resume
+from realtime.runs.resume import open_folders
 
 LATENCY = LatencyMs(journal=0.25, preprocess=1.5, wait=0.125, brain=2.0, denoise=80.0, vae=4.0, total=87.875)
 
@@ -178,8 +180,8 @@ def test_a_run_folder_is_a_described_derivative(folder: RunFolder) -> None:
 def test_rows_and_frames_are_read_back_as_written(folder: RunFolder, make_scan, make_picture) -> None:
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     rows = [
-        table.Row(volume=4, state="warming", reason="no full window\tyet\n"),
-        table.frame_row(frame(20, shown_onset=12), folder.write_frame(20, image), repaired_voxels=2),
+        tables.Row(volume=4, state="warming", reason="no full window\tyet\n"),
+        tables.frame_row(frame(20, shown_onset=12), folder.write_frame(20, image), repaired_voxels=2),
     ]
     for row in rows:
         folder.write_row(row)
@@ -189,8 +191,8 @@ def test_rows_and_frames_are_read_back_as_written(folder: RunFolder, make_scan, 
     assert recorded.info.state == "closed"
     assert recorded.rows[0].reason == "no full window yet"
     assert recorded.rows[1] == rows[1]
-    assert table.row_frame(recorded.rows[1], "sub-01_ses-nsd01_task-nsdcore_run-01") == frame(20, 12)
-    assert table.row_frame(recorded.rows[0], "r") is None
+    assert tables.row_frame(recorded.rows[1], "sub-01_ses-nsd01_task-nsdcore_run-01") == frame(20, 12)
+    assert tables.row_frame(recorded.rows[0], "r") is None
     (trial,) = recorded.trials()
     assert (trial.picture.onset_volume, trial.picture.name, trial.row.volume) == (12, "picture 12", 20)
     assert np.array_equal(trial.decoded_image(), image)
@@ -198,14 +200,14 @@ def test_rows_and_frames_are_read_back_as_written(folder: RunFolder, make_scan, 
 
 def test_a_torn_row_and_a_frame_without_a_row_go_and_the_rest_stays(folder: RunFolder, make_scan) -> None:
     image = np.zeros((8, 8, 3), dtype=np.uint8)
-    folder.write_row(table.frame_row(frame(8), folder.write_frame(8, image), 0))
+    folder.write_row(tables.frame_row(frame(8), folder.write_frame(8, image), 0))
     folder.write_frame(9, image)
     folder.suspend()
     table_file = next(folder.path.glob("*decoding.tsv"))
     with table_file.open("ab") as file:
         file.write(b"9\tdecoded\tn/a\tframes/00")
     again, rows = RunFolder.reopen(folder.path)
-    again.write_row(table.Row(volume=9, state="skipped", reason="restart"))
+    again.write_row(tables.Row(volume=9, state="skipped", reason="restart"))
     again.close()
     assert [row.volume for row in rows] == [8]
     assert [row.volume for row in read_recorded(folder.path).rows] == [8, 9]
@@ -243,7 +245,7 @@ def test_a_run_whose_table_belongs_to_another_is_not_gone_on_with(
     bundle, scan = Bundle.open(tiny_bundle), make_scan(n_volumes=30)
     run = resume.begin(tmp_path, bundle, 0, scan.start)
     with run.folder._table.open("ab") as rows:
-        rows.write(table.row_line(table.Row(volume=30, state="missing", reason="it did not come")))
+        rows.write(tables.row_line(tables.Row(volume=30, state="missing", reason="it did not come")))
     run.folder.suspend()
     with pytest.raises(RecordError, match="cannot go on with"):
         resume.reopen(run.folder.path, bundle)
@@ -313,6 +315,6 @@ def test_a_folder_that_cannot_be_made_is_named(make_scan, tmp_path: Path) -> Non
 )
 def test_a_row_that_does_not_fit_is_an_error(tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "table.tsv"
-    path.write_bytes(table.header_line() + line.encode() + b"\n")
+    path.write_bytes(tables.header_line() + line.encode() + b"\n")
     with pytest.raises(RecordError, match=message):
-        table.read_table(path)
+        tables.read_table(path)

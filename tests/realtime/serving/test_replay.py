@@ -13,15 +13,16 @@ import msgspec
 import numpy as np
 import pytest
 
-from realtime import resume, wire
-from realtime.bundle import Bundle
+from realtime import wire
+from realtime.bundle.bundle import Bundle
 from realtime.cli import main
-from realtime.decode import Decoder
-from realtime.engines import take_engine
-from realtime.journal import read_journal
-from realtime.recorded import read_recorded
-from realtime.run import Run
-from realtime.runfile import EngineUsed, read_run_file
+from realtime.decoding.decoder import Decoder
+from realtime.decoding.engines.choose import take_engine
+from realtime.record.journal import read_journal
+from realtime.record.reader import read_recorded
+from realtime.record.run_json import EngineUsed, read_run_file
+from realtime.runs import resume
+from realtime.runs.run import Run
 
 RUN_ID = "sub-01_ses-nsd01_task-nsdcore_run-01"
 SAMPLERS = ("ddim-4", "multistep-3")

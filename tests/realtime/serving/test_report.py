@@ -10,12 +10,14 @@ import cv2
 import numpy as np
 import pytest
 
-from realtime import report, table
 from realtime.events import Frame, LatencyMs
-from realtime.identify import hog, identification, pixels
-from realtime.record import RunFolder
-from realtime.recorded import read_recorded
-from realtime.runfile import new_run_file
+from realtime.record import tables
+from realtime.record.folder import RunFolder
+from realtime.record.reader import read_recorded
+from realtime.record.run_json import new_run_file
+from realtime.report import summary as report_summary
+from realtime.report import write
+from realtime.report.identification import hog, identification, pixels
 
 KEYS = {
     "run_id",
@@ -63,11 +65,11 @@ def make_run(root: Path, scan, noise: float = 0.0) -> RunFolder:
         folder.journal(scan.volume(volume), scan.voxels(volume).tobytes())
     for volume in range(40):
         if volume < 6:
-            folder.write_row(table.Row(volume=volume, state="warming", reason="no full window yet"))
+            folder.write_row(tables.Row(volume=volume, state="warming", reason="no full window yet"))
         elif volume >= 38:
-            folder.write_row(table.Row(volume=volume, state="missing", reason="it did not come"))
+            folder.write_row(tables.Row(volume=volume, state="missing", reason="it did not come"))
         elif volume == 10:
-            folder.write_row(table.Row(volume=volume, state="censored", reason="too many <NaN>"))
+            folder.write_row(tables.Row(volume=volume, state="censored", reason="too many <NaN>"))
         else:
             shown = picture(volume - 8).astype(float) + noise * rng.standard_normal((32, 32, 3))
             frame = Frame(
@@ -80,7 +82,7 @@ def make_run(root: Path, scan, noise: float = 0.0) -> RunFolder:
                 shown_onset=volume - 8,
             )
             file = folder.write_frame(volume, np.clip(shown, 0, 255).astype(np.uint8))
-            folder.write_row(table.frame_row(frame, file, 0))
+            folder.write_row(tables.frame_row(frame, file, 0))
     return folder
 
 
@@ -92,7 +94,7 @@ def run(make_scan, tmp_path: Path):
 
 
 def test_summary_json_has_the_promised_keys_and_adds_up(run: Path, account_of) -> None:
-    report.write_report(run)
+    write.write_report(run)
     summary = account_of(run)
     assert summary.keys() == KEYS
     assert summary["latency_ms"].keys() == {"p50", "p95", "max"}
@@ -107,7 +109,7 @@ def test_summary_json_has_the_promised_keys_and_adds_up(run: Path, account_of) -
 
 def test_latency_is_over_all_frames(run: Path) -> None:
     frames = [volume for volume in range(6, 38) if volume != 10]
-    found = report.summarize(read_recorded(run)).latency_ms
+    found = report_summary.summarize(read_recorded(run)).latency_ms
     in_order = sorted(frames)  # the nearest rank, as the page has it: a latency that occurred
     assert found.p50 == in_order[math.ceil(0.5 * len(frames)) - 1]
     assert found.p95 == in_order[math.ceil(0.95 * len(frames)) - 1]
@@ -116,11 +118,11 @@ def test_latency_is_over_all_frames(run: Path) -> None:
 
 def test_identification_is_over_trusted_trials_of_onset_plus_delay(run: Path) -> None:
     recorded = read_recorded(run)
-    trials = report.trusted(recorded)
+    trials = report_summary.trusted(recorded)
     assert [(trial.picture.onset_volume, trial.row.volume) for trial in trials] == [
         (onset, onset + 8) for onset in range(15, 30, 3)
     ]
-    found = report.summarize(recorded).identification
+    found = report_summary.summarize(recorded).identification
     for name, features in (("pixels", pixels), ("features", hog)):
         true = np.stack([features(picture(onset)) for onset in range(15, 30, 3)])
         decoded = np.stack([features(trial.decoded_image()) for trial in trials])
@@ -129,7 +131,7 @@ def test_identification_is_over_trusted_trials_of_onset_plus_delay(run: Path) ->
 
 
 def test_pictures_of_another_size_are_brought_to_that_of_the_frame(run: Path) -> None:
-    trial = report.trusted(read_recorded(run))[0]
+    trial = report_summary.trusted(read_recorded(run))[0]
     large = picture(trial.picture.onset_volume).repeat(2, axis=0).repeat(2, axis=1)
     cv2.imwrite(str(trial.picture.path), cv2.cvtColor(large, cv2.COLOR_RGB2BGR))
     assert np.array_equal(trial.shown_image(), picture(trial.picture.onset_volume))
@@ -141,18 +143,18 @@ def test_an_open_run_counts_what_has_not_come_as_missing_and_says_so(make_scan, 
         tmp_path,
         new_run_file(scan.start, bundle_name="tiny", bundle_sha256="ab" * 32, window_delay_volumes=8, seed=0),
     )
-    summary = report.write_report(folder.path)
+    summary = write.write_report(folder.path)
     folder.suspend()
     assert (summary.state, summary.planned, summary.missing, summary.received) == ("open", 40, 40, 0)
     assert summary.latency_ms.p50 is None
     assert summary.identification["pixels"].value is None
     assert any("still open" in note for note in summary.notes)
     assert any("takes two trials" in note for note in summary.notes)
-    assert "no frame" in "\n".join(report.lines(summary))
+    assert "no frame" in "\n".join(report_summary.lines(summary))
 
 
 def test_the_page_holds_everything_itself(run: Path) -> None:
-    report.write_report(run)
+    write.write_report(run)
     page = (run / "report.html").read_text()
     assert not re.search(r"""(?:src|href)=["']?(?!["']?data:)""", page)
     assert (
@@ -173,14 +175,14 @@ def test_names_from_outside_are_escaped(make_scan, tmp_path: Path, make_picture)
         type(marker)(run_id=scan.run_id, onset_volume=29, name="<script>alert(1)</script>"), make_picture(1)
     )
     folder.close()
-    report.write_report(folder.path)
+    write.write_report(folder.path)
     page = (folder.path / "report.html").read_text()
     assert "&lt;script&gt;" in page
     assert "<script>" not in page
 
 
 def test_lines_for_the_terminal_name_every_figure(run: Path) -> None:
-    text = "\n".join(report.lines(report.write_report(run)))
+    text = "\n".join(report_summary.lines(write.write_report(run)))
     assert "40 planned, 38 received: 17 decoded, 20 warming, 1 censored, 0 skipped, 2 missing" in text
     assert "TR 1333 ms" in text
     assert re.search(
@@ -205,8 +207,8 @@ class Network:
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch):
     def install(network: Network) -> Network:
-        monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: object())
-        monkeypatch.setattr(report.subprocess, "run", network.run)
+        monkeypatch.setattr(write.importlib.util, "find_spec", lambda name: object())
+        monkeypatch.setattr(write.subprocess, "run", network.run)
         return network
 
     return install
@@ -215,8 +217,8 @@ def installed(monkeypatch: pytest.MonkeyPatch):
 def test_the_networks_score_is_added_where_it_is_installed(run: Path, installed) -> None:
     score = {"value": 0.8, "low": 0.7, "high": 0.9, "chance": 0.5, "n_trials": 5}
     network = installed(Network(json.dumps(score).encode()))
-    summary = report.write_report(run)
-    report.add_network(summary, run)
+    summary = write.write_report(run)
+    write.add_network(summary, run)
     assert network.command[1:] == ["-P", "-m", "train", "score", "--run", str(run), "--json"]
     added = summary.identification["efficientnet_lite0"]
     assert (added.value, added.low, added.high, added.n_trials) == (0.8, 0.7, 0.9, 5)
@@ -231,15 +233,15 @@ def test_the_networks_score_is_added_where_it_is_installed(run: Path, installed)
 )
 def test_where_the_network_fails_a_note_says_so(run: Path, installed, network: Network, reason: str) -> None:
     installed(network)
-    summary = report.write_report(run)
-    report.add_network(summary, run)
+    summary = write.write_report(run)
+    write.add_network(summary, run)
     assert "efficientnet_lite0" not in summary.identification
     assert "were not scored" in summary.notes[-1]
     assert reason in summary.notes[-1]
 
 
 def test_where_the_network_is_not_installed_a_note_says_so(run: Path, monkeypatch) -> None:
-    monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None)
-    summary = report.write_report(run)
-    report.add_network(summary, run)
+    monkeypatch.setattr(write.importlib.util, "find_spec", lambda name: None)
+    summary = write.write_report(run)
+    write.add_network(summary, run)
     assert summary.notes[-1].endswith("efficientnet_lite_pytorch is not installed")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from realtime import cli, wire
 from realtime.errors import WireError
-from realtime.picture import decode_png
+from realtime.record.png import decode_png
 
 
 def refused(reply: wire.ToScanner, code: str, *words: str) -> None:

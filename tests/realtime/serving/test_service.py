@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from realtime.service import Options, Service
+from realtime.service.service import Options, Service
 
 
 def is_free(address: str) -> bool:

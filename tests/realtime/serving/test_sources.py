@@ -7,8 +7,8 @@ import msgspec
 import pytest
 
 from realtime import wire
-from realtime.address import check_address
 from realtime.errors import ServeError, WireError
+from realtime.network.address import check_address
 from realtime.sources.zeromq import ZeroMqSource, parse
 
 

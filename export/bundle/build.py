@@ -1,0 +1,249 @@
+"""A bundle from a checkpoint, step by step; each is measured against the one before and gated.
+
+base model, checkpoint ─► merged ─► brain, denoise, vae in ONNX (fp32) ─► stored, or fp16 ─► decodes
+
+Where nothing was tuned beside the weights, *model* takes the place of *merged*: there is nothing to merge.
+Weights are held once: LoRA is merged in place, and a module is given up when its graph is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import msgspec
+import torch
+
+from export.atomic_folder import check_replaceable, staging
+from export.bundle.card import card
+from export.bundle.convert import Converter
+from export.bundle.spec import Contents, hash_files, sizes
+from export.errors import ExportError
+from export.graphs.graphs import Graph, brain_graph, denoise_graph, vae_graph
+from export.graphs.onnx_model import Arrays, outputs_of, torch_runner
+from export.graphs.samplers import bundle_samplers, diffusers_error, diffusers_scheduler
+from export.lineage.provenance import Ledger, library_versions, model_stage, note_sources, weights_sha256
+from export.lineage.source import (
+    Subject,
+    latent_shape,
+    read_checkpoint,
+    read_evaluation,
+    read_info_of,
+    read_subject,
+    write_subject,
+)
+from export.parity import parity_report
+from export.parity.decodes import N_RANDOM, REFERENCE, Decodes, Seen, random_windows, recorded_windows
+from export.parity.limits import Limits, compare, gate, relative
+from export.precision_forms import FINAL_STEPS, Form
+from export.resources import check_disk, check_memory, count_weights, is_out_of_memory
+from realtime.bundle import spec as bundle_spec
+from realtime.bundle.bundle import Bundle
+from realtime.bundle.spec import Sampler
+from train.checkpoints.checkpoint import Checkpoint
+from train.model.diffusion import make_scheduler
+from train.model.finetune import merge_adapter
+
+SEED = 1
+CARD_FILE = "README.md"
+_LARGE = 10**8
+"""Weights from which on whole decodes are of one window by the shortest sampler: on a CPU, a step of the
+paper's model takes seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Export:
+    """What an export is about, and what is known of it so far."""
+
+    checkpoint: Checkpoint
+    subject: Subject
+    form: Form
+    name: str
+    quality: str | None
+    limits: Limits
+    folder: Path
+    is_large: bool
+    ledger: Ledger = field(default_factory=Ledger)
+
+
+def export_bundle(
+    checkpoint_folder: Path,
+    out: Path,
+    *,
+    form: Form = "compact",
+    base: Path | None = None,
+    subject: int | None = None,
+    name: str | None = None,
+    evaluation: Path | None = None,
+    nsd: Path | None = None,
+    cache: Path | None = None,
+    limits: Limits | None = None,
+) -> Bundle:
+    """Export a checkpoint; ``out`` appears whole, or stays as it was.
+
+    :param form: of the graphs: see :mod:`export.form`
+    :param base: folder of the base model, where it has moved since training
+    :param subject: whose decoder, where the checkpoint has several
+    :param name: of the bundle; by default the subject, as ``sub-01``
+    :param evaluation: ``table.md`` of ``python -m train evaluate``, for the model card
+    :param nsd: root of the recordings, to measure whether identification changes
+    :param cache: what ``python -m train prepare`` wrote; by default in the checkpoint
+    :raises ExportError: what is missing, in the way, or too far from the step before
+    """
+    check_replaceable(out)
+    n_weights = count_weights(checkpoint_folder, read_info_of(checkpoint_folder))
+    check_disk(n_weights, form, out)
+    check_memory(n_weights)
+    try:
+        checkpoint = read_checkpoint(checkpoint_folder, base, subject)
+        region, quality = read_subject(checkpoint), read_evaluation(evaluation)
+        seen = recorded_windows(checkpoint, nsd, cache, SEED) if nsd else None
+        with staging(out) as folder:
+            export = _Export(
+                checkpoint=checkpoint,
+                subject=region,
+                form=form,
+                name=name or f"sub-{checkpoint.subject.number:02d}",
+                quality=quality,
+                limits=limits or Limits(),
+                folder=folder,
+                is_large=n_weights > _LARGE,
+            )
+            made = _build(export, seen)
+    except Exception as error:  # ONNX Runtime's share no base class but this one
+        if not is_out_of_memory(error):
+            raise
+        raise ExportError(
+            f"memory ran out ({error}); nothing was written. End other programs, or take a larger machine"
+        ) from error
+    return replace(made, folder=out)
+
+
+def _build(export: _Export, seen: Seen | None) -> Bundle:
+    """Fill the folder. Decodes need a bundle that opens, so the specification is written twice."""
+    folder, checkpoint, ledger = export.folder, export.checkpoint, export.ledger
+    note_sources(ledger, checkpoint)
+    samplers = _samplers(export)
+    decodes = _decodes(export, seen, samplers)
+    write_subject(checkpoint, export.subject, folder)
+    with TemporaryDirectory(dir=folder, prefix="exact-") as scratch:
+        exact = folder if export.form == "fp32" else Path(scratch)
+        converter = Converter(
+            form=export.form,
+            folder=folder,
+            exact=exact,
+            limits=export.limits,
+            ledger=ledger,
+            checkpoint=checkpoint,
+            is_large=export.is_large,
+        )
+        graphs = _convert(export, converter, decodes)
+        contents = Contents(
+            checkpoint=checkpoint, roi=export.subject.roi, name=export.name, samplers=samplers, graphs=graphs
+        )
+        hashes = hash_files(folder)
+        bundle_spec.write_spec(folder, contents.spec(hashes, ledger.stages))
+        made = Bundle.open(folder)
+        if export.form != "fp32":
+            decodes.by_engine("ONNX in fp32", replace(made, folder=exact), "onnxruntime-cpu")
+        decodes.by_every_engine(export.form, made)
+    finals = [f"{graph} {FINAL_STEPS[export.form]}" for graph in graphs]
+    decodes.note(ledger, finals)
+    parity_report.write(folder, decodes.report(export.form, converter.parity), export.name)
+    text = card(made.spec, ledger.stages, sizes(folder), checkpoint, export.form, export.quality)
+    (folder / CARD_FILE).write_text(text, encoding="utf-8")
+    hashes |= hash_files(folder, (parity_report.JSON_FILE, parity_report.PAGE_FILE, CARD_FILE))
+    bundle_spec.write_spec(folder, contents.spec(hashes, ledger.stages))
+    return Bundle.open(folder)
+
+
+def _convert(export: _Export, converter: Converter, decodes: Decodes) -> dict[str, bundle_spec.Graph]:
+    """Run the model in torch, merged and not, and bring its graphs into the bundle one by one."""
+    graphs, expected = _in_torch(export, converter, decodes)
+    entries = {}
+    while graphs:  # none is held any longer when the next one is worked on
+        graph = graphs.pop(0)
+        entries[graph.name] = converter.convert(graph, expected.pop(graph.name))
+    return entries
+
+
+def _samplers(export: _Export) -> tuple[Sampler, ...]:
+    """The tables of the recipe, each proven against diffusers."""
+    recipe, limit = export.checkpoint.recipe, export.limits.sampler
+    is_baseline = export.checkpoint.info.method == "brain-diffuser"
+    strength = recipe.ridge.diffusion_strength if is_baseline else None
+    samplers = bundle_samplers(recipe.diffusion, strength)
+    for sampler in samplers:
+        scheduler = type(diffusers_scheduler(sampler)).__name__
+        export.ledger.note(
+            sampler.name,
+            hashlib.sha256(msgspec.json.encode(sampler)).hexdigest(),
+            parity=gate(f"sampler {sampler.name}", {"latents": diffusers_error(sampler)}, limit),
+            notes={"against": f"diffusers' {scheduler}, whole trajectories", "limit": f"{limit:g}"},
+        )
+    return samplers
+
+
+def _decodes(export: _Export, seen: Seen | None, samplers: tuple[Sampler, ...]) -> Decodes:
+    """Whole decodes by the first and the last sampler or, of a large model, by the last alone."""
+    is_large = export.is_large
+    return Decodes(
+        seen=seen or random_windows(export.checkpoint, 1 if is_large else N_RANDOM, SEED),
+        samplers=samplers[-1:] if is_large else tuple(dict.fromkeys((samplers[0], samplers[-1]))),
+        seed=SEED,
+        limits=export.limits,
+        is_large=is_large,
+    )
+
+
+@torch.no_grad()
+def _in_torch(
+    export: _Export, converter: Converter, decodes: Decodes
+) -> tuple[list[Graph], dict[str, list[Arrays]]]:
+    """The graphs, LoRA folded into the UNet's weights where there is one, and what torch gives for them."""
+    checkpoint = export.checkpoint
+    graphs = _graphs(export, decodes.samplers[0])
+    denoise = graphs[1]
+    decodes.by_torch(REFERENCE, checkpoint)
+    expected = {graph.name: outputs_of(graph, torch_runner(graph)) for graph in graphs}
+    parity: dict[str, float] = {}
+    notes: dict[str, str] = {}
+    if checkpoint.recipe.finetune.layers == "lora":
+        merge_adapter(checkpoint.unet)
+        merged, limit = outputs_of(denoise, torch_runner(denoise)), export.limits.merged
+        found = compare(denoise, merged, expected[denoise.name])
+        parity = gate("merged", relative(found), limit)
+        notes = {"against": "torch, LoRA beside the weights", "limit": f"{limit:g}"}
+        converter.parity += parity_report.rows("merged", notes["against"], found, limit)
+        expected[denoise.name] = merged
+        decodes.by_torch("torch, merged", checkpoint)
+    parts = {"brain": checkpoint.brain, "image_unet": checkpoint.unet, "vae": checkpoint.vae}
+    parameters = {f"{name}_parameters": str(_count(part)) for name, part in parts.items()}
+    export.ledger.note(
+        model_stage(checkpoint),
+        weights_sha256(parts),
+        ["checkpoint", "base model"],
+        parity=parity,
+        notes=notes | parameters | library_versions(),
+    )
+    return graphs, expected
+
+
+def _graphs(export: _Export, sampler: Sampler) -> list[Graph]:
+    """The three graphs; a large model is measured at fewer cases."""
+    checkpoint, shape = export.checkpoint, latent_shape(export.checkpoint)
+    brain = brain_graph(checkpoint.brain, SEED)
+    condition = torch.from_numpy(torch_runner(brain)(brain.cases[0])["condition"])
+    conditions = torch.cat([checkpoint.null_NW[None], condition])
+    alphas = make_scheduler().alphas_cumprod
+    denoise = denoise_graph(checkpoint.unet, alphas, sampler, conditions, shape, SEED)
+    vae = vae_graph(checkpoint.vae, shape, SEED)
+    if not export.is_large:
+        return [brain, denoise, vae]
+    return [brain, replace(denoise, cases=denoise.cases[:2]), replace(vae, cases=vae.cases[:1])]
+
+
+def _count(part: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in part.parameters())

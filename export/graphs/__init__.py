@@ -1,0 +1,1 @@
+"""A model's graphs: from torch modules to ONNX files."""

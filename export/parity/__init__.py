@@ -1,0 +1,1 @@
+"""Parity: how close each step of an export stays to the step before."""

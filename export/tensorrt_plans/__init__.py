@@ -1,0 +1,1 @@
+"""TensorRT plans: graphs compiled for one GPU, their precision and their parity."""

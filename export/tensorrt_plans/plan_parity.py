@@ -1,0 +1,105 @@
+"""How close an engine stays to ONNX Runtime on the CPU on the same graphs: at each graph and in a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.errors import ExportError
+from realtime.bundle.bundle import Bundle
+from realtime.bundle.spec import Sampler
+from realtime.decoding.decoder import Decoder, initial_noise
+from realtime.decoding.engines.contract import Engine
+
+LIMITS = {"float32": 1e-3, "float16": 2e-2}
+"""Largest differences, relative to the largest number. Both ways of float16 are within 1e-2 of float32."""
+LEAST_PSNR_DB = 30.0
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def worst_differences(bundle: Bundle, engine: Engine, reference: Engine) -> dict[str, dict[str, float]]:
+    """Largest relative difference over all cases, by graph and output.
+
+    :raises ExportError: naming the graph and the output past its limit
+    """
+    worst: dict[str, dict[str, float]] = {}
+    for graph, inputs, compared in _cases(bundle, reference):
+        found, expected = _run(engine, graph, inputs), _run(reference, graph, inputs)
+        figures = worst.setdefault(graph, dict.fromkeys(compared, 0.0))
+        for name in compared:
+            apart = _difference(found[name], expected[name])
+            limit = LIMITS[bundle.spec.graphs[graph].precision]
+            if not apart <= limit:  # also where it is not a number
+                raise ExportError(
+                    f"{graph}: expected {name} within {limit:g} of ONNX Runtime on the CPU, got {apart:.2e}; "
+                    "no engine was written. Build again at a lower --optimization-level, or with another "
+                    "release of TensorRT"
+                )
+            figures[name] = max(figures[name], apart)
+    return worst
+
+
+def picture_psnr_db(bundle: Bundle, engine: Engine, reference: Engine) -> float:
+    """PSNR of a picture, decoded with the shortest of the bundle's tables; raises as above."""
+    sampler = min(bundle.spec.samplers, key=lambda sampler: len(sampler.timesteps))
+    window = initial_noise((bundle.spec.roi.n_voxels, bundle.decoder().window.length_volumes), seed=1)
+    images = [Decoder(bundle, each).decode(window, sampler).image for each in (engine, reference)]
+    mean_square = float(np.mean((images[0].astype(np.float64) - images[1]) ** 2))
+    psnr = min(100.0, 10 * float(np.log10(255**2 / mean_square))) if mean_square else 100.0
+    if psnr < LEAST_PSNR_DB:
+        raise ExportError(
+            f"expected a picture of at least {LEAST_PSNR_DB:g} dB PSNR against ONNX Runtime on the CPU, got "
+            f"{psnr:.1f}; no engine was written"
+        )
+    return psnr
+
+
+def _cases(bundle: Bundle, reference: Engine) -> Iterator[tuple[str, Arrays, tuple[str, ...]]]:
+    """Graph, inputs, and the outputs to compare.
+
+    Of ``denoise`` the next latents, at three steps, guided and not: its prediction at a noisy step is the
+    error of the noise, many times enlarged.
+    """
+    shape = (1, *bundle.spec.latent_shape)
+    seen: set[str] = set()
+    for decoder in bundle.spec.decoders:
+        window = initial_noise((1, bundle.spec.roi.n_voxels, decoder.window.length_volumes), seed=1)
+        outputs = _run(reference, decoder.graph, {"window": window})
+        yield decoder.graph, {"window": window}, tuple(outputs)
+        if decoder.denoise not in seen:
+            conditions = np.concatenate([bundle.null_conditions[decoder.name][None], outputs["condition"]])
+            for inputs in _steps(bundle.sampler(), conditions, shape):
+                yield decoder.denoise, inputs, ("next",)
+        seen.add(decoder.denoise)
+    yield "vae", {"latents": initial_noise(shape, seed=4)}, ("image",)
+
+
+def _steps(sampler: Sampler, conditions: NDArray[Any], shape: tuple[int, ...]) -> Iterator[Arrays]:
+    """Inputs of a ``denoise`` graph at a table's first, middle and last step, guided and not."""
+    for step in (0, len(sampler.timesteps) // 2, len(sampler.timesteps) - 1):
+        for weights in ([-2.0, 3.0], [1.0]):
+            yield {
+                "latents": initial_noise(shape, seed=2 + step),
+                "previous": initial_noise(shape, seed=3 + step),
+                "timestep": np.array([sampler.timesteps[step]], dtype=np.int64),
+                "conditions": conditions[-len(weights) :],
+                "weights": np.array(weights, dtype=np.float32),
+                "coefficients": np.array(sampler.coefficients[step], dtype=np.float32),
+            }
+
+
+def _run(engine: Engine, graph: str, inputs: Arrays) -> Arrays:
+    outputs = engine.run(graph, {name: engine.put(array) for name, array in inputs.items()})
+    return {name: engine.get(tensor) for name, tensor in outputs.items()}
+
+
+def _difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Relative to the largest number; of pictures, in levels of 255 beyond the one that rounding can flip."""
+    apart = float(np.abs(found.astype(np.float64) - expected).max())
+    if expected.dtype == np.uint8:
+        return max(apart - 1, 0.0) / 255
+    return apart / max(float(np.abs(expected).max()), 1e-12)

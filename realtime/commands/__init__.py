@@ -1,0 +1,1 @@
+"""The subcommands of ``realtime``: options only, one module each."""

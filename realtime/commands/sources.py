@@ -1,0 +1,75 @@
+"""What the command ``realtime serve`` takes for where volumes come from."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from realtime.sources.open import Told
+
+DEFAULT = "tcp://127.0.0.1:5555"
+_HELP = f"""\
+Where volumes come from; but for tcp:// with --keys, all of it on this machine:
+
+  tcp://127.0.0.1:5555         this project's own messages, as `python -m sim replay` sends them;
+                               they say all about a run, and a crash on either side loses nothing
+                               (default {DEFAULT})
+  pyneal+tcp://127.0.0.1:5555  Pyneal's scanner side connects here; it hears of each volume that
+                               is recorded
+  afni+tcp://127.0.0.1:7961    AFNI's senders (Dimon, rtfeedme) connect here; their protocol has no
+                               acknowledgements: what is under way in a crash is lost
+  folder:/path                 files that a scanner writes into a folder: NIfTI (a volume each),
+                               Siemens mosaics, enhanced DICOM, classic DICOM (a slice each); those
+                               already there are passed over
+
+All but the first need --volumes, and know nothing of pictures: --markers takes from presentation
+software what is on screen. Forward the port of a scanner elsewhere through an SSH tunnel.
+"""
+
+
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """``--source`` and what goes with it."""
+    group = parser.add_argument_group("volumes", _HELP)
+    group.add_argument(
+        "--source", default=DEFAULT, metavar="ADDRESS", help="one of the above (default %(default)s)"
+    )
+    group.add_argument(
+        "--volumes", type=int, metavar="N", help="how many volumes a run has, where its scanner does not say"
+    )
+    group.add_argument(
+        "--run-id",
+        metavar="ID",
+        help="what runs are called; one that comes again is recorded as ID_take-2 "
+        "(default sub-NN_task-realtime)",
+    )
+    group.add_argument(
+        "--series",
+        metavar="TEXT",
+        help="in a folder, only series whose description (DICOM) or file name (NIfTI) contains TEXT",
+    )
+    group.add_argument(
+        "--first-number",
+        type=int,
+        metavar="N",
+        help="in a folder, the number that a run's first volume has (default 1)",
+    )
+    group.add_argument(
+        "--markers",
+        metavar="ADDRESS",
+        help="listen here, such as tcp://127.0.0.1:5557, for what presentation software shows (see "
+        "docs/presentation.py; default: nowhere)",
+    )
+
+
+def told(arguments: argparse.Namespace) -> Told:
+    """What the operator says of the runs to come."""
+    from realtime.sources.open import Told
+
+    return Told(
+        n_volumes=arguments.volumes,
+        run_id=arguments.run_id,
+        series=arguments.series,
+        first_number=arguments.first_number,
+        markers=arguments.markers,
+    )

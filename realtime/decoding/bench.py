@@ -1,0 +1,126 @@
+"""``realtime bench``: whole decodes, measured, for engines and samplers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from time import perf_counter
+
+import msgspec
+import numpy as np
+
+from realtime.bundle.bundle import Bundle
+from realtime.bundle.spec import Sampler
+from realtime.decoding.decoder import Decoder
+from realtime.decoding.engines.choose import ENGINES, open_engine, probe
+from realtime.decoding.engines.contract import Engine
+from realtime.decoding.faces import FaceBlur
+from realtime.errors import EngineError
+
+SEED = 0
+
+
+class Timing(msgspec.Struct, frozen=True, kw_only=True):
+    """Decodes with one sampler on one engine."""
+
+    engine: str
+    sampler: str
+    n: int
+    median_ms: float
+    p95_ms: float
+    stages_ms: dict[str, float]
+    """Medians of ``brain``, ``denoise``, ``vae``."""
+
+
+class Bench(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``--json`` prints."""
+
+    bundle_sha256: str
+    tr_s: float
+    descriptions: dict[str, str]
+    """Of the engines that ran, by name."""
+    passed_over: dict[str, str]
+    """Why the others did not, by name."""
+    timings: tuple[Timing, ...]
+
+
+def bench(
+    bundle: Bundle,
+    engines: Sequence[str],
+    samplers: Sequence[Sampler],
+    n: int,
+    tell: Callable[[str], None],
+) -> Bench:
+    """Decode seeded windows ``n`` times with each sampler on each engine.
+
+    The samplers take turns, so that a machine that slows down slows all alike.
+
+    :param engines: by name; without any, every one that can run here
+    :param tell: takes a line for each engine
+    :raises EngineError: when an engine that was named does not run here
+    """
+    descriptions, passed_over, timings = {}, {}, []
+    for name in engines or [name for name in ENGINES if name != "auto"]:
+        if not engines and not (candidate := probe(bundle, name)).available:
+            passed_over[name] = candidate.reason
+            continue
+        try:
+            engine = open_engine(bundle, name)
+            tell(f"{name}: {engine.description}")
+            timings += _time(bundle, name, engine, samplers, n)
+        except EngineError as error:
+            if engines:
+                raise
+            passed_over[name] = str(error)
+            continue
+        descriptions[name] = engine.description
+    if not timings:
+        raise EngineError("expected an engine that runs this bundle here, found none: see `realtime doctor`")
+    return Bench(
+        bundle_sha256=bundle.sha256,
+        tr_s=bundle.spec.tr_s,
+        descriptions=descriptions,
+        passed_over=passed_over,
+        timings=tuple(timings),
+    )
+
+
+def _time(bundle: Bundle, name: str, engine: Engine, samplers: Sequence[Sampler], n: int) -> list[Timing]:
+    decoder = Decoder(bundle, engine, SEED, blur=FaceBlur())  # as serve does
+    shape = (n, bundle.spec.roi.n_voxels, bundle.decoder().window.length_volumes)
+    windows = np.random.default_rng(SEED).standard_normal(shape, dtype=np.float32)
+    taken_ms: dict[str, list[float]] = {sampler.name: [] for sampler in samplers}
+    stages_ms: dict[str, list[dict[str, float]]] = {sampler.name: [] for sampler in samplers}
+    for window in windows:
+        for sampler in samplers:
+            began_s = perf_counter()
+            decoded = decoder.decode(window, sampler)
+            taken_ms[sampler.name].append(1e3 * (perf_counter() - began_s))
+            stages_ms[sampler.name].append(decoded.stages_ms)
+    return [
+        Timing(
+            engine=name,
+            sampler=sampler.name,
+            n=n,
+            median_ms=float(np.median(taken_ms[sampler.name])),
+            p95_ms=float(np.percentile(taken_ms[sampler.name], 95)),
+            stages_ms={
+                stage: float(np.median([each[stage] for each in stages_ms[sampler.name]]))
+                for stage in stages_ms[sampler.name][0]
+            },
+        )
+        for sampler in samplers
+    ]
+
+
+def lines(found: Bench) -> list[str]:
+    """A table for people; ``*`` marks what does not end within a TR."""
+    said = [f"{'engine':17} {'sampler':14} {'median ms':>10} {'p95 ms':>9}   brain / denoise / vae"]
+    for timing in found.timings:
+        stages = " / ".join(f"{ms:.1f}" for ms in timing.stages_ms.values())
+        late = "*" if timing.p95_ms > 1e3 * found.tr_s else " "
+        measured = f"{timing.median_ms:10.1f} {timing.p95_ms:9.1f}{late}"
+        said.append(f"{timing.engine:17} {timing.sampler:14} {measured}  {stages}")
+    if any("*" in line for line in said):
+        said.append(f"* longer than a TR of {found.tr_s:.3f} s")
+    said += [f"{name:17} not run: {reason}" for name, reason in found.passed_over.items()]
+    return said

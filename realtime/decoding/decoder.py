@@ -1,0 +1,229 @@
+"""A window of z-scores in, a picture out, on any engine.
+
+    window ─► brain ─► condition ─► sampler's table, one denoise step a row ─► vae ─► picture
+                └────► start ───────┘ (where the decoder predicts the latents to start from)
+
+The sampler is data: at step i the graph ``denoise`` predicts the clean latents x0 (guided by the weighted
+conditions) and returns ``next = c0 * latents + c1 * x0 + c2 * previous x0`` with the table's coefficients.
+That covers DDIM (c2 = 0; Song et al. 2021) and DPM-Solver++(2M) (Lu et al. 2022).
+
+The first latents are seeded noise or, as in diffusers' img2img, latents that the brain graph predicts with
+noise on them: the sampler's ``start`` weighs the two. The noise depends on the seed alone, so that what
+changes from picture to picture is the brain.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from realtime.bundle.bundle import Bundle
+from realtime.bundle.spec import Sampler
+from realtime.decoding.engines.contract import Engine, Handle, LoopEngine, Step, Steps
+from realtime.decoding.pace import Pace, StepTimes
+from realtime.errors import EngineError
+
+_TIMED_RUNS = 3
+_TIMED_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """A picture and what it took."""
+
+    image: NDArray[np.uint8]
+    """RGB [H, W, 3]"""
+    stages_ms: dict[str, float]
+    """Time in ``brain``, ``denoise`` (all steps) and ``vae``, with the blurring of faces."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Table:
+    """A sampler, ready to run: with ``kept`` of the brain's latents on top of ``noise`` it starts."""
+
+    steps: Steps
+    kept: float
+    noise: NDArray[np.float32]
+    noise_alone: Handle
+
+
+def initial_noise(shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
+    """Standard normal noise of a shape, the same in every release of numpy.
+
+    The 64-bit words of Philox (4x64, 10 rounds), whose stream numpy guarantees, become uniform numbers, and
+    pairs of these normal ones by Box and Muller's transform. Numpy may change its own ``standard_normal``.
+    """
+    count = math.prod(shape)
+    words = np.random.Philox(seed).random_raw(2 * ((count + 1) // 2)).reshape(-1, 2)
+    uniform = ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    radius, angle = np.sqrt(-2.0 * np.log(uniform[:, 0])), 2.0 * np.pi * uniform[:, 1]
+    normal = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+    return normal.reshape(-1)[:count].reshape(shape).astype(np.float32)
+
+
+class Decoder:
+    """Decodes windows with one of a bundle's decoders; warm from the start, unless step times are given.
+
+    :param seed: of the initial noise, the same for every picture
+    :param name: of the bundle's decoder; by default the first
+    :param blur: what is done to every picture before it leaves: a function of RGB uint8 [H, W, 3]
+    :param step_times: where they are known or do not matter: nothing is measured then, nor warm
+    :raises BundleError: when the bundle has no such decoder
+    :raises EngineError: when a graph does not run here
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        seed: int = 0,
+        name: str | None = None,
+        blur: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None,
+        step_times: StepTimes | None = None,
+    ) -> None:
+        self._blur = blur
+        self._bundle, self._engine = bundle, engine
+        decoder = bundle.decoder(name)
+        self.spec = decoder
+        """Which decoder of the bundle this is."""
+        self._null = bundle.null_conditions[decoder.name][np.newaxis]
+        self._window_shape = (bundle.spec.roi.n_voxels, decoder.window.length_volumes)
+        latents = (1, *bundle.spec.latent_shape)
+        self._noise = initial_noise(latents, seed)
+        self._no_previous = engine.put(np.zeros(latents, dtype=np.float32))
+        self._tables: dict[Sampler, _Table] = {}
+        self.pace = Pace(step_times or self._warm_up())
+        """How long decodes take on this engine."""
+
+    def decode(self, window: NDArray[np.float32], sampler: Sampler | None = None) -> Decoded:
+        """Decode a window [V, T] of z-scores.
+
+        :param sampler: one of the bundle's; by default its first
+        :raises EngineError: on a window of another shape, or when a graph fails
+        """
+        if window.shape != self._window_shape:
+            raise EngineError(f"expected a window of shape {self._window_shape}, got {window.shape}")
+        sampler = sampler or self._bundle.sampler()
+        decoded = self._decode(window, self._table(sampler))
+        self.pace.note(sampler, sum(decoded.stages_ms.values()) / 1e3)
+        return decoded
+
+    def _decode(self, window: NDArray[np.float32], table: _Table) -> Decoded:
+        engine = self._engine
+        times = [perf_counter()]
+        inputs = {"window": engine.put(window[np.newaxis].astype(np.float32))}
+        outputs = engine.run(self.spec.graph, inputs)
+        condition = engine.get(outputs["condition"])
+        latents = self._first_latents(outputs, table)
+        times.append(perf_counter())
+        latents = self._denoise(condition, latents, table.steps)
+        times.append(perf_counter())
+        image = self._picture(latents)
+        times.append(perf_counter())
+        stages_s = zip(("brain", "denoise", "vae"), np.diff(times), strict=True)
+        return Decoded(image=image, stages_ms={stage: 1e3 * float(seconds) for stage, seconds in stages_s})
+
+    def _picture(self, latents: Handle) -> NDArray[np.uint8]:
+        image = self._engine.get(self._engine.run("vae", {"latents": latents})["image"])
+        return image if self._blur is None else self._blur(image)
+
+    def _first_latents(self, outputs: Mapping[str, Handle], table: _Table) -> Handle:
+        if not table.kept:
+            return table.noise_alone
+        start = self._engine.get(outputs["start"])
+        return self._engine.put(np.float32(table.kept) * start + table.noise)
+
+    def _denoise(self, condition: NDArray[Any], latents: Handle, steps: Steps) -> Handle:
+        conditions = np.concatenate([self._null, condition])
+        if isinstance(self._engine, LoopEngine):
+            return self._engine.sample(self.spec.denoise, steps, conditions, latents)
+        return self._step_by_step(conditions, latents, steps)
+
+    def _step_by_step(self, conditions: NDArray[Any], latents: Handle, steps: Steps) -> Handle:
+        """Run the table's steps; an unguided step leaves the null condition out and costs half."""
+        engine = self._engine
+        both, alone = engine.put(conditions), engine.put(conditions[1:])
+        previous = self._no_previous
+        for step in steps:
+            outputs = engine.run(
+                self.spec.denoise,
+                {
+                    "latents": latents,
+                    "previous": previous,
+                    "timestep": step.timestep,
+                    "conditions": both if step.is_guided else alone,
+                    "weights": step.weights,
+                    "coefficients": step.coefficients,
+                },
+            )
+            latents, previous = outputs["next"], outputs["prediction"]
+        return latents
+
+    def _run_step(self, condition: NDArray[Any], latents: Handle, step: Step) -> None:
+        self._engine.get(self._denoise(condition, latents, (step,)))
+
+    def _table(self, sampler: Sampler) -> _Table:
+        if sampler not in self._tables:
+            rows = zip(sampler.timesteps, sampler.coefficients, sampler.guidance, strict=True)
+            kept, share = sampler.start
+            noise = np.float32(share) * self._noise
+            self._tables[sampler] = _Table(
+                steps=tuple(self._step(*row) for row in rows),
+                kept=kept,
+                noise=noise,
+                noise_alone=self._engine.put(noise),
+            )
+        return self._tables[sampler]
+
+    def _step(self, timestep: int, coefficients: tuple[float, float, float], guidance: float) -> Step:
+        is_guided = guidance != 1.0
+        return Step(
+            timestep=self._engine.put(np.array([timestep], dtype=np.int64)),
+            coefficients=self._engine.put(np.array(coefficients, dtype=np.float32)),
+            weights=self._engine.put(np.array([1 - guidance, guidance][not is_guided :], dtype=np.float32)),
+            is_guided=is_guided,
+        )
+
+    def _warm_up(self) -> StepTimes:
+        """Run every graph in every form that the samplers use, so that no run's first picture pays for it.
+
+        A form that none uses is never run: its time is that of the other. What an engine computes once for a
+        timestep, it computes when the timestep first comes.
+        """
+        engine, start_table = self._engine, self._table(self._bundle.sampler())
+        forms = {step.is_guided: step for s in self._bundle.spec.samplers for step in self._table(s).steps}
+        window = engine.put(np.zeros((1, *self._window_shape), dtype=np.float32))
+        outputs = engine.run(self.spec.graph, {"window": window})
+        condition, latents = engine.get(outputs["condition"]), self._first_latents(outputs, start_table)
+        if isinstance(engine, LoopEngine):  # what it prepares for a table is for the first picture, too
+            for sampler in self._bundle.spec.samplers:
+                self._denoise(condition, latents, self._table(sampler).steps)
+        step_s = {
+            is_guided: _time(partial(self._run_step, condition, latents, step))
+            for is_guided, step in forms.items()
+        }
+        return StepTimes(
+            brain_s=_time(lambda: engine.get(engine.run(self.spec.graph, {"window": window})["condition"])),
+            guided_s=step_s.get(True, step_s.get(False, 0.0)),
+            unguided_s=step_s.get(False, step_s.get(True, 0.0)),
+            vae_s=_time(lambda: self._picture(latents)),
+        )
+
+
+def _time(run: Callable[[], object]) -> float:
+    """Seconds that something takes once it is warm: the median of some runs, fewer where one takes long."""
+    run()
+    taken_s: list[float] = []
+    while len(taken_s) < _TIMED_RUNS and sum(taken_s) < _TIMED_S:
+        began_s = perf_counter()
+        run()
+        taken_s.append(perf_counter() - began_s)
+    return statistics.median(taken_s)

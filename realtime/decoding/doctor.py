@@ -1,0 +1,173 @@
+"""``realtime doctor``: what can decode a bundle on this machine, how fast, and what the runtime would do."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from realtime.bundle.bundle import Bundle
+from realtime.decoding.decoder import Decoder
+from realtime.decoding.engines.choose import ENGINES, LINE, counted, open_engine, probe, usable_cores
+from realtime.decoding.faces import FaceBlur
+from realtime.decoding.pace import MARGIN_TR
+from realtime.errors import EngineError
+
+_HOUR_S = 3600.0
+_VOXEL_BYTES = 4
+"""Of a float32 volume, the largest that a scanner may send."""
+
+
+class EngineFinding(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine: why it cannot run here, or what was measured on it."""
+
+    name: str
+    available: bool
+    reason: str
+    """Why not, and what to do; empty where it runs."""
+    versions: dict[str, str]
+    description: str = ""
+    step_ms: dict[str, float] = {}  # noqa: RUF012 (msgspec copies it)
+    """``brain``, one ``guided`` step, one ``unguided`` step, ``vae``."""
+    decode_ms: dict[str, float] = {}  # noqa: RUF012
+    """Whole decodes by sampler, as the deadline policy expects them."""
+    sampler: str = ""
+    """Which the policy would take for the TR."""
+    fits: bool = False
+    """Whether that one ends before the next volume."""
+    memory_bytes: int | None = None
+    """What this process holds while the engine is open; None where the system does not say."""
+
+
+class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
+    """All that was found; what ``--json`` prints."""
+
+    bundle: str
+    bundle_sha256: str
+    tr_s: float
+    machine: str
+    cores: int
+    engines: tuple[EngineFinding, ...]
+    engine: str
+    """Which ``auto`` takes; empty where none can run."""
+    graphs_bytes: int
+    """Of the graphs on disk: what an engine needs at least, and mostly some times over."""
+    memory_free_bytes: int | None
+    disk_folder: str
+    disk_free_bytes: int
+    disk_per_hour_bytes: int
+    """What an hour of scanning writes at most: volumes as float32, frames uncompressed."""
+
+
+def diagnose(bundle: Bundle, out: Path) -> Diagnosis:
+    """Open every engine that can run the bundle here, one after the other, and measure it.
+
+    :param out: where runs would be recorded
+    """
+    findings = tuple(_examine(bundle, name) for name in ENGINES if name != "auto")
+    running = {finding.name for finding in findings if finding.available}
+    folder = next(each for each in (out.absolute(), *out.absolute().parents) if each.is_dir())
+    spec = bundle.spec
+    volume_bytes = math.prod(spec.roi.shape) * _VOXEL_BYTES + math.prod(spec.image_size_px) * 3
+    return Diagnosis(
+        bundle=str(bundle.folder),
+        bundle_sha256=bundle.sha256,
+        tr_s=spec.tr_s,
+        machine=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        cores=usable_cores(),
+        engines=findings,
+        engine=next((name for name in LINE if name in running), ""),
+        graphs_bytes=sum(path.stat().st_size for path in bundle.folder.glob("*.onnx*")),
+        memory_free_bytes=_memory_free_bytes(),
+        disk_folder=str(folder),
+        disk_free_bytes=shutil.disk_usage(folder).free,
+        disk_per_hour_bytes=round(_HOUR_S / spec.tr_s * volume_bytes),
+    )
+
+
+def _examine(bundle: Bundle, name: str) -> EngineFinding:
+    candidate = probe(bundle, name)
+    versions = candidate.versions
+    if not candidate.available:
+        return EngineFinding(name=name, available=False, reason=candidate.reason, versions=versions)
+    try:
+        engine = open_engine(bundle, name)
+        decoder = Decoder(bundle, engine, blur=FaceBlur())  # as serve does
+    except EngineError as error:
+        return EngineFinding(name=name, available=False, reason=str(error), versions=versions)
+    times, samplers = decoder.pace.times, bundle.spec.samplers
+    time_s = (1 - MARGIN_TR) * bundle.spec.tr_s
+    chosen = decoder.pace.choose(samplers, time_s)
+    return EngineFinding(
+        name=name,
+        available=True,
+        reason="",
+        versions=versions,
+        description=engine.description,
+        step_ms={
+            "brain": 1e3 * times.brain_s,
+            "guided": 1e3 * times.guided_s,
+            "unguided": 1e3 * times.unguided_s,
+            "vae": 1e3 * times.vae_s,
+        },
+        decode_ms={sampler.name: 1e3 * decoder.pace.decode_s(sampler) for sampler in samplers},
+        sampler=chosen.name,
+        fits=decoder.pace.decode_s(chosen) <= time_s,
+        memory_bytes=_memory_held_bytes(),
+    )
+
+
+def lines(found: Diagnosis) -> list[str]:
+    """A diagnosis for people."""
+    said = [
+        f"bundle    {found.bundle} ({found.bundle_sha256[:12]})",
+        f"machine   {found.machine}, {counted(found.cores, 'core')} to use",
+        f"memory    {_size(found.memory_free_bytes)} free; the graphs alone are {_size(found.graphs_bytes)}",
+        f"disk      {_size(found.disk_free_bytes)} free in {found.disk_folder}; an hour of scanning writes "
+        f"at most {_size(found.disk_per_hour_bytes)}",
+        "",
+    ]
+    for finding in found.engines:
+        said += _engine_lines(finding, found.tr_s)
+    taken = f"the runtime takes {found.engine}" if found.engine else "no engine can run this bundle here"
+    return [*said, "", taken]
+
+
+def _engine_lines(finding: EngineFinding, tr_s: float) -> list[str]:
+    if not finding.available:
+        return [f"{finding.name:17} no: {finding.reason}"]
+    step = ", ".join(f"{what} {ms:.1f}" for what, ms in finding.step_ms.items())
+    decode_ms = finding.decode_ms[finding.sampler]
+    verdict = "" if finding.fits else ", which is too long: volumes will be skipped"
+    indent = " " * 18
+    return [
+        f"{finding.name:17} yes: {finding.description}",
+        f"{indent}ms: {step}; {_size(finding.memory_bytes)} held",
+        f"{indent}{finding.sampler} for a TR of {tr_s:.3f} s: {decode_ms:.0f} ms a decode{verdict}",
+    ]
+
+
+def _size(n_bytes: int | None) -> str:
+    if n_bytes is None:
+        return "an unknown amount"
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
+
+
+def _memory_free_bytes() -> int | None:
+    """What can be had without swapping, where Linux says it."""
+    try:
+        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def _memory_held_bytes() -> int | None:
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,144 @@
+"""TensorRT's engines in a bundle: where they lie, what they were built from, whether they fit.
+
+    engines/tensorrt-<version>-sm<NN>/
+        engines.json          what this module reads
+        brain.plan denoise.plan vae.plan
+
+A plan runs on the version of TensorRT and the architecture it was built for and nothing else, hence the
+folder's name; and on the model of GPU it was built on, for TensorRT promises nothing for others.
+``engines.json`` holds the SHA-256 of every plan and of the ONNX files that it was built from, which must be
+those of ``bundle.json``: that links a plan to the checkpoint.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from realtime.bundle.bundle import Bundle
+from realtime.bundle.files import file_sha256
+from realtime.bundle.spec import FileName, Sha256, Spec
+from realtime.errors import EngineError
+
+ENGINES_FOLDER = "engines"
+RECORD_FILE = "engines.json"
+FORMAT_VERSION = 1
+
+Version = Annotated[str, msgspec.Meta(pattern=r"^[0-9][A-Za-z0-9.+]{0,31}\Z")]
+Architecture = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{2,3}[a-z]?\Z")]
+
+
+class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is common to all parts of the record: nothing unknown is passed over."""
+
+
+class Plan(_Part, frozen=True, kw_only=True):
+    """The engine of one graph."""
+
+    file: FileName
+    sha256: Sha256
+    made_from: dict[FileName, Sha256]
+    """The ONNX graph, and the file of its weights where they lie beside it."""
+    layers: dict[str, int]
+    """How many layers compute in what."""
+    float32_layers: tuple[str, ...]
+    """Layers of a float16 graph that touch float32, as the graph says they should."""
+    parity: dict[str, float]
+    """Largest differences from ONNX Runtime on the CPU, by output."""
+
+
+class Record(_Part, frozen=True, kw_only=True):
+    """``engines.json``."""
+
+    format_version: int
+    tensorrt: Version
+    sm: Architecture
+    gpu: str
+    """The model they were built on."""
+    notes: dict[str, str]
+    """Versions and settings that had a part in it."""
+    plans: dict[str, Plan]
+    """By graph."""
+    psnr_db: float
+    """Of a whole decode's picture, against ONNX Runtime on the CPU."""
+
+
+def plans_folder(bundle_folder: Path, tensorrt: str, sm: str) -> Path:
+    """Where the plans for a version of TensorRT and an architecture lie."""
+    return bundle_folder / ENGINES_FOLDER / f"tensorrt-{tensorrt}-sm{sm}"
+
+
+def graph_files(spec: Spec, graph: str) -> dict[str, str]:
+    """The files of a graph with their SHA-256: the ONNX file and, where there is one, that of its weights."""
+    file = spec.graphs[graph].file
+    return {name: spec.files[name] for name in (file, f"{file}.data") if name in spec.files}
+
+
+def find_plans(bundle: Bundle, tensorrt: str, sm: str, gpu: str) -> Record:
+    """The record of a bundle's plans for a version, an architecture and a model of GPU; reads no plan.
+
+    :raises EngineError: when there are none or they do not fit, saying what to rebuild
+    """
+    folder = plans_folder(bundle.folder, tensorrt, sm)
+    todo = rebuild(bundle)
+    if not folder.is_dir():
+        others = sorted(path.name for path in folder.parent.glob("tensorrt-*") if path.is_dir())
+        found = f"only {', '.join(others)}" if others else "none"
+        raise EngineError(f"expected engines in {folder.name}, found {found}; {todo}")
+    try:
+        record = msgspec.json.decode((folder / RECORD_FILE).read_bytes(), type=Record)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise EngineError(f"{folder / RECORD_FILE}: expected a record of engines: {error}; {todo}") from error
+    _check_fit(bundle, folder, record, tensorrt, sm)
+    if record.gpu != gpu:
+        raise EngineError(
+            f"{folder}: expected engines built on {gpu}, found ones built on {record.gpu}: TensorRT promises "
+            f"nothing for another model of the same architecture; {todo}"
+        )
+    return record
+
+
+def check_plans(bundle: Bundle, record: Record) -> dict[str, Path]:
+    """The files of the plans by graph, once they are those of the record, byte for byte; raises as above."""
+    folder, paths = plans_folder(bundle.folder, record.tensorrt, record.sm), {}
+    for graph, plan in record.plans.items():
+        paths[graph] = folder / plan.file
+        try:
+            found = file_sha256(paths[graph])
+        except OSError as error:
+            raise EngineError(
+                f"{paths[graph]}: listed but not readable: {error.strerror}; {rebuild(bundle)}"
+            ) from error
+        if found != plan.sha256:
+            raise EngineError(
+                f"{paths[graph]}: changed or cut short since it was built: expected SHA-256 {plan.sha256}, "
+                f"found {found}; {rebuild(bundle)}"
+            )
+    return paths
+
+
+def rebuild(bundle: Bundle) -> str:
+    """What to do where engines are missing or do not fit."""
+    return f"build them on this machine: python -m export engines --bundle {bundle.folder}"
+
+
+def _check_fit(bundle: Bundle, folder: Path, record: Record, tensorrt: str, sm: str) -> None:
+    spec, todo = bundle.spec, rebuild(bundle)
+    if (record.format_version, record.tensorrt, record.sm) != (FORMAT_VERSION, tensorrt, sm):
+        raise EngineError(
+            f"{folder / RECORD_FILE}: expected format {FORMAT_VERSION}, TensorRT {tensorrt} and sm{sm}, "
+            f"found format {record.format_version}, TensorRT {record.tensorrt} and sm{record.sm}; {todo}"
+        )
+    if record.plans.keys() != spec.graphs.keys():
+        raise EngineError(
+            f"{folder.name}: expected engines of {', '.join(spec.graphs)}, found {', '.join(record.plans)}; "
+            f"{todo}"
+        )
+    for graph, plan in record.plans.items():
+        if plan.made_from != graph_files(spec, graph):
+            raise EngineError(
+                f"{folder / plan.file}: built from another {spec.graphs[graph].file} than the bundle's; "
+                f"{todo}"
+            )

@@ -1,0 +1,243 @@
+"""TensorRT, natively: plans that ``python -m export engines`` built on this machine.
+
+Every graph has an execution context per number of conditions, with its shapes, inputs and outputs bound once
+and for all. The steps of a sampler's table are recorded as one CUDA graph, in which latents go from one step
+to the next on the device.
+
+By API that TensorRT 10.12 and 11 both have.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorrt as trt
+from numpy.typing import NDArray
+
+from realtime.bundle.bundle import Bundle
+from realtime.decoding.engines.contract import Candidate, Engine, Handle, Steps
+from realtime.decoding.engines.cuda import DeviceArray, Stream, first_device
+from realtime.decoding.engines.plans import Record, check_plans, find_plans, rebuild
+from realtime.decoding.engines.signature import signature
+from realtime.errors import EngineError
+
+MOST_CONDITIONS = 2
+"""Guidance needs two: the null condition and the other one."""
+
+_UNRECORDED = ", step by step"
+_log = logging.getLogger(__name__)
+_SEVERITIES = {
+    trt.ILogger.Severity.INTERNAL_ERROR: logging.ERROR,
+    trt.ILogger.Severity.ERROR: logging.ERROR,
+    trt.ILogger.Severity.WARNING: logging.WARNING,
+}
+
+
+def probe(bundle: Bundle, name: str) -> Candidate:
+    """As :func:`realtime.decoding.engines.choose.probe`."""
+    versions = {"tensorrt": str(trt.__version__)}
+    try:
+        _record(bundle)
+    except EngineError as error:
+        return Candidate(name=name, reason=str(error), versions=versions)
+    return Candidate(name=name, versions=versions)
+
+
+def open_engine(bundle: Bundle, name: str, threads: int | None) -> Engine:
+    """As :func:`realtime.decoding.engines.choose.open_engine`; threads of the CPU have no part in it."""
+    record = _record(bundle)
+    return TensorRtEngine(bundle, check_plans(bundle, record))
+
+
+def _record(bundle: Bundle) -> Record:
+    """The record of the plans for this machine. :raises EngineError: when there are none that fit it"""
+    device = first_device()
+    return find_plans(bundle, trt.__version__, device.sm, device.name)
+
+
+class TensorRtEngine:
+    """The graphs of a bundle as TensorRT engines on the first CUDA device.
+
+    :param plans: file of the plan by graph
+    :raises EngineError: when a plan does not load, run or fit the bundle
+    """
+
+    def __init__(self, bundle: Bundle, plans: Mapping[str, Path]) -> None:
+        device = first_device()
+        self.description = f"TensorRT {trt.__version__}, {device.name}"
+        self._stream = Stream()
+        self._runtime = trt.Runtime(_Logger())
+        self._forms: dict[tuple[str, int], _Form] = {}
+        for graph, path in plans.items():
+            self._load(bundle, graph, path)
+        latents = (1, *bundle.spec.latent_shape)
+        self._latents = self._stream.allocate(latents, np.float32)
+        self._no_previous = self._put(np.zeros(latents, dtype=np.float32))
+        self._loops: dict[tuple[str, Steps], Callable[[], None]] = {}
+
+    def put(self, array: NDArray[Any]) -> Handle:
+        """Bring an array to the device."""
+        return self._put(array)
+
+    def get(self, tensor: Handle) -> NDArray[Any]:
+        """A tensor as an array of the host, its own."""
+        return self._stream.download(_own(tensor))
+
+    def run(self, graph: str, inputs: Mapping[str, Handle]) -> dict[str, Handle]:
+        """Run a graph; its outputs stay on the device.
+
+        :raises EngineError: when it fails
+        """
+        tensors = {name: _own(tensor) for name, tensor in inputs.items()}
+        free = tensors["conditions"].shape[0] if "conditions" in tensors else 1
+        form = self._forms.get((graph, free))
+        if form is None or tensors.keys() != form.inputs.keys():
+            raise EngineError(f"{graph} with {free} conditions and inputs {', '.join(tensors)} is not known")
+        for name, tensor in tensors.items():
+            self._feed(form, name, tensor)
+        form.enqueue()
+        return {name: self._stream.duplicate(tensor) for name, tensor in form.outputs.items()}
+
+    def sample(self, graph: str, steps: Steps, conditions: NDArray[Any], latents: Handle) -> Handle:
+        """As :meth:`realtime.decoding.engines.contract.LoopEngine.sample`: one launch for all steps."""
+        for n in range(1, MOST_CONDITIONS + 1):
+            self._stream.upload(conditions[-n:], self._forms[graph, n].inputs["conditions"])
+        loop = self._loops.get((graph, steps)) or self._prepare(graph, steps)
+        self._stream.copy(_own(latents), self._latents)
+        loop()
+        final = self._stream.duplicate(self._latents)
+        self._stream.synchronize()  # so that the time it took is seen here
+        return final
+
+    def _prepare(self, graph: str, steps: Steps) -> Callable[[], None]:
+        """Record a table as a CUDA graph, after a run: TensorRT puts work off until the first."""
+        queue = partial(self._queue, graph, steps)
+        queue()
+        self._stream.synchronize()
+        try:
+            self._loops[graph, steps] = partial(self._stream.capture(queue).launch, self._stream)
+        except EngineError as error:
+            _log.warning(
+                "a sampler runs step by step, as it cannot be recorded as a CUDA graph: %s", str(error)
+            )
+            if not self.description.endswith(_UNRECORDED):
+                self.description += _UNRECORDED
+            self._loops[graph, steps] = queue
+        return self._loops[graph, steps]
+
+    def _queue(self, graph: str, steps: Steps) -> None:
+        """Queue a table's steps, from ``self._latents`` to the same place."""
+        latents, previous = self._latents, self._no_previous
+        for step in steps:
+            form = self._forms[graph, 2 if step.is_guided else 1]
+            self._feed(form, "latents", latents)
+            self._feed(form, "previous", previous)
+            self._feed(form, "timestep", _own(step.timestep))
+            self._feed(form, "weights", _own(step.weights))
+            self._feed(form, "coefficients", _own(step.coefficients))
+            form.enqueue()
+            latents, previous = form.outputs["next"], form.outputs["prediction"]
+        self._stream.copy(latents, self._latents)
+
+    def _put(self, array: NDArray[Any]) -> DeviceArray:
+        tensor = self._stream.allocate(array.shape, array.dtype)
+        self._stream.upload(array, tensor)
+        return tensor
+
+    def _feed(self, form: _Form, name: str, tensor: DeviceArray) -> None:
+        to = form.inputs[name]
+        if (tensor.shape, tensor.dtype) != (to.shape, to.dtype):
+            raise EngineError(
+                f"{form.graph} failed on {self.description}: expected {name} of {to.dtype} {to.shape}, got "
+                f"{tensor.dtype} {tensor.shape}"
+            )
+        self._stream.copy(tensor, to)
+
+    def _load(self, bundle: Bundle, graph: str, path: Path) -> None:
+        """Load a plan and bind it at every number of conditions that it is for."""
+        try:
+            engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        except OSError as error:
+            raise EngineError(f"{path}: not readable: {error.strerror}; {rebuild(bundle)}") from error
+        if engine is None:
+            raise EngineError(
+                f"{path}: expected a plan that TensorRT {trt.__version__} loads here; the log has its "
+                f"reasons; {rebuild(bundle)}"
+            )
+        _check_signature(bundle, graph, path, engine)
+        is_denoise = graph in {decoder.denoise for decoder in bundle.spec.decoders}
+        for n in range(1, MOST_CONDITIONS + 1) if is_denoise else (1,):
+            self._forms[graph, n] = _Form(bundle, graph, engine, n, self._stream)
+
+
+class _Form:
+    """A graph at fixed shapes: an execution context and the memory of its inputs and outputs."""
+
+    def __init__(self, bundle: Bundle, graph: str, engine: Any, n: int, stream: Stream) -> None:
+        self.graph, self._stream = graph, stream
+        self._engine = engine  # which must outlive its contexts
+        self._context = engine.create_execution_context()
+        if self._context is None:
+            raise EngineError(
+                f"{graph}: expected enough memory on the device to run it; the log has TensorRT's reasons. "
+                "End what else runs there, or use another engine"
+            )
+        inputs, outputs = signature(bundle.spec, graph)
+        for tensor in inputs:
+            shape = tuple(size if isinstance(size, int) else n for size in tensor.shape)
+            self._must(self._context.set_input_shape(tensor.name, shape), f"takes {tensor.name} {shape}")
+        self.inputs = {tensor.name: self._bind(tensor.name) for tensor in inputs}
+        self.outputs = {tensor.name: self._bind(tensor.name) for tensor in outputs}
+
+    def enqueue(self) -> None:
+        """Queue one run."""
+        self._must(self._context.execute_async_v3(int(self._stream.handle)), "runs")
+
+    def _bind(self, name: str) -> DeviceArray:
+        shape = tuple(self._context.get_tensor_shape(name))
+        memory = self._stream.allocate(shape, trt.nptype(self._engine.get_tensor_dtype(name)))
+        self._must(self._context.set_tensor_address(name, memory.address), f"takes memory for {name}")
+        return memory
+
+    def _must(self, done: bool, what: str) -> None:
+        if not done:
+            raise EngineError(f"{self.graph}: expected that TensorRT {what}; the log has its reasons")
+
+
+class _Logger(trt.ILogger):  # type: ignore[misc]  # TensorRT has no types
+    """What TensorRT says, as far as it matters, to the log."""
+
+    def __init__(self) -> None:
+        trt.ILogger.__init__(self)
+
+    def log(self, severity: Any, msg: str) -> None:
+        """As TensorRT calls it."""
+        if severity in _SEVERITIES:
+            _log.log(_SEVERITIES[severity], "TensorRT: %s", msg)
+
+
+def _own(tensor: Handle) -> DeviceArray:
+    if not isinstance(tensor, DeviceArray):
+        raise EngineError(f"expected a tensor of this engine, got a {type(tensor).__name__}")
+    return tensor
+
+
+def _check_signature(bundle: Bundle, graph: str, path: Path, engine: Any) -> None:
+    """See that a plan takes and gives what the bundle's format says; free dimensions are -1 in it."""
+    expected = {
+        tensor.name: (tensor.dtype, tuple(size if isinstance(size, int) else -1 for size in tensor.shape))
+        for tensors in signature(bundle.spec, graph)
+        for tensor in tensors
+    }
+    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    found = {
+        name: (np.dtype(trt.nptype(engine.get_tensor_dtype(name))).name, tuple(engine.get_tensor_shape(name)))
+        for name in names
+    }
+    if found != expected:
+        raise EngineError(f"{path}: expected {expected}, found {found}; {rebuild(bundle)}")

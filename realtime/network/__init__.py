@@ -1,0 +1,1 @@
+"""Addresses, CURVE keys and the publisher of frames."""

@@ -1,0 +1,1 @@
+"""Causal preprocessing: raw rows of ROI voxels to z-scores, volume by volume."""

@@ -1,0 +1,290 @@
+"""Streaming preprocessing: volumes in, z-scores of the region's last T volumes out. Pure, no I/O.
+
+At volume n, in this order:
+
+1. mask to the region of interest;
+2. *censor* the volume if more than 1 % of the region is not finite, else *repair* the few bad voxels with
+   their last good value; censor it, too, if it is a spike (where a rule is given:
+   :mod:`realtime.preprocessing.spikes`);
+3. subtract the run's first volume (only for the numbers: a fit with a constant does not see it);
+4. update the least-squares fit of slow cosine drifts; their basis is that of the whole planned run;
+5. z-score the residuals of the last T volumes by the fit on volumes 0..n.
+
+That is ``nilearn.signal.clean`` on the prefix 0..n with the basis as confounds and ddof 1, as far as float64
+determines that fit: a basis whose prefix has condition number c fixes it to about ``c * 2e-16``. At 0.008 Hz
+that is 1e-6 after 15 of 225 volumes; at 0.01 Hz, where two more cosines fit, after 40. Until there are more
+than K + 2 volumes, mean and SD come from a per-voxel prior: ``mean = (sum + k * prior_mean) / (n + k)``, and
+likewise the variance; after that nothing of the prior is left.
+
+A censored or missing volume is not fitted; in windows the row before it stands for it.
+
+Legend: V voxels of the region in C order, T volumes of a window, K regressors, n volumes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from realtime.bundle.spec import Preprocessing
+from realtime.errors import PreprocessError
+from realtime.preprocessing.least_squares import FLAT, Floats, StreamingFit
+from realtime.preprocessing.spikes import SpikeRule, SpikeWatch, rms_sd
+
+CENSOR_SHARE = 0.01
+"""A volume with a larger share of non-finite voxels in the region is censored."""
+
+LARGEST = float(np.finfo(np.float32).max)
+"""Values beyond float32's range count as not finite: they would overflow in the sums of squares."""
+
+State = Literal["warming", "trusted", "censored"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pushed:
+    """What became of a volume."""
+
+    status: State
+    repaired_voxels: int
+    """How many voxels were not finite and got their last good value."""
+    reason: str = ""
+    """Why it was censored."""
+
+
+def cosine_basis(n_volumes: int, tr_s: float, high_pass_hz: float) -> Floats:
+    """Slow drifts of a run: cosines (DCT-II) below ``high_pass_hz`` and, last, a constant; [n_volumes, K].
+
+    Equal to nilearn's ``create_cosine_drift`` also where rounding decides the number of columns.
+
+    :raises PreprocessError: when there is no volume, or the times are not positive.
+    """
+    if n_volumes < 1 or not tr_s > 0 or not high_pass_hz > 0:
+        raise PreprocessError(
+            f"expected at least one volume, a positive TR and a positive high-pass frequency, "
+            f"got {n_volumes} volumes, {tr_s} s and {high_pass_hz} Hz"
+        )
+    # Computed as in nilearn: 2 * 225 * 0.01 Hz * 4/3 s is 6, and rounding decides whether a cosine is in.
+    step_s = (n_volumes - 1) * tr_s / (n_volumes - 1) if n_volumes > 1 else tr_s
+    order = min(n_volumes - 1, int(np.floor(2 * n_volumes * high_pass_hz * step_s)))
+    phase = np.pi / n_volumes * (np.arange(n_volumes) + 0.5)
+    cosines = np.sqrt(2.0 / n_volumes) * np.cos(phase[:, None] * np.arange(1, order + 1))
+    return np.hstack([cosines, np.ones((n_volumes, 1))])
+
+
+class StreamingPreprocessor:
+    """One run's preprocessing: push volumes in order, ask for the window after any of them.
+
+    :param mask: bool [x, y, z], the region on the scanner's grid
+    :param n_volumes: planned length of the run; fixes the drift basis
+    :param prior_mean: float [V], per-voxel mean over earlier runs
+    :param prior_sd: float [V], per-voxel SD over time within earlier runs, after detrending
+    :param spikes: which volumes to censor although they are finite; None: none
+    :raises PreprocessError: when these do not fit each other
+    """
+
+    def __init__(
+        self,
+        mask: NDArray[np.bool_],
+        n_volumes: int,
+        tr_s: float,
+        settings: Preprocessing,
+        prior_mean: NDArray[np.floating[Any]],
+        prior_sd: NDArray[np.floating[Any]],
+        window_volumes: int,
+        spikes: SpikeRule | None = None,
+    ) -> None:
+        n_voxels = int(np.count_nonzero(mask))
+        _check_prior(n_voxels, prior_mean, prior_sd)
+        self._shape = mask.shape
+        self._voxels = np.flatnonzero(mask)
+        self._settings = settings
+        self._prior_mean = prior_mean.astype(np.float64)
+        self._prior_variance = np.square(prior_sd.astype(np.float64))
+        self._basis = cosine_basis(n_volumes, tr_s, settings.high_pass_hz)
+        # The fit wants regressors of size about 1; their scale does not change what they span.
+        self._basis /= np.abs(self._basis).max(axis=0)
+        self._needed = self._basis.shape[1] + 3
+        self._fit = StreamingFit(self._basis.shape[1], n_voxels, window_volumes)
+        self._spikes = SpikeWatch(spikes) if spikes else None
+        self._ages = range(window_volumes - 1, -1, -1)
+        self._first: Floats | None = None
+        self._last = self._prior_mean
+        self._index = -1
+
+    def push(self, index: int, volume: NDArray[Any]) -> Pushed:
+        """Take volume ``index`` [x, y, z]; indices must rise, and those left out count as missing.
+
+        :raises PreprocessError: on a wrong shape, or an index that is not next or beyond the planned run
+        """
+        if volume.shape != self._shape:
+            raise PreprocessError(f"expected a volume of shape {self._shape}, got {volume.shape}")
+        return self.push_row(index, volume.reshape(-1)[self._voxels])
+
+    def push_row(self, index: int, row: NDArray[Any]) -> Pushed:
+        """Take the region's voxels [V] of volume ``index``; otherwise as :meth:`push`."""
+        self._check(index, row)
+        self._fill(index - self._index - 1)
+        self._index = index
+        values = row.astype(np.float64)
+        bad = ~(np.abs(values) <= LARGEST)
+        n_bad = int(np.count_nonzero(bad))
+        if n_bad > CENSOR_SHARE * row.size:
+            return self._censor("too many of its ROI voxels are not finite")
+        values = np.where(bad, self._last, values) if n_bad else values
+        if spike := self._spike(values):
+            return self._censor(spike)
+        self._accept(values)
+        return Pushed(status=self._status(), repaired_voxels=n_bad)
+
+    def row_z(self) -> NDArray[np.float32]:
+        """Z-scores [V] of the newest volume as of now; of a censored one, those of the row in its place."""
+        return self._z_scores((0,))[:, 0]
+
+    def window(self) -> NDArray[np.float32] | None:
+        """Z-scores [V, T] of the last T volumes, all by the fit as of now; None while the run is shorter."""
+        if self._first is None or self._index + 1 < len(self._ages):
+            return None
+        return self._z_scores(self._ages)
+
+    def statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Mean and SD over time, after detrending, of the volumes so far, [V] each; None: too few to tell."""
+        if self._first is None or self._fit.n_rows < self._needed:
+            return None
+        mean, sd = self._first + self._fit.mean(), self._fit.sd()
+        return mean.astype(np.float32), sd.astype(np.float32)
+
+    def _check(self, index: int, row: NDArray[Any]) -> None:
+        if not self._index < index < len(self._basis):
+            raise PreprocessError(
+                f"expected a volume index from {self._index + 1} to {len(self._basis) - 1}, got {index}; "
+                "volumes are pushed once and in order"
+            )
+        if row.shape != self._last.shape:
+            raise PreprocessError(f"expected {self._last.size} voxels of the region, got shape {row.shape}")
+
+    def _censor(self, reason: str) -> Pushed:
+        self._fill(1)
+        return Pushed(status="censored", repaired_voxels=0, reason=reason)
+
+    def _spike(self, row: Floats) -> str:
+        """Why a volume's row is to be censored as a spike; nothing where it is none."""
+        if self._spikes is None or self._first is None or self._fit.n_rows < self._needed:
+            return ""
+        residual = self._fit.innovation(self._basis[self._index], row - self._first)
+        variance = self._fit.variance()
+        distance, change = rms_sd(residual, variance), rms_sd(row - self._last, variance)
+        if not self._spikes.is_spike(distance, change):
+            return ""
+        return f"a spike: {distance:.1f} SD off the run so far, {change:.1f} SD off the last good volume"
+
+    def _fill(self, n_volumes: int) -> None:
+        """Let the last good row stand for missing or censored ones; before the first there is none yet."""
+        if self._first is not None:
+            for _ in range(min(n_volumes, len(self._ages))):
+                self._fit.repeat()
+
+    def _accept(self, row: Floats) -> None:
+        self._last = row
+        is_first = self._first is None
+        if self._first is None:
+            self._first = row
+        self._fit.add(self._basis[self._index], row - self._first)
+        if is_first:
+            self._fill(len(self._ages) - 1)  # stands also for volumes lost before it
+
+    def _status(self) -> State:
+        warm = self._index + 1 >= self._settings.warmup_volumes and self._fit.n_rows >= self._needed
+        return "trusted" if warm else "warming"
+
+    def _z_scores(self, ages: Sequence[int]) -> NDArray[np.float32]:
+        """Z-scores [V, len(ages)] of recent rows; zeros before the first good volume."""
+        if self._first is None:
+            return np.zeros((self._last.size, len(ages)), dtype=np.float32)
+        if self._fit.n_rows >= self._needed:
+            return self._fit.z_scores(ages)
+        return self._prior_z_scores(self._first, ages)
+
+    def _prior_z_scores(self, first: Floats, ages: Sequence[int]) -> NDArray[np.float32]:
+        n, k = self._fit.n_rows, self._settings.prior_volumes
+        mean = (n * self._fit.mean() + k * (self._prior_mean - first)) / (n + k)
+        around_mean = self._fit.sum_squares() - 2 * n * mean * self._fit.mean() + n * mean**2
+        variance = (np.maximum(around_mean, 0.0) + k * self._prior_variance) / (n + k)
+        z = self._fit.recent(ages) - mean
+        z = np.divide(z, np.sqrt(variance), out=np.zeros_like(z), where=variance > 0)
+        return np.ascontiguousarray(z.T, dtype=np.float32)
+
+
+def whole_run(rows: NDArray[Any], tr_s: float, high_pass_hz: float) -> NDArray[np.float32]:
+    """Z-score a recorded run [n, V] as a whole, slow cosines removed; otherwise as :func:`z_scored`."""
+    return z_scored(rows, cosine_basis(len(rows), tr_s, high_pass_hz))
+
+
+def z_scored(rows: NDArray[Any], basis: Floats) -> NDArray[np.float32]:
+    """Z-score a recorded run [n, V] as a whole: what ``basis`` [n, K] spans removed, a constant among it.
+
+    SD with ddof 1, flat voxels 0; float32 [n, V].
+
+    :raises PreprocessError: when a value is not finite, or there are not enough volumes for the basis
+    """
+    basis, _ = np.linalg.qr(basis)
+    if len(rows) <= basis.shape[1]:
+        raise PreprocessError(
+            f"expected more than {basis.shape[1]} volumes for the drift basis, got {len(rows)}"
+        )
+    centred = rows.astype(np.float64)
+    if not np.isfinite(centred).all():
+        raise PreprocessError("expected finite values in a recorded run; censor or repair its volumes first")
+    centred -= centred[0].copy()
+    sum_squares = np.einsum("nv,nv->v", centred, centred)
+    centred -= basis @ (basis.T @ centred)
+    rss = np.einsum("nv,nv->v", centred, centred)
+    varies = rss > FLAT * sum_squares
+    centred *= np.sqrt(np.divide(len(rows) - 1, rss, out=np.zeros_like(rss), where=varies))
+    return centred.astype(np.float32)
+
+
+def causal_windows(
+    rows: NDArray[Any],
+    tr_s: float,
+    settings: Preprocessing,
+    prior_mean: NDArray[np.floating[Any]],
+    prior_sd: NDArray[np.floating[Any]],
+    window_volumes: int,
+    ends: Sequence[int],
+) -> NDArray[np.float32]:
+    """What the runtime would have fed the decoder at volumes ``ends`` of a recorded run [n, V].
+
+    Spikes are left in: the runtime shows nothing at them, and here every end gets its window.
+
+    :returns: float32 [len(ends), V, T], in the order of ``ends``
+    :raises PreprocessError: when an end has no window before it, or lies beyond the run
+    """
+    n_volumes, n_voxels = rows.shape
+    if any(not window_volumes - 1 <= end < n_volumes for end in ends):
+        raise PreprocessError(
+            f"expected window ends from {window_volumes - 1} to {n_volumes - 1}, got {sorted(ends)}"
+        )
+    stream = StreamingPreprocessor(
+        np.ones((n_voxels, 1, 1), dtype=bool), n_volumes, tr_s, settings, prior_mean, prior_sd, window_volumes
+    )
+    places: dict[int, list[int]] = {}
+    for place, end in enumerate(ends):
+        places.setdefault(end, []).append(place)
+    windows = np.empty((len(ends), n_voxels, window_volumes), dtype=np.float32)
+    for index in range(max(ends, default=-1) + 1):
+        stream.push_row(index, rows[index])
+        if index in places:
+            windows[places[index]] = stream.window()
+    return windows
+
+
+def _check_prior(n_voxels: int, *priors: NDArray[np.floating[Any]]) -> None:
+    for prior in priors:
+        if prior.shape != (n_voxels,) or not np.isfinite(prior).all():
+            raise PreprocessError(
+                f"expected a finite prior for each of the region's {n_voxels} voxels, got shape {prior.shape}"
+            )

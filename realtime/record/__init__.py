@@ -1,0 +1,1 @@
+"""The run folder: its journal, frames and tables, written and read."""

@@ -1,0 +1,309 @@
+"""The run folder: all that came in and all that was made of it, written as it happens.
+
+    run.json                    what the run is; bundle, engine, seed, versions; whether it is open or closed
+    volumes.journal             every message taken (see :mod:`realtime.record.journal`)
+    statistics.npz, prior.npz   per-voxel statistics (see :mod:`realtime.runs.statistics`)
+    frames/000123.png           the frame decoded at volume 123
+    frames/000123_<decoder>.png the same by a specialised decoder of a bank
+    shown/000120.png            the picture that presentation software put on screen at volume 120
+    <name>_desc-dynadiff_decoding.tsv, .json    one row per planned volume (see :mod:`realtime.record.tables`)
+    <name>_desc-specialised_decoding.tsv, .json    with a bank, one row per picture and specialised decoder
+    <name>_desc-shown_events.tsv, .json         one row per picture shown
+    dataset_description.json    a BIDS-style derivative
+
+A run that is started again after it was closed gets a folder of its own, ``<run_id>_take-2``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from realtime import wire
+from realtime.errors import RecordError
+from realtime.record import tables
+from realtime.record.journal import Entry, Journal, read_journal
+from realtime.record.run_json import (
+    PACKAGE,
+    RunFile,
+    events_path,
+    read_run_file,
+    specialised_path,
+    table_path,
+    take_path,
+    takes_of,
+    utc_now,
+)
+
+EVENT_COLUMNS: dict[str, dict[str, Any]] = {
+    "onset": {"Description": "Start of the volume at which the picture appeared.", "Units": "s"},
+    "duration": {"Description": "How long it was shown; the scanner's marker does not tell.", "Units": "s"},
+    "onset_volume": {"Description": "Index of that volume, from 0."},
+    "name": {"Description": "What presentation software calls the picture."},
+    "stim_file": {"Description": "The picture: a PNG, relative to this file's folder."},
+}
+
+
+class RunFolder:
+    """Writes a run folder; one process at a time.
+
+    :raises RecordError: from every method, when the disk does not take what is written.
+    """
+
+    def __init__(self, path: Path, info: RunFile) -> None:
+        """Use :meth:`create` or :meth:`reopen`."""
+        self.path = path
+        self.info = info
+        self._journal = Journal(path / "volumes.journal")
+        self._table = table_path(path, info.start)
+        self._specialised = specialised_path(path, info.start)
+        self._events = events_path(path, info.start)
+        self._unwritten = {self._table: b"", self._specialised: b"", self._events: b""}
+
+    @classmethod
+    def create(cls, root: Path, info: RunFile, files: Mapping[str, bytes] | None = None) -> RunFolder:
+        """Make the next take's folder of a run under ``root``, with these files in it from the start.
+
+        It appears whole, so that one that a crash left half-made is no take.
+        """
+        takes = list(takes_of(root, info.start.run_id))
+        path = take_path(root, info.start.run_id, len(takes) + 1)
+        partial = path.with_name(f".{path.name}.part")
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            for folder in (partial, partial / "frames", partial / "shown"):
+                folder.mkdir(parents=True)
+            cls._fill(partial, info, files or {})
+            partial.rename(path)
+        except OSError as error:
+            raise RecordError(f"cannot make the run folder {path}: {error.strerror or error}") from error
+        except RecordError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        return cls(path, info)
+
+    @classmethod
+    def _fill(cls, path: Path, info: RunFile, files: Mapping[str, bytes]) -> None:
+        run = cls(path, info)
+        try:
+            run._describe()
+            for name, content in files.items():
+                run.write_file(name, content)
+            run._append(run._table, tables.header_line())
+            run._begin_events()
+            run.journal(info.start)
+            run._save(info)
+        finally:
+            run.suspend()
+
+    @classmethod
+    def reopen(cls, path: Path) -> tuple[RunFolder, list[tables.Row]]:
+        """Go on with a run that a crash left open; returns the rows written so far too.
+
+        Torn ends are cut off, and frames whose row was lost are removed.
+        """
+        run = cls(path, read_run_file(path))
+        try:
+            end = 0
+            for entry in run.entries():
+                end = entry.end
+            run._journal.cut(end)
+            rows, table_end = tables.read_table(run._table)
+            os.truncate(run._table, table_end)
+            others, others_end = tables.read_specialised(run._specialised)
+            if others_end:
+                os.truncate(run._specialised, others_end)
+            else:
+                run._specialised.unlink(missing_ok=True)
+            run._begin_events()  # written anew from the journal, which has every marker whole
+            named = {row.frame for row in (*rows, *others)}
+            for orphan in (path / "frames").iterdir():
+                if f"frames/{orphan.name}" not in named:
+                    orphan.unlink()
+        except OSError as error:
+            run._journal.close()
+            raise RecordError(f"cannot go on with {path}: {error.strerror or error}") from error
+        except RecordError:
+            run._journal.close()
+            raise
+        return run, rows
+
+    def entries(self) -> Iterator[Entry]:
+        """The journal from its start, one record at a time."""
+        return read_journal(self.path / "volumes.journal")
+
+    def rows(self) -> list[tables.Row]:
+        """The whole rows of the table of volumes."""
+        return tables.read_table(self._table)[0]
+
+    def specialised_rows(self) -> list[tables.SpecialisedRow]:
+        """The whole rows of the table of a bank's specialised decoders."""
+        return tables.read_specialised(self._specialised)[0]
+
+    def journal(self, message: wire.ToRuntime, payload: bytes | memoryview = b"") -> None:
+        """Put a message into the journal."""
+        self._journal.append(wire.encode(message), payload, datetime.now(UTC).timestamp())
+
+    def write_frame(self, volume: int, image: NDArray[np.uint8], decoder: str | None = None) -> str:
+        """Save a frame, RGB ``[H, W, 3]``, as PNG; returns its name for the table."""
+        done, png = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        if not done:
+            raise RecordError(f"cannot encode the frame of volume {volume}, an image of {image.shape}")
+        name = f"frames/{volume:06d}_{decoder}.png" if decoder else f"frames/{volume:06d}.png"
+        self._write(self.path / name, png.tobytes())
+        return name
+
+    def write_file(self, name: str, content: bytes) -> None:
+        """Save a file of the run's own."""
+        self._write(self.path / name, content)
+
+    def write_row(self, row: tables.Row) -> None:
+        """Append a row to its table."""
+        if not isinstance(row, tables.SpecialisedRow):
+            self._append(self._table, tables.row_line(row))
+            return
+        is_begun = self._specialised.exists() or self._unwritten[self._specialised]
+        header = b"" if is_begun else tables.header_line(tables.SpecialisedRow)
+        self._append(self._specialised, header + tables.row_line(row))
+        self._describe_specialised()
+
+    def write_shown(self, marker: wire.Marker, png: bytes) -> None:
+        """Save the picture of a marker and its row in the events table."""
+        self.write_picture(marker, png)
+        self.write_event(marker)
+
+    def write_picture(self, marker: wire.Marker, png: bytes) -> None:
+        """Save the picture of a marker."""
+        self._write(self.path / _picture_file(marker), png)
+
+    def picture(self, marker: wire.Marker) -> bytes:
+        """The picture that was shown at a marker's volume. :raises RecordError: when it cannot be read"""
+        path = self.path / _picture_file(marker)
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise RecordError(f"cannot read {path}: {error.strerror or error}") from error
+
+    def write_event(self, marker: wire.Marker) -> None:
+        """Append a marker's row to the events table."""
+        onset_s = marker.onset_volume * self.info.start.tr_s
+        name = " ".join(marker.name.split()) or tables.NOT_AVAILABLE
+        row = (f"{onset_s:.4f}", tables.NOT_AVAILABLE, str(marker.onset_volume), name, _picture_file(marker))
+        self._append(self._events, ("\t".join(row) + "\n").encode())
+
+    def _begin_events(self) -> None:
+        self._write(self._events, ("\t".join(EVENT_COLUMNS) + "\n").encode())
+
+    def changes(self, what: Literal["engine", "faces"], note: str) -> None:
+        """Note that the run goes on in another way; where faces are shown in a part, they are in the run."""
+        self._save(
+            msgspec.structs.replace(
+                self.info,
+                changed_midway=(*self.info.changed_midway, what),
+                faces="shown" if what == "faces" else self.info.faces,
+                notes=(*self.info.notes, note),
+            )
+        )
+
+    def note(self, text: str) -> None:
+        """Add a sentence to ``run.json`` for whoever reads the run later."""
+        self._save(msgspec.structs.replace(self.info, notes=(*self.info.notes, text)))
+
+    def close(self, note: str = "") -> None:
+        """Sync the journal to the disk, then mark the run closed, with a last sentence if there is one.
+
+        A run whose disk fails stays open: it can go on, and be closed later.
+        """
+        for path, rest in list(self._unwritten.items()):
+            if rest:
+                self._append(path, b"")
+        if self._specialised.exists():
+            self._describe_specialised()
+        self._journal.sync()
+        notes = (*self.info.notes, note) if note else self.info.notes
+        self._save(msgspec.structs.replace(self.info, state="closed", closed_utc=utc_now(), notes=notes))
+        self.suspend()
+
+    def suspend(self) -> None:
+        """Let go of the folder and leave the run open, to go on later."""
+        self._journal.close()
+
+    def _save(self, info: RunFile) -> None:
+        text = msgspec.json.format(msgspec.json.encode(info), indent=2)
+        temporary = self.path / "run.json.part"
+        self._write(temporary, text)
+        try:
+            temporary.replace(self.path / "run.json")
+        except OSError as error:
+            raise RecordError(
+                f"cannot replace {self.path / 'run.json'}: {error.strerror or error}"
+            ) from error
+        self.info = info
+
+    def _describe(self) -> None:
+        description = {
+            "Name": f"Decoded images of {self.info.start.run_id}",
+            "BIDSVersion": "1.10.0",
+            "DatasetType": "derivative",
+            "GeneratedBy": [{"Name": PACKAGE, "Version": self.info.versions[PACKAGE]}],
+        }
+        decoding = self._decoding(
+            "One row per planned volume of the run: what became of it, and its decoded frame.", tables.COLUMNS
+        )
+        shown = {
+            "Description": "What was on screen, by the scanner's markers; the decoder saw nothing of it.",
+            "Sources": ["volumes.journal"],
+            **EVENT_COLUMNS,
+        }
+        for path, content in (
+            (self.path / "dataset_description.json", description),
+            (self._table.with_suffix(".json"), decoding),
+            (self._events.with_suffix(".json"), shown),
+        ):
+            self._write_json(path, content)
+
+    def _describe_specialised(self) -> None:
+        """Write the sidecar of a table that came later than the others, unless it is there."""
+        sidecar = self._specialised.with_suffix(".json")
+        if not sidecar.exists():
+            columns = tables.SPECIALISED_COLUMNS
+            self._write_json(sidecar, self._decoding("One row per picture and specialised decoder.", columns))
+
+    def _decoding(self, description: str, columns: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        sources = ["volumes.journal", f"bundle:{self.info.bundle_name}#{self.info.bundle_sha256}"]
+        return {"Description": description, "Sources": sources, **columns}
+
+    def _write_json(self, path: Path, content: dict[str, Any]) -> None:
+        self._write(path, msgspec.json.format(msgspec.json.encode(content), indent=2))
+
+    def _write(self, path: Path, data: bytes) -> None:
+        try:
+            path.write_bytes(data)
+        except OSError as error:
+            with contextlib.suppress(OSError):  # a part of it, or what a read-only disk does not give up
+                path.unlink()
+            raise RecordError(f"cannot write {path}: {error.strerror or error}") from error
+
+    def _append(self, path: Path, line: bytes) -> None:
+        """Append a line; what the disk does not take now goes before the next, so that no row is lost."""
+        self._unwritten[path] += line
+        try:
+            with path.open("ab", buffering=0) as file:
+                while rest := self._unwritten[path]:  # a full disk may take a part
+                    self._unwritten[path] = rest[file.write(rest) :]
+        except OSError as error:
+            raise RecordError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _picture_file(marker: wire.Marker) -> str:
+    return f"shown/{marker.onset_volume:06d}.png"

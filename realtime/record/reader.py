@@ -1,0 +1,158 @@
+"""Reading a run folder: the account, the frames, and what was shown beside what was decoded."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import cv2
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from realtime import wire
+from realtime.errors import RecordError, WireError
+from realtime.record import tables
+from realtime.record.folder import EVENT_COLUMNS
+from realtime.record.journal import read_journal
+from realtime.record.png import decode_png
+from realtime.record.run_json import RunFile, events_path, read_run_file, specialised_path, table_path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """What was on screen from ``onset_volume`` on."""
+
+    onset_volume: int
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """A picture and the frame of the window that belongs to its onset."""
+
+    picture: Picture
+    row: tables.Row
+    frame: Path
+
+    def shown_image(self) -> NDArray[np.uint8]:
+        """What was on screen, RGB ``[H, W, 3]``, at the size of the frame."""
+        shown, frame = read_image(self.picture.path), self.decoded_image()
+        if shown.shape == frame.shape:
+            return shown
+        size = (frame.shape[1], frame.shape[0])
+        return np.asarray(cv2.resize(shown, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+    def decoded_image(self) -> NDArray[np.uint8]:
+        """The frame, RGB ``[H, W, 3]``."""
+        return read_image(self.frame)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """A run folder as it stands on the disk; the run may still be open."""
+
+    path: Path
+    info: RunFile
+    rows: tuple[tables.Row, ...]
+    """In the order of volumes."""
+    specialised: tuple[tables.SpecialisedRow, ...]
+    """Of a bank's specialised decoders, in the order in which they were decoded."""
+    pictures: tuple[Picture, ...]
+    """In the order of onsets."""
+    received: frozenset[int]
+    """The volumes that came."""
+
+    @property
+    def specialised_decoders(self) -> list[str]:
+        """Names of a bank's specialised decoders, by how soon after a picture's onset their windows end."""
+        delays = {row.decoder: row.volume - (row.shown_onset or 0) for row in self.specialised}
+        return sorted(delays, key=delays.__getitem__)
+
+    def trials(self, decoder: str | None = None) -> list[Trial]:
+        """Every picture whose own window was decoded: the frame at its onset plus the window's delay.
+
+        Trials of the warm-up are among them, with the row's state ``warming``.
+
+        :param decoder: a bank's specialised one; by default the general one
+        """
+        rows: dict[int | None, tables.Row]
+        if decoder is None:
+            rows = {row.volume - self.info.window_delay_volumes: row for row in self.rows}
+        else:
+            rows = {row.shown_onset: row for row in self.specialised if row.decoder == decoder}
+        found = []
+        for picture in self.pictures:
+            row = rows.get(picture.onset_volume)
+            if row is not None and row.frame is not None:
+                found.append(Trial(picture=picture, row=row, frame=self.path / row.frame))
+        return found
+
+
+class _Shown(msgspec.Struct, frozen=True):
+    """A row of the events table, as far as it is read."""
+
+    onset_volume: wire.Count
+    name: str
+    stim_file: Annotated[str, msgspec.Meta(pattern=r"^shown/[0-9]{6,}\.png\Z")]
+
+
+def read_recorded(path: Path) -> Recorded:
+    """Read a run folder.
+
+    :raises RecordError: when it is none, or is damaged.
+    """
+    info = read_run_file(path)
+    try:
+        rows, _ = tables.read_table(table_path(path, info.start))
+        specialised, _ = tables.read_specialised(specialised_path(path, info.start))
+        pictures = sorted(_pictures(path, info), key=lambda picture: picture.onset_volume)
+        received = frozenset(_received(path))
+    except OSError as error:
+        raise RecordError(f"cannot read the run in {path}: {error.strerror or error}") from error
+    return Recorded(
+        path=path,
+        info=info,
+        rows=tuple(sorted(rows, key=lambda row: row.volume)),
+        specialised=tuple(specialised),
+        pictures=tuple(pictures),
+        received=received,
+    )
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """A PNG of a run folder as RGB ``[H, W, 3]``.
+
+    :raises RecordError: when it is missing or damaged.
+    """
+    try:
+        return decode_png(path.read_bytes())
+    except (OSError, WireError) as error:
+        raise RecordError(f"cannot read the picture {path}: {error}") from error
+
+
+def _pictures(path: Path, info: RunFile) -> Iterator[Picture]:
+    file = events_path(path, info.start)
+    lines = file.read_bytes().decode(errors="replace").split("\n")[:-1]  # a torn last one is dropped
+    try:
+        for row in csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE):
+            if row.keys() != EVENT_COLUMNS.keys():
+                raise RecordError(f"expected the columns {', '.join(EVENT_COLUMNS)} in {file}, got {row}")
+            shown = msgspec.convert(row, _Shown, strict=False)
+            yield Picture(onset_volume=shown.onset_volume, name=shown.name, path=path / shown.stim_file)
+    except (csv.Error, msgspec.ValidationError) as error:
+        raise RecordError(f"a row of {file} does not fit: {error}") from error
+
+
+def _received(path: Path) -> Iterator[int]:
+    for entry in read_journal(path / "volumes.journal"):
+        try:
+            message = wire.decode_to_runtime(entry.header)
+        except WireError as error:
+            raise RecordError(f"the journal in {path} has a record that is none: {error}") from error
+        if isinstance(message, wire.Volume):
+            yield message.index

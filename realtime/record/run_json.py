@@ -1,0 +1,160 @@
+"""``run.json``, which says what a run is, and what the files of a run folder are called."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from realtime import wire
+from realtime.errors import RecordError
+from realtime.preprocessing.spikes import SpikeRule
+
+FORMAT_VERSION = 1
+Faces = Literal["blurred", "shown"]
+PACKAGE = "realtime-dynadiff"
+_BIDS_NAME = re.compile(r"sub-[a-zA-Z0-9]+(_ses-[a-zA-Z0-9]+)?_task-[a-zA-Z0-9]+(_[a-z]+-[a-zA-Z0-9]+)*")
+
+
+class EngineUsed(msgspec.Struct, frozen=True, kw_only=True):
+    """What decoded; without a name in records of the first release."""
+
+    name: str = ""
+    """As ``--engine`` takes it."""
+    description: str = ""
+    """With its version and what it ran on."""
+
+
+class RunFile(msgspec.Struct, frozen=True, kw_only=True):
+    """``run.json``."""
+
+    format_version: int = FORMAT_VERSION
+    state: Literal["open", "closed"] = "open"
+    start: wire.RunStart
+    bundle_name: str
+    bundle_sha256: str
+    window_delay_volumes: int
+    """Volumes from a picture's onset to the end of the window that shows it."""
+    seed: int
+    """Of the initial noise."""
+    engine: EngineUsed = EngineUsed()
+    faces: Faces = "shown"
+    """Whether frames were recorded with faces blurred, as they were shown and published."""
+    spikes: SpikeRule | None = None
+    """Which volumes are censored as spikes; None in records of the first release: none are."""
+    prior_from: str | None = None
+    """Run whose statistics it began with (a copy is in ``prior.npz``); None: the bundle's."""
+    versions: dict[str, str]
+    opened_utc: str
+    closed_utc: str | None = None
+    notes: tuple[str, ...] = ()
+    """What happened to the run, for people: restarts, an abort."""
+    changed_midway: tuple[str, ...] = ()
+    """Of engine and faces, what was another after a restart: a replay of the whole run is not the same."""
+    replay_of: str | None = None
+    """Folder of the recorded run that was decoded again, if this is none of a scanner's."""
+
+
+def new_run_file(
+    start: wire.RunStart,
+    *,
+    bundle_name: str,
+    bundle_sha256: str,
+    window_delay_volumes: int,
+    seed: int,
+    engine: EngineUsed = EngineUsed(),  # noqa: B008  # frozen
+    faces: Faces = "shown",
+    spikes: SpikeRule | None = None,
+    prior_from: str | None = None,
+) -> RunFile:
+    """``run.json`` of a run that begins now."""
+    return RunFile(
+        start=start,
+        bundle_name=bundle_name,
+        bundle_sha256=bundle_sha256,
+        window_delay_volumes=window_delay_volumes,
+        seed=seed,
+        engine=engine,
+        faces=faces,
+        spikes=spikes,
+        prior_from=prior_from,
+        versions=_versions(),
+        opened_utc=utc_now(),
+    )
+
+
+def read_run_file(path: Path) -> RunFile:
+    """Read ``run.json`` of a run folder.
+
+    :raises RecordError: when it is missing, damaged or of a newer format.
+    """
+    file = path / "run.json"
+    try:
+        info = msgspec.json.decode(file.read_bytes(), type=RunFile)
+    except OSError as error:
+        raise RecordError(f"expected a run folder in {path}: {error.strerror or error}: {file}") from error
+    # Beside its own errors msgspec lets through what its string and recursion checks raise.
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise RecordError(f"{file} does not describe a run: {error}") from error
+    if info.format_version > FORMAT_VERSION:
+        raise RecordError(
+            f"expected format {FORMAT_VERSION} in {file}, got {info.format_version}; use a newer release"
+        )
+    return info
+
+
+def take_path(root: Path, run_id: str, take: int) -> Path:
+    """The folder of a run's n-th take, from 1."""
+    return root / (run_id if take == 1 else f"{run_id}_take-{take}")
+
+
+def takes_of(root: Path, run_id: str) -> Iterator[Path]:
+    """The folders of a run, in order of their takes."""
+    take = 1
+    while (path := take_path(root, run_id, take)).exists():
+        yield path
+        take += 1
+
+
+def table_path(folder: Path, start: wire.RunStart) -> Path:
+    """The table of decodes in a run folder."""
+    return folder / f"{bids_name(start)}_desc-dynadiff_decoding.tsv"
+
+
+def specialised_path(folder: Path, start: wire.RunStart) -> Path:
+    """The table of a bank's specialised decoders in a run folder."""
+    return folder / f"{bids_name(start)}_desc-specialised_decoding.tsv"
+
+
+def events_path(folder: Path, start: wire.RunStart) -> Path:
+    """The table of what was shown in a run folder."""
+    return folder / f"{bids_name(start)}_desc-shown_events.tsv"
+
+
+def bids_name(start: wire.RunStart) -> str:
+    """The run's name in BIDS entities: its id where it has them, else made from subject and id."""
+    if _BIDS_NAME.fullmatch(start.run_id):
+        return start.run_id
+    return f"sub-{start.subject:02d}_task-{re.sub('[^a-zA-Z0-9]', '', start.run_id)}"
+
+
+def utc_now() -> str:
+    """Now, as ISO 8601 in UTC to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version(), "system": platform.platform()}
+    libraries = ("numpy", "scipy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "dlib-bin")
+    for package in (PACKAGE, *libraries):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {PACKAGE: "not installed"} | versions

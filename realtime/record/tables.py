@@ -1,0 +1,193 @@
+"""The tables of decodes, BIDS-style TSV: one row per planned volume, written when its state is final, and for
+a bank's specialised decoders one row per picture and decoder.
+
+A row is appended with one write, so that a crash loses at most the row in flight; a torn last line is
+dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from realtime.errors import RecordError
+from realtime.events import Frame, LatencyMs, VolumeState
+
+NOT_AVAILABLE = "n/a"
+FrameFile = Annotated[
+    str, msgspec.Meta(pattern=r"^frames/[0-9]{6,}(_[A-Za-z0-9][A-Za-z0-9._-]{0,127})?\.png\Z")
+]
+"""Nothing but the run's own frames: who reads a table opens them."""
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one volume; columns in this order."""
+
+    volume: int
+    state: VolumeState
+    reason: str | None = None
+    frame: FrameFile | None = None
+    window_start: int | None = None
+    window_stop: int | None = None
+    sampler: str | None = None
+    shown_onset: int | None = None
+    repaired_voxels: int | None = None
+    journal_ms: float | None = None
+    preprocess_ms: float | None = None
+    wait_ms: float | None = None
+    brain_ms: float | None = None
+    denoise_ms: float | None = None
+    vae_ms: float | None = None
+    total_ms: float | None = None
+
+
+class SpecialisedRow(Row, frozen=True, kw_only=True):
+    """What became of one picture's window for one specialised decoder of a bank."""
+
+    decoder: str
+
+
+Kind = TypeVar("Kind", bound=Row)
+
+COLUMNS: dict[str, dict[str, Any]] = {
+    "volume": {"Description": "Index of the volume in the run, from 0."},
+    "state": {
+        "Description": "What became of the volume.",
+        "Levels": {
+            "decoded": "a frame was decoded, with statistics of enough volumes to be trusted",
+            "warming": "the run was too young to trust; a frame was decoded if a full window existed",
+            "censored": "too many voxels were not finite, or it is a spike (the reason tells); no frame",
+            "skipped": "no frame was decoded; the reason tells why",
+            "missing": "the volume did not come, or came after its gap had been given up",
+        },
+    },
+    "reason": {"Description": "Why, where the state alone does not say it."},
+    "frame": {"Description": "The decoded frame: a PNG, relative to this file's folder."},
+    "window_start": {"Description": "First volume of the decoded window."},
+    "window_stop": {"Description": "Volume after the last of the decoded window."},
+    "sampler": {"Description": "Name of the bundle's sampler table that was used."},
+    "shown_onset": {
+        "Description": "Onset volume of the picture that was on screen for this window (see the events "
+        "table). The decoder saw nothing of it.",
+    },
+    "repaired_voxels": {"Description": "Voxels that were not finite and took their previous value."},
+    "journal_ms": {"Description": "From the volume's last byte to its place in the journal.", "Units": "ms"},
+    "preprocess_ms": {"Description": "Detrending and z-scoring.", "Units": "ms"},
+    "wait_ms": {"Description": "Waiting: for earlier volumes, for the decoder, for a thread.", "Units": "ms"},
+    "brain_ms": {"Description": "The brain graph.", "Units": "ms"},
+    "denoise_ms": {"Description": "All steps of the sampler.", "Units": "ms"},
+    "vae_ms": {"Description": "From latents to the picture, with the blurring of faces.", "Units": "ms"},
+    "total_ms": {
+        "Description": "Compute latency: from the volume's last byte to the frame; the sum of the others.",
+        "Units": "ms",
+    },
+}
+"""The sidecar's description of every column."""
+SPECIALISED_COLUMNS: dict[str, dict[str, Any]] = COLUMNS | {
+    "volume": {"Description": "Index of the last volume of the window, from 0."},
+    "state": {
+        "Description": "What became of the window.",
+        "Levels": {
+            "decoded": "a frame was decoded, with statistics of enough volumes to be trusted",
+            "warming": "a frame was decoded while the run was too young to trust",
+            "skipped": "no frame was decoded; the reason tells why",
+        },
+    },
+    "shown_onset": {"Description": "Onset volume of the picture (see the events table)."},
+    "decoder": {"Description": "Name of the bundle's decoder."},
+}
+"""The same for :class:`SpecialisedRow`."""
+
+
+def frame_row(frame: Frame, file: str | None, repaired_voxels: int) -> Row:
+    """The row of a frame that was decoded."""
+    row = Row(
+        volume=frame.volume,
+        state="decoded" if frame.state == "trusted" else "warming",
+        frame=file,
+        window_start=frame.window[0],
+        window_stop=frame.window[1],
+        sampler=frame.sampler,
+        shown_onset=frame.shown_onset,
+        repaired_voxels=repaired_voxels,
+        **{f"{stage}_ms": value for stage, value in msgspec.structs.asdict(frame.latency_ms).items()},
+    )
+    if frame.decoder is None:
+        return row
+    return SpecialisedRow(**msgspec.structs.asdict(row), decoder=frame.decoder)
+
+
+def row_frame(row: Row, run_id: str) -> Frame | None:
+    """The frame that a row tells of; None where there was none."""
+    if row.frame is None or row.window_start is None or row.window_stop is None:
+        return None
+    stages = (field.name for field in msgspec.structs.fields(LatencyMs))
+    return Frame(
+        run_id=run_id,
+        volume=row.volume,
+        decoder=row.decoder if isinstance(row, SpecialisedRow) else None,
+        window=(row.window_start, row.window_stop),
+        state="trusted" if row.state == "decoded" else "warming",
+        sampler=row.sampler or "",
+        latency_ms=LatencyMs(**{stage: getattr(row, f"{stage}_ms") or 0.0 for stage in stages}),
+        shown_onset=row.shown_onset,
+    )
+
+
+def header_line(kind: type[Row] = Row) -> bytes:
+    """The first line of a table of such rows."""
+    return ("\t".join(kind.__struct_fields__) + "\n").encode()
+
+
+def row_line(row: Row) -> bytes:
+    """A row as a line of the table."""
+    return ("\t".join(_cell(value) for value in msgspec.structs.astuple(row)) + "\n").encode()
+
+
+def read_table(path: Path) -> tuple[list[Row], int]:
+    """All whole rows of the table of volumes, and the offset where a torn last line, if any, begins.
+
+    :raises RecordError: when a row does not fit the columns, or a volume has two.
+    """
+    return _read(path, Row, lambda row: row.volume)
+
+
+def read_specialised(path: Path) -> tuple[list[SpecialisedRow], int]:
+    """The same of the table of specialised decoders; raises as :func:`read_table`."""
+    return _read(path, SpecialisedRow, lambda row: (row.volume, row.decoder))
+
+
+def _read(path: Path, kind: type[Kind], key: Callable[[Kind], object]) -> tuple[list[Kind], int]:
+    data = path.read_bytes() if path.exists() else b""
+    end = data.rfind(b"\n") + 1
+    lines = data[:end].decode(errors="replace").splitlines()
+    if lines and lines[0] + "\n" != header_line(kind).decode():
+        expected = ", ".join(kind.__struct_fields__)
+        raise RecordError(f"expected the columns {expected} in {path}, got: {lines[0]}")
+    rows = [_parse(line, path, kind) for line in lines[1:]]
+    if len({key(row) for row in rows}) != len(rows):
+        raise RecordError(f"expected one row for each in {path}; it holds {len(rows)} rows with repeats")
+    return rows, end
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return NOT_AVAILABLE
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return " ".join(str(value).split())
+
+
+def _parse(line: str, path: Path, kind: type[Kind]) -> Kind:
+    cells = line.split("\t")
+    names = kind.__struct_fields__
+    if len(cells) != len(names):
+        raise RecordError(f"expected {len(names)} columns in {path}, got {len(cells)}: {line!r}")
+    known = {name: cell for name, cell in zip(names, cells, strict=True) if cell != NOT_AVAILABLE}
+    try:
+        return msgspec.convert(known, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise RecordError(f"a row of {path} does not fit: {error}: {line!r}") from error

@@ -1,0 +1,1 @@
+"""The report: what is written about a run once it is over."""

@@ -1,0 +1,153 @@
+"""What a run came to: ``summary.json`` for programs, ``report.html`` for people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from realtime.events import STATES
+from realtime.record.reader import Recorded, Trial
+from realtime.report.identification import Identification, hog, identification, pixels, stack
+
+
+class Latency(msgspec.Struct, frozen=True, kw_only=True):
+    """Compute latency over all frames of a run; None where there is no frame."""
+
+    p50: float | None
+    p95: float | None
+    max: float | None
+
+
+class SpecialisedSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """What a bank's specialised decoder came to, of the windows of pictures that were its."""
+
+    decoded: int
+    warming: int
+    skipped: int
+    identification: dict[str, Identification]
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """``summary.json``; decoded, warming, censored, skipped and missing add up to planned."""
+
+    run_id: str
+    state: str
+    """``closed``; or ``open``, when the run can still go on: what has not come counts as missing."""
+    planned: int
+    received: int
+    decoded: int
+    warming: int
+    censored: int
+    skipped: int
+    missing: int
+    tr_s: float
+    latency_ms: Latency
+    identification: dict[str, Identification]
+    """By kind of features. Trials of trusted frames only."""
+    specialised: dict[str, SpecialisedSummary]
+    """By decoder; empty without a bank."""
+    bundle_sha256: str
+    notes: list[str]
+
+
+def summarize(recorded: Recorded) -> Summary:
+    """The figures of a run, from its folder alone."""
+    planned = recorded.info.start.n_volumes
+    counts = {state: sum(row.state == state for row in recorded.rows) for state in STATES}
+    counts["missing"] += planned - len(recorded.rows)
+    trials = trusted(recorded)
+    return Summary(
+        run_id=recorded.info.start.run_id,
+        state=recorded.info.state,
+        planned=planned,
+        received=len(recorded.received),
+        **counts,
+        tr_s=recorded.info.start.tr_s,
+        latency_ms=_latency(recorded),
+        identification=_identified(trials),
+        specialised={name: _specialised(recorded, name) for name in recorded.specialised_decoders},
+        bundle_sha256=recorded.info.bundle_sha256,
+        notes=_notes(recorded, len(trials)),
+    )
+
+
+def trusted(recorded: Recorded, decoder: str | None = None) -> list[Trial]:
+    """The trials that count: those whose frame was decoded with trusted statistics."""
+    return [trial for trial in recorded.trials(decoder) if trial.row.state == "decoded"]
+
+
+def _specialised(recorded: Recorded, decoder: str) -> SpecialisedSummary:
+    states = [row.state for row in recorded.specialised if row.decoder == decoder]
+    return SpecialisedSummary(
+        decoded=states.count("decoded"),
+        warming=states.count("warming"),
+        skipped=states.count("skipped"),
+        identification=_identified(trusted(recorded, decoder)),
+    )
+
+
+def _identified(trials: list[Trial]) -> dict[str, Identification]:
+    return {"pixels": _identify(trials, pixels), "features": _identify(trials, hog)}
+
+
+def lines(summary: Summary) -> list[str]:
+    """The summary for a terminal."""
+    latency = summary.latency_ms
+    account = ", ".join(f"{getattr(summary, state)} {state}" for state in STATES)
+    found = [
+        f"volumes         {summary.planned} planned, {summary.received} received: {account}",
+        "latency         "
+        + (
+            f"p50 {latency.p50:.0f} ms, p95 {latency.p95:.0f} ms, max {latency.max:.0f} ms "
+            if latency.p50 is not None and latency.p95 is not None and latency.max is not None
+            else "no frame "
+        )
+        + f"(TR {1e3 * summary.tr_s:.0f} ms)",
+    ]
+    found += [f"{name:<15} {_score_line(score)}" for name, score in summary.identification.items()]
+    found += [f"{name:<15} {_specialised_line(each)}" for name, each in summary.specialised.items()]
+    return found + [f"note            {note}" for note in summary.notes]
+
+
+def _specialised_line(found: SpecialisedSummary) -> str:
+    counts = f"{found.decoded} decoded, {found.warming} warming, {found.skipped} skipped"
+    return f"{counts}; pixels {_score_line(found.identification['pixels'])}"
+
+
+def _score_line(score: Identification) -> str:
+    if score.value is None or score.low is None or score.high is None:
+        return f"not identified: {score.n_trials} trials are too few"
+    return (
+        f"{100 * score.value:.1f} % identified, two-way (95 % interval {100 * score.low:.1f} to "
+        f"{100 * score.high:.1f}, chance {100 * score.chance:.0f}, {score.n_trials} trials)"
+    )
+
+
+def _identify(
+    trials: list[Trial], features: Callable[[NDArray[np.uint8]], NDArray[np.float64]]
+) -> Identification:
+    true = stack([features(trial.shown_image()) for trial in trials])
+    decoded = stack([features(trial.decoded_image()) for trial in trials])
+    return identification(true, decoded)
+
+
+def _latency(recorded: Recorded) -> Latency:
+    total_ms = [row.total_ms for row in recorded.rows if row.total_ms is not None]
+    if not total_ms:
+        return Latency(p50=None, p95=None, max=None)
+    # Values that occurred, as on the page.
+    quantiles = np.quantile(total_ms, [0.5, 0.95, 1.0], method="inverted_cdf")
+    p50, p95, largest = (round(float(value), 3) for value in quantiles)
+    return Latency(p50=p50, p95=p95, max=largest)
+
+
+def _notes(recorded: Recorded, n_trials: int) -> list[str]:
+    notes = list(recorded.info.notes)
+    if recorded.info.state == "open":
+        notes.append("the run is still open: what has not come yet is counted as missing")
+    if n_trials < 2:
+        notes.append(f"nothing is identified: it takes two trials with a trusted frame, there are {n_trials}")
+    return notes

@@ -1,0 +1,73 @@
+"""Writes a run's ``summary.json`` and ``report.html``, with a network's score where there is one."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+
+from realtime.errors import RecordError
+from realtime.record.reader import Recorded, read_recorded
+from realtime.report.identification import Identification
+from realtime.report.page import page
+from realtime.report.summary import Summary, summarize
+
+NETWORK = "efficientnet_lite0"
+_NETWORK_PACKAGE = "efficientnet_lite_pytorch"
+_SCORE_TIMEOUT_S = 600
+
+
+def write_report(run_folder: Path) -> Summary:
+    """Write ``summary.json`` and ``report.html`` into a run folder.
+
+    :raises RecordError: when the folder is damaged or cannot be written.
+    """
+    recorded = read_recorded(run_folder)
+    summary = summarize(recorded)
+    save(run_folder, summary, recorded)
+    return summary
+
+
+def add_network(summary: Summary, run_folder: Path) -> None:
+    """Add the score in features of EfficientNet-Lite0 to a summary; a note where there is none."""
+    if summary.identification["pixels"].n_trials < 2:
+        return
+    score = score_with_network(run_folder)
+    if isinstance(score, str):
+        summary.notes.append(score)
+    else:
+        summary.identification[NETWORK] = score
+
+
+def save(folder: Path, summary: Summary, recorded: Recorded) -> None:
+    """Write both files into ``folder``.
+
+    :raises RecordError: when that is not possible.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n"
+        (folder / "summary.json").write_bytes(text)
+        (folder / "report.html").write_text(page(summary, recorded), encoding="utf-8")
+    except OSError as error:
+        raise RecordError(f"cannot write the report into {folder}: {error.strerror or error}") from error
+
+
+def score_with_network(run_folder: Path) -> Identification | str:
+    """Two-way identification in features of EfficientNet-Lite0; a sentence where that cannot be had.
+
+    The network needs torch, which this package never imports: another process runs it.
+    """
+    if importlib.util.find_spec(_NETWORK_PACKAGE) is None:
+        return f"features of EfficientNet-Lite0 were not scored: {_NETWORK_PACKAGE} is not installed"
+    command = [sys.executable, "-P", "-m", "train", "score", "--run", str(run_folder), "--json"]
+    try:
+        done = subprocess.run(command, capture_output=True, check=True, timeout=_SCORE_TIMEOUT_S)
+        return msgspec.json.decode(done.stdout, type=Identification)
+    except (OSError, subprocess.SubprocessError, msgspec.DecodeError) as error:
+        said = getattr(error, "stderr", None) or b""
+        reason = said.decode(errors="replace").strip().splitlines()[-1:] or [str(error)]
+        return f"features of EfficientNet-Lite0 were not scored: {reason[0]}"

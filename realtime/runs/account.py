@@ -1,0 +1,81 @@
+"""The account of a run: every planned volume ends in exactly one state. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from realtime.events import STATES, Counts, VolumeState
+
+
+class Account:
+    """Which volumes came and what became of each.
+
+    decoded   a frame was made of its window, with trusted statistics
+    warming   the run was too young to trust; its frame, where a full window existed, is marked so
+    censored  too many of its voxels were not finite, or it is a spike; no frame
+    skipped   no frame, because a newer window was ready first, a restart came between, or the decode failed
+    missing   it did not come, or came after its gap had been given up
+    """
+
+    def __init__(self, n_volumes: int) -> None:
+        self.n_volumes = n_volumes
+        self._received: set[int] = set()
+        self._settled: dict[int, VolumeState] = {}
+
+    def receive(self, index: int) -> bool:
+        """Note that a volume came; False when it had come before."""
+        if index in self._received:
+            return False
+        self._received.add(index)
+        return True
+
+    def has(self, index: int) -> bool:
+        """Whether a volume has come."""
+        return index in self._received
+
+    def settle(self, index: int, state: VolumeState) -> None:
+        """Give a volume its final state.
+
+        :raises ValueError: for a volume outside the run or one that has a state already; both are mistakes of
+            the caller, since an outsider's index is checked before it comes here.
+        """
+        if not 0 <= index < self.n_volumes:
+            raise ValueError(f"expected a volume in [0, {self.n_volumes}), got {index}")
+        if index in self._settled:
+            raise ValueError(f"volume {index} is already {self._settled[index]}, it cannot become {state}")
+        self._settled[index] = state
+
+    def state_of(self, index: int) -> VolumeState | None:
+        """The final state of a volume, or None while it is open."""
+        return self._settled.get(index)
+
+    @property
+    def open_volumes(self) -> list[int]:
+        """Planned volumes without a final state, in order."""
+        return [index for index in range(self.n_volumes) if index not in self._settled]
+
+    @property
+    def held(self) -> list[tuple[int, int]]:
+        """The volumes that came, as half-open ranges."""
+        ranges: list[tuple[int, int]] = []
+        for index in sorted(self._received):
+            if ranges and ranges[-1][1] == index:
+                ranges[-1] = (ranges[-1][0], index + 1)
+            else:
+                ranges.append((index, index + 1))
+        return ranges
+
+    @property
+    def newest(self) -> int | None:
+        """The highest index that came."""
+        return max(self._received, default=None)
+
+    @property
+    def counts(self) -> Counts:
+        """The account so far."""
+        tally = Counter(self._settled.values())
+        return Counts(
+            planned=self.n_volumes,
+            received=len(self._received),
+            **{state: tally[state] for state in STATES},
+        )

@@ -1,0 +1,372 @@
+"""One run from its start to its end: what came, what is ready to decode, what became of every volume.
+
+No waiting and no sockets in here: the pipeline brings messages and times and takes windows away.
+"""
+
+from __future__ import annotations
+
+import bisect
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Literal, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from realtime import wire
+from realtime.bundle.bundle import Bundle
+from realtime.bundle.spec import Decoder
+from realtime.errors import RecordError, WireError
+from realtime.events import Frame, LatencyMs, VolumeState
+from realtime.preprocessing.stream import StreamingPreprocessor
+from realtime.record.folder import RunFolder
+from realtime.record.png import check_png
+from realtime.record.tables import Row, SpecialisedRow, frame_row
+from realtime.runs.account import Account
+from realtime.runs.queue import NewestWins
+from realtime.runs.reorder import Reorder, Turn
+from realtime.runs.statistics import STATISTICS_FILE, Statistics, prior_of
+
+GAP_PATIENCE_TR = 2
+"""A gap in the volumes is given up after this many TR."""
+_REPLACED = "a newer window was ready before its decode began"
+_TOO_LATE = "the picture's marker came after its window"
+_RESTARTED = "the runtime was restarted before it was decoded"
+
+_log = logging.getLogger(__name__)
+
+Line = TypeVar("Line")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """A volume in the journal; ``voxels`` is ``[x, y, z]``."""
+
+    voxels: NDArray[np.generic]
+    received_s: float
+    journal_ms: float
+    restored: bool = False
+    """Read back from the journal by a restarted runtime."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """What can be decoded: ``[V, T]``, z-scores of as many volumes up to ``volume`` as any decoder sees."""
+
+    volume: int
+    window: NDArray[np.float32]
+    state: Literal["warming", "trusted"]
+    repaired_voxels: int
+    preprocess_ms: float
+    arrival: Arrival
+
+    def window_of(self, decoder: Decoder) -> NDArray[np.float32]:
+        """The part that a decoder sees, ``[V, T]``."""
+        return np.ascontiguousarray(self.window[:, -decoder.window.length_volumes :])
+
+
+class Run:
+    """A run in a folder that is open for writing."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        bundle: Bundle,
+        rows: Iterable[Row] = (),
+        offer: Callable[[Ready], Ready | None] | None = None,
+    ) -> None:
+        """``rows``: what an earlier process has already accounted; :meth:`restore` brings the rest.
+
+        :param offer: takes every window that is ready and returns the one it replaces; by default ``queue``
+        """
+        self.folder = folder
+        self.start = folder.info.start
+        self.queue: NewestWins[Ready] = NewestWins()
+        self._offer = offer or self.queue.offer
+        self.message = ""
+        """The latest thing an operator should know."""
+        self.alarm = ""
+        """Why the recording has stopped; empty while the disk takes what comes."""
+        self.duplicates = 0
+        self.account = Account(self.start.n_volumes)
+        for row in rows:
+            self.account.settle(row.volume, row.state)
+        self._general, *self._specialised = bundle.spec.decoders
+        self._accounted = {(row.volume, row.decoder) for row in folder.specialised_rows()}
+        """Windows of specialised decoders that have their row."""
+        self.trusted = False
+        """Whether the statistics of the newest volume are those of a run old enough."""
+        self._onsets: list[int] = []
+        self._reorder: Reorder[Arrival] = Reorder(
+            self.start.n_volumes,
+            GAP_PATIENCE_TR * self.start.tr_s,
+            [row.volume for row in rows if row.state == "missing"],
+        )
+        prior = prior_of(folder, bundle)
+        self._preprocessor = StreamingPreprocessor(
+            bundle.roi_mask,
+            self.start.n_volumes,
+            self.start.tr_s,
+            bundle.spec.preprocessing,
+            prior.mean,
+            prior.sd,
+            window_volumes=bundle.window_volumes,
+            spikes=folder.info.spikes,
+        )
+
+    @property
+    def name(self) -> str:
+        """The run's id; of a later take, with its number."""
+        return self.folder.path.name
+
+    @property
+    def position(self) -> int | None:
+        """The newest volume whose turn has come; None before the first."""
+        newest = self.account.newest
+        if newest is None or not self._reorder.next_index:
+            return None
+        return min(self._reorder.next_index - 1, newest)  # a run's end passes over what has not come
+
+    def where(self) -> str:
+        """Where the run stands, in words."""
+        return "its start" if self.position is None else f"volume {self.position}"
+
+    def receive(self, message: wire.Volume, payload: memoryview, received_s: float) -> Arrival | None:
+        """Check a volume and put it into the journal; None when it had come before.
+
+        :raises WireError: codes ``checksum``, ``index`` and ``size``.
+        :raises RecordError: when the journal cannot be written.
+        """
+        wire.check_seal(message, payload)
+        if message.index >= self.start.n_volumes:
+            raise WireError(
+                "index",
+                f"expected a volume below {self.start.n_volumes}, as planned in the run's start, "
+                f"got index {message.index}",
+            )
+        voxels = wire.volume_array(self.start, payload)
+        if self.account.has(message.index):
+            self.duplicates += 1
+            _log.info("volume %d came again (%d duplicates so far)", message.index, self.duplicates)
+            return None
+        self.folder.journal(message, payload)
+        self._disk_is_well()
+        self.account.receive(message.index)
+        journal_ms = 1e3 * (perf_counter() - received_s)
+        return Arrival(voxels=voxels, received_s=received_s, journal_ms=journal_ms)
+
+    def take(self, index: int, arrival: Arrival) -> None:
+        """Go on with a volume from the journal, once those before it have come."""
+        if index < self._reorder.next_index:
+            self.tell(f"volume {index} came after its gap had been given up; it is not used")
+        self._advance(self._reorder.push(index, arrival, arrival.received_s, arrival.voxels.nbytes))
+
+    def expire(self, now_s: float) -> None:
+        """Give up the gaps whose time is over."""
+        self._advance(self._reorder.expire(now_s))
+
+    def scanner_is_back(self, now_s: float) -> None:
+        """Give the sender time to fill gaps that it could not fill while it was away."""
+        self._reorder.restart_clock(now_s)
+
+    def finish(self) -> None:
+        """No more volumes will come: what has not come is missing."""
+        self._advance(self._reorder.close())
+
+    def close(self, note: str = "") -> None:
+        """Once nothing is decoded any more: leave what later runs may begin with, and close the folder.
+
+        :raises RecordError: when the disk does not take it; to be called again
+        """
+        for volume in range(self.start.n_volumes):
+            self.skip_specialised(volume, _TOO_LATE)
+        if statistics := self._preprocessor.statistics():
+            mean, sd = statistics
+            self.folder.write_file(STATISTICS_FILE, Statistics(mean=mean, sd=sd).as_npz())
+        self.folder.close(note)
+        self.alarm = ""  # the disk has taken all that waited
+
+    def abort(self, reason: str) -> None:
+        """Account all that is still open: what has not come is missing, what is not decoded is skipped."""
+        self.finish()
+        for volume in self.account.open_volumes:
+            self.skip(volume, reason)
+
+    def show(self, marker: wire.Marker, payload: memoryview) -> bytes | None:
+        """Record what was on screen; returns its PNG, or None when the marker had come before.
+
+        :raises WireError: codes ``index`` and ``picture``; the latter also for another picture than came for
+            this volume before.
+        """
+        if marker.onset_volume >= self.start.n_volumes:
+            raise WireError(
+                "index",
+                f"expected a marker below volume {self.start.n_volumes}, got one at {marker.onset_volume}",
+            )
+        png = check_png(bytes(payload))
+        if marker.onset_volume in self._onsets:
+            if png != self.folder.picture(marker):
+                raise WireError(
+                    "picture",
+                    f"expected the picture that came for volume {marker.onset_volume} before, got another; "
+                    "is its marker of another run?",
+                )
+            return None
+        self.folder.write_picture(marker, png)
+        self.folder.journal(marker, png)
+        self._write(self.folder.write_event, marker)
+        bisect.insort(self._onsets, marker.onset_volume)
+        return png
+
+    def shown_onset(self, volume: int) -> int | None:
+        """Onset of the picture that the window ending at ``volume`` shows: the last one old enough."""
+        position = bisect.bisect_right(self._onsets, volume - self._general.window.delay_volumes)
+        return self._onsets[position - 1] if position else None
+
+    def due(self, volume: int) -> list[Decoder]:
+        """The specialised decoders whose window of a picture ends at ``volume``, if it has no row yet."""
+        return [
+            decoder
+            for decoder in self._specialised
+            if volume - decoder.window.delay_volumes in self._onsets
+            and (volume, decoder.name) not in self._accounted
+        ]
+
+    def restore(self, message: wire.ToRuntime, payload: bytes) -> None:
+        """Take a message from the journal of an earlier process; what it accounted stays as it is."""
+        if isinstance(message, wire.Marker):
+            bisect.insort(self._onsets, message.onset_volume)
+            self.folder.write_shown(message, payload)
+        elif isinstance(message, wire.Volume) and self.account.receive(message.index):
+            voxels = wire.volume_array(self.start, payload)
+            arrival = Arrival(voxels=voxels, received_s=perf_counter(), journal_ms=0.0, restored=True)
+            turns = self._reorder.push(message.index, arrival, arrival.received_s, voxels.nbytes)
+            self._advance(turns)
+
+    def frame(self, ready: Ready, decoder: Decoder, sampler: str, stages_ms: dict[str, float]) -> Frame:
+        """The frame that a decode has just made; its latency ends here."""
+        total_ms = 1e3 * (perf_counter() - ready.arrival.received_s)
+        known = {"journal": ready.arrival.journal_ms, "preprocess": ready.preprocess_ms} | stages_ms
+        is_general = decoder is self._general
+        onset = ready.volume - decoder.window.delay_volumes
+        return Frame(
+            run_id=self.name,
+            volume=ready.volume,
+            decoder=None if is_general else decoder.name,
+            window=(ready.volume + 1 - decoder.window.length_volumes, ready.volume + 1),
+            state=ready.state,
+            sampler=sampler,
+            latency_ms=LatencyMs(**known, wait=max(0.0, total_ms - sum(known.values())), total=total_ms),
+            shown_onset=self.shown_onset(ready.volume) if is_general else onset,
+        )
+
+    def record(self, frame: Frame, image: NDArray[np.uint8], repaired_voxels: int) -> None:
+        """Write a frame and its row; a frame that the disk does not take is left out, and said to be."""
+        if frame.decoder:
+            self._accounted.add((frame.volume, frame.decoder))
+        else:
+            self.account.settle(frame.volume, "decoded" if frame.state == "trusted" else "warming")
+        row = frame_row(frame, None, repaired_voxels)
+        try:
+            file = self.folder.write_frame(frame.volume, image, frame.decoder)
+            row = msgspec.structs.replace(row, frame=file)
+        except RecordError as error:
+            self.disk_failed(error)
+            row = msgspec.structs.replace(row, reason="the disk did not take its frame")
+        self._write(self.folder.write_row, row)
+
+    def skip(self, volume: int, reason: str) -> None:
+        """Account a volume whose windows are not decoded."""
+        self._settle(volume, "skipped", reason)
+
+    def skip_specialised(self, volume: int, reason: str) -> None:
+        """Account the windows that end at a volume and that specialised decoders have not decoded."""
+        for decoder in self.due(volume):
+            self._accounted.add((volume, decoder.name))
+            row = SpecialisedRow(
+                volume=volume,
+                state="skipped",
+                reason=reason,
+                shown_onset=volume - decoder.window.delay_volumes,
+                decoder=decoder.name,
+            )
+            self._write(self.folder.write_row, row)
+
+    def _advance(self, turns: Iterable[Turn[Arrival]]) -> None:
+        lost = []
+        for turn in turns:
+            if turn.item is None:
+                self._settle(turn.index, "missing", "it did not come")
+                lost.append(turn.index)
+            else:
+                self._preprocess(turn.index, turn.item)
+        if lost:
+            self.tell(f"{_volumes(lost)} missing: not sent by the scanner, or lost on the way")
+
+    def _preprocess(self, volume: int, arrival: Arrival) -> None:
+        began_s = perf_counter()
+        pushed = self._preprocessor.push(volume, arrival.voxels)
+        window = self._preprocessor.window()
+        preprocess_ms = 1e3 * (perf_counter() - began_s)
+        self.trusted = self.trusted or pushed.status == "trusted"
+        if self.account.state_of(volume) is not None:
+            self.skip_specialised(volume, _RESTARTED)
+            return
+        if pushed.status == "censored":
+            self._settle(volume, "censored", pushed.reason)
+        elif window is None:
+            self._settle(volume, "warming", "no full window yet")
+        else:
+            ready = Ready(
+                volume=volume,
+                window=window,
+                state=pushed.status,
+                repaired_voxels=pushed.repaired_voxels,
+                preprocess_ms=preprocess_ms,
+                arrival=arrival,
+            )
+            replaced = self._offer(ready)
+            if replaced:
+                self.skip(replaced.volume, _RESTARTED if replaced.arrival.restored else _REPLACED)
+
+    def _settle(self, volume: int, state: VolumeState, reason: str) -> None:
+        self.account.settle(volume, state)
+        self._write(self.folder.write_row, Row(volume=volume, state=state, reason=reason))
+        self.skip_specialised(volume, reason)
+        if state in ("censored", "skipped"):
+            self.tell(f"volume {volume} {state}: {reason}")
+
+    def disk_failed(self, error: RecordError) -> None:
+        """Sound the alarm: what the disk does not take is not acknowledged, so the scanner has to keep it."""
+        alarm = f"recording has stopped at {self.where()}: {error}; make room, or the run cannot go on"
+        if alarm != self.alarm:
+            _log.error("%s", alarm)
+        self.alarm = alarm
+
+    def _disk_is_well(self) -> None:
+        if self.alarm:
+            self.alarm = ""
+            self.tell(f"recording goes on after {self.where()}")
+
+    def _write(self, write: Callable[[Line], None], line: Line) -> None:
+        """Write a row, which the folder keeps and writes later where the disk does not take it now."""
+        try:
+            write(line)
+        except RecordError as error:
+            self.disk_failed(error)
+
+    def tell(self, message: str) -> None:
+        """Let the operator know."""
+        self.message = message
+        _log.info("%s", message, extra={"run_id": self.name})
+
+
+def _volumes(indices: list[int]) -> str:
+    """Rising indices in words."""
+    first, last = indices[0], indices[-1]
+    if first == last:
+        return f"volume {first}"
+    return f"{len(indices)} volumes from {first} to {last}"

@@ -1,0 +1,1 @@
+"""A runtime as a whole: bundle, engine, source, pipeline and page."""

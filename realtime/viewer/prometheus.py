@@ -1,0 +1,128 @@
+"""Figures of a running runtime for Prometheus, at ``/metrics`` on the page's server, behind its guards.
+
+    realtime_volumes_total{state}        volumes by what became of them: each ends in exactly one state
+    realtime_decode_latency_seconds      compute latency: from a volume's last byte to its frame by the
+                                         general decoder
+    realtime_backlog_volumes             volumes whose turn has come and that have no final state yet
+    realtime_pace_drift_seconds          how much later than foretold by first volume and TR the newest came
+    realtime_published_messages_total    messages handed to the publisher's socket
+    realtime_publish_overruns_total      times that a subscriber's queue was found full
+    process_resident_memory_bytes, ...   of this process (Linux only)
+
+Counters are of this process, over all its runs: what an earlier one did with a resumed run is not in them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import get_args
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.registry import Collector
+
+from realtime.events import Counts, Event, Frame, Status, VolumeState
+from realtime.network.publish import Publisher
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+LATENCY_BUCKETS_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 4 / 3, 1.6, 2.0, 3.0, 5.0, 10.0)
+"""With the TRs of the dataset, 4/3 s and 1.6 s, among the bounds."""
+
+_STATES: tuple[VolumeState, ...] = get_args(VolumeState)
+
+
+class Metrics:
+    """Keeps the figures; hand :meth:`take` to :meth:`realtime.events.Broadcast.call`.
+
+    :param clock: seconds that never go back.
+    """
+
+    def __init__(self, publisher: Publisher | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._registry = registry = CollectorRegistry()
+        self._clock = clock
+        self._folder: str | None = None
+        self._counts = Counts()
+        self._first: tuple[int, float] | None = None
+        self._newest: int | None = None
+        self._volumes = Counter(
+            "realtime_volumes", "Volumes by what became of them.", ["state"], registry=registry
+        )
+        for state in _STATES:
+            self._volumes.labels(state)
+        self._latency = Histogram(
+            "realtime_decode_latency_seconds",
+            "From a volume's last byte to its frame.",
+            buckets=LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+        self._backlog = Gauge(
+            "realtime_backlog_volumes",
+            "Volumes whose turn has come, without a final state.",
+            registry=registry,
+        )
+        self._drift = Gauge(
+            "realtime_pace_drift_seconds",
+            "How much later the newest volume came than the run's first volume and the TR foretold.",
+            registry=registry,
+        )
+        ProcessCollector(registry=registry)
+        if publisher:
+            registry.register(_Published(publisher))
+
+    def take(self, event: Event) -> None:
+        """Take note of an event."""
+        message = event.message
+        if isinstance(message, Status):
+            self._take_status(message)
+        elif isinstance(message, Frame) and not message.decoder and not event.is_recorded:
+            self._latency.observe(message.latency_ms.total / 1e3)
+
+    def text(self) -> bytes:
+        """All figures in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def _take_status(self, status: Status) -> None:
+        if status.run_folder != self._folder:
+            self._folder, self._counts = status.run_folder, status.counts
+            self._first = self._newest = None
+            self._drift.set(0)
+        for state in _STATES:
+            # Less than before, where a run was taken up anew from its record, takes nothing away.
+            new = max(0, getattr(status.counts, state) - getattr(self._counts, state))
+            self._volumes.labels(state).inc(new)
+        self._counts = status.counts
+        if status.volume is None:
+            return
+        settled = sum(getattr(status.counts, state) for state in _STATES)
+        self._backlog.set(max(0, status.volume + 1 - settled))
+        if self._newest is None or status.volume > self._newest:
+            self._newest = status.volume
+            self._note_pace(status.volume, status.tr_s)
+
+    def _note_pace(self, volume: int, tr_s: float) -> None:
+        if self._first is None:
+            self._first = volume, self._clock()
+        first, began_s = self._first
+        self._drift.set(self._clock() - began_s - (volume - first) * tr_s)
+
+
+class _Published(Collector):
+    """What the publisher counts itself, read when it is asked for."""
+
+    def __init__(self, publisher: Publisher) -> None:
+        self._publisher = publisher
+
+    def collect(self) -> Iterator[Metric]:
+        """The publisher's two counters."""
+        yield CounterMetricFamily(
+            "realtime_published_messages",
+            "Messages handed to the publisher's socket.",
+            value=self._publisher.published.total(),
+        )
+        yield CounterMetricFamily(
+            "realtime_publish_overruns",
+            "Times that a subscriber's queue was found full.",
+            value=self._publisher.overruns,
+        )

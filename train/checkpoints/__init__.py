@@ -1,0 +1,1 @@
+"""Checkpoints: ours, and those that the paper's authors released."""

@@ -1,0 +1,241 @@
+"""Checkpoints: folders that say what they are.
+
+checkpoint.json                      method, subjects, held-out runs, seed, recipe, base model, identities
+brain.safetensors                    brain module and null condition
+adapter/                             LoRA, or what else of the UNet was tuned (:mod:`train.model.finetune`)
+sub-01/roi.nii.gz, sub-01/prior.npz  what the runtime needs of a subject
+synthetic.json                       how the recordings were made, where no person was scanned
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from train.errors import TrainError
+from train.model.base_model import find_base, is_on_hub, load_vae
+from train.model.brain import BrainModule
+from train.model.dynadiff import Dynadiff, brain_config
+from train.model.finetune import load_merged, load_tuned, save_tuned
+from train.model.linear_brain import LinearBrain, LinearConfig
+from train.recipe import Recipe
+from train.store.atomic import whole, write_whole
+from train.store.fingerprints import Method, Terms, base_identity
+
+
+class TrainedSubject(msgspec.Struct, frozen=True, kw_only=True):
+    """A subject whose recordings a decoder was trained on."""
+
+    number: int
+    n_voxels: int
+    held_out_runs: list[tuple[int, int, int]]
+    """Subject, session and run of each; none where images are held out."""
+    n_train_trials: int
+    data: str | None = None
+    """Identity of the recordings (:mod:`train.store.fingerprints`)."""
+
+
+class Parent(msgspec.Struct, frozen=True, kw_only=True):
+    """The checkpoint that a training began with."""
+
+    folder: str
+    """Relative to the checkpoint's that began with it."""
+    subjects: list[int]
+    identity: str
+
+
+class CheckpointInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """``checkpoint.json``. What has a default is not in those of earlier versions."""
+
+    method: Method = "dynadiff"
+    """The paper's, or the baseline (:mod:`train.systems.brain_diffuser.fit`)."""
+    subjects: Annotated[list[TrainedSubject], msgspec.Meta(min_length=1)]
+    """In the order of their layers."""
+    seed: int
+    tr_s: float
+    recipe: Recipe
+    base: str
+    """Folder of the base model, relative to the checkpoint's, or its name on the hub."""
+    base_identity: str | None = None
+    """Of the base model that it was trained on."""
+    n_sessions: int | None = None
+    """Trained on the first so many sessions of each subject; on all of them where none."""
+    parent: Parent | None = None
+    imported_from: str | None = None
+    """Which released checkpoint it is (:mod:`train.checkpoints.released`), where it was not trained here."""
+    last_loss: float | None
+
+    @property
+    def terms(self) -> Terms:
+        """What it follows from."""
+        return Terms(
+            method=self.method,
+            recipe=self.recipe,
+            subjects=[trained.number for trained in self.subjects],
+            data=[trained.data for trained in self.subjects],
+            sessions=self.n_sessions,
+            seed=self.seed,
+            base=self.base_identity,
+            parent=self.parent.identity if self.parent else None,
+        )
+
+
+def subject_folder(folder: Path, number: int) -> Path:
+    """A subject's folder in a checkpoint."""
+    return folder / f"sub-{number:02d}"
+
+
+def save_checkpoint(folder: Path, model: Dynadiff, info: CheckpointInfo) -> None:
+    """Write the weights and, last, ``checkpoint.json``: a folder that has it is whole."""
+    save_tuned(model.unet, info.recipe.finetune, folder)
+    write_checkpoint(folder, model.brain, model.null.detach(), info)
+
+
+def write_checkpoint(folder: Path, brain: nn.Module, null_NW: Tensor, info: CheckpointInfo) -> None:
+    """Write a brain module, the null condition and, last, ``checkpoint.json``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {"null_condition": null_NW} | {
+        f"brain.{key}": value for key, value in brain.state_dict().items()
+    }
+    with whole(folder / "brain.safetensors") as partial:
+        save_file({key: value.float().contiguous() for key, value in weights.items()}, partial)
+    write_whole(folder / "checkpoint.json", msgspec.json.format(msgspec.json.encode(info), indent=2).decode())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint read back for one subject, in fp32 and evaluation mode.
+
+    An adapter lies beside ``unet``'s weights; ``brain`` has the subject's own layers alone.
+    """
+
+    folder: Path
+    info: CheckpointInfo
+    subject: TrainedSubject
+    brain: BrainModule | LinearBrain
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    null_NW: Tensor
+    base_folder: Path
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe it was trained with."""
+        return self.info.recipe
+
+    def on_device(self) -> Checkpoint:
+        """The same on the GPU where there is one."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        moved = {part: getattr(self, part).to(device) for part in ("brain", "unet", "vae", "null_NW")}
+        return replace(self, **moved)
+
+    @property
+    def subject_folder(self) -> Path:
+        """Where the subject's region and prior lie."""
+        return subject_folder(self.folder, self.subject.number)
+
+
+def load_checkpoint(folder: Path, base: str | Path | None = None, subject: int | None = None) -> Checkpoint:
+    """Read a checkpoint and the base model it was trained on.
+
+    :param subject: whose layers, by number; needed where there are several
+    :raises TrainError: when a file is missing, ``checkpoint.json`` cannot be read, or the decoder was not
+        trained on the subject or the base model.
+    """
+    info = read_info(folder)
+    trained = _trained_subject(folder, info, subject)
+    base_folder = find_base(base or (info.base if is_on_hub(info.base) else (folder / info.base).resolve()))
+    if info.base_identity not in (None, base_identity(base_folder)):
+        raise TrainError(
+            f"expected the base model that {folder} was trained on, found another in {base_folder}; name the "
+            "right one's folder with --base, or train again"
+        )
+    weights, null_NW = read_weights(folder)
+    unet, vae = load_tuned(info.recipe.finetune, folder, base_folder), load_vae(base_folder)
+    brain = _brain_of(trained, info, weights, unet)
+    for part in (brain, unet, vae):
+        part.eval().requires_grad_(False)
+    return Checkpoint(
+        folder=folder,
+        info=info,
+        subject=trained,
+        brain=brain,
+        unet=unet,
+        vae=vae,
+        null_NW=null_NW,
+        base_folder=base_folder,
+    )
+
+
+def _brain_of(
+    trained: TrainedSubject, info: CheckpointInfo, weights: dict[str, Tensor], unet: UNet2DConditionModel
+) -> BrainModule | LinearBrain:
+    if info.method == "dynadiff":
+        n_voxels = max(each.n_voxels for each in info.subjects)
+        several = BrainModule(brain_config(info.recipe, n_voxels, len(info.subjects)))
+        several.load_state_dict(weights)
+        return several.of_subject(info.subjects.index(trained), trained.n_voxels)
+    base, size = info.recipe.base, unet.config.sample_size
+    config = LinearConfig(
+        n_voxels=trained.n_voxels,
+        n_volumes=info.recipe.window.length_volumes,
+        condition_shape=(base.n_tokens, base.token_width),
+        latent_shape=(unet.config.in_channels, size, size),
+        condition_rank=len(weights["condition.second"]),
+        latent_rank=len(weights["latents.second"]),
+    )
+    linear = LinearBrain(config)
+    linear.load_state_dict(weights)
+    return linear
+
+
+def _trained_subject(folder: Path, info: CheckpointInfo, number: int | None) -> TrainedSubject:
+    if number is None and len(info.subjects) == 1:
+        return info.subjects[0]
+    for trained in info.subjects:
+        if trained.number == number:
+            return trained
+    known = ", ".join(str(trained.number) for trained in info.subjects)
+    asked = "no subject was named" if number is None else f"not {number}"
+    raise TrainError(
+        f"expected a subject that {folder} was trained on ({known}), {asked}; name one: --subject"
+    )
+
+
+def read_weights(folder: Path) -> tuple[dict[str, Tensor], Tensor]:
+    """The brain module's weights by name, and the null condition ``[N, W]``.
+
+    :raises TrainError: when there are none.
+    """
+    path = folder / "brain.safetensors"
+    if not path.exists():
+        raise TrainError(f"expected {path}, found no file; is {folder} a whole checkpoint?")
+    weights = load_file(path)
+    brain = {k.removeprefix("brain."): v for k, v in weights.items() if k.startswith("brain.")}
+    # A copy, for any tensor of the file keeps all of it mapped.
+    return brain, weights["null_condition"].clone()
+
+
+def read_info(folder: Path) -> CheckpointInfo:
+    """Read ``checkpoint.json``; raises as :func:`load_checkpoint`."""
+    path = folder / "checkpoint.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=CheckpointInfo)
+    except FileNotFoundError as error:
+        raise TrainError(
+            f"expected {path}, found no file; is {folder} what `train fit` wrote, to its end?"
+        ) from error
+    except msgspec.MsgspecError as error:
+        raise TrainError(f"{path}: {error}") from error
+
+
+def merged_unet(checkpoint: Checkpoint) -> UNet2DConditionModel:
+    """A plain UNet with the adapter folded into its weights; the checkpoint's own is left as it is."""
+    return load_merged(checkpoint.recipe.finetune, checkpoint.folder, checkpoint.base_folder)

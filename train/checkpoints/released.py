@@ -1,0 +1,259 @@
+"""Checkpoints that the paper's authors released (``facebook/dynadiff``), as checkpoints of this project.
+
+They are DeepSpeed ZeRO checkpoints with the tag ``checkpoint``. Names and shapes in them, and what becomes of
+them (S subjects, V voxels, T volumes, H hidden width, N tokens, W token width):
+
+    model.brain_modules.clip_image.
+        subject_layers.weights   [S, V, H]       subject layer
+        lin0.weight, .bias       [T H, 1, H]     timestep layers: a grouped convolution as long as its input
+        post_lin0.0.*            [H]             norm
+        out_time_agg.*           [1, T]          aggregation
+        lin1.*                   [N W, H]        output
+    model.unet.
+        …attentions.K.transformers.0.…           image attention: …attentions.K.…
+        …attentions.K.transformers.1.…           text attention, whose share is 0: left out
+        ….base_layer.*, ….lora_A.default.*, ….lora_B.default.*    peft's
+
+The code replaces dropped conditions by zeros, so these are the null condition.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from nsd import NSDGENERAL_VOXELS, Layout, Run, read_roi, runs
+from nsd.sessions import TR_S
+from train.checkpoints.checkpoint import CheckpointInfo, TrainedSubject, save_checkpoint, subject_folder
+from train.data.prior import measure_prior
+from train.errors import TrainError
+from train.model.base_model import find_base, is_on_hub, load_unet, make_unet
+from train.model.brain import BrainModule
+from train.model.dynadiff import Dynadiff, brain_config
+from train.model.finetune import set_trainable
+from train.recipe import Recipe
+from train.store.atomic import alone_in
+from train.store.fingerprints import base_identity
+
+TAG = "checkpoint"
+BRAIN = "model.brain_modules.clip_image."
+UNET = "model.unet."
+LARGEST_DIFFERENCE = 1e-3
+"""Frozen weights were kept in fp16: they may differ by its rounding from the base model's, relative to the
+largest of their tensor."""
+
+State = Mapping[str, Tensor]
+_log = logging.getLogger(__name__)
+
+
+def read_released(folder: Path) -> dict[str, Tensor]:
+    """All weights of a released checkpoint in fp32, by their released names.
+
+    DeepSpeed keeps them as pickles: read only what comes from a source you trust.
+
+    :raises TrainError: when ``folder`` is not such a checkpoint.
+    """
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    if not (folder / TAG).is_dir():
+        raise TrainError(
+            f"expected a DeepSpeed checkpoint in {folder / TAG}, found no folder; name the subject's folder "
+            "of facebook/dynadiff"
+        )
+    try:
+        state: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=TAG)
+    except (OSError, ValueError, KeyError, AssertionError, RuntimeError) as error:
+        raise TrainError(f"expected a whole DeepSpeed checkpoint in {folder / TAG}: {error}") from error
+    return state
+
+
+def brain_from_released(state: State, recipe: Recipe) -> BrainModule:
+    """The brain module, for as many subjects and voxels as the weights have.
+
+    :raises TrainError: when a weight is missing or does not have the recipe's shape.
+    """
+    subjects = _take(state, f"{BRAIN}subject_layers.weights")
+    n_subjects, n_voxels, width = subjects.shape
+    convolution = _take(state, f"{BRAIN}lin0.weight")
+    n_volumes = len(convolution) // width
+    weights = {
+        "subject.weights": subjects,
+        "timestep.weight": convolution.view(1, n_volumes, width, width).transpose(2, 3),
+        "timestep.bias": _take(state, f"{BRAIN}lin0.bias").view(1, n_volumes, width),
+        "norm.weight": _take(state, f"{BRAIN}post_lin0.0.weight"),
+        "norm.bias": _take(state, f"{BRAIN}post_lin0.0.bias"),
+        "aggregate.weight": _take(state, f"{BRAIN}out_time_agg.weight").view(1, n_volumes),
+        "aggregate.bias": _take(state, f"{BRAIN}out_time_agg.bias").view(1),
+        "output.weight": _take(state, f"{BRAIN}lin1.weight"),
+        "output.bias": _take(state, f"{BRAIN}lin1.bias"),
+    }
+    with torch.device("meta"):
+        brain = BrainModule(brain_config(recipe, n_voxels, n_subjects))
+    _check_shapes(brain, weights, "the brain module")
+    brain.load_state_dict({name: weight.contiguous() for name, weight in weights.items()}, assign=True)
+    return brain.eval()
+
+
+def adapter_from_released(state: State, recipe: Recipe) -> UNet2DConditionModel:
+    """A UNet on the meta device, whose LoRA adapters alone have weights; to be saved, not run.
+
+    :raises TrainError: when an adapter is missing or of another rank than the recipe's.
+    """
+    with torch.device("meta"):
+        unet = make_unet(recipe.base)
+        set_trainable(unet, recipe.finetune)
+    names = unet_names(state)
+    wanted = {name for name, _ in unet.named_parameters() if ".lora_" in name}
+    missing = sorted(wanted - names.keys())
+    if missing:
+        raise TrainError(
+            f"expected LoRA weights for {missing[0]} ({len(missing)} missing in all), found none"
+        )
+    weights = {name: state[names[name]].contiguous() for name in wanted}
+    _check_shapes(unet, weights, "the adapter")
+    unet.load_state_dict(weights, strict=False, assign=True)
+    return unet
+
+
+def unet_names(state: State) -> dict[str, str]:
+    """Names in a plain UNet with adapters, each with its released name; the text attention is left out."""
+    return {
+        re.sub(r"(\.attentions\.\d+)\.transformers\.0\.", r"\1.", key.removeprefix(UNET)): key
+        for key in state
+        if key.startswith(UNET) and ".transformers.1." not in key
+    }
+
+
+def check_base(state: State, base: UNet2DConditionModel) -> int:
+    """Compare the frozen weights in a released checkpoint with the base model's; returns how many there are.
+
+    :raises TrainError: when one differs: the adapter was trained on another base model.
+    """
+    frozen = {
+        name.replace(".base_layer.", "."): state[key]
+        for name, key in unet_names(state).items()
+        if ".lora_" not in name
+    }
+    ours = dict(base.named_parameters())
+    shared = frozen.keys() & ours.keys()
+    for name in sorted(shared):
+        if not _equal_in_fp16(frozen[name], ours[name]):
+            raise TrainError(
+                f"{name} of the base model is not what the checkpoint was trained with; name the right base "
+                "model with --base"
+            )
+    return len(shared)
+
+
+def import_released(
+    folder: Path,
+    subject: int,
+    recipe: Recipe,
+    base: str | Path,
+    out: Path,
+    *,
+    layer: int = 0,
+    nsd: Path | None = None,
+) -> CheckpointInfo:
+    """Write a released checkpoint as a checkpoint of this project.
+
+    :param layer: place of the subject's layer, in a checkpoint of several subjects
+    :param nsd: root of the data set: the subject's region and the prior of its runs go into the checkpoint,
+        which cannot be exported without them
+    :raises TrainError: when it is not what it should be, or ``out`` holds a checkpoint already.
+    """
+    _check_new(out)
+    base_folder = find_base(base)
+    state = read_released(folder)
+    n_compared = check_base(state, load_unet(base_folder))
+    _log.info("%d frozen weights are the base model's", n_compared)
+    brain = brain_from_released(state, recipe)
+    layout = Layout(nsd) if nsd else None
+    n_voxels = _region_size(layout, subject, brain.config.n_voxels)
+    brain = brain.of_subject(layer, n_voxels)
+    # Their test set is the shared images, and their code detrends by a line, whatever the recipe says.
+    recipe = msgspec.structs.replace(
+        recipe,
+        split="standard",
+        preprocessing=msgspec.structs.replace(recipe.preprocessing, drift="linear"),
+        diffusion=msgspec.structs.replace(recipe.diffusion, null_condition="zeros", guidance=3.5),
+    )
+    null_NW = torch.zeros(recipe.base.n_tokens, recipe.base.token_width)
+    model = Dynadiff(brain, adapter_from_released(state, recipe), null_NW, recipe)
+    info = CheckpointInfo(
+        subjects=[TrainedSubject(number=subject, n_voxels=n_voxels, held_out_runs=[], n_train_trials=0)],
+        seed=0,
+        tr_s=TR_S,
+        recipe=recipe,
+        base=str(base) if is_on_hub(base) else str(base_folder.resolve()),
+        base_identity=base_identity(base_folder),
+        imported_from=f"{folder.resolve().name}, layer {layer}",
+        last_loss=None,
+    )
+    with alone_in(out, wait=False):
+        _check_new(out)
+        if layout:
+            _write_subject(layout, subject, recipe, subject_folder(out, subject))
+        else:
+            _log.warning("without --nsd the checkpoint has no region and no prior: `export` asks for them")
+        save_checkpoint(out, model, info)
+    return info
+
+
+def _check_new(out: Path) -> None:
+    if (out / "checkpoint.json").exists():
+        raise TrainError(f"{out} holds a checkpoint already; choose another --out")
+
+
+def _write_subject(layout: Layout, subject: int, recipe: Recipe, folder: Path) -> None:
+    """The subject's region, and the prior of all its runs: which of them trained is not known."""
+    folder.mkdir(exist_ok=True)
+    shutil.copy(layout.roi(subject), folder / "roi.nii.gz")
+    roi = read_roi(layout, subject)
+    series = (Run(layout, *key).roi_series(roi) for key in tqdm(runs(layout, subject), "prior"))
+    measure_prior(series, recipe.preprocessing.high_pass_hz).save(folder / "prior.npz")
+
+
+def _region_size(layout: Layout | None, subject: int, n_voxels: int) -> int:
+    """Voxels of the subject's region: behind them, the released weights are padding."""
+    expected = read_roi(layout, subject).n_voxels if layout else NSDGENERAL_VOXELS.get(subject, n_voxels)
+    if expected > n_voxels:
+        raise TrainError(
+            f"expected a subject layer of at least the {expected} voxels of subject {subject}, "
+            f"found {n_voxels}; is it another subject's checkpoint?"
+        )
+    return expected
+
+
+def _take(state: State, name: str) -> Tensor:
+    try:
+        return state[name]
+    except KeyError:
+        raise TrainError(
+            f"expected {name} in the released checkpoint, found names like {sorted(state)[:3]}"
+        ) from None
+
+
+def _check_shapes(module: nn.Module, weights: State, what: str) -> None:
+    for name, expected in module.state_dict().items():
+        if name in weights and weights[name].shape != expected.shape:
+            raise TrainError(
+                f"{what}: expected {name} of shape {tuple(expected.shape)}, as the recipe has it, "
+                f"found {tuple(weights[name].shape)}"
+            )
+
+
+def _equal_in_fp16(theirs: Tensor, ours: Tensor) -> bool:
+    if theirs.shape != ours.shape:
+        return False
+    largest = float((theirs.float() - ours.detach()).abs().max())
+    return largest <= LARGEST_DIFFERENCE * float(ours.detach().abs().max())

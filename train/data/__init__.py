@@ -1,0 +1,1 @@
+"""Prepared recordings: caches, windows, trials and priors."""

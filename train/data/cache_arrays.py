@@ -1,0 +1,171 @@
+"""How the arrays of a cache are made, run by run, each of what is already there: see :mod:`train.data.cache`.
+
+Legend: V voxels of the region, T volumes of a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from nsd import N_DESIGN_ROWS, BadFile, Layout, Run, RunKey, read_betas, read_roi
+from nsd.splits import RunTrial
+from realtime.preprocessing.stream import z_scored
+from train.data.preprocessing import drift_basis, streamed
+from train.data.prior import Prior, measure_prior
+from train.data.workers import over_items
+from train.recipe import Preprocessing, Recipe
+from train.store.atomic import whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class Making:
+    """The arrays of a cache, each made of what is already there."""
+
+    layout: Layout
+    folder: Path
+    recipe: Recipe
+    keys: list[RunKey]
+    prior_keys: list[RunKey]
+    trials: list[RunTrial]
+    n_voxels: int
+    n_sessions: int | None
+    workers: int | None
+
+    def all(self) -> None:
+        """What the recipe trains on, and what that is made of."""
+        forms = self.recipe.preprocessing.train_on
+        if set(forms) & {"whole_run", "causal"}:
+            self._rows()
+            self._prior()
+            self._whole_run()  # what evaluation decodes, whichever of the two a recipe trains on
+        if "causal" in forms:
+            self._causal()
+        if "betas" in forms:
+            self._betas()
+
+    def _rows(self) -> None:
+        shape = (len(self.keys), N_DESIGN_ROWS, self.n_voxels)
+        self._make("rows", shape, partial(_read_run, self.layout, self.folder), self.keys, np.float32)
+
+    def _prior(self) -> None:
+        path = prior_path(self.folder, self.n_sessions)
+        if path.exists():
+            return
+        rows = open_array(self.folder, "rows")
+        trains = tqdm([self.keys.index(key) for key in self.prior_keys], desc="prior", unit="run")
+        prior = measure_prior((rows[index] for index in trains), self.recipe.preprocessing.high_pass_hz)
+        with whole(path) as unfinished:
+            prior.save(unfinished)
+
+    def _whole_run(self) -> None:
+        shape = (len(self.keys), N_DESIGN_ROWS, self.n_voxels)
+        work = partial(_z_score_run, self.folder, self.recipe.preprocessing)
+        self._make("whole_run", shape, work, self.keys)
+
+    def _causal(self) -> None:
+        window, trials = self.recipe.window, self.trials
+        ends = [
+            item.trial.onset_volume + window.offset_volumes + window.length_volumes - 1 for item in trials
+        ]
+        places = _places([item.run for item in trials], self.keys)
+        work = partial(_stream_run, self.folder, self.recipe, self.n_sessions, ends, places)
+        shape = (len(trials), window.length_volumes, self.n_voxels)
+        self._make(of_sessions("causal", self.n_sessions), shape, work, self.keys)
+
+    def _betas(self) -> None:
+        sessions = sorted({key.session for key in self.keys})
+        places = _places([item.run.session for item in self.trials], sessions)
+        work = partial(_read_session, self.layout, self.folder, self.keys[0].subject, places)
+        self._make("betas", (len(self.trials), 1, self.n_voxels), work, sessions, unit="session")
+
+    def _make(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        work: Callable[[int, Any], None],
+        items: Sequence[Any],
+        dtype: Any = np.float16,
+        unit: str = "run",
+    ) -> None:
+        path, done = self.folder / f"{name}.npy", self.folder / f"{name}.done.npy"
+        # In this order: an array without notes is made anew, notes without their array would be believed.
+        if not path.exists() or not done.exists():
+            with whole(done) as unfinished:
+                np.save(unfinished, np.zeros(len(items), dtype=np.uint8), allow_pickle=False)
+        if not path.exists():
+            with whole(path) as empty:
+                np.lib.format.open_memmap(empty, mode="w+", dtype=dtype, shape=shape).flush()
+        over_items(done, items, work, name=name, unit=unit, workers=self.workers)
+
+
+def _read_run(layout: Layout, folder: Path, index: int, key: RunKey) -> None:
+    rows = Run(layout, *key).roi_series(read_roi(layout, key.subject))
+    _write(folder, "rows", index, rows)
+
+
+def _z_score_run(folder: Path, preprocessing: Preprocessing, index: int, key: RunKey) -> None:
+    rows = open_array(folder, "rows")[index]
+    _write(folder, "whole_run", index, z_scored(rows, drift_basis(len(rows), preprocessing)))
+
+
+def _stream_run(
+    folder: Path,
+    recipe: Recipe,
+    n_sessions: int | None,
+    ends: list[int],
+    places: list[slice],
+    index: int,
+    key: RunKey,
+) -> None:
+    rows, prior = open_array(folder, "rows")[index], Prior.load(prior_path(folder, n_sessions))
+    windows = streamed(rows, recipe, prior, ends[places[index]], recipe.window.length_volumes)
+    _write(folder, of_sessions("causal", n_sessions), places[index], windows.transpose(0, 2, 1))
+
+
+def _read_session(
+    layout: Layout, folder: Path, subject: int, places: list[slice], index: int, session: int
+) -> None:
+    betas = read_betas(layout, subject, session, read_roi(layout, subject))
+    n_trials = places[index].stop - places[index].start
+    if len(betas) != n_trials:
+        expected = f"as many betas as presentations in the session's runs on disk, {n_trials}"
+        raise BadFile(layout.betas(subject, session), expected, str(len(betas)))
+    deviation = betas.std(axis=0, ddof=1)
+    z_scores = (betas - betas.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
+    _write(folder, "betas", places[index], z_scores[:, None])
+
+
+def _places(owners: Sequence[Any], items: Sequence[Any]) -> list[slice]:
+    """Where each item's presentations lie among all, which are in order of their items."""
+    bounds = np.searchsorted([items.index(owner) for owner in owners], range(len(items) + 1))
+    return [slice(*bounds[index : index + 2].tolist()) for index in range(len(items))]
+
+
+def of_sessions(name: str, n_sessions: int | None) -> str:
+    """Name of an array for those who train on the first so many sessions."""
+    return name if n_sessions is None else f"{name}-first-{n_sessions}"
+
+
+def prior_path(folder: Path, n_sessions: int | None) -> Path:
+    """Where the prior of the first so many sessions lies."""
+    return folder / f"{of_sessions('prior', n_sessions)}.npz"
+
+
+def open_array(folder: Path, name: str) -> NDArray[Any]:
+    """An array of the cache, memory-mapped."""
+    # As a plain array: slicing numpy's memmap class costs more than reading a window through it.
+    return np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
+
+
+def _write(folder: Path, name: str, where: int | slice, values: NDArray[Any]) -> None:
+    array = np.load(folder / f"{name}.npy", mmap_mode="r+", allow_pickle=False)
+    array[where] = values
+    array.flush()

@@ -1,0 +1,73 @@
+"""``cache.json``: what prepared recordings are made from. Nothing here needs torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from nsd import Layout, RunKey
+from nsd.splits import RunTrial
+from train.errors import TrainError
+from train.recipe import Recipe
+from train.store.atomic import write_whole
+from train.store.fingerprints import betas_identity
+
+_JSON = "cache.json"
+
+
+def made_from(
+    keys: list[RunKey], train_keys: list[RunKey], n_voxels: int, data: str, recipe: Recipe
+) -> dict[str, Any]:
+    """What must be the same whatever a recipe trains on.
+
+    :param data: identity of the subject's recordings
+    """
+    preprocessing: dict[str, Any] = msgspec.to_builtins(recipe.preprocessing)
+    del preprocessing["train_on"]
+    settings = {
+        "subject": keys[0].subject,
+        "n_voxels": n_voxels,
+        "runs": keys,
+        "data": data,
+        "split": recipe.split,
+        "train_runs": train_keys,
+        "preprocessing": preprocessing,
+    }
+    as_read_back: dict[str, Any] = json.loads(msgspec.json.encode(settings))
+    return as_read_back
+
+
+def made_from_besides(layout: Layout, trials: list[RunTrial], recipe: Recipe) -> dict[str, Any]:
+    """What must be the same where both have it: causal windows are cut for one window, betas are files."""
+    forms = recipe.preprocessing.train_on
+    return {
+        "window": msgspec.to_builtins(recipe.window) if "causal" in forms else None,
+        "betas": betas_identity(layout, trials) if "betas" in forms else None,
+    }
+
+
+def claim(folder: Path, settings: dict[str, Any], besides: dict[str, Any]) -> None:
+    """Write what a new cache is made from.
+
+    :raises TrainError: when ``folder`` holds one that is made from something else, or other files
+    """
+    path = folder / _JSON
+    if not path.exists():
+        if any(not entry.name.startswith(".") for entry in folder.iterdir()):
+            raise TrainError(f"expected an empty folder or a cache in {folder}, found other files")
+        write_whole(path, json.dumps(settings | besides, indent=1))
+        return
+    theirs = json.loads(path.read_text())
+    different = [name for name in settings if theirs.get(name) != settings[name]]
+    different += [name for name, value in besides.items() if value and theirs.get(name) not in (None, value)]
+    if different:
+        raise TrainError(
+            f"{folder} holds recordings with other {', '.join(different)} than this recipe and data set; "
+            "name another folder, or remove it to make it anew"
+        )
+    grown = settings | {name: value or theirs.get(name) for name, value in besides.items()}
+    if grown != theirs:
+        write_whole(path, json.dumps(grown, indent=1))

@@ -1,0 +1,83 @@
+"""Latents of what was shown, computed once for a base model and kept beside the prepared recordings.
+
+    FOLDER/latents-<hash>.safetensors   images int64 [N], sorted, and latents float32 [N, c, h, w]
+
+The hash is of the VAE, of the stimuli they are of and of their size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from nsd import Layout, Stimuli
+from train.model.base_model import load_vae
+from train.model.vae import encode_latents
+from train.store.atomic import alone_in, whole
+from train.store.fingerprints import digest, pictures_identity, vae_identity
+
+_MOST_AT_ONCE = 32
+_PIXELS_AT_ONCE = 4 * 512 * 512
+"""32 pictures of the demo are encoded together, but only 4 of 512 px, which take gigabytes."""
+
+
+def shown_latents(
+    layout: Layout, images: NDArray[np.int64], base: Path, latent_px: int, folder: Path
+) -> Tensor:
+    """Latents ``[N, c, latent_px, latent_px]`` of stimuli, read from ``folder`` as far as they are there.
+
+    Processes that share ``folder`` wait for one another, and find what the others have made.
+
+    :param images: 0-based, sorted, each once
+    """
+    made_from = digest([vae_identity(base), pictures_identity(layout), latent_px])
+    with alone_in(folder, wait=True):
+        known = _encoded(layout, images, base, latent_px, folder / f"latents-{made_from}.safetensors")
+    return known["latents"][torch.from_numpy(np.searchsorted(known["images"].numpy(), images))]
+
+
+def _encoded(
+    layout: Layout, images: NDArray[np.int64], base: Path, latent_px: int, path: Path
+) -> dict[str, Tensor]:
+    """What ``path`` holds, once it has ``images``."""
+    known: dict[str, Tensor] = {"images": torch.zeros(0, dtype=torch.long)}
+    if path.exists():
+        known = load_file(path)
+    new = np.setdiff1d(images, known["images"].numpy())
+    if not len(new):
+        return known
+    vae = load_vae(base).to("cuda" if torch.cuda.is_available() else "cpu")
+    with Stimuli(layout) as stimuli:
+        latents = encode_stimuli(stimuli, new.tolist(), vae, latent_px)
+    every = torch.cat([known["images"], torch.from_numpy(new)])
+    order = every.argsort()
+    values = torch.cat([known["latents"], latents]) if "latents" in known else latents
+    known = {"images": every[order], "latents": values[order].contiguous()}
+    with whole(path) as partial:
+        save_file(known, partial)
+    return known
+
+
+def encode_stimuli(stimuli: Stimuli, images: Sequence[int], vae: AutoencoderKL, latent_px: int) -> Tensor:
+    """Latents ``[N, c, latent_px, latent_px]`` of pictures, brought to the size that makes latents of it."""
+    size_px = latent_px << (len(vae.config.block_out_channels) - 1)
+    at_once = min(_MOST_AT_ONCE, max(1, _PIXELS_AT_ONCE // size_px**2))
+    parts = []
+    for start in tqdm(range(0, len(images), at_once), desc="latents", unit="batch"):
+        pictures = stimuli.images(images[start : start + at_once])
+        if pictures.shape[1:3] != (size_px, size_px):
+            resized = [
+                cv2.resize(picture, (size_px, size_px), interpolation=cv2.INTER_CUBIC) for picture in pictures
+            ]
+            pictures = np.stack(resized).astype(np.uint8)
+        parts.append(encode_latents(vae, pictures).cpu())
+    return torch.cat(parts)

@@ -1,0 +1,56 @@
+"""Which presentations train a decoder and which test it (paper 2.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nsd import N_DESIGN_ROWS
+from train.data.cache import Cache
+from train.recipe import Window
+
+Trials = NDArray[np.int64]
+"""Indices into a cache's presentations."""
+
+
+def held_out_images(caches: Iterable[Cache]) -> NDArray[np.int64]:
+    """Images of any held-out presentation of any subject, sorted."""
+    return np.unique(np.concatenate([cache.images[cache.is_test] for cache in caches]))
+
+
+def training_trials(cache: Cache, held_out: NDArray[np.int64], n_sessions: int | None = None) -> Trials:
+    """Presentations that may train: not held out themselves, and none of an image in ``held_out``.
+
+    :param n_sessions: only those of the first so many sessions
+    """
+    trains = ~cache.is_test & ~np.isin(cache.images, held_out)
+    if n_sessions is not None:
+        trains &= np.array([item.run.session <= n_sessions for item in cache.trials])
+    return np.flatnonzero(trains)
+
+
+def inside_run(cache: Cache, trials: Trials, window: Window) -> Trials:
+    """Those of ``trials`` whose window lies in its run whole."""
+    onsets = np.array([cache.trials[trial].trial.onset_volume for trial in trials.tolist()], dtype=np.int64)
+    first = onsets + window.offset_volumes
+    return trials[(first >= 0) & (first + window.length_volumes <= N_DESIGN_ROWS)]
+
+
+def ending_after(cache: Cache, trials: Trials, window: Window, n_volumes: int) -> Trials:
+    """Those of ``trials`` whose window ends when a run has had ``n_volumes``: what the runtime can trust."""
+    onsets = np.array([cache.trials[trial].trial.onset_volume for trial in trials.tolist()], dtype=np.int64)
+    return trials[onsets + window.offset_volumes + window.length_volumes >= n_volumes]
+
+
+def grouped(cache: Cache, trials: Trials) -> list[Trials]:
+    """``trials`` by their image, in order of images: the repetitions that the average is taken over."""
+    images = cache.images[trials]
+    return [trials[images == image] for image in np.unique(images)]
+
+
+def one_of_each(cache: Cache, trials: Trials, seed: int) -> list[Trials]:
+    """One presentation of each image, drawn by ``seed`` (paper 2.3)."""
+    rng = np.random.default_rng(seed)
+    return [rng.choice(group, 1) for group in grouped(cache, trials)]

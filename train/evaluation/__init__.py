@@ -1,0 +1,1 @@
+"""Evaluation: decodes of held-out trials, metrics and their tables."""

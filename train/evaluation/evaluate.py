@@ -1,0 +1,177 @@
+"""Decode held-out presentations and compare with what was shown (paper 2.3).
+
+OUT/table.json, table.md   every metric, for each way of decoding
+OUT/grid.png               held-out trials drawn by seed: shown, then a row for each way
+OUT/decodes                what was decoded, for a second call: see :mod:`train.evaluation.decode_cache`
+
+*offline* and *streaming* differ in preprocessing; the *ceiling* is the base model conditioned on the true
+picture; the *floor* is the first way's decodes shuffled over trials. With window starts other than the
+recipe's, each start is a way of its own (figures 4, 5).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import cv2
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nsd import TR_S, Layout, Stimuli
+from train.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from train.data.cache import Cache, prepare, subject_cache
+from train.data.dataset import averaged_windows
+from train.data.trials import Trials
+from train.errors import TrainError
+from train.evaluation.decode_cache import array_digest, kept, weights_digest
+from train.evaluation.held_out import decode_pictures, decode_windows, held_out_groups, images_of
+from train.evaluation.results_table import Row, as_markdown, compare, see
+from train.model.sample import Pictures
+from train.recipe import DemoBase, Form, Window
+from train.store.atomic import alone_in, whole, write_whole
+from train.store.fingerprints import digest
+
+_log = logging.getLogger(__name__)
+GRID_TRIALS = 32
+_NAMES: dict[Form, str] = {"whole_run": "offline", "causal": "streaming", "betas": "betas"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is to be evaluated, on what, and where the result goes."""
+
+    root: Path
+    """Of the data set."""
+    checkpoint: Path
+    out: Path
+    subject: int | None = None
+    """Whose decoder, where the checkpoint has several."""
+    caches: Path | None = None
+    """Folder of prepared recordings, made where they are not there; by default in the checkpoint."""
+    networks: Path | None = None
+    """Folder of the networks' weights: see :mod:`train.evaluation.networks.registry`."""
+    n_trials: int = 1000
+    average: bool = False
+    """Decode the mean window of an image's held-out presentations (paper, table 7)."""
+    offsets: Sequence[int] = ()
+    """Window starts in volumes after onset; by default the recipe's alone, offline and streaming."""
+    seed: int = 1
+
+
+def evaluate(order: Evaluation) -> dict[str, Row]:
+    """Write the table and the grid, and return the table.
+
+    Decodes are written before they are scored, and used again by whoever calls with the same checkpoint,
+    trials and seed: a network that was missing can be fetched later. Networks run on the decoder's device.
+
+    :raises TrainError: when there is no such checkpoint or subject, the recordings are not those that it was
+        trained on, or there is nothing to decode.
+    """
+    checkpoint = load_checkpoint(order.checkpoint, subject=order.subject).on_device()
+    recipe, number = checkpoint.recipe, checkpoint.subject.number
+    folder = subject_cache(order.caches or order.checkpoint / "cache", number)
+    info = checkpoint.info
+    cache = prepare(order.root, number, recipe, folder, seed=info.seed, n_sessions=info.n_sessions)
+    if checkpoint.subject.data not in (None, cache.data):
+        # Also with runs added: which are held out is drawn anew then, and some of them may have trained.
+        raise TrainError(
+            f"expected the recordings of subject {number} that {order.checkpoint} was trained on, found "
+            f"others in {order.root}; name their folder with --nsd, or train again"
+        )
+    ways = _ways(checkpoint, order)
+    windows = [window for _, window in ways.values()]
+    groups = held_out_groups(
+        cache, recipe, windows, average=order.average, seed=order.seed, n_groups=order.n_trials
+    )
+    images = images_of(cache, groups)
+    with Stimuli(Layout(order.root)) as stimuli:
+        shown = stimuli.images(images.tolist())
+    decoded = _decode(checkpoint, cache, groups, ways, order)
+    if isinstance(recipe.base, DemoBase):
+        decoded["ceiling"] = decode_pictures(checkpoint, shown, order.seed)
+    rows = _score(shown, decoded, images, order, checkpoint.null_NW.device)
+    table = {
+        "subject": number,
+        "split": recipe.split,
+        "trials": len(groups),
+        "average": order.average,
+        "rows": msgspec.to_builtins(rows),
+    }
+    drawn = np.sort(np.random.default_rng(order.seed).permutation(len(groups))[:GRID_TRIALS])
+    with alone_in(order.out, wait=True):
+        write_whole(order.out / "table.json", json.dumps(table, indent=2))
+        write_whole(order.out / "table.md", as_markdown(rows))
+        with whole(order.out / "grid.png") as partial:
+            write_grid(partial, [shown[drawn], *(pictures[drawn] for pictures in decoded.values())])
+    _log.info("%s", as_markdown(rows))
+    return rows
+
+
+def _decode(
+    checkpoint: Checkpoint,
+    cache: Cache,
+    groups: Sequence[Trials],
+    ways: dict[str, tuple[Form, Window]],
+    order: Evaluation,
+) -> dict[str, Pictures]:
+    """Pictures of each way, as far as they are there from an earlier call."""
+    of_all = [checkpoint.info, weights_digest(checkpoint), [group.tolist() for group in groups], order.seed]
+    decoded: dict[str, Pictures] = {}
+    for name, (form, window) in ways.items():
+        windows = averaged_windows(cache, groups, window, form, checkpoint.recipe)
+        path = order.out / "decodes" / f"{name.replace(' ', '_')}.npz"
+        decode = partial(decode_windows, checkpoint, windows, order.seed, name)
+        decoded[name] = kept(path, digest([*of_all, array_digest(windows)]), decode)
+    return decoded
+
+
+def _ways(checkpoint: Checkpoint, order: Evaluation) -> dict[str, tuple[Form, Window]]:
+    """Ways of decoding by name: form and window."""
+    recipe = checkpoint.recipe
+    if "betas" in recipe.preprocessing.train_on:
+        return {_NAMES["betas"]: ("betas", recipe.window)}
+    if not order.offsets:
+        forms: tuple[Form, ...] = ("whole_run", "causal")
+        return {_NAMES[form]: (form, recipe.window) for form in forms}
+    return {
+        f"from {offset * TR_S:.1f} s": (
+            "whole_run",
+            Window(offset_volumes=offset, length_volumes=recipe.window.length_volumes),
+        )
+        for offset in order.offsets
+    }
+
+
+def _score(
+    shown: Pictures,
+    decoded: dict[str, Pictures],
+    images: NDArray[np.int64],
+    order: Evaluation,
+    device: torch.device,
+) -> dict[str, Row]:
+    seen = see({"shown": shown, **decoded}, order.networks, device)
+    shuffled = np.random.default_rng(order.seed).permutation(len(shown))
+    seen["floor"] = seen[next(iter(decoded))].reordered(shuffled)
+    return {name: compare(seen["shown"], those, images) for name, those in seen.items() if name != "shown"}
+
+
+def write_grid(path: Path, rows: Sequence[Pictures]) -> None:
+    """Two bands of trials side by side, each band one row per kind of pictures ``[n, H, W, 3]``."""
+    half = (len(rows[0]) + 1) // 2
+    size_px = rows[0].shape[1:3]
+    bands = []
+    for start in (0, half):
+        band = np.full((len(rows), half, *size_px, 3), 255, dtype=np.uint8)
+        for row, pictures in zip(band, rows, strict=True):
+            for place, picture in enumerate(pictures[start : start + half]):
+                row[place] = cv2.resize(picture, size_px[::-1], interpolation=cv2.INTER_AREA)
+        bands.append(np.concatenate([np.concatenate(list(row), axis=1) for row in band]))
+    gap = np.full((8, bands[0].shape[1], 3), 255, dtype=np.uint8)
+    cv2.imwrite(str(path), cv2.cvtColor(np.concatenate([bands[0], gap, bands[1]]), cv2.COLOR_RGB2BGR))

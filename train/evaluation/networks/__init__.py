@@ -1,0 +1,1 @@
+"""The networks whose features the metrics compare, and where their weights lie."""

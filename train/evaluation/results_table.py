@@ -1,0 +1,257 @@
+"""The table of metrics: the paper's ten, and three that need nothing fetched.
+
+Pictures are *seen* once: :func:`see` runs every network over all sets of pictures, one network after the
+other, and :func:`compare` scores any two sets that were seen. What a network would be needed for and is not
+there stays in the table, as what to fetch.
+
+Legend: n trials, d features.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from realtime.report.identification import hog, stack
+from train.errors import TrainError
+from train.evaluation.bootstrap import PerTrial, Resampling, resample
+from train.evaluation.metrics import correlation_distance, cosine_distance, mean_iou, pixcorr, ssim, two_way
+from train.evaluation.networks.efficientnet_lite import efficientnet_lite0
+from train.evaluation.networks.registry import NETWORKS, Device, Features, Pictures, features, resized
+
+_log = logging.getLogger(__name__)
+PIXEL_METRICS_PX = 425
+"""Side to which PixCorr and SSIM bring pictures: that of NSD's."""
+PIXELS_PX = 64
+N_RESAMPLES = 10_000
+DEFAULT_FOLDER = Path("networks")
+"""The folder that messages name to who named none."""
+
+_PAPER = "Dynadiff (Careil et al. 2025), 2.3 and table 1"
+_OURS = "computed everywhere; not in the paper"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One row of the table: ``formula`` of true and decoded ``kind`` features, a value per trial.
+
+    Values are fractions where the unit is %; ``note`` says what keeps one from being the paper's.
+    """
+
+    name: str
+    kind: str
+    formula: Callable[[Any, Any], NDArray[np.float64]]
+    better: Literal["higher", "lower"] = "higher"
+    source: str = _PAPER
+    chance: float | None = None
+    unit: Literal["", "%"] = ""
+    note: str = ""
+
+
+def _identification(name: str, kind: str, source: str = _PAPER) -> Metric:
+    return Metric(name=name, kind=kind, formula=two_way, source=source, chance=0.5, unit="%")
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric(name="SSIM", kind="pictures", formula=ssim),
+    Metric(name="PixCorr", kind="pictures", formula=pixcorr),
+    _identification("AlexNet(2)", "alexnet_2"),
+    _identification("AlexNet(5)", "alexnet_5"),
+    _identification(
+        "CLIP", "clip"
+    ),  # "CLIP-12" in the paper's tables: see train.evaluation.networks.registry
+    _identification("Inception", "inception"),
+    Metric(name="EffNet", kind="efficientnet_b1", formula=correlation_distance, better="lower"),
+    Metric(name="SwAV", kind="swav", formula=correlation_distance, better="lower"),
+    Metric(
+        name="mIoU",
+        kind="semantic_map",
+        formula=mean_iou,
+        unit="%",
+        note="maps by Mask2Former (Swin-L, ADE20K), not the paper's ViT-Adapter: not comparable with it",
+    ),
+    Metric(name="DreamSim", kind="dreamsim", formula=cosine_distance, better="lower", unit="%"),
+    _identification("EffNet-Lite0", "efficientnet_lite0", _OURS),
+    _identification("HOG", "hog", _OURS),
+    _identification("Pixels", "pixels", _OURS),
+)
+
+
+class Score(msgspec.Struct, frozen=True, kw_only=True):
+    """A metric's mean over trials, its standard error, and its 95 % bootstrap interval over trials."""
+
+    value: float
+    standard_error: float
+    low: float
+    high: float
+    n_trials: int
+
+
+class NotComputed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A metric whose network is missing or damaged: ``needs`` says what to run to have it."""
+
+    needs: str
+    damaged: str = ""
+    """The file or folder that cannot be read, where there is one."""
+
+
+Row = dict[str, Score | NotComputed]
+"""By the metric's name, all of METRICS in their order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """A set of pictures in each kind of features, ``[n, ...]``, and by kind what is missing for others."""
+
+    features: dict[str, Features]
+    missing: dict[str, NotComputed]
+
+    def reordered(self, order: NDArray[np.int64]) -> Seen:
+        """The same pictures in another order: shuffled over trials they are the floor."""
+        return Seen(
+            features={kind: rows[order] for kind, rows in self.features.items()}, missing=self.missing
+        )
+
+
+def see(sets: Mapping[str, Pictures], networks: Path | None, device: Device = "cpu") -> dict[str, Seen]:
+    """Features of every set of RGB pictures ``[n, H, W, 3]``, by the set's name.
+
+    One network is in memory at a time. At 1 000 pictures a set takes 1.4 GB, mostly AlexNet's layer 2,
+    and comparing two sets some 6 GB for a moment.
+
+    :param networks: folder of the networks' weights; see :mod:`train.evaluation.networks.registry`
+    :param device: where networks run
+
+    Weights that are not what they should be are missing: what was decoded for hours is not lost for them.
+    """
+    found = {name: _unaided(pictures, device) for name, pictures in sets.items()}
+    missing: dict[str, NotComputed] = {}
+    for network in NETWORKS:
+        path, fetch = network.weights.find(networks), network.weights.fetch(networks or DEFAULT_FOLDER)
+        if path is None:
+            missing |= dict.fromkeys(network.kinds, NotComputed(needs=fetch))
+            continue
+        try:
+            for name, kind, rows in features(network, path, dict(sets), device):
+                found[name][kind] = rows
+        except TrainError as error:
+            _log.warning("%s is not used: %s", network.name, error)
+            missing |= dict.fromkeys(network.kinds, NotComputed(needs=fetch, damaged=str(path)))
+    return {name: Seen(features=kinds, missing=missing) for name, kinds in found.items()}
+
+
+def _unaided(pictures: Pictures, device: Device) -> dict[str, Features]:
+    """What can be seen with what ships."""
+    return {
+        "pictures": resized(pictures, PIXEL_METRICS_PX, Image.Resampling.BICUBIC),
+        "pixels": resized(pictures, PIXELS_PX, Image.Resampling.BOX).reshape(len(pictures), -1),
+        "hog": stack([hog(picture) for picture in pictures]),
+        "efficientnet_lite0": efficientnet_lite0(pictures, device),
+    }
+
+
+def compare(shown: Seen, decoded: Seen, pictures: NDArray[np.int64] | None = None, *, seed: int = 0) -> Row:
+    """Score decoded pictures against the shown ones of the same trials; every metric is in the answer.
+
+    :param pictures: what each trial showed, ``[n]``, by any number; by default each showed another
+    :param seed: of the bootstrap's draws
+    :raises TrainError: when the two are not of the same number of trials, at least two.
+    """
+    values = per_trial(shown, decoded)
+    if pictures is None:
+        pictures = np.arange(len(shown.features["pictures"]))
+    return summarise(values, pictures, seed=seed)
+
+
+def per_trial(shown: Seen, decoded: Seen) -> dict[str, PerTrial | NotComputed]:
+    """Every metric's value for each trial ``[n]``, of decoded pictures against the shown ones.
+
+    :raises TrainError: when the two are not of the same number of trials, at least two.
+    """
+    n_trials, n_decoded = len(shown.features["pictures"]), len(decoded.features["pictures"])
+    if n_trials != n_decoded or n_trials < 2:
+        raise TrainError(
+            f"expected as many decoded pictures as shown ones, two at least; got {n_decoded}, {n_trials}"
+        )
+    missing = shown.missing | decoded.missing
+    return {
+        metric.name: missing[metric.kind]
+        if metric.kind in missing
+        else metric.formula(shown.features[metric.kind], decoded.features[metric.kind])
+        for metric in METRICS
+    }
+
+
+def summarise(
+    values: Mapping[str, PerTrial | NotComputed], pictures: NDArray[np.int64], *, seed: int = 0
+) -> Row:
+    """Each metric's mean with its interval, over trials; those that show a picture again are drawn together.
+
+    :param pictures: what each trial showed, ``[n]``
+    :param seed: of the bootstrap's draws
+    """
+    resampling = resample(pictures, N_RESAMPLES, seed)
+    return {
+        name: those if isinstance(those, NotComputed) else _summary(those, resampling)
+        for name, those in values.items()
+    }
+
+
+def _summary(values: PerTrial, resampling: Resampling) -> Score:
+    low, high = resampling.interval(values)
+    return Score(
+        value=float(values.mean()),
+        standard_error=resampling.standard_error(values),
+        low=low,
+        high=high,
+        n_trials=len(values),
+    )
+
+
+def as_markdown(rows: Mapping[str, Row]) -> str:
+    """The table for people: a row per metric, a column per way of decoding, with 95 % intervals.
+
+    Below it, once each: what metrics are not comparable with, and what to do for those not computed.
+    """
+    lines = [
+        f"| metric | better | chance | {' | '.join(rows)} |",
+        f"|---|---|---|{'---|' * len(rows)}",
+    ]
+    for metric in METRICS:
+        chance = "" if metric.chance is None else _number(metric, metric.chance)
+        cells = [cell(metric, row[metric.name]) for row in rows.values()]
+        lines.append(f"| {metric.name} | {metric.better} | {chance} | {' | '.join(cells)} |")
+    notes = [f"- {metric.name}: {metric.note}" for metric in METRICS if metric.note]
+    missing: dict[NotComputed, list[str]] = {}
+    for row in rows.values():
+        for name, score in row.items():
+            if isinstance(score, NotComputed) and name not in missing.setdefault(score, []):
+                missing[score].append(name)
+    notes += [f"- {', '.join(names)}: {_todo(lack)}" for lack, names in missing.items()]
+    return "\n".join([*lines, "", *notes]) + "\n"
+
+
+def _todo(lack: NotComputed) -> str:
+    if lack.damaged:
+        return f"not computed: `{lack.damaged}` is damaged; remove it and fetch again with `{lack.needs}`"
+    return f"not computed; fetch with `{lack.needs}`"
+
+
+def cell(metric: Metric, score: Score | NotComputed) -> str:
+    """A score for people: its value and 95 % interval."""
+    if isinstance(score, NotComputed):
+        return "not computed"
+    value, low, high = (_number(metric, number) for number in (score.value, score.low, score.high))
+    return f"{value} [{low.removesuffix(' %')}, {high.removesuffix(' %')}]"
+
+
+def _number(metric: Metric, value: float) -> str:
+    return f"{100 * value:.1f} %" if metric.unit == "%" else f"{value:.2f}"

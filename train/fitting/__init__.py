@@ -1,0 +1,1 @@
+"""Training jobs: the base model and a subject's decoder."""

@@ -1,0 +1,192 @@
+"""Fit subjects: windows, latents of what was shown, the single stage, the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nsd import Layout
+from train.checkpoints.checkpoint import CheckpointInfo, read_info, read_weights, save_checkpoint
+from train.data.dataset import WindowData
+from train.data.latents import shown_latents
+from train.errors import TrainError
+from train.fitting.job import Order, describe_checkpoint, terms_of, training_set
+from train.loop.distributed import is_main_process, main_process_first
+from train.loop.loop import fit
+from train.model.base_model import find_base, load_unet, load_vae
+from train.model.batch import Batch
+from train.model.brain import BrainModule
+from train.model.dynadiff import Dynadiff, brain_config
+from train.model.finetune import set_trainable, trainable_again
+from train.model.picture_encoder import load_picture_encoder
+from train.model.sample import Pictures, decode
+from train.recipe import DemoBase, Recipe
+from train.store.atomic import alone_in, write_whole
+from train.store.fingerprints import Terms, base_identity, recipe_differences
+
+N_SAMPLES = 8
+_OF_A_SUBJECT = ("subject.", "timestep.")
+
+
+def fit_subjects(order: Order) -> None:
+    """Train a decoder and write its checkpoint.
+
+    :raises TrainError: when the base model or the pretrained checkpoint is not one, does not fit the recipe,
+        or ``out`` holds another run, or one that is going on.
+    """
+    base_folder = find_base(order.base)
+    with ExitStack() as held:
+        with main_process_first():
+            if is_main_process():
+                held.enter_context(alone_in(order.out, wait=False))
+        _fit(order, base_folder)
+
+
+def _fit(order: Order, base_folder: Path) -> None:
+    recipe = order.recipe
+    trained_on = training_set(order)
+    data, n_subjects = trained_on.data, len(order.subjects)
+    model = untrained_model(recipe, base_folder, data.n_voxels, order.seed, n_subjects, order.pretrained)
+    images, place = np.unique(data.images, return_inverse=True)
+    with main_process_first():
+        latent_px = model.unet.config.sample_size
+        latents = shown_latents(Layout(order.root), images, base_folder, latent_px, order.cache_folder)
+
+    def batch_of(indices: NDArray[np.int64]) -> Batch:
+        windows, _, subjects = data.batch(indices)
+        return {"windows": windows.float(), "subjects": subjects, "latents": latents[place[indices]]}
+
+    with main_process_first():
+        if is_main_process():
+            _claim(order, terms_of(order, base_folder))
+    losses = fit(
+        model,
+        batch_of,
+        len(data),
+        recipe.fit,
+        folder=order.out / "training",
+        seed=order.seed,
+        name=f"subject {' '.join(map(str, order.subjects))}",
+        sample=_sampler(model, data, base_folder),
+    )
+    if is_main_process():
+        last_loss = float(np.mean(losses[-200:]))
+        info = describe_checkpoint(order, trained_on, base_folder, recipe, "dynadiff", last_loss)
+        save_checkpoint(order.out, model.float(), info)
+
+
+def _claim(order: Order, terms: Terms) -> None:
+    """Note what a training is of; refuse a folder where another one's is.
+
+    :raises TrainError: saying in what the other differs
+    """
+    path = order.out / "training" / "order.json"
+    if not path.exists():
+        if (order.out / "checkpoint.json").exists() or (order.out / "training" / "latest").exists():
+            raise TrainError(f"{order.out} holds a checkpoint of another making; choose another --out")
+        write_whole(path, msgspec.json.format(msgspec.json.encode(terms), indent=1).decode())
+        return
+    try:
+        different = terms.differences(msgspec.json.decode(path.read_bytes(), type=Terms))
+    except msgspec.MsgspecError as error:
+        raise TrainError(
+            f"{path}: expected the note of this version's `train fit`: {error}; choose another --out, or "
+            "remove it to begin anew"
+        ) from error
+    if different:
+        raise TrainError(
+            f"{order.out} holds a training with other {', '.join(different)}; choose another --out, or "
+            "remove it to begin anew"
+        )
+
+
+def _sampler(model: Dynadiff, data: WindowData, base_folder: Path) -> Callable[[], Pictures]:
+    """Decodes some windows that train, for TensorBoard."""
+    windows, _, subjects = data.batch(np.linspace(0, len(data) - 1, N_SAMPLES).astype(np.int64))
+    vae = load_vae(base_folder)
+
+    def condition_of(part: slice) -> Tensor:
+        null = model.null
+        tokens: Tensor = model.brain(windows[part].to(null), subjects[part].to(null.device))
+        return tokens
+
+    def sample() -> Pictures:
+        parts = model.unet, vae.to(model.null.device), model.null
+        return decode(condition_of, N_SAMPLES, *parts, model.settings, 1, None)
+
+    return sample
+
+
+def untrained_model(
+    recipe: Recipe,
+    base_folder: Path,
+    n_voxels: int,
+    seed: int,
+    n_subjects: int = 1,
+    pretrained: Path | None = None,
+) -> Dynadiff:
+    """The model before its first step: the base model's UNet, adapters without effect, a new brain module.
+
+    :param pretrained: checkpoint of other subjects, whose weights are taken over but for those of a subject
+    """
+    torch.manual_seed(seed)
+    unet = load_unet(base_folder)
+    set_trainable(unet, recipe.finetune)
+    null_NW = starting_null(base_folder, recipe)
+    brain = BrainModule(brain_config(recipe, n_voxels, n_subjects))
+    # The brain's tokens start around "no condition"; the demo's base model keeps their mean and places in it.
+    with torch.no_grad():
+        brain.output.bias.copy_(null_NW.flatten())
+    if pretrained is None:
+        return Dynadiff(brain, unet, null_NW, recipe)
+    _check_parent(pretrained, read_info(pretrained), recipe, base_folder)
+    weights, null_NW = read_weights(pretrained)
+    kept = {name: value for name, value in weights.items() if not name.startswith(_OF_A_SUBJECT)}
+    missing = [name for name in brain.load_state_dict(kept, strict=False).missing_keys]
+    if not all(name.startswith(_OF_A_SUBJECT) for name in missing):
+        raise TrainError(
+            f"expected the shared weights of a brain module in {pretrained}, {missing[0]} is missing"
+        )
+    return Dynadiff(brain, trainable_again(recipe.finetune, pretrained, base_folder), null_NW, recipe)
+
+
+def _check_parent(folder: Path, info: CheckpointInfo, recipe: Recipe, base_folder: Path) -> None:
+    """Whether a decoder of other subjects is one to begin with.
+
+    :raises TrainError: when it is made otherwise, or has seen what the new subject is tested on
+    """
+    if info.method != "dynadiff":
+        raise TrainError(f"expected a checkpoint of `fit` in {folder}, found the baseline's")
+    theirs = info.recipe
+    if theirs.split != recipe.split or (theirs.split == "time-resolved" and len(info.subjects) == 1):
+        raise TrainError(
+            f"expected {folder} to have trained on no picture that the new subject is tested on: one of "
+            f"several subjects, or of the standard split, and of the recipe's, {recipe.split}; found split "
+            f"{theirs.split} and {len(info.subjects)} subject(s)"
+        )
+    # How long it is trained is each training's own, and the baseline has no part in it.
+    different = [name for name in recipe_differences(recipe, theirs) if name not in ("fit", "ridge")]
+    if different:
+        found = ", ".join(str(getattr(theirs, name)) for name in different)
+        raise TrainError(
+            f"expected {folder} to have been trained with this recipe's {', '.join(different)}, found {found}"
+        )
+    if info.base_identity not in (None, base_identity(base_folder)):
+        raise TrainError(
+            f"expected {folder} to have been trained on the base model in {base_folder}, found another's; "
+            "name that one with --base"
+        )
+
+
+def starting_null(base: Path, recipe: Recipe) -> Tensor:
+    """What stands for "no condition" before training, ``[N, W]``: what the base model learned, or zeros."""
+    if isinstance(recipe.base, DemoBase):
+        return load_picture_encoder(base, recipe.base)[1]
+    return torch.zeros(recipe.base.n_tokens, recipe.base.token_width)

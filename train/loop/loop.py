@@ -1,0 +1,165 @@
+"""The one training loop: progress, checkpoints, exact resume, on one process or many.
+
+An objective is a module that takes a batch and returns its loss. The unit is the micro-batch: which examples
+it holds, and its noise, timesteps and dropout, follow from the seed and its number alone. A run that was
+interrupted goes on as if it had not been, and two processes give the losses of one that accumulates twice as
+many micro-batches.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from train.errors import TrainError
+from train.loop.deepspeed_engine import resume, save, start_engine
+from train.loop.distributed import StopRequest, is_main_process
+from train.loop.logbook import Journal, StepFigures
+from train.model.batch import Batch
+from train.recipe import Training
+
+Pictures = NDArray[np.uint8]
+
+
+def fit(
+    objective: nn.Module,
+    batch_of: Callable[[NDArray[np.int64]], Batch],
+    n_examples: int,
+    training: Training,
+    *,
+    folder: Path,
+    seed: int,
+    name: str,
+    save_every_s: float = 300,
+    sample: Callable[[], Pictures] | None = None,
+    sample_every_steps: int = 500,
+) -> list[float]:
+    """Train ``objective`` in place and return the loss of every step, also of those before an interruption.
+
+    Checkpoints, ``losses.tsv`` and TensorBoard's files go to ``folder``; where a checkpoint is found there,
+    training goes on from it.
+
+    :param batch_of: turns example indices into a batch
+    :param sample: draws pictures uint8 ``[n, H, W, 3]`` for TensorBoard; called in the main process, the
+        objective in evaluation mode. What it draws at random leaves the training as it is.
+    :raises TrainError: when loss or gradients stop being finite (the last checkpoint stays), the batch does
+        not divide over the processes, or ``folder`` holds another run's checkpoint.
+    :raises KeyboardInterrupt: after Ctrl-C or SIGTERM, once the step is finished and saved.
+    """
+    engine = start_engine(objective, training)
+    losses = resume(engine, folder, training, seed)
+    steps = _Steps(engine=engine, batch_of=batch_of, n_examples=n_examples, training=training, seed=seed)
+    saved_at = time.monotonic()
+    with Journal(folder, losses, training.steps, name) as journal, StopRequest() as stop:
+        for step in range(len(losses), training.steps):
+            due = is_main_process() and time.monotonic() - saved_at > save_every_s
+            figures, stops, saves = steps.take(step, stop, due)
+            journal.add(figures)
+            if sample and (step + 1) % sample_every_steps == 0 and is_main_process():
+                journal.show(_draw(engine, sample))
+            if stops or saves or step + 1 == training.steps:
+                journal.flush()
+                save(engine, folder, losses)
+                saved_at = time.monotonic()
+            if stops:
+                raise KeyboardInterrupt
+    return losses
+
+
+def batch_indices(seed: int, number: int, size: int, n_examples: int) -> NDArray[np.int64]:
+    """Examples of a micro-batch: a new permutation each epoch, a pure function of seed and number."""
+    positions = np.arange(number * size, (number + 1) * size)
+    epochs = positions // n_examples
+    chosen = np.empty(size, dtype=np.int64)
+    for epoch in np.unique(epochs):
+        order = np.random.default_rng([seed, int(epoch)]).permutation(n_examples)
+        here = epochs == epoch
+        chosen[here] = order[positions[here] % n_examples]
+    return chosen
+
+
+def noise_seed(seed: int, number: int) -> int:
+    """Of a micro-batch's noise: 32 bits, as torch's generator for CPUs keeps no more, mixed from both."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Steps:
+    engine: Any
+    batch_of: Callable[[NDArray[np.int64]], Batch]
+    n_examples: int
+    training: Training
+    seed: int
+
+    def take(self, step: int, stop: StopRequest, due: bool) -> tuple[StepFigures, bool, bool]:
+        """One optimizer step; its figures, and whether any process wants to stop, and to save."""
+        begun = time.perf_counter()
+        engine, accumulation = self.engine, self.training.accumulation(self.engine.world_size)
+        learning_rate = float(engine.get_lr()[0])
+        loss = torch.zeros((), dtype=torch.float64, device=engine.device)
+        for part in range(accumulation):
+            number = (step * accumulation + part) * engine.world_size + engine.global_rank
+            loss += self._backward(number) / (accumulation * engine.world_size)
+            if part < accumulation - 1:
+                engine.step()
+        # One exchange a step, so that all processes see the same and none waits for one that has left.
+        shared = torch.stack([loss, loss.new_tensor(stop.made), loss.new_tensor(due)])
+        dist.all_reduce(shared)
+        mean, stops, saves = shared.tolist()
+        if not math.isfinite(mean):
+            raise self._not_finite("loss", mean, step)
+        engine.step()
+        self._check_gradients(step)
+        figures = StepFigures(
+            loss=mean,
+            learning_rate=learning_rate,
+            gradient_norm=float(engine.get_global_grad_norm()),
+            examples_per_s=self.training.batch / (time.perf_counter() - begun),
+        )
+        return figures, stops > 0, saves > 0
+
+    def _backward(self, number: int) -> Tensor:
+        training, engine = self.training, self.engine
+        indices = batch_indices(self.seed, number, training.micro_batch, self.n_examples)
+        batch = {key: value.to(engine.device) for key, value in self.batch_of(indices).items()}
+        torch.manual_seed(noise_seed(self.seed, number))
+        loss: Tensor = engine(batch)
+        engine.backward(loss)
+        return loss.detach()
+
+    def _check_gradients(self, step: int) -> None:
+        """DeepSpeed skips steps whose gradients overflow: right while fp16 looks for its scale, else not."""
+        optimizer = self.engine.optimizer
+        if not optimizer.overflow:
+            return
+        if not self.engine.fp16_enabled():
+            raise self._not_finite("gradient", float(self.engine.get_global_grad_norm()), step)
+        scaler = optimizer.loss_scaler
+        if scaler.cur_scale <= scaler.min_scale:
+            raise self._not_finite("gradient at the smallest loss scale", float("inf"), step)
+
+    def _not_finite(self, what: str, value: float, step: int) -> TrainError:
+        return TrainError(
+            f"expected a finite {what}, got {value} at step {step}; the last checkpoint is as it was. Lower "
+            'peak_learning_rate, or take another precision ("fp32" rules out overflow), in another --out'
+        )
+
+
+def _draw(engine: Any, sample: Callable[[], Pictures]) -> Pictures:
+    engine.eval()
+    try:
+        # Every micro-batch sets the seed anew, so nothing that is drawn here reaches the next.
+        with torch.no_grad():
+            return sample()
+    finally:
+        engine.train()

@@ -1,0 +1,1 @@
+"""The model: brain module, UNet with LoRA, VAE and picture encoder."""

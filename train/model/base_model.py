@@ -1,0 +1,130 @@
+"""The base model: the pretrained latent diffusion model whose UNet the brain conditions.
+
+It lies in diffusers' layout, the folders ``image_unet`` and ``vae``, in a local folder or on the hub:
+Versatile Diffusion as its authors published it, or the demo's (:mod:`train.fitting.pretrain`). The UNet is a
+plain ``UNet2DConditionModel`` conditioned on image tokens; Versatile Diffusion's text branch, whose share is
+0 in the paper, is left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+
+from train.errors import TrainError
+from train.recipe import DemoBase, VersatileDiffusion
+
+UNET_FOLDER = "image_unet"
+VAE_FOLDER = "vae"
+
+
+def make_unet(base: DemoBase | VersatileDiffusion) -> UNet2DConditionModel:
+    """An untrained UNet of the recipe's architecture."""
+    if isinstance(base, VersatileDiffusion):
+        # The size of Stable Diffusion 1's, which is the class's default; 8 is the number of heads.
+        return UNet2DConditionModel(
+            sample_size=64, cross_attention_dim=base.token_width, attention_head_dim=8
+        )
+    depth = len(base.unet_widths)
+    return UNet2DConditionModel(
+        sample_size=64 >> (len(base.vae_widths) - 1),
+        in_channels=base.latent_channels,
+        out_channels=base.latent_channels,
+        block_out_channels=base.unet_widths,
+        down_block_types=("CrossAttnDownBlock2D",) * depth,
+        up_block_types=("CrossAttnUpBlock2D",) * depth,
+        layers_per_block=1,
+        cross_attention_dim=base.token_width,
+        # Of this class, and this class alone, the argument is the *number* of heads, whatever its name.
+        attention_head_dim=tuple(width // base.attention_head_width for width in base.unet_widths),
+        norm_num_groups=16,
+    )
+
+
+def make_vae(base: DemoBase | VersatileDiffusion) -> AutoencoderKL:
+    """An untrained VAE of the recipe's architecture."""
+    if isinstance(base, VersatileDiffusion):
+        return _make_vae((128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=512)
+    return _make_vae(
+        base.vae_widths,
+        layers_per_block=1,
+        latent_channels=base.latent_channels,
+        sample_size=64,
+        norm_num_groups=8,
+    )
+
+
+def _make_vae(widths: tuple[int, ...], **settings: Any) -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=widths,
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        **settings,
+    )
+
+
+def find_base(source: str | Path, more: Sequence[str] = ()) -> Path:
+    """The folder of a base model: ``source`` itself, or where the hub's cache keeps it, fetched if need be.
+
+    :param more: folders to fetch from the hub besides UNet and VAE
+    :raises TrainError: when there is no such folder, or the hub cannot be reached and nothing is cached.
+    """
+    if not is_on_hub(source):
+        folder = Path(source)
+        for part in (UNET_FOLDER, VAE_FOLDER):
+            if not (folder / part / "config.json").exists():
+                raise TrainError(
+                    f"expected {folder / part / 'config.json'}, found no file; a base model is a folder in "
+                    "diffusers' layout: make the demo's with `python -m train base`, or name it with --base"
+                )
+        return folder
+    patterns = [f"{part}/*" for part in (UNET_FOLDER, VAE_FOLDER, *more)]
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=patterns))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise TrainError(
+            f"expected {source} on the hub or in its cache: {error}; fetch it where there is a network with "
+            f"`hf download {source} --include {' '.join(map(repr, patterns))}`, and name its folder"
+        ) from error
+
+
+def is_on_hub(source: str | Path) -> bool:
+    """Whether ``source`` is a hub's name for a model (``owner/name``) and no folder here."""
+    return (
+        isinstance(source, str)
+        and bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source))
+        and not Path(source).exists()
+    )
+
+
+def latent_size_px(folder: Path) -> int:
+    """Height and width of the latents, from the configuration of the UNet in ``folder``."""
+    return int(UNet2DConditionModel.load_config(folder / UNET_FOLDER)["sample_size"])
+
+
+def load_unet(folder: Path) -> UNet2DConditionModel:
+    """Read the UNet in ``folder``, fp32, in evaluation mode.
+
+    :raises TrainError: when it has no config or its weights do not fit it.
+    """
+    return _load(UNet2DConditionModel, folder / UNET_FOLDER)
+
+
+def load_vae(folder: Path) -> AutoencoderKL:
+    """Read the VAE in ``folder``; raises as :func:`load_unet`."""
+    return _load(AutoencoderKL, folder / VAE_FOLDER)
+
+
+def _load(kind: Any, part: Path) -> Any:
+    if not (part / "config.json").exists():  # or diffusers would ask the hub for it
+        raise TrainError(f"expected {part / 'config.json'}, found no file; is the folder whole?")
+    try:
+        return kind.from_pretrained(part).eval()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise TrainError(f"expected weights that fit their config in {part}: {error}") from error

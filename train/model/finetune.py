@@ -1,0 +1,98 @@
+"""What of the UNet learns with the brain module, and how that is saved (paper, table 3).
+
+lora               adapter/      as diffusers and peft save it
+none               nothing
+everything else    image_unet/   the whole UNet in diffusers' layout
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig
+from torch import nn
+
+from train.model.base_model import UNET_FOLDER, load_unet
+from train.recipe import Finetune
+from train.store.atomic import whole
+
+ADAPTER_FOLDER = "adapter"
+ADAPTER = "default"
+"""The adapter's name inside the UNet, which peft puts between `lora_A` and `weight`."""
+CROSS_ATTENTION = ["attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"]
+
+
+def set_trainable(unet: UNet2DConditionModel, finetune: Finetune) -> None:
+    """Freeze the UNet but for what the recipe lets learn; LoRA adapters are added, starting at no effect."""
+    unet.requires_grad_(False)
+    if finetune.layers == "lora":
+        unet.add_adapter(
+            LoraConfig(
+                r=finetune.rank,
+                lora_alpha=finetune.alpha,
+                target_modules=CROSS_ATTENTION,
+                init_lora_weights="gaussian",
+            )
+        )
+    elif finetune.layers == "all":
+        unet.requires_grad_(True)
+    elif finetune.layers != "none":
+        for name, module in unet.named_modules():
+            wanted = finetune.layers == "linear" or any(name.endswith(f".{at}") for at in CROSS_ATTENTION)
+            if isinstance(module, nn.Linear) and wanted:
+                module.requires_grad_(True)
+
+
+def save_tuned(unet: UNet2DConditionModel, finetune: Finetune, folder: Path) -> None:
+    """Write to a checkpoint's folder what :func:`load_tuned` needs beside the base model."""
+    if finetune.layers == "lora":
+        with whole(folder / ADAPTER_FOLDER) as partial:
+            unet.save_lora_adapter(partial, adapter_name=ADAPTER)
+    elif finetune.layers != "none":
+        with whole(folder / UNET_FOLDER) as partial:
+            unet.save_pretrained(partial)
+
+
+def load_tuned(finetune: Finetune, folder: Path, base: Path) -> UNet2DConditionModel:
+    """The tuned UNet of a checkpoint; an adapter stays beside the weights, unmerged.
+
+    :raises TrainError: when the base model or the tuned UNet is not where it should be.
+    """
+    if finetune.layers == "lora":
+        unet = load_unet(base)
+        unet.load_lora_adapter(
+            folder / ADAPTER_FOLDER, prefix=None, adapter_name=ADAPTER, use_safetensors=True
+        )
+        return unet.eval()
+    return load_unet(base if finetune.layers == "none" else folder)
+
+
+def trainable_again(finetune: Finetune, folder: Path, base: Path) -> UNet2DConditionModel:
+    """As :func:`load_tuned`, what the recipe lets learn ready to learn on."""
+    unet = load_tuned(finetune, folder, base)
+    if finetune.layers != "lora":
+        set_trainable(unet, finetune)
+        return unet
+    unet.requires_grad_(False)
+    for name, parameter in unet.named_parameters():
+        if ".lora_" in name:
+            parameter.requires_grad_(True)
+    return unet
+
+
+@torch.no_grad()
+def load_merged(finetune: Finetune, folder: Path, base: Path) -> UNet2DConditionModel:
+    """As :func:`load_tuned`, an adapter folded into the weights: a plain UNet."""
+    unet = load_tuned(finetune, folder, base)
+    if finetune.layers == "lora":
+        merge_adapter(unet)
+    return unet.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def merge_adapter(unet: UNet2DConditionModel) -> None:
+    """Fold an adapter into the weights it lies beside, in place."""
+    unet.fuse_lora()
+    unet.unload_lora()

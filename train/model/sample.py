@@ -1,0 +1,90 @@
+"""Decoding in torch: the reference for what the exported graphs compute, and what evaluation uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from train.model.diffusion import make_scheduler
+from train.model.vae import decode_latents
+from train.recipe import Diffusion
+
+_MOST_AT_ONCE = 64
+_PLACES_AT_ONCE = 4 * 64 * 64
+"""Of latents: 64 pictures of the demo go through the UNet together, but only 4 of 512 px."""
+Pictures = NDArray[np.uint8]
+"""[n, H, W, 3]"""
+
+
+@torch.no_grad()
+def sample(
+    unet: UNet2DConditionModel,
+    conditions_BNW: Tensor,
+    null_NW: Tensor,
+    noise: Tensor,
+    settings: Diffusion,
+    start: Tensor | None = None,
+    strength: float = 1.0,
+) -> Tensor:
+    """DDIM with guidance (paper 2.2): conditions ``[B, N, W]`` and ``noise`` to latents ``[B, c, h, w]``.
+
+    :param start: latents to start from instead of noise alone, ``[B, c, h, w]``, as in diffusers' img2img
+    :param strength: share of the steps that are then run, the last ones
+    """
+    scheduler = make_scheduler()
+    scheduler.set_timesteps(settings.inference_steps)
+    timesteps, latents = scheduler.timesteps, noise
+    if start is not None:
+        timesteps = timesteps[-steps_to_run(settings.inference_steps, strength) :]
+        latents = scheduler.add_noise(start, noise, timesteps[:1])
+    both = torch.cat([null_NW.expand_as(conditions_BNW), conditions_BNW])
+    for timestep in timesteps:
+        unguided, guided = unet(torch.cat([latents, latents]), timestep, both).sample.chunk(2)
+        predicted = unguided + settings.guidance * (guided - unguided)
+        latents = scheduler.step(predicted, timestep, latents).prev_sample
+    return latents
+
+
+def steps_to_run(n_steps: int, strength: float) -> int:
+    """Steps left of a schedule that starts where as large a share of it is still to come, as in img2img."""
+    return max(1, int(n_steps * strength))
+
+
+@torch.no_grad()
+def decode(
+    condition_of: Callable[[slice], Tensor],
+    n: int,
+    unet: UNet2DConditionModel,
+    vae: AutoencoderKL,
+    null_NW: Tensor,
+    settings: Diffusion,
+    seed: int,
+    name: str | None,
+    start_of: Callable[[slice], Tensor] | None = None,
+    strength: float = 1.0,
+) -> Pictures:
+    """Pictures ``[n, H, W, 3]`` of ``n`` conditions, which ``condition_of`` gives by slices.
+
+    All start from the same noise, as they do in the runtime; that of a strength is added to the latents of
+    ``start_of`` where it is given.
+
+    :param name: of the progress bar; None for none
+    """
+    size = unet.config.sample_size
+    noise = torch.randn(1, unet.config.in_channels, size, size, generator=torch.Generator().manual_seed(seed))
+    noise = noise.to(null_NW)
+    at_once = min(_MOST_AT_ONCE, max(1, _PLACES_AT_ONCE // size**2))
+    pictures = []
+    for start in tqdm(range(0, n, at_once), desc=name, unit="batch", disable=name is None):
+        part = slice(start, min(start + at_once, n))
+        conditions, latents = condition_of(part), start_of(part) if start_of else None
+        noises = noise.repeat(len(conditions), 1, 1, 1)
+        latents = sample(unet, conditions, null_NW, noises, settings, latents, strength)
+        pictures.append(decode_latents(vae, latents))
+    return np.concatenate(pictures)

@@ -1,0 +1,1 @@
+"""Atomic files, locks and fingerprints of what training makes."""

@@ -1,0 +1,1 @@
+"""Decoders other than Dynadiff, one folder each."""
