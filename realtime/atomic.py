@@ -1,0 +1,57 @@
+"""Files and folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Where to write what becomes ``path``, a file or a folder, when the block ends without an error.
+
+    Until then ``path`` stays as it was, and after an error too. One process at a time may write a path: the
+    place to write has one name, so that what a killed process left there is removed by the next.
+    """
+    # The suffix stays, because numpy adds one of its own to a name with another suffix.
+    partial = path.with_name(f".partial-{path.name}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove(partial)
+    try:
+        yield partial
+        _take_place(partial, path)
+    except BaseException:
+        _remove(partial)
+        raise
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write a file, text as UTF-8, so that it is the old one or the new one at any moment."""
+    encoded = content.encode() if isinstance(content, str) else content
+    with whole(path) as partial:
+        partial.write_bytes(encoded)
+
+
+def _take_place(partial: Path, path: Path) -> None:
+    if not path.is_dir():
+        partial.replace(path)
+        return
+    # A folder replaces another only where that is empty; the older one comes back if the second rename fails.
+    older = path.with_name(f".older-{path.name}")
+    _remove(older)
+    path.rename(older)
+    try:
+        partial.rename(path)
+    except OSError:
+        older.rename(path)
+        raise
+    _remove(older)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
