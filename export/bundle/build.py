@@ -83,7 +83,7 @@ def export_bundle(
 ) -> Bundle:
     """Export a checkpoint; ``out`` appears whole, or stays as it was.
 
-    :param form: of the graphs: see :mod:`export.form`
+    :param form: of the graphs: see :mod:`export.precision_forms`
     :param base: folder of the base model, where it has moved since training
     :param subject: whose decoder, where the checkpoint has several
     :param name: of the bundle; by default the subject, as ``sub-01``

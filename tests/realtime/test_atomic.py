@@ -24,10 +24,15 @@ def test_a_file_is_replaced_and_nothing_is_left_beside_it(tmp_path: Path) -> Non
 def test_an_error_leaves_the_old_file_and_no_part_of_the_new(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     write_whole(path, "one")
-    with pytest.raises(KeyboardInterrupt), whole(path) as partial:
-        partial.write_text("tw")
-        assert path.read_text() == "one"
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with whole(path) as partial:
+            partial.write_text("tw")
+            assert path.read_text() == "one"
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert path.read_text() == "one"
     assert names(tmp_path) == {"a.txt"}
 

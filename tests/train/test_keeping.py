@@ -18,7 +18,7 @@ from train.store.atomic import alone_in, whole, write_whole
 HOLD = """
 import sys
 from pathlib import Path
-from train.keeping import alone_in
+from train.store.atomic import alone_in
 with alone_in(Path(sys.argv[1]), wait=False):
     print("in", flush=True)
     sys.stdin.read()

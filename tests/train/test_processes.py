@@ -168,8 +168,8 @@ TURNS = """
 import sys
 from pathlib import Path
 from train.errors import TrainError
-from train.order import Order
-from train.processes import is_main_process, main_process_first
+from train.fitting.job import Order
+from train.loop.distributed import is_main_process, main_process_first
 folder = Path(sys.argv[-1])
 try:
     with main_process_first():

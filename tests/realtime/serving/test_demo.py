@@ -19,7 +19,7 @@ PATIENCE_S = 300.0
 DEMO = """
 import sys
 from pathlib import Path
-from realtime.demo import Replay, demo
+from realtime.service.demo import Replay, demo
 from realtime.service import Options
 
 bundle, nsd, out = map(Path, sys.argv[1:])
