@@ -10,6 +10,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the plugin replaces the stack on Linux only")
 
+TESTS = Path(__file__).parents[1]
 OPEN_TWO_ENGINES = """
 import faulthandler, signal, subprocess, sys, threading
 from pathlib import Path
@@ -34,23 +35,16 @@ faulthandler.enable()
 """
 
 STACKS = """
-import ctypes
-
-class Stack(ctypes.Structure):
-    _fields_ = [("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
-
-def stack():
-    current = Stack()
-    assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(current)) == 0
-    return current.address, current.flags, current.size
+sys.path.insert(0, sys.argv[2])
+from signal_stack import signal_stack
 
 def check():
-    before = stack()
+    before = signal_stack()
     for _ in use_two_engines():
-        assert stack() == before, f"{before} became {stack()} while an engine is open"
-    assert stack() == before, f"{before} became {stack()} once the engines are gone"
+        assert signal_stack() == before, f"{before} became {signal_stack()} while an engine is open"
+    assert signal_stack() == before, f"{before} became {signal_stack()} once the engines are gone"
 
-assert stack()[0] is not None, "expected the stack of faulthandler"
+assert signal_stack()[0] is not None, "expected the stack of faulthandler"
 check()
 failures = []
 threading.excepthook = failures.append
@@ -71,6 +65,6 @@ assert caught == [signal.SIGCHLD], caught
 
 @pytest.mark.parametrize("script", [STACKS, CHILD_ENDS], ids=["stacks", "child_ends"])
 def test_a_thread_that_opens_engines_keeps_its_signal_stack(script: str, tiny_bundle: Path) -> None:
-    command = [sys.executable, "-c", OPEN_TWO_ENGINES + script, str(tiny_bundle)]
+    command = [sys.executable, "-c", OPEN_TWO_ENGINES + script, str(tiny_bundle), str(TESTS)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
