@@ -1,10 +1,11 @@
-"""What holds for all tests, and a certificate for those that need one."""
+"""What holds for all tests: outside tools, signal stacks, and a certificate for those that need one."""
 
 from __future__ import annotations
 
 import datetime
 import importlib
 import ipaddress
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -15,9 +16,53 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import HealthCheck, settings
 
+from .signal_stack import signal_stack
+from .tools import CHROMIUM, COMPILER, CURL, told
+
 # How fast an example runs on a busy machine is no property of the code.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The path of a browser that speaks Chromium's protocol."""
+    return CHROMIUM.path()
+
+
+@pytest.fixture(scope="session")
+def compiler() -> str:
+    """The path of the compiler that DeepSpeed needs where it trains on CPUs."""
+    return COMPILER.path()
+
+
+@pytest.fixture(scope="session")
+def curl() -> str:
+    """The path of curl."""
+    return CURL.path()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
+    """After all else, which tools were missing."""
+    yield
+    for line in told([str(report.longrepr) for report in terminalreporter.getreports("skipped")]):
+        terminalreporter.write_line(line, yellow=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signal_stacks() -> list[object]:
+    """The alternate signal stack of the main thread, at first and after each test."""
+    return [signal_stack()] if sys.platform == "linux" else []
+
+
+@pytest.fixture(autouse=True)
+def keeps_signal_stack(signal_stacks: list[object]) -> Iterator[None]:
+    """No test replaces it: a signal on a stack that was unmapped since kills the process."""
+    yield
+    if sys.platform == "linux":
+        signal_stacks.append(signal_stack())
+        assert signal_stacks[-1] == signal_stacks[-2], "the test changed the main thread's signal stack"
 
 
 def _write_certificate(folder: Path, *names: str) -> tuple[Path, Path]:

@@ -30,17 +30,9 @@ def test_the_readme_names_the_two_commands_of_a_newcomer() -> None:
     assert "pip install '.[test]' && pytest" in COMMANDS
 
 
-def test_continuous_integration_runs_the_readmes_test_command_on_every_test() -> None:
-    script = (ROOT / ".ci" / "run").read_text()
-    assert "pip install --quiet '.[test]'\n" in script
-    assert '    pytest "$tests"\n' in script
-    parts = re.search(r"for tests in (.*); do", script)
-    assert parts
-    run = {path for part in parts[1].split() for path in ROOT.glob(part)}
-    tests = ROOT / "tests"
-    assert run == {*tests.glob("test_*.py"), *(file.parent for file in tests.glob("*/conftest.py"))} | {
-        file.parent for file in tests.glob("*/test_*.py")
-    }
+def test_continuous_integration_runs_the_readmes_test_command() -> None:
+    lines = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert lines.index("pip install --quiet '.[test]'") + 1 == lines.index("pytest")
 
 
 @pytest.mark.parametrize("command", OURS)

@@ -91,7 +91,7 @@ def test_the_same_picture_becomes_the_same_in_every_process(blur: FaceBlur) -> N
 
 @settings(max_examples=20)
 @given(height=st.integers(1, 90), width=st.integers(1, 90), seed=st.integers(0, 99))
-def test_any_picture_keeps_its_shape(height: int, width: int, seed: int) -> None:
+def test_any_picture_keeps_its_shape(blur: FaceBlur, height: int, width: int, seed: int) -> None:
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    blurred = FaceBlur()(image)
+    blurred = blur(image)
     assert (blurred.shape, blurred.dtype) == (image.shape, image.dtype)

@@ -18,6 +18,7 @@ from realtime.bundle.bundle import Bundle
 from realtime.decoding.decoder import Decoder
 from realtime.decoding.engines import openvino_denoise
 from realtime.decoding.engines.choose import open_engine
+from realtime.decoding.engines.openvino import cpu_core
 from realtime.decoding.engines.openvino_denoise import DenoiseModel, name_of, take_apart
 from realtime.errors import EngineError
 
@@ -25,7 +26,7 @@ DEMO = Path(str(files("realtime") / "demo_data" / "bundle"))
 
 
 def compiled(model: openvino.Model, n_at_once: int) -> openvino.CompiledModel:
-    return openvino.compile_model(model, "CPU", {properties.num_streams: n_at_once})
+    return cpu_core().compile_model(model, "CPU", {properties.num_streams: n_at_once})
 
 
 def drawn(shapes: Mapping[str, tuple[int, ...]], rng: np.random.Generator) -> dict[str, NDArray[Any]]:
@@ -34,7 +35,7 @@ def drawn(shapes: Mapping[str, tuple[int, ...]], rng: np.random.Generator) -> di
 
 def shaped(folder: Path, n_conditions: int) -> openvino.Model:
     bundle = Bundle.open(folder)
-    model = openvino.Core().read_model(bundle.graph_path("denoise"))
+    model = cpu_core().read_model(bundle.graph_path("denoise"))
     free = {"conditions": (n_conditions, *bundle.spec.condition_shape), "weights": (n_conditions,)}
     model.reshape(free)
     return model
@@ -72,7 +73,7 @@ def test_what_is_kept_of_a_window_is_not_taken_for_the_next(threads: int, tiny_b
 def test_the_demos_steps_are_those_of_its_graph(is_paired: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is kept, and however little: conditions and timesteps come and come again."""
     monkeypatch.setattr(openvino_denoise, "_KEPT", {"conditions": 2, "timestep": 1})
-    whole = openvino.compile_model(shaped(DEMO, 2), "CPU")
+    whole = cpu_core().compile_model(shaped(DEMO, 2), "CPU")
     shapes = {name_of(port): tuple(port.shape) for port in whole.inputs}
     model = DenoiseModel(shaped(DEMO, 2), shapes, compiled, is_paired=is_paired)
     rng = np.random.default_rng(7)
@@ -123,9 +124,9 @@ def test_what_is_taken_apart_is_put_together_again() -> None:
     used_twice = of_two(lambda a, b: [operators.add(operators.multiply(operators.exp(a), b), a)])
     a, b = np.array([1, 2], np.float32), np.array([3, 4], np.float32)
     steps, parts = take_apart(used_twice, ("a",))
-    outcome = openvino.compile_model(parts["a"], "CPU")({"a": a}).values()
+    outcome = cpu_core().compile_model(parts["a"], "CPU")({"a": a}).values()
     given = {f"a.{place}": array for place, array in enumerate(outcome)}
-    (found,) = openvino.compile_model(steps, "CPU")({"b": b} | given).values()
+    (found,) = cpu_core().compile_model(steps, "CPU")({"b": b} | given).values()
     np.testing.assert_allclose(found, np.exp(a) * b + a, rtol=1e-6)
     nothing_apart = of_two(lambda a, b: [operators.multiply(a, b)])
     output_alone = of_two(lambda a, b: [operators.multiply(operators.exp(a), b), operators.exp(a)])

@@ -65,7 +65,10 @@ def scenes_of(images: range) -> NDArray[np.uint8]:
 
 @pytest.fixture(scope="session")
 def tiny_base(
-    tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Recipe, pictures: NDArray[np.uint8]
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_recipe: Recipe,
+    pictures: NDArray[np.uint8],
+    compiler: str,
 ) -> Path:
     folder = tmp_path_factory.mktemp("base")
     train_base(BasePictures(train=pictures, held_out=scenes_of(range(24, 28))), tiny_recipe, folder, seed=1)

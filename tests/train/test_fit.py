@@ -142,6 +142,7 @@ def test_latents_of_other_pictures_are_not_taken_for_the_right_ones(
     assert not torch.allclose(before, after, atol=1e-2)
 
 
+@pytest.mark.usefixtures("compiler")
 def test_a_vae_that_was_half_written_is_made_again(
     tiny_recipe: Recipe, pictures: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ from train.recipe import Recipe
 
 from .golden import GOLDEN, golden_recipe, losses_of
 
+pytestmark = pytest.mark.usefixtures("compiler")
 TOLERANCE = 1e-4
 
 

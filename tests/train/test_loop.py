@@ -84,7 +84,7 @@ def board(folder: Path) -> EventAccumulator:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+def whole(tmp_path_factory: pytest.TempPathFactory, compiler: str) -> list[float]:
     """The losses of a run that nothing happened to."""
     return train(tmp_path_factory.mktemp("whole"), training())
 
@@ -135,6 +135,7 @@ def _n_lines(folder: Path) -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
 
+@pytest.mark.usefixtures("compiler")
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     train(tmp_path, training(3))
     with pytest.raises(TrainError, match="steps = 3, this one has 4; .* choose another --out"):
@@ -176,6 +177,7 @@ class Cliff(Line):
         return loss
 
 
+@pytest.mark.usefixtures("compiler")
 def test_gradients_that_are_not_finite_stop_the_run_too(tmp_path: Path) -> None:
     with pytest.raises(TrainError, match="expected a finite gradient, got inf at step 6"):
         train(tmp_path, training(), Cliff(range(6, 30)), save_every_s=0)
@@ -190,7 +192,7 @@ def fp16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
 
 
-@pytest.mark.usefixtures("fp16")
+@pytest.mark.usefixtures("compiler", "fp16")
 def test_fp16_skips_steps_that_overflow_while_its_scale_falls(tmp_path: Path) -> None:
     assert choose_precision("auto") == "fp16"
     losses = train(tmp_path / "a", training(60, precision="fp16"), Cliff(range(6, 10)))
@@ -204,6 +206,7 @@ def test_fp16_skips_steps_that_overflow_while_its_scale_falls(tmp_path: Path) ->
         train(tmp_path / "b", training(60, precision="fp16"), Cliff(range(6, 60)), save_every_s=0)
 
 
+@pytest.mark.usefixtures("compiler")
 def test_bf16_trains_too(tmp_path: Path) -> None:
     losses = train(tmp_path, training(precision="bf16"))
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
@@ -308,6 +311,7 @@ def test_a_batch_that_does_not_divide_says_what_does(
     assert fits.accumulation(n_devices) * fits.micro_batch * n_devices == fits.batch
 
 
+@pytest.mark.usefixtures("compiler")
 def test_auto_precision_follows_the_device(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     if choose_precision("auto") == "fp16":
         pytest.skip("this machine's device has fp16")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -242,7 +241,7 @@ def fetch(source: Path, folder: Path) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(["sh", "-c", command], capture_output=True, check=False)
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
+@pytest.mark.usefixtures("curl")
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     source, folder = tmp_path / "weights.pth", tmp_path / "of two words"
     source.write_bytes(b"weights")

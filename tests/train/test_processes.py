@@ -28,7 +28,7 @@ from train.recipe import Recipe
 
 from .line import Line, batch_of, training
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiler")]
 HERE = Path(__file__).parent
 DEEPSPEED = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet"]
 TIMEOUT_S = 300

@@ -6,7 +6,6 @@ A test elsewhere that looks at the page of another process needs only ``open_pag
 from __future__ import annotations
 
 import asyncio
-import shutil
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -189,14 +188,11 @@ def serve() -> Iterator[Callable[..., Served]]:
 
 
 @pytest.fixture
-def open_page(tmp_path: Path) -> Iterator[Callable[..., Page]]:
+def open_page(tmp_path: Path, chromium: str) -> Iterator[Callable[..., Page]]:
     """``open_page(url, flags=(), init_script="") -> Page`` in a fresh headless Chromium.
 
     The test fails at its end if the page raised an error or ran into its own security policy.
     """
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.fail("browser tests need Debian's chromium: apt-get install chromium")
     expect.set_options(timeout=PATIENCE_MS)
     playwright = sync_playwright().start()
     contexts: list[Any] = []

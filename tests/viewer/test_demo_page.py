@@ -20,8 +20,8 @@ COUNTS = ("planned", "received", "decoded", "warming", "censored", "skipped", "m
 
 @pytest.fixture
 def demo(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A running demo, four times as fast as the scan, and the address of its page."""
-    command = [sys.executable, "-m", "realtime", "demo", "--speed", "4", "--port", "0", "--no-open"]
+    """A running demo, 16 times as fast as the scan, and the address of its page."""
+    command = [sys.executable, "-m", "realtime", "demo", "--speed", "16", "--port", "0", "--no-open"]
     with subprocess.Popen(
         [*command, "--out", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:

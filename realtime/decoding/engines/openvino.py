@@ -12,6 +12,8 @@ Pictures differ a little from those of fp32, so this is never chosen unasked.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -58,6 +60,28 @@ def open_engine(bundle: Bundle, name: str, threads: int | None) -> Engine:
     return OpenVinoEngine(bundle, _PRECISIONS[name], threads)
 
 
+@cache
+def cpu_core() -> openvino.Core:
+    """The only core of this process, with the CPU plugin loaded.
+
+    A core loads its own copy of the CPU plugin on first use. The plugin then replaces the alternate signal
+    stack (``sigaltstack``) of the thread that called it, and unmaps the new stack when the core is freed. It
+    puts the old stack back only if no other core has replaced it since. Otherwise the thread keeps a stack
+    that is no longer mapped, and the next signal handled on it, for example Python's handler for SIGCHLD or
+    SIGINT, kills the process. Therefore the plugin is loaded on a thread that ends right after, and the core
+    is never freed. Saving and restoring the caller's stack would do too, but needs the C layout of
+    ``stack_t`` of every platform.
+    """
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(_load_cpu_plugin).result()
+
+
+def _load_cpu_plugin() -> openvino.Core:
+    core = openvino.Core()
+    core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
+    return core
+
+
 class OpenVinoEngine:
     """The graphs of a bundle as compiled models.
 
@@ -69,7 +93,7 @@ class OpenVinoEngine:
         self, bundle: Bundle, precision: openvino.Type = openvino.Type.f32, threads: int | None = None
     ) -> None:
         threads = threads or usable_cores()
-        self._core = openvino.Core()
+        self._core = cpu_core()
         self._is_paired = threads % 2 == 0  # each of a pair has half of them
         self._settings = {
             hint.performance_mode: hint.PerformanceMode.LATENCY,
@@ -186,7 +210,7 @@ def _tensor(handle: Handle) -> openvino.Tensor:
 
 
 def _has_bf16() -> bool:
-    return "BF16" in openvino.Core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in cpu_core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
 
 
 def _version() -> str:
