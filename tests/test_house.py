@@ -1,12 +1,17 @@
-"""The design's arrows: which package may import which, and what must run without torch."""
+"""The design's arrows: which package and which room may import which, and what must run without torch."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -20,6 +25,69 @@ MAY_IMPORT = {
 }
 NEEDS_AN_EXTRA = {"torch", "diffusers", "peft", "deepspeed", "onnx", "onnxscript", "safetensors"}
 WITHOUT_TORCH = ("realtime", "nsd", "sim")
+
+ROOMS = """
+Rows stand from the top floor down, and imports run downwards. `errors.py` is for every room of its package.
+
+### realtime
+
+| room | is | may import |
+|---|---|---|
+| `cli.py`, `commands/` | argparse only, one file a command | all below |
+| `service/` | a runtime as a whole: a bundle on an engine, a source, the pipeline, the page | all below |
+| `runs/` | a run from start to end | report, record, preprocessing, decoding, sources, bundle, events, wire |
+| `report/` | what is written once a run is over | record, events |
+| `record/` | the run folder, written and read | preprocessing, events, wire |
+| `preprocessing/` | raw rows of the region to z-scores, causally | bundle |
+| `decoding/`, `decoding/engines/` | window to image; pace; faces; doctor, bench | bundle |
+| `sources/`, `sources/files/` | where volumes come from | bundle, network, wire |
+| `viewer/` | the page, its server, metrics | network, events |
+| `bundle/` | what the runtime knows of a subject and a model | wire |
+| `network/` | addresses, keys, publisher | events |
+| `wire.py`, `events.py`, `errors.py`, `logs.py`, `atomic.py` | what comes in, out, goes wrong | nothing |
+
+### train
+
+| room | is | may import |
+|---|---|---|
+| `commands/` | argparse only | all below |
+| `experiments/` | the paper's experiments on synthetic subjects | all below |
+| `evaluation/`, `evaluation/networks/` | decodes, scores trials | checkpoints, data, model, store, recipe |
+| `systems/` | the other decoders | fitting, loop, checkpoints, data, model, store, recipe |
+| `fitting/` | training jobs: what is fitted to what | loop, checkpoints, data, model, store, recipe |
+| `loop/` | the one training loop, DeepSpeed, what is logged | model, store, recipe |
+| `checkpoints/` | checkpoints, and the released ones | data, model, store, recipe |
+| `data/` | prepared recordings, windows, trials, latents | model, store, recipe |
+| `model/` | the modules: brain, UNet and VAE, what is tuned | store, recipe |
+| `store/` | atomic files, fingerprints | recipe |
+| `recipe.py`, `errors.py` | by which numbers trainings differ; what goes wrong | nothing |
+
+### export
+
+| room | is | may import |
+|---|---|---|
+| `bundle/` | assembles a bundle or a bank | all below |
+| `parity/` | compares each step with the one before | graphs, lineage, resources |
+| `graphs/` | torch to ONNX, and sampler tables | lineage |
+| `lineage/` | what an export starts from, and its provenance | nothing |
+| `tensorrt_plans/` | GPU engines: built, inspected, compared | atomic_folder |
+| `resources.py` | whether there is room: disk and memory | precision_forms |
+| `precision_forms.py`, `atomic_folder.py`, `errors.py` | words that the others share | nothing |
+"""
+"""The rooms of the packages that have some, as tables in Markdown."""
+MOST_ROOMS = 20
+SHARED_NAMES = {
+    "__init__": "Python's",
+    "__main__": "Python's",
+    "errors": "every package has one tree of exceptions",
+    "options": "options that several commands of a package have",
+    "atomic": "files that appear whole",
+    "betas": "NSD's word: read in nsd, made by sim",
+    "page": "the HTML page of a run, of an experiment",
+    "run": "a recorded run in nsd, one that is being recorded in realtime, an experiment's in train",
+    "spec": "bundle.json: what the runtime reads, how the export fills it",
+}
+"""Names of modules that several packages have, and why."""
 
 
 def imported(file: Path) -> Iterator[str]:
@@ -40,6 +108,91 @@ def test_imports_run_one_way(package: str) -> None:
     for file in files:
         ours = set(imported(file)) & (MAY_IMPORT.keys() - {package})
         assert ours <= MAY_IMPORT[package], f"{file} imports {ours - MAY_IMPORT[package]}"
+
+
+class Floor(NamedTuple):
+    """A row of a package's table."""
+
+    rooms: frozenset[str]
+    named: frozenset[str]
+    """The rooms that it says they may import."""
+    imports_all_below: bool
+
+
+def floors(package: str) -> list[Floor]:
+    """A package's rows in ``ROOMS``, from the top floor down."""
+    _, found, rest = ROOMS.partition(f"\n### {package}\n")
+    assert found, f"no rooms of {package}"
+    rows = [line.strip("| ").split(" | ") for line in re.split(r"\n#", rest)[0].splitlines() if "|" in line]
+    assert rows[0] == ["room", "is", "may import"]
+    return [_floor(room, may_import) for room, _, may_import in rows[2:]]
+
+
+def _floor(room: str, may_import: str) -> Floor:
+    names = frozenset(name.split("/")[0].removesuffix(".py") for name in re.findall(r"`([^`]+)`", room))
+    is_list = may_import not in ("all below", "nothing")
+    named = frozenset(may_import.replace("`", "").split(", ")) if is_list else frozenset[str]()
+    return Floor(names, named, may_import == "all below")
+
+
+def room_arrows(package: str) -> dict[str, set[str]]:
+    """Which rooms of a package each of its rooms imports, by its files; errors and itself left out."""
+    arrows: dict[str, set[str]] = {}
+    for file in (ROOT / package).rglob("*.py"):
+        room = file.relative_to(ROOT / package).with_suffix("").parts[0]
+        if room not in ("__init__", "__main__"):  # a package's doors, which nothing in it imports
+            targets = {module[1] for module in modules(file) if module[0] == package}
+            arrows.setdefault(room, set()).update(targets - {"errors", room})
+    return arrows
+
+
+def modules(file: Path) -> Iterator[list[str]]:
+    """The path of everything from our packages that ``file`` imports, also inside functions."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}".split(".") for alias in node.names)
+
+
+WITH_ROOMS = ("realtime", "train", "export")
+
+
+@pytest.mark.parametrize("package", WITH_ROOMS)
+def test_every_room_is_in_the_table(package: str) -> None:
+    in_table = [room for floor in floors(package) for room in floor.rooms]
+    assert sorted(in_table) == sorted(room_arrows(package))
+
+
+@pytest.mark.parametrize("package", WITH_ROOMS)
+def test_rooms_import_what_the_table_says(package: str) -> None:
+    plan, arrows = floors(package), room_arrows(package)
+    for number, floor in enumerate(plan):
+        below = frozenset(chain.from_iterable(other.rooms for other in plan[number + 1 :]))
+        assert floor.named <= below, f"{set(floor.rooms)}: the table has arrows up to {floor.named - below}"
+        allowed = (below if floor.imports_all_below else floor.named) | floor.rooms
+        for room in floor.rooms:
+            assert arrows[room] <= allowed, f"{package}/{room} imports {arrows[room] - allowed}"
+        unused = floor.named - set().union(*(arrows[room] for room in floor.rooms))
+        assert not unused, f"{set(floor.rooms)} may import {set(unused)} and do not; take them off the table"
+
+
+@pytest.mark.parametrize("package", WITH_ROOMS)
+def test_no_circle_joins_rooms(package: str) -> None:
+    TopologicalSorter(room_arrows(package)).prepare()  # raises CycleError
+
+
+def test_the_runtime_has_few_rooms() -> None:
+    assert len(room_arrows("realtime")) <= MOST_ROOMS
+
+
+def test_modules_of_different_packages_have_different_names() -> None:
+    packages: dict[str, set[str]] = defaultdict(set)
+    for package in MAY_IMPORT:
+        for file in (ROOT / package).rglob("*.py"):
+            packages[file.stem].add(package)
+    shared = {name for name, found in packages.items() if len(found) > 1}
+    assert shared <= SHARED_NAMES.keys(), {name: packages[name] for name in shared - SHARED_NAMES.keys()}
 
 
 @pytest.mark.parametrize("package", WITHOUT_TORCH)

@@ -58,7 +58,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         "--markers",
         metavar="ADDRESS",
         help="listen here, such as tcp://127.0.0.1:5557, for what presentation software shows (see "
-        "docs/presentation.py; default: nowhere)",
+        "docs/examples/presentation.py; default: nowhere)",
     )
 
 

@@ -15,7 +15,8 @@ missed, whatever topics it takes. How often one was found with its queue full is
 id, and the numbers from 0; what was decoded before is not sent again.
 
 Without keys the socket listens on this machine's loopback only. With them (:mod:`realtime.network.curve`)
-only subscribers whose public key is listed get anything. ``docs/subscriber.py`` is a whole subscriber.
+only subscribers whose public key is listed get anything. ``docs/examples/subscriber.py`` is a whole
+subscriber.
 """
 
 from __future__ import annotations

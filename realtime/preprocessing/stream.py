@@ -30,6 +30,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from realtime.bundle.bundle import Bundle
 from realtime.bundle.spec import Preprocessing
 from realtime.errors import PreprocessError
 from realtime.preprocessing.least_squares import FLAT, Floats, StreamingFit
@@ -114,6 +115,22 @@ class StreamingPreprocessor:
         self._first: Floats | None = None
         self._last = self._prior_mean
         self._index = -1
+
+    @classmethod
+    def for_bundle(
+        cls, bundle: Bundle, n_volumes: int, tr_s: float, spikes: SpikeRule | None = None
+    ) -> StreamingPreprocessor:
+        """For a run of a bundle's subject, with the bundle's prior; otherwise as the constructor."""
+        return cls(
+            bundle.roi_mask,
+            n_volumes,
+            tr_s,
+            bundle.spec.preprocessing,
+            bundle.prior_mean,
+            bundle.prior_sd,
+            bundle.window_volumes,
+            spikes,
+        )
 
     def push(self, index: int, volume: NDArray[Any]) -> Pushed:
         """Take volume ``index`` [x, y, z]; indices must rise, and those left out count as missing.

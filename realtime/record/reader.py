@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,23 @@ class Recorded:
         delays = {row.decoder: row.volume - (row.shown_onset or 0) for row in self.specialised}
         return sorted(delays, key=delays.__getitem__)
 
+    def volumes(self) -> Iterator[tuple[int, NDArray[np.generic]]]:
+        """The volumes that the run took in, with their indices, ``[x, y, z]``, in order.
+
+        Those that came after they had been given up as missing are left out, as in the run.
+
+        :raises RecordError: when the journal is damaged.
+        """
+        in_time = self.received - {row.volume for row in self.rows if row.state == "missing"}
+        turns = deque(sorted(in_time))
+        arrived: dict[int, bytes] = {}
+        for index, payload in _volumes(self.path):
+            if index in in_time:
+                arrived[index] = payload
+            while turns and turns[0] in arrived:
+                turn = turns.popleft()
+                yield turn, wire.volume_array(self.info.start, arrived.pop(turn))
+
     def trials(self, decoder: str | None = None) -> list[Trial]:
         """Every picture whose own window was decoded: the frame at its onset plus the window's delay.
 
@@ -111,7 +129,7 @@ def read_recorded(path: Path) -> Recorded:
         rows, _ = tables.read_table(table_path(path, info.start))
         specialised, _ = tables.read_specialised(specialised_path(path, info.start))
         pictures = sorted(_pictures(path, info), key=lambda picture: picture.onset_volume)
-        received = frozenset(_received(path))
+        received = frozenset(index for index, _ in _volumes(path))
     except OSError as error:
         raise RecordError(f"cannot read the run in {path}: {error.strerror or error}") from error
     return Recorded(
@@ -148,11 +166,12 @@ def _pictures(path: Path, info: RunFile) -> Iterator[Picture]:
         raise RecordError(f"a row of {file} does not fit: {error}") from error
 
 
-def _received(path: Path) -> Iterator[int]:
+def _volumes(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Index and voxels of every volume, in the order in which they came."""
     for entry in read_journal(path / "volumes.journal"):
         try:
             message = wire.decode_to_runtime(entry.header)
         except WireError as error:
             raise RecordError(f"the journal in {path} has a record that is none: {error}") from error
         if isinstance(message, wire.Volume):
-            yield message.index
+            yield message.index, entry.payload

@@ -2,7 +2,8 @@
 
 Scanners that speak Pyneal's or AFNI's protocol, or write files, know nothing of pictures. Presentation
 software does: it counts the scanner's trigger pulses, so it can tell at which volume each picture appeared.
-It sends :class:`realtime.wire.Marker` and waits for the answer to each, as ``docs/presentation.py`` shows.
+It sends :class:`realtime.wire.Marker` and waits for the answer to each, as ``docs/examples/presentation.py``
+shows.
 """
 
 from __future__ import annotations

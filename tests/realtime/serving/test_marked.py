@@ -21,7 +21,7 @@ from realtime.sources.markers import PATIENCE_TR, Marked
 from .test_pipeline import QueueSource
 from .test_pyneal import RUN_ID, Pyneal
 
-PRESENTATION = Path(__file__).parents[3] / "docs" / "presentation.py"
+PRESENTATION = Path(__file__).parents[3] / "docs" / "examples" / "presentation.py"
 ONSETS = range(1, 12, 3)
 LONG_TR_S, SHORT_TR_S, NO_TIME_S = 60.0, 0.05, 1e-9
 

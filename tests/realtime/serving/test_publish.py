@@ -21,7 +21,7 @@ from realtime.network.curve import load_client_keys, load_server_keys, make_keys
 from realtime.network.publish import HIGH_WATER_MARK, Publisher
 from realtime.record.reader import read_image, read_recorded
 
-SUBSCRIBER = Path(__file__).parents[3] / "docs" / "subscriber.py"
+SUBSCRIBER = Path(__file__).parents[3] / "docs" / "examples" / "subscriber.py"
 LATENCY_MS = LatencyMs(journal=1, preprocess=2, wait=3, brain=4, denoise=5, vae=6, total=21)
 PATIENCE_MS = 60_000
 

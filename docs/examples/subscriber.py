@@ -1,13 +1,13 @@
 """Shows how a program, such as presentation software, reads the decoded frames as they are made.
 
     realtime serve --publish tcp://127.0.0.1:5556 &
-    python docs/subscriber.py tcp://127.0.0.1:5556
+    python docs/examples/subscriber.py tcp://127.0.0.1:5556
 
 It ends with the first run of which it saw a frame. A bank sends a frame for each of its decoders: `decoder`
 names it, `shown_onset` the picture. Needs pyzmq, msgspec and numpy, and nothing of this project. On another
 machine, with keys from `realtime keys keys --subscriber screen`:
 
-    python docs/subscriber.py tcp://192.0.2.7:5556 keys/screen
+    python docs/examples/subscriber.py tcp://192.0.2.7:5556 keys/screen
 
 The messages are described in realtime/network/publish.py.
 """

@@ -1,7 +1,7 @@
 """Shows how presentation software tells the runtime what is on screen, where the scanner does not.
 
     realtime serve --source pyneal+tcp://127.0.0.1:5555 --volumes 225 --markers tcp://127.0.0.1:5557 &
-    python docs/presentation.py tcp://127.0.0.1:5557 < pictures.txt
+    python docs/examples/presentation.py tcp://127.0.0.1:5557 < pictures.txt
 
 Each line of the input is the volume at which a picture appears, counted from 0 by the scanner's trigger
 pulses, and its PNG file. Needs pyzmq and msgspec, and nothing of this project. On another machine, give the
