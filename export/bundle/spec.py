@@ -6,13 +6,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from export.lineage.provenance import Ledger, model_stage
 from export.lineage.source import latent_shape
 from realtime.bundle import spec as bundle_spec
 from realtime.bundle.files import file_sha256
 from realtime.bundle.spec import SPEC_FILE, Sampler, Stage
 from train.checkpoints.checkpoint import Checkpoint
-from train.data.preprocessing import streaming_settings
+from train.recipe import Preprocessing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +30,6 @@ class Contents:
     def spec(self, hashes: Mapping[str, str], stages: tuple[Stage, ...]) -> bundle_spec.Spec:
         """The specification of a folder with these files, made in these stages."""
         info, recipe = self.checkpoint.info, self.checkpoint.recipe
-        window = bundle_spec.Window(
-            offset_volumes=recipe.window.offset_volumes, length_volumes=recipe.window.length_volumes
-        )
         height, width, _ = self.graphs["vae"].outputs[0].shape
         tokens, token_width = self.checkpoint.null_NW.shape
         return bundle_spec.Spec(
@@ -39,16 +38,21 @@ class Contents:
             subject=self.checkpoint.subject.number,
             roi=self.roi,
             tr_s=info.tr_s,
-            preprocessing=streaming_settings(recipe.preprocessing),
+            preprocessing=_streaming(recipe.preprocessing),
             latent_shape=latent_shape(self.checkpoint),
             image_size_px=(int(height), int(width)),
             condition_shape=(tokens, token_width),
-            decoders=(bundle_spec.Decoder(name="general", graph="brain", window=window),),
+            decoders=(bundle_spec.Decoder(name="general", graph="brain", window=recipe.window),),
             samplers=self.samplers,
             graphs=dict(self.graphs),
             files=dict(hashes),
             provenance=stages,
         )
+
+
+def _streaming(preprocessing: Preprocessing) -> bundle_spec.Preprocessing:
+    """What the runtime needs of a recipe's preprocessing."""
+    return msgspec.convert(preprocessing, bundle_spec.Preprocessing, from_attributes=True)
 
 
 def facts(checkpoint: Checkpoint, ledger: Ledger) -> dict[str, str]:
