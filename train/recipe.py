@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from realtime.bundle import spec as bundle_spec
 from train.errors import TrainError
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -103,22 +104,13 @@ class Brain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     residual_blocks: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
-class Window(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The volumes a decode uses, counted from the image's onset row."""
-
-    offset_volumes: int
-    length_volumes: Positive
-
-
-class Preprocessing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Drift removal and z-scoring, and which forms of the recordings the decoder is trained on."""
+class Preprocessing(bundle_spec.Preprocessing, frozen=True, kw_only=True):
+    """The runtime's settings for detrending and z-scoring, and how the training windows are made."""
 
     drift: Literal["cosine", "linear"] = "cosine"
-    """What is removed from whole runs: the paper's cosines, or as in the released code a line."""
-    high_pass_hz: Annotated[float, msgspec.Meta(gt=0)]
-    warmup_volumes: Positive
-    prior_volumes: Annotated[float, msgspec.Meta(ge=0)]
+    """What is removed from whole runs: cosines, as in the paper, or a line, as in the released code."""
     train_on: Annotated[tuple[Form, ...], msgspec.Meta(min_length=1)]
+    """The forms of each presentation that the decoder is trained on."""
 
 
 class Finetune(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -166,7 +158,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """What is held out: whole runs, or the images that every subject saw (paper 2.3)."""
     base: DemoBase | VersatileDiffusion
     brain: Brain
-    window: Window
+    window: bundle_spec.Window
     preprocessing: Preprocessing
     finetune: Finetune
     diffusion: Diffusion

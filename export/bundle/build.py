@@ -9,7 +9,7 @@ Weights are held once: LoRA is merged in place, and a module is given up when it
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,15 +18,15 @@ import torch
 
 from export.atomic_folder import check_replaceable, staging
 from export.bundle.card import card
-from export.bundle.convert import Converter
-from export.bundle.spec import Contents, hash_files, sizes
+from export.bundle.convert import convert
+from export.bundle.export import Export
+from export.bundle.spec import hash_files, sizes, specification
 from export.errors import ExportError
 from export.graphs.graphs import Graph, brain_graph, denoise_graph, vae_graph
 from export.graphs.onnx_model import Arrays, outputs_of, torch_runner
 from export.graphs.samplers import bundle_samplers, diffusers_error, diffusers_scheduler
-from export.lineage.provenance import Ledger, library_versions, model_stage, note_sources, weights_sha256
+from export.lineage.provenance import library_versions, model_stage, note_sources, weights_sha256
 from export.lineage.source import (
-    Subject,
     latent_shape,
     read_checkpoint,
     read_evaluation,
@@ -36,13 +36,12 @@ from export.lineage.source import (
 )
 from export.parity import parity_report
 from export.parity.decodes import N_RANDOM, REFERENCE, Decodes, Seen, random_windows, recorded_windows
-from export.parity.limits import Limits, compare, gate, relative
+from export.parity.limits import Limits, compare, gate
 from export.precision_forms import FINAL_STEPS, Form
 from export.resources import check_disk, check_memory, count_weights, is_out_of_memory
 from realtime.bundle import spec as bundle_spec
 from realtime.bundle.bundle import Bundle
 from realtime.bundle.spec import Sampler
-from train.checkpoints.checkpoint import Checkpoint
 from train.model.diffusion import make_scheduler
 from train.model.finetune import merge_adapter
 
@@ -51,21 +50,6 @@ CARD_FILE = "README.md"
 _LARGE = 10**8
 """Weights from which on whole decodes are of one window by the shortest sampler: on a CPU, a step of the
 paper's model takes seconds."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Export:
-    """What an export is about, and what is known of it so far."""
-
-    checkpoint: Checkpoint
-    subject: Subject
-    form: Form
-    name: str
-    quality: str | None
-    limits: Limits
-    folder: Path
-    is_large: bool
-    ledger: Ledger = field(default_factory=Ledger)
 
 
 def export_bundle(
@@ -100,8 +84,9 @@ def export_bundle(
         checkpoint = read_checkpoint(checkpoint_folder, base, subject)
         region, quality = read_subject(checkpoint), read_evaluation(evaluation)
         seen = recorded_windows(checkpoint, nsd, cache, SEED) if nsd else None
-        with staging(out) as folder:
-            export = _Export(
+        # The fp32 graphs are written beside the others, and gone before the bundle takes its place.
+        with staging(out) as folder, TemporaryDirectory(dir=folder, prefix="exact-") as scratch:
+            export = Export(
                 checkpoint=checkpoint,
                 subject=region,
                 form=form,
@@ -109,6 +94,7 @@ def export_bundle(
                 quality=quality,
                 limits=limits or Limits(),
                 folder=folder,
+                exact=folder if form == "fp32" else Path(scratch),
                 is_large=n_weights > _LARGE,
             )
             made = _build(export, seen)
@@ -121,55 +107,41 @@ def export_bundle(
     return replace(made, folder=out)
 
 
-def _build(export: _Export, seen: Seen | None) -> Bundle:
-    """Fill the folder. Decodes need a bundle that opens, so the specification is written twice."""
+def _build(export: Export, seen: Seen | None) -> Bundle:
+    """Fill the folder. The specification is written twice, because decoding needs a bundle that opens."""
     folder, checkpoint, ledger = export.folder, export.checkpoint, export.ledger
     note_sources(ledger, checkpoint)
     samplers = _samplers(export)
     decodes = _decodes(export, seen, samplers)
     write_subject(checkpoint, export.subject, folder)
-    with TemporaryDirectory(dir=folder, prefix="exact-") as scratch:
-        exact = folder if export.form == "fp32" else Path(scratch)
-        converter = Converter(
-            form=export.form,
-            folder=folder,
-            exact=exact,
-            limits=export.limits,
-            ledger=ledger,
-            checkpoint=checkpoint,
-            is_large=export.is_large,
-        )
-        graphs = _convert(export, converter, decodes)
-        contents = Contents(
-            checkpoint=checkpoint, roi=export.subject.roi, name=export.name, samplers=samplers, graphs=graphs
-        )
-        hashes = hash_files(folder)
-        bundle_spec.write_spec(folder, contents.spec(hashes, ledger.stages))
-        made = Bundle.open(folder)
-        if export.form != "fp32":
-            decodes.by_engine("ONNX in fp32", replace(made, folder=exact), "onnxruntime-cpu")
-        decodes.by_every_engine(export.form, made)
+    graphs = _convert(export, decodes)
+    hashes = hash_files(folder)
+    bundle_spec.write_spec(folder, specification(export, samplers, graphs, hashes))
+    made = Bundle.open(folder)
+    if export.form != "fp32":
+        decodes.by_engine("ONNX in fp32", replace(made, folder=export.exact), "onnxruntime-cpu")
+    decodes.by_every_engine(export.form, made)
     finals = [f"{graph} {FINAL_STEPS[export.form]}" for graph in graphs]
     decodes.note(ledger, finals)
-    parity_report.write(folder, decodes.report(export.form, converter.parity), export.name)
+    parity_report.write(folder, decodes.report(export.form, export.parity), export.name)
     text = card(made.spec, ledger.stages, sizes(folder), checkpoint, export.form, export.quality)
     (folder / CARD_FILE).write_text(text, encoding="utf-8")
     hashes |= hash_files(folder, (parity_report.JSON_FILE, parity_report.PAGE_FILE, CARD_FILE))
-    bundle_spec.write_spec(folder, contents.spec(hashes, ledger.stages))
+    bundle_spec.write_spec(folder, specification(export, samplers, graphs, hashes))
     return Bundle.open(folder)
 
 
-def _convert(export: _Export, converter: Converter, decodes: Decodes) -> dict[str, bundle_spec.Graph]:
-    """Run the model in torch, merged and not, and bring its graphs into the bundle one by one."""
-    graphs, expected = _in_torch(export, converter, decodes)
+def _convert(export: Export, decodes: Decodes) -> dict[str, bundle_spec.Graph]:
+    """Run the model in torch, unmerged and merged, and convert its graphs one by one."""
+    graphs, expected = _in_torch(export, decodes)
     entries = {}
-    while graphs:  # none is held any longer when the next one is worked on
+    while graphs:  # frees each graph before the next one is converted
         graph = graphs.pop(0)
-        entries[graph.name] = converter.convert(graph, expected.pop(graph.name))
+        entries[graph.name] = convert(export, graph, expected.pop(graph.name))
     return entries
 
 
-def _samplers(export: _Export) -> tuple[Sampler, ...]:
+def _samplers(export: Export) -> tuple[Sampler, ...]:
     """The tables of the recipe, each proven against diffusers."""
     recipe, limit = export.checkpoint.recipe, export.limits.sampler
     is_baseline = export.checkpoint.info.method == "brain-diffuser"
@@ -186,7 +158,7 @@ def _samplers(export: _Export) -> tuple[Sampler, ...]:
     return samplers
 
 
-def _decodes(export: _Export, seen: Seen | None, samplers: tuple[Sampler, ...]) -> Decodes:
+def _decodes(export: Export, seen: Seen | None, samplers: tuple[Sampler, ...]) -> Decodes:
     """Whole decodes by the first and the last sampler or, of a large model, by the last alone."""
     is_large = export.is_large
     return Decodes(
@@ -199,10 +171,8 @@ def _decodes(export: _Export, seen: Seen | None, samplers: tuple[Sampler, ...]) 
 
 
 @torch.no_grad()
-def _in_torch(
-    export: _Export, converter: Converter, decodes: Decodes
-) -> tuple[list[Graph], dict[str, list[Arrays]]]:
-    """The graphs, LoRA folded into the UNet's weights where there is one, and what torch gives for them."""
+def _in_torch(export: Export, decodes: Decodes) -> tuple[list[Graph], dict[str, list[Arrays]]]:
+    """The graphs, with LoRA merged into the UNet where there is one, and torch's outputs for their cases."""
     checkpoint = export.checkpoint
     graphs = _graphs(export, decodes.samplers[0])
     denoise = graphs[1]
@@ -213,10 +183,9 @@ def _in_torch(
     if checkpoint.recipe.finetune.layers == "lora":
         merge_adapter(checkpoint.unet)
         merged, limit = outputs_of(denoise, torch_runner(denoise)), export.limits.merged
-        found = compare(denoise, merged, expected[denoise.name])
-        parity = gate("merged", relative(found), limit)
         notes = {"against": "torch, LoRA beside the weights", "limit": f"{limit:g}"}
-        converter.parity += parity_report.rows("merged", notes["against"], found, limit)
+        found = compare(denoise, merged, expected[denoise.name])
+        parity = export.measure("merged", notes["against"], found, limit)
         expected[denoise.name] = merged
         decodes.by_torch("torch, merged", checkpoint)
     parts = {"brain": checkpoint.brain, "image_unet": checkpoint.unet, "vae": checkpoint.vae}
@@ -231,7 +200,7 @@ def _in_torch(
     return graphs, expected
 
 
-def _graphs(export: _Export, sampler: Sampler) -> list[Graph]:
+def _graphs(export: Export, sampler: Sampler) -> list[Graph]:
     """The three graphs; a large model is measured at fewer cases."""
     checkpoint, shape = export.checkpoint, latent_shape(export.checkpoint)
     brain = brain_graph(checkpoint.brain, SEED)

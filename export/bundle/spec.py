@@ -1,58 +1,60 @@
-"""What a bundle's files and its specification say of the model they are of."""
+"""``bundle.json`` of an export, and the metadata of its graph files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-from export.lineage.provenance import Ledger, model_stage
+import msgspec
+
+from export.bundle.export import Export
+from export.lineage.provenance import model_stage
 from export.lineage.source import latent_shape
 from realtime.bundle import spec as bundle_spec
 from realtime.bundle.files import file_sha256
-from realtime.bundle.spec import SPEC_FILE, Sampler, Stage
-from train.checkpoints.checkpoint import Checkpoint
-from train.data.preprocessing import streaming_settings
+from realtime.bundle.spec import SPEC_FILE, Sampler
+from train.recipe import Preprocessing
 
 
-@dataclass(frozen=True, kw_only=True)
-class Contents:
-    """What goes into ``bundle.json`` besides hashes and provenance."""
+def specification(
+    export: Export,
+    samplers: tuple[Sampler, ...],
+    graphs: Mapping[str, bundle_spec.Graph],
+    hashes: Mapping[str, str],
+) -> bundle_spec.Spec:
+    """The content of ``bundle.json``, with the stages that have been noted so far.
 
-    checkpoint: Checkpoint
-    roi: bundle_spec.Roi
-    name: str
-    samplers: tuple[Sampler, ...]
-    graphs: Mapping[str, bundle_spec.Graph]
-
-    def spec(self, hashes: Mapping[str, str], stages: tuple[Stage, ...]) -> bundle_spec.Spec:
-        """The specification of a folder with these files, made in these stages."""
-        info, recipe = self.checkpoint.info, self.checkpoint.recipe
-        window = bundle_spec.Window(
-            offset_volumes=recipe.window.offset_volumes, length_volumes=recipe.window.length_volumes
-        )
-        height, width, _ = self.graphs["vae"].outputs[0].shape
-        tokens, token_width = self.checkpoint.null_NW.shape
-        return bundle_spec.Spec(
-            format_version=bundle_spec.FORMAT_VERSION,
-            name=self.name,
-            subject=self.checkpoint.subject.number,
-            roi=self.roi,
-            tr_s=info.tr_s,
-            preprocessing=streaming_settings(recipe.preprocessing),
-            latent_shape=latent_shape(self.checkpoint),
-            image_size_px=(int(height), int(width)),
-            condition_shape=(tokens, token_width),
-            decoders=(bundle_spec.Decoder(name="general", graph="brain", window=window),),
-            samplers=self.samplers,
-            graphs=dict(self.graphs),
-            files=dict(hashes),
-            provenance=stages,
-        )
+    :param hashes: SHA-256 of the bundle's files by name
+    """
+    checkpoint = export.checkpoint
+    height, width, _ = graphs["vae"].outputs[0].shape
+    tokens, token_width = checkpoint.null_NW.shape
+    return bundle_spec.Spec(
+        format_version=bundle_spec.FORMAT_VERSION,
+        name=export.name,
+        subject=checkpoint.subject.number,
+        roi=export.subject.roi,
+        tr_s=checkpoint.info.tr_s,
+        preprocessing=_streaming(checkpoint.recipe.preprocessing),
+        latent_shape=latent_shape(checkpoint),
+        image_size_px=(int(height), int(width)),
+        condition_shape=(tokens, token_width),
+        decoders=(bundle_spec.Decoder(name="general", graph="brain", window=checkpoint.recipe.window),),
+        samplers=samplers,
+        graphs=dict(graphs),
+        files=dict(hashes),
+        provenance=export.ledger.stages,
+    )
 
 
-def facts(checkpoint: Checkpoint, ledger: Ledger) -> dict[str, str]:
-    """Whose model a graph is of and what it was made from, for the metadata of its file."""
+def _streaming(preprocessing: Preprocessing) -> bundle_spec.Preprocessing:
+    """What the runtime needs of a recipe's preprocessing."""
+    return msgspec.convert(preprocessing, bundle_spec.Preprocessing, from_attributes=True)
+
+
+def facts(export: Export) -> dict[str, str]:
+    """The metadata of a graph's file: whose model it belongs to, and the hashes of what it was made from."""
+    checkpoint, ledger = export.checkpoint, export.ledger
     window = checkpoint.recipe.window
     return {
         "subject": str(checkpoint.subject.number),

@@ -21,7 +21,6 @@ from nsd import Layout, NsdError, Run, read_betas, read_roi
 from realtime.preprocessing.stream import StreamingPreprocessor, cosine_basis
 from train.data.cache import Cache, prepare
 from train.data.dataset import WindowData, examples
-from train.data.preprocessing import streaming_settings
 from train.errors import TrainError
 from train.recipe import Recipe
 
@@ -68,7 +67,7 @@ def test_causal_windows_are_the_runtimes(cache: Cache, tiny_nsd: Path, tiny_reci
         np.ones((rows.shape[1], 1, 1), dtype=bool),
         225,
         4 / 3,
-        streaming_settings(tiny_recipe.preprocessing),
+        tiny_recipe.preprocessing,
         cache.prior.mean,
         cache.prior.sd,
         6,

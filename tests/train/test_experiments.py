@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from nsd import Layout
+from realtime.bundle.spec import Window
 from train.__main__ import main
 from train.errors import TrainError
 from train.evaluation.results_table import METRICS, NotComputed
@@ -39,7 +40,7 @@ from train.experiments.run import EXPERIMENTS, run_experiment
 from train.experiments.verdicts import Finding
 from train.experiments.workbench import Probe, Workbench
 from train.model.base_model import load_unet
-from train.recipe import Recipe, Window, read_recipe
+from train.recipe import Recipe, read_recipe
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from nsd import Layout, shared_images
+from realtime.bundle.spec import Window
 from train.data.cache import Cache, prepare
 from train.data.dataset import averaged_windows, examples
 from train.data.trials import grouped, held_out_images, inside_run, one_of_each, training_trials
 from train.errors import TrainError
 from train.evaluation.held_out import held_out_groups, images_of
-from train.recipe import Recipe, Window
+from train.recipe import Recipe
 
 
 @pytest.fixture(scope="module")

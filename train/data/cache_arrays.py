@@ -72,9 +72,7 @@ class Making:
 
     def _causal(self) -> None:
         window, trials = self.recipe.window, self.trials
-        ends = [
-            item.trial.onset_volume + window.offset_volumes + window.length_volumes - 1 for item in trials
-        ]
+        ends = [item.trial.onset_volume + window.delay_volumes for item in trials]
         places = _places([item.run for item in trials], self.keys)
         work = partial(_stream_run, self.folder, self.recipe, self.n_sessions, ends, places)
         shape = (len(trials), window.length_volumes, self.n_voxels)

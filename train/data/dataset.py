@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from nsd import N_DESIGN_ROWS
+from realtime.bundle.spec import Window
 from train.data.cache import Cache
 from train.data.preprocessing import streamed
 from train.data.trials import Trials, inside_run
 from train.errors import TrainError
-from train.recipe import Form, Recipe, Window
+from train.recipe import Form, Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +116,7 @@ def _causal(cache: Cache, trials: Trials, window: Window, recipe: Recipe) -> NDA
     runs = [cache.runs.index(cache.trials[trial].run) for trial in trials.tolist()]
     for run in np.unique(runs).tolist():
         here = trials[np.equal(runs, run)]
-        last = window.offset_volumes + window.length_volumes - 1
-        ends = [cache.trials[trial].trial.onset_volume + last for trial in here.tolist()]
+        ends = [cache.trials[trial].trial.onset_volume + window.delay_volumes for trial in here.tolist()]
         windows = streamed(cache.rows[run], recipe, cache.prior, ends, window.length_volumes)
         parts.append(windows.astype(np.float16))
     return np.concatenate(parts)

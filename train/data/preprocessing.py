@@ -11,19 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nsd import TR_S
-from realtime.bundle import spec as bundle_spec
 from realtime.preprocessing.stream import causal_windows, cosine_basis
 from train.data.prior import Prior
 from train.recipe import Preprocessing, Recipe
-
-
-def streaming_settings(preprocessing: Preprocessing) -> bundle_spec.Preprocessing:
-    """The runtime's preprocessing settings, from the recipe's."""
-    return bundle_spec.Preprocessing(
-        high_pass_hz=preprocessing.high_pass_hz,
-        warmup_volumes=preprocessing.warmup_volumes,
-        prior_volumes=preprocessing.prior_volumes,
-    )
 
 
 def drift_basis(n_volumes: int, preprocessing: Preprocessing) -> NDArray[np.float64]:
@@ -40,5 +30,4 @@ def streamed(
 
     :param n_volumes: T
     """
-    settings = streaming_settings(recipe.preprocessing)
-    return causal_windows(rows, TR_S, settings, prior.mean, prior.sd, n_volumes, list(ends))
+    return causal_windows(rows, TR_S, recipe.preprocessing, prior.mean, prior.sd, n_volumes, list(ends))

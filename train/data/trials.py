@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nsd import N_DESIGN_ROWS
+from realtime.bundle.spec import Window
 from train.data.cache import Cache
-from train.recipe import Window
 
 Trials = NDArray[np.int64]
 """Indices into a cache's presentations."""

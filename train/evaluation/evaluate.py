@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from nsd import TR_S, Layout, Stimuli
+from realtime.bundle.spec import Window
 from train.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from train.data.cache import Cache, prepare, subject_cache
 from train.data.dataset import averaged_windows
@@ -34,7 +35,7 @@ from train.evaluation.decode_cache import array_digest, kept, weights_digest
 from train.evaluation.held_out import decode_pictures, decode_windows, held_out_groups, images_of
 from train.evaluation.results_table import Row, as_markdown, compare, see
 from train.model.sample import Pictures
-from train.recipe import DemoBase, Form, Window
+from train.recipe import DemoBase, Form
 from train.store.atomic import alone_in, whole, write_whole
 from train.store.fingerprints import digest
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nsd import Layout, NsdError, Stimuli
+from realtime.bundle.spec import Window
 from train.checkpoints.checkpoint import Checkpoint
 from train.data.cache import Cache, prepare, subject_cache
 from train.data.dataset import averaged_windows
@@ -24,7 +25,7 @@ from train.model.linear_brain import LinearBrain
 from train.model.picture_encoder import load_picture_encoder
 from train.model.sample import Pictures, decode
 from train.model.vae import to_tensor
-from train.recipe import Recipe, Window, demo_base
+from train.recipe import Recipe, demo_base
 
 
 def held_out_groups(

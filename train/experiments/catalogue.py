@@ -5,8 +5,8 @@ The general model, the recipe as it is, is part of most of them and trained once
 
 from __future__ import annotations
 
+from realtime.bundle.spec import Window
 from train.experiments.workbench import Variant, Workbench
-from train.recipe import Window
 
 OFFSETS = tuple(range(-5, 10))
 """Window starts of the shift curve, in volumes after onset: ends from 1.3 s to 20 s (figure 5)."""

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nsd import Layout, Stimuli
+from realtime.bundle.spec import Window
 from train.checkpoints.checkpoint import load_checkpoint, read_info
 from train.data.cache import Cache, prepare, subject_cache
 from train.data.dataset import averaged_windows
@@ -31,7 +32,7 @@ from train.fitting.fit import fit_subjects
 from train.fitting.job import Order, terms_of
 from train.model.base_model import find_base
 from train.model.sample import Pictures
-from train.recipe import Form, Recipe, Window
+from train.recipe import Form, Recipe
 from train.store.atomic import alone_in
 from train.store.fingerprints import Method, checkpoint_identity, digest
 from train.systems.brain_diffuser.fit import fit_baseline
