@@ -28,7 +28,7 @@ from export.resources import give_back_memory
 from realtime.bundle.bundle import Bundle
 from realtime.bundle.spec import Sampler
 from realtime.decoding.decoder import Decoder, initial_noise
-from realtime.decoding.engines.choose import LINE, open_engine
+from realtime.decoding.engines.choose import AUTO_ORDER, open_engine
 from realtime.decoding.pace import StepTimes
 from realtime.errors import EngineError
 from realtime.report.identification import Identification, hog, identification, pixels, stack
@@ -43,7 +43,7 @@ from train.model.vae import decode_latents
 REFERENCE = "torch"
 N_RANDOM, N_HELD_OUT = 4, 100
 _COMPARED_PX = 64
-_EVERYWHERE = LINE[-1]
+_EVERYWHERE = AUTO_ORDER[-1]
 _TAKES_TWICE = "openvino"
 """Compiles the UNet, with weights of its own, once for each number of conditions: too much of a large one."""
 
@@ -150,7 +150,7 @@ class Decodes:
 
     def by_every_engine(self, form: str, bundle: Bundle) -> None:
         """Decode the bundle on each engine; ONNX Runtime's CPU, which every machine has, is the last."""
-        for name in LINE:
+        for name in AUTO_ORDER:
             way = f"{form}, {name}"
             if self.is_large and name == _TAKES_TWICE:
                 self.rows.append(DecodeParity(way=way, reason="not tried: it would take more than 18 GB"))

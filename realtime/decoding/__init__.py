@@ -1,1 +1,4 @@
-"""Decoding: from a window of volumes to an image, and how long that may take."""
+"""Decodes a window of volumes to an image, in the time there is, on one of several engines.
+
+May import ``bundle``, ``wire``, ``events`` and ``errors``.
+"""

@@ -1,4 +1,4 @@
-"""``realtime bench``: whole decodes, measured, for engines and samplers."""
+"""``realtime bench``: times whole decodes for each engine and sampler."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SEED = 0
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
-    """Decodes with one sampler on one engine."""
+    """How long decodes with one sampler take on one engine."""
 
     engine: str
     sampler: str
@@ -32,14 +32,14 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Bench(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``--json`` prints."""
+    """The result of a benchmark; ``--json`` prints it."""
 
     bundle_sha256: str
     tr_s: float
     descriptions: dict[str, str]
-    """Of the engines that ran, by name."""
+    """By name of an engine that ran."""
     passed_over: dict[str, str]
-    """Why the others did not, by name."""
+    """Why an engine did not run, by its name."""
     timings: tuple[Timing, ...]
 
 
@@ -50,13 +50,13 @@ def bench(
     n: int,
     tell: Callable[[str], None],
 ) -> Bench:
-    """Decode seeded windows ``n`` times with each sampler on each engine.
+    """Decode ``n`` seeded random windows with each sampler on each engine.
 
-    The samplers take turns, so that a machine that slows down slows all alike.
+    The samplers alternate, so that a slowdown of the machine affects all of them equally.
 
-    :param engines: by name; without any, every one that can run here
-    :param tell: takes a line for each engine
-    :raises EngineError: when an engine that was named does not run here
+    :param engines: names; if empty, every engine that can run here
+    :param tell: receives one line of text per engine
+    :raises EngineError: when a named engine, or every engine, fails to run here
     """
     descriptions, passed_over, timings = {}, {}, []
     for name in engines or [name for name in ENGINES if name != "auto"]:
@@ -85,7 +85,7 @@ def bench(
 
 
 def _time(bundle: Bundle, name: str, engine: Engine, samplers: Sequence[Sampler], n: int) -> list[Timing]:
-    decoder = Decoder(bundle, engine, SEED, blur=FaceBlur())  # as serve does
+    decoder = Decoder(bundle, engine, SEED, blur=FaceBlur())  # `serve` blurs faces by default
     shape = (n, bundle.spec.roi.n_voxels, bundle.decoder().window.length_volumes)
     windows = np.random.default_rng(SEED).standard_normal(shape, dtype=np.float32)
     taken_ms: dict[str, list[float]] = {sampler.name: [] for sampler in samplers}
@@ -113,14 +113,14 @@ def _time(bundle: Bundle, name: str, engine: Engine, samplers: Sequence[Sampler]
 
 
 def lines(found: Bench) -> list[str]:
-    """A table for people; ``*`` marks what does not end within a TR."""
-    said = [f"{'engine':17} {'sampler':14} {'median ms':>10} {'p95 ms':>9}   brain / denoise / vae"]
+    """Format the result as a table; ``*`` marks samplers whose 95th percentile exceeds the TR."""
+    text_lines = [f"{'engine':17} {'sampler':14} {'median ms':>10} {'p95 ms':>9}   brain / denoise / vae"]
     for timing in found.timings:
         stages = " / ".join(f"{ms:.1f}" for ms in timing.stages_ms.values())
         late = "*" if timing.p95_ms > 1e3 * found.tr_s else " "
         measured = f"{timing.median_ms:10.1f} {timing.p95_ms:9.1f}{late}"
-        said.append(f"{timing.engine:17} {timing.sampler:14} {measured}  {stages}")
-    if any("*" in line for line in said):
-        said.append(f"* longer than a TR of {found.tr_s:.3f} s")
-    said += [f"{name:17} not run: {reason}" for name, reason in found.passed_over.items()]
-    return said
+        text_lines.append(f"{timing.engine:17} {timing.sampler:14} {measured}  {stages}")
+    if any("*" in line for line in text_lines):
+        text_lines.append(f"* longer than a TR of {found.tr_s:.3f} s")
+    text_lines += [f"{name:17} not run: {reason}" for name, reason in found.passed_over.items()]
+    return text_lines

@@ -1,15 +1,15 @@
-"""A window of z-scores in, a picture out, on any engine.
+"""Decodes a window of z-scores to a picture on any engine.
 
-    window ─► brain ─► condition ─► sampler's table, one denoise step a row ─► vae ─► picture
-                └────► start ───────┘ (where the decoder predicts the latents to start from)
+    window ─► brain ─► condition ─► sampler's table, one denoise step per row ─► vae ─► picture
+                └────► start ───────┘ (if the decoder predicts the initial latents)
 
-The sampler is data: at step i the graph ``denoise`` predicts the clean latents x0 (guided by the weighted
-conditions) and returns ``next = c0 * latents + c1 * x0 + c2 * previous x0`` with the table's coefficients.
-That covers DDIM (c2 = 0; Song et al. 2021) and DPM-Solver++(2M) (Lu et al. 2022).
+The sampler is data. At each step the graph ``denoise`` predicts the clean latents x0, guided by the weighted
+conditions, and returns ``next = c0 * latents + c1 * x0 + c2 * previous x0`` with the table's coefficients.
+This covers DDIM (c2 = 0; Song et al. 2021) and DPM-Solver++(2M) (Lu et al. 2022).
 
-The first latents are seeded noise or, as in diffusers' img2img, latents that the brain graph predicts with
-noise on them: the sampler's ``start`` weighs the two. The noise depends on the seed alone, so that what
-changes from picture to picture is the brain.
+The initial latents are seeded noise or, as in diffusers' img2img, latents that the brain graph predicts plus
+noise; the sampler's ``start`` weights the two. The noise depends on the seed alone, so differences between
+pictures come from the brain.
 """
 
 from __future__ import annotations
@@ -37,29 +37,31 @@ _TIMED_S = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """A picture and what it took."""
+    """A picture and how long each stage took."""
 
     image: NDArray[np.uint8]
     """RGB [H, W, 3]"""
     stages_ms: dict[str, float]
-    """Time in ``brain``, ``denoise`` (all steps) and ``vae``, with the blurring of faces."""
+    """Time in ``brain``, ``denoise`` (all steps) and ``vae``; ``vae`` includes the blurring of faces."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Table:
-    """A sampler, ready to run: with ``kept`` of the brain's latents on top of ``noise`` it starts."""
+    """A sampler with its tensors on the device."""
 
     steps: Steps
-    kept: float
+    start_weight: float
+    """Weight of the latents that the brain graph predicts in the initial latents."""
     noise: NDArray[np.float32]
-    noise_alone: Handle
+    """Noise of the initial latents, already weighted."""
+    noise_on_device: Handle
 
 
 def initial_noise(shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
-    """Standard normal noise of a shape, the same in every release of numpy.
+    """Return standard normal noise that is the same in every release of numpy.
 
-    The 64-bit words of Philox (4x64, 10 rounds), whose stream numpy guarantees, become uniform numbers, and
-    pairs of these normal ones by Box and Muller's transform. Numpy may change its own ``standard_normal``.
+    numpy guarantees the bit stream of Philox (4x64, 10 rounds), but may change ``standard_normal``. So the
+    64-bit words become uniform numbers, and pairs of these become normal by the Box-Muller transform.
     """
     count = math.prod(shape)
     words = np.random.Philox(seed).random_raw(2 * ((count + 1) // 2)).reshape(-1, 2)
@@ -70,14 +72,16 @@ def initial_noise(shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
 
 
 class Decoder:
-    """Decodes windows with one of a bundle's decoders; warm from the start, unless step times are given.
+    """Decodes windows with one of a bundle's decoders.
 
-    :param seed: of the initial noise, the same for every picture
-    :param name: of the bundle's decoder; by default the first
-    :param blur: what is done to every picture before it leaves: a function of RGB uint8 [H, W, 3]
-    :param step_times: where they are known or do not matter: nothing is measured then, nor warm
+    Creating it runs every graph to warm it up and to measure step times, unless ``step_times`` is given.
+
+    :param seed: seed of the initial noise, which is the same for every picture
+    :param name: name of the bundle's decoder; the first one by default
+    :param blur: applied to every picture, RGB uint8 [H, W, 3]
+    :param step_times: known step times, which skip the warm-up and the measurement
     :raises BundleError: when the bundle has no such decoder
-    :raises EngineError: when a graph does not run here
+    :raises EngineError: when a graph fails to run here
     """
 
     def __init__(
@@ -93,7 +97,7 @@ class Decoder:
         self._bundle, self._engine = bundle, engine
         decoder = bundle.decoder(name)
         self.spec = decoder
-        """Which decoder of the bundle this is."""
+        """The bundle's description of this decoder."""
         self._null = bundle.null_conditions[decoder.name][np.newaxis]
         self._window_shape = (bundle.spec.roi.n_voxels, decoder.window.length_volumes)
         latents = (1, *bundle.spec.latent_shape)
@@ -106,8 +110,8 @@ class Decoder:
     def decode(self, window: NDArray[np.float32], sampler: Sampler | None = None) -> Decoded:
         """Decode a window [V, T] of z-scores.
 
-        :param sampler: one of the bundle's; by default its first
-        :raises EngineError: on a window of another shape, or when a graph fails
+        :param sampler: one of the bundle's samplers; its first by default
+        :raises EngineError: when the window has the wrong shape, or a graph fails
         """
         if window.shape != self._window_shape:
             raise EngineError(f"expected a window of shape {self._window_shape}, got {window.shape}")
@@ -136,10 +140,10 @@ class Decoder:
         return image if self._blur is None else self._blur(image)
 
     def _first_latents(self, outputs: Mapping[str, Handle], table: _Table) -> Handle:
-        if not table.kept:
-            return table.noise_alone
+        if not table.start_weight:
+            return table.noise_on_device
         start = self._engine.get(outputs["start"])
-        return self._engine.put(np.float32(table.kept) * start + table.noise)
+        return self._engine.put(np.float32(table.start_weight) * start + table.noise)
 
     def _denoise(self, condition: NDArray[Any], latents: Handle, steps: Steps) -> Handle:
         conditions = np.concatenate([self._null, condition])
@@ -148,7 +152,7 @@ class Decoder:
         return self._step_by_step(conditions, latents, steps)
 
     def _step_by_step(self, conditions: NDArray[Any], latents: Handle, steps: Steps) -> Handle:
-        """Run the table's steps; an unguided step leaves the null condition out and costs half."""
+        """Run the table's steps; an unguided step omits the null condition and costs half."""
         engine = self._engine
         both, alone = engine.put(conditions), engine.put(conditions[1:])
         previous = self._no_previous
@@ -173,13 +177,13 @@ class Decoder:
     def _table(self, sampler: Sampler) -> _Table:
         if sampler not in self._tables:
             rows = zip(sampler.timesteps, sampler.coefficients, sampler.guidance, strict=True)
-            kept, share = sampler.start
-            noise = np.float32(share) * self._noise
+            start_weight, noise_weight = sampler.start
+            noise = np.float32(noise_weight) * self._noise
             self._tables[sampler] = _Table(
                 steps=tuple(self._step(*row) for row in rows),
-                kept=kept,
+                start_weight=start_weight,
                 noise=noise,
-                noise_alone=self._engine.put(noise),
+                noise_on_device=self._engine.put(noise),
             )
         return self._tables[sampler]
 
@@ -193,22 +197,24 @@ class Decoder:
         )
 
     def _warm_up(self) -> StepTimes:
-        """Run every graph in every form that the samplers use, so that no run's first picture pays for it.
+        """Run every graph so that the first picture of a run is not slow, and measure the step times.
 
-        A form that none uses is never run: its time is that of the other. What an engine computes once for a
-        timestep, it computes when the timestep first comes.
+        ``denoise`` runs guided, unguided or both, as the samplers use it. If they use only one of the two,
+        its time stands for the other. An engine may still compute once per timestep when it first occurs.
         """
         engine, start_table = self._engine, self._table(self._bundle.sampler())
-        forms = {step.is_guided: step for s in self._bundle.spec.samplers for step in self._table(s).steps}
+        by_guidance = {
+            step.is_guided: step for s in self._bundle.spec.samplers for step in self._table(s).steps
+        }
         window = engine.put(np.zeros((1, *self._window_shape), dtype=np.float32))
         outputs = engine.run(self.spec.graph, {"window": window})
         condition, latents = engine.get(outputs["condition"]), self._first_latents(outputs, start_table)
-        if isinstance(engine, LoopEngine):  # what it prepares for a table is for the first picture, too
+        if isinstance(engine, LoopEngine):  # it prepares each table when it first runs it
             for sampler in self._bundle.spec.samplers:
                 self._denoise(condition, latents, self._table(sampler).steps)
         step_s = {
             is_guided: _time(partial(self._run_step, condition, latents, step))
-            for is_guided, step in forms.items()
+            for is_guided, step in by_guidance.items()
         }
         return StepTimes(
             brain_s=_time(lambda: engine.get(engine.run(self.spec.graph, {"window": window})["condition"])),
@@ -219,7 +225,7 @@ class Decoder:
 
 
 def _time(run: Callable[[], object]) -> float:
-    """Seconds that something takes once it is warm: the median of some runs, fewer where one takes long."""
+    """Return the median duration in seconds after one warm-up run; slow functions run fewer times."""
     run()
     taken_s: list[float] = []
     while len(taken_s) < _TIMED_RUNS and sum(taken_s) < _TIMED_S:

@@ -1,4 +1,4 @@
-"""``realtime doctor``: what can decode a bundle on this machine, how fast, and what the runtime would do."""
+"""``realtime doctor``: measures which engines decode a bundle on this machine, and how fast."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ import msgspec
 
 from realtime.bundle.bundle import Bundle
 from realtime.decoding.decoder import Decoder
-from realtime.decoding.engines.choose import ENGINES, LINE, counted, open_engine, probe, usable_cores
+from realtime.decoding.engines.choose import AUTO_ORDER, ENGINES, counted, open_engine, probe, usable_cores
 from realtime.decoding.faces import FaceBlur
 from realtime.decoding.pace import MARGIN_TR
 from realtime.errors import EngineError
 
 _HOUR_S = 3600.0
 _VOXEL_BYTES = 4
-"""Of a float32 volume, the largest that a scanner may send."""
+"""Bytes per voxel of a float32 volume, the largest dtype that a scanner may send."""
 
 
 class EngineFinding(msgspec.Struct, frozen=True, kw_only=True):
-    """One engine: why it cannot run here, or what was measured on it."""
+    """Measurements of one engine, or the reason why it cannot run here."""
 
     name: str
     available: bool
     reason: str
-    """Why not, and what to do; empty where it runs."""
+    """Why the engine cannot run and what to do; empty if it can."""
     versions: dict[str, str]
     description: str = ""
     step_ms: dict[str, float] = {}  # noqa: RUF012 (msgspec copies it)
-    """``brain``, one ``guided`` step, one ``unguided`` step, ``vae``."""
+    """Times of ``brain``, one ``guided`` step, one ``unguided`` step and ``vae``."""
     decode_ms: dict[str, float] = {}  # noqa: RUF012
-    """Whole decodes by sampler, as the deadline policy expects them."""
+    """Expected time of a whole decode, by sampler."""
     sampler: str = ""
-    """Which the policy would take for the TR."""
+    """Sampler that the deadline policy would choose for the TR."""
     fits: bool = False
-    """Whether that one ends before the next volume."""
+    """Whether a decode with that sampler ends before the next volume."""
     memory_bytes: int | None = None
-    """What this process holds while the engine is open; None where the system does not say."""
+    """Memory of this process while the engine is open; None if the system does not report it."""
 
 
 class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
-    """All that was found; what ``--json`` prints."""
+    """The result of the examination; ``--json`` prints it."""
 
     bundle: str
     bundle_sha256: str
@@ -53,20 +53,20 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     cores: int
     engines: tuple[EngineFinding, ...]
     engine: str
-    """Which ``auto`` takes; empty where none can run."""
+    """Engine that ``auto`` chooses; empty if none can run."""
     graphs_bytes: int
-    """Of the graphs on disk: what an engine needs at least, and mostly some times over."""
+    """Size of the graphs on disk; an engine needs at least this much memory, usually several times more."""
     memory_free_bytes: int | None
     disk_folder: str
     disk_free_bytes: int
     disk_per_hour_bytes: int
-    """What an hour of scanning writes at most: volumes as float32, frames uncompressed."""
+    """Upper limit of what an hour of scanning writes: volumes as float32, frames uncompressed."""
 
 
 def diagnose(bundle: Bundle, out: Path) -> Diagnosis:
-    """Open every engine that can run the bundle here, one after the other, and measure it.
+    """Open each engine that can run the bundle here, one after the other, and measure it.
 
-    :param out: where runs would be recorded
+    :param out: folder where runs would be recorded
     """
     findings = tuple(_examine(bundle, name) for name in ENGINES if name != "auto")
     running = {finding.name for finding in findings if finding.available}
@@ -80,7 +80,7 @@ def diagnose(bundle: Bundle, out: Path) -> Diagnosis:
         machine=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         cores=usable_cores(),
         engines=findings,
-        engine=next((name for name in LINE if name in running), ""),
+        engine=next((name for name in AUTO_ORDER if name in running), ""),
         graphs_bytes=sum(path.stat().st_size for path in bundle.folder.glob("*.onnx*")),
         memory_free_bytes=_memory_free_bytes(),
         disk_folder=str(folder),
@@ -96,7 +96,7 @@ def _examine(bundle: Bundle, name: str) -> EngineFinding:
         return EngineFinding(name=name, available=False, reason=candidate.reason, versions=versions)
     try:
         engine = open_engine(bundle, name)
-        decoder = Decoder(bundle, engine, blur=FaceBlur())  # as serve does
+        decoder = Decoder(bundle, engine, blur=FaceBlur())  # `serve` blurs faces by default
     except EngineError as error:
         return EngineFinding(name=name, available=False, reason=str(error), versions=versions)
     times, samplers = decoder.pace.times, bundle.spec.samplers
@@ -122,10 +122,10 @@ def _examine(bundle: Bundle, name: str) -> EngineFinding:
 
 
 def lines(found: Diagnosis) -> list[str]:
-    """A diagnosis for people."""
+    """Format the diagnosis as text."""
     said = [
         f"bundle    {found.bundle} ({found.bundle_sha256[:12]})",
-        f"machine   {found.machine}, {counted(found.cores, 'core')} to use",
+        f"machine   {found.machine}, {counted(found.cores, 'core')} usable",
         f"memory    {_size(found.memory_free_bytes)} free; the graphs alone are {_size(found.graphs_bytes)}",
         f"disk      {_size(found.disk_free_bytes)} free in {found.disk_folder}; an hour of scanning writes "
         f"at most {_size(found.disk_per_hour_bytes)}",
@@ -133,7 +133,7 @@ def lines(found: Diagnosis) -> list[str]:
     ]
     for finding in found.engines:
         said += _engine_lines(finding, found.tr_s)
-    taken = f"the runtime takes {found.engine}" if found.engine else "no engine can run this bundle here"
+    taken = f"the runtime uses {found.engine}" if found.engine else "no engine can run this bundle here"
     return [*said, "", taken]
 
 
@@ -142,12 +142,12 @@ def _engine_lines(finding: EngineFinding, tr_s: float) -> list[str]:
         return [f"{finding.name:17} no: {finding.reason}"]
     step = ", ".join(f"{what} {ms:.1f}" for what, ms in finding.step_ms.items())
     decode_ms = finding.decode_ms[finding.sampler]
-    verdict = "" if finding.fits else ", which is too long: volumes will be skipped"
+    verdict = "" if finding.fits else ", too slow for the TR: volumes will be skipped"
     indent = " " * 18
     return [
         f"{finding.name:17} yes: {finding.description}",
-        f"{indent}ms: {step}; {_size(finding.memory_bytes)} held",
-        f"{indent}{finding.sampler} for a TR of {tr_s:.3f} s: {decode_ms:.0f} ms a decode{verdict}",
+        f"{indent}ms: {step}; {_size(finding.memory_bytes)} of memory",
+        f"{indent}{finding.sampler} for a TR of {tr_s:.3f} s: {decode_ms:.0f} ms per decode{verdict}",
     ]
 
 
@@ -158,7 +158,7 @@ def _size(n_bytes: int | None) -> str:
 
 
 def _memory_free_bytes() -> int | None:
-    """What can be had without swapping, where Linux says it."""
+    """Return the memory available without swapping; None if the system is not Linux."""
     try:
         fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         return int(fields["MemAvailable"].split()[0]) * 1024

@@ -1,23 +1,21 @@
-"""Faces in decoded pictures are made unrecognisable before a picture leaves the decoder.
+"""Blurs faces in decoded pictures before they leave the decoder.
 
-Pictures people look at show people, and what is decoded can look like somebody; the paper's release promises
-blurred faces. So they are blurred by default, and that is what all the rest gets: page, subscribers and the
-recorded frames. The journal keeps the volumes, from which ``realtime replay`` makes the same frames
-again, or with ``--show-faces`` those without the blur.
+Stimuli show people, so a decoded picture can resemble a person; the paper's release promises blurred faces.
+Blurring is therefore the default for the page, the subscribers and the recorded frames. The journal keeps the
+volumes, from which ``realtime replay`` decodes the same frames again, or unblurred ones with
+``--show-faces``.
 
-The detector is dlib's frontal one (histograms of oriented gradients, five views; King 2009, "Dlib-ml"). Its
-weights are part of the library, which is maintained; it is one thread without a random number, so that the
-same picture gives the same boxes every time. A picture of 512 px takes it some 30 ms of one core, and other
-threads run meanwhile; that counts as part of making the picture (``vae``) wherever times are told. What else
-there is for Python, and why not: OpenCV 5 ships no cascades any more, and its neural detector's weights must
-be fetched; so must MediaPipe's since 1.0; scikit-image ships a cascade whose search takes forty times as long
-and finds more that is no face. dlib itself is published as source, which compiles for many minutes;
-``dlib-bin`` is the same source compiled.
+The detector is dlib's frontal face detector (histograms of oriented gradients, five views; King 2009,
+"Dlib-ml"). Its weights are part of the library. It is deterministic: one thread, no random numbers. A picture
+of 512 px takes about 30 ms on one core and does not block other threads; reported times count it under
+``vae``. Alternatives in Python were rejected: OpenCV 5 no longer ships cascades, and its neural detector's
+weights must be downloaded, like MediaPipe's since 1.0; the cascade in scikit-image takes forty times as long
+and has more false positives. dlib is published as source that compiles for many minutes; ``dlib-bin`` is the
+same source compiled.
 
-What it does not do: it finds upright faces seen from the front or turned a little. Profiles, faces upside
-down and half covered ones stay as they are, and so do faces narrower than a sixth of the picture or than
-20 px, which hold too little to know somebody by. Now and then it blurs a patch that is no face: in the demo's
-world one picture in 150, a panda.
+Limits: the detector finds upright faces seen from the front or slightly turned. It misses profiles, inverted
+faces and half covered ones, and faces narrower than a sixth of the picture or than 20 px, which are too small
+to identify a person. It has false positives: one picture in 150 of the demo's, a panda.
 """
 
 from __future__ import annotations
@@ -30,18 +28,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 SEARCH_PX = 512
-"""Long side at which pictures are searched; the detector's smallest face is 80 px wide there."""
+"""Pictures are resized to this long side for the search; the detector finds faces from 80 px wide there."""
 LARGEST_MAGNIFICATION = 4.0
-"""Beyond, a face of less than 20 px of the picture would be looked for."""
+"""Limit of the enlargement, so that faces narrower than 20 px are not searched for."""
 MARGIN = 0.3
-"""Of a box's size, added on every side: the detector's boxes end at brows, cheeks and chin."""
+"""Share of a box's size added on each side: the detector's boxes end at brows, cheeks and chin."""
 KEPT_PX = 4
-"""A face becomes this many patches in each direction, smoothly joined: colour remains, features do not."""
+"""A face is reduced to this many pixels per side and enlarged again: colours remain, features do not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Box:
-    """Half-open ranges of rows and columns, within the picture."""
+    """Half-open ranges of rows and columns within the picture."""
 
     top: int
     bottom: int
@@ -50,13 +48,13 @@ class Box:
 
 
 class FaceBlur:
-    """Blurs faces in pictures, RGB uint8 ``[H, W, 3]``; the same picture always becomes the same."""
+    """Blurs faces in pictures, RGB uint8 ``[H, W, 3]``; deterministic."""
 
     def __init__(self) -> None:
         self._detector = dlib.get_frontal_face_detector()
 
     def __call__(self, image_hw3: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The picture with its faces blurred; the same array where there is none."""
+        """Return the picture with its faces blurred, or the same array if it has none."""
         boxes = self.find(image_hw3)
         if not boxes:
             return image_hw3
@@ -68,7 +66,7 @@ class FaceBlur:
         return blurred
 
     def find(self, image_hw3: NDArray[np.uint8]) -> list[Box]:
-        """Where faces are, each with a margin."""
+        """Return the boxes of all faces, each enlarged by the margin."""
         height, width = image_hw3.shape[:2]
         scale = min(LARGEST_MAGNIFICATION, SEARCH_PX / max(height, width))
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -80,7 +78,7 @@ class FaceBlur:
 
 
 def _box(face: dlib.rectangle, rows: float, columns: float, height: int, width: int) -> Box:
-    """A found rectangle with its margin, in the picture's own pixels."""
+    """Convert a rectangle of the searched picture to a box with margin in the original picture."""
     margin_y, margin_x = MARGIN * face.height(), MARGIN * face.width()
     return Box(
         top=max(0, int((face.top() - margin_y) * rows)),

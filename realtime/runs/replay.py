@@ -24,7 +24,7 @@ from realtime.bundle.bundle import Bundle
 from realtime.bundle.locate import choose_bundle
 from realtime.bundle.spec import Sampler
 from realtime.decoding.decoder import Decoder
-from realtime.decoding.engines.choose import put_to_use
+from realtime.decoding.engines.choose import open_and_use
 from realtime.decoding.engines.contract import Engine
 from realtime.decoding.faces import FaceBlur
 from realtime.errors import BundleError, RecordError
@@ -107,7 +107,7 @@ def replay(options: Options, tell: Callable[[str], None]) -> Compared:
         return [Decoder(bundle, engine, seed, each.name, blur) for each in bundle.spec.decoders]
 
     wanted = options.engine or recorded.info.engine.name or "auto"
-    name, engine, decoders = put_to_use(bundle, wanted, make)
+    name, engine, decoders = open_and_use(bundle, wanted, make)
     used = EngineUsed(name=name, description=engine.description)
     changed = _changed(options, recorded.info, bundle, used)
     for line in changed:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from realtime.bundle.bundle import Bundle
 from realtime.decoding.decoder import Decoder
-from realtime.decoding.engines.choose import put_to_use
+from realtime.decoding.engines.choose import open_and_use
 from realtime.decoding.engines.contract import Engine
 from realtime.decoding.faces import FaceBlur
 from realtime.errors import ServeError
@@ -91,7 +91,7 @@ class Service:
         worker = ThreadPoolExecutor(1, thread_name_prefix="decode")
         with _ended_by_ctrl_c():
             engine_name, engine, (general, *specialised) = worker.submit(
-                put_to_use, self.bundle, options.engine, decoders
+                open_and_use, self.bundle, options.engine, decoders
             ).result()
         self.engine_description = engine.description
         self.closed: asyncio.Queue[Path] = asyncio.Queue()

@@ -25,7 +25,7 @@ import numpy as np
 from realtime import wire
 from realtime.bundle import files as bundle_files
 from realtime.bundle import spec as bundle_spec
-from realtime.decoding.engines.external_weights import locations
+from realtime.decoding.engines.external_weights import weight_files
 from realtime.errors import BundleError, RecordError, ServeError, WireError
 from realtime.network import curve
 from realtime.record import (
@@ -304,7 +304,7 @@ def region(data: bytes) -> None:
 
 def weights(data: bytes) -> None:
     """Where an ONNX graph's weights lie; its engine reads the rest."""
-    assert all(isinstance(name, str) for name in locations(_file("brain.onnx", data)))
+    assert all(isinstance(name, str) for name in weight_files(_file("brain.onnx", data)))
 
 
 def keys(data: bytes) -> None:

@@ -21,9 +21,9 @@ from realtime.bundle.bundle import Bundle
 from realtime.bundle.files import file_sha256
 from realtime.decoding.decoder import Decoder
 from realtime.decoding.engines import choose, onnxruntime, onnxruntime_cuda, openvino
-from realtime.decoding.engines.choose import ENGINES, LINE, open_engine, probe, put_to_use
+from realtime.decoding.engines.choose import AUTO_ORDER, ENGINES, open_and_use, open_engine, probe
 from realtime.decoding.engines.contract import Engine
-from realtime.decoding.engines.external_weights import locations
+from realtime.decoding.engines.external_weights import weight_files
 from realtime.decoding.engines.onnxruntime_cuda import BoundEngine
 from realtime.decoding.engines.signature import signature
 from realtime.errors import EngineError
@@ -128,7 +128,7 @@ def test_bf16_is_for_cpus_that_have_it_and_close_to_f32(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = Bundle.open(tiny_bundle)
-    assert "openvino-bf16" not in LINE, "it is never chosen unasked"
+    assert "openvino-bf16" not in AUTO_ORDER, "it is never chosen unasked"
     if probe(opened, "openvino-bf16").available:
         window = np.random.default_rng(3).standard_normal((30, 6)).astype(np.float32)
         engine = open_engine(opened, "openvino-bf16")
@@ -151,7 +151,7 @@ def test_an_unknown_engine_is_refused(tiny_bundle: Path) -> None:
 def test_cuda_is_not_replaced_in_silence(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime_cuda, "_has_cuda_device", lambda: False)
     opened = Bundle.open(tiny_bundle)
-    with pytest.raises(EngineError, match="expected a CUDA device, none answers"):
+    with pytest.raises(EngineError, match="expected a CUDA device, found none"):
         open_engine(opened, "onnxruntime-cuda")
     assert not probe(opened, "onnxruntime-cuda").available
 
@@ -164,8 +164,8 @@ def test_the_first_of_the_line_is_taken_and_the_others_are_named(
     caplog.set_level("INFO")
     opened = Bundle.open(tiny_bundle)
     description = open_engine(opened, "auto").description
-    candidates = {name: probe(opened, name) for name in LINE}
-    before = list(LINE)[: [candidates[name].available for name in LINE].index(True)]
+    candidates = {name: probe(opened, name) for name in AUTO_ORDER}
+    before = list(AUTO_ORDER)[: [candidates[name].available for name in AUTO_ORDER].index(True)]
     assert before[:2] == ["tensorrt", "onnxruntime-cuda"]
     for name in before:
         assert f"{name}: {candidates[name].reason}" in description
@@ -207,13 +207,15 @@ def test_weights_in_files_that_the_bundle_does_not_list_are_refused(
         model.graph.initializer.remove(weights)
     (folder / "brain.onnx").write_bytes(model.SerializeToString())
     relist(folder, "brain.onnx")
-    assert locations(folder / "brain.onnx") == {elsewhere}
+    assert weight_files(folder / "brain.onnx") == {elsewhere}
     with pytest.raises(EngineError, match=rf"found some in {elsewhere}|ONNX graph that"):
         open_engine(Bundle.open(folder), name)
 
 
 def test_where_weights_lie_is_read_from_any_graph(tiny_bundle: Path) -> None:
-    assert [locations(tiny_bundle / f"{graph}.onnx") for graph in ("brain", "denoise", "vae")] == [set()] * 3
+    assert [weight_files(tiny_bundle / f"{graph}.onnx") for graph in ("brain", "denoise", "vae")] == [
+        set()
+    ] * 3
 
 
 @given(data=st.binary(max_size=300))
@@ -222,7 +224,7 @@ def test_any_bytes_are_a_graph_or_refused_and_nothing_else(tmp_path_factory, dat
     for content in (data, b"\x3a" * 5_000 + data, b"\x3a\xff\xff\xff\xff\x0f" + data):
         path.write_bytes(content)
         with contextlib.suppress(ValueError):
-            assert isinstance(locations(path), set)
+            assert isinstance(weight_files(path), set)
 
 
 def test_an_engine_that_opens_and_fails_in_use_is_passed_over(tiny_bundle: Path) -> None:
@@ -238,15 +240,15 @@ def test_an_engine_that_opens_and_fails_in_use_is_passed_over(tiny_bundle: Path)
         return "a decoder"
 
     first = open_engine(opened, "auto").description
-    name, engine, used = put_to_use(opened, "auto", use)
+    name, engine, used = open_and_use(opened, "auto", use)
     assert used == "a decoder"
     assert first.startswith(tried[0])
     assert tried[1] != tried[0]
     assert "brain failed: out of memory" in engine.description
-    assert name == LINE[-1]
+    assert name == AUTO_ORDER[-1]
     tried.clear()
     with pytest.raises(EngineError, match="out of memory"):  # what was asked for is not replaced
-        put_to_use(opened, name, use)
+        open_and_use(opened, name, use)
 
 
 @pytest.mark.parametrize("content", [b"", b"no graph", b"\x08\x0a" * 50])

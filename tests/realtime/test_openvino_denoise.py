@@ -19,7 +19,7 @@ from realtime.decoding.decoder import Decoder
 from realtime.decoding.engines import openvino_denoise
 from realtime.decoding.engines.choose import open_engine
 from realtime.decoding.engines.openvino import cpu_core
-from realtime.decoding.engines.openvino_denoise import DenoiseModel, name_of, take_apart
+from realtime.decoding.engines.openvino_denoise import DenoiseModel, name_of, split_by_input
 from realtime.errors import EngineError
 
 DEMO = Path(str(files("realtime") / "demo_data" / "bundle"))
@@ -72,7 +72,7 @@ def test_what_is_kept_of_a_window_is_not_taken_for_the_next(threads: int, tiny_b
 @pytest.mark.parametrize("is_paired", [True, False])
 def test_the_demos_steps_are_those_of_its_graph(is_paired: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is kept, and however little: conditions and timesteps come and come again."""
-    monkeypatch.setattr(openvino_denoise, "_KEPT", {"conditions": 2, "timestep": 1})
+    monkeypatch.setattr(openvino_denoise, "_CACHE_SIZES", {"conditions": 2, "timestep": 1})
     whole = cpu_core().compile_model(shaped(DEMO, 2), "CPU")
     shapes = {name_of(port): tuple(port.shape) for port in whole.inputs}
     model = DenoiseModel(shaped(DEMO, 2), shapes, compiled, is_paired=is_paired)
@@ -123,7 +123,7 @@ def test_what_is_taken_apart_is_put_together_again() -> None:
     """An input that is used elsewhere too; one of which nothing is apart; one that makes an output alone."""
     used_twice = of_two(lambda a, b: [operators.add(operators.multiply(operators.exp(a), b), a)])
     a, b = np.array([1, 2], np.float32), np.array([3, 4], np.float32)
-    steps, parts = take_apart(used_twice, ("a",))
+    steps, parts = split_by_input(used_twice, ("a",))
     outcome = cpu_core().compile_model(parts["a"], "CPU")({"a": a}).values()
     given = {f"a.{place}": array for place, array in enumerate(outcome)}
     (found,) = cpu_core().compile_model(steps, "CPU")({"b": b} | given).values()
@@ -131,7 +131,7 @@ def test_what_is_taken_apart_is_put_together_again() -> None:
     nothing_apart = of_two(lambda a, b: [operators.multiply(a, b)])
     output_alone = of_two(lambda a, b: [operators.multiply(operators.exp(a), b), operators.exp(a)])
     for model in (nothing_apart, output_alone):
-        steps, parts = take_apart(model, ("a",))
+        steps, parts = split_by_input(model, ("a",))
         assert not parts
         assert {name_of(port) for port in steps.inputs} == {"a", "b"}
 
@@ -147,7 +147,7 @@ def test_the_demo_steps_without_its_conditions_and_timestep(n_conditions: int) -
             if ".attn2." in name
         }
     )
-    steps, parts = take_apart(shaped(DEMO, n_conditions), ("conditions", "timestep"))
+    steps, parts = split_by_input(shaped(DEMO, n_conditions), ("conditions", "timestep"))
     assert len(parts["conditions"].outputs) == 2 * n_cross_attentions > 0
     left = {name for name in map(name_of, steps.inputs) if "." not in name}
     assert left == {"latents", "previous", "weights", "coefficients"}

@@ -161,9 +161,9 @@ DAMAGES = {
     a_graph_less: r"expected engines of brain, denoise, vae, found vae",
     another_model: r"expected engines built on A GPU, found ones built on A larger GPU",
     of_another_graph: r"denoise\.plan: built from another denoise\.onnx than the bundle's",
-    truncated: r"denoise\.plan: changed or cut short since it was built: expected SHA-256 [0-9a-f]{64}",
-    swapped: r"denoise\.plan: changed or cut short",
-    a_plan_less: r"vae\.plan: listed but not readable: No such file",
+    truncated: r"denoise\.plan: changed or truncated since it was built: expected SHA-256 [0-9a-f]{64}",
+    swapped: r"denoise\.plan: changed or truncated",
+    a_plan_less: r"vae\.plan: cannot be read: No such file",
 }
 
 

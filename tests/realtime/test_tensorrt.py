@@ -102,7 +102,7 @@ def test_what_cannot_be_recorded_runs_step_by_step_and_says_so(
     np.testing.assert_array_equal(image, expected)
     assert gpu.launches == 0
     assert engine.description.endswith(", A GPU, step by step")
-    assert "a sampler runs step by step, as it cannot be recorded as a CUDA graph: " in caplog.text
+    assert "a sampler runs step by step, because it cannot be recorded as a CUDA graph: " in caplog.text
     assert "operation not permitted when stream is capturing" in caplog.text
 
 
@@ -168,8 +168,8 @@ def test_without_a_device_cuda_says_so() -> None:
     if code == cudart.cudaError_t.cudaSuccess and count:
         pytest.skip("a device answers")
     with pytest.raises(
-        EngineError, match="expected a CUDA device, none answers: .*; see what nvidia-smi says"
+        EngineError, match="expected a CUDA device, found none: .*; check the device with nvidia-smi"
     ):
         first_device()
-    with pytest.raises(EngineError, match="cudaMallocAsync failed: .*; see what nvidia-smi says"):
+    with pytest.raises(EngineError, match="cudaMallocAsync failed: .*; check the device with nvidia-smi"):
         call(cudart.cudaMallocAsync, 16, cudart.cudaStream_t(0))

@@ -1,1 +1,4 @@
-"""Engines, which run the graphs of a bundle: their contract, their signature, and the choice of one."""
+"""Engines run the graphs of a bundle: the contract, the checks of a graph's signature, and the choice.
+
+May import ``bundle`` and ``errors``.
+"""

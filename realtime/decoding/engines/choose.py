@@ -1,8 +1,8 @@
-"""The line of engines, and the choice of one.
+"""Chooses and opens an engine.
 
-Each engine is a module of this package, an :class:`~realtime.decoding.engines.contract.EngineModule`. It may
-import a library that is not installed. ``auto`` tries the engines of ``LINE`` in order. It logs why it passes
-one over, and the description of the engine that it takes says so too.
+Each engine is a module of this package, an :class:`~realtime.decoding.engines.contract.EngineModule`, and may
+import a library that is not installed. ``auto`` tries the engines of ``AUTO_ORDER`` in turn. If it passes one
+over, the log and the description of the chosen engine say why.
 """
 
 from __future__ import annotations
@@ -32,14 +32,17 @@ _INSTALL = {
     "openvino-bf16": "pip install 'realtime-dynadiff[openvino]'",
     "onnxruntime-cpu": "pip install onnxruntime",
 }
-LINE = ("tensorrt", "onnxruntime-cuda", "openvino", "onnxruntime-cpu")
-"""What ``auto`` tries, in this order; of the CPU's two the faster first (``benchmarks/cpu_engines.py``)."""
+AUTO_ORDER = ("tensorrt", "onnxruntime-cuda", "openvino", "onnxruntime-cpu")
+"""Order in which ``auto`` tries engines; the faster one on CPUs first (``benchmarks/cpu_engines.py``)."""
 ENGINES = ("auto", *_MODULES)
 _log = logging.getLogger(__name__)
 
 
 def probe(bundle: Bundle, name: str) -> Candidate:
-    """Whether one of the engines of ``LINE`` can run a bundle here, and if not, why."""
+    """Tell whether an engine can run a bundle here, and if not, why; loads no graph.
+
+    :param name: one of ``ENGINES`` except ``auto``
+    """
     try:
         return _module(name).probe(bundle, name)
     except EngineError as error:
@@ -49,35 +52,31 @@ def probe(bundle: Bundle, name: str) -> Candidate:
 def open_engine(bundle: Bundle, name: str = "auto", threads: int | None = None) -> Engine:
     """Load a bundle's graphs into an engine.
 
-    :param name: one of ``ENGINES``; ``auto`` takes the first of ``LINE`` that opens
-    :param threads: of the CPU; by default one per core this process may use
-    :raises EngineError: when the engine is unknown or not to be had here, or a graph does not load
+    :param name: one of ``ENGINES``; ``auto`` chooses the first of ``AUTO_ORDER`` that opens
+    :param threads: number of CPU threads; one per usable core by default
+    :raises EngineError: when the engine is unknown or unavailable, or a graph does not load
     """
-    return take_engine(bundle, name, threads)[1]
+    return open_and_use(bundle, name, lambda engine: None, threads)[1]
 
 
-def take_engine(bundle: Bundle, name: str = "auto", threads: int | None = None) -> tuple[str, Engine]:
-    """As :func:`open_engine`; also says which of ``ENGINES`` it is."""
-    return put_to_use(bundle, name, lambda engine: None, threads)[:2]
-
-
-def put_to_use(
+def open_and_use(
     bundle: Bundle, name: str, use: Callable[[Engine], T], threads: int | None = None
 ) -> tuple[str, Engine, T]:
-    """Load a bundle's graphs and do with them what they are wanted for; also returns what came of it.
+    """Open an engine and call ``use`` with it; return the engine's name, the engine and the result of
+    ``use``.
 
-    :param name: as for :func:`open_engine`; with ``auto``, an engine that loads and then fails in use is
-        passed over like one that does not load
-    :raises EngineError: as :func:`open_engine`, and when the use fails
+    :param name: as for :func:`open_engine`; ``auto`` also passes over an engine that opens but fails in
+        ``use``
+    :raises EngineError: as :func:`open_engine`, and when ``use`` raises it
     """
     if name not in ENGINES:
         raise EngineError(f"expected an engine of {', '.join(ENGINES)}, got {name!r}")
     if name != "auto":
-        return name, *_open_and_use(bundle, name, use, threads)
+        return name, *_open_then_use(bundle, name, use, threads)
     passed_over: list[str] = []
-    for name in LINE:
+    for name in AUTO_ORDER:
         try:
-            engine, used = _open_and_use(bundle, name, use, threads)
+            engine, used = _open_then_use(bundle, name, use, threads)
         except EngineError as error:
             _log.info("engine %s is passed over: %s", name, error)
             passed_over.append(f"{name}: {error}")
@@ -88,10 +87,10 @@ def put_to_use(
     raise EngineError(f"expected an engine that runs this bundle here, found none: {'; '.join(passed_over)}")
 
 
-def _open_and_use(
+def _open_then_use(
     bundle: Bundle, name: str, use: Callable[[Engine], T], threads: int | None
 ) -> tuple[Engine, T]:
-    """In a frame of its own, so that nothing holds an engine that failed when the next one is loaded."""
+    """Open and use an engine in a separate frame, which frees a failed engine before the next is loaded."""
     engine = _open(bundle, name, threads)
     return engine, use(engine)
 
@@ -104,20 +103,20 @@ def _open(bundle: Bundle, name: str, threads: int | None) -> Engine:
 
 
 def _module(name: str) -> EngineModule:
-    """The module of an engine, which may need a library that is not there."""
+    """Import the module of an engine. :raises EngineError: when its library cannot be imported"""
     try:
         return cast(EngineModule, importlib.import_module(_MODULES[name]))
-    except (ImportError, OSError) as error:  # OSError: a library of its own that does not load
-        raise EngineError(f"its library is not to be had: {error}; {_INSTALL[name]}") from error
+    except (ImportError, OSError) as error:  # OSError: a shared library that the package needs fails to load
+        raise EngineError(f"its library cannot be imported: {error}; {_INSTALL[name]}") from error
 
 
 def usable_cores() -> int:
-    """Cores that this process may use, which can be fewer than the machine has."""
+    """Return the number of cores this process may use, which can be fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def counted(number: int, what: str) -> str:
-    """``1 thread``, ``2 threads``."""
+    """Format a count with its noun: ``1 thread``, ``2 threads``."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"

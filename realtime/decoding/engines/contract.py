@@ -1,7 +1,7 @@
-"""The engine contract.
+"""The contract of an engine.
 
-An engine keeps tensors where it computes. :meth:`Engine.put` and :meth:`Engine.get` are the only ways in and
-out. Between them the decoder hands opaque handles from one run to the next, so latents stay on the device.
+An engine keeps tensors on its device. :meth:`Engine.put` and :meth:`Engine.get` copy arrays to and from it.
+Between them the decoder passes opaque handles from one run to the next, so latents stay on the device.
 """
 
 from __future__ import annotations
@@ -15,29 +15,30 @@ from numpy.typing import NDArray
 from realtime.bundle.bundle import Bundle
 
 Handle = object
-"""A tensor where its engine keeps it; means nothing outside that engine."""
+"""A tensor on the device of its engine; opaque outside that engine."""
 
 
 class Engine(Protocol):
-    """Runs the graphs of the bundle it was opened with, on the thread that opened it: ONNX Runtime keeps what
-    it records of CUDA's by thread.
+    """Runs the graphs of the bundle it was opened with.
+
+    Use it only on the thread that opened it: ONNX Runtime keeps recorded CUDA graphs per thread.
     """
 
     description: str
-    """What runs, on what, for people: ``ONNX Runtime 1.31.1, CPU, 2 threads``."""
+    """Library, device and threads, such as ``ONNX Runtime 1.31.1, CPU, 2 threads``."""
 
     def put(self, array: NDArray[Any]) -> Handle:
-        """Bring an array to the device; it must not be changed afterwards."""
+        """Copy an array to the device, or share its memory; do not change the array afterwards."""
 
     def get(self, tensor: Handle) -> NDArray[Any]:
-        """Bring a tensor back, once all that it depends on has been computed."""
+        """Wait until a tensor is computed and return it as an array on the host."""
 
     def run(self, graph: str, inputs: Mapping[str, Handle]) -> dict[str, Handle]:
-        """Run a graph on all its inputs by name; returns its outputs by name.
+        """Run a graph on its named inputs and return its named outputs.
 
-        They may be inputs of any run, and may be overwritten once the same graph has run again.
+        The outputs may be inputs of any run. The next run of the same graph may overwrite them.
 
-        :raises EngineError: when it fails
+        :raises EngineError: when the run fails
         """
 
 
@@ -50,24 +51,26 @@ class Step:
     coefficients: Handle
     """[3]"""
     weights: Handle
-    """[2] of the null condition and the other one, or [1] of the latter alone."""
+    """Guidance weights: [2] of the null condition and the decoded one, or [1] of the decoded one."""
     is_guided: bool
 
 
 Steps = tuple[Step, ...]
-"""A sampler's table; as a key it is itself and no other."""
+"""A sampler's table; steps are compared by identity, so a table can be a key of a cache."""
 
 
 @runtime_checkable
 class LoopEngine(Engine, Protocol):
-    """An engine that runs all steps of a table in one go. Others are led through them one by one."""
+    """An engine that runs all steps of a table in one call. Other engines run one step per call."""
 
     def sample(self, graph: str, steps: Steps, conditions: NDArray[Any], latents: Handle) -> Handle:
-        """Run a ``denoise`` graph once a step, from latents ``[1, c, h, w]`` to the last ones; what it
-        prepares for a table it keeps, so that only the first call is slow.
+        """Run a ``denoise`` graph once per step and return the final latents ``[1, c, h, w]``.
 
-        :param conditions: the null condition and the other one, ``[2, tokens, width]``
-        :raises EngineError: when it fails
+        The engine keeps what it prepares for a table, so only the first call with a table is slow.
+
+        :param conditions: the null condition and the decoded one, ``[2, tokens, width]``
+        :param latents: the initial latents, ``[1, c, h, w]``
+        :raises EngineError: when a step fails
         """
 
 
@@ -77,21 +80,21 @@ class Candidate:
 
     name: str
     reason: str = ""
-    """Why it cannot, and what to do about it; empty where it can."""
+    """Why the engine cannot run, and what to do; empty if it can."""
     versions: dict[str, str] = field(default_factory=dict)
-    """Of the libraries that were found, by name."""
+    """Versions of the libraries that were found, by name."""
 
     @property
     def available(self) -> bool:
-        """Whether it can run here, as far as can be told without loading a graph."""
+        """Whether the engine can run here, as far as known without loading a graph."""
         return not self.reason
 
 
 class EngineModule(Protocol):
-    """What a module of this package offers; it is imported only when one of its engines is asked for."""
+    """The functions of an engine's module, which is imported only when the engine is needed."""
 
     def probe(self, bundle: Bundle, name: str) -> Candidate:
-        """Say whether the engine ``name`` can run the bundle here. Quick, and loads no graph."""
+        """Tell whether the engine ``name`` can run the bundle here; quick, loads no graph."""
 
     def open_engine(self, bundle: Bundle, name: str, threads: int | None) -> Engine:
-        """Load the bundle's graphs; raises as :func:`open_engine` of this package."""
+        """Load the bundle's graphs; raises like :func:`realtime.decoding.engines.choose.open_engine`."""

@@ -1,4 +1,7 @@
-"""CUDA through NVIDIA's own bindings: as much of its runtime as an engine needs, with errors in words."""
+"""The part of the CUDA runtime that an engine needs, through NVIDIA's Python bindings.
+
+Error codes become exceptions.
+"""
 
 from __future__ import annotations
 
@@ -21,36 +24,36 @@ class Device:
 
     name: str
     sm: str
-    """Its architecture, as in sm90."""
+    """Architecture, such as 90 for sm90."""
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function of the CUDA runtime; returns its results without the code of success.
+    """Call a function of the CUDA runtime and return its results without the status code.
 
-    :raises EngineError: what CUDA says
+    :raises EngineError: when the status code is an error; the message contains CUDA's text
     """
     try:
         code, *results = function(*arguments)
-    except RuntimeError as error:  # the bindings find no library of CUDA
-        raise EngineError(f"CUDA is not to be had: {error}; install NVIDIA's driver") from error
+    except RuntimeError as error:  # the bindings did not find CUDA's library
+        raise EngineError(f"CUDA cannot be loaded: {error}; install NVIDIA's driver") from error
     if code != cudart.cudaError_t.cudaSuccess:
         said = cudart.cudaGetErrorString(code)[1]
         text = said.decode() if isinstance(said, bytes) else said
-        raise EngineError(f"{function.__name__} failed: {text}; see what nvidia-smi says of the device")
+        raise EngineError(f"{function.__name__} failed: {text}; check the device with nvidia-smi")
     return results[0] if len(results) == 1 else results
 
 
 def first_device() -> Device:
-    """The first CUDA device that this process sees; ``CUDA_VISIBLE_DEVICES`` chooses.
+    """Return the first CUDA device that this process sees; ``CUDA_VISIBLE_DEVICES`` selects it.
 
-    :raises EngineError: when none answers
+    :raises EngineError: when there is none
     """
     try:
         count = call(cudart.cudaGetDeviceCount)
     except EngineError as error:
-        raise EngineError(f"expected a CUDA device, none answers: {error}") from error
+        raise EngineError(f"expected a CUDA device, found none: {error}") from error
     if not count:
-        raise EngineError("expected a CUDA device, none answers; see what nvidia-smi says")
+        raise EngineError("expected a CUDA device, found none; check the device with nvidia-smi")
     kinds = cudart.cudaDeviceAttr
     major, minor = (
         call(cudart.cudaDeviceGetAttribute, kind, 0)
@@ -60,9 +63,9 @@ def first_device() -> Device:
 
 
 class DeviceArray:
-    """Memory of a shape and type on the device; freed with this object, after what its stream still does.
+    """An array on the device; deleting it frees its memory once the stream has finished its queued work.
 
-    :raises EngineError: when there is not enough
+    :raises EngineError: when the device has not enough memory
     """
 
     def __init__(self, stream: Any, shape: tuple[int, ...], dtype: DTypeLike) -> None:
@@ -77,13 +80,13 @@ class DeviceArray:
 
 
 class Graph:
-    """Work recorded on a stream, launched as one."""
+    """A CUDA graph: recorded work that is launched as a whole."""
 
     def __init__(self, graph: Any) -> None:
         self._executable = call(cudart.cudaGraphInstantiate, graph, 0)
 
     def launch(self, stream: Stream) -> None:
-        """Start the work on a stream."""
+        """Queue the graph on a stream."""
         call(cudart.cudaGraphLaunch, self._executable, stream.handle)
 
     def __del__(self) -> None:
@@ -97,23 +100,23 @@ class Stream:
     def __init__(self) -> None:
         call(cudart.cudaSetDevice, 0)
         self.handle = call(cudart.cudaStreamCreateWithFlags, cudart.cudaStreamNonBlocking)
-        # What is freed stays with the process: allocating then takes no longer than it must.
+        # Freed memory stays in the process's pool, so later allocations are fast.
         pool = call(cudart.cudaDeviceGetDefaultMemPool, 0)
         attribute = cudart.cudaMemPoolAttr.cudaMemPoolAttrReleaseThreshold
         call(cudart.cudaMemPoolSetAttribute, pool, attribute, driver.cuuint64_t(2**64 - 1))
 
     def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> DeviceArray:
-        """Memory whose content is whatever it was."""
+        """Allocate an uninitialised array."""
         return DeviceArray(self.handle, shape, dtype)
 
     def upload(self, source: NDArray[Any], to: DeviceArray) -> None:
-        """Copy an array of the host; it may go once this returns."""
+        """Copy an array from the host and wait until it is copied."""
         source = np.ascontiguousarray(source, dtype=to.dtype)
         self._copy(to.address, source.ctypes.data, to.n_bytes, cudart.cudaMemcpyKind.cudaMemcpyHostToDevice)
         self.synchronize()
 
     def download(self, source: DeviceArray) -> NDArray[Any]:
-        """An array of the host, once all that was queued before is done."""
+        """Wait for all queued work and return a copy of an array on the host."""
         to = np.empty(source.shape, source.dtype)
         kind = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._copy(to.ctypes.data, source.address, source.n_bytes, kind)
@@ -132,20 +135,20 @@ class Stream:
         return to
 
     def synchronize(self) -> None:
-        """Wait for all that was queued."""
+        """Wait for all queued work."""
         call(cudart.cudaStreamSynchronize, self.handle)
 
     def capture(self, work: Callable[[], None]) -> Graph:
-        """Record what ``work`` queues on this stream, instead of doing it; it must allocate nothing.
+        """Record what ``work`` queues on this stream without running it; ``work`` must not allocate memory.
 
-        :raises EngineError: of ``work``, or when it does what cannot be recorded
+        :raises EngineError: from ``work``, or when it queues something that cannot be recorded
         """
         mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         call(cudart.cudaStreamBeginCapture, self.handle, mode)
         try:
             work()
         except EngineError:
-            cudart.cudaStreamEndCapture(self.handle)  # the stream is of use again
+            cudart.cudaStreamEndCapture(self.handle)  # otherwise the stream stays unusable
             raise
         graph = call(cudart.cudaStreamEndCapture, self.handle)
         try:

@@ -1,7 +1,7 @@
-"""Which files an ONNX graph takes weights from: protobuf's wire format, as far as that needs it.
+"""Lists the external weight files of an ONNX graph by parsing the needed part of protobuf's wire format.
 
-An ONNX file may name any file for a tensor's numbers. Those of a bundle's graphs must be files that
-``bundle.json`` lists, or a change of them would go unseen. The runtime has no package that reads ONNX files.
+An ONNX file may refer to any file for the data of a tensor. ``bundle.json`` must list these files, so that
+changes are detected. The runtime does not depend on a package that reads ONNX files.
 
 https://protobuf.dev/programming-guides/encoding, https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 """
@@ -22,15 +22,16 @@ _CHILDREN = {
     "sparse": {1: "tensor", 2: "tensor"},
     "tensor": {13: "entry"},
 }
-"""Fields, by message, that lead to tensors and their external data."""
+"""Fields, by message type, that can contain tensors with external data."""
 _KEY, _VALUE = 1, 2
 _MAX_DEPTH = 64
 
 
-def locations(path: Path) -> set[str]:
-    """The files, relative to the graph's folder, that a graph's tensors name.
+def weight_files(path: Path) -> set[str]:
+    """Return the external files of a graph's tensors, relative to the graph's folder.
 
-    :raises ValueError: when the file is no ONNX graph
+    :raises OSError: when the file cannot be read
+    :raises ValueError: when the file is not an ONNX graph
     """
     with path.open("rb") as file:
         if not path.stat().st_size:
@@ -39,12 +40,12 @@ def locations(path: Path) -> set[str]:
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
             memoryview(mapped) as whole,
         ):
-            return set(_locations("model", whole, 0))
+            return set(_weight_files("model", whole, 0))
 
 
-def _locations(kind: str, message: memoryview, depth: int) -> Iterator[str]:
+def _weight_files(kind: str, message: memoryview, depth: int) -> Iterator[str]:
     if depth > _MAX_DEPTH:
-        raise ValueError(f"found messages in messages more than {_MAX_DEPTH} deep")
+        raise ValueError(f"found messages nested more than {_MAX_DEPTH} deep")
     for number, start, stop in _fields(message):
         child = _CHILDREN[kind].get(number)
         if child is None:
@@ -55,11 +56,11 @@ def _locations(kind: str, message: memoryview, depth: int) -> Iterator[str]:
                 if entry.get(_KEY) == b"location":
                     yield entry.get(_VALUE, b"").decode()
             else:
-                yield from _locations(child, inner, depth + 1)
+                yield from _weight_files(child, inner, depth + 1)
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int, int]]:
-    """Number, start and stop of every field that has a length; others are passed over."""
+    """Yield number, start and stop of every field of wire type LEN; skip the others."""
     at = 0
     while at < len(message):
         tag, at = _varint(message, at)

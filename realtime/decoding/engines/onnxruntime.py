@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU, and what its CUDA engine shares with it."""
+"""ONNX Runtime on the CPU, and functions shared with the CUDA engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from realtime.errors import EngineError
 CPU = "CPUExecutionProvider"
 
 _DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(uint8)": "uint8"}
-# Its exceptions share no base class but Exception.
+# ONNX Runtime's exceptions share no base class but Exception.
 FAILURES = (
     state.EPFail,
     state.Fail,
@@ -36,27 +36,27 @@ FAILURES = (
 
 
 def probe(bundle: Bundle, name: str) -> Candidate:
-    """As :func:`realtime.decoding.engines.choose.probe`."""
+    """Implement :meth:`realtime.decoding.engines.contract.EngineModule.probe`."""
     return Candidate(name=name, versions=versions())
 
 
 def open_engine(bundle: Bundle, name: str, threads: int | None) -> Engine:
-    """As :func:`realtime.decoding.engines.choose.open_engine`."""
+    """Implement :meth:`realtime.decoding.engines.contract.EngineModule.open_engine`."""
     return OnnxRuntimeEngine(bundle, threads)
 
 
 def versions() -> dict[str, str]:
-    """Of ONNX Runtime."""
+    """Return the version of ONNX Runtime, for :attr:`Candidate.versions`."""
     return {"onnxruntime": onnxruntime.__version__}
 
 
 class OnnxRuntimeEngine:
-    """The graphs of a bundle as ONNX Runtime sessions on the CPU.
+    """Runs the graphs of a bundle in ONNX Runtime sessions on the CPU.
 
-    Its threads wait spinning for the next run, as is the default: without that a step takes a third longer.
-    Fixing the number of conditions, or another level of graph optimisation, made no difference.
+    Idle threads spin, as is the default: without spinning a step takes a third longer. Fixing the number of
+    conditions or changing the level of graph optimisation made no difference.
 
-    :raises EngineError: when a graph does not load or fit the bundle
+    :raises EngineError: when a graph does not load or does not match the bundle
     """
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
@@ -67,26 +67,26 @@ class OnnxRuntimeEngine:
         self.description = f"ONNX Runtime {onnxruntime.__version__}, CPU, {counted(threads, 'thread')}"
 
     def put(self, array: NDArray[Any]) -> Handle:
-        """An array, used where it is."""
+        """Wrap an array without copying it."""
         handle: Handle = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
         return handle
 
     def get(self, tensor: Handle) -> NDArray[Any]:
-        """A tensor as an array of its own."""
-        # numpy() is a view here, and does not keep alive what it looks at.
-        return np.array(own(tensor).numpy())
+        """Copy a tensor to an array."""
+        # On the CPU, numpy() returns a view that does not keep the tensor alive.
+        return np.array(to_ort_value(tensor).numpy())
 
     def run(self, graph: str, inputs: Mapping[str, Handle]) -> dict[str, Handle]:
-        """Run a graph; its outputs are new tensors.
+        """Run a graph and return its outputs as new tensors.
 
-        :raises EngineError: when it fails
+        :raises EngineError: when the run fails
         """
         session = self._sessions[graph]
         names = [output.name for output in session.get_outputs()]
         binding = session.io_binding()
         try:
             for name, tensor in inputs.items():
-                binding.bind_ortvalue_input(name, own(tensor))
+                binding.bind_ortvalue_input(name, to_ort_value(tensor))
             for name in names:
                 binding.bind_output(name)
             session.run_with_iobinding(binding)
@@ -95,18 +95,18 @@ class OnnxRuntimeEngine:
         return dict(zip(names, binding.get_outputs(), strict=True))
 
 
-def own(tensor: Handle) -> onnxruntime.OrtValue:
-    """A handle as what it is here. :raises EngineError: when it is another engine's."""
+def to_ort_value(tensor: Handle) -> onnxruntime.OrtValue:
+    """Check that a handle is ONNX Runtime's. :raises EngineError: when another engine made it"""
     if not isinstance(tensor, onnxruntime.OrtValue):
         raise EngineError(f"expected a tensor of this engine, got a {type(tensor).__name__}")
     return tensor
 
 
 def session_options() -> onnxruntime.SessionOptions:
-    """What all sessions have in common."""
+    """Return the options common to all sessions."""
     options = onnxruntime.SessionOptions()
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors; what matters of the rest is checked and raised here
+    options.log_severity_level = 3  # errors only
     return options
 
 
@@ -118,10 +118,10 @@ def load(
     provider_options: Mapping[str, str] | None = None,
     n: int | None = None,
 ) -> onnxruntime.InferenceSession:
-    """A session for a graph on one provider and no other.
+    """Load a graph into a session on one provider, without fallback to another.
 
-    :param n: number of conditions to fix, where the graph takes conditions
-    :raises EngineError: when the graph does not load there, or does not fit the bundle
+    :param n: fixed number of conditions, for graphs that take conditions
+    :raises EngineError: when the graph does not load on the provider or does not match the bundle
     """
     path = bundle.graph_path(name)
     if n:

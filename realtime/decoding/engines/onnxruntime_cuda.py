@@ -1,8 +1,9 @@
-"""ONNX Runtime on CUDA: every graph captured once as a CUDA graph and then replayed. No fallback to the CPU.
+"""ONNX Runtime on CUDA: each graph is captured once as a CUDA graph and then replayed. No fallback to the
+CPU.
 
-A CUDA graph replays the same kernels on the same addresses. So each graph, at each number of conditions that
-the bundle's samplers use, has a session of its own with fixed shapes, whose inputs and outputs are bound
-once; a run copies its inputs there, on the device, and hands out the outputs where they are.
+A CUDA graph replays the same kernels on the same addresses. So there is one session with fixed shapes for
+each graph and each number of conditions that the samplers use, and its inputs and outputs are bound once. A
+run copies its inputs to the bound ones on the device and returns the bound outputs.
 """
 
 from __future__ import annotations
@@ -20,33 +21,33 @@ from numpy.typing import NDArray
 
 from realtime.bundle.bundle import Bundle
 from realtime.decoding.engines.contract import Candidate, Engine, Handle
-from realtime.decoding.engines.onnxruntime import FAILURES, load, own, session_options, versions
-from realtime.decoding.engines.signature import forms, signature
+from realtime.decoding.engines.onnxruntime import FAILURES, load, session_options, to_ort_value, versions
+from realtime.decoding.engines.signature import input_shapes, signature
 from realtime.errors import EngineError
 
 CUDA = "CUDAExecutionProvider"
 
 _SETTINGS = {
     "enable_cuda_graph": "1",
-    "use_tf32": "0",  # an fp32 graph means fp32; a faster one is exported as fp16
+    "use_tf32": "0",  # fp32 graphs compute in fp32; for speed, export fp16
 }
 
 
 def probe(bundle: Bundle, name: str) -> Candidate:
-    """As :func:`realtime.decoding.engines.choose.probe`."""
+    """Implement :meth:`realtime.decoding.engines.contract.EngineModule.probe`."""
     return Candidate(name=name, reason=_no_cuda(), versions=versions())
 
 
 def open_engine(bundle: Bundle, name: str, threads: int | None) -> Engine:
-    """As :func:`realtime.decoding.engines.choose.open_engine`; threads of the CPU have no part."""
-    with contextlib.redirect_stdout(sys.stderr):  # where it prints what it does not find
+    """Implement :meth:`realtime.decoding.engines.contract.EngineModule.open_engine`; ignores ``threads``."""
+    with contextlib.redirect_stdout(sys.stderr):  # it prints the libraries it does not find to stdout
         onnxruntime.preload_dlls()
     return BoundEngine(bundle, CUDA, "cuda", _SETTINGS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Bound:
-    """A session with its inputs and outputs at addresses that never change."""
+    """A session whose inputs and outputs have fixed addresses."""
 
     session: onnxruntime.InferenceSession
     binding: onnxruntime.IOBinding
@@ -55,16 +56,17 @@ class _Bound:
 
     def run(self, inputs: Mapping[str, Handle]) -> dict[str, Handle]:
         for name, tensor in inputs.items():
-            self.inputs[name].update_inplace(own(tensor))
+            self.inputs[name].update_inplace(to_ort_value(tensor))
         self.session.run_with_iobinding(self.binding)
         return dict(self.outputs)
 
 
 class BoundEngine:
-    """The graphs of a bundle with fixed shapes and addresses on one provider, CUDA but in tests.
+    """Runs the graphs of a bundle with fixed shapes and addresses on one provider.
 
-    :param device: where the provider has its tensors, ``cuda``
-    :raises EngineError: when a graph does not load, or a part of it cannot run on the provider
+    :param provider: CUDA's; tests use the CPU's
+    :param device: device of the provider's tensors, such as ``cuda``
+    :raises EngineError: when a graph does not load, or a node of it cannot run on the provider
     """
 
     def __init__(self, bundle: Bundle, provider: str, device: str, settings: Mapping[str, str]) -> None:
@@ -72,7 +74,7 @@ class BoundEngine:
         self._bound = {
             _key(graph, shapes): self._bind(bundle, graph, shapes, provider, settings)
             for graph in bundle.spec.graphs
-            for shapes in forms(bundle.spec, graph)
+            for shapes in input_shapes(bundle.spec, graph)
         }
         self.description = f"ONNX Runtime {onnxruntime.__version__}, {device.upper()}"
 
@@ -84,15 +86,15 @@ class BoundEngine:
         return handle
 
     def get(self, tensor: Handle) -> NDArray[Any]:
-        """A tensor as an array of the host, its own."""
-        return np.array(own(tensor).numpy())
+        """Copy a tensor to an array on the host."""
+        return np.array(to_ort_value(tensor).numpy())
 
     def run(self, graph: str, inputs: Mapping[str, Handle]) -> dict[str, Handle]:
-        """Run a graph; its outputs are overwritten when it runs again.
+        """Run a graph; its next run overwrites the outputs.
 
-        :raises EngineError: when it fails, or its inputs have shapes that no sampler of the bundle gives it
+        :raises EngineError: when the run fails, or no sampler of the bundle uses inputs of these shapes
         """
-        shapes = {name: tuple(own(tensor).shape()) for name, tensor in inputs.items()}
+        shapes = {name: tuple(to_ort_value(tensor).shape()) for name, tensor in inputs.items()}
         bound = self._bound.get(_key(graph, shapes))
         if bound is None:
             raise EngineError(
@@ -135,7 +137,7 @@ def _key(graph: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[object, ...
 
 
 def _has_cuda_device() -> bool:
-    """Ask the driver itself: onnxruntime-gpu lists CUDA as available on every machine."""
+    """Ask the driver, because onnxruntime-gpu lists CUDA as available on every machine."""
     if CUDA not in onnxruntime.get_available_providers():
         return False
     try:
@@ -147,9 +149,9 @@ def _has_cuda_device() -> bool:
 
 
 def _no_cuda() -> str:
-    """Why CUDA is not to be had, and what to do; empty where it is."""
+    """Return why CUDA is unavailable and what to do; empty if it is available."""
     if CUDA not in onnxruntime.get_available_providers():
-        return "expected ONNX Runtime with CUDA, found one without; install onnxruntime-gpu"
+        return "expected ONNX Runtime with CUDA, found one without; pip install onnxruntime-gpu"
     if not _has_cuda_device():
-        return "expected a CUDA device, none answers; use an engine of the CPU"
+        return "expected a CUDA device, found none; use an engine that runs on the CPU"
     return ""

@@ -1,12 +1,12 @@
-"""OpenVINO on the CPU, in fp32 or with the networks' arithmetic in bf16.
+"""OpenVINO on the CPU, in fp32 or with the networks in bf16.
 
-``denoise`` is compiled once for each number of conditions that the bundle's samplers use, as
-:mod:`realtime.decoding.engines.openvino_denoise` says: on a model as small as the demo's, fixed shapes are a
-fifth faster. Outputs get new tensors at every run, as they become inputs of the next.
+``denoise`` is compiled once for each number of conditions that the samplers use
+(:mod:`realtime.decoding.engines.openvino_denoise`): fixed shapes make the demo's small model a fifth faster.
+Every run allocates new output tensors, because outputs become inputs of the next run.
 
-In bf16 (``openvino-bf16``) a step of the demo's takes a third to a half less time where the CPU has
-instructions for it. What follows the last convolution, the arithmetic of the sampler, stays fp32.
-Pictures differ a little from those of fp32, so this is never chosen unasked.
+With bf16 (``openvino-bf16``) a step of the demo takes a third to a half less time on CPUs with bf16
+instructions. The sampler's arithmetic after the last convolution stays fp32. Pictures differ slightly from
+those of fp32, so ``auto`` never chooses it.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from realtime.bundle.spec import Tensor
 from realtime.decoding.engines.choose import counted, usable_cores
 from realtime.decoding.engines.contract import Candidate, Engine, Handle
 from realtime.decoding.engines.openvino_denoise import DenoiseModel, name_of
-from realtime.decoding.engines.signature import check_graph, forms
+from realtime.decoding.engines.signature import check_graph, input_shapes
 from realtime.errors import EngineError
 
 _DEVICE = "CPU"
-# Those of its readers share no base class but Exception.
+# The frontend's exceptions share no base class but Exception.
 _FAILURES = (
     frontend.GeneralFailure,
     frontend.InitializationFailure,
@@ -40,15 +40,15 @@ _FAILURES = (
     frontend.OpConversionFailure,
     frontend.OpValidationFailure,
     RuntimeError,
-    TypeError,  # numpy's, of an input of another type
+    TypeError,  # numpy raises it for an input of the wrong dtype
 )
 _Shapes = tuple[tuple[str, tuple[int, ...]], ...]
-"""Of all inputs of a run, by name."""
+"""Names and shapes of all inputs of a run."""
 _PRECISIONS = {"openvino": openvino.Type.f32, "openvino-bf16": openvino.Type.bf16}
 
 
 def probe(bundle: Bundle, name: str) -> Candidate:
-    """As :func:`realtime.decoding.engines.choose.probe`, for the names of this module."""
+    """Implement :meth:`realtime.decoding.engines.contract.EngineModule.probe`."""
     reason = ""
     if _PRECISIONS[name] == openvino.Type.bf16 and not _has_bf16():
         reason = "expected a CPU with bf16 instructions (AVX512_BF16 or AMX), this one has none; use openvino"
@@ -56,7 +56,7 @@ def probe(bundle: Bundle, name: str) -> Candidate:
 
 
 def open_engine(bundle: Bundle, name: str, threads: int | None) -> Engine:
-    """As :func:`realtime.decoding.engines.choose.open_engine`, for the names of this module."""
+    """Implement :meth:`realtime.decoding.engines.contract.EngineModule.open_engine`."""
     return OpenVinoEngine(bundle, _PRECISIONS[name], threads)
 
 
@@ -83,10 +83,10 @@ def _load_cpu_plugin() -> openvino.Core:
 
 
 class OpenVinoEngine:
-    """The graphs of a bundle as compiled models.
+    """Runs the graphs of a bundle as compiled models.
 
-    :param precision: of the networks' arithmetic, ``f32`` or ``bf16``
-    :raises EngineError: when a graph does not load or fit the bundle
+    :param precision: precision of the networks, ``f32`` or ``bf16``
+    :raises EngineError: when a graph does not load or does not match the bundle
     """
 
     def __init__(
@@ -94,11 +94,11 @@ class OpenVinoEngine:
     ) -> None:
         threads = threads or usable_cores()
         self._core = cpu_core()
-        self._is_paired = threads % 2 == 0  # each of a pair has half of them
+        self._is_paired = threads % 2 == 0  # each of the two conditions gets half of the threads
         self._settings = {
             hint.performance_mode: hint.PerformanceMode.LATENCY,
             hint.inference_precision: precision,
-            # The threads keep to the cores this process may use, which pinning to cores would not.
+            # Pinning threads to cores would ignore the set of cores that this process may use.
             hint.enable_cpu_pinning: False,
             properties.inference_num_threads: threads,
         }
@@ -109,7 +109,7 @@ class OpenVinoEngine:
         for name, path in self._paths.items():
             model = _read(path)
             check_graph(bundle, name, _tensors(model.inputs), _tensors(model.outputs))
-            for shapes in forms(bundle.spec, name):
+            for shapes in input_shapes(bundle.spec, name):
                 self._compile(name, shapes)
 
     def put(self, array: NDArray[Any]) -> Handle:
@@ -117,13 +117,13 @@ class OpenVinoEngine:
         return openvino.Tensor(np.ascontiguousarray(array))
 
     def get(self, tensor: Handle) -> NDArray[Any]:
-        """A tensor as an array of its own."""
+        """Copy a tensor to an array."""
         return np.array(_tensor(tensor).data)
 
     def run(self, graph: str, inputs: Mapping[str, Handle]) -> dict[str, Handle]:
-        """Run a graph; its outputs are new tensors.
+        """Run a graph and return its outputs as new tensors.
 
-        :raises EngineError: when it fails
+        :raises EngineError: when the run fails
         """
         tensors = {name: _tensor(tensor) for name, tensor in inputs.items()}
         try:
@@ -138,7 +138,7 @@ class OpenVinoEngine:
         return found or self._compile(graph, shapes)
 
     def _compile(self, graph: str, shapes: dict[str, tuple[int, ...]]) -> _Model:
-        """What runs a graph on inputs of these shapes, by name."""
+        """Compile a graph for inputs of these shapes, given by name."""
         path = self._paths[graph]
         model = _read(path)
         compiled: _Model
@@ -162,17 +162,17 @@ class _Model(Protocol):
     """A compiled graph."""
 
     def run(self, inputs: Mapping[str, openvino.Tensor]) -> dict[str, openvino.Tensor]:
-        """Outputs, by name, in new tensors."""
+        """Run the graph and return its named outputs in new tensors."""
 
 
 class _WholeModel:
-    """A graph that is run as it is."""
+    """A graph that is compiled unchanged."""
 
     def __init__(self, compiled: openvino.CompiledModel) -> None:
         self._request = compiled.create_infer_request()
 
     def run(self, inputs: Mapping[str, openvino.Tensor]) -> dict[str, openvino.Tensor]:
-        """Outputs, by name, in new tensors."""
+        """Run the graph and return its named outputs in new tensors."""
         for name, tensor in inputs.items():
             self._request.set_tensor(name, tensor)
         outputs = {}
@@ -184,7 +184,7 @@ class _WholeModel:
 
 
 def _read(path: Path) -> openvino.Model:
-    """Read a graph with the reader for ONNX and no other: others may execute what they read."""
+    """Read a graph with the ONNX frontend only, because other frontends may execute what they read."""
     reader = frontend.FrontEndManager().load_by_framework("onnx")
     try:
         return reader.convert(reader.load(path))

@@ -1,13 +1,13 @@
-"""A ``denoise`` graph on OpenVINO, with what does not change from step to step computed once.
+"""A ``denoise`` graph on OpenVINO, split so that parts which depend on one input alone are computed once.
 
     conditions ─► keys and values of cross-attention ───────────────┐ once for each window
-    timestep ───► what every block adds for the timestep ───────────┤ once for each timestep
+    timestep ───► timestep embeddings of every block ───────────────┤ once for each timestep
     latents, previous, coefficients ────────────────────────────────┴─► next, prediction
 
-Two conditions are computed side by side, each by half of the threads, rather than by all in a batch of two:
-threads wait for one another after every layer, which takes long where layers are small. The noises are mixed
-by weights that sum to 1, and what is made of the mixture is affine in it: to mix what comes out for each
-condition alone gives the same.
+Two conditions run concurrently, each on half of the threads. A batch of two on all threads is slower, because
+threads synchronise after every layer, which costs much time when layers are small. The graph mixes the noises
+of the conditions by weights that sum to 1, and its outputs are affine in the mixture; so mixing the outputs
+for each condition gives the same result.
 """
 
 from __future__ import annotations
@@ -22,22 +22,23 @@ from openvino import opset13 as operators
 from openvino.passes import ConstantFolding, Manager
 
 Compile = Callable[[openvino.Model, int], openvino.CompiledModel]
-"""Compiles a model that is run so often at the same time."""
+"""Compiles a model for a number of concurrent runs."""
 Arrays = list[NDArray[Any]]
 
-_KEPT = {"conditions": 8, "timestep": 256}
-"""Inputs of which parts are computed apart, and for how many of them the outcome is kept: the condition of a
-window and, as they come back with every window, null conditions; the timesteps of all samplers."""
+_CACHE_SIZES = {"conditions": 8, "timestep": 256}
+"""Inputs whose parts are computed separately, and for how many values their outputs are cached: conditions
+(the current window's, and null conditions, which recur with every window) and the timesteps of all
+samplers."""
 _BY_CONDITION = ("conditions", "weights")
 
 
 class DenoiseModel:
-    """A graph, compiled for inputs of given shapes.
+    """A ``denoise`` graph compiled for inputs of given shapes.
 
-    :param model: as it was read; it is taken apart
-    :param shapes: of all inputs, by name
-    :param is_paired: whether two conditions are computed side by side
-    :raises RuntimeError: on inputs that are not the model's, or that do not fit each other
+    :param model: the graph; it is modified
+    :param shapes: shapes of all inputs, by name
+    :param is_paired: whether two conditions run concurrently
+    :raises RuntimeError: when the inputs are not the model's, or their shapes are inconsistent
     """
 
     def __init__(
@@ -58,15 +59,15 @@ class DenoiseModel:
         model.reshape(
             {name: (n_each, *shape[1:]) if name in _BY_CONDITION else shape for name, shape in shapes.items()}
         )
-        steps, parts = take_apart(model, tuple(_KEPT))
-        self._parts = {name: _Part(compiled(part, 1), _KEPT[name]) for name, part in parts.items()}
+        steps, parts = split_by_input(model, tuple(_CACHE_SIZES))
+        self._parts = {name: _Part(compiled(part, 1), _CACHE_SIZES[name]) for name, part in parts.items()}
         whole = compiled(steps, len(rows))
         self._branches = [
             _Branch(whole.create_infer_request(), each, is_mixed_later=len(rows) > 1) for each in rows
         ]
 
     def run(self, inputs: Mapping[str, openvino.Tensor]) -> dict[str, openvino.Tensor]:
-        """Outputs, by name, in new tensors."""
+        """Run the graph and return its named outputs in new tensors."""
         for branch in self._branches:
             branch.give(inputs, self._parts)
         self._compute()
@@ -81,7 +82,7 @@ class DenoiseModel:
         }
 
     def _compute(self) -> None:
-        """Run all branches; none is left running when one fails."""
+        """Run all branches and wait for all of them, even if one fails."""
         failures = []
         for branch in self._branches:
             branch.request.start_async()
@@ -95,10 +96,10 @@ class DenoiseModel:
 
 
 class _Branch:
-    """One run of the steps' model, for some of the conditions.
+    """One concurrent run of the model for some of the conditions.
 
-    :param rows: of the conditions
-    :param is_mixed_later: with what other branches give, so that its own weight is 1
+    :param rows: rows of ``conditions`` that this branch computes
+    :param is_mixed_later: whether the caller mixes the outputs of several branches; the weight here is then 1
     """
 
     def __init__(self, request: openvino.InferRequest, rows: slice, *, is_mixed_later: bool) -> None:
@@ -112,38 +113,38 @@ class _Branch:
             self._inputs[name][...] = 1
 
     def give(self, inputs: Mapping[str, openvino.Tensor], parts: Mapping[str, _Part]) -> None:
-        """Copy the inputs to where the request has its own. :raises TypeError: when one is of another type"""
+        """Copy the inputs to the request's tensors. :raises TypeError: when a dtype is wrong"""
         for name, tensor in inputs.items():
             given = tensor.data[self._rows] if name in _BY_CONDITION else tensor.data
             if name in parts:
-                self._give_outcome(name, parts[name].outcome(given))
+                self._give_part(name, parts[name].outputs(given))
             elif name not in self._fixed:
                 np.copyto(self._inputs[name], given, casting="no")
 
-    def _give_outcome(self, name: str, outcome: Arrays) -> None:
-        if self._given.get(name) is outcome:
+    def _give_part(self, name: str, outputs: Arrays) -> None:
+        if self._given.get(name) is outputs:
             return
-        for place, array in enumerate(outcome):
-            self._inputs[_cut(name, place)][...] = array
-        self._given[name] = outcome
+        for place, array in enumerate(outputs):
+            self._inputs[_part_output_name(name, place)][...] = array
+        self._given[name] = outputs
 
 
 class _Part:
-    """What depends on one input alone; what came out lately is kept."""
+    """The part of a graph that depends on one input alone, with a cache of its recent outputs."""
 
     def __init__(self, compiled: openvino.CompiledModel, n_kept: int) -> None:
         self._request = compiled.create_infer_request()
         self._n_kept = n_kept
         self._known: dict[bytes, Arrays] = {}
 
-    def outcome(self, given: NDArray[Any]) -> Arrays:
-        """What the part gives for an input."""
+    def outputs(self, given: NDArray[Any]) -> Arrays:
+        """Return the part's outputs for an input."""
         key = given.tobytes()
-        outcome = self._known.pop(key, None) or self._compute(given)
+        outputs = self._known.pop(key, None) or self._compute(given)
         if len(self._known) == self._n_kept:
             del self._known[next(iter(self._known))]
-        self._known[key] = outcome  # the latest is the last one to go
-        return outcome
+        self._known[key] = outputs  # inserted last, so evicted last: least recently used goes first
+        return outputs
 
     def _compute(self, given: NDArray[Any]) -> Arrays:
         self._request.set_input_tensor(openvino.Tensor(np.ascontiguousarray(given)))
@@ -151,25 +152,26 @@ class _Part:
         return [np.array(output.data) for output in self._request.output_tensors]
 
 
-def take_apart(
+def split_by_input(
     model: openvino.Model, names: Sequence[str]
 ) -> tuple[openvino.Model, dict[str, openvino.Model]]:
-    """A model without what depends on one of some inputs alone, and that for each of them.
+    """Split a model into parts that depend on one of the named inputs alone, and the rest.
 
-    The n-th output of the part of an input ``x`` is the input ``x.n`` of the model that is left. Inputs of
-    which nothing can be computed apart stay as they are, and so do those that an output depends on alone.
+    :returns: the rest and the parts by input. The n-th output of the part for input ``x`` is the input
+        ``x.n`` of the rest. An input has no part if nothing depends on it alone, or if an output of the model
+        does.
     """
     folding = Manager()
-    folding.register_pass(ConstantFolding())  # what asks for a shape depends on nothing afterwards
+    folding.register_pass(ConstantFolding())  # afterwards nodes that only read a shape depend on no input
     folding.run_passes(model)
     inputs = {name_of(port): port.get_node() for port in model.inputs}
     depends_on = _dependencies(model, inputs)
-    edges = {name: edge for name in names if (edge := _edge(model, depends_on, name))}
+    edges = {name: edge for name in names if (edge := _boundary(model, depends_on, name))}
     parts, added = {}, []
     for name, edge in edges.items():
         for place, output in enumerate(edge):
             given = operators.parameter(output.get_partial_shape(), output.get_element_type())
-            given.output(0).set_names({_cut(name, place)})
+            given.output(0).set_names({_part_output_name(name, place)})
             for use in output.get_target_inputs():
                 if depends_on[_id(use.get_node())] != {name}:
                     use.replace_source_output(given.output(0))
@@ -180,7 +182,7 @@ def take_apart(
 
 
 def _dependencies(model: openvino.Model, inputs: Mapping[str, openvino.Node]) -> dict[int, set[str]]:
-    """Names of the inputs that each node depends on, by the node's number."""
+    """Return the names of the inputs that each node depends on, by the node's id."""
     depends_on: dict[int, set[str]] = {_id(node): {name} for name, node in inputs.items()}
     for node in model.get_ordered_ops():
         sources = [depends_on[_id(each.get_source_output().get_node())] for each in node.inputs()]
@@ -188,10 +190,10 @@ def _dependencies(model: openvino.Model, inputs: Mapping[str, openvino.Node]) ->
     return depends_on
 
 
-def _edge(model: openvino.Model, depends_on: Mapping[int, set[str]], name: str) -> list[openvino.Output]:
-    """Outputs of nodes that depend on one input alone, where nodes use them that do not.
+def _boundary(model: openvino.Model, depends_on: Mapping[int, set[str]], name: str) -> list[openvino.Output]:
+    """Return the outputs of nodes that depend on one input alone and feed nodes that depend on others too.
 
-    The input itself may be among them, if it is not the only one.
+    The input itself may be one of several such outputs; if it is the only one, there is nothing to split.
     """
     if any(depends_on[_id(result)] == {name} for result in model.get_results()):
         return []
@@ -206,15 +208,15 @@ def _edge(model: openvino.Model, depends_on: Mapping[int, set[str]], name: str) 
 
 
 def name_of(port: Any) -> str:
-    """Name of an input or output; of several, where nodes were folded into it, the one of the signature.
+    """Return the name of an input or output; if nodes were folded into it, the signature's among its names.
 
-    A node is named by the path of its module, which has dots; a signature's names have none.
+    Nodes are named by the path of their module, which has dots; names in the signature have none.
     """
     name: str = min(port.names, key=lambda each: each.count("."))
     return name
 
 
-def _cut(name: str, place: int) -> str:
+def _part_output_name(name: str, place: int) -> str:
     return f"{name}.{place}"
 
 

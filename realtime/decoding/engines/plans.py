@@ -1,13 +1,13 @@
-"""TensorRT's engines in a bundle: where they lie, what they were built from, whether they fit.
+"""TensorRT engines (plans) in a bundle: their files, and whether they match this machine and the graphs.
 
     engines/tensorrt-<version>-sm<NN>/
-        engines.json          what this module reads
+        engines.json          the record that this module reads
         brain.plan denoise.plan vae.plan
 
-A plan runs on the version of TensorRT and the architecture it was built for and nothing else, hence the
-folder's name; and on the model of GPU it was built on, for TensorRT promises nothing for others.
-``engines.json`` holds the SHA-256 of every plan and of the ONNX files that it was built from, which must be
-those of ``bundle.json``: that links a plan to the checkpoint.
+A plan runs only on the version of TensorRT and the architecture it was built for, hence the folder's name,
+and only on the GPU model it was built on, since TensorRT guarantees nothing for others. ``engines.json``
+holds the SHA-256 of every plan and of the ONNX files it was built from. These must equal those of
+``bundle.json``, which links a plan to the checkpoint.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ Architecture = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{2,3}[a-z]?\Z")]
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is common to all parts of the record: nothing unknown is passed over."""
+    """Base of all parts of the record; rejects unknown fields."""
 
 
 class Plan(_Part, frozen=True, kw_only=True):
-    """The engine of one graph."""
+    """The plan of one graph."""
 
     file: FileName
     sha256: Sha256
     made_from: dict[FileName, Sha256]
-    """The ONNX graph, and the file of its weights where they lie beside it."""
+    """SHA-256 of the ONNX graph and of its external weights, if any."""
     layers: dict[str, int]
-    """How many layers compute in what."""
+    """Number of layers by precision."""
     float32_layers: tuple[str, ...]
-    """Layers of a float16 graph that touch float32, as the graph says they should."""
+    """Layers of a float16 graph that read or write float32, as the graph specifies."""
     parity: dict[str, float]
-    """Largest differences from ONNX Runtime on the CPU, by output."""
+    """Largest absolute difference from ONNX Runtime on the CPU, by output."""
 
 
 class Record(_Part, frozen=True, kw_only=True):
@@ -56,30 +56,31 @@ class Record(_Part, frozen=True, kw_only=True):
     tensorrt: Version
     sm: Architecture
     gpu: str
-    """The model they were built on."""
+    """GPU model that the plans were built on."""
     notes: dict[str, str]
-    """Versions and settings that had a part in it."""
+    """Versions and settings of the build."""
     plans: dict[str, Plan]
-    """By graph."""
+    """Plans by graph."""
     psnr_db: float
-    """Of a whole decode's picture, against ONNX Runtime on the CPU."""
+    """PSNR of a whole decode against ONNX Runtime on the CPU."""
 
 
 def plans_folder(bundle_folder: Path, tensorrt: str, sm: str) -> Path:
-    """Where the plans for a version of TensorRT and an architecture lie."""
+    """Return the folder of the plans for a version of TensorRT and an architecture."""
     return bundle_folder / ENGINES_FOLDER / f"tensorrt-{tensorrt}-sm{sm}"
 
 
 def graph_files(spec: Spec, graph: str) -> dict[str, str]:
-    """The files of a graph with their SHA-256: the ONNX file and, where there is one, that of its weights."""
+    """Return the SHA-256 of a graph's files: the ONNX file and, if present, its external weights."""
     file = spec.graphs[graph].file
     return {name: spec.files[name] for name in (file, f"{file}.data") if name in spec.files}
 
 
 def find_plans(bundle: Bundle, tensorrt: str, sm: str, gpu: str) -> Record:
-    """The record of a bundle's plans for a version, an architecture and a model of GPU; reads no plan.
+    """Return the record of the plans for a version of TensorRT, an architecture and a GPU model; read no
+    plan.
 
-    :raises EngineError: when there are none or they do not fit, saying what to rebuild
+    :raises EngineError: when there are no plans or they do not match; the message says how to build them
     """
     folder = plans_folder(bundle.folder, tensorrt, sm)
     todo = rebuild(bundle)
@@ -94,14 +95,17 @@ def find_plans(bundle: Bundle, tensorrt: str, sm: str, gpu: str) -> Record:
     _check_fit(bundle, folder, record, tensorrt, sm)
     if record.gpu != gpu:
         raise EngineError(
-            f"{folder}: expected engines built on {gpu}, found ones built on {record.gpu}: TensorRT promises "
-            f"nothing for another model of the same architecture; {todo}"
+            f"{folder}: expected engines built on {gpu}, found ones built on {record.gpu}: TensorRT does not "
+            f"guarantee that they run on another model of the same architecture; {todo}"
         )
     return record
 
 
 def check_plans(bundle: Bundle, record: Record) -> dict[str, Path]:
-    """The files of the plans by graph, once they are those of the record, byte for byte; raises as above."""
+    """Return the plan files by graph after checking their SHA-256.
+
+    :raises EngineError: when a file cannot be read or differs from the record
+    """
     folder, paths = plans_folder(bundle.folder, record.tensorrt, record.sm), {}
     for graph, plan in record.plans.items():
         paths[graph] = folder / plan.file
@@ -109,18 +113,18 @@ def check_plans(bundle: Bundle, record: Record) -> dict[str, Path]:
             found = file_sha256(paths[graph])
         except OSError as error:
             raise EngineError(
-                f"{paths[graph]}: listed but not readable: {error.strerror}; {rebuild(bundle)}"
+                f"{paths[graph]}: cannot be read: {error.strerror}; {rebuild(bundle)}"
             ) from error
         if found != plan.sha256:
             raise EngineError(
-                f"{paths[graph]}: changed or cut short since it was built: expected SHA-256 {plan.sha256}, "
+                f"{paths[graph]}: changed or truncated since it was built: expected SHA-256 {plan.sha256}, "
                 f"found {found}; {rebuild(bundle)}"
             )
     return paths
 
 
 def rebuild(bundle: Bundle) -> str:
-    """What to do where engines are missing or do not fit."""
+    """Return the advice for messages about missing or mismatched engines."""
     return f"build them on this machine: python -m export engines --bundle {bundle.folder}"
 
 

@@ -1,4 +1,4 @@
-"""The signature of a bundle's graphs: inputs and outputs that every engine checks when it loads one."""
+"""The signatures of a bundle's graphs, against which every engine checks the graphs it loads."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from collections.abc import Sequence
 
 from realtime.bundle.bundle import Bundle
 from realtime.bundle.spec import Spec, Tensor
-from realtime.decoding.engines.external_weights import locations
+from realtime.decoding.engines.external_weights import weight_files
 from realtime.errors import EngineError
 
 
 def signature(spec: Spec, graph: str) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Inputs and outputs that a graph of a bundle must have; a named dimension is free.
+    """Return the inputs and outputs that a graph must have; a dimension given by name is free.
 
-    V voxels and T volumes into ``brain`` graphs, out of which come a condition and, where samplers start from
-    them, latents; one sampler step in ``denoise`` graphs; latents to an image in ``vae``.
+    - ``brain``: a window of V voxels and T volumes to a condition and, if samplers start from them, latents.
+    - ``denoise``: one sampler step with ``n`` conditions. It mixes the noises under the conditions by weights
+      that sum to 1, and both outputs are affine in the mixture. So an engine may run the graph once per
+      condition and mix the outputs.
+    - ``vae``: latents to an image.
 
-    The noises under each of the ``n`` conditions of a step are mixed by weights that sum to 1, and both
-    outputs are affine in the mixture: an engine may run the graph for each condition alone and mix what comes
-    out.
+    :raises EngineError: when the bundle has no such graph
     """
     latents = (1, *spec.latent_shape)
     if graph in {decoder.denoise for decoder in spec.decoders}:
@@ -42,8 +43,8 @@ def signature(spec: Spec, graph: str) -> tuple[tuple[Tensor, ...], tuple[Tensor,
     raise EngineError(f"expected vae or a decoder's graph, got {graph!r}; export the bundle again")
 
 
-def forms(spec: Spec, graph: str) -> list[dict[str, tuple[int, ...]]]:
-    """Shapes of a graph's inputs, by name, for each number n of conditions that the samplers use."""
+def input_shapes(spec: Spec, graph: str) -> list[dict[str, tuple[int, ...]]]:
+    """Return the shapes of a graph's inputs by name, for each number of conditions that the samplers use."""
     inputs, _ = signature(spec, graph)
     if all(isinstance(size, int) for tensor in inputs for size in tensor.shape):
         numbers = {1}
@@ -62,16 +63,17 @@ def check_graph(
     outputs: Sequence[Tensor],
     n: int | None = None,
 ) -> None:
-    """See that a loaded graph takes and gives what :func:`signature` says; its free dimensions fit any.
+    """Check that a loaded graph has the inputs and outputs of :func:`signature`; free dimensions match any
+    size.
 
-    Its weights must lie in files whose digests the bundle knows.
+    Its external weights must be files that ``bundle.json`` lists.
 
-    :param n: to which the number of conditions was fixed while loading, if it was
-    :raises EngineError: naming the file, what was expected and what was found
+    :param n: number of conditions, if it was fixed while loading
+    :raises EngineError: when the graph differs; the message names the file, what was expected and found
     """
     path = bundle.graph_path(name)
     try:
-        unlisted = sorted(locations(path) - set(bundle.spec.files))
+        unlisted = sorted(weight_files(path) - set(bundle.spec.files))
     except (OSError, ValueError) as error:
         raise EngineError(f"{path}: expected an ONNX graph: {error}; export the bundle again") from error
     if unlisted:
@@ -91,10 +93,10 @@ def check_graph(
             raise EngineError(f"{path}: {what}: expected {wanted}, found {got}; export the bundle again")
 
 
-_Form = tuple[str, tuple[int | str, ...]]
+_TensorType = tuple[str, tuple[int | str, ...]]
 
 
-def _fits(wanted: _Form, got: _Form) -> bool:
+def _fits(wanted: _TensorType, got: _TensorType) -> bool:
     (dtype, sizes), (got_dtype, got_sizes) = wanted, got
     if dtype != got_dtype or len(sizes) != len(got_sizes):
         return False

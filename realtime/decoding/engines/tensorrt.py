@@ -1,10 +1,9 @@
-"""TensorRT, natively: plans that ``python -m export engines`` built on this machine.
+"""TensorRT engine: runs plans that ``python -m export engines`` built on this machine.
 
-Every graph has an execution context per number of conditions, with its shapes, inputs and outputs bound once
-and for all. The steps of a sampler's table are recorded as one CUDA graph, in which latents go from one step
-to the next on the device.
+Every graph has one execution context per number of conditions, with fixed shapes, inputs and outputs. The
+steps of a sampler's table are recorded as one CUDA graph; latents stay on the device between steps.
 
-By API that TensorRT 10.12 and 11 both have.
+Uses only the API common to TensorRT 10.12 and 11.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from realtime.decoding.engines.signature import signature
 from realtime.errors import EngineError
 
 MOST_CONDITIONS = 2
-"""Guidance needs two: the null condition and the other one."""
+"""Guidance needs two: the null condition and the decoded one."""
 
 _UNRECORDED = ", step by step"
 _log = logging.getLogger(__name__)
@@ -39,7 +38,7 @@ _SEVERITIES = {
 
 
 def probe(bundle: Bundle, name: str) -> Candidate:
-    """As :func:`realtime.decoding.engines.choose.probe`."""
+    """Implement :meth:`realtime.decoding.engines.contract.EngineModule.probe`."""
     versions = {"tensorrt": str(trt.__version__)}
     try:
         _record(bundle)
@@ -49,22 +48,22 @@ def probe(bundle: Bundle, name: str) -> Candidate:
 
 
 def open_engine(bundle: Bundle, name: str, threads: int | None) -> Engine:
-    """As :func:`realtime.decoding.engines.choose.open_engine`; threads of the CPU have no part in it."""
+    """Implement :meth:`realtime.decoding.engines.contract.EngineModule.open_engine`; ignores ``threads``."""
     record = _record(bundle)
     return TensorRtEngine(bundle, check_plans(bundle, record))
 
 
 def _record(bundle: Bundle) -> Record:
-    """The record of the plans for this machine. :raises EngineError: when there are none that fit it"""
+    """Return the record of the plans for this machine. :raises EngineError: when there are none"""
     device = first_device()
     return find_plans(bundle, trt.__version__, device.sm, device.name)
 
 
 class TensorRtEngine:
-    """The graphs of a bundle as TensorRT engines on the first CUDA device.
+    """Runs the graphs of a bundle as TensorRT engines on the first CUDA device.
 
-    :param plans: file of the plan by graph
-    :raises EngineError: when a plan does not load, run or fit the bundle
+    :param plans: plan files by graph
+    :raises EngineError: when a plan does not load, does not run or does not match the bundle
     """
 
     def __init__(self, bundle: Bundle, plans: Mapping[str, Path]) -> None:
@@ -72,7 +71,7 @@ class TensorRtEngine:
         self.description = f"TensorRT {trt.__version__}, {device.name}"
         self._stream = Stream()
         self._runtime = trt.Runtime(_Logger())
-        self._forms: dict[tuple[str, int], _Form] = {}
+        self._bound: dict[tuple[str, int], _BoundGraph] = {}
         for graph, path in plans.items():
             self._load(bundle, graph, path)
         latents = (1, *bundle.spec.latent_shape)
@@ -81,41 +80,44 @@ class TensorRtEngine:
         self._loops: dict[tuple[str, Steps], Callable[[], None]] = {}
 
     def put(self, array: NDArray[Any]) -> Handle:
-        """Bring an array to the device."""
+        """Copy an array to the device."""
         return self._put(array)
 
     def get(self, tensor: Handle) -> NDArray[Any]:
-        """A tensor as an array of the host, its own."""
-        return self._stream.download(_own(tensor))
+        """Copy a tensor to an array on the host."""
+        return self._stream.download(_device_array(tensor))
 
     def run(self, graph: str, inputs: Mapping[str, Handle]) -> dict[str, Handle]:
         """Run a graph; its outputs stay on the device.
 
-        :raises EngineError: when it fails
+        :raises EngineError: when the inputs are wrong or the run fails
         """
-        tensors = {name: _own(tensor) for name, tensor in inputs.items()}
+        tensors = {name: _device_array(tensor) for name, tensor in inputs.items()}
         free = tensors["conditions"].shape[0] if "conditions" in tensors else 1
-        form = self._forms.get((graph, free))
-        if form is None or tensors.keys() != form.inputs.keys():
-            raise EngineError(f"{graph} with {free} conditions and inputs {', '.join(tensors)} is not known")
+        bound = self._bound.get((graph, free))
+        if bound is None or tensors.keys() != bound.inputs.keys():
+            raise EngineError(
+                f"expected a graph of the bundle with its inputs and 1 to {MOST_CONDITIONS} conditions, got "
+                f"{graph} with {free} conditions and inputs {', '.join(tensors)}"
+            )
         for name, tensor in tensors.items():
-            self._feed(form, name, tensor)
-        form.enqueue()
-        return {name: self._stream.duplicate(tensor) for name, tensor in form.outputs.items()}
+            self._feed(bound, name, tensor)
+        bound.enqueue()
+        return {name: self._stream.duplicate(tensor) for name, tensor in bound.outputs.items()}
 
     def sample(self, graph: str, steps: Steps, conditions: NDArray[Any], latents: Handle) -> Handle:
-        """As :meth:`realtime.decoding.engines.contract.LoopEngine.sample`: one launch for all steps."""
+        """Implement :meth:`realtime.decoding.engines.contract.LoopEngine.sample` with a single launch."""
         for n in range(1, MOST_CONDITIONS + 1):
-            self._stream.upload(conditions[-n:], self._forms[graph, n].inputs["conditions"])
+            self._stream.upload(conditions[-n:], self._bound[graph, n].inputs["conditions"])
         loop = self._loops.get((graph, steps)) or self._prepare(graph, steps)
-        self._stream.copy(_own(latents), self._latents)
+        self._stream.copy(_device_array(latents), self._latents)
         loop()
         final = self._stream.duplicate(self._latents)
-        self._stream.synchronize()  # so that the time it took is seen here
+        self._stream.synchronize()  # so that the caller's timing includes the computation
         return final
 
     def _prepare(self, graph: str, steps: Steps) -> Callable[[], None]:
-        """Record a table as a CUDA graph, after a run: TensorRT puts work off until the first."""
+        """Run a table once, because TensorRT defers work to the first run, then record it as a CUDA graph."""
         queue = partial(self._queue, graph, steps)
         queue()
         self._stream.synchronize()
@@ -123,7 +125,7 @@ class TensorRtEngine:
             self._loops[graph, steps] = partial(self._stream.capture(queue).launch, self._stream)
         except EngineError as error:
             _log.warning(
-                "a sampler runs step by step, as it cannot be recorded as a CUDA graph: %s", str(error)
+                "a sampler runs step by step, because it cannot be recorded as a CUDA graph: %s", str(error)
             )
             if not self.description.endswith(_UNRECORDED):
                 self.description += _UNRECORDED
@@ -131,17 +133,17 @@ class TensorRtEngine:
         return self._loops[graph, steps]
 
     def _queue(self, graph: str, steps: Steps) -> None:
-        """Queue a table's steps, from ``self._latents`` to the same place."""
+        """Queue a table's steps; ``self._latents`` holds the initial and then the final latents."""
         latents, previous = self._latents, self._no_previous
         for step in steps:
-            form = self._forms[graph, 2 if step.is_guided else 1]
-            self._feed(form, "latents", latents)
-            self._feed(form, "previous", previous)
-            self._feed(form, "timestep", _own(step.timestep))
-            self._feed(form, "weights", _own(step.weights))
-            self._feed(form, "coefficients", _own(step.coefficients))
-            form.enqueue()
-            latents, previous = form.outputs["next"], form.outputs["prediction"]
+            bound = self._bound[graph, 2 if step.is_guided else 1]
+            self._feed(bound, "latents", latents)
+            self._feed(bound, "previous", previous)
+            self._feed(bound, "timestep", _device_array(step.timestep))
+            self._feed(bound, "weights", _device_array(step.weights))
+            self._feed(bound, "coefficients", _device_array(step.coefficients))
+            bound.enqueue()
+            latents, previous = bound.outputs["next"], bound.outputs["prediction"]
         self._stream.copy(latents, self._latents)
 
     def _put(self, array: NDArray[Any]) -> DeviceArray:
@@ -149,86 +151,86 @@ class TensorRtEngine:
         self._stream.upload(array, tensor)
         return tensor
 
-    def _feed(self, form: _Form, name: str, tensor: DeviceArray) -> None:
-        to = form.inputs[name]
+    def _feed(self, bound: _BoundGraph, name: str, tensor: DeviceArray) -> None:
+        to = bound.inputs[name]
         if (tensor.shape, tensor.dtype) != (to.shape, to.dtype):
             raise EngineError(
-                f"{form.graph} failed on {self.description}: expected {name} of {to.dtype} {to.shape}, got "
+                f"{bound.graph} failed on {self.description}: expected {name} of {to.dtype} {to.shape}, got "
                 f"{tensor.dtype} {tensor.shape}"
             )
         self._stream.copy(tensor, to)
 
     def _load(self, bundle: Bundle, graph: str, path: Path) -> None:
-        """Load a plan and bind it at every number of conditions that it is for."""
+        """Load a plan and bind it for every number of conditions it supports."""
         try:
             engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         except OSError as error:
-            raise EngineError(f"{path}: not readable: {error.strerror}; {rebuild(bundle)}") from error
+            raise EngineError(f"{path}: cannot be read: {error.strerror}; {rebuild(bundle)}") from error
         if engine is None:
             raise EngineError(
-                f"{path}: expected a plan that TensorRT {trt.__version__} loads here; the log has its "
-                f"reasons; {rebuild(bundle)}"
+                f"{path}: expected a plan that TensorRT {trt.__version__} loads here; see the log for its "
+                f"errors; {rebuild(bundle)}"
             )
         _check_signature(bundle, graph, path, engine)
         is_denoise = graph in {decoder.denoise for decoder in bundle.spec.decoders}
         for n in range(1, MOST_CONDITIONS + 1) if is_denoise else (1,):
-            self._forms[graph, n] = _Form(bundle, graph, engine, n, self._stream)
+            self._bound[graph, n] = _BoundGraph(bundle, graph, engine, n, self._stream)
 
 
-class _Form:
-    """A graph at fixed shapes: an execution context and the memory of its inputs and outputs."""
+class _BoundGraph:
+    """A graph with fixed shapes: an execution context and the memory of its inputs and outputs."""
 
     def __init__(self, bundle: Bundle, graph: str, engine: Any, n: int, stream: Stream) -> None:
         self.graph, self._stream = graph, stream
-        self._engine = engine  # which must outlive its contexts
+        self._engine = engine  # must outlive its contexts
         self._context = engine.create_execution_context()
         if self._context is None:
             raise EngineError(
-                f"{graph}: expected enough memory on the device to run it; the log has TensorRT's reasons. "
-                "End what else runs there, or use another engine"
+                f"{graph}: expected enough memory on the device for an execution context; see the log for "
+                "TensorRT's errors. End other programs on the device, or use another engine"
             )
         inputs, outputs = signature(bundle.spec, graph)
         for tensor in inputs:
             shape = tuple(size if isinstance(size, int) else n for size in tensor.shape)
-            self._must(self._context.set_input_shape(tensor.name, shape), f"takes {tensor.name} {shape}")
+            self._require(self._context.set_input_shape(tensor.name, shape), f"accepts {tensor.name} {shape}")
         self.inputs = {tensor.name: self._bind(tensor.name) for tensor in inputs}
         self.outputs = {tensor.name: self._bind(tensor.name) for tensor in outputs}
 
     def enqueue(self) -> None:
         """Queue one run."""
-        self._must(self._context.execute_async_v3(int(self._stream.handle)), "runs")
+        self._require(self._context.execute_async_v3(int(self._stream.handle)), "runs")
 
     def _bind(self, name: str) -> DeviceArray:
         shape = tuple(self._context.get_tensor_shape(name))
         memory = self._stream.allocate(shape, trt.nptype(self._engine.get_tensor_dtype(name)))
-        self._must(self._context.set_tensor_address(name, memory.address), f"takes memory for {name}")
+        self._require(self._context.set_tensor_address(name, memory.address), f"accepts memory for {name}")
         return memory
 
-    def _must(self, done: bool, what: str) -> None:
+    def _require(self, done: bool, what: str) -> None:
         if not done:
-            raise EngineError(f"{self.graph}: expected that TensorRT {what}; the log has its reasons")
+            raise EngineError(f"{self.graph}: expected that TensorRT {what}; see the log for its errors")
 
 
 class _Logger(trt.ILogger):  # type: ignore[misc]  # TensorRT has no types
-    """What TensorRT says, as far as it matters, to the log."""
+    """Forwards TensorRT's errors and warnings to the log."""
 
     def __init__(self) -> None:
         trt.ILogger.__init__(self)
 
     def log(self, severity: Any, msg: str) -> None:
-        """As TensorRT calls it."""
+        """Called by TensorRT."""
         if severity in _SEVERITIES:
             _log.log(_SEVERITIES[severity], "TensorRT: %s", msg)
 
 
-def _own(tensor: Handle) -> DeviceArray:
+def _device_array(tensor: Handle) -> DeviceArray:
     if not isinstance(tensor, DeviceArray):
         raise EngineError(f"expected a tensor of this engine, got a {type(tensor).__name__}")
     return tensor
 
 
 def _check_signature(bundle: Bundle, graph: str, path: Path, engine: Any) -> None:
-    """See that a plan takes and gives what the bundle's format says; free dimensions are -1 in it."""
+    """Check that a plan has the signature of its graph; a plan's free dimensions are -1."""
     expected = {
         tensor.name: (tensor.dtype, tuple(size if isinstance(size, int) else -1 for size in tensor.shape))
         for tensors in signature(bundle.spec, graph)

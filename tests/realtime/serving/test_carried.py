@@ -14,7 +14,7 @@ from realtime.bundle.bundle import Bundle
 from realtime.bundle.spec import Preprocessing
 from realtime.cli import main
 from realtime.decoding.decoder import Decoder
-from realtime.decoding.engines.choose import take_engine
+from realtime.decoding.engines.choose import open_engine
 from realtime.errors import RecordError
 from realtime.preprocessing.stream import cosine_basis
 from realtime.record.reader import read_recorded
@@ -35,8 +35,8 @@ def bundle(make_tiny_bundle, tmp_path_factory) -> Bundle:
 
 @pytest.fixture(scope="module")
 def decoder(bundle: Bundle) -> tuple[Decoder, EngineUsed]:
-    name, engine = take_engine(bundle, "onnxruntime-cpu", threads=1)
-    return Decoder(bundle, engine), EngineUsed(name=name, description=engine.description)
+    engine = open_engine(bundle, "onnxruntime-cpu", threads=1)
+    return Decoder(bundle, engine), EngineUsed(name="onnxruntime-cpu", description=engine.description)
 
 
 @pytest.fixture

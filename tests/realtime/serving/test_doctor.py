@@ -14,7 +14,7 @@ from realtime.decoding import doctor
 from realtime.decoding.bench import Bench
 from realtime.decoding.doctor import Diagnosis
 from realtime.decoding.engines import onnxruntime_cuda
-from realtime.decoding.engines.choose import ENGINES, LINE, probe
+from realtime.decoding.engines.choose import AUTO_ORDER, ENGINES, probe
 from realtime.record.reader import read_recorded
 
 
@@ -47,9 +47,9 @@ def test_every_engine_is_measured_or_its_reason_is_given(said: tuple[Diagnosis, 
 
 def test_it_says_what_the_runtime_will_do(said: tuple[Diagnosis, str]) -> None:
     found, text = said
-    running = [name for name in LINE if {f.name: f.available for f in found.engines}[name]]
+    running = [name for name in AUTO_ORDER if {f.name: f.available for f in found.engines}[name]]
     assert found.engine == running[0]
-    assert text.endswith(f"the runtime takes {running[0]}")
+    assert text.endswith(f"the runtime uses {running[0]}")
     assert "ddim-4 for a TR of 1.333 s" in text
     assert found.disk_free_bytes > 0
     assert found.disk_per_hour_bytes == 2700 * (6**3 * 4 + 32 * 32 * 3)
@@ -73,7 +73,7 @@ def test_a_model_too_slow_for_the_tr_is_said(make_tiny_bundle, tmp_path: Path) -
     assert not any(finding.fits for finding in measured)
     for finding in measured:
         assert finding.sampler == min(finding.decode_ms, key=lambda name: finding.decode_ms[name])
-    assert "which is too long: volumes will be skipped" in "\n".join(doctor.lines(found))
+    assert "too slow for the TR: volumes will be skipped" in "\n".join(doctor.lines(found))
 
 
 def test_programs_get_json(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,7 +82,7 @@ def test_programs_get_json(tiny_bundle: Path, tmp_path: Path, capsys: pytest.Cap
     found = msgspec.json.decode(capsys.readouterr().out, type=Diagnosis)
     assert found.bundle_sha256 == Bundle.open(tiny_bundle).sha256
     assert cli.main(command) == 0
-    assert f"the runtime takes {found.engine}" in capsys.readouterr().out
+    assert f"the runtime uses {found.engine}" in capsys.readouterr().out
 
 
 def test_where_nothing_can_run_it_says_so_and_fails(
@@ -90,7 +90,7 @@ def test_where_nothing_can_run_it_says_so_and_fails(
 ) -> None:
     from realtime.decoding.engines import choose
 
-    for name in LINE:
+    for name in AUTO_ORDER:
         monkeypatch.setitem(choose._MODULES, name, "realtime.decoding.engines.none_such")
     monkeypatch.setitem(choose._MODULES, "openvino-bf16", "realtime.decoding.engines.none_such")
     assert cli.main(["doctor", "--bundle", str(tiny_bundle), "--out", str(tmp_path)]) == 2

@@ -17,7 +17,7 @@ from realtime import wire
 from realtime.bundle.bundle import Bundle
 from realtime.cli import main
 from realtime.decoding.decoder import Decoder
-from realtime.decoding.engines.choose import take_engine
+from realtime.decoding.engines.choose import open_engine
 from realtime.record.journal import read_journal
 from realtime.record.reader import read_recorded
 from realtime.record.run_json import EngineUsed, read_run_file
@@ -33,10 +33,12 @@ def recording(tiny_bundle: Path, make_scan, make_picture, tmp_path_factory) -> P
     """A run with all that can happen to one: two samplers, skips, a gap, a late volume, NaN, a marker."""
     out = tmp_path_factory.mktemp("recording")
     bundle = Bundle.open(tiny_bundle)
-    name, engine = take_engine(bundle, "onnxruntime-cpu")
+    engine = open_engine(bundle, "onnxruntime-cpu")
     decoder = Decoder(bundle, engine, seed=5)
     scan = make_scan(n_volumes=32, dtype="float32")
-    run = resume.begin(out, bundle, 5, scan.start, EngineUsed(name=name, description=engine.description))
+    run = resume.begin(
+        out, bundle, 5, scan.start, EngineUsed(name="onnxruntime-cpu", description=engine.description)
+    )
     run.show(scan.marker(9), memoryview(make_picture(9)))
     for at_s, index in enumerate([*range(18), 20, 19, 22, 23, 24, 25, 21, *range(26, 31)]):
         voxels = scan.voxels(index)
@@ -107,8 +109,11 @@ def test_a_run_that_was_resumed_and_one_that_is_still_open_are_replayed(
     tiny_bundle: Path, make_scan, tmp_path: Path
 ) -> None:
     bundle = Bundle.open(tiny_bundle)
-    name, engine = take_engine(bundle, "onnxruntime-cpu")
-    decoder, used = Decoder(bundle, engine), EngineUsed(name=name, description=engine.description)
+    engine = open_engine(bundle, "onnxruntime-cpu")
+    decoder, used = (
+        Decoder(bundle, engine),
+        EngineUsed(name="onnxruntime-cpu", description=engine.description),
+    )
     scan = make_scan(n_volumes=32)
     run = resume.begin(tmp_path / "runs", bundle, 0, scan.start, used)
     for index in [*range(12), 14, 13]:  # a gap that is not filled when the runtime dies
@@ -218,9 +223,9 @@ def test_a_late_volume_before_a_gap_skips_nothing_in_the_replay(
 ) -> None:
     """13 came, then 11, and 12 never: live, 11 was decoded before the gap was given up."""
     bundle = Bundle.open(tiny_bundle)
-    name, engine = take_engine(bundle, "onnxruntime-cpu")
+    engine = open_engine(bundle, "onnxruntime-cpu")
     decoder, scan = Decoder(bundle, engine, seed=5), make_scan(n_volumes=20, dtype="float32")
-    used = EngineUsed(name=name, description=engine.description)
+    used = EngineUsed(name="onnxruntime-cpu", description=engine.description)
     run = resume.begin(tmp_path / "then", bundle, 5, scan.start, used)
     for at_s, index in enumerate([*range(11), 13, 11, *range(15, 20)]):
         receive(run, scan.volume(index), scan.voxels(index).tobytes(), float(at_s), decoder)
