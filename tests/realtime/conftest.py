@@ -77,32 +77,40 @@ def tiny_bank(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
     The former has a denoise graph of its own, the latter the general one's.
     """
-    from export.bundle.bank import make_bank
-
-    root = tmp_path_factory.mktemp("bank")
-    parts = [
-        specialise(tiny_bundle, root / "before", -2, ("brain", "denoise")),
-        specialise(tiny_bundle, root / "after", 1, ("brain",)),
-    ]
-    return make_bank(tiny_bundle, parts, root / "bank").folder
-
-
-def specialise(source: Path, folder: Path, offset_volumes: int, graphs: tuple[str, ...]) -> Path:
-    """A copy of a tiny bundle for another window, with other weights in some of its graphs."""
-    shutil.copytree(source, folder)
-    for name in graphs:
-        model = onnx.load(folder / f"{name}.onnx")
-        for tensor in model.graph.initializer:
-            values = numpy_helper.to_array(tensor)
-            if values.dtype == np.float32 and values.ndim > 1:
-                tensor.CopyFrom(numpy_helper.from_array(0.8 * values, tensor.name))
-        onnx.save(model, folder / f"{name}.onnx")
-    spec = bundle.Bundle.open(source).spec
-    window = bundle_spec.Window(offset_volumes=offset_volumes, length_volumes=WINDOW)
-    decoder = msgspec.structs.replace(spec.decoders[0], window=window)
-    files = {name: file_sha256(folder / name) for name in spec.files}
-    bundle_spec.write_spec(folder, msgspec.structs.replace(spec, decoders=(decoder,), files=files))
+    folder = tmp_path_factory.mktemp("bank") / "bank"
+    shutil.copytree(tiny_bundle, folder)
+    spec = bundle.Bundle.open(tiny_bundle).spec
+    decoders, graphs = list(spec.decoders), dict(spec.graphs)
+    for name, offset_volumes, own in (("before-2", -2, ("brain", "denoise")), ("after-1", 1, ("brain",))):
+        for graph in own:
+            file = f"{graph}-{name}.onnx"
+            onnx.save(_weakened(onnx.load(folder / f"{graph}.onnx")), folder / file)
+            graphs[f"{graph}-{name}"] = msgspec.structs.replace(graphs[graph], file=file)
+        null_condition = f"null_condition-{name}.npy"
+        shutil.copyfile(folder / bundle_spec.NULL_CONDITION_FILE, folder / null_condition)
+        decoders.append(
+            bundle_spec.Decoder(
+                name=name,
+                graph=f"brain-{name}",
+                window=bundle_spec.Window(offset_volumes=offset_volumes, length_volumes=WINDOW),
+                denoise=f"denoise-{name}" if "denoise" in own else "denoise",
+                null_condition=null_condition,
+            )
+        )
+    (folder / bundle_spec.SPEC_FILE).unlink()
+    files = {path.name: file_sha256(path) for path in folder.iterdir()}
+    changes = {"decoders": tuple(decoders), "graphs": graphs, "files": files}
+    bundle_spec.write_spec(folder, msgspec.structs.replace(spec, **changes))
     return folder
+
+
+def _weakened(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph with smaller weights."""
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.dtype == np.float32 and values.ndim > 1:
+            tensor.CopyFrom(numpy_helper.from_array(0.8 * values, tensor.name))
+    return model
 
 
 def write_tiny_bundle(folder: Path, seed: int = 0, **changes: Any) -> Path:
