@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -29,7 +30,7 @@ DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text()
 GENERATED = (DOCS / "reference" / "api", DOCS / "_build")
 PAGES = [
-    ROOT / "README.md",
+    *sorted(ROOT.glob("*.md")),
     *sorted(page for page in DOCS.rglob("*.md") if not any(page.is_relative_to(each) for each in GENERATED)),
 ]
 PARSERS = {
@@ -125,15 +126,49 @@ def without_code(text: str) -> str:
     return re.sub(r"```.*?```|`[^`\n]+`(?!\])", "", text, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize(
-    ("page", "code"), [pytest.param(page, code, id=name_of(page)) for page, code in blocks("python")]
-)
+PYTHON = [
+    pytest.param(page, code, id=f"{name_of(page)}:{nth}") for nth, (page, code) in enumerate(blocks("python"))
+]
+
+
+@pytest.mark.parametrize(("page", "code"), PYTHON)
 def test_python_in_the_documentation_compiles_and_its_imports_exist(page: Path, code: str) -> None:
     tree = ast.parse(code, filename=name_of(page))
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in PARSERS:
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module
+            and node.module.split(".")[0] in (*PARSERS, "nsd")
+        ):
             module = import_module(node.module)
             assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("page", "code"),
+    [each for each in PYTHON if each.values[0].is_relative_to(DOCS)],  # type: ignore[union-attr]
+)
+def test_python_in_the_documentation_runs(page: Path, code: str, tmp_path: Path) -> None:
+    """CONTRIBUTING's blocks are files to be added; those of docs/ stand alone."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout, "it shows nothing"
+
+
+PATHS = re.compile(r"`((?:realtime|nsd|sim|train|export|benchmarks|docs|tests)/[\w./-]*)`")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_file_that_a_page_names_exists(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    assert not {path for path in PATHS.findall(text) if not (ROOT / path).exists()}
 
 
 # The reference
