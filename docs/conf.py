@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import sys
 from importlib.metadata import version as version_of
@@ -31,37 +30,58 @@ version = release
 
 extensions = [
     "myst_parser",
-    "autoapi.extension",
+    "sphinx.ext.apidoc",
+    "sphinx.ext.autodoc",
     "sphinx_copybutton",
     "sphinx_design",
     "sphinxcontrib.programoutput",
 ]
-# The two are tables that programs write into docs/results; pages include them.
-exclude_patterns = ["results/samplers.md", "results/held-out.md"]
+# The first two are tables that programs write into docs/results; pages include them.
+exclude_patterns = ["results/samplers.md", "results/held-out.md", "reference/api/*/modules.rst"]
 templates_path = ["_templates"]
 smartquotes = False  # would make one dash of the two before an option
 
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "fieldlist"]
 myst_heading_anchors = 3
 
-# The Python reference is read from the source: nothing is imported, so it needs neither torch nor a GPU.
-autoapi_dirs = [str(ROOT / package) for package in OURS]
-autoapi_root = "reference/api"
-autoapi_options = ["members", "undoc-members", "show-module-summary"]
-autoapi_member_order = "bysource"
-autoapi_ignore = ["*/__main__.py", "*/static/*", "*/demo_data/*"]
-autoapi_add_toctree_entry = False
-# Names of other projects are not looked up: a build needs no network. Names of ours must resolve.
-nitpick_ignore_regex = [(r"py:.*", rf"(?!({'|'.join(OURS)})\.).*")]
+# One page a module, written into reference/api, which git ignores.
+apidoc_modules = [
+    {
+        "path": str(ROOT / package),
+        "destination": f"reference/api/{package}",
+        "exclude_patterns": ["**/__main__.py"],
+        "separate_modules": True,
+        "module_first": True,
+    }
+    for package in OURS
+]
+autodoc_default_options = {"ignore-module-all": True}  # each class where it is defined, and only there
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+autodoc_mock_imports = ["cuda", "openvino", "polygraphy", "tensorrt"]  # signatures need none of them
+# Names of other projects are not looked up: a build needs no network. Names of ours must resolve, but for
+# type variables and private names, which the reference leaves out.
+_ours = "|".join(OURS)
+nitpick_ignore_regex = [
+    (r"py:.*", rf"(?!({_ours})\.).*"),
+    (r"py:.*", rf"({_ours})\.[\w.]+\.(_\w+|[A-Z]|Item|Kind|Line)"),
+]
+suppress_warnings = ["ref.python"]  # a short name in a signature that two of our modules have
 
+ICON = "_static/icon.svg"
 html_theme = "pydata_sphinx_theme"
-html_title = "Real-time Dynadiff"
+html_title = project
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
-html_favicon = "_static/icon.svg"
+html_favicon = ICON
 html_show_sourcelink = False
 html_theme_options = {
-    "logo": {"image_light": "_static/icon.svg", "image_dark": "_static/icon.svg", "text": "Real-time Dynadiff"},
+    "logo": {
+        "image_light": "_static/icon.svg",
+        "image_dark": "_static/icon.svg",
+        "text": "Real-time Dynadiff",
+    },
     "navbar_align": "left",
     "header_links_before_dropdown": 6,
     "show_toc_level": 2,
@@ -76,15 +96,17 @@ RESULTS = DOCS / "results"
 
 
 def verbatim(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """Keep diagrams and listings as they are: our docstrings set them four columns in, without ``::``."""
+    """Keep diagrams and tables of docstrings as they are: they stand four columns in, or between bars."""
     shown: list[str] = []
-    is_block = False
+    marks: tuple[str, ...] = ()
     for nth, line in enumerate(lines):
-        begins = line.startswith("    ") and not is_block and (nth == 0 or not lines[nth - 1].strip())
-        if begins:
+        if marks and line.strip() and not line.startswith(marks):
+            marks = ()
+        after_blank = nth == 0 or not lines[nth - 1].strip()
+        if not marks and after_blank and line.startswith(("    ", "|")):
+            marks = ("|",) if line.startswith("|") else ("    ",)
             shown += ["::", ""]
-        is_block = begins or (is_block and (line.startswith("    ") or not line.strip()))
-        shown.append(line)
+        shown.append(f"    {line}" if marks == ("|",) and line else line)
     lines[:] = shown
 
 
@@ -101,8 +123,8 @@ def link_results(app: Sphinx, doctree: nodes.document) -> None:
         file = Path(os.path.normpath(file))
         if not file.is_relative_to(RESULTS):
             continue
-        target = os.path.relpath(file, (DOCS / page).parent)
-        node.replace_self(nodes.reference("", "", *node.children, refuri=Path(target).as_posix(), internal=True))
+        target = Path(os.path.relpath(file, (DOCS / page).parent)).as_posix()
+        node.replace_self(nodes.reference("", "", *node.children, refuri=target, internal=True))
 
 
 def copy_results(app: Sphinx, failure: Exception | None) -> None:

@@ -16,65 +16,21 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parent.parent
-MAY_IMPORT = {
-    "realtime": set(),
-    "nsd": set(),
-    "sim": {"nsd", "realtime"},
-    "train": {"nsd", "realtime"},
-    "export": {"train", "realtime"},
-}
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
+"""Its tables say what may import what."""
+
+
+def packages() -> dict[str, set[str]]:
+    """What each package may import of the others, by the table of packages."""
+    table = re.split(r"\n#", ARCHITECTURE.partition("\n## Packages\n")[2])[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| `")]
+    return {row[0].strip("`/"): set(re.findall(r"`(\w+)`", row[2])) for row in rows}
+
+
+MAY_IMPORT = packages()
 NEEDS_AN_EXTRA = {"torch", "diffusers", "peft", "deepspeed", "onnx", "onnxscript", "safetensors"}
 WITHOUT_TORCH = ("realtime", "nsd", "sim")
 
-ROOMS = """
-Rows stand from the top floor down, and imports run downwards. `errors.py` is for every room of its package.
-
-### realtime
-
-| room | is | may import |
-|---|---|---|
-| `cli.py`, `commands/` | argparse only, one file a command | all below |
-| `service/` | a runtime as a whole: a bundle on an engine, a source, the pipeline, the page | all below |
-| `runs/` | a run from start to end | report, record, preprocessing, decoding, sources, bundle, events, wire |
-| `report/` | what is written once a run is over | record, events |
-| `record/` | the run folder, written and read | preprocessing, events, wire |
-| `preprocessing/` | raw rows of the region to z-scores, causally | bundle |
-| `decoding/`, `decoding/engines/` | window to image; pace; faces; doctor, bench | bundle |
-| `sources/`, `sources/files/` | where volumes come from | bundle, network, wire |
-| `viewer/` | the page, its server, metrics | network, events |
-| `bundle/` | what the runtime knows of a subject and a model | wire |
-| `network/` | addresses, keys, publisher | events |
-| `wire.py`, `events.py`, `errors.py`, `logs.py`, `atomic.py` | what comes in, out, goes wrong | nothing |
-
-### train
-
-| room | is | may import |
-|---|---|---|
-| `commands/` | argparse only | all below |
-| `experiments/` | the paper's experiments on synthetic subjects | all below |
-| `evaluation/`, `evaluation/networks/` | decodes, scores trials | checkpoints, data, model, store, recipe |
-| `systems/` | the other decoders | fitting, loop, checkpoints, data, model, store, recipe |
-| `fitting/` | training jobs: what is fitted to what | loop, checkpoints, data, model, store, recipe |
-| `loop/` | the one training loop, DeepSpeed, what is logged | model, store, recipe |
-| `checkpoints/` | checkpoints, and the released ones | data, model, store, recipe |
-| `data/` | prepared recordings, windows, trials, latents | model, store, recipe |
-| `model/` | the modules: brain, UNet and VAE, what is tuned | store, recipe |
-| `store/` | atomic files, fingerprints | recipe |
-| `recipe.py`, `errors.py` | by which numbers trainings differ; what goes wrong | nothing |
-
-### export
-
-| room | is | may import |
-|---|---|---|
-| `bundle/` | assembles a bundle or a bank | all below |
-| `parity/` | compares each step with the one before | graphs, lineage, resources |
-| `graphs/` | torch to ONNX, and sampler tables | lineage |
-| `lineage/` | what an export starts from, and its provenance | nothing |
-| `tensorrt_plans/` | GPU engines: built, inspected, compared | atomic_folder |
-| `resources.py` | whether there is room: disk and memory | precision_forms |
-| `precision_forms.py`, `atomic_folder.py`, `errors.py` | words that the others share | nothing |
-"""
-"""The rooms of the packages that have some, as tables in Markdown."""
 MOST_ROOMS = 20
 SHARED_NAMES = {
     "__init__": "Python's",
@@ -101,6 +57,11 @@ def imported(file: Path) -> Iterator[str]:
             yield node.module.split(".")[0]
 
 
+def test_the_table_has_every_package() -> None:
+    assert MAY_IMPORT.keys() == {"realtime", "nsd", "sim", "train", "export"}
+    assert {package for package, others in MAY_IMPORT.items() if not others} == {"realtime", "nsd"}
+
+
 @pytest.mark.parametrize("package", MAY_IMPORT)
 def test_imports_run_one_way(package: str) -> None:
     files = list((ROOT / package).rglob("*.py"))
@@ -120,8 +81,8 @@ class Floor(NamedTuple):
 
 
 def floors(package: str) -> list[Floor]:
-    """A package's rows in ``ROOMS``, from the top floor down."""
-    _, found, rest = ROOMS.partition(f"\n### {package}\n")
+    """A package's rows in its table of rooms, from the top floor down."""
+    _, found, rest = ARCHITECTURE.partition(f"\n### {package}\n")
     assert found, f"no rooms of {package}"
     rows = [line.strip("| ").split(" | ") for line in re.split(r"\n#", rest)[0].splitlines() if "|" in line]
     assert rows[0] == ["room", "is", "may import"]
