@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib
 import ipaddress
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -111,3 +112,11 @@ def load_benchmark() -> Iterator[Callable[[str], ModuleType]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
         yield importlib.import_module
+
+
+@pytest.fixture(scope="session")
+def contributing_example() -> Callable[[str], str]:
+    """``contributing_example(file)``: the block of CONTRIBUTING.md whose first line names that file."""
+    text = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text()
+    blocks = re.findall(r"^```\w+\n\W*([\w./-]+)[^\n]*\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    return dict(blocks).__getitem__

@@ -30,6 +30,8 @@ def packages() -> dict[str, set[str]]:
 MAY_IMPORT = packages()
 NEEDS_AN_EXTRA = {"torch", "diffusers", "peft", "deepspeed", "onnx", "onnxscript", "safetensors"}
 WITHOUT_TORCH = ("realtime", "nsd", "sim")
+NEEDS_TORCH = {"torch", "diffusers", "peft", "deepspeed", "onnxscript", "safetensors", "transformers"}
+TESTED_WITHOUT_TORCH = ("fuzz", "nsd", "realtime", "sim", "viewer")
 
 MOST_ROOMS = 20
 SHARED_NAMES = {
@@ -52,9 +54,9 @@ def imported(file: Path) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}: relative import"
-            assert node.module
-            yield node.module.split(".")[0]
+            assert node.level == 0 or file.is_relative_to(ROOT / "tests"), f"{file}: relative import"
+            if node.level == 0 and node.module:
+                yield node.module.split(".")[0]
 
 
 def test_the_table_has_every_package() -> None:
@@ -160,6 +162,14 @@ def test_modules_of_different_packages_have_different_names() -> None:
 def test_the_base_install_needs_no_extra(package: str) -> None:
     for file in (ROOT / package).rglob("*.py"):
         assert not set(imported(file)) & NEEDS_AN_EXTRA, file
+
+
+@pytest.mark.parametrize("folder", TESTED_WITHOUT_TORCH)
+def test_who_changes_the_runtime_tests_it_without_torch(folder: str) -> None:
+    files = [*(ROOT / "tests" / folder).rglob("*.py"), ROOT / "tests" / "conftest.py"]
+    assert len(files) > 1
+    for file in files:
+        assert not set(imported(file)) & {"train", "export", *NEEDS_TORCH}, file
 
 
 def test_the_commands_of_the_base_install_load_no_torch() -> None:

@@ -1,4 +1,4 @@
-"""What people look for who pick the project up: licences, citation, guide to contributing, locked versions."""
+"""What people look for who pick the project up: licences, citation, contributing, locked versions."""
 
 from __future__ import annotations
 
@@ -74,8 +74,9 @@ def test_citation_and_changelog_are_of_this_version() -> None:
 
 
 def test_every_path_in_the_guide_to_contributing_exists() -> None:
+    # Examples in other languages may name a new file; they have tests of their own.
     shell = " ".join(re.findall(r"^```bash$(.*?)^```$", CONTRIBUTING, flags=re.DOTALL | re.MULTILINE))
-    text = re.sub(r"^```.*?^```$", "", CONTRIBUTING, flags=re.DOTALL | re.MULTILINE)  # examples make new files
+    text = re.sub(r"^```.*?^```$", "", CONTRIBUTING, flags=re.DOTALL | re.MULTILINE)
     words = {word for part in re.findall(r"`([^`]+)`", text) for word in part.split()} | set(shell.split())
     paths = {word for word in words if re.fullmatch(r"\.?\w[\w.-]*(/[\w.-]*)+|[\w-]+\.(cff|md|toml)", word)}
     assert len(paths) > 30
