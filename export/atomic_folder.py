@@ -1,14 +1,13 @@
-"""A bundle appears whole or not at all: written beside its place, checked, then moved there."""
+"""Which folders an export may replace, and the folder that it writes in until then."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from export.errors import ExportError
+from realtime.atomic import whole
 from realtime.bundle.files import read_bytes
 from realtime.bundle.spec import MAX_SPEC_BYTES, SPEC_FILE, decode_spec
 from realtime.decoding.engines.plans import ENGINES_FOLDER, RECORD_FILE
@@ -17,27 +16,25 @@ from realtime.errors import BundleError
 
 @contextmanager
 def staging(out: Path, check: Callable[[Path], None] | None = None) -> Iterator[Path]:
-    """A new folder beside ``out`` that takes its place when the block ends well, else is gone.
+    """A new folder that takes the place of ``out`` when the block ends without an error, else is removed.
 
-    :param check: raises where ``out`` must stay as it is; by default where it holds anything but a bundle
-    :raises ExportError: of ``check``, or when its parent cannot be written
+    :param check: called before and after the block; raises where ``out`` must not be replaced: by default,
+        where it holds anything but a bundle
+    :raises ExportError: ``check`` raised it, or no folder can be made beside ``out``
     """
     check = check or check_replaceable
     check(out)
     out = out.absolute()
-    staged = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        staged.mkdir(parents=True)
-    except OSError as error:
-        raise ExportError(
-            f"expected to write beside {out}: {error.strerror}; give a place that can be written"
-        ) from error
-    try:
+    with ExitStack() as stack:
+        try:
+            staged = stack.enter_context(whole(out))
+            staged.mkdir()
+        except OSError as error:
+            raise ExportError(
+                f"cannot make a folder beside {out}: {error.strerror}; choose a place that can be written"
+            ) from error
         yield staged
         check(out)
-        _take_place(staged, out)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
 
 
 def check_replaceable(out: Path) -> None:
@@ -85,18 +82,3 @@ def check_engines_replaceable(out: Path) -> None:
 def _some(names: set[str]) -> str:
     shown = sorted(names)[:3]
     return ", ".join(shown) + (", …" if len(names) > len(shown) else "")
-
-
-def _take_place(staged: Path, out: Path) -> None:
-    """Two renames where there is an older bundle; it comes back if the second one fails."""
-    if not out.exists():
-        staged.rename(out)
-        return
-    older = staged.with_suffix(".older")
-    out.rename(older)
-    try:
-        staged.rename(out)
-    except OSError:
-        older.rename(out)
-        raise
-    shutil.rmtree(older)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import scipy.io
 from tqdm import tqdm
 
 from nsd import N_IMAGES, TR_S, ExpDesign, Layout, task_runs
+from realtime.atomic import whole, write_whole
 from sim.cortex import N_WRITTEN_VOLUMES, Cortex
 from sim.errors import SimError
 from sim.experiment import design_rows, expdesign_variables, plan_experiment, stim_info_csv
@@ -35,22 +35,9 @@ _GZIP_LEVEL = 1
 _NON_BRAIN_INTENSITY = 20.0
 
 
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a path to write to, which becomes ``path`` if the block succeeds and is removed if it fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name("." + path.name)
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def write_image(path: Path, image: Any) -> None:
     """Write a NIfTI image whole, the same bytes at any time of day."""
-    with whole_file(path) as partial:
-        partial.write_bytes(gzip.compress(image.to_bytes(), compresslevel=_GZIP_LEVEL, mtime=0))
+    write_whole(path, gzip.compress(image.to_bytes(), compresslevel=_GZIP_LEVEL, mtime=0))
 
 
 def write_stimuli(layout: Layout, seed: int, n_images: int = N_IMAGES) -> None:
@@ -114,11 +101,10 @@ def write_experiment(layout: Layout, seed: int) -> ExpDesign:
     """Write ``nsd_expdesign.mat`` and the image table unless they are there; return the plan."""
     plan = plan_experiment(seed)
     if not layout.expdesign().exists():
-        with whole_file(layout.expdesign()) as partial:
+        with whole(layout.expdesign()) as partial:
             scipy.io.savemat(partial, expdesign_variables(plan), do_compression=True, appendmat=False)
     if not layout.stim_info().exists():
-        with whole_file(layout.stim_info()) as partial:
-            partial.write_text(stim_info_csv(plan), encoding="utf-8")
+        write_whole(layout.stim_info(), stim_info_csv(plan))
     return plan
 
 
@@ -192,7 +178,7 @@ class SubjectWriter:
         write_image(path, image)
 
     def _write_text(self, path: Path, values: npt.NDArray[Any], form: str) -> None:
-        with whole_file(path) as partial:
+        with whole(path) as partial:
             np.savetxt(partial, values, fmt=form, delimiter="\t")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ from typing import Annotated
 import msgspec
 import numpy as np
 
+from realtime.atomic import write_whole
 from realtime.errors import BundleError
 
 FORMAT_VERSION = 1
@@ -214,7 +214,5 @@ def write_spec(folder: Path, spec: Spec) -> str:
     encoded = msgspec.json.format(msgspec.json.encode(spec), indent=2) + b"\n"
     if len(encoded) > MAX_SPEC_BYTES or decode_spec(encoded) != spec:
         raise BundleError(f"{SPEC_FILE}: expected a specification that reads back, at most 1 MiB")
-    partial = folder / f".{SPEC_FILE}.partial"
-    partial.write_bytes(encoded)
-    os.replace(partial, folder / SPEC_FILE)
+    write_whole(folder / SPEC_FILE, encoded)
     return hashlib.sha256(encoded).hexdigest()

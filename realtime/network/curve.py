@@ -32,6 +32,7 @@ from zmq.auth import create_certificates, load_certificate
 from zmq.auth.asyncio import AsyncioAuthenticator
 from zmq.utils import z85
 
+from realtime.atomic import whole
 from realtime.errors import ServeError
 
 Right = Literal["scanners", "subscribers"]
@@ -180,13 +181,12 @@ def _make_client(folder: Path, runtime: Path, right: Right) -> None:
     """The client's folder appears whole, and then its key is allowed."""
     if folder.exists():
         raise ServeError(f"expected no {folder}, whose key is not allowed any more; move it away")
-    partial = folder.with_name(f".{folder.name}.part")
-    partial.mkdir(mode=0o700, exist_ok=True)
-    public = _create(partial, _CLIENT)
-    _write(partial / "server.key", (runtime / "server.key").read_bytes())
-    key = public.read_bytes()
-    public.unlink()  # the runtime gets it, and the client's secret file holds it too
-    partial.rename(folder)
+    with whole(folder) as partial:
+        partial.mkdir(mode=0o700)
+        public = _create(partial, _CLIENT)
+        _write(partial / "server.key", (runtime / "server.key").read_bytes())
+        key = public.read_bytes()
+        public.unlink()  # the runtime gets it, and the client's secret file holds it too
     _write(runtime / right / f"{folder.name}.key", key)
 
 

@@ -99,5 +99,8 @@ def test_what_comes_in_the_way_meanwhile_is_not_lost_either(tmp_path: Path) -> N
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ExportError, match="expected to write beside"), staging(tmp_path / "file" / "bundle"):
+    with (
+        pytest.raises(ExportError, match="cannot make a folder beside"),
+        staging(tmp_path / "file" / "bundle"),
+    ):
         pass

@@ -56,9 +56,12 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_older_one(tmp_path: Path
 
 
 def test_what_a_killed_process_left_is_no_part_of_the_next(tmp_path: Path) -> None:
-    left = tmp_path / ".partial-folder"
-    left.mkdir()
-    (left / "rest").touch()
+    for name in ("folder", ".partial-folder"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rest").touch()
     with whole(tmp_path / "folder") as partial:
         partial.mkdir()
-    assert names(tmp_path / "folder") == set()
+        (partial / "weights").touch()
+        assert names(tmp_path / "folder") == {"rest"}
+    assert names(tmp_path / "folder") == {"weights"}
+    assert names(tmp_path) == {"folder"}

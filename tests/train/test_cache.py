@@ -24,7 +24,7 @@ from train.data.dataset import WindowData, examples
 from train.errors import TrainError
 from train.recipe import Recipe
 
-from .test_keeping import another_process_in
+from .test_lock import another_process_in
 
 FP16 = 1e-3
 """Rounding of z-scores of some SD to float16, and a little."""
@@ -217,7 +217,7 @@ def test_preparations_of_one_folder_wait_for_one_another(
         both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
         for process in both:
             assert process.stderr is not None
-            assert process.stderr.readline().startswith("waiting for another process, which is at work in")
+            assert process.stderr.readline().startswith("waiting for another process that is writing in")
         assert [path.name for path in (tmp_path / "sub-01").iterdir()] == [".lock"]
     said = [process.communicate(timeout=120)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said

@@ -33,7 +33,7 @@ from train.model.vae import encode_latents, rebuilt_psnr_db
 from train.recipe import Recipe, demo_base, read_recipe
 
 from .conftest import scenes_of
-from .test_keeping import another_process_in
+from .test_lock import another_process_in
 
 
 def test_a_checkpoint_reads_back_and_decodes(tiny_checkpoint: Path, tiny_nsd: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_folder_that_another_training_writes_to_is_refused(
     tiny_checkpoint: Path, tiny_nsd: Path, tiny_base: Path, tiny_recipe: Recipe
 ) -> None:
     order = Order(root=tiny_nsd, subjects=[1], recipe=tiny_recipe, base=tiny_base, out=tiny_checkpoint)
-    with another_process_in(tiny_checkpoint), pytest.raises(TrainError, match="expected to be alone in"):
+    with another_process_in(tiny_checkpoint), pytest.raises(TrainError, match="expected no other process in"):
         fit_subjects(order)
 
 

@@ -19,6 +19,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from realtime.atomic import whole, write_whole
 from train.errors import TrainError
 from train.model.base_model import find_base, is_on_hub, load_vae
 from train.model.brain import BrainModule
@@ -26,7 +27,6 @@ from train.model.dynadiff import Dynadiff, brain_config
 from train.model.finetune import load_merged, load_tuned, save_tuned
 from train.model.linear_brain import LinearBrain, LinearConfig
 from train.recipe import Recipe
-from train.store.atomic import whole, write_whole
 from train.store.fingerprints import Method, Terms, base_identity
 
 

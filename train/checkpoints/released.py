@@ -41,8 +41,8 @@ from train.model.brain import BrainModule
 from train.model.dynadiff import Dynadiff, brain_config
 from train.model.finetune import set_trainable
 from train.recipe import Recipe
-from train.store.atomic import alone_in
 from train.store.fingerprints import base_identity
+from train.store.lock import alone_in
 
 TAG = "checkpoint"
 BRAIN = "model.brain_modules.clip_image."

@@ -32,8 +32,8 @@ from train.data.cache_settings import claim, made_from, made_from_besides
 from train.data.prior import Prior
 from train.errors import TrainError
 from train.recipe import Form, Recipe
-from train.store.atomic import alone_in
 from train.store.fingerprints import subject_identity
+from train.store.lock import alone_in
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,12 +17,12 @@ from tqdm import tqdm
 
 from nsd import N_DESIGN_ROWS, BadFile, Layout, Run, RunKey, read_betas, read_roi
 from nsd.splits import RunTrial
+from realtime.atomic import whole
 from realtime.preprocessing.stream import z_scored
 from train.data.preprocessing import drift_basis, streamed
 from train.data.prior import Prior, measure_prior
 from train.data.workers import over_items
 from train.recipe import Preprocessing, Recipe
-from train.store.atomic import whole
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ import msgspec
 
 from nsd import Layout, RunKey
 from nsd.splits import RunTrial
+from realtime.atomic import write_whole
 from train.errors import TrainError
 from train.recipe import Recipe
-from train.store.atomic import write_whole
 from train.store.fingerprints import betas_identity
 
 _JSON = "cache.json"

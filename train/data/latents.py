@@ -20,10 +20,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nsd import Layout, Stimuli
+from realtime.atomic import whole
 from train.model.base_model import load_vae
 from train.model.vae import encode_latents
-from train.store.atomic import alone_in, whole
 from train.store.fingerprints import digest, pictures_identity, vae_identity
+from train.store.lock import alone_in
 
 _MOST_AT_ONCE = 32
 _PIXELS_AT_ONCE = 4 * 512 * 512

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from realtime.atomic import whole
 from train.checkpoints.checkpoint import Checkpoint
 from train.model.sample import Pictures
-from train.store.atomic import whole
 
 _log = logging.getLogger(__name__)
 

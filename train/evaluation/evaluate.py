@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from nsd import TR_S, Layout, Stimuli
+from realtime.atomic import whole, write_whole
 from realtime.bundle.spec import Window
 from train.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from train.data.cache import Cache, prepare, subject_cache
@@ -36,8 +37,8 @@ from train.evaluation.held_out import decode_pictures, decode_windows, held_out_
 from train.evaluation.results_table import Row, as_markdown, compare, see
 from train.model.sample import Pictures
 from train.recipe import DemoBase, Form
-from train.store.atomic import alone_in, whole, write_whole
 from train.store.fingerprints import digest
+from train.store.lock import alone_in
 
 _log = logging.getLogger(__name__)
 GRID_TRIALS = 32

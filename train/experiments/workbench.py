@@ -33,8 +33,8 @@ from train.fitting.job import Order, terms_of
 from train.model.base_model import find_base
 from train.model.sample import Pictures
 from train.recipe import Form, Recipe
-from train.store.atomic import alone_in
 from train.store.fingerprints import Method, checkpoint_identity, digest
+from train.store.lock import alone_in
 from train.systems.brain_diffuser.fit import fit_baseline
 
 N_TRIALS = 192

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nsd import Layout
+from realtime.atomic import write_whole
 from train.checkpoints.checkpoint import CheckpointInfo, read_info, read_weights, save_checkpoint
 from train.data.dataset import WindowData
 from train.data.latents import shown_latents
@@ -28,8 +29,8 @@ from train.model.finetune import set_trainable, trainable_again
 from train.model.picture_encoder import load_picture_encoder
 from train.model.sample import Pictures, decode
 from train.recipe import DemoBase, Recipe
-from train.store.atomic import alone_in, write_whole
 from train.store.fingerprints import Terms, base_identity, recipe_differences
+from train.store.lock import alone_in
 
 N_SAMPLES = 8
 _OF_A_SUBJECT = ("subject.", "timestep.")

@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nsd import Layout, Stimuli, read_expdesign
+from realtime.atomic import whole, write_whole
 from train.errors import TrainError
 from train.loop.distributed import n_processes
 from train.loop.loop import fit
@@ -35,8 +36,8 @@ from train.model.diffusion import DiffusionLoss, drop_conditions, uniform_timest
 from train.model.picture_encoder import PictureAutoencoder, PictureEncoder, disturb, encode_tokens
 from train.model.vae import VaeObjective, encode_latents, rebuilt_psnr_db, to_tensor
 from train.recipe import DemoBase, Recipe, demo_base
-from train.store.atomic import alone_in, whole, write_whole
 from train.store.fingerprints import digest
+from train.store.lock import alone_in
 
 _log = logging.getLogger(__name__)
 _HELD_OUT = 256

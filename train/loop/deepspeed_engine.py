@@ -21,10 +21,10 @@ import msgspec
 import torch.distributed as dist
 from torch import nn
 
+from realtime.atomic import write_whole
 from train.errors import TrainError
 from train.loop.distributed import decided_by_main, is_main_process, join_processes, n_processes
 from train.recipe import Training
-from train.store.atomic import write_whole
 
 DEEPSPEED_JSON = Path(__file__).parent / "deepspeed.json"
 _TAG = "checkpoint"

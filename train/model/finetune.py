@@ -14,9 +14,9 @@ from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 from torch import nn
 
+from realtime.atomic import whole
 from train.model.base_model import UNET_FOLDER, load_unet
 from train.recipe import Finetune
-from train.store.atomic import whole
 
 ADAPTER_FOLDER = "adapter"
 ADAPTER = "default"

@@ -32,7 +32,7 @@ from train.loop.distributed import n_processes
 from train.model.base_model import find_base, latent_size_px
 from train.model.linear_brain import LinearBrain, LinearConfig, LowRank, flattened
 from train.recipe import Recipe
-from train.store.atomic import alone_in
+from train.store.lock import alone_in
 from train.systems.brain_diffuser.pca import Components, leading_components
 from train.systems.brain_diffuser.ridge import Fit, Windows, fit_ridge
 from train.systems.brain_diffuser.tokens import (
