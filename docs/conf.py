@@ -21,7 +21,7 @@ OURS = ("realtime", "nsd", "sim", "train", "export")
 sys.path.insert(0, str(ROOT))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-os.environ["COLUMNS"] = "100"
+os.environ["COLUMNS"] = "96"
 
 project = "Real-time Dynadiff"
 author = "The contributors"

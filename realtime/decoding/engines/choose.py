@@ -35,6 +35,7 @@ _INSTALL = {
 AUTO_ORDER = ("tensorrt", "onnxruntime-cuda", "openvino", "onnxruntime-cpu")
 """Order in which ``auto`` tries engines; the faster one on CPUs first (``benchmarks/cpu_engines.py``)."""
 ENGINES = ("auto", *_MODULES)
+"""The names that ``--engine`` takes."""
 _log = logging.getLogger(__name__)
 
 
