@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from export.parity.limits import Difference
+from export.parity.differences import Difference
 from realtime.report.identification import Identification
 
 JSON_FILE, PAGE_FILE = "parity.json", "parity.html"
