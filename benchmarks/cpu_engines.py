@@ -130,14 +130,18 @@ def torch_decode(checkpoint: Path, steps: int, *, merged: bool, bf16: bool, comp
     """Decode with torch as diffusers' pipelines do: their scheduler, both conditions in one batch."""
     import torch
 
-    from train.checkpoints.checkpoint import load_checkpoint, merged_unet
+    from train.checkpoints.checkpoint import load_checkpoint
     from train.model.diffusion import make_scheduler
+    from train.model.finetune import merge_adapter
     from train.model.vae import decode_latents
 
     torch.set_num_threads(usable_cores())
     loaded = load_checkpoint(checkpoint)
     dtype = torch.bfloat16 if bf16 else torch.float32
-    unet = (merged_unet(loaded) if merged else loaded.unet).eval().to(dtype)
+    unet = loaded.unet
+    if merged and loaded.recipe.finetune.layers == "lora":
+        merge_adapter(unet)
+    unet = unet.to(dtype)
     brain, vae, null = loaded.brain, loaded.vae.to(dtype), loaded.null_NW[None]
     size = unet.config.sample_size
     noise = torch.from_numpy(initial_noise((1, unet.config.in_channels, size, size), SEED))
@@ -245,7 +249,7 @@ def summary(measured: dict[str, Mode]) -> dict[str, Any]:
 
 def psnr_db(found: NDArray[np.uint8], expected: NDArray[np.uint8]) -> float:
     """Of 8-bit pictures; 100 where they are the same."""
-    from export.parity.limits import psnr_db as psnr
+    from export.parity.differences import psnr_db as psnr
 
     return psnr(found, expected)
 

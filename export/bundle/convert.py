@@ -18,7 +18,8 @@ from export.graphs.graphs import Graph
 from export.graphs.node_names import FLOAT32_NODES
 from export.graphs.onnx_model import Arrays, onnx_runner, outputs_of, torch_runner
 from export.lineage.provenance import model_stage
-from export.parity.limits import Difference, compare
+from export.parity.differences import Difference
+from export.parity.limits import compare
 from export.precision_forms import FINAL_STEPS, PRECISIONS
 from export.resources import give_back_memory
 from realtime.bundle import spec as bundle_spec

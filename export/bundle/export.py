@@ -7,7 +7,8 @@ from pathlib import Path
 
 from export.lineage.provenance import Ledger
 from export.lineage.source import Subject
-from export.parity.limits import Difference, Limits, gate, relative
+from export.parity.differences import Difference
+from export.parity.limits import Limits, gate, relative
 from export.parity.parity_report import GraphParity, rows
 from export.precision_forms import Form
 from train.checkpoints.checkpoint import Checkpoint

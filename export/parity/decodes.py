@@ -22,7 +22,8 @@ from export.errors import ExportError
 from export.graphs.samplers import diffusers_steps
 from export.lineage.provenance import Ledger
 from export.lineage.source import latent_shape
-from export.parity.limits import Limits, gate, gate_psnr, psnr_db
+from export.parity.differences import psnr_db
+from export.parity.limits import Limits, gate, gate_psnr
 from export.parity.parity_report import DecodeParity, GraphParity, Parity
 from export.resources import give_back_memory
 from realtime.bundle.bundle import Bundle

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,23 +12,7 @@ from torch import Tensor
 from export.errors import ExportError
 from export.graphs.graphs import DenoiseGraph, Graph, Inputs
 from export.graphs.onnx_model import Arrays
-
-IDENTICAL_DB = 100.0
-"""PSNR of pictures that do not differ: a number, as JSON knows no infinity."""
-
-
-class Difference(NamedTuple):
-    """How far two ways are apart at most: as numbers, and as a share of the largest number compared."""
-
-    largest: float
-    relative: float
-
-    def or_worse(self, other: Difference | None) -> Difference:
-        """The larger of both, each figure by itself; what is not a number is the worst."""
-        if other is None:
-            return self
-        largest, share = (float(np.maximum(*pair)) for pair in zip(self, other, strict=True))
-        return Difference(largest=largest, relative=share)
+from export.parity.differences import Difference, difference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,20 +65,13 @@ def compare(graph: Graph, found: Sequence[Arrays], expected: Sequence[Arrays]) -
     for case, ours, theirs in zip(graph.cases, found, expected, strict=True):
         ours, theirs = _comparable(graph, case, ours), _comparable(graph, case, theirs)
         for name in theirs:
-            difference = _difference(ours[name], theirs[name])
-            worst[name] = difference.or_worse(worst.get(name))
+            worst[name] = difference(ours[name], theirs[name]).or_worse(worst.get(name))
     return worst
 
 
 def relative(differences: Mapping[str, Difference]) -> dict[str, float]:
     """The relative ones, which limits are about."""
-    return {name: difference.relative for name, difference in differences.items()}
-
-
-def psnr_db(found: NDArray[np.uint8], expected: NDArray[np.uint8]) -> float:
-    """Peak signal-to-noise ratio of 8-bit pictures."""
-    mean_square = float(np.mean((found.astype(np.float64) - expected) ** 2))
-    return min(IDENTICAL_DB, 10 * math.log10(255**2 / mean_square)) if mean_square else IDENTICAL_DB
+    return {name: each.relative for name, each in differences.items()}
 
 
 def _comparable(graph: Graph, case: Inputs, outputs: Arrays) -> Arrays:
@@ -117,12 +92,3 @@ def _comparable(graph: Graph, case: Inputs, outputs: Arrays) -> Arrays:
 def _double(tensor: Tensor) -> NDArray[np.float64]:
     array: NDArray[np.float64] = tensor.double().numpy()
     return array
-
-
-def _difference(found: NDArray[Any], expected: NDArray[Any]) -> Difference:
-    """Of pictures, in levels of 255 and, relatively, beyond the one that rounding can flip."""
-    apart = float(np.abs(found.astype(np.float64) - expected).max())
-    if expected.dtype == np.uint8:
-        return Difference(largest=apart, relative=max(apart - 1, 0.0) / 255)
-    largest = float(np.abs(expected).max())
-    return Difference(largest=apart, relative=apart / largest if largest else apart)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from html import escape
+from collections.abc import Mapping
 from pathlib import Path
-from string import Template
 
 import msgspec
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from export.parity.limits import Difference
+from export.parity.differences import Difference
 from realtime.report.identification import Identification
 
 JSON_FILE, PAGE_FILE = "parity.json", "parity.html"
+_TEMPLATES = Environment(
+    loader=PackageLoader("export.parity", ""),
+    autoescape=True,
+    undefined=StrictUndefined,
+    keep_trailing_newline=True,
+)
 
 
 class GraphParity(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,37 +89,20 @@ def write(folder: Path, parity: Parity, title: str) -> None:
 
 
 def page(parity: Parity, title: str) -> str:
-    """The report as HTML: one file, nothing fetched."""
-    limits = {name: f"{value:g}" for name, value in parity.limits.items()}
+    """The report as one HTML file that loads nothing else."""
     features = sorted({name for row in parity.decodes for name in row.identification})
-    return _PAGE.substitute(
-        title=escape(title),
-        form=escape(parity.form),
-        windows=escape(parity.windows),
-        samplers=escape(", ".join(parity.samplers)),
-        seed=parity.seed,
-        identification=escape(parity.identification),
-        psnr_db=limits["psnr_db"],
-        change=limits["identification"],
-        graphs=_table(
-            ("step", "against", "what", "largest difference", "relative", "limit"),
-            [
-                (
-                    row.step,
-                    row.against,
-                    row.what,
-                    f"{row.largest:.2g}",
-                    f"{row.relative:.2g}",
-                    f"{row.limit:g}",
-                )
-                for row in parity.graphs
-            ],
-        ),
-        decodes=_table(
-            ("way", "runs on", "PSNR, dB", "largest difference, of 255", "relative", *features),
-            [_decode_cells(row, features) for row in parity.decodes],
-        ),
+    return _TEMPLATES.get_template("parity.html.jinja").render(
+        title=title,
+        parity=parity,
+        features=features,
+        graphs=[_graph_cells(row) for row in parity.graphs],
+        decodes=[_decode_cells(row, features) for row in parity.decodes],
     )
+
+
+def _graph_cells(row: GraphParity) -> tuple[str, ...]:
+    figures = f"{row.largest:.2g}", f"{row.relative:.2g}", f"{row.limit:g}"
+    return row.step, row.against, row.what, *figures
 
 
 def _decode_cells(row: DecodeParity, features: list[str]) -> tuple[str, ...]:
@@ -133,35 +121,3 @@ def _interval(found: Identification) -> str:
     if found.value is None or found.low is None or found.high is None:
         return ""
     return f"{100 * found.value:.2f} % [{100 * found.low:.1f}, {100 * found.high:.1f}]"
-
-
-def _table(head: Iterable[str], lines: Iterable[tuple[str, ...]]) -> str:
-    def row(tag: str, cells: Iterable[str]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    return f"<table>{row('th', head)}{''.join(row('td', cells) for cells in lines)}</table>"
-
-
-_PAGE = Template("""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>Parity of $title</title>
-<style>
-  body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
-  table { border-collapse: collapse; margin: 1rem 0; }
-  th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid #8884; }
-  td { font-variant-numeric: tabular-nums; vertical-align: top; }
-</style>
-<h1>Parity of $title</h1>
-<p>Form: $form. Past a limit no bundle is made: this one stayed within all of them.</p>
-<h2>Graphs</h2>
-<p>Largest differences over a graph's cases: steps along the sampler, guided and not; random windows; random
-latents. Relative is to the largest number of what is compared; of pictures, beyond the one level that
-rounding can flip. <i>noise</i> is what the UNet predicts.</p>
-$graphs
-<h2>Whole decodes</h2>
-<p>Each way against torch and diffusers in fp32, before any merge, on $windows; by $samplers,
-from noise of seed $seed. Limits: a PSNR of at least $psnr_db dB; identification that changes by at most
-$change.</p>
-$decodes
-<p>$identification</p>
-</html>
-""")

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.errors import ExportError
+from export.parity.differences import difference, psnr_db
 from realtime.bundle.bundle import Bundle
 from realtime.bundle.spec import Sampler
 from realtime.decoding.decoder import Decoder, initial_noise
@@ -31,7 +32,7 @@ def worst_differences(bundle: Bundle, engine: Engine, reference: Engine) -> dict
         found, expected = _run(engine, graph, inputs), _run(reference, graph, inputs)
         figures = worst.setdefault(graph, dict.fromkeys(compared, 0.0))
         for name in compared:
-            apart = _difference(found[name], expected[name])
+            apart = difference(found[name], expected[name]).relative
             limit = LIMITS[bundle.spec.graphs[graph].precision]
             if not apart <= limit:  # also where it is not a number
                 raise ExportError(
@@ -48,8 +49,7 @@ def picture_psnr_db(bundle: Bundle, engine: Engine, reference: Engine) -> float:
     sampler = min(bundle.spec.samplers, key=lambda sampler: len(sampler.timesteps))
     window = initial_noise((bundle.spec.roi.n_voxels, bundle.decoder().window.length_volumes), seed=1)
     images = [Decoder(bundle, each).decode(window, sampler).image for each in (engine, reference)]
-    mean_square = float(np.mean((images[0].astype(np.float64) - images[1]) ** 2))
-    psnr = min(100.0, 10 * float(np.log10(255**2 / mean_square))) if mean_square else 100.0
+    psnr = psnr_db(*images)
     if psnr < LEAST_PSNR_DB:
         raise ExportError(
             f"expected a picture of at least {LEAST_PSNR_DB:g} dB PSNR against ONNX Runtime on the CPU, got "
@@ -95,11 +95,3 @@ def _steps(sampler: Sampler, conditions: NDArray[Any], shape: tuple[int, ...]) -
 def _run(engine: Engine, graph: str, inputs: Arrays) -> Arrays:
     outputs = engine.run(graph, {name: engine.put(array) for name, array in inputs.items()})
     return {name: engine.get(tensor) for name, tensor in outputs.items()}
-
-
-def _difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Relative to the largest number; of pictures, in levels of 255 beyond the one that rounding can flip."""
-    apart = float(np.abs(found.astype(np.float64) - expected).max())
-    if expected.dtype == np.uint8:
-        return max(apart - 1, 0.0) / 255
-    return apart / max(float(np.abs(expected).max()), 1e-12)

@@ -21,14 +21,16 @@ from export.graphs.graphs import DenoiseGraph, brain_graph
 from export.graphs.samplers import bundle_samplers
 from export.lineage.provenance import CHECKPOINT_FILES, Ledger, folder_sha256, note_sources
 from export.parity.decodes import torch_pictures
-from export.parity.limits import Limits, gate, gate_psnr, psnr_db
+from export.parity.differences import psnr_db
+from export.parity.limits import Limits, gate, gate_psnr
 from realtime.bundle.bundle import Bundle
 from realtime.bundle.files import file_sha256
 from realtime.bundle.spec import SPEC_FILE, Stage
 from realtime.decoding.decoder import Decoder
 from realtime.decoding.engines.choose import open_engine
-from train.checkpoints.checkpoint import Parent, merged_unet
+from train.checkpoints.checkpoint import Parent, load_checkpoint
 from train.model.diffusion import make_scheduler
+from train.model.finetune import merge_adapter
 
 from .conftest import STORED_ELEMENTS, Exported
 
@@ -76,7 +78,8 @@ def test_the_runtime_decodes_windows_into_the_pictures_of_torch(exported: Export
 
 def test_lora_is_merged_and_matters(exported: Exported) -> None:
     checkpoint = exported.checkpoint
-    merged, unmerged = merged_unet(checkpoint), checkpoint.unet
+    merged, unmerged = load_checkpoint(checkpoint.folder).unet, checkpoint.unet
+    merge_adapter(merged)
     assert not any("lora" in name for name, _ in merged.named_parameters())
     latents, condition = torch.randn(1, 4, 16, 16), torch.randn(1, 3, 8)
     with torch.no_grad():

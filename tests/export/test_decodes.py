@@ -8,6 +8,7 @@ import pytest
 from export.errors import ExportError
 from export.parity.decodes import Decodes, Seen, random_windows, recorded_windows
 from export.parity.limits import Limits
+from export.parity.parity_report import DecodeParity, GraphParity, Parity, page
 
 from .conftest import Exported
 
@@ -63,3 +64,29 @@ def test_an_engine_that_cannot_run_here_is_noted_with_its_reason(exported: Expor
 def test_recordings_that_are_not_there(exported: Exported, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="expected held-out windows of"):
         recorded_windows(exported.checkpoint, tmp_path / "none", tmp_path / "cache", seed=1)
+
+
+def test_the_page_escapes_what_it_shows_and_lists_every_row() -> None:
+    graph = GraphParity(
+        step="vae <onnx>", against="torch", what="image", largest=2.0, relative=0.00392, limit=1e-2
+    )
+    ran = DecodeParity(
+        way="compact & fast", runs_on="a CPU", psnr_db=51.23, largest_levels=3, relative=0.0118
+    )
+    missing = DecodeParity(way="tensorrt", reason="no GPU <here>")
+    parity = Parity(
+        form="compact",
+        windows="4 windows",
+        samplers=["ddim-20", "dpm++-6"],
+        seed=1,
+        identification="Not measured.",
+        limits={"psnr_db": 30.0, "identification": 0.01},
+        graphs=[graph],
+        decodes=[ran, missing],
+    )
+    text = page(parity, "<b>sub-01</b>")
+    assert "<h1>Parity of &lt;b&gt;sub-01&lt;/b&gt;</h1>" in text
+    assert "<td>vae &lt;onnx&gt;</td><td>torch</td><td>image</td><td>2</td><td>0.0039</td>" in text
+    assert "<td>compact &amp; fast</td><td>a CPU</td><td>51.2</td><td>3</td><td>0.0118</td>" in text
+    assert "<td>tensorrt</td><td>not here: no GPU &lt;here&gt;</td>" in text
+    assert "by ddim-20, dpm++-6" in text

@@ -14,7 +14,8 @@ from export.__main__ import main
 from export.bundle.build import export_bundle
 from export.errors import ExportError
 from export.graphs import onnx_model
-from export.parity.limits import Limits, psnr_db
+from export.parity.differences import psnr_db
+from export.parity.limits import Limits
 from export.parity.parity_report import Parity
 from realtime.bundle.bundle import Bundle
 from realtime.bundle.files import file_sha256

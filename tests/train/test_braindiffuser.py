@@ -14,7 +14,7 @@ import torch
 
 from export.__main__ import main as export_main
 from export.parity.decodes import torch_pictures
-from export.parity.limits import psnr_db
+from export.parity.differences import psnr_db
 from nsd import Layout, Stimuli
 from realtime.bundle.bundle import Bundle
 from realtime.decoding.decoder import Decoder

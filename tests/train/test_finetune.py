@@ -14,8 +14,8 @@ from train.model.base_model import UNET_FOLDER, make_unet
 from train.model.finetune import (
     ADAPTER_FOLDER,
     CROSS_ATTENTION,
-    load_merged,
     load_tuned,
+    merge_adapter,
     save_tuned,
     set_trainable,
 )
@@ -80,8 +80,10 @@ def test_what_learned_comes_back_from_a_checkpoint(
     tokens = torch.randn(2, 17, tiny_recipe.base.token_width)
     with torch.no_grad():
         expected = unet.eval()(*inputs, tokens).sample
-        for load in (load_tuned, load_merged):
-            again = load(finetune, tmp_path, tiny_base)
+        again = load_tuned(finetune, tmp_path, tiny_base)
+        torch.testing.assert_close(again(*inputs, tokens).sample, expected, rtol=1e-4, atol=1e-5)
+        if layers == "lora":
+            merge_adapter(again)
             torch.testing.assert_close(again(*inputs, tokens).sample, expected, rtol=1e-4, atol=1e-5)
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from nsd import Layout, RunKey, Stimuli, read_expdesign, run_trials, runs
 from train.__main__ import main
-from train.checkpoints.checkpoint import load_checkpoint, merged_unet, read_info
+from train.checkpoints.checkpoint import load_checkpoint, read_info
 from train.data.cache import prepare, subject_cache
 from train.data.dataset import averaged_windows
 from train.data.latents import encode_stimuli, shown_latents
@@ -29,6 +29,7 @@ from train.fitting.fit import fit_subjects
 from train.fitting.job import Order
 from train.fitting.pretrain import BasePictures, base_pictures, train_base, train_vae
 from train.model.base_model import load_unet, load_vae
+from train.model.finetune import merge_adapter
 from train.model.vae import encode_latents, rebuilt_psnr_db
 from train.recipe import Recipe, demo_base, read_recipe
 
@@ -56,7 +57,8 @@ def test_merging_lora_leaves_the_function_as_it_was(tiny_checkpoint: Path) -> No
     checkpoint = load_checkpoint(tiny_checkpoint)
     adapter = [p for name, p in checkpoint.unet.named_parameters() if "lora_B" in name]
     assert any(p.abs().max() > 0 for p in adapter), "the adapter learned nothing"
-    merged = merged_unet(checkpoint)
+    merged = load_checkpoint(tiny_checkpoint).unet
+    merge_adapter(merged)
     assert not any("lora" in name for name, _ in merged.named_parameters())
     size = checkpoint.unet.config.sample_size
     generator = torch.Generator().manual_seed(0)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from train.errors import TrainError
 from train.loop.deepspeed_engine import choose_precision, deepspeed_config
-from train.loop.logbook import Journal, StepFigures
+from train.loop.logbook import Logbook, StepFigures
 from train.loop.loop import batch_indices, fit, noise_seed
 from train.model.batch import Batch
 from train.recipe import Training, read_recipe
@@ -245,14 +245,14 @@ def test_steps_behind_the_checkpoint_are_taken_back(tmp_path: Path, monkeypatch:
     def figures(loss: float) -> StepFigures:
         return StepFigures(loss=loss, learning_rate=1.0, gradient_norm=1.0, examples_per_s=1.0)
 
-    with Journal(tmp_path, [], 5, "first") as journal:
+    with Logbook(tmp_path, [], 5, "first") as logbook:
         for loss in (5.0, 4.0, 3.0):
-            journal.add(figures(loss))
+            logbook.add(figures(loss))
     # TensorBoard names its files by the second, and reads them in that order.
     now = time.time
     monkeypatch.setattr(time, "time", lambda: now() + 2)
-    with Journal(tmp_path, [5.0], 5, "second") as journal:
-        journal.add(figures(3.5))
+    with Logbook(tmp_path, [5.0], 5, "second") as logbook:
+        logbook.add(figures(3.5))
     assert table(tmp_path) == [(0, 5.0), (1, 3.5)]
     assert [(event.step, event.value) for event in board(tmp_path).Scalars("loss")] == [(0, 5.0), (1, 3.5)]
 

@@ -24,7 +24,7 @@ from train.errors import TrainError
 from train.model.base_model import find_base, is_on_hub, load_vae
 from train.model.brain import BrainModule
 from train.model.dynadiff import Dynadiff, brain_config
-from train.model.finetune import load_merged, load_tuned, save_tuned
+from train.model.finetune import load_tuned, save_tuned
 from train.model.linear_brain import LinearBrain, LinearConfig
 from train.recipe import Recipe
 from train.store.fingerprints import Method, Terms, base_identity
@@ -234,8 +234,3 @@ def read_info(folder: Path) -> CheckpointInfo:
         ) from error
     except msgspec.MsgspecError as error:
         raise TrainError(f"{path}: {error}") from error
-
-
-def merged_unet(checkpoint: Checkpoint) -> UNet2DConditionModel:
-    """A plain UNet with the adapter folded into its weights; the checkpoint's own is left as it is."""
-    return load_merged(checkpoint.recipe.finetune, checkpoint.folder, checkpoint.base_folder)

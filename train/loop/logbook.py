@@ -27,7 +27,7 @@ class StepFigures:
     examples_per_s: float
 
 
-class Journal:
+class Logbook:
     """The record of a run, written by the main process; in the others it only remembers losses.
 
     Opened with the losses of the checkpoint that training goes on from: what was written behind it is taken
@@ -47,7 +47,7 @@ class Journal:
             self._table = (folder / "losses.tsv").open("a", buffering=1)
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=len(losses), flush_secs=10)
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> Logbook:
         return self
 
     def __exit__(

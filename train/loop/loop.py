@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from train.errors import TrainError
 from train.loop.deepspeed_engine import resume, save, start_engine
 from train.loop.distributed import StopRequest, is_main_process
-from train.loop.logbook import Journal, StepFigures
+from train.loop.logbook import Logbook, StepFigures
 from train.model.batch import Batch
 from train.recipe import Training
 
@@ -60,15 +60,15 @@ def fit(
     losses = resume(engine, folder, training, seed)
     steps = _Steps(engine=engine, batch_of=batch_of, n_examples=n_examples, training=training, seed=seed)
     saved_at = time.monotonic()
-    with Journal(folder, losses, training.steps, name) as journal, StopRequest() as stop:
+    with Logbook(folder, losses, training.steps, name) as logbook, StopRequest() as stop:
         for step in range(len(losses), training.steps):
             due = is_main_process() and time.monotonic() - saved_at > save_every_s
             figures, stops, saves = steps.take(step, stop, due)
-            journal.add(figures)
+            logbook.add(figures)
             if sample and (step + 1) % sample_every_steps == 0 and is_main_process():
-                journal.show(_draw(engine, sample))
+                logbook.show(_draw(engine, sample))
             if stops or saves or step + 1 == training.steps:
-                journal.flush()
+                logbook.flush()
                 save(engine, folder, losses)
                 saved_at = time.monotonic()
             if stops:

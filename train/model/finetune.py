@@ -83,15 +83,6 @@ def trainable_again(finetune: Finetune, folder: Path, base: Path) -> UNet2DCondi
 
 
 @torch.no_grad()
-def load_merged(finetune: Finetune, folder: Path, base: Path) -> UNet2DConditionModel:
-    """As :func:`load_tuned`, an adapter folded into the weights: a plain UNet."""
-    unet = load_tuned(finetune, folder, base)
-    if finetune.layers == "lora":
-        merge_adapter(unet)
-    return unet.eval().requires_grad_(False)
-
-
-@torch.no_grad()
 def merge_adapter(unet: UNet2DConditionModel) -> None:
     """Fold an adapter into the weights it lies beside, in place."""
     unet.fuse_lora()

@@ -24,8 +24,8 @@ OPENAI = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757771
 class AlexNet(nn.Module):
     """The convolutional half of AlexNet."""
 
-    LAYER_2, LAYER_5 = 4, 11
-    """Places, behind their ReLU, of what the literature on NSD calls layers 2 and 5."""
+    LAYER_2 = 4
+    """Index of the ReLU that ends layer 2, as the literature on NSD counts; layer 5 ends with the last ReLU."""
 
     def __init__(self) -> None:
         super().__init__()
