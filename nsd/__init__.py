@@ -1,8 +1,8 @@
-"""The Natural Scenes Dataset, read only: paths, designs, regions, runs, betas, stimuli and splits.
+"""Reads the Natural Scenes Dataset: paths, designs, ROIs, runs, betas, stimuli and splits.
 
-Works on NSD itself (which one must obtain oneself; its terms forbid redistribution) and
-on synthetic subjects that ``python -m sim synthesize`` writes in the same layout.
-Images are 0-based 73k indices here; ids in files count from 1.
+It reads NSD itself, which users must obtain themselves (its terms forbid redistribution), and synthetic
+subjects that ``python -m sim synthesize`` writes in the same layout. Images are 0-based 73k indices here;
+ids in files count from 1. Imports nothing else of this project.
 """
 
 from nsd.betas import BETA_SCALE, read_betas

@@ -1,4 +1,4 @@
-"""Single-trial responses: NSD's own preparation, one volume for each presentation of a session."""
+"""Reads NSD's betas: single-trial responses, one volume for each presentation of a session."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from nsd.roi import UNREADABLE, Roi, check_grid
 from nsd.sessions import check_session
 
 BETA_SCALE = 300
-"""Files hold int16: this many times the response in percent signal change."""
+"""Files store int16: the response in percent signal change times this factor."""
 
-_BLOCK = 25  # trials held at once while a ROI is read out of a full-size session (35 MB)
+_BLOCK = 25  # trials in memory at once (35 MB at full size)
 
 
 def read_betas(layout: Layout, subject: int, session: int, roi: Roi) -> npt.NDArray[np.float32]:
     """Read a session's single-trial responses: float32 ``[750, V]`` in percent signal change.
 
-    Rows are presentations in order, those that `run_trials` lists for the session's `task_runs`; columns
-    are the mask's voxels in C order. The ``betas_fithrf_GLMdenoise_RR`` preparation (Allen et al. 2022,
-    Methods). One pass over the file; besides the result, less than 100 MB are held.
+    Rows are presentations in the order of `run_trials` for the session's `task_runs`; columns are the mask's
+    voxels in C order. Reads the ``betas_fithrf_GLMdenoise_RR`` version (Allen et al. 2022, Methods) in one
+    pass, with less than 100 MB of memory besides the result.
 
-    :raises BadRequest: the subject was not scanned in that session.
-    :raises MissingFile: there is no such file.
-    :raises BadFile: unreadable, not 750 volumes, or not plain int16.
-    :raises GridMismatch: region and responses do not lie on one grid.
+    :raises BadRequest: when the subject was not scanned in that session
+    :raises MissingFile: when the file does not exist
+    :raises BadFile: when the file is unreadable, has not 750 volumes, or is not unscaled int16
+    :raises GridMismatch: when ROI and betas have different grids
     """
     check_session(subject, session)
     what = f"the single-trial responses of subject {subject}, session {session}"
@@ -62,7 +62,7 @@ def _read(path: Path, image: Any, start: int, stop: int) -> npt.NDArray[np.int16
         block: npt.NDArray[Any] = np.asanyarray(image.dataobj[..., start:stop])
     except UNREADABLE as error:
         raise BadFile(path, f"trials {start} to {stop - 1} to be readable", str(error)) from error
-    # A file that scales its values is read as floats, and its unit is then not NSD's.
+    # Scaled values are read as floats; their unit is not NSD's.
     if block.dtype.kind != "i" or block.dtype.itemsize != 2:
         raise BadFile(path, f"int16, {BETA_SCALE} times percent signal change, unscaled", block.dtype.name)
     return block

@@ -1,10 +1,10 @@
-"""Everything that can go wrong when a data set in NSD's layout is read.
+"""Errors of reading a data set in NSD's layout.
 
 NsdError
-├── MissingFile      a file of the layout is not there
-├── BadFile          a file is there but is not what the layout says
-├── GridMismatch     two files of one subject do not lie on the same grid
-└── BadRequest       the caller asked for something the data set does not have
+├── MissingFile      a file of the layout does not exist
+├── BadFile          the content of a file differs from the layout
+├── GridMismatch     two files of a subject have different grids
+└── BadRequest       the caller requested something that the data set does not contain
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 
 
 class NsdError(Exception):
-    """Root of this package's errors; its text is one line fit for a terminal."""
+    """Base of this package's errors; its text is one line for a terminal."""
 
 
 class MissingFile(NsdError):
-    """A file of the layout is not there. Its arguments are kept: it also crosses processes."""
+    """A file of the layout does not exist; can be pickled, because worker processes raise it."""
 
     def __init__(self, path: Path, what: str) -> None:
         super().__init__(path, what)
@@ -28,7 +28,7 @@ class MissingFile(NsdError):
 
 
 class BadFile(NsdError):
-    """A file exists, but its content is not what the layout says."""
+    """The content of a file differs from the layout."""
 
     def __init__(self, path: Path, expected: str, found: str) -> None:
         super().__init__(path, expected, found)
@@ -39,15 +39,15 @@ class BadFile(NsdError):
 
 
 class GridMismatch(NsdError):
-    """Two files that must share one voxel grid do not."""
+    """Two files that must have the same voxel grid have different ones."""
 
 
 class BadRequest(NsdError):
-    """The caller asked for a subject, session, run, volume or image that does not exist."""
+    """The caller requested a subject, session, run, volume or image that does not exist."""
 
 
 def require_file(path: Path, what: str) -> Path:
-    """Return ``path`` if it is a file; raise `MissingFile` naming ``what`` it should be otherwise."""
+    """Return ``path``, a file that should be ``what``. :raises MissingFile: when it does not exist"""
     if not path.is_file():
         raise MissingFile(path, what)
     return path

@@ -1,4 +1,4 @@
-"""The experiment's plan: which image each of a subject's 30 000 trials shows."""
+"""Reads the experimental design: which image each of a subject's 30 000 trials shows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TRIALS_PER_SESSION = 750
 N_SUBJECTS = 8
 N_SESSIONS = 40
 N_SLOTS = 75
-"""4 s slots of a run, 3 volumes each; some stay blank."""
+"""4 s slots of a run, 3 volumes each; some are blank."""
 
 N_SUBJECT_IMAGES = 10_000
 N_SHARED_IMAGES = 1_000
@@ -39,11 +39,11 @@ _RANGES = {
 
 @dataclass(frozen=True, kw_only=True)
 class ExpDesign:
-    """The plan, all indices 0-based (the file counts from 1).
+    """The experimental design; all indices are 0-based (the file counts from 1).
 
-    ``ordering`` int64 ``[30000]``: for each trial, which of the subject's 10 000 images.
-    ``subject_images`` int64 ``[8, 10000]``: 73k index of each of them.
-    ``shared`` int64 ``[1000]``: 73k indices of the images everyone saw (the test set).
+    ``ordering`` int64 ``[30000]``: for each trial, which of the subject's 10 000 images it shows.
+    ``subject_images`` int64 ``[8, 10000]``: 73k indices of each subject's images.
+    ``shared`` int64 ``[1000]``: 73k indices of the images that all subjects saw (the test set).
     ``stimulus_slots`` bool ``[40, 12, 75]``: which 4 s slots of each task run show an image.
     """
 
@@ -53,13 +53,13 @@ class ExpDesign:
     stimulus_slots: npt.NDArray[np.bool_]
 
     def trial_images(self, subject: int) -> npt.NDArray[np.int64]:
-        """Return ``int64[30000]``: the 73k index each planned trial of ``subject`` shows."""
+        """Return the 73k index that each planned trial of ``subject`` shows, ``int64[30000]``."""
         check_session(subject, 1)
         images: npt.NDArray[np.int64] = self.subject_images[subject - 1, self.ordering]
         return images
 
     def run_trials(self, subject: int, session: int, task_run: int) -> npt.NDArray[np.int64]:
-        """73k indices shown in the ``task_run``-th task run (0..11) of ``session``, in order."""
+        """Return the 73k indices shown in the ``task_run``-th task run (0..11) of ``session``, in order."""
         check_session(subject, session)
         if not 0 <= task_run < TASK_RUNS_PER_SESSION:
             raise BadRequest(f"task run {task_run}: expected 0 to {TASK_RUNS_PER_SESSION - 1}")
@@ -78,10 +78,10 @@ class ExpDesign:
 def read_expdesign(layout: Layout) -> ExpDesign:
     """Read ``nsd_expdesign.mat``.
 
-    :raises MissingFile: there is no such file.
-    :raises BadFile: not a MATLAB file, or a variable is missing, misshapen or out of range.
+    :raises MissingFile: when the file does not exist
+    :raises BadFile: when it is not a MATLAB file, or a variable is missing, or has a wrong shape or range
     """
-    import scipy.io  # here, as it loads for as long as all the rest together
+    import scipy.io  # here, because importing it takes as long as everything else together
 
     path = require_file(layout.expdesign(), "the experiment's design")
     try:

@@ -1,4 +1,4 @@
-"""Where every file of the Natural Scenes Dataset lies under its root."""
+"""Paths of the files of the Natural Scenes Dataset."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SPACE = "func1pt8mm"
 
 @dataclass(frozen=True)
 class Layout:
-    """Paths of a data set in NSD's layout; nothing is opened and nothing needs to exist.
+    """Paths of a data set in NSD's layout; opens no file, and the files need not exist.
 
     Subjects, sessions and runs are numbered from 1, as in NSD's file names.
     """
@@ -26,15 +26,15 @@ class Layout:
         return self._timeseries_dir(subject) / "timeseries" / name
 
     def design(self, subject: int, session: int, run: int) -> Path:
-        """One integer a row: the image that appears at this volume, or 0."""
+        """One integer per row: the image that appears at this volume, or 0."""
         return self._timeseries_dir(subject) / "design" / f"design_session{session:02d}_run{run:02d}.tsv"
 
     def motion(self, subject: int, session: int, run: int) -> Path:
-        """Three translations (mm) and three rotations (rad) a row."""
+        """Three translations (mm) and three rotations (rad) per row."""
         return self._timeseries_dir(subject) / "motion" / f"motion_session{session:02d}_run{run:02d}.tsv"
 
     def roi(self, subject: int) -> Path:
-        """The nsdgeneral region: -1 outside cortex, 0 other cortex, > 0 inside."""
+        """The nsdgeneral ROI: > 0 inside, 0 other cortex, -1 outside cortex."""
         return self.root / "nsddata" / "ppdata" / f"subj{subject:02d}" / _SPACE / "roi" / "nsdgeneral.nii.gz"
 
     def expdesign(self) -> Path:
@@ -46,7 +46,7 @@ class Layout:
         return self.root / "nsddata" / "experiments" / "nsd" / "nsd_stim_info_merged.csv"
 
     def stimuli(self) -> Path:
-        """The pictures themselves, HDF5 data set ``imgBrick``."""
+        """The pictures, HDF5 data set ``imgBrick``."""
         return self.root / "nsddata_stimuli" / "stimuli" / "nsd" / "nsd_stimuli.hdf5"
 
     def betas(self, subject: int, session: int) -> Path:

@@ -1,4 +1,4 @@
-"""The region of interest a decoder reads."""
+"""Reads the region of interest (ROI) of a decoder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nsd.layout import Layout
 NSDGENERAL_VOXELS = {
     1: 15_724, 2: 14_278, 3: 15_226, 4: 13_153, 5: 13_039, 6: 17_907, 7: 12_682, 8: 14_386,
 }  # fmt: skip
-"""Subject -> voxels of the nsdgeneral region at 1.8 mm; synthetic subjects have their own number."""
+"""Number of voxels of the nsdgeneral ROI at 1.8 mm, by subject; synthetic subjects differ."""
 
 UNREADABLE = (
     nib.filebasedimages.ImageFileError,
@@ -27,7 +27,7 @@ UNREADABLE = (
     ValueError,
     zlib.error,
 )
-"""What nibabel raises for a file that is damaged or no NIfTI image."""
+"""Exceptions of nibabel for a file that is damaged or not a NIfTI image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,15 +39,15 @@ class Roi:
 
     @property
     def n_voxels(self) -> int:
-        """How many voxels the region has."""
+        """Number of voxels in the ROI."""
         return int(np.count_nonzero(self.mask))
 
 
 def read_roi(layout: Layout, subject: int) -> Roi:
-    """Read the nsdgeneral region (> 0) of ``subject``.
+    """Read the nsdgeneral ROI (> 0) of ``subject``.
 
-    :raises MissingFile: there is no such file.
-    :raises BadFile: not a readable three-dimensional NIfTI image, or without any voxel > 0.
+    :raises MissingFile: when the file does not exist
+    :raises BadFile: when it is not a readable three-dimensional NIfTI image, or has no voxel > 0
     """
     path = require_file(layout.roi(subject), f"the nsdgeneral region of subject {subject}")
     try:
@@ -64,12 +64,12 @@ def read_roi(layout: Layout, subject: int) -> Roi:
 
 
 def check_grid(path: Path, image: Any, roi: Roi, roi_path: Path) -> None:
-    """Raise `GridMismatch` unless the NIfTI series ``image`` of ``path`` lies on the grid of ``roi``."""
+    """Check that the NIfTI series ``image`` has the grid of ``roi``. :raises GridMismatch: if not"""
     grid = tuple(image.shape[:3])
     if roi.mask.shape != grid:
         raise GridMismatch(
             f"{path}: expected the grid of {roi_path}, {roi.mask.shape}, found {grid};"
-            " series and region must come from the same subject and space"
+            " series and ROI must come from the same subject and space"
         )
     if not np.allclose(roi.affine, image.affine, atol=1e-3):
         expected, found = roi.affine.tolist(), image.affine.tolist()

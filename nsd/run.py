@@ -1,4 +1,4 @@
-"""The volumes of one run, read lazily."""
+"""Reads the volumes of a run lazily."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ from nsd.layout import Layout
 from nsd.roi import UNREADABLE, Roi, check_grid
 from nsd.sessions import TR_S, RunKey
 
-_BLOCK = 25  # volumes held at once while a ROI is read out of a full-size run (35 MB)
+_BLOCK = 25  # volumes in memory at once (35 MB at full size)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One task run. Making it reads nothing; header, design and volumes are read when asked for.
+    """One task run. Header, design and volumes are read on first use.
 
-    The series on disk has one volume more than the design has rows (226 and 225); the
-    trailing one belongs to no design row and is not part of the run here.
+    The series on disk has 226 volumes, the design 225 rows; the last volume has no design row and is dropped.
     """
 
     layout: Layout
@@ -40,7 +39,7 @@ class Run:
 
     @cached_property
     def design(self) -> npt.NDArray[np.int64]:
-        """``int64[225]``: 0, or the 1-based 73k id that appears at this volume."""
+        """For each volume the 1-based 73k id that appears, or 0: ``int64[225]``."""
         return read_design(self.layout.design(self.subject, self.session, self.run))
 
     @property
@@ -52,7 +51,7 @@ class Run:
     def _image(self) -> Any:
         path = require_file(self.layout.timeseries(*self.key), f"the volumes of {self.key}")
         try:
-            # An open handle makes reading volume after volume of a gzip file one pass over it.
+            # With an open handle, reading consecutive volumes takes one pass over a gzip file.
             image: Any = nib.load(path, keep_file_open=True)
         except UNREADABLE as error:
             raise BadFile(path, "a NIfTI series", str(error)) from error
@@ -63,17 +62,17 @@ class Run:
 
     @property
     def n_volumes(self) -> int:
-        """Volumes that have a design row: 225."""
+        """Number of volumes with a design row, 225."""
         return N_DESIGN_ROWS
 
     @property
     def tr_s(self) -> float:
-        """Seconds between volumes."""
+        """Repetition time in seconds."""
         return TR_S
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Grid ``(x, y, z)``."""
+        """Shape of the grid, ``(x, y, z)``."""
         x, y, z, _ = self._image.shape
         return int(x), int(y), int(z)
 
@@ -84,24 +83,27 @@ class Run:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Type of the volumes as they are handed out: as stored, or float where the file scales them."""
+        """Dtype of the volumes: as stored, or float if the file scales them."""
         return np.dtype(self._read(0, 1).dtype)
 
     def volume(self, index: int) -> npt.NDArray[Any]:
-        """Return volume ``index`` (0-based, < 225) as a C-order array ``[x, y, z]``."""
+        """Return volume ``index`` (0-based, < 225) as a C-order array ``[x, y, z]``.
+
+        :raises BadRequest: when there is no such volume
+        """
         if not 0 <= index < self.n_volumes:
             raise BadRequest(f"volume {index}: expected 0 to {self.n_volumes - 1} for {self.key}")
         return np.ascontiguousarray(self._read(index, index + 1)[..., 0])
 
     def volumes(self, start: int = 0) -> Iterator[npt.NDArray[Any]]:
-        """Yield the volumes from ``start`` on, in one pass over the file."""
+        """Yield the volumes from ``start`` on in one pass over the file."""
         for index in range(start, self.n_volumes):
             yield self.volume(index)
 
     def roi_series(self, roi: Roi) -> npt.NDArray[np.float32]:
-        """Return ``float32[225, V]``: rows are volumes, columns the mask's voxels in C order.
+        """Return the series of the ROI, ``float32[225, V]``; columns are the mask's voxels in C order.
 
-        :raises GridMismatch: region and series do not lie on one grid.
+        :raises GridMismatch: when ROI and series have different grids
         """
         check_grid(self.layout.timeseries(*self.key), self._image, roi, self.layout.roi(self.subject))
         series = np.empty((self.n_volumes, roi.n_voxels), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Which sessions and runs the experiment had, and which of them are on disk."""
+"""The sessions and runs of the experiment, and those of them on disk."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from nsd.errors import BadRequest, MissingFile
 from nsd.layout import Layout
 
 TR_S = 4 / 3
-"""Seconds between two volumes of the 1.8 mm series."""
+"""Repetition time of the 1.8 mm series in seconds."""
 
 SUBJECTS_SESSIONS = {1: 40, 2: 40, 3: 32, 4: 30, 5: 40, 6: 32, 7: 40, 8: 30}
-"""Subject -> number of NSD sessions that were scanned."""
+"""Number of NSD sessions by subject."""
 
 TASK_RUNS_PER_SESSION = 12
 
@@ -21,7 +21,7 @@ _LAST_14_RUN_SESSION_OF_OTHERS = 30
 
 
 class RunKey(NamedTuple):
-    """Names one run; all three count from 1."""
+    """Identifies a run; all numbers count from 1."""
 
     subject: int
     session: int
@@ -32,7 +32,7 @@ class RunKey(NamedTuple):
 
 
 def check_session(subject: int, session: int) -> None:
-    """Raise `BadRequest` unless ``subject`` was scanned in ``session``."""
+    """Check that ``subject`` was scanned in ``session``. :raises BadRequest: if not"""
     if subject not in SUBJECTS_SESSIONS:
         raise BadRequest(f"subject {subject}: expected 1 to {len(SUBJECTS_SESSIONS)}")
     n_sessions = SUBJECTS_SESSIONS[subject]
@@ -41,7 +41,7 @@ def check_session(subject: int, session: int) -> None:
 
 
 def task_runs(subject: int, session: int) -> range:
-    """Run numbers in which images were shown: 1..12, or 2..13 where runs 1 and 14 are rest."""
+    """Return the numbers of the task runs: 1..12, or 2..13 in sessions whose runs 1 and 14 are rest."""
     check_session(subject, session)
     last = _LAST_14_RUN_SESSION.get(subject, _LAST_14_RUN_SESSION_OF_OTHERS)
     first_run = 2 if _FIRST_14_RUN_SESSION <= session <= last else 1
@@ -49,7 +49,10 @@ def task_runs(subject: int, session: int) -> range:
 
 
 def runs(layout: Layout, subject: int) -> list[RunKey]:
-    """Task runs of ``subject`` whose series are on disk, sorted; raises `MissingFile` if there is none."""
+    """Return the task runs of ``subject`` whose series are on disk, sorted.
+
+    :raises MissingFile: when there is none
+    """
     check_session(subject, 1)
     keys = [
         RunKey(subject, session, run)

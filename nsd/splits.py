@@ -1,8 +1,7 @@
-"""Which presentations train a decoder and which test it.
+"""Splits presentations into training and test sets.
 
-Two splits are in use for NSD. The *standard* split tests on the 1 000 images that all
-subjects saw. The *time-resolved* split (Dynadiff, section 2.3) keeps whole runs apart,
-45 of 480, so that neighbouring trials always fall on the same side.
+The *standard* split tests on the 1 000 images that all subjects saw. The *time-resolved* split (Dynadiff,
+section 2.3) holds out whole runs, 45 of 480, so that neighbouring trials are always on the same side.
 """
 
 from __future__ import annotations
@@ -22,19 +21,19 @@ TEST_RUN_SHARE = 45 / 480
 
 
 class RunTrial(NamedTuple):
-    """One presentation and the run it belongs to."""
+    """One presentation and its run."""
 
     run: RunKey
     trial: Trial
 
 
 def run_trials(layout: Layout, runs: Iterable[RunKey]) -> list[RunTrial]:
-    """List all presentations of ``runs``, in order."""
+    """List all presentations of ``runs`` in order."""
     return [RunTrial(key, trial) for key in runs for trial in trials(read_design(layout.design(*key)))]
 
 
 def standard_split(layout: Layout, runs: Iterable[RunKey]) -> tuple[list[RunTrial], list[RunTrial]]:
-    """Split the presentations of ``runs`` into (train, test): test shows one of the 1 000 shared images."""
+    """Split the presentations of ``runs`` into (train, test); test presentations show shared images."""
     shared = set(shared_images(layout).tolist())
     train: list[RunTrial] = []
     test: list[RunTrial] = []
@@ -44,11 +43,11 @@ def standard_split(layout: Layout, runs: Iterable[RunKey]) -> tuple[list[RunTria
 
 
 def time_resolved_split(runs: Sequence[RunKey], seed: int) -> tuple[list[RunKey], list[RunKey]]:
-    """Split whole runs into (train, test), both sorted: 45 of 480, in proportion for fewer, at least 1.
+    """Split whole runs into (train, test), both sorted; 45 of 480 are for testing, at least 1.
 
-    The same ``runs`` and ``seed`` give the same split, whatever the order of ``runs``.
+    The split depends on ``seed`` and the set of ``runs``, not on their order.
 
-    :raises BadRequest: fewer than two runs, or one of them twice.
+    :raises BadRequest: when there are fewer than two runs, or one of them twice
     """
     keys = sorted(runs)
     if len(set(keys)) < len(keys):

@@ -1,4 +1,4 @@
-"""The pictures that were shown."""
+"""Reads the stimulus pictures."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _DATASET = "imgBrick"
 class Stimuli:
     """The stimulus pictures, uint8 ``[H, W, 3]`` RGB, by 0-based image index. A context manager.
 
-    :raises MissingFile: there is no stimulus file.
-    :raises BadFile: it is not HDF5, or has no uint8 ``imgBrick`` of shape ``(N, H, W, 3)``.
+    :raises MissingFile: when there is no stimulus file
+    :raises BadFile: when it is not HDF5, or has no uint8 ``imgBrick`` of shape ``(N, H, W, 3)``
     """
 
     def __init__(self, layout: Layout) -> None:
-        import h5py  # here, as most users of this package never open the pictures
+        import h5py  # here, because most users of this package do not read pictures
 
         self._path = require_file(layout.stimuli(), "the stimulus pictures")
         try:
@@ -57,15 +57,15 @@ class Stimuli:
         return int(self._brick.shape[1]), int(self._brick.shape[2])
 
     def image(self, image: int) -> npt.NDArray[np.uint8]:
-        """Return one picture, uint8 ``[H, W, 3]``."""
+        """Return one picture, uint8 ``[H, W, 3]``. :raises BadRequest: when there is no such picture"""
         if not 0 <= image < len(self):
             raise BadRequest(f"image {image}: expected 0 to {len(self) - 1} in {self._path}")
         return np.asarray(self._brick[image], dtype=np.uint8)
 
     def images(self, images: Sequence[int]) -> npt.NDArray[np.uint8]:
-        """Return pictures in the order asked for, repeats allowed: uint8 ``[N, H, W, 3]``."""
+        """Return pictures in the given order, uint8 ``[N, H, W, 3]``; repeats are allowed."""
         pictures = np.empty((len(images), *self.size_px, 3), dtype=np.uint8)
-        # In file order, so that each compressed chunk is unpacked once.
+        # In file order, so that each compressed chunk is decompressed once.
         for position in np.argsort(np.asarray(images, dtype=np.int64), kind="stable"):
             pictures[position] = self.image(int(images[position]))
         return pictures

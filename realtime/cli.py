@@ -15,7 +15,7 @@ from realtime.errors import RealtimeError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; returns its exit code (2: an error that was explained in one line)."""
+    """Run one subcommand and return its exit code; 2 means an error that was reported in one line."""
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.command(arguments) or 0)
@@ -28,7 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="realtime", description="Decode a scanner's runs as they come.")
+    parser = argparse.ArgumentParser(
+        prog="realtime", description="Decode the runs of a scanner in real time."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_serve(commands)
     add_demo(commands)

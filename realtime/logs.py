@@ -1,4 +1,4 @@
-"""Logs on standard error: lines for people, or one JSON object a line for programs that collect them."""
+"""Logs to standard error, as text or as one JSON object per line for log collectors."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _STANDARD = vars(logging.makeLogRecord({})).keys() | {"message", "asctime", "tas
 
 
 class JsonFormatter(logging.Formatter):
-    """``time`` (UTC), ``level``, ``logger``, ``message``, ``exception``, and what a call has as ``extra``."""
+    """Writes ``time`` (UTC), ``level``, ``logger``, ``message``, ``exception`` and fields of ``extra``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, ASCII, whatever the message holds."""
+        """Format a record as one line of ASCII."""
         fields: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -30,7 +30,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(kind: Format, level: int) -> None:
-    """Send everything from ``level`` on to standard error."""
+    """Log everything from ``level`` up to standard error."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if kind == "json" else logging.Formatter("%(asctime)s %(message)s"))
     logging.basicConfig(level=level, handlers=[handler])

@@ -1,7 +1,7 @@
-"""Messages between scanner and runtime, and their framing. Pure: bytes in, messages out.
+"""Messages between scanner and runtime, and their encoding. Pure.
 
-A scanner (ZeroMQ DEALER) connects to the runtime (ROUTER). Every message has two frames: a msgpack header,
-tagged with its kind and versioned, and a raw C-order buffer (empty where the kind carries none).
+A scanner (ZeroMQ DEALER) connects to the runtime (ROUTER). Every message has two frames: a msgpack header
+with kind and version, and a raw C-order buffer, which is empty for kinds without one.
 
     scanner                         runtime
     RunStart            ──►
@@ -13,8 +13,9 @@ tagged with its kind and versioned, and a raw C-order buffer (empty where the ki
     RunEnd              ──►
                         ◄──         RunClosed
 
-The sender keeps what is not acknowledged. When replies stay out it sends RunStart again; ``held`` then tells
-which volumes the runtime has, and all others are sent again. So a crash on either side loses nothing.
+The sender keeps every volume until it is acknowledged. If no reply comes, it sends RunStart again; ``held``
+then lists the volumes that the runtime has, and the sender repeats the others. So a crash on either side
+loses nothing.
 """
 
 from __future__ import annotations
@@ -33,32 +34,32 @@ from realtime.errors import WireError
 WIRE_VERSION = 1
 MAX_HEADER_BYTES = 16_384
 MAX_REPLY_BYTES = 2**20
-"""Room for the list of ``held`` volumes of the longest run with every second one missing."""
+"""Enough for ``held`` of the longest run with every second volume missing."""
 MAX_VOLUME_BYTES = 256 * 2**20
 MAX_PICTURE_BYTES = 4 * 2**20
 DTYPES = ("int16", "uint16", "int32", "float32", "float64")
 
 RunId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,95}\Z")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=100_000)]
-# A drift basis grows with its square; this is a run of 3.7 hours at 4/3 s.
+# The drift basis grows with the square of the length. 10 000 volumes at 4/3 s take 3.7 hours.
 RunLength = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
 Edge = Annotated[int, msgspec.Meta(ge=1, le=1_024)]
 Row4 = tuple[float, float, float, float]
 Affine = tuple[Row4, Row4, Row4, Row4]
-"""From voxel indices to mm, where x rises to the right, y to the front, z upwards."""
+"""Voxel indices to RAS+ mm: x increases to the right, y to the front, z upwards."""
 
 T = TypeVar("T")
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What every message has. Values are checked when a header is read, beyond types not when one is made."""
+    """Base of all messages. Values are validated when a header is decoded, not when a message is created."""
 
     version: int = WIRE_VERSION
     run_id: RunId
 
 
 class RunStart(_Message, frozen=True, kw_only=True, tag="run_start", tag_field="kind"):
-    """A run begins: who is scanned, and what every volume of the run will look like."""
+    """A run begins; describes the subject and the format of all volumes."""
 
     subject: Annotated[int, msgspec.Meta(ge=1, le=99_999)]
     tr_s: Annotated[float, msgspec.Meta(gt=0, le=60)]
@@ -84,9 +85,9 @@ class Volume(_Message, frozen=True, kw_only=True, tag="volume", tag_field="kind"
 
     index: Count
     acquired_s: float
-    """When its acquisition ended, in seconds since the run's start, by the scanner's clock."""
+    """End of its acquisition, in seconds since the run's start, by the scanner's clock."""
     crc32: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] | None = None
-    """Of this header without it, and the voxels (see :func:`sealed`); None: nothing is checked."""
+    """CRC-32 of the header without this field and of the voxels; None means no check."""
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.acquired_s):
@@ -94,25 +95,25 @@ class Volume(_Message, frozen=True, kw_only=True, tag="volume", tag_field="kind"
 
 
 class Marker(_Message, frozen=True, kw_only=True, tag="marker", tag_field="kind"):
-    """What presentation software put on screen at ``onset_volume``; the picture (PNG) is the second frame."""
+    """A picture that appeared on screen at ``onset_volume``; the picture (PNG) is the second frame."""
 
     onset_volume: Count
     name: Annotated[str, msgspec.Meta(max_length=200)]
 
 
 class RunEnd(_Message, frozen=True, kw_only=True, tag="run_end", tag_field="kind"):
-    """No more volumes will come."""
+    """The run is over; no more volumes follow."""
 
     reason: Literal["complete", "aborted"]
 
 
 class RunAccepted(_Message, frozen=True, kw_only=True, tag="run_accepted", tag_field="kind"):
-    """The runtime takes the run; it already holds the volumes in ``held`` (half-open ranges that rise)."""
+    """The runtime accepts the run and already has the volumes in ``held`` (increasing half-open ranges)."""
 
     held: list[tuple[Count, Count]]
 
     def __post_init__(self) -> None:
-        # So that a scanner never counts more volumes than a run can have.
+        # Overlapping ranges could count more volumes than a run can have.
         if any(after < before for before, after in pairwise(chain.from_iterable(self.held))):
             raise ValueError(f"expected rising ranges of volumes, got {self.held[:8]}")
 
@@ -130,13 +131,13 @@ class MarkerAck(_Message, frozen=True, kw_only=True, tag="marker_ack", tag_field
 
 
 class RunClosed(_Message, frozen=True, kw_only=True, tag="run_closed", tag_field="kind"):
-    """The run is complete on the runtime's side; the scanner may go."""
+    """The runtime has closed the run; the scanner may disconnect."""
 
 
 class Refused(_Message, frozen=True, kw_only=True, tag="refused", tag_field="kind"):
-    """A message was not taken. ``code`` is a short word for programs, ``message`` is for people."""
+    """A message was refused. ``code`` is a short word for programs, ``message`` a text for people."""
 
-    run_id: str  # a refused message may carry an id of any form, or none
+    run_id: str  # any text, because a refused message may contain an invalid id
     code: str
     message: str
     index: int | None = None
@@ -158,38 +159,38 @@ _version = msgspec.msgpack.Decoder(_Version)
 
 
 def encode(message: ToRuntime | ToScanner) -> bytes:
-    """The header frame of a message."""
+    """Encode the header frame of a message."""
     return _encoder.encode(message)
 
 
 def decode_to_runtime(header: bytes) -> ToRuntime:
-    """Read a header that a scanner sent.
+    """Decode a header sent by a scanner.
 
-    :raises WireError: codes ``header`` (not a message of this format) and ``version``.
+    :raises WireError: codes ``header`` (invalid message) and ``version``
     """
     return _decode(_to_runtime, header, MAX_HEADER_BYTES, "scanner message")
 
 
 def decode_to_scanner(header: bytes) -> ToScanner:
-    """Read a header that the runtime sent; raises as :func:`decode_to_runtime`."""
+    """Decode a header sent by the runtime; raises like :func:`decode_to_runtime`."""
     return _decode(_to_scanner, header, MAX_REPLY_BYTES, "runtime reply")
 
 
-def sealed(message: Volume, buffer: bytes | memoryview) -> Volume:
-    """The message with its checksum, so that a byte that changes on the way is noticed."""
+def with_checksum(message: Volume, buffer: bytes | memoryview) -> Volume:
+    """Return the message with its checksum, which detects changes in transit."""
     return msgspec.structs.replace(message, crc32=_checksum(message, buffer))
 
 
-def check_seal(message: Volume, buffer: bytes | memoryview) -> None:
-    """See that header and voxels are as they were sent, where the message has a checksum.
+def verify_checksum(message: Volume, buffer: bytes | memoryview) -> None:
+    """Verify the checksum of a message, if it has one.
 
-    :raises WireError: code ``checksum``.
+    :raises WireError: code ``checksum``, when header or voxels were changed
     """
     if message.crc32 is not None and message.crc32 != (found := _checksum(message, buffer)):
         raise WireError(
             "checksum",
-            f"expected a volume whose CRC-32 is {message.crc32:08x}, got one of {found:08x}: it was changed "
-            "on the way; send it again",
+            f"expected a volume with CRC-32 {message.crc32:08x}, got {found:08x}: it was changed in transit; "
+            "send it again",
         )
 
 
@@ -198,9 +199,9 @@ def _checksum(message: Volume, buffer: bytes | memoryview) -> int:
 
 
 def volume_array(start: RunStart, buffer: bytes | memoryview) -> NDArray[np.generic]:
-    """The voxels of a volume, ``start.shape``, without a copy.
+    """View a buffer as the voxels of a volume, shape ``start.shape``.
 
-    :raises WireError: code ``size`` when the buffer is not exactly one volume of the run.
+    :raises WireError: code ``size``, when the buffer is not exactly one volume of the run
     """
     n_bytes = memoryview(buffer).nbytes
     if n_bytes != start.volume_bytes:
@@ -219,7 +220,7 @@ def _decode(decoder: msgspec.msgpack.Decoder[T], header: bytes, limit: int, what
         version = _version.decode(header).version
         if version == WIRE_VERSION:
             return decoder.decode(header)
-    # Beside its own errors msgspec lets through what its string and recursion checks raise.
+    # msgspec also lets errors of its string and recursion checks through.
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise WireError("header", f"expected a {what} of wire version {WIRE_VERSION}: {error}") from error
     raise WireError(

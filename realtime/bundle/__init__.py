@@ -1,1 +1,4 @@
-"""The bundle: all that the runtime knows about a subject and a model."""
+"""The bundle: one folder with everything the runtime knows about a subject and a model.
+
+May import ``wire`` and ``errors``.
+"""

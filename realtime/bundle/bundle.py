@@ -1,23 +1,23 @@
-"""The bundle: one folder with all that the runtime needs to know about a subject and a model.
+"""Opens a bundle, the folder with everything the runtime knows about a subject and a model.
 
-    bundle.json           what this module reads; names every other file with its SHA-256
+    bundle.json           the spec, which lists every other file with its SHA-256
     roi.nii.gz            the ROI on the scanner's grid
     prior.npz             mean, sd: float32 [V], per-voxel statistics of training runs
-    null_condition.npy    float32 [tokens, width], the condition of the unguided branch
+    null_condition.npy    float32 [tokens, width], the null condition for guidance
     brain.onnx denoise.onnx vae.onnx
     <graph>.onnx.data     the weights of a large graph
     brain-<decoder>.onnx denoise-<decoder>.onnx null_condition-<decoder>.npy
-                          in a bank, of its specialised decoders
-    parity.json .html     how close each step from the checkpoint to here stayed
+                          files of a bank's specialised decoders
+    parity.json .html     numerical differences at each step from the checkpoint to the bundle
     README.md             model card
-    engines/              graphs compiled for one machine, where some were: not part of the bundle's identity
+    engines/              optional graphs compiled for one machine, not part of the bundle's identity
 
-Read without torch and without executing anything in it. ``bundle.json`` holds the SHA-256 of every other
-file, so that its own SHA-256 is the identity of the whole. Graphs and numbers it does not name are refused;
-other files, such as notes, are left alone, since nothing reads them. Engines are made from the bundle after
-it: what lies under ``engines/`` is not looked at here, and brings digests of its own.
+Opening a bundle needs no torch and executes nothing in it. ``bundle.json`` contains the SHA-256 of every
+other file, so its own SHA-256 identifies the whole bundle. Unlisted graphs and arrays are refused; other
+unlisted files, such as notes, are never read and allowed. Engines are built later from the bundle. Their
+folder has its own digests and is not checked here.
 
-Legend: V voxels of the region, T volumes of a window, c, h, w latent channels, height and width.
+Legend: V voxels of the ROI, T volumes of a window, c, h, w latent channels, height and width.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from realtime.errors import BundleError, WireError
 from realtime.wire import RunStart
 
 TR_TOLERANCE = 0.005
-"""Share by which a scanner's TR may differ from the bundle's: 1.33 s is what some say for 4/3 s."""
+"""Allowed relative difference of a scanner's TR from the bundle's; some scanners round 4/3 s to 1.33 s."""
 
 
 N = TypeVar("N", Sampler, Decoder)
@@ -55,12 +55,12 @@ N = TypeVar("N", Sampler, Decoder)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Bundle:
-    """An opened bundle: everything in it has been checked against ``bundle.json``."""
+    """An open bundle whose files were checked against ``bundle.json``."""
 
     folder: Path
     spec: Spec
     sha256: str
-    """Of ``bundle.json``, and through it of everything."""
+    """SHA-256 of ``bundle.json``, which identifies the whole bundle."""
     roi_mask: NDArray[np.bool_]
     """[x, y, z]"""
     prior_mean: NDArray[np.float32]
@@ -68,13 +68,13 @@ class Bundle:
     prior_sd: NDArray[np.float32]
     """[V]"""
     null_conditions: Mapping[str, NDArray[np.float32]]
-    """[tokens, width], by decoder."""
+    """[tokens, width], by the name of the decoder."""
 
     @classmethod
     def open(cls, folder: Path) -> Bundle:
         """Read and check a bundle.
 
-        :raises BundleError: what is missing, changed, too new or contradictory, and what to do
+        :raises BundleError: when a file is missing or changed, or the spec is too new or inconsistent
         """
         if not folder.is_dir():
             raise BundleError(f"expected a bundle's folder, found none at {folder}")
@@ -82,7 +82,7 @@ class Bundle:
         spec = decode_spec(encoded, folder / SPEC_FILE)
         for file, expected in spec.files.items():
             bundle_files.check_sha256(folder / file, expected)
-        bundle_files.check_nothing_besides(folder, spec.files.keys())
+        bundle_files.check_no_unlisted_files(folder, spec.files.keys())
         mask = _read_roi(folder, spec.roi)
         voxels = (spec.roi.n_voxels,)
         prior = bundle_files.read_npz(folder / PRIOR_FILE, {"mean": voxels, "sd": voxels})
@@ -100,36 +100,40 @@ class Bundle:
         )
 
     def graph_path(self, name: str) -> Path:
-        """The ONNX file of a graph that the spec names."""
+        """Return the ONNX file of a graph."""
         return self.folder / self.spec.graphs[name].file
 
     def sampler(self, name: str | None = None) -> Sampler:
-        """A sampler by name; the bundle's first without one.
+        """Return a sampler by name; the bundle's first sampler by default.
 
-        :raises BundleError: when there is none of that name
+        :raises BundleError: when there is no sampler of that name
         """
         return _named(self.spec.samplers, name, "samplers")
 
     def decoder(self, name: str | None = None) -> Decoder:
-        """A decoder by name; the bundle's first, the general one, without one; raises as :meth:`sampler`."""
+        """Return a decoder by name; the general decoder, which is the first, by default.
+
+        :raises BundleError: when there is no decoder of that name
+        """
         return _named(self.spec.decoders, name, "decoders")
 
     @property
     def window_volumes(self) -> int:
-        """Volumes of the longest window that a decoder sees."""
+        """Length of the longest window of any decoder."""
         return max(decoder.window.length_volumes for decoder in self.spec.decoders)
 
     def check_run(self, start: RunStart) -> None:
-        """See that a run is one this bundle can decode.
+        """Check that this bundle can decode a run.
 
-        :raises WireError: codes ``subject``, ``grid`` and ``tr``
+        :raises WireError: codes ``subject``, ``grid`` and ``tr``, when the run differs from the bundle in
+            these
         """
         spec = self.spec
         if start.subject != spec.subject:
             raise WireError(
                 "subject",
-                f"expected subject {spec.subject}, for whom bundle {spec.name!r} was made, got subject "
-                f"{start.subject}; start the runtime with that subject's bundle",
+                f"expected subject {spec.subject} of bundle {spec.name!r}, got subject {start.subject}; "
+                "start the runtime with that subject's bundle",
             )
         if start.shape != spec.roi.shape or not same_grid(start.affine, spec.roi.affine, spec.roi.shape):
             raise WireError(

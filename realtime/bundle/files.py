@@ -1,4 +1,7 @@
-"""Reads the files of a bundle: digests, the region, plain arrays. Nothing is unpickled, shapes come first."""
+"""Reads and checks the files of a bundle: digests, the ROI, arrays.
+
+Nothing is unpickled, and shapes are checked before memory is allocated.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +26,11 @@ from realtime.errors import BundleError
 
 MAX_GRID_VOXELS = 2**27
 MODEL_SUFFIXES = (".onnx", ".data", ".plan", ".engine", ".npz", ".npy")
-"""Of files that hold graphs or numbers; ``.data`` are the weights of a big graph, which its engine opens."""
+"""Suffixes of graphs and arrays; ``.data`` files are external weights, which the engine opens."""
 
 _HEADER_BYTES = 348
 _MAX_OFFSET_BYTES = 2**20
-"""Of a region's voxels in its file: between header and voxels stand extensions, or nothing."""
+"""Limit of the offset of an ROI's voxels in its file; only extensions lie between header and voxels."""
 _NIBABEL_FAILURES = (
     EOFError,
     HeaderDataError,
@@ -40,47 +43,47 @@ _NIBABEL_FAILURES = (
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal, as ``bundle.json`` lists it."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_sha256(path: Path, expected: str) -> None:
-    """See that a file is the one that was exported.
+    """Check the SHA-256 of a file.
 
-    :raises BundleError: when it cannot be read, or a byte of it changed
+    :raises BundleError: when the file cannot be read or has changed
     """
     try:
         found = file_sha256(path)
     except OSError as error:
         raise BundleError(
-            f"{path}: listed in the bundle but not readable: {error.strerror}; copy the whole folder again"
+            f"{path}: a file of the bundle cannot be read: {error.strerror}; copy the whole folder again"
         ) from error
     if found != expected:
         raise BundleError(
             f"{path}: changed since the bundle was made: expected SHA-256 {expected}, found {found}; "
-            "copy it again from where it came, or export the bundle again"
+            "copy it again from its source, or export the bundle again"
         )
 
 
-def check_nothing_besides(folder: Path, listed: Collection[str]) -> None:
-    """See that no graph and no numbers lie beside those that ``bundle.json`` lists.
+def check_no_unlisted_files(folder: Path, listed: Collection[str]) -> None:
+    """Check that a folder contains no graphs or arrays besides those that ``bundle.json`` lists.
 
-    They would be another model's, or a part whose digest nothing knows. Only the folder itself is looked at.
+    Unlisted ones may belong to another model and have no known digest. Subfolders are not checked.
 
-    :raises BundleError: naming them
+    :raises BundleError: when there are unlisted graphs or arrays; the message names them
     """
     found = {path.name for path in folder.iterdir() if path.name.lower().endswith(MODEL_SUFFIXES)}
     if unknown := sorted(found - set(listed)):
         names = ", ".join(unknown[:3]) + (", …" if len(unknown) > 3 else "")
         raise BundleError(
-            f"{folder}: expected the files that bundle.json lists, found besides {names}; "
-            "move what is no part of the bundle away, or export it again"
+            f"{folder}: expected only the files that bundle.json lists, found also {names}; "
+            "move these files away, or export the bundle again"
         )
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
-    """A small file.
+    """Read a small file.
 
     :raises BundleError: when it cannot be read, or is larger than ``limit`` bytes
     """
@@ -88,19 +91,22 @@ def read_bytes(path: Path, limit: int) -> bytes:
         with path.open("rb") as file:
             content = file.read(limit + 1)
     except OSError as error:
-        raise BundleError(f"{path}: not readable: {error.strerror}; is this a bundle?") from error
+        raise BundleError(f"{path}: cannot be read: {error.strerror}; is this folder a bundle?") from error
     if len(content) > limit:
         raise BundleError(f"{path}: expected at most {limit} bytes, found more")
     return content
 
 
 def read_mask(path: Path) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """The region: where a NIfTI volume is > 0, bool [x, y, z], and its affine [4, 4]."""
+    """Read an ROI from a NIfTI file: voxels > 0 as bool [x, y, z], and the affine [4, 4].
+
+    :raises BundleError: when the file cannot be read as a single volume
+    """
     try:
         content = path.read_bytes()
         if path.suffix == ".gz":
             content = unpack(content, _mask_bytes(unpack(content, _HEADER_BYTES)))
-        if len(content) < _mask_bytes(content):  # before memory is taken for its voxels
+        if len(content) < _mask_bytes(content):  # before nibabel allocates memory for the voxels
             raise ValueError(f"expected {_mask_bytes(content)} bytes, found {len(content)}")
         image = nibabel.Nifti1Image.from_bytes(content)
         mask = np.asarray(image.dataobj) > 0
@@ -110,9 +116,9 @@ def read_mask(path: Path) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
 
 
 def _mask_bytes(content: bytes) -> int:
-    """Size of the NIfTI file that begins so, up to its last voxel.
+    """Return the size of a NIfTI file up to its last voxel, from its header.
 
-    :raises ValueError: where it holds something else than one volume
+    :raises ValueError: when the header does not describe a single volume
     """
     beginning = io.BytesIO(content[:_HEADER_BYTES])
     header = nibabel.Nifti1Header.from_fileobj(beginning)  # type: ignore[no-untyped-call]
@@ -127,30 +133,38 @@ def _mask_bytes(content: bytes) -> int:
 
 
 def read_npy(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """A float32 array of a known shape from an ``.npy`` file."""
+    """Read a float32 array of a known shape from an ``.npy`` file.
+
+    :raises BundleError: when the file cannot be read or holds another array
+    """
     try:
         with path.open("rb") as stream:
-            if path.stat().st_size < 4 * math.prod(shape):  # before memory is taken for it
+            if path.stat().st_size < 4 * math.prod(shape):  # before memory is allocated for it
                 raise BundleError(f"{path}: expected an array of {shape}, found too few bytes")
             return _read_array(stream, str(path), shape)
     except OSError as error:
-        raise BundleError(f"{path}: not readable: {error.strerror or error}") from error
+        raise BundleError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def read_npz(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, NDArray[np.float32]]:
-    """Float32 arrays of known names and shapes from an ``.npz`` file."""
+    """Read float32 arrays of known names and shapes from an ``.npz`` file.
+
+    :raises BundleError: when the file cannot be read or holds other arrays
+    """
     arrays = {}
     try:
         with zipfile.ZipFile(path) as archive:
             for name, shape in shapes.items():
                 entry = archive.getinfo(f"{name}.npy")
                 if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                    raise BundleError(f"{path}: expected an .npz as numpy writes it, found another packing")
+                    raise BundleError(
+                        f"{path}: expected a stored or deflated .npz, found another compression"
+                    )
                 with archive.open(entry) as stream:
                     arrays[name] = _read_array(stream, f"{path}, {name}", shape)
     except BundleError:
         raise
-    except Exception as error:  # whatever zipfile makes of a damaged archive
+    except Exception as error:  # zipfile raises many kinds of exceptions for a damaged archive
         raise BundleError(f"{path}: expected an .npz with {', '.join(shapes)}: {error}") from error
     return arrays
 
@@ -163,7 +177,7 @@ def _read_array(stream: IO[bytes], name: str, shape: tuple[int, ...]) -> NDArray
         found, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
     except BundleError:
         raise
-    except Exception as error:  # whatever Python makes of a header that is a Python literal
+    except Exception as error:  # the header is a Python literal, whose parser raises many kinds of exceptions
         raise BundleError(f"{name}: expected an array in .npy format: {error}") from error
     if found != shape or dtype != np.dtype("<f4") or (is_fortran and len(shape) > 1):
         raise BundleError(f"{name}: expected C-order float32 {shape}, found {dtype} {found}; export it again")

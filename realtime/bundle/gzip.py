@@ -1,4 +1,4 @@
-"""Unpacking gzip so that it takes no more memory than there is to unpack. Pure: bytes in, bytes out."""
+"""Decompresses gzip data with bounded memory. Pure."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ _PART_BYTES = 2**20
 
 
 def unpack(packed: bytes, at_most: int) -> bytes:
-    """The first ``at_most`` bytes of what is packed, or all of it where that is less.
+    """Return the first ``at_most`` decompressed bytes, or all if there are fewer.
 
-    :raises EOFError, OSError, zlib.error: as gzip does, where it is cut off or damaged before that
+    :raises EOFError: when the data is truncated before that
+    :raises OSError, zlib.error: when the data is damaged before that
     """
     found = bytearray()
     with gzip.GzipFile(fileobj=io.BytesIO(packed)) as file:
-        # Not at once: what a read asks for is taken before it is known to be there.
+        # In parts, because a read allocates the size it asks for, even if there is less data.
         while part := file.read(min(_PART_BYTES, at_most - len(found))):
             found += part
     return bytes(found)

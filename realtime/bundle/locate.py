@@ -1,4 +1,4 @@
-"""Finds the bundle to serve, and the data of the shipped demo."""
+"""Finds the bundle to serve and the data of the shipped demo."""
 
 from __future__ import annotations
 
@@ -11,30 +11,32 @@ from realtime.errors import ServeError
 
 
 def choose_bundle(folder: Path | None, subject: int | None) -> tuple[Path, bool]:
-    """The bundle to serve and whether it is the shipped demo's.
+    """Return the bundle to serve and whether it is the shipped demo's.
 
-    Without ``folder``: the subject's under ``./bundles``, else the demo's where it is of that subject.
+    Without ``folder``, choose the subject's bundle under ``./bundles``, or else the demo's, if it is made for
+    the subject.
 
-    :raises ServeError: when there is none for the subject; BundleError: when what there is cannot be read.
+    :raises ServeError: when there is no bundle for the subject
+    :raises BundleError: when the bundle cannot be read
     """
     found = folder or Path("bundles") / f"sub-{subject or 1:02d}"
     is_demo = folder is None and not (found / SPEC_FILE).is_file()
     chosen = demo_data("bundle") if is_demo else found
     if subject is not None:
-        of = Bundle.open(chosen).spec.subject
-        if of != subject:
-            looked = f" (there is none of subject {subject} in {found})" if is_demo else ""
+        bundle_subject = Bundle.open(chosen).spec.subject
+        if bundle_subject != subject:
+            looked = f" (found no bundle in {found})" if is_demo else ""
             raise ServeError(
-                f"expected a bundle of subject {subject}, got one of subject {of}: {chosen}{looked}; "
-                "export one, or give its folder as --bundle"
+                f"expected a bundle of subject {subject}, got one of subject {bundle_subject}: "
+                f"{chosen}{looked}; export one, or give its folder as --bundle"
             )
     return chosen, is_demo
 
 
 def demo_data(name: str) -> Path:
-    """A folder of the shipped demo: ``bundle`` or ``nsd``.
+    """Return a folder of the shipped demo, ``bundle`` or ``nsd``.
 
-    :raises ServeError: where this installation does not have it.
+    :raises ServeError: when this installation does not contain it
     """
     folder = Path(str(resources.files("realtime"))) / "demo_data" / name
     if not folder.is_dir():

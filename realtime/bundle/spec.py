@@ -1,4 +1,4 @@
-"""``bundle.json``: what a bundle says about itself, as types that validate it."""
+"""``bundle.json``, the spec of a bundle, as validating types."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,12
 Positive = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Edge = Annotated[int, msgspec.Meta(ge=1, le=16_384)]
 Timestep = Annotated[int, msgspec.Meta(ge=0, le=999)]
-"""Of the 1 000 of the noise schedule."""
+"""Timestep of the noise schedule, which has 1 000."""
 Row4 = tuple[float, float, float, float]
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is common to all parts of the spec: nothing unknown is passed over.
+    """Base of all parts of the spec; rejects unknown fields.
 
-    Nothing is optional but what came after the format's first bundles; its default is what they meant.
+    Only fields that were added after the first bundles are optional; their defaults fit those bundles.
     """
 
 
@@ -53,24 +53,24 @@ class Graph(_Part, frozen=True, kw_only=True):
 
 
 class Roi(_Part, frozen=True, kw_only=True):
-    """The voxels the decoder sees: ``> 0`` in ``file``, on the scanner's grid, in C order."""
+    """The voxels that the decoder uses: those ``> 0`` in ``file``, on the scanner's grid, in C order."""
 
     file: FileName
     n_voxels: Positive
     shape: tuple[Edge, Edge, Edge]
     affine: tuple[Row4, Row4, Row4, Row4]
-    """Voxel to millimetres, as the scanner's run start must say it too."""
+    """Voxel indices to mm; a scanner's run start must contain the same."""
 
 
 class Window(_Part, frozen=True, kw_only=True):
-    """The volumes a decode uses: ``length_volumes`` from ``offset_volumes`` after the image's onset."""
+    """The window of a decoder: ``length_volumes`` volumes from ``offset_volumes`` after a picture's onset."""
 
     offset_volumes: Annotated[int, msgspec.Meta(ge=-100, le=100)]
     length_volumes: Positive
 
     @property
     def delay_volumes(self) -> int:
-        """Volumes between the onset and the last volume of the window."""
+        """Number of volumes from the onset to the last volume of the window."""
         return self.offset_volumes + self.length_volumes - 1
 
 
@@ -80,18 +80,19 @@ class Preprocessing(_Part, frozen=True, kw_only=True):
     high_pass_hz: Annotated[float, msgspec.Meta(gt=0, lt=1)]
     warmup_volumes: Positive
     prior_volumes: Annotated[float, msgspec.Meta(ge=0)]
-    """Weight of the prior mean and SD while a run is young, in volumes."""
+    """Weight, in volumes, of the prior mean and SD against the run's own."""
 
 
 class Sampler(_Part, frozen=True, kw_only=True, omit_defaults=True):
-    """A sampler as a table: at step i, ``next = c0 * latents + c1 * prediction + c2 * previous prediction``.
+    """A sampler as a table: at each step ``next = c0 * latents + c1 * prediction + c2 * previous
+    prediction``.
 
-    The prediction is of the clean latents (x0), already guided. A step whose guidance is 1 runs without the
-    unconditional branch, at half the work.
+    The prediction is of the clean latents (x0), with guidance applied. A step with guidance 1 omits the null
+    condition and takes half the work.
 
-    The latents before the first step are ``start[0] * brain's start + start[1] * seeded noise``: noise alone,
-    or latents that the brain graph predicts, noised up to where the table sets in. Timesteps fall from step
-    to step, and numbers are finite in float32, as engines take them.
+    The initial latents are ``start[0] * brain's start + start[1] * seeded noise``: noise alone, or latents
+    that the brain graph predicts with noise for the first timestep. Timesteps decrease. All numbers are
+    finite in float32, the dtype of the engines.
     """
 
     name: str
@@ -112,15 +113,16 @@ class Sampler(_Part, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def starts_from_brain(self) -> bool:
-        """Whether the latents that the brain graph predicts have a part in the first ones."""
+        """Whether the initial latents include latents that the brain graph predicts."""
         return self.start[0] != 0
 
 
 class Decoder(_Part, frozen=True, kw_only=True, omit_defaults=True):
     """A brain graph and the window it was trained for; the first decoder of a bundle is the general one.
 
-    Where a bundle has others, it is a bank: each of them is specialised on windows that begin at its offset
-    from a picture's onset. Those whose diffusion model was tuned too have a ``denoise`` graph of their own.
+    A bundle with more decoders is a bank. Each further decoder is specialised on windows that begin at its
+    offset from a picture's onset. If its diffusion model was fine-tuned too, it has its own ``denoise``
+    graph.
     """
 
     name: FileName
@@ -128,11 +130,11 @@ class Decoder(_Part, frozen=True, kw_only=True, omit_defaults=True):
     window: Window
     denoise: str = "denoise"
     null_condition: FileName = NULL_CONDITION_FILE
-    """float32 [tokens, width], the condition of its unguided branch."""
+    """File of the null condition for guidance, float32 [tokens, width]."""
 
 
 class Stage(_Part, frozen=True, kw_only=True):
-    """One step of the way here: what it made, from what, and how close it stayed to the step before."""
+    """One step from the checkpoint to the bundle: result, inputs, and differences from the step before."""
 
     name: str
     sha256: Sha256
@@ -160,7 +162,7 @@ class Spec(_Part, frozen=True, kw_only=True):
     samplers: Annotated[tuple[Sampler, ...], msgspec.Meta(min_length=1)]
     graphs: dict[str, Graph]
     files: dict[FileName, Sha256]
-    """Every file of the bundle but ``bundle.json`` itself."""
+    """SHA-256 of every file of the bundle except ``bundle.json``."""
     provenance: tuple[Stage, ...]
 
     def __post_init__(self) -> None:
@@ -169,9 +171,9 @@ class Spec(_Part, frozen=True, kw_only=True):
         for name in sorted(({"vae"} | brains | denoisers) - self.graphs.keys()):
             raise ValueError(f"no graph {name!r}")
         if len(brains | denoisers | {"vae"}) != len(brains) + len(denoisers) + 1:
-            raise ValueError("one graph cannot be brain, denoise and vae at once")
+            raise ValueError("expected separate graphs for brain, denoise and vae, found one used for two")
         if len({each.name for each in decoders}) != len(decoders):
-            raise ValueError("two decoders have one name")
+            raise ValueError("expected decoders with distinct names, found a name twice")
         conditions = {each.null_condition for each in decoders}
         named = {self.roi.file, PRIOR_FILE} | conditions | {graph.file for graph in self.graphs.values()}
         for file in sorted(named - self.files.keys()):
@@ -179,11 +181,11 @@ class Spec(_Part, frozen=True, kw_only=True):
         for name in brains:
             predicts = any(output.name == "start" for output in self.graphs[name].outputs)
             if predicts != self.starts_from_brain:
-                raise ValueError(f"graph {name!r} and the samplers disagree on who makes the first latents")
+                raise ValueError(f"graph {name!r} and the samplers disagree on the source of initial latents")
 
     @property
     def starts_from_brain(self) -> bool:
-        """Whether brain graphs predict latents to start from, beside the condition."""
+        """Whether the brain graphs also predict initial latents."""
         return any(sampler.starts_from_brain for sampler in self.samplers)
 
 
@@ -192,9 +194,10 @@ class _Version(msgspec.Struct):
 
 
 def decode_spec(encoded: bytes, path: Path = Path(SPEC_FILE)) -> Spec:
-    """Read the bytes of a ``bundle.json``; ``path`` is for messages.
+    """Parse the bytes of a ``bundle.json``.
 
-    :raises BundleError: when it is of another format version, or not a spec
+    :param path: file name for messages
+    :raises BundleError: when the format version differs, or the spec is invalid
     """
     try:
         version = msgspec.json.decode(encoded, type=_Version).format_version
@@ -207,9 +210,9 @@ def decode_spec(encoded: bytes, path: Path = Path(SPEC_FILE)) -> Spec:
 
 
 def write_spec(folder: Path, spec: Spec) -> str:
-    """Write ``bundle.json``, atomically, after all other files; returns its SHA-256.
+    """Write ``bundle.json`` atomically and return its SHA-256; call it after all other files are written.
 
-    :raises BundleError: when it could not be read back
+    :raises BundleError: when the written spec could not be read back
     """
     encoded = msgspec.json.format(msgspec.json.encode(spec), indent=2) + b"\n"
     if len(encoded) > MAX_SPEC_BYTES or decode_spec(encoded) != spec:

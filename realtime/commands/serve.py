@@ -8,7 +8,7 @@ from pathlib import Path
 
 from realtime.commands.keys import add_keys_option, add_page_options
 from realtime.commands.options import add_running_options, say
-from realtime.commands.sources import add_source_options, told
+from realtime.commands.sources import add_source_options, source_options
 
 
 def add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -69,7 +69,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         bundle=bundle,
         bundle_is_demo=is_demo,
         source=arguments.source,
-        told=told(arguments),
+        source_options=source_options(arguments),
         port=None if arguments.headless else arguments.port,
         out=arguments.out,
         engine=arguments.engine,

@@ -1,4 +1,4 @@
-"""What the command ``realtime serve`` takes for where volumes come from."""
+"""Options of ``realtime serve`` for the source of volumes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from realtime.sources.open import Told
+    from realtime.sources.open import SourceOptions
 
 DEFAULT = "tcp://127.0.0.1:5555"
 _HELP = f"""\
@@ -62,11 +62,11 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def told(arguments: argparse.Namespace) -> Told:
-    """What the operator says of the runs to come."""
-    from realtime.sources.open import Told
+def source_options(arguments: argparse.Namespace) -> SourceOptions:
+    """Collect the options of the source from the arguments."""
+    from realtime.sources.open import SourceOptions
 
-    return Told(
+    return SourceOptions(
         n_volumes=arguments.volumes,
         run_id=arguments.run_id,
         series=arguments.series,

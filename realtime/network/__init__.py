@@ -1,1 +1,4 @@
-"""Addresses, CURVE keys and the publisher of frames."""
+"""Addresses, CURVE keys and the publisher of frames.
+
+May import ``events`` and ``errors``.
+"""

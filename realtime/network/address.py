@@ -1,4 +1,4 @@
-"""Addresses that ZeroMQ sockets listen at: this machine's loopback, or with keys any of its networks."""
+"""Checks and binds the addresses of ZeroMQ sockets: loopback only, or with keys any interface."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import zmq
 from realtime.errors import ServeError
 
 _LINGER_MS = 500
-"""Messages under way when a socket is closed get so long."""
+"""Time for pending messages when a socket is closed."""
 
 
 def check_address(address: str, *, has_keys: bool = False) -> tuple[str, int]:
-    """Host and port of a ``tcp://`` address: on this machine's loopback, or with keys on any of its networks.
+    """Parse a ``tcp://`` address into host and port.
 
-    :raises ServeError: for any other form or host.
+    :param has_keys: whether peers are authenticated; if not, only loopback addresses are allowed
+    :raises ServeError: when the address is malformed or not allowed
     """
     try:
         parts = urlsplit(address)
@@ -36,18 +37,18 @@ def check_address(address: str, *, has_keys: bool = False) -> tuple[str, int]:
         ) from error
     if not (loopback or has_keys):
         raise ServeError(
-            f"expected a loopback address such as tcp://127.0.0.1:{port}, got {address!r}: others can reach "
-            "that, and nobody would have to prove who they are; forward the port to this machine through an "
-            "SSH tunnel or, for this project's own messages and results, make keys with `realtime keys` and "
-            "give the runtime's as --keys"
+            f"expected a loopback address such as tcp://127.0.0.1:{port}, got {address!r}: other machines "
+            "could reach it without authentication; forward the port to this machine through an SSH tunnel "
+            "or, for this project's own messages and results, make keys with `realtime keys` and give the "
+            "runtime's as --keys"
         )
     return host, port
 
 
 def bind(socket: zmq.Socket[Any], host: str, port: int) -> str:
-    """Listen; returns the address with its port, which for port 0 is any free one.
+    """Bind a socket and return the address with its port; port 0 chooses a free one.
 
-    :raises ServeError: where that is not possible; the socket is closed then
+    :raises ServeError: when the address cannot be bound; the socket is closed then
     """
     socket.set(zmq.LINGER, _LINGER_MS)
     socket.set(zmq.IPV6, ":" in host)
@@ -58,8 +59,7 @@ def bind(socket: zmq.Socket[Any], host: str, port: int) -> str:
         socket.close(linger=0)
         if error.errno == zmq.EADDRINUSE:
             raise ServeError(
-                f"tcp://{named}:{port} is in use, perhaps by another runtime; stop that one or choose "
-                "another port"
+                f"tcp://{named}:{port} is in use, perhaps by another runtime; stop it or choose another port"
             ) from error
         raise ServeError(f"cannot listen on tcp://{named}:{port}: {error.strerror}") from error
     return str(socket.get_string(zmq.LAST_ENDPOINT))

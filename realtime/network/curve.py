@@ -1,19 +1,19 @@
-"""CurveZMQ keys: who may send volumes to this runtime, and who may read its results.
+"""CurveZMQ keys, which authenticate scanners and subscribers.
 
     keys/
       runtime/                       stays on the runtime's machine: `realtime serve --keys keys/runtime`
-        server.key_secret            the runtime's own pair
-        scanners/scanner.key         public keys of those who may send volumes
-        subscribers/NAME.key         public keys of those who may read results
-      scanner/                       goes to the scanner's machine: `python -m sim replay --keys keys/scanner`
-                                     (and to that of presentation software which sends markers)
-        client.key_secret            the scanner's own pair
-        server.key                   the runtime's public key, by which the scanner knows it
-      NAME/                          goes to a subscriber's machine; the same two files
+        server.key_secret            the runtime's key pair
+        scanners/scanner.key         public keys of peers that may send volumes
+        subscribers/NAME.key         public keys of peers that may read results
+      scanner/                       for the scanner's machine: `python -m sim replay --keys keys/scanner`
+                                     (and for presentation software that sends markers)
+        client.key_secret            the scanner's key pair
+        server.key                   the runtime's public key, which authenticates the runtime
+      NAME/                          for a subscriber's machine; the same two files
 
-Files are ZeroMQ certificates, as pyzmq and czmq write them; all have mode 0600. A peer without a listed key
-gets nothing, not even a refusal: the handshake fails before a message passes. Both sides are proven to each
-other, and what passes between them is encrypted (CurveZMQ, ZeroMQ RFC 26; access by ZAP, RFC 27).
+Files are ZeroMQ certificates in the format of pyzmq and czmq, with mode 0600. A peer without a listed key
+gets no answer at all: the handshake fails before any message. Both sides are authenticated, and all messages
+are encrypted (CurveZMQ, ZeroMQ RFC 26; access control by ZAP, RFC 27).
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from realtime.atomic import whole
 from realtime.errors import ServeError
 
 Right = Literal["scanners", "subscribers"]
-"""The folders of public keys: each right is its own ZAP domain, and no key of one opens the other."""
+"""The right of a key, and the folder of keys with it. Each right is a separate ZAP domain."""
 
 SCANNER = "scanner"
 _SERVER, _CLIENT, _RUNTIME = "server", "client", "runtime"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-_TOLD_AT_MOST = 1000
+_MAX_WARNINGS = 1000
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class KeyPair:
-    """Both keys in Z85, 40 characters; the secret one is kept out of whatever prints this."""
+    """A key pair in Z85, 40 characters each; ``repr`` omits the secret key."""
 
     public: bytes
     secret: bytes
@@ -59,7 +59,7 @@ class KeyPair:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerKeys:
-    """What the runtime's folder holds."""
+    """The content of the runtime's folder."""
 
     own: KeyPair
     allowed: dict[Right, frozenset[bytes]]
@@ -67,24 +67,24 @@ class ServerKeys:
 
 @dataclass(frozen=True, kw_only=True)
 class ClientKeys:
-    """What a scanner's or a subscriber's folder holds."""
+    """The content of a scanner's or a subscriber's folder."""
 
     own: KeyPair
     server: bytes
 
     def use(self, socket: zmq.Socket[bytes]) -> None:
-        """Make a socket, before it connects, talk to this runtime only, and with these keys."""
+        """Set these keys on a socket before it connects; it then talks to this runtime only."""
         socket.curve_publickey, socket.curve_secretkey = self.own.public, self.own.secret
         socket.curve_serverkey = self.server
 
 
 def make_keys(folder: Path, subscribers: Iterable[str] = ()) -> list[Path]:
-    """Make the keys of the runtime, one scanner and any subscribers; whose key is allowed already keeps it.
+    """Make the keys of the runtime, one scanner and any subscribers; keep existing keys.
 
-    To take a peer's right away, delete its public key from the runtime's folder.
+    To revoke a peer's right, delete its public key from the runtime's folder.
 
-    :returns: the folders that were made, the runtime's first.
-    :raises ServeError: when a name is none, or a file cannot be written.
+    :returns: the new folders, the runtime's first
+    :raises ServeError: when a name is invalid, or a file cannot be written
     """
     names: list[tuple[str, Right]] = [(SCANNER, "scanners"), *((name, "subscribers") for name in subscribers)]
     for name, _ in names[1:]:
@@ -110,7 +110,7 @@ def make_keys(folder: Path, subscribers: Iterable[str] = ()) -> list[Path]:
 def load_server_keys(folder: Path) -> ServerKeys:
     """Read the runtime's folder.
 
-    :raises ServeError: when a file is missing, damaged, or a secret that others on this machine can read.
+    :raises ServeError: when a file is missing or damaged, or other users can read the secret key
     """
     allowed: dict[Right, frozenset[bytes]] = {
         right: frozenset(_load(path)[0] for path in sorted((folder / right).glob("*.key")))
@@ -120,57 +120,57 @@ def load_server_keys(folder: Path) -> ServerKeys:
 
 
 def load_client_keys(folder: Path) -> ClientKeys:
-    """Read a scanner's or a subscriber's folder; raises as :func:`load_server_keys`."""
+    """Read a scanner's or a subscriber's folder; raises like :func:`load_server_keys`."""
     return ClientKeys(own=_load_pair(folder / "client.key_secret"), server=_load(folder / "server.key")[0])
 
 
 class Guard:
-    """Lets only peers with a right to a socket; one for each context, from before its sockets are bound.
+    """Restricts a context's sockets to peers with a right; create one per context before binding sockets.
 
-    Needs a running event loop.
+    It needs a running event loop.
     """
 
     def __init__(self, context: zmq.Context[Any], keys: ServerKeys, right: Right) -> None:
         self._keys, self._right = keys, right
         self._authenticator = AsyncioAuthenticator(context)
-        self._authenticator.configure_curve_callback(right, _Allowed(keys.allowed[right], _told_once()))
+        self._authenticator.configure_curve_callback(right, _Allowed(keys.allowed[right], _warn_once()))
 
     def start(self) -> None:
-        """Begin to answer the sockets' questions."""
+        """Start answering authentication requests."""
         self._authenticator.start()
 
     def protect(self, socket: zmq.Socket[Any]) -> None:
-        """Make a socket, before it is bound, ask for keys; without a guard that answers it lets nobody in."""
+        """Require keys on a socket before it is bound; if the guard is not running, nobody can connect."""
         socket.curve_publickey, socket.curve_secretkey = self._keys.own.public, self._keys.own.secret
         socket.curve_server = True
         socket.zap_domain = self._right.encode()
         socket.set(zmq.ZAP_ENFORCE_DOMAIN, 1)
 
     def stop(self) -> None:
-        """Stop answering; before the context ends."""
+        """Stop answering; call this before the context is terminated."""
         self._authenticator.stop()
 
 
 class _Allowed:
-    """Which keys may enter, in the form pyzmq asks for it."""
+    """Decides which keys may connect, in the form that pyzmq requires."""
 
     def __init__(self, keys: frozenset[bytes], tell: Callable[[str], None]) -> None:
         self._keys, self._tell = keys, tell
 
     def callback(self, domain: str, key: bytes) -> bool:
-        """Whether a client that has proven to own this public key (Z85) may enter."""
+        """Whether a client that owns this public key (Z85) may connect."""
         if key in self._keys:
             return True
-        self._tell(f"turned away a peer: its key {key.decode()} is not among the {domain}")
+        self._tell(f"refused a peer: its key {key.decode()} is not among the {domain}")
         return False
 
 
-def _told_once() -> Callable[[str], None]:
-    """Log a warning once: a peer that is turned away comes back ten times a second."""
+def _warn_once() -> Callable[[str], None]:
+    """Log each warning once, because a refused peer retries ten times per second."""
     told: set[str] = set()
 
     def tell(message: str) -> None:
-        if message not in told and len(told) < _TOLD_AT_MOST:
+        if message not in told and len(told) < _MAX_WARNINGS:
             told.add(message)
             _log.warning("%s", message)
 
@@ -178,20 +178,20 @@ def _told_once() -> Callable[[str], None]:
 
 
 def _make_client(folder: Path, runtime: Path, right: Right) -> None:
-    """The client's folder appears whole, and then its key is allowed."""
+    """Make a client's folder atomically, then add its key to the runtime's."""
     if folder.exists():
-        raise ServeError(f"expected no {folder}, whose key is not allowed any more; move it away")
+        raise ServeError(f"expected no {folder}, since its key was revoked; move it away")
     with whole(folder) as partial:
         partial.mkdir(mode=0o700)
         public = _create(partial, _CLIENT)
         _write(partial / "server.key", (runtime / "server.key").read_bytes())
         key = public.read_bytes()
-        public.unlink()  # the runtime gets it, and the client's secret file holds it too
+        public.unlink()  # the runtime gets it; the client's secret file also contains it
     _write(runtime / right / f"{folder.name}.key", key)
 
 
 def _create(folder: Path, name: str) -> Path:
-    """A new pair in a folder nobody else can enter; returns the public file."""
+    """Make a key pair in a folder that only its owner can read; return the public file."""
     folder.chmod(0o700)
     public, secret = (Path(file) for file in create_certificates(folder, name))
     for file in (public, secret):
@@ -207,11 +207,11 @@ def _write(path: Path, data: bytes) -> None:
 def _load_pair(path: Path) -> KeyPair:
     public, secret = _load(path)
     if secret is None:
-        raise ServeError(f"expected a secret key in {path}, found only a public one; see `realtime keys`")
+        raise ServeError(f"expected a secret key in {path}, found a public key only; see `realtime keys`")
     if os.name == "posix" and path.stat().st_mode & 0o077:
         raise ServeError(
             f"expected that only its owner can read {path}, found mode {path.stat().st_mode & 0o777:o}; "
-            f"run chmod 600 {path}, and make new keys if somebody else may have read it"
+            f"run chmod 600 {path}, and make new keys if another user may have read it"
         )
     return KeyPair(public=public, secret=secret)
 
@@ -226,7 +226,7 @@ def _load(path: Path) -> tuple[bytes, bytes | None]:
         raise ServeError(
             f"expected a ZeroMQ key in {path}, found none; make it with `realtime keys`"
         ) from error
-    # No Z85: KeyError and struct.error; a line without "=": IndexError.
+    # Invalid Z85 raises KeyError or struct.error, a line without "=" IndexError.
     except (ValueError, KeyError, IndexError, struct.error) as error:
         raise ServeError(f"expected a ZeroMQ key of 40 characters in {path}: {error!r}") from error
     return public, secret

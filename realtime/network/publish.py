@@ -1,21 +1,21 @@
-"""Results out: every decoded frame to whoever subscribes, over a ZeroMQ PUB socket.
+"""Publishes every decoded frame to subscribers over a ZeroMQ PUB socket.
 
 Each message has three parts:
 
-    topic     ``frame``, ``run_start`` or ``run_end``; subscribe to the ones you want
-    header    msgpack: a map with the fields of :class:`FrameHeader`, :class:`RunStart` or :class:`RunEnd`
-    picture   of a frame: its bytes, RGB uint8 in C order, of the header's ``shape`` [height, width, 3];
-              of the others: empty
+    topic     ``frame``, ``run_start`` or ``run_end``; subscribe to the ones you need
+    header    msgpack map with the fields of :class:`FrameHeader`, :class:`RunStart` or :class:`RunEnd`
+    picture   for ``frame``: RGB uint8 in C order, with the header's ``shape`` [height, width, 3];
+              otherwise empty
 
-A frame is sent the moment it is decoded, before it is recorded. Nothing is sent twice: who subscribes late,
-or reads slower than frames are made, misses frames, and the pipeline never waits for anybody. Every header
-has a ``sequence`` number, which rises by one with each message of its topic: a gap is what a subscriber has
-missed, whatever topics it takes. How often one was found with its queue full is counted here, in
-:attr:`Publisher.overruns`. A run that goes on after a restart of the runtime starts once more under the same
-id, and the numbers from 0; what was decoded before is not sent again.
+A frame is sent as soon as it is decoded, before it is recorded. Nothing is repeated: a subscriber that
+connects late, or reads more slowly than frames are decoded, misses frames; the pipeline never waits. Every
+header has a ``sequence`` number that increases by one per message of its topic, so a gap shows missed
+messages. :attr:`Publisher.overruns` counts how often a subscriber's queue was full. When a run continues
+after a restart of the runtime, ``run_start`` is sent again with the same id, and sequence numbers restart
+from 0; earlier frames are not sent again.
 
-Without keys the socket listens on this machine's loopback only. With them (:mod:`realtime.network.curve`)
-only subscribers whose public key is listed get anything. ``docs/examples/subscriber.py`` is a whole
+Without keys the socket listens on the loopback interface only. With keys (:mod:`realtime.network.curve`) only
+subscribers with a listed public key receive messages. ``docs/examples/subscriber.py`` is a complete
 subscriber.
 """
 
@@ -37,7 +37,7 @@ from realtime.network.curve import Guard, ServerKeys
 
 PUBLISH_VERSION = 1
 HIGH_WATER_MARK = 8
-"""Messages that wait for each subscriber, beside those in its connection; what comes then it misses."""
+"""Queue length per subscriber, besides the buffers of its connection; it misses messages beyond that."""
 
 _log = logging.getLogger(__name__)
 
@@ -47,30 +47,30 @@ class FrameHeader(msgspec.Struct, frozen=True, kw_only=True, tag="frame", tag_fi
 
     version: int = PUBLISH_VERSION
     sequence: int
-    """Of the messages of this topic since the runtime started, from 0; so in every header."""
+    """Number of this message within its topic since the runtime started, from 0."""
     run_id: str
     volume: int
-    """The newest volume of the window that was decoded, from 0."""
+    """Index of the newest volume of the decoded window, from 0."""
     window: tuple[int, int]
-    """Half-open range of volumes the decoder saw."""
+    """Half-open range of the window's volumes."""
     decoder: str
-    """Of the bundle's decoders: the general one of every volume, a specialised one of a picture's window."""
+    """The bundle's general decoder, which decodes every volume, or a specialised one."""
     shown_onset: int | None
-    """Onset volume of the picture that the window belongs to, where markers tell."""
+    """Onset volume of the picture that the window belongs to; None if no marker tells."""
     status: Literal["warming", "trusted"]
     sampler: str
     received_unix_s: float
-    """When the volume was whole here."""
+    """Time when the volume was received completely."""
     published_unix_s: float
     latency_ms: LatencyMs
-    """By stage; ``total`` is what lies between these two times."""
+    """Latency by stage; ``total`` is the difference of the two times above."""
     bundle_sha256: str
     shape: tuple[int, int, int]
     dtype: Literal["uint8"] = "uint8"
 
 
 class RunStart(msgspec.Struct, frozen=True, kw_only=True, tag="run_start", tag_field="kind"):
-    """A run begins, or goes on after a restart."""
+    """A run begins, or continues after a restart."""
 
     version: int = PUBLISH_VERSION
     sequence: int
@@ -78,17 +78,17 @@ class RunStart(msgspec.Struct, frozen=True, kw_only=True, tag="run_start", tag_f
     subject: int
     tr_s: float
     planned: int
-    """Volumes."""
+    """Planned number of volumes."""
     decoder: str
     decode_delay_s: float
-    """From an image's onset to the end of the window that shows it."""
+    """Time from a picture's onset to the end of its window."""
     bundle_name: str
     bundle_sha256: str
     published_unix_s: float
 
 
 class RunEnd(msgspec.Struct, frozen=True, kw_only=True, tag="run_end", tag_field="kind"):
-    """A run has ended; no frame of it follows."""
+    """A run has ended; no more frames of it follow."""
 
     version: int = PUBLISH_VERSION
     sequence: int
@@ -101,18 +101,19 @@ Header = FrameHeader | RunStart | RunEnd
 
 
 class Publisher:
-    """Sends events on; hand :meth:`take` to :meth:`realtime.events.Broadcast.call`.
+    """Publishes events; register :meth:`take` with :meth:`realtime.events.Broadcast.call`.
 
-    :param address: ``tcp://127.0.0.1:5556``; port 0 takes any free one.
-    :param keys: with which subscribers must prove who they are.
-    :raises ServeError: when the address is not good.
+    :param address: such as ``tcp://127.0.0.1:5556``; port 0 chooses a free one
+    :param decoder: name of the general decoder
+    :param keys: keys that authenticate subscribers
+    :raises ServeError: when the address is malformed or not allowed
     """
 
     def __init__(self, address: str, decoder: str, keys: ServerKeys | None = None) -> None:
         self.overruns = 0
-        """Times that a subscriber's queue was found full: it misses messages until it has read on."""
+        """How often a subscriber's queue was found full; the subscriber misses messages until it reads."""
         self.published: Counter[str] = Counter()
-        """Messages so far, by topic."""
+        """Number of messages sent, by topic."""
         self._host, self._port = check_address(address, has_keys=keys is not None)
         self._decoder = decoder
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -122,9 +123,9 @@ class Publisher:
         self._open_folder: str | None = None
 
     def start(self) -> str:
-        """Bind, in a running event loop; returns the address with its port.
+        """Bind and return the address with its port; needs a running event loop.
 
-        :raises ServeError: where the port is in use.
+        :raises ServeError: when the port is in use
         """
         socket = self._context.socket(zmq.PUB)
         socket.set(zmq.SNDHWM, HIGH_WATER_MARK)
@@ -140,7 +141,7 @@ class Publisher:
         return address
 
     def take(self, event: Event) -> None:
-        """Publish what is to be published of an event; never waits, and raises nothing."""
+        """Publish an event if it is a frame or changes a run's state; never waits or raises."""
         message = event.message
         if isinstance(message, Status):
             self._take_status(message)
@@ -149,7 +150,7 @@ class Publisher:
             self._send(self._frame_header(message, picture.shape), picture.tobytes())
 
     def stop(self) -> None:
-        """Close the socket; messages under way get half a second."""
+        """Close the socket; pending messages get half a second."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -218,18 +219,18 @@ class Publisher:
         topic = _TOPICS[type(header)]
         parts = [topic.encode(), msgspec.msgpack.encode(header), picture]
         self.published[topic] += 1
-        # A PUB socket passes over a peer whose queue is full and says nothing. To know of it, ask to be told:
-        # then nobody has got the message, and it is sent once more, to those who have room. From then on
-        # ZeroMQ leaves that peer out, unasked, until it has read on: so its messages cannot be counted here.
+        # A PUB socket silently drops messages to a peer whose queue is full. With XPUB_NODROP the send fails
+        # instead, and nobody receives the message; it is then sent again to the others. From then on ZeroMQ
+        # omits that peer until it has read, so the messages that it misses cannot be counted here.
         try:
-            socket.get(zmq.EVENTS)  # makes ZeroMQ take note of what peers have read: a send alone may not
+            socket.get(zmq.EVENTS)  # makes ZeroMQ process what peers have read, which a send may not do
             socket.set(zmq.XPUB_NODROP, 1)
             try:
                 socket.send_multipart(parts, flags=zmq.NOBLOCK)
             except zmq.Again:
                 self.overruns += 1
                 _log.warning(
-                    "a subscriber reads too slowly: it misses messages from %s %d on", topic, header.sequence
+                    "a subscriber reads too slowly and misses messages from %s %d on", topic, header.sequence
                 )
                 socket.set(zmq.XPUB_NODROP, 0)
                 socket.send_multipart(parts, flags=zmq.NOBLOCK)

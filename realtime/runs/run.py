@@ -140,7 +140,7 @@ class Run:
         :raises WireError: codes ``checksum``, ``index`` and ``size``.
         :raises RecordError: when the journal cannot be written.
         """
-        wire.check_seal(message, payload)
+        wire.verify_checksum(message, payload)
         if message.index >= self.start.n_volumes:
             raise WireError(
                 "index",

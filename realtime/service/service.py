@@ -27,7 +27,7 @@ from realtime.network.curve import ServerKeys, load_server_keys
 from realtime.network.publish import Publisher
 from realtime.runs.pipeline import Pipeline, Settings
 from realtime.runs.resume import unfinished_run
-from realtime.sources.open import Told, open_source
+from realtime.sources.open import SourceOptions, open_source
 from realtime.viewer.prometheus import Metrics
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Options:
     """IP address of the page; another than loopback needs a certificate."""
     tls_cert: Path | None = None
     tls_key: Path | None = None
-    told: Told = Told()
+    source_options: SourceOptions = SourceOptions()
     """What the operator says where the source does not."""
     carry: bool = False
     """Whether runs begin with the statistics of the run before."""
@@ -80,7 +80,7 @@ class Service:
         self.bundle = Bundle.open(options.bundle)
         unfinished = unfinished_run(options.out, self.bundle.sha256)
         self._source = open_source(
-            options.source, options.told, self.bundle.spec, keys=keys, unfinished=unfinished
+            options.source, options.source_options, self.bundle.spec, keys=keys, unfinished=unfinished
         )
         sampler = self.bundle.sampler(options.sampler) if options.sampler else None
         blur = None if options.show_faces else FaceBlur()
@@ -160,7 +160,7 @@ def _keys(options: Options) -> ServerKeys | None:
     """The keys, where there is a port that asks for them."""
     if options.keys is None:
         return None
-    if not (options.publish or options.told.markers or options.source.startswith("tcp:")):
+    if not (options.publish or options.source_options.markers or options.source.startswith("tcp:")):
         raise ServeError(
             f"expected no --keys with {options.source} and without --publish or --markers: they are for "
             "scanners at tcp://, presentation software and subscribers, and nothing here would ask for one"

@@ -1,4 +1,7 @@
-"""Where volumes come from: every source gives the same messages, whatever its scanner speaks."""
+"""Sources receive volumes; every source yields the messages of :mod:`realtime.wire`, whatever the protocol.
+
+May import ``wire``, ``errors``, ``bundle`` and ``network``.
+"""
 
 from __future__ import annotations
 
@@ -11,28 +14,28 @@ from realtime import wire
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Received:
-    """A message whose header is valid; what it says has still to be checked against the run."""
+    """A message with a valid header; its content is not yet checked against the run."""
 
     message: wire.ToRuntime
     payload: memoryview
-    """Voxels of a volume or PNG of a marker, at most as long as the wire format allows."""
+    """Voxels of a volume or PNG of a marker, no longer than the wire format allows."""
     received_s: float
-    """When it was whole, by ``time.perf_counter``."""
+    """Time when the message was complete, by ``time.perf_counter``."""
     reply: Callable[[wire.ToScanner], Awaitable[None]]
 
 
 class Source(Protocol):
-    """A scanner's end of the line."""
+    """Receives the messages of a scanner."""
 
     async def start(self) -> str:
-        """Begin to listen; returns the address a scanner connects to.
+        """Start listening and return the address that a scanner connects to.
 
-        :raises ServeError: when that is not possible or not allowed.
+        :raises ServeError: when listening is impossible or not allowed
         """
         ...
 
     async def receive(self) -> Received:
-        """The next valid message. Answers invalid ones itself and goes on."""
+        """Wait for the next valid message and return it; refuse invalid messages."""
         ...
 
     async def stop(self) -> None:

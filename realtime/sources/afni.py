@@ -1,12 +1,13 @@
-"""Volumes from a sender that speaks AFNI's real-time protocol, such as Dimon and rtfeedme.
+"""Receives volumes over AFNI's real-time protocol, as Dimon and rtfeedme send them.
 
-The sender connects to the control port, says on which port it will send, and closes; then it connects there
-and sends commands (:mod:`realtime.sources.afni_header`) and images, with nothing between them. A run ends
-when it closes, or sends an image that begins with :data:`END`.
+The sender connects to the control port, sends the number of its data port and closes. Then it connects to the
+data port and sends commands (:mod:`realtime.sources.afni_header`), directly followed by the images. A run
+ends when the sender closes the connection or sends an image that begins with :data:`END`.
 
-The protocol knows no numbers of volumes, so they count from 0 in each connection, and no acknowledgements:
-what is under way when either side dies is lost, and a run does not go on after that. The data port is opened
-on this machine's loopback, whatever the sender says; nothing is ever connected to.
+The protocol does not number volumes, so they are counted from 0 in each connection. It has no
+acknowledgements: volumes in transit when either side dies are lost, and the run cannot continue. The data
+port is opened on the loopback interface, whatever host the sender names; this module never connects to a
+host.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from realtime.sources.run_boundaries import RunOver, Scan
 END = b"Et Earello Endorenna utulien!!"
 MAX_CONTROL_BYTES = 512
 PATIENCE_S = 30.0
-"""For a control string, a data connection and its commands; between images a sender may be silent."""
+"""Time limit for the control string, the data connection and the commands; images have no limit."""
 
 _log = logging.getLogger(__name__)
 _Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -38,7 +39,7 @@ _Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 class AfniScanner:
     """A control port, and a data port for one sender at a time.
 
-    :param address: ``tcp://127.0.0.1:7961``; port 0 takes any free one.
+    :param address: such as ``tcp://127.0.0.1:7961``; port 0 chooses a free one
     """
 
     def __init__(self, address: str) -> None:
@@ -49,7 +50,7 @@ class AfniScanner:
         self._is_busy = False
 
     async def start(self) -> str:
-        """Listen for senders; returns the address. :raises ServeError: where the port is in use."""
+        """Listen for senders and return the address. :raises ServeError: when the port is in use"""
         try:
             self._control = await asyncio.start_server(
                 self._on_control, self._host, self._port, limit=MAX_CONTROL_BYTES
@@ -60,14 +61,14 @@ class AfniScanner:
         return f"afni+tcp://{host}:{self._control.sockets[0].getsockname()[1]}"
 
     async def scans(self) -> AsyncIterator[Scan | RunOver]:
-        """The volumes of one connection after the other, each followed by its run's end."""
+        """Yield the volumes of one connection after the other, each followed by the end of its run."""
         while True:
             reader, writer = await self._connections.get()
             try:
                 async for scan in self._volumes(reader):
                     yield scan
             except (WireError, ConnectionError, TimeoutError) as error:
-                _log.warning("the sender is let go: %s", error or "it did not send its commands in time")
+                _log.warning("closed the sender's connection: %s", error or "it sent no commands in time")
             finally:
                 writer.close()
                 self._is_busy = False
@@ -85,13 +86,13 @@ class AfniScanner:
                 text = await _until_zero(reader)
             await self._expect_data(data_port(text))
         except (WireError, ConnectionError, TimeoutError) as error:
-            _log.warning("a sender is not taken: %s", error or "it did not say its data port in time")
+            _log.warning("refused a sender: %s", error or "it did not send its data port in time")
         finally:
             writer.close()
 
     async def _expect_data(self, port: int) -> None:
         if self._is_busy:
-            raise WireError("busy", "expected the sender that is connected to close, got another")
+            raise WireError("busy", "expected one sender at a time, got another; close the first")
         self._is_busy = True
         try:
             self._data = await asyncio.start_server(
@@ -112,7 +113,7 @@ class AfniScanner:
 
     def _give_up(self, server: asyncio.Server) -> None:
         if self._data is server:
-            _log.warning("a sender said it would send, and did not connect in %.0f s", PATIENCE_S)
+            _log.warning("a sender named its data port but did not connect to it in %.0f s", PATIENCE_S)
             server.close()
             self._data, self._is_busy = None, False
 
@@ -140,7 +141,7 @@ class AfniScanner:
 
 
 class _Verdict:
-    """The protocol has no words for an answer: a sender whose run is refused finds its connection closed."""
+    """Stores whether the run was refused; the protocol has no answers, so its connection is then closed."""
 
     def __init__(self) -> None:
         self.is_against_run = False
@@ -150,19 +151,19 @@ class _Verdict:
 
 
 async def _until_zero(reader: asyncio.StreamReader) -> bytes:
-    """What comes before a zero byte. :raises WireError: where none comes, or too much before it."""
+    """Read up to a zero byte. :raises WireError: when there is none, or the text before it is too long"""
     try:
         return (await reader.readuntil(b"\0"))[:-1]
     except asyncio.IncompleteReadError as error:
         raise WireError(
-            "header", f"expected text that a zero byte ends, got {error.partial[:80]!r}"
+            "header", f"expected text terminated by a zero byte, got {error.partial[:80]!r}"
         ) from error
     except asyncio.LimitOverrunError as error:
-        raise WireError("header", f"expected text that a zero byte ends soon: {error}") from error
+        raise WireError("header", f"expected a short text terminated by a zero byte: {error}") from error
 
 
 async def _images(reader: asyncio.StreamReader, header: Header) -> list[bytes]:
-    """The images of the next volume; none where the run is over. Those of a part of a volume are dropped."""
+    """Read the images of the next volume; return none if the run ends before the volume is complete."""
     images: list[bytes] = []
     with contextlib.suppress(asyncio.IncompleteReadError):
         while len(images) < header.images:
@@ -171,14 +172,14 @@ async def _images(reader: asyncio.StreamReader, header: Header) -> list[bytes]:
                 break
             images.append(image)
     if 0 < len(images) < header.images:
-        _log.warning("the run ended within a volume, after %d of %d slices", len(images), header.images)
+        _log.warning("the run ended with an incomplete volume of %d of %d slices", len(images), header.images)
     return images if len(images) == header.images else []
 
 
 def data_port(control: bytes) -> int:
-    """The port that a sender will send to.
+    """Parse the data port from a control string.
 
-    :raises WireError: code ``control``, for what does not name one on this machine.
+    :raises WireError: code ``control``, when it does not name a port on this machine
     """
     kind, _, rest = control.decode("ascii", "replace").partition("\n")[0].strip().partition(":")
     host, _, port = rest.rpartition(":")
@@ -187,7 +188,7 @@ def data_port(control: bytes) -> int:
         raise WireError(
             "control",
             "expected tcp:localhost:PORT with a port from 1024 to 65535, "
-            f"got {control[:80]!r}; where the sender is elsewhere, forward both ports through an SSH tunnel",
+            f"got {control[:80]!r}; if the sender runs elsewhere, forward both ports through an SSH tunnel",
         )
     return int(port)
 

@@ -1,10 +1,11 @@
-"""What an AFNI sender says of its images before it sends them. Pure: bytes in, a header out.
+"""Parses the commands that an AFNI sender sends before its images. Pure.
 
-Commands, one a line. Needed are ``XYMATRIX nx ny [nz]`` (or ``ZNUM nz``), ``XYZAXES R-L A-P I-S`` and
-``XYFOV x y [z]`` (or ``ZDELTA dz``); of the others those are heeded that change what the voxels mean. Sent is
-x fastest, volume by volume (``3D+t``) or, by default, slice by slice, every second slice first.
+There is one command per line. ``XYMATRIX nx ny [nz]`` (or ``ZNUM nz``), ``XYZAXES R-L A-P I-S`` and
+``XYFOV x y [z]`` (or ``ZDELTA dz``) are required; of the others, those that affect the meaning of the voxels
+are used. The x axis varies fastest. Images are whole volumes (``3D+t``) or, by default, slices in interleaved
+order.
 
-AFNI's README.realtime; its "DICOM" coordinates run to the left, to the back and up.
+Source: AFNI's README.realtime. Its "DICOM" coordinates are LPS+.
 """
 
 from __future__ import annotations
@@ -32,30 +33,30 @@ _PLACE = re.compile(r"([-+0-9.eE]{1,32})([IPASRL]?)")
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """How the images of a run are sent."""
+    """The format of a run's images."""
 
     shape: tuple[int, int, int]
     sent: np.dtype[np.generic]
     taken: str
-    """The type in which the runtime takes them."""
+    """Dtype to which the runtime converts them."""
     affine: NDArray[np.float64]
-    """[4, 4], indices as sent to mm to the right, front and up."""
+    """[4, 4], indices as sent to RAS+ mm."""
     tr_s: float | None
     slices: tuple[int, ...] | None
-    """Which slice comes when, where slices come one by one; None where volumes come whole."""
+    """Order in which slices are sent; None if images are whole volumes."""
 
     @property
     def images(self) -> int:
-        """How many images make a volume."""
+        """Number of images per volume."""
         return 1 if self.slices is None else len(self.slices)
 
     @property
     def image_bytes(self) -> int:
-        """Size of an image, a slice or a volume."""
+        """Size of an image in bytes."""
         return math.prod(self.shape) * self.sent.itemsize // self.images
 
     def volume(self, images: list[bytes]) -> NDArray[np.generic]:
-        """The voxels [nx, ny, nz] of as many images as make a volume."""
+        """Assemble the images of a volume to its voxels [nx, ny, nz]."""
         nx, ny, nz = self.shape
         stacked = np.frombuffer(b"".join(images), dtype=self.sent).reshape(nz, ny, nx)
         if self.slices is not None:
@@ -63,19 +64,19 @@ class Header:
         return stacked.transpose(2, 1, 0).astype(self.taken)
 
 
-def parse(commands: bytes) -> Header:
-    """Read the commands, without the zero byte that ends them.
+def parse(text: bytes) -> Header:
+    """Parse the commands, given without the zero byte that ends them.
 
-    :raises WireError: code ``header``, when one is missing or says what cannot be.
+    :raises WireError: code ``header``, when a command is missing or invalid
     """
-    said = _Said(commands)
-    shape = _shape(said)
-    datum = said.choice("DATUM", tuple(_SENT), "short")
-    order = said.choice("BYTEORDER", ("LSB_FIRST", "MSB_FIRST"), "LSB_FIRST")
-    acquisition = said.choice("ACQUISITION_TYPE", _ACQUISITIONS, "2D+zt")
-    slices = said.choice("ZORDER", ("seq", "alt"), "alt")
-    if said.get("NUM_CHAN") not in (None, ["1"]):
-        raise WireError("header", f"expected images of one channel, got NUM_CHAN {said.get('NUM_CHAN')}")
+    commands = _Commands(text)
+    shape = _shape(commands)
+    datum = commands.choice("DATUM", tuple(_SENT), "short")
+    order = commands.choice("BYTEORDER", ("LSB_FIRST", "MSB_FIRST"), "LSB_FIRST")
+    acquisition = commands.choice("ACQUISITION_TYPE", _ACQUISITIONS, "2D+zt")
+    slices = commands.choice("ZORDER", ("seq", "alt"), "alt")
+    if commands.get("NUM_CHAN") not in (None, ["1"]):
+        raise WireError("header", f"expected images of one channel, got NUM_CHAN {commands.get('NUM_CHAN')}")
     taken = np.dtype(_TAKEN[datum])
     if math.prod(shape) * taken.itemsize > wire.MAX_VOLUME_BYTES:
         raise WireError("header", f"expected volumes of at most {wire.MAX_VOLUME_BYTES} bytes, got {shape}")
@@ -85,23 +86,23 @@ def parse(commands: bytes) -> Header:
         shape=shape,
         sent=np.dtype(_SENT[datum]).newbyteorder("<" if order == "LSB_FIRST" else ">"),
         taken=taken.name,
-        affine=_oblique(said) if said.get("OBLIQUE_XFORM") else _straight(said, shape),
-        tr_s=said.numbers("TR", 1, 1)[0] if said.get("TR") else None,
+        affine=_oblique(commands) if commands.get("OBLIQUE_XFORM") else _axis_aligned(commands, shape),
+        tr_s=commands.numbers("TR", 1, 1)[0] if commands.get("TR") else None,
         slices=None if acquisition.startswith("3D") else interleaved,
     )
 
 
-class _Said:
-    """The commands by name; one that is given again takes the place of the one before."""
+class _Commands:
+    """The commands by name; a repeated command replaces the earlier one."""
 
-    def __init__(self, commands: bytes) -> None:
+    def __init__(self, text: bytes) -> None:
         try:
-            lines = commands.decode("ascii").splitlines()
+            lines = text.decode("ascii").splitlines()
         except UnicodeDecodeError as error:
             raise WireError("header", f"expected commands in ASCII: {error}") from error
         self._arguments: dict[str, list[str]] = {}
         for name, *arguments in filter(None, map(str.split, lines)):
-            self._arguments.pop(name, None)  # its place among the others is that of the last time
+            self._arguments.pop(name, None)  # so that the order is that of the last occurrences
             self._arguments[name] = arguments
         self.names = list(self._arguments)
 
@@ -115,20 +116,20 @@ class _Said:
         return arguments
 
     def choice(self, name: str, known: tuple[str, ...], default: str) -> str:
-        said = (self._arguments.get(name) or [default])[0]
-        if said not in known:
-            raise WireError("header", f"expected {name} {' or '.join(known)}, got {said!r}")
-        return said
+        chosen = (self._arguments.get(name) or [default])[0]
+        if chosen not in known:
+            raise WireError("header", f"expected {name} {' or '.join(known)}, got {chosen!r}")
+        return chosen
 
     def numbers(self, name: str, at_least: int, at_most: int) -> list[float]:
         return [_number(name, word) for word in self._of_length(name, at_least, at_most)]
 
     def places(self, name: str, n: int) -> list[tuple[float, str]]:
-        """Distances in mm, each with the letter of its direction, if any."""
+        """Parse distances in mm, each with the letter of its direction, if any."""
         words = self._of_length(name, n, n)
         found = [match for match in map(_PLACE.fullmatch, words) if match]
         if len(found) < n:
-            raise WireError("header", f"expected {name} with places like 30.5R, got {words}")
+            raise WireError("header", f"expected {name} with positions like 30.5R, got {words}")
         return [(_number(name, match[1]), match[2]) for match in found]
 
     def _of_length(self, name: str, at_least: int, at_most: int) -> list[str]:
@@ -148,63 +149,63 @@ def _number(name: str, word: str) -> float:
     return number
 
 
-def _shape(said: _Said) -> tuple[int, int, int]:
-    counts = said.numbers("XYMATRIX", 2, 3)
+def _shape(commands: _Commands) -> tuple[int, int, int]:
+    counts = commands.numbers("XYMATRIX", 2, 3)
     if len(counts) == 2:
-        counts += said.numbers("ZNUM", 1, 1)
+        counts += commands.numbers("ZNUM", 1, 1)
     if not all(count.is_integer() and 1 <= count <= 1_024 for count in counts):
         raise WireError("header", f"expected from 1 to 1024 voxels along each axis, got {counts}")
     nx, ny, nz = (int(count) for count in counts)
     return nx, ny, nz
 
 
-def _oblique(said: _Said) -> NDArray[np.float64]:
-    matrix = np.array(said.numbers("OBLIQUE_XFORM", 16, 16)).reshape(4, 4)
-    matrix[3] = (0, 0, 0, 1)  # some senders leave it empty
+def _oblique(commands: _Commands) -> NDArray[np.float64]:
+    matrix = np.array(commands.numbers("OBLIQUE_XFORM", 16, 16)).reshape(4, 4)
+    matrix[3] = (0, 0, 0, 1)  # some senders send zeros
     placed: NDArray[np.float64] = LPS_TO_RAS @ matrix
     return placed
 
 
-def _straight(said: _Said, shape: tuple[int, int, int]) -> NDArray[np.float64]:
-    """Without obliquity: sizes from the field of view; the volume's middle is 0 unless said otherwise."""
-    axes = _axes(said)
+def _axis_aligned(commands: _Commands, shape: tuple[int, int, int]) -> NDArray[np.float64]:
+    """Return the affine of a volume that is not oblique; its centre is the origin by default."""
+    axes = _axes(commands)
     affine = np.zeros((4, 4))
     affine[3, 3] = 1
-    firsts = _firsts(said)
-    for column, (axis, n, size_mm) in enumerate(zip(axes, shape, _sizes_mm(said, shape), strict=True)):
+    firsts = _first_voxels(commands)
+    for column, (axis, n, size_mm) in enumerate(zip(axes, shape, _sizes_mm(commands, shape), strict=True)):
         row = _AXIS[axis[0]]
         affine[row, column] = size_mm * _SIGN[axis[1]]
         distance_mm, code = firsts[column] or (size_mm * (n - 1) / 2, "")
         if code not in ("", *axis):
-            raise WireError("header", f"expected a place along {axis[0]}-{axis[1]}, got one to {code}")
+            raise WireError("header", f"expected a position along {axis[0]}-{axis[1]}, got one along {code}")
         affine[row, 3] = distance_mm * _SIGN[code or axis[0]]
     return affine
 
 
-def _axes(said: _Said) -> list[str]:
-    axes = [word.replace("-", "") for word in said.needed("XYZAXES")]
+def _axes(commands: _Commands) -> list[str]:
+    axes = [word.replace("-", "") for word in commands.needed("XYZAXES")]
     if not all(axis in _AXES for axis in axes) or sorted(_AXIS[axis[0]] for axis in axes) != [0, 1, 2]:
-        raise WireError("header", f"expected XYZAXES like R-L A-P I-S, got {said.needed('XYZAXES')}")
+        raise WireError("header", f"expected XYZAXES like R-L A-P I-S, got {commands.needed('XYZAXES')}")
     return axes
 
 
-def _sizes_mm(said: _Said, shape: tuple[int, int, int]) -> list[float]:
-    fov_mm = said.numbers("XYFOV", 2, 3)
+def _sizes_mm(commands: _Commands, shape: tuple[int, int, int]) -> list[float]:
+    fov_mm = commands.numbers("XYFOV", 2, 3)
     fov_mm[1] = fov_mm[1] or fov_mm[0]
     sizes_mm = [fov / n for fov, n in zip(fov_mm, shape, strict=False)]
     if len(sizes_mm) == 2:
-        sizes_mm += said.numbers("ZDELTA", 1, 1)
+        sizes_mm += commands.numbers("ZDELTA", 1, 1)
     if not all(size_mm > 0 for size_mm in sizes_mm):
-        raise WireError("header", f"expected voxels with a size, got {sizes_mm} mm")
+        raise WireError("header", f"expected voxel sizes above 0, got {sizes_mm} mm")
     return sizes_mm
 
 
-def _firsts(said: _Said) -> list[tuple[float, str] | None]:
-    """Where the middle of the first voxel is along each axis, where that was said; the last word counts."""
+def _first_voxels(commands: _Commands) -> list[tuple[float, str] | None]:
+    """Return the position of the first voxel's centre along each axis, or None; the last command counts."""
     firsts: list[tuple[float, str] | None] = [None, None, None]
-    for name in said.names:
+    for name in commands.names:
         if name == "XYZFIRST":
-            firsts = [*said.places(name, 3)]
+            firsts = [*commands.places(name, 3)]
         elif name == "ZFIRST":
-            firsts[2] = said.places(name, 1)[0]
+            firsts[2] = commands.places(name, 1)[0]
     return firsts

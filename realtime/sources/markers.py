@@ -1,9 +1,8 @@
-"""Volumes from one source and what was on screen from another: presentation software at a port of its own.
+"""Merges volumes from one source with markers from presentation software at another port.
 
-Scanners that speak Pyneal's or AFNI's protocol, or write files, know nothing of pictures. Presentation
-software does: it counts the scanner's trigger pulses, so it can tell at which volume each picture appeared.
-It sends :class:`realtime.wire.Marker` and waits for the answer to each, as ``docs/examples/presentation.py``
-shows.
+Scanners that use Pyneal's or AFNI's protocol, or write files, do not know which pictures are shown.
+Presentation software counts the scanner's trigger pulses, so it knows at which volume each picture appeared.
+It sends :class:`realtime.wire.Marker` and waits for each answer, as ``docs/examples/presentation.py`` shows.
 """
 
 from __future__ import annotations
@@ -19,20 +18,22 @@ from realtime import wire
 from realtime.sources import Received, Source
 
 PATIENCE_TR = 5
-"""A run is alive for so many TR after each volume; a marker for which none is waits as long for the next."""
+"""A run is alive for this many TR after each volume. A marker waits this long for a run to begin."""
 EARLY_TR = 2
-"""How much earlier than a run's beginning tells a marker may come: volumes come late, now and then."""
+"""How many TR before its computed onset a marker may arrive, because volumes can be delayed."""
 
 
-class Marked:
-    """A :class:`realtime.sources.Source` of both.
+class MarkedSource:
+    """A :class:`realtime.sources.Source` that merges volumes and markers.
 
-    A marker is one of the run that is alive, whatever run it names: presentation software cannot know what
-    runs are called here. Where none is, it waits for the next volume, which may begin another run. One that
-    came before that run can have shown it a picture is of the run before, and refused.
+    A marker is assigned to the run that is alive, whatever run it names, because presentation software does
+    not know the run ids used here. If no run is alive, the marker waits for the next volume, which may begin
+    another run. A marker that arrived too early to belong to that run belongs to the previous run, which is
+    over, and is refused.
 
-    :param volumes: gives all but markers
-    :param markers: gives markers; other messages are refused
+    :param volumes: source of all messages except markers
+    :param markers: source of markers; its other messages are refused
+    :param tr_s: TR in seconds
     """
 
     def __init__(self, volumes: Source, markers: Source, tr_s: float) -> None:
@@ -42,12 +43,12 @@ class Marked:
         self._coming: dict[Source, asyncio.Task[Received]] = {}
         self._run_id: str | None = None
         self._first_s = self._began_s = self._heard_s = -math.inf
-        """Of the open run: when its first volume came, when it began by that, when its newest came."""
+        """Open run: arrival of its first volume, its beginning computed from that, arrival of its newest."""
         self._before_s = -math.inf
-        """When the newest volume of the run before came."""
+        """Arrival of the last volume of the previous run."""
 
     async def start(self) -> str:
-        """Begin to listen at both; returns both addresses."""
+        """Start listening at both ports and return both addresses."""
         address = await self._volumes.start()
         try:
             return f"{address}, markers from {await self._markers.start()}"
@@ -56,7 +57,7 @@ class Marked:
             raise
 
     async def receive(self) -> Received:
-        """The next message of either; of two that are there, the marker, before a window needs it."""
+        """Wait for the next message of either source; markers first, so that a window finds its marker."""
         while True:
             marker, volume = self._next(self._markers), self._next(self._volumes)
             if not marker.done():
@@ -74,13 +75,11 @@ class Marked:
             elif (patience_s := came.received_s + PATIENCE_TR * self._tr_s - time.perf_counter()) > 0:
                 await asyncio.wait({volume}, timeout=patience_s)
             else:
-                reason = (
-                    f"expected a run that is alive, no volume came within {PATIENCE_TR} TR; send it again"
-                )
+                reason = f"expected a running scan, got no volume within {PATIENCE_TR} TR; send it again"
                 await self._refuse(came, "no-run", reason)
 
     async def stop(self) -> None:
-        """Stop listening at both."""
+        """Stop listening at both ports."""
         coming, self._coming = list(self._coming.values()), {}
         for task in coming:
             task.cancel()
@@ -99,7 +98,7 @@ class Marked:
         return self._coming.pop(source).result()
 
     def _note(self, received: Received) -> Received:
-        """Keep in mind which run is open, and since when."""
+        """Remember which run is open and when it began."""
         message = received.message
         if isinstance(message, wire.Volume):
             if message.run_id != self._run_id:
@@ -116,7 +115,7 @@ class Marked:
         return time.perf_counter() - self._heard_s <= PATIENCE_TR * self._tr_s
 
     def _refusal(self, came: Received) -> tuple[str, str] | None:
-        """Code and reason where a message is not one that is taken from this side."""
+        """Return code and reason if a message from the marker port must be refused."""
         message = came.message
         if not isinstance(message, wire.Marker):
             return "kind", f"expected a marker at this port, got a {type(message).__name__}"
@@ -124,8 +123,8 @@ class Marked:
         of_before_s = min(earliest_s, self._first_s, self._before_s + PATIENCE_TR * self._tr_s)
         if self._run_id is not None and self._is_alive and came.received_s < of_before_s:
             return "over", (
-                f"expected a marker of the run that is open, got one for volume {message.onset_volume} from "
-                "before it began: it is of the run before, which is over"
+                f"expected a marker of the open run, got one for volume {message.onset_volume} that came "
+                "before the run began: it belongs to the previous run, which is over"
             )
         return None
 

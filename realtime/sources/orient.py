@@ -1,4 +1,4 @@
-"""Volumes as the runtime takes them: axes that run to the right, to the front and up. Pure."""
+"""Reorients volumes to RAS+ axes (right, anterior, superior), which the runtime expects. Pure."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from realtime.errors import WireError
 
 FARTHEST_MM = 1e5
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-"""From DICOM's axes, to the left, the back and up."""
+"""Converts coordinates from DICOM's LPS+ to RAS+."""
 
 
 def to_ras(voxels: NDArray[Any], affine: NDArray[np.float64]) -> tuple[NDArray[Any], wire.Affine]:
-    """Flip and permute a volume [i, j, k] so that its axes run as close as they can to right, front and up.
+    """Flip and permute a volume [i, j, k] so that its axes are as close as possible to RAS+.
 
-    :param affine: [4, 4], indices to mm to the right, front and up.
-    :returns: the voxels, C order and little endian, and their affine.
-    :raises WireError: code ``grid``, where the affine does not say which axis is which.
+    :param affine: [4, 4], voxel indices to RAS+ mm
+    :returns: the voxels, C order and little endian, and their affine
+    :raises WireError: code ``grid``, when the affine is not finite, not invertible or ambiguous
     """
     is_finite = bool((np.abs(affine) <= FARTHEST_MM).all())
     if not is_finite or np.linalg.matrix_rank(affine[:3, :3]) < 3:
-        raise WireError("grid", f"expected an affine that can be inverted, got {affine.tolist()}")
+        raise WireError("grid", f"expected an invertible affine, got {affine.tolist()}")
     axes = orientations.io_orientation(affine)  # type: ignore[no-untyped-call]
     if not np.isfinite(axes).all():
-        raise WireError("grid", f"expected axes that are not almost the same, got {affine.tolist()}")
+        raise WireError("grid", f"expected an affine with distinct axes, got {affine.tolist()}")
     turned = orientations.apply_orientation(voxels, axes)  # type: ignore[no-untyped-call]
     placed = affine @ orientations.inv_ornt_aff(axes, voxels.shape)  # type: ignore[no-untyped-call]
     ordered = np.ascontiguousarray(turned, dtype=turned.dtype.newbyteorder("<"))
@@ -36,6 +36,6 @@ def to_ras(voxels: NDArray[Any], affine: NDArray[np.float64]) -> tuple[NDArray[A
 
 
 def rows(affine: NDArray[np.float64]) -> wire.Affine:
-    """An affine [4, 4] as messages carry it."""
+    """Convert an affine [4, 4] to the type used in messages."""
     a, b, c, d = ((float(w), float(x), float(y), float(z)) for w, x, y, z in affine)
     return a, b, c, d

@@ -1,15 +1,15 @@
-"""Volumes from a scanner's side that speaks Pyneal's protocol.
+"""Receives volumes from Pyneal's scanner side (``pynealScanner``).
 
-The scanner connects a ZeroMQ PAIR socket, sends a greeting and gets it back. Then, for each volume, it sends
-a JSON header and the voxels, and waits for a line: ``received volIdx N`` once the volume is in the journal. A
-line with ``STOP`` in it ends the scanner's side: the volume, or the run, is not taken.
+The scanner side connects a ZeroMQ PAIR socket, sends a greeting and receives it back. For each volume it
+sends a JSON header and the voxels and waits for an answer: ``received volIdx N`` once the volume is in the
+journal, or a text with ``STOP``, which ends the scanner side, if the volume or the run is refused.
 
-The protocol has no start and no end of a run, so an operator says how many volumes it has. It sends nothing
-twice: a volume on its way when the runtime dies is lost with it.
+The protocol has neither start nor end of a run, so the operator specifies the number of volumes. It does not
+repeat volumes: a volume in transit when the runtime dies is lost.
 
-A PAIR socket has one peer; of a second, which may be the scanner's side started again before the end of the
-first was noticed, it takes nothing and never will, also once the first has gone. So the port is opened anew
-whenever its peer goes, and those who wait connect again. What they have said before is lost.
+A PAIR socket serves one peer and never reads from a second one, even after the first has disconnected. A
+second peer may be the scanner side, restarted before its disconnection was noticed. So the port is reopened
+whenever its peer disconnects, and waiting peers reconnect. What they sent before is lost.
 
 https://pyneal.readthedocs.io
 """
@@ -35,10 +35,10 @@ from realtime.sources.run_boundaries import Scan
 
 MAX_GREETING_BYTES = 1_024
 LONGEST_TR_S = 60
-"""A larger TR is in milliseconds; some scanners' clients send seconds."""
+"""A larger TR is in milliseconds; some clients send seconds."""
 
 _BEAT_MS, _SILENT_MS = 1_000, 10_000
-"""A peer that answers no heartbeat for so long has gone, behind a tunnel that has died, say."""
+"""A peer that answers no heartbeat for this long counts as disconnected, for example behind a dead tunnel."""
 _EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 _TRIES, _TRY_AGAIN_S = 100, 0.02
 
@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 
 
 class Header(msgspec.Struct, frozen=True):
-    """The first frame of a volume; fields of other names are passed over."""
+    """The first frame of a volume; unknown fields are ignored."""
 
     volIdx: wire.Count  # noqa: N815 (the protocol's name)
     dtype: Literal["int16", "uint16", "int32", "float32", "float64"]
@@ -60,9 +60,9 @@ _affine = msgspec.json.Decoder(wire.Affine)
 
 
 class PynealScanner:
-    """A PAIR socket for one scanner at a time. Listens on this machine's loopback only.
+    """A PAIR socket for one scanner at a time. It listens on the loopback interface only.
 
-    :param address: ``tcp://127.0.0.1:5555``; port 0 takes any free one.
+    :param address: such as ``tcp://127.0.0.1:5555``; port 0 chooses a free one
     """
 
     def __init__(self, address: str) -> None:
@@ -71,10 +71,10 @@ class PynealScanner:
         self._socket: zmq.asyncio.Socket | None = None
         self._peers = _Peers()
         self._gone: asyncio.Future[None] = asyncio.Future()
-        """Of the peer that is served; as long as the port is open."""
+        """Done when the served peer has disconnected."""
 
     async def start(self) -> str:
-        """Bind; returns the address with its port. :raises ServeError: where the port is in use."""
+        """Bind and return the address with its port. :raises ServeError: when the port is in use"""
         try:
             address = self._open()
         except ServeError:
@@ -86,13 +86,13 @@ class PynealScanner:
     def _open(self) -> str:
         socket = self._context.socket(zmq.PAIR)
         socket.set(zmq.MAXMSGSIZE, wire.MAX_VOLUME_BYTES)
-        socket.set(zmq.RCVHWM, 4)  # a scanner waits for each answer
+        socket.set(zmq.RCVHWM, 4)  # enough, since a scanner waits for each answer
         socket.set(zmq.HEARTBEAT_IVL, _BEAT_MS)
         socket.set(zmq.HEARTBEAT_TIMEOUT, _SILENT_MS)
         self._peers = _Peers(socket.get_monitor_socket(_EVENTS))
         try:
             address = bind(socket, self._host, self._port)
-        except ServeError:  # which leaves the socket closed
+        except ServeError:  # bind has closed the socket
             self._peers.close()
             raise
         self._socket = socket
@@ -107,7 +107,7 @@ class PynealScanner:
         self._peers.close()
 
     async def _reopen(self) -> None:
-        """Close the port and open it again; what closes does so on a thread of ZeroMQ's."""
+        """Close the port and open it again; retry, because ZeroMQ closes it on a thread of its own."""
         self._close()
         for _ in range(_TRIES):
             try:
@@ -120,9 +120,9 @@ class PynealScanner:
         raise reason
 
     async def _receive(self) -> list[memoryview]:
-        """The next message of the peer; all of one that has gone come first."""
+        """Return the next message; read all messages of a disconnected peer before reopening the port."""
         while True:
-            assert self._socket, "start comes first"
+            assert self._socket, "call start first"
             message = asyncio.ensure_future(self._socket.recv_multipart(copy=False))
             news: set[asyncio.Future[Any]] = {message, self._gone}
             try:
@@ -134,7 +134,7 @@ class PynealScanner:
             await self._reopen()
 
     async def scans(self) -> AsyncIterator[Scan]:
-        """Every valid volume; greetings are answered here, and what is no message is refused."""
+        """Yield every valid volume; answer greetings and refuse invalid messages."""
         while True:
             frames = await self._receive()
             received_s = time.perf_counter()
@@ -150,7 +150,7 @@ class PynealScanner:
             yield scan
 
     async def stop(self) -> None:
-        """Close the socket; answers under way get half a second."""
+        """Close the socket; pending answers get half a second."""
         if self._socket is not None:
             self._close()
             self._context.term()
@@ -158,15 +158,15 @@ class PynealScanner:
     def _scan(self, frames: list[memoryview], received_s: float) -> Scan:
         if len(frames) != 2:
             raise WireError("frames", f"expected two frames, a header and voxels, got {len(frames)}")
-        said, affine, tr_s = parse(frames[0])
+        header, affine, tr_s = parse(frames[0])
         return Scan(
-            index=said.volIdx,
-            shape=said.shape,
+            index=header.volIdx,
+            shape=header.shape,
             affine=affine,
-            dtype=said.dtype,
+            dtype=header.dtype,
             payload=frames[1],
             received_s=received_s,
-            answer=partial(self._answer, said.volIdx),
+            answer=partial(self._answer, header.volIdx),
             tr_s=tr_s,
         )
 
@@ -182,43 +182,43 @@ class PynealScanner:
         try:
             await self._socket.send(text.encode(), flags=zmq.NOBLOCK)
         except zmq.Again:
-            _log.warning("the scanner has gone; it was not told %r", text)
+            _log.warning("the scanner has disconnected; it did not get the answer %r", text)
 
 
 class _Peers:
-    """Who is connected to a PAIR socket, by what its monitor tells."""
+    """Tracks the connections of a PAIR socket by its monitor events."""
 
     def __init__(self, monitor: zmq.asyncio.Socket | None = None) -> None:
         self._monitor = monitor
         self._newest: int | None = None
-        """The connection that was accepted last, which need not be one of ZeroMQ's."""
+        """The connection accepted last, which need not speak ZeroMQ."""
         self._first: int | None = None
-        """The one whose handshake was the first, which is served."""
+        """The connection whose handshake succeeded first, which is served."""
 
     def close(self) -> None:
         if self._monitor is not None:
             self._monitor.close(linger=0)
 
     async def gone(self) -> None:
-        """Return when the served one has gone; warn of others."""
+        """Return when the served peer has disconnected; log a warning about other peers."""
         assert self._monitor
         while True:
-            said = await recv_monitor_message(self._monitor)
-            if said["event"] == zmq.EVENT_ACCEPTED:
-                self._newest = said["value"]
-            elif said["event"] == zmq.EVENT_DISCONNECTED and said["value"] == self._first:
+            event = await recv_monitor_message(self._monitor)
+            if event["event"] == zmq.EVENT_ACCEPTED:
+                self._newest = event["value"]
+            elif event["event"] == zmq.EVENT_DISCONNECTED and event["value"] == self._first:
                 return
-            elif said["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED and self._first is None:
+            elif event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED and self._first is None:
                 self._first = self._newest
-            elif said["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            elif event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 _log.warning(
-                    "a second connection waits until the first has gone: only one can send volumes; if it is "
-                    "the scanner's side and gets no answer, start it again"
+                    "a second connection waits until the first disconnects: only one can send volumes; if it "
+                    "is the scanner side and gets no answer, restart it"
                 )
 
 
 def greeting(frame: memoryview) -> str:
-    """What a scanner's side says first. :raises WireError: for what is too long, or no text."""
+    """Decode the first message of the scanner side. :raises WireError: when it is too long or not text"""
     if len(frame) <= MAX_GREETING_BYTES:
         try:
             return bytes(frame).decode()
@@ -230,9 +230,10 @@ def greeting(frame: memoryview) -> str:
 
 
 def parse(frame: memoryview) -> tuple[Header, wire.Affine, float]:
-    """A volume's header, its affine and its TR in seconds.
+    """Parse the header of a volume.
 
-    :raises WireError: code ``header``, for what is none.
+    :returns: the header, its affine and its TR in seconds
+    :raises WireError: code ``header``, when it is invalid
     """
     if len(frame) > wire.MAX_HEADER_BYTES:
         raise WireError(
@@ -242,7 +243,7 @@ def parse(frame: memoryview) -> tuple[Header, wire.Affine, float]:
         header = _header.decode(frame)
         affine = _affine.decode(header.affine)
         tr = float(header.TR)
-    # Beside its own errors msgspec lets through what its string and recursion checks raise.
+    # msgspec also lets errors of its string and recursion checks through.
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise WireError(
             "header", f"expected a header with volIdx, dtype, shape, affine and TR: {error}"

@@ -1,17 +1,16 @@
-"""Runs of scanners that announce none: starts and ends are made from volumes and the operator's plan.
+"""Derives starts and ends of runs from volumes and the operator's plan, for scanners that send neither.
 
-    what comes                                          what the pipeline gets
-    the first volume                                    RunStart, Volume
-    one of another series, or volume 0 with new voxels  RunEnd, RunStart, Volume
-    the last planned volume, all others have come       Volume, RunEnd
-    nothing for some TR, the last planned has come      RunEnd
-    the scanner's end of the run                        RunEnd
-    one beyond the plan                                 nothing: the scanner is told no
+    input                                                output to the pipeline
+    the first volume                                     RunStart, Volume
+    a volume of another series, or a different volume 0  RunEnd, RunStart, Volume
+    the last missing volume of the plan                  Volume, RunEnd
+    silence for some TR after the last planned volume    RunEnd
+    the scanner's end of the run                         RunEnd
+    a volume beyond the plan                             none; the volume is refused
 
-Every run has the id of the plan, with that of its series where the scanner has series. A run that comes again
-is recorded as its next take, and one that a restart of the runtime left open goes on. A start, a volume or an
-end for which the pipeline's disk has no room is made again every TR until there is; the volume is answered
-then, and what the scanner sends meanwhile waits.
+The run id is that of the plan, followed by the series if the scanner has series. A repeated run is recorded
+as the next take. A run that a restart of the runtime left open continues. If the pipeline's disk is full, the
+message is repeated every TR until there is room. Meanwhile the volume is not answered and later ones wait.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ from realtime import wire
 from realtime.sources import Received
 
 QUIET_TR = 5
-"""A run whose last volume has come waits this many TR for those that are missing."""
+"""How many TR a run waits for missing volumes after its last volume."""
 TROUBLE = "runtime"
-"""Code with which the pipeline refuses what it would take another time: its disk is full, say."""
+"""Code of a temporary refusal by the pipeline, for example because its disk is full."""
 _OUT_OF_ORDER = 2
-"""A run's volume 0 may come after this one of it, and is still its own."""
+"""Volume 0 may arrive after a volume up to this index and still belong to the same run."""
 _NOTHING = memoryview(b"")
 
 _log = logging.getLogger(__name__)
@@ -42,18 +41,18 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What an operator says of the runs to come."""
+    """What the operator specifies about the next runs."""
 
     subject: int
     run_id: str
     n_volumes: int
     tr_s: float
-    """Taken where the scanner does not tell it."""
+    """Used if the scanner does not send the TR."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scan:
-    """A volume [x, y, z] whose axes run to the right, to the front and up: C order, little endian."""
+    """A volume [x, y, z] with RAS+ axes, C order, little endian."""
 
     index: int
     shape: tuple[int, int, int]
@@ -61,28 +60,28 @@ class Scan:
     dtype: str
     payload: memoryview
     received_s: float
-    """When it was whole, by ``time.perf_counter``."""
+    """Time when the volume was complete, by ``time.perf_counter``."""
     answer: Callable[[wire.Ack | wire.Refused], Awaitable[None]]
-    """Tells the scanner, in its own words, that the volume is in the journal or why it is not taken."""
+    """Tells the scanner, in its protocol, that the volume is in the journal or why it is refused."""
     tr_s: float | None = None
     series: str = ""
-    """Letters and digits; the same for all volumes of a run, where the scanner tells."""
+    """Letters and digits; equal for all volumes of a run. Empty if the scanner has no series."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunOver:
-    """The scanner says that its run is over."""
+    """The scanner reports the end of its run."""
 
 
 class Scanner(Protocol):
-    """One that sends volumes and perhaps the end of runs, in whatever protocol."""
+    """Receives volumes, and ends of runs if the protocol has them."""
 
     async def start(self) -> str:
-        """Begin to listen; returns where. :raises ServeError: when that is not possible or not allowed."""
+        """Start listening and return the address. :raises ServeError: when it cannot or may not listen"""
         ...
 
     def scans(self) -> AsyncIterator[Scan | RunOver]:
-        """All that comes. What cannot be taken is answered and told here."""
+        """Yield all valid input; refuse and log the rest."""
         ...
 
     async def stop(self) -> None:
@@ -90,8 +89,8 @@ class Scanner(Protocol):
         ...
 
 
-class Announced:
-    """A :class:`realtime.sources.Source` over such a scanner."""
+class RunBoundarySource:
+    """A :class:`realtime.sources.Source` that adds starts and ends of runs to the volumes of a scanner."""
 
     def __init__(self, scanner: Scanner, plan: Plan) -> None:
         self._scanner = scanner
@@ -100,14 +99,14 @@ class Announced:
         self._news: asyncio.Task[Scan | RunOver] | None = None
         self._messages = self._announce()
         self._over: set[str] = set()
-        """Series whose run has ended: what comes of them later begins no other."""
+        """Series whose run has ended; later volumes of these do not begin a new run."""
 
     async def start(self) -> str:
-        """Begin to listen; returns where. :raises ServeError: when that is not possible or not allowed."""
+        """Start listening and return the address. :raises ServeError: when it cannot or may not listen"""
         return await self._scanner.start()
 
     async def receive(self) -> Received:
-        """The next message. What it leads to must be known, by its reply, before the next is asked for."""
+        """Return the next message; the caller must reply to it before it asks for another."""
         return await anext(self._messages)
 
     async def stop(self) -> None:
@@ -135,7 +134,7 @@ class Announced:
                         message=start, payload=_NOTHING, received_s=news.received_s, reply=reply.take
                     )
                     if reply.is_trouble:
-                        await asyncio.sleep(start.tr_s)  # asking at once would leave nobody else a turn
+                        await asyncio.sleep(start.tr_s)  # retrying at once would block the event loop
                         continue
                     if reply.is_of_another_plan:
                         async for end in _ends(start, "aborted"):
@@ -168,17 +167,16 @@ class Announced:
         return news
 
     def _start(self, scan: Scan) -> wire.RunStart:
-        """The run's start that fits a volume. :raises _RefusedError: where there can be no such run."""
+        """Make the start of a run from its first volume. :raises _RefusedError: when there is no such run"""
         plan = self._plan
         if scan.index >= plan.n_volumes:
             raise _refused(
                 scan,
                 "index",
-                f"expected {plan.n_volumes} volumes, as planned with --volumes, got volume {scan.index}, "
-                "counted from 0",
+                f"expected volumes 0 to {plan.n_volumes - 1}, as given by --volumes, got volume {scan.index}",
             )
         if scan.series in self._over:
-            raise _refused(scan, "over", f"expected no more of series {scan.series}, whose run has ended")
+            raise _refused(scan, "over", f"expected another series than {scan.series}, whose run has ended")
         fields = {
             "run_id": f"{plan.run_id}_series-{scan.series}" if scan.series else plan.run_id,
             "subject": plan.subject,
@@ -191,7 +189,7 @@ class Announced:
         try:
             return msgspec.convert(fields, wire.RunStart)
         except msgspec.ValidationError as error:
-            text = f"expected volumes of a run that can be decoded: {error}"
+            text = f"expected a valid run: {error}"
             raise _refused(scan, "header", text) from error
 
     def _end(self, run: _Run) -> AsyncIterator[Received]:
@@ -201,7 +199,7 @@ class Announced:
 
 
 class _Run:
-    """The run that is open."""
+    """The open run."""
 
     def __init__(self, start: wire.RunStart, series: str, accepted: wire.RunAccepted) -> None:
         self._start = start
@@ -211,30 +209,29 @@ class _Run:
         self._heard_s = float("-inf")
 
     def was_left_open_before(self, scan: Scan) -> bool:
-        """Whether the pipeline has this run from before a restart, and the scanner begins another."""
+        """Whether the pipeline left this run open before a restart and ``scan`` begins another run."""
         return not self.series and scan.index == 0 and bool(self._came)
 
     def is_followed_by(self, scan: Scan) -> bool:
-        """Whether a volume belongs to another run. One that is sent again has the same voxels."""
+        """Whether a volume belongs to another run; a volume that is sent again has the same voxels."""
         if scan.series != self.series:
             return True
         if scan.series or scan.index:
             return False
-        if self._first_crc is None:  # the run goes on after a restart, or was joined after its volume 0
+        if self._first_crc is None:  # the run continues after a restart, or began before the runtime
             return 0 in self._came or max(self._came, default=0) > _OUT_OF_ORDER
         return zlib.crc32(scan.payload) != self._first_crc
 
     def volume(self, scan: Scan, said: _Reply) -> Received:
-        """A volume of the run; the scanner hears what is said to it, but for trouble, after which it comes
-        again.
+        """Make the message of a volume. The reply goes to the scanner, except a temporary refusal.
 
-        :raises _RefusedError: where it does not look like the run's first.
+        :raises _RefusedError: when shape or dtype differ from the run's first volume
         """
         if (scan.shape, scan.dtype) != (self._start.shape, self._start.dtype):
             raise _refused(
                 scan,
                 "grid",
-                f"expected {self._start.shape} of {self._start.dtype}, as the run began with, got "
+                f"expected {self._start.shape} of {self._start.dtype}, as in the run's first volume, got "
                 f"{scan.shape} of {scan.dtype}",
             )
         if scan.index == 0:
@@ -245,7 +242,7 @@ class _Run:
             await said.take(message)
             if isinstance(message, wire.Ack):
                 self._came.add(scan.index)
-                self._heard_s = time.perf_counter()  # it may have been tried for long
+                self._heard_s = time.perf_counter()  # retries may have taken long
             if isinstance(message, wire.Ack | wire.Refused) and not said.is_trouble:
                 await scan.answer(message)
 
@@ -257,7 +254,7 @@ class _Run:
         return _ends(self._start, "complete" if self._has_last else "aborted")
 
     def patience_s(self, now_s: float) -> float | None:
-        """How long to wait for more; None: as long as it takes."""
+        """Seconds to wait for more volumes; None means without limit."""
         return max(0.0, self._heard_s + QUIET_TR * self._start.tr_s - now_s) if self._has_last else None
 
     @property
@@ -270,7 +267,7 @@ class _Run:
 
 
 class _Reply:
-    """What the pipeline said to a message."""
+    """Stores the pipeline's reply to a message."""
 
     def __init__(self) -> None:
         self.message: wire.ToScanner | None = None
@@ -280,7 +277,7 @@ class _Reply:
 
     @property
     def accepted(self) -> wire.RunAccepted:
-        """:raises _RefusedError: where the run was not taken."""
+        """The acceptance of the run. :raises _RefusedError: when the run was refused"""
         if isinstance(self.message, wire.RunAccepted):
             return self.message
         if isinstance(self.message, wire.Refused):
@@ -289,17 +286,17 @@ class _Reply:
 
     @property
     def is_trouble(self) -> bool:
-        """Whether the pipeline would take the message another time."""
+        """Whether the refusal is temporary."""
         return isinstance(self.message, wire.Refused) and self.message.code == TROUBLE
 
     @property
     def is_of_another_plan(self) -> bool:
-        """Whether the pipeline has a run of this id that began otherwise: one left open before a restart."""
+        """Whether a run of this id with another start was left open before a restart."""
         return isinstance(self.message, wire.Refused) and self.message.code == "run-start"
 
 
 async def _ends(start: wire.RunStart, reason: Literal["complete", "aborted"]) -> AsyncIterator[Received]:
-    """A run's end, again every TR while the pipeline has no room to write it and so keeps the run open."""
+    """Yield the end of a run; repeat it every TR while the pipeline refuses it temporarily."""
     message = wire.RunEnd(run_id=start.run_id, reason=reason)
     while True:
         reply = _Reply()
@@ -312,7 +309,7 @@ async def _ends(start: wire.RunStart, reason: Literal["complete", "aborted"]) ->
 
 
 class _RefusedError(Exception):
-    """Ends the way of a volume; its scanner is told why."""
+    """A volume is refused; the scanner gets the reason."""
 
     def __init__(self, refused: wire.Refused) -> None:
         super().__init__(refused.message)

@@ -1,4 +1,4 @@
-"""Volumes over ZeroMQ, in this project's own messages (:mod:`realtime.wire`)."""
+"""Receives this project's own messages (:mod:`realtime.wire`) over ZeroMQ."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from realtime.network.curve import Guard, ServerKeys
 from realtime.sources import Received
 
 HIGH_WATER_MARK = 64
-"""Messages a scanner may have under way on this side; beyond that its own queue grows."""
+"""Messages queued per scanner on this side; further messages queue at the scanner."""
 
 _log = logging.getLogger(__name__)
 
 
 class ZeroMqSource:
-    """A ROUTER that scanners connect to. Without keys it listens on this machine's loopback only.
+    """A ROUTER socket that scanners connect to. Without keys it listens on the loopback interface only.
 
-    :param address: ``tcp://127.0.0.1:5555``; port 0 takes any free one.
-    :param keys: with which scanners must prove who they are; others get nothing, not even a refusal.
+    :param address: such as ``tcp://127.0.0.1:5555``; port 0 chooses a free one
+    :param keys: keys that authenticate scanners; unknown peers get no answer at all
     """
 
     def __init__(self, address: str, keys: ServerKeys | None = None) -> None:
@@ -35,7 +35,7 @@ class ZeroMqSource:
         self._socket: zmq.asyncio.Socket | None = None
 
     async def start(self) -> str:
-        """Bind; returns the address with its port. :raises ServeError: where the port is in use."""
+        """Bind and return the address with its port. :raises ServeError: when the port is in use"""
         socket = self._context.socket(zmq.ROUTER)
         socket.set(zmq.MAXMSGSIZE, wire.MAX_VOLUME_BYTES)
         socket.set(zmq.RCVHWM, HIGH_WATER_MARK)
@@ -51,9 +51,9 @@ class ZeroMqSource:
         return address
 
     async def receive(self) -> Received:
-        """The next message with a valid header; others are refused here."""
+        """Wait for the next message with a valid header and return it; refuse other messages."""
         if self._socket is None:
-            raise ServeError("the source has not been started")
+            raise ServeError("the source is not started; call start first")
         while True:
             frames = await self._socket.recv_multipart(copy=False)
             received_s = time.perf_counter()
@@ -67,7 +67,7 @@ class ZeroMqSource:
             return Received(message=message, payload=payload, received_s=received_s, reply=reply)
 
     async def stop(self) -> None:
-        """Close the socket; replies under way get half a second."""
+        """Close the socket; pending replies get half a second."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -84,9 +84,9 @@ class ZeroMqSource:
 
 
 def parse(frames: list[memoryview]) -> tuple[wire.ToRuntime, memoryview]:
-    """Header and payload of a message's frames.
+    """Parse the frames of a message into header and payload.
 
-    :raises WireError: codes ``frames``, ``size`` and those of :func:`realtime.wire.decode_to_runtime`.
+    :raises WireError: codes ``frames``, ``size`` and those of :func:`realtime.wire.decode_to_runtime`
     """
     if len(frames) != 2:
         raise WireError("frames", f"expected two frames, a header and a buffer, got {len(frames)}")

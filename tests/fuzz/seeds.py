@@ -60,7 +60,7 @@ def messages() -> Iterator[bytes]:
     volume = wire.Volume(run_id=ID, index=3, acquired_s=6.0)
     for message, payload in (
         (START, b""),
-        (wire.sealed(volume, voxels), voxels),
+        (wire.with_checksum(volume, voxels), voxels),
         (volume, voxels),
         (wire.Marker(run_id=ID, onset_volume=3, name="dog"), picture),
         (wire.RunEnd(run_id=ID, reason="complete"), b""),

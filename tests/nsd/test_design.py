@@ -37,9 +37,9 @@ def test_reads_back_what_was_written_and_counts_images_from_0(
             "expected 0 or an image id from 1 to 73000, found 73001 in row 100",
         ),
         ("0\n" * 100 + "-1\n" + "0\n" * 124, "found -1 in row 100"),
-        ("0\n" * 3 + "1.5\n" + "0\n" * 221, "expected one integer a row, found '1.5' in row 3"),
+        ("0\n" * 3 + "1.5\n" + "0\n" * 221, "expected one integer per row, found '1.5' in row 3"),
         ("0\n" * 3 + "\n" + "0\n" * 221, "found '' in row 3"),
-        ("\x00\xff", "expected one integer a row"),
+        ("\x00\xff", "expected one integer per row"),
     ],
 )
 def test_says_what_is_wrong_and_where(tmp_path: Path, text: str, message: str) -> None:

@@ -90,7 +90,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["old.onnx", "brain.onnx.data", "sm89.plan", "prior-2.NPZ", "null.npy"])
 def test_a_graph_or_numbers_that_nothing_lists_are_named(folder: Path, name: str) -> None:
     (folder / name).write_bytes(b"of another model")
-    with pytest.raises(BundleError, match=rf"found besides {name}; move what is no part .* away"):
+    with pytest.raises(BundleError, match=rf"found also {name}; move these files away"):
         Bundle.open(folder)
 
 

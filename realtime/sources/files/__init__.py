@@ -1,1 +1,4 @@
-"""Volumes from files that a scanner exports: NIfTI and DICOM in a folder."""
+"""Reads volumes from NIfTI and DICOM files that a scanner exports into a folder.
+
+May import ``wire``, ``errors``, ``bundle`` and the rest of ``sources``.
+"""

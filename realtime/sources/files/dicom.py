@@ -1,4 +1,4 @@
-"""A DICOM file: a Siemens mosaic, an enhanced image, or a single slice. Pure: bytes in, voxels out."""
+"""Reads DICOM files: Siemens mosaics, enhanced images and single slices. Pure."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from realtime.sources.files.volume_file import DTYPE, NotWholeError, VolumeFile,
 from realtime.sources.orient import LPS_TO_RAS
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # that they are experimental; what they give is checked here
+    warnings.simplefilter("ignore")  # nibabel warns that the module is experimental; results are checked here
     from nibabel.nicom.dicomwrappers import wrapper_from_data
 
 SUFFIXES = (".dcm", ".ima")
-"""Of files that are DICOM for sure; others are where they say so inside."""
+"""Files with these suffixes must be DICOM; other files are DICOM if they contain the mark."""
 MARK_AT = 128
 MARK = b"DICM"
 MAX_FRAMES = 1_024
@@ -40,26 +40,26 @@ _IMAGES = (pydicom.uid.MRImageStorage, pydicom.uid.EnhancedMRImageStorage)
 
 
 def read(data: bytes) -> VolumeFile | SliceFile:
-    """The volume, or the slice of one, in a file's bytes.
+    """Read the volume or slice from the bytes of a file.
 
-    :raises NotWholeError: when its end is missing; WireError: codes ``file`` and ``grid``, for anything else
-        that keeps it from being taken.
+    :raises NotWholeError: when the file is truncated
+    :raises WireError: codes ``file`` and ``grid``, when the file is damaged or not supported
     """
     try:
         return _read(data)
     except WireError:
         raise
     except (EOFError, struct.error) as error:  # the file ends within an element
-        raise NotWholeError(f"expected a whole DICOM file: {error}") from error
-    except Exception as error:  # whatever pydicom and nibabel make of a damaged file
-        raise WireError("file", f"no DICOM volume that can be read: {error}") from error
+        raise NotWholeError(f"expected a complete DICOM file: {error}") from error
+    except Exception as error:  # pydicom and nibabel raise any exception for a damaged file
+        raise WireError("file", f"expected a readable DICOM volume: {error}") from error
 
 
 def _read(data: bytes) -> VolumeFile | SliceFile:
     _check_syntax(data)
     dataset = pydicom.dcmread(io.BytesIO(data))
-    if not {"SOPInstanceUID", "PixelData"} & set(dataset.dir()):  # the former follows the class
-        raise NotWholeError("expected what kind of image it is, found the end of the file")
+    if not {"SOPInstanceUID", "PixelData"} & set(dataset.dir()):  # SOPInstanceUID follows SOPClassUID
+        raise NotWholeError("expected SOPClassUID, found the end of the file")
     if dataset.get("SOPClassUID") not in _IMAGES:
         raise WireError("file", f"expected an MR image, got {dataset.get('SOPClassUID', 'none')}")
     _check_pixels(dataset)
@@ -84,10 +84,10 @@ def _slice(wrapper: Any, series: dict[str, Any]) -> SliceFile:
     in_patient[:3, 2] = wrapper.slice_normal
     affine = LPS_TO_RAS @ in_patient
     if not np.isfinite(affine).all():
-        raise WireError("grid", f"expected a slice with a place, got {affine.tolist()}")
-    moment = wrapper.get("TemporalPositionIdentifier")
+        raise WireError("grid", f"expected a slice with a finite position, got {affine.tolist()}")
+    volume_number = wrapper.get("TemporalPositionIdentifier")
     return SliceFile(
-        moment=int(moment) if moment else None,
+        volume_number=int(volume_number) if volume_number else None,
         voxels=wrapper.get_data().astype(DTYPE),
         affine=affine,
         **series,
@@ -95,7 +95,7 @@ def _slice(wrapper: Any, series: dict[str, Any]) -> SliceFile:
 
 
 def _check_syntax(data: bytes) -> None:
-    """See that the voxels are not compressed, and neither is the file: unpacking has no bounds."""
+    """Check that neither voxels nor file are compressed, because decompression is not bounded."""
     if len(data) < _META_LENGTH.stop:
         raise NotWholeError(f"expected a DICOM file, got {len(data)} bytes")
     head = data[_META_LENGTH]
@@ -113,14 +113,15 @@ def _check_syntax(data: bytes) -> None:
 
 def _check_pixels(dataset: pydicom.Dataset) -> None:
     if "PixelData" not in dataset:
-        raise NotWholeError("expected voxels in a DICOM file, found none")
+        raise NotWholeError("expected PixelData in a DICOM file, found none")
     n_frames = int(dataset.get("NumberOfFrames") or 1)
     n_samples = int(dataset.get("SamplesPerPixel", 1))
     counts = (int(dataset.Rows), int(dataset.Columns), n_frames)
     if n_samples != 1 or not 1 <= n_frames <= MAX_FRAMES or dataset.BitsAllocated not in (8, 16, 32):
         raise WireError(
             "file",
-            f"expected 1 to {MAX_FRAMES} frames of whole numbers, got {n_frames} of {n_samples} samples",
+            f"expected 1 to {MAX_FRAMES} frames of 8, 16 or 32 bits with one sample per pixel, got "
+            f"{n_frames} of {dataset.BitsAllocated} bits with {n_samples}",
         )
     n_bytes = math.prod(counts) * int(dataset.BitsAllocated) // 8
     if not 0 < n_bytes <= wire.MAX_VOLUME_BYTES:
@@ -130,9 +131,9 @@ def _check_pixels(dataset: pydicom.Dataset) -> None:
 
 
 def _enhanced_affine(wrapper: Any) -> NDArray[np.float64]:
-    """That of an enhanced image, with the distance of its slices from where they are.
+    """Return the affine of an enhanced image, with the slice distance from the positions of all slices.
 
-    nibabel 5.4 takes it from two frames, which are no neighbours when the frames are in another order.
+    nibabel 5.4 computes the distance from two frames, which may not be neighbours.
     """
     affine = np.array(wrapper.affine, dtype=np.float64)
     planes = [frame.PlanePositionSequence[0].ImagePositionPatient for frame in wrapper.frames]
@@ -145,7 +146,7 @@ def _enhanced_affine(wrapper: Any) -> NDArray[np.float64]:
 
 
 def _tr_s(dataset: pydicom.Dataset) -> float | None:
-    """The TR, which an enhanced image has in one of its groups."""
+    """Return the TR in seconds; enhanced images store it in a functional group."""
     found: Any = dataset.get("RepetitionTime")
     shared = dataset.get("SharedFunctionalGroupsSequence") or [None]
     frames = dataset.get("PerFrameFunctionalGroupsSequence") or [None]

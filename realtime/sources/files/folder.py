@@ -1,11 +1,12 @@
-"""Volumes from the files that a scanner, or what converts for it, writes into a folder.
+"""Receives volumes from files that a scanner or a converter writes into a folder.
 
-Events of the file system tell of new files at once; network shares have none, so the folder is also looked
-into several times a second.
+File system events report new files at once. Network shares have none, so the folder is also polled several
+times per second.
 
-One series is followed at a time, and files of others wait until it is complete, or has been quiet for some TR
-while another began. A series of which files came between those of the followed one ran beside it (a
-motion-corrected copy, say) and is passed over; the newest of the others is followed from its first file on.
+One series is followed at a time. Files of other series wait until it is complete, or until it has been silent
+for some TR while another series began. A series whose files came between those of the followed series ran in
+parallel (for example a motion-corrected copy) and is ignored. The newest of the remaining series is followed
+next, from its first file on.
 """
 
 from __future__ import annotations
@@ -29,24 +30,24 @@ from realtime.sources.run_boundaries import QUIET_TR, Plan, RunOver, Scan
 
 POLL_S = 0.25
 GIVE_UP_TR = QUIET_TR - 1
-"""A file that is not whole is given up when it has not changed for this many TR, before its run is."""
+"""An incomplete file is given up when it has not changed for this many TR, before its run ends."""
 BYTES_AT_ONCE = 64 * 2**20
-"""Files beyond are left for the next look, so that a full folder does not fill the memory."""
+"""Bytes of voxels read in one pass, so that a full folder does not fill the memory."""
 _EVENTS_TOGETHER_MS = 20
 
 _log = logging.getLogger(__name__)
-logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it tells of every event
+logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it logs every event at INFO
 
 
 class FolderScanner:
-    """A folder that is watched.
+    """Watches a folder and yields the volumes of one series at a time.
 
-    :param grid_shape: of the volumes that are wanted; it tells how many single slices make one.
-    :param series: only series whose name contains this.
-    :param first_number: that of a series' first volume.
-    :param unfinished: the id of the run that an earlier runtime left open: its files are taken although they
-        are there before; all others that are there are passed over.
-    :raises ServeError: where there is no such folder.
+    :param grid_shape: shape of the expected volumes, which gives the number of slices per volume
+    :param series: text that the name of a series must contain
+    :param first_number: number of a series' first volume
+    :param unfinished: id of the run that an earlier runtime left open. Existing files of its series are read;
+        all other existing files are ignored.
+    :raises ServeError: when the folder does not exist
     """
 
     def __init__(
@@ -69,23 +70,23 @@ class FolderScanner:
         self._unfinished = unfinished.removeprefix(ours) if unfinished and is_ours else None
         if self._unfinished is None:
             self._files.pass_over_those_before()
-        self._followed = _Followed(self._unfinished, plan, grid_shape) if self._unfinished else None
-        self._passed: set[str] = set()
+        self._followed = _FollowedSeries(self._unfinished, plan, grid_shape) if self._unfinished else None
+        self._ignored: set[str] = set()
         self._over: set[str] = set()
-        """Of them those that were followed, until a file comes of them after all."""
-        self._others: dict[str, _Other] = {}
-        """By series, in the order in which they began."""
+        """Ignored series that were followed before; cleared once a warning about a late file is logged."""
+        self._others: dict[str, _WaitingSeries] = {}
+        """Waiting series in the order in which they began."""
         self._n_waiting = 0
-        """Files that came of others so far: their order is that of the numbers they get."""
+        """Number of files of waiting series so far, which numbers these files in order of arrival."""
         self._wake = asyncio.Event()
 
     async def start(self) -> str:
-        """Nothing listens; returns what is watched."""
-        _log.info("watching %s; %d files are there already", self._files.folder, self._files.n_before)
+        """Return the watched folder as an address."""
+        _log.info("watching %s; it contains %d files", self._files.folder, self._files.n_before)
         return f"folder:{self._files.folder}"
 
     async def scans(self) -> AsyncIterator[Scan | RunOver]:
-        """The volumes of the followed series, and the end of one that was broken off."""
+        """Yield the volumes of the followed series and the ends of runs."""
         watching = asyncio.create_task(self._watch())
         try:
             while True:
@@ -98,13 +99,13 @@ class FolderScanner:
                     self._let_go()
                     yield RunOver()
                     continue
-                if not new:  # else there may be more already
+                if not new:  # otherwise more files may be ready already
                     await self._news()
         finally:
             watching.cancel()
 
     async def stop(self) -> None:
-        """Nothing listens."""
+        """Do nothing; ``scans`` stops watching when it is closed."""
 
     def _look(self) -> list[Found]:
         new, n_bytes = [], 0
@@ -121,8 +122,10 @@ class FolderScanner:
                 self._files.folder, watch_filter=None, step=_EVENTS_TOGETHER_MS, recursive=False
             ):
                 self._wake.set()
-        except Exception as error:  # it is only quicker with them
-            _log.warning("no events of %s: %s; looking every %.2f s", self._files.folder, error, POLL_S)
+        except Exception as error:  # polling still finds files, only later
+            _log.warning(
+                "no file system events of %s: %s; polling every %.2f s", self._files.folder, error, POLL_S
+            )
 
     async def _news(self) -> None:
         patience_s = SETTLE_S if self._files.is_settling else POLL_S
@@ -133,25 +136,25 @@ class FolderScanner:
         self._wake.clear()
 
     def _scan(self, found: Found) -> Scan | None:
-        """The volume that a file of the followed series holds or completes."""
+        """Return the volume that a file of the followed series contains or completes."""
         if not self._is_wanted(found):
             return None
         series = found.holds.series
         if self._followed is None:
             _log.info("following series %s (%s)", series, found.holds.series_name)
-            self._followed = _Followed(series, self._plan, self._grid_shape)
+            self._followed = _FollowedSeries(series, self._plan, self._grid_shape)
         if series != self._followed.series:
             self._wait(found, self._followed)
             return None
         try:
             volume = self._followed.volume(found, not found.was_there_before)
         except WireError as error:
-            _log.warning("%r is passed over: %s", found.name, error)
+            _log.warning("%r is ignored: %s", found.name, error)
             return None
         index = volume.number - self._first_number if volume else 0
         if volume is None or index < 0:
             if volume:
-                _log.warning("%r is passed over: its number is below --first-number", found.name)
+                _log.warning("%r is ignored: its number is below --first-number", found.name)
             return None
         x, y, z = volume.voxels.shape
         return Scan(
@@ -170,23 +173,25 @@ class FolderScanner:
         series, name = found.holds.series, found.holds.series_name
         if found.was_there_before and series != self._unfinished:
             return False
-        if series not in self._passed and self._series not in name:
-            self._pass(series, f"its name, {name!r}, has no {self._series!r} in it")
+        if series not in self._ignored and self._series not in name:
+            self._ignore(series, f"its name, {name!r}, does not contain {self._series!r}")
         if series in self._over:
-            self._over.discard(series)  # said once
+            self._over.discard(series)  # warn once
             _log.warning(
-                "%r is passed over, and others of its series, whose run is over: give another run's files "
-                "other names, or a series of their own",
+                "%r and further files of its series are ignored, because its run is over: give the files of "
+                "another run other names or another series",
                 found.name,
             )
-        return series not in self._passed
+        return series not in self._ignored
 
-    def _wait(self, found: Found, followed: _Followed) -> None:
+    def _wait(self, found: Found, followed: _FollowedSeries) -> None:
         series = found.holds.series
         if series not in self._others:
             _log.info("series %s (%s) waits", series, found.holds.series_name)
         self._n_waiting += 1
-        other = self._others.setdefault(series, _Other(began_after=followed.n_files, first=self._n_waiting))
+        other = self._others.setdefault(
+            series, _WaitingSeries(began_after=followed.n_files, first=self._n_waiting)
+        )
         other.names.append(found.name)
         other.last = self._n_waiting
 
@@ -196,14 +201,14 @@ class FolderScanner:
             return
         if isinstance(message, wire.Ack):
             followed.came.add(index)
-        elif message.index is None:  # not of a volume, but of the whole run
-            self._pass(followed.series, f"its run was refused: {message.message}")
+        elif message.index is None:  # the run is refused, not only this volume
+            self._ignore(followed.series, f"its run was refused: {message.message}")
             followed.is_refused = True
 
     def _is_over(self, now_s: float, *, has_looked: bool) -> bool:
-        """Whether the followed series' run has ended.
+        """Whether the run of the followed series has ended.
 
-        :param has_looked: whether no file waits to be read; else it only seems quiet, after a full disk, say.
+        :param has_looked: whether no file waits to be read; otherwise the series may only seem silent
         """
         followed = self._followed
         if followed is None:
@@ -215,9 +220,9 @@ class FolderScanner:
 
     @property
     def _successor(self) -> str | None:
-        """The newest series that began when nothing more came of the followed one, nor of others before it.
+        """The newest series that began after the last file of the followed series and of earlier ones.
 
-        One of which files came between those of an earlier one runs beside that.
+        A series whose files came between those of an earlier one runs in parallel to it.
         """
         followed, found = self._followed, None
         for series, other in self._others.items():
@@ -227,42 +232,45 @@ class FolderScanner:
         return found
 
     def _let_go(self) -> None:
-        """The followed series is over: the files of its successor are told again."""
+        """Stop following the series, and have the files of its successor reported again."""
         successor = self._successor
         if self._followed and not self._followed.is_refused:
-            self._pass(self._followed.series, "its run is over")
+            self._ignore(self._followed.series, "its run is over")
             self._over.add(self._followed.series)
         for series, other in self._others.items():
             if series != successor:
-                self._pass(series, "it ran beside another, or was broken off")
+                self._ignore(series, "it ran in parallel to another series, or was aborted")
                 continue
             for name in other.names:
                 self._files.again(name)
         self._followed = None
         self._others.clear()
 
-    def _pass(self, series: str, why: str) -> None:
-        _log.info("series %s is passed over from here on: %s", series, why)
-        self._passed.add(series)
+    def _ignore(self, series: str, why: str) -> None:
+        _log.info("series %s is ignored from now on: %s", series, why)
+        self._ignored.add(series)
 
 
-class _Followed:
-    """The series whose volumes make the run."""
+class _FollowedSeries:
+    """The series whose volumes form the run."""
 
     def __init__(self, series: str, plan: Plan, grid_shape: tuple[int, int, int]) -> None:
         self.series = series
         self.n_files = 0
-        """Without those that were there before; one that is read again counts once."""
+        """Number of files, without those that existed before; a file that is read again counts once."""
         self.is_refused = False
         self.came: set[int] = set()
         self._heard_s = time.perf_counter()
         self._plan = plan
         self._slices = Slices(grid_shape)
         self._names: set[str] = set()
-        """Of the files that were told."""
+        """Names of the files counted so far."""
 
     def volume(self, found: Found, is_new: bool) -> VolumeFile | None:
-        """What a file holds, or what its slice completes. :raises WireError: where slices make no volume."""
+        """Return the volume a file contains or its slice completes.
+
+        :raises WireError: when the slices do not form a volume
+        """
         self._heard_s = time.perf_counter()
         holds = found.holds
         self.n_files += is_new and found.name not in self._names
@@ -282,12 +290,13 @@ class _Followed:
 
 
 @dataclass(kw_only=True)
-class _Other:
-    """A series that waits."""
+class _WaitingSeries:
+    """A series whose files wait until the followed series is over."""
 
     began_after: int
-    """How many files of the followed series there were."""
+    """Number of files of the followed series before this series began."""
     first: int
-    """The number of its first file among those of all others, and of its last."""
+    """Number of its first file among the files of all waiting series."""
     last: int = 0
+    """Number of its last file."""
     names: list[str] = field(default_factory=list)

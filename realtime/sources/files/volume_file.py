@@ -1,4 +1,4 @@
-"""A file that holds one volume, whatever its format. Pure: bytes in, a volume out."""
+"""A volume read from a file of any format, and the checks common to all formats. Pure."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ from realtime.errors import WireError
 from realtime.sources.orient import to_ras
 
 MAX_FILE_BYTES = wire.MAX_VOLUME_BYTES + 2**24
-"""The largest volume and its header."""
+"""The largest volume plus its header."""
 DTYPE = "float32"
-"""In which volumes from files are taken: files of one run may each have a scale of their own."""
+"""Volumes from files are converted to this dtype, because each file of a run may be scaled differently."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VolumeFile:
-    """What a file holds."""
+    """A volume read from a file."""
 
     number: int
-    """Its place in the series, as the scanner counts."""
+    """Number of the volume in the series, as the scanner counts."""
     series: str
-    """Letters and digits that no other series of the folder has."""
+    """Identifies the series within the folder; letters and digits."""
     series_name: str
-    """For people, and for choosing."""
+    """Readable name, which ``--series`` is compared with."""
     voxels: NDArray[Any]
-    """[x, y, z], to the right, front and up; C order, little endian."""
+    """[x, y, z], RAS+; C order, little endian."""
     affine: wire.Affine
     tr_s: float | None
 
 
 class NotWholeError(WireError):
-    """A file that lacks its end: it is still being written, or was cut off on its way."""
+    """A file is incomplete: it is still being written, or its transfer was aborted."""
 
     def __init__(self, message: str) -> None:
         super().__init__("not-whole", message)
 
 
 def check_shape(shape: tuple[int, ...]) -> None:
-    """See that a volume has a size that the runtime takes. :raises WireError: code ``grid``."""
+    """Check the shape of a volume. :raises WireError: code ``grid``, when it is not supported"""
     is_good = len(shape) == 3 and all(1 <= edge <= 1_024 for edge in shape)
     if not is_good or math.prod(shape) * np.dtype(DTYPE).itemsize > wire.MAX_VOLUME_BYTES:
         raise WireError("grid", f"expected one volume of at most {wire.MAX_VOLUME_BYTES} bytes, got {shape}")
 
 
 def placed(voxels: NDArray[Any], affine: NDArray[Any]) -> tuple[NDArray[Any], wire.Affine]:
-    """Voxels as the runtime takes them, and their affine. :raises WireError: code ``grid``."""
+    """Convert voxels to the runtime's dtype and RAS+ axes. :raises WireError: code ``grid``"""
     return to_ras(voxels.astype(DTYPE, copy=False), np.asarray(affine, dtype=np.float64))

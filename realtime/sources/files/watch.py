@@ -1,8 +1,8 @@
-"""The files that come into a folder: which are new and whole, and what they hold.
+"""Polls a folder for new complete files and reads them.
 
-Only regular files directly in the folder are opened, by name within it, never through a link. A file is read
-once it looked the same twice; what is not whole then is read again until it is, or is given up. One that is
-written anew under its old name is another file.
+Only regular files directly in the folder are opened, never links. A file is read once its size and time of
+modification have not changed between two polls. If it is incomplete, it is read again until it is complete or
+given up. A file that is overwritten counts as a new file.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from realtime.sources.files.slices import SliceFile
 from realtime.sources.files.volume_file import MAX_FILE_BYTES, NotWholeError, VolumeFile
 
 SETTLE_S = 0.05
-"""A file that is the same after this time is read."""
+"""A file that has not changed for this time is read."""
 AGAIN_S = 0.25
-"""One that is not whole then is read again after this time."""
+"""An incomplete file is read again after this time."""
 LOOKED_AT_AGAIN = 500
-"""About so many of the files that are done are looked at each time."""
-_Looks = tuple[int, int]
-"""A file's size in bytes and the time of its last change in ns."""
+"""About this many finished files are checked for changes in each poll."""
+_FileState = tuple[int, int]
+"""A file's size in bytes and time of modification in ns."""
 _OPEN = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 _log = logging.getLogger(__name__)
@@ -36,13 +36,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class _Waiting:
-    """A file that has not been taken yet, as it looked last."""
+    """A file that is not finished, and its state at the last poll."""
 
-    looks: _Looks
+    state: _FileState
     since_s: float
-    """Since when it looks so."""
+    """Time of the first poll that saw this state."""
     read_s: float | None = None
-    """When it was last read, and was not whole."""
+    """Time when it was last read and found incomplete."""
 
     def is_due(self, now_s: float) -> bool:
         """Whether it is time to read it."""
@@ -53,21 +53,21 @@ class _Waiting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """A file that is whole."""
+    """A complete file."""
 
     name: str
     holds: VolumeFile | SliceFile
     whole_s: float
-    """When it was first seen as it was read."""
+    """Time of the first poll that saw the file in this state."""
     was_there_before: bool
-    """Whether it was there, as it is now, before the folder was watched."""
+    """Whether it existed in this state before the folder was watched."""
 
 
 class Files:
-    """A folder's files, each told once.
+    """The files of a folder; each is reported once.
 
-    :param patience_s: a file that is not whole is given up when it has not changed for so long.
-    :raises ServeError: where there is no such folder.
+    :param patience_s: an incomplete file that has not changed for this time is given up
+    :raises ServeError: when the folder does not exist
     """
 
     def __init__(self, folder: Path, patience_s: float) -> None:
@@ -77,51 +77,51 @@ class Files:
                 there = list(entries)
         except OSError as error:
             raise ServeError(f"expected a folder to watch, got {folder}: {error.strerror}") from error
-        self._before: dict[str, _Looks] = {}
+        self._before: dict[str, _FileState] = {}
         for entry in there:
-            with contextlib.suppress(OSError):  # it has gone since it was listed
-                self._before[entry.name] = _looks(entry)
+            with contextlib.suppress(OSError):  # it was deleted after it was listed
+                self._before[entry.name] = _file_state(entry)
         self._patience_s = patience_s
         self._waiting: dict[str, _Waiting] = {}
-        self._done: dict[str, _Looks] = {}
-        """How those looked that were told or passed over."""
+        self._done: dict[str, _FileState] = {}
+        """States of the files that were reported or ignored."""
         self._foreign: set[str] = set()
         self._look_number = 0
         self._is_away = False
 
     @property
     def is_settling(self) -> bool:
-        """Whether a file is there that was not read yet."""
+        """Whether a file has not been read yet."""
         return any(waiting.read_s is None for waiting in self._waiting.values())
 
     @property
     def n_before(self) -> int:
-        """How many files were there before."""
+        """Number of files that existed before."""
         return len(self._before)
 
     def pass_over_those_before(self) -> None:
-        """Never tell the files that were there before, as they are."""
+        """Ignore the files that existed before, unless they change."""
         self._done |= self._before
 
     def look(self, now_s: float) -> Iterator[Found]:
-        """Files that are now whole; the others wait for the next look."""
-        for name, looks in self._new():
+        """Poll the folder and yield the files that are complete now."""
+        for name, state in self._new():
             waiting = self._waiting.get(name)
-            if waiting is None or waiting.looks != looks:
-                self._waiting[name] = _Waiting(looks=looks, since_s=now_s)
+            if waiting is None or waiting.state != state:
+                self._waiting[name] = _Waiting(state=state, since_s=now_s)
             elif waiting.is_due(now_s):
                 waiting.read_s = now_s
-                holds = self._read(name, looks, gives_up=now_s - waiting.since_s >= self._patience_s)
+                holds = self._read(name, state, gives_up=now_s - waiting.since_s >= self._patience_s)
                 if holds:
-                    was_there = self._before.get(name) == looks
+                    was_there = self._before.get(name) == state
                     yield Found(name=name, holds=holds, whole_s=waiting.since_s, was_there_before=was_there)
 
     def again(self, name: str) -> None:
-        """Tell a file at the next look once more."""
+        """Report a file again at the next poll."""
         self._done.pop(name, None)
 
-    def _new(self) -> list[tuple[str, _Looks]]:
-        """Regular files that are not done, and how they look; in the order in which they were written."""
+    def _new(self) -> list[tuple[str, _FileState]]:
+        """Return unfinished regular files and their states, sorted by time of modification."""
         found = []
         self._look_number += 1
         for entry in self._entries():
@@ -129,17 +129,17 @@ class Files:
             if is_settled and not self._is_turn_of(entry.name):
                 continue
             try:
-                looks = _looks(entry)
-                if self._done.get(entry.name) != looks and self._is_file(entry, looks):
-                    found.append((entry.name, looks))
+                state = _file_state(entry)
+                if self._done.get(entry.name) != state and self._is_file(entry, state):
+                    found.append((entry.name, state))
             except OSError:
-                continue  # it was renamed or deleted since it was listed
+                continue  # it was renamed or deleted after it was listed
         names = {name for name, _ in found}
         self._waiting = {name: waiting for name, waiting in self._waiting.items() if name in names}
         return sorted(found, key=lambda each: (each[1][1], each[0]))
 
     def _is_turn_of(self, name: str) -> bool:
-        """Whether to see now if a file that is done was written anew: thousands at once would take long."""
+        """Whether to check a finished file for changes in this poll; checking thousands would take long."""
         n_turns = 1 + len(self._done) // LOOKED_AT_AGAIN
         return zlib.crc32(name.encode(errors="surrogateescape")) % n_turns == self._look_number % n_turns
 
@@ -147,24 +147,24 @@ class Files:
         try:
             with os.scandir(self.folder) as entries:
                 listed = list(entries)
-        except OSError as error:  # a network share that is away for a while
+        except OSError as error:  # for example, a network share is temporarily unavailable
             if not self._is_away:
-                _log.warning("cannot look into %s: %s; looking again", self.folder, error.strerror)
+                _log.warning("cannot list %s: %s; trying again", self.folder, error.strerror)
             self._is_away = True
             return []
         self._is_away = False
         return listed
 
-    def _is_file(self, entry: os.DirEntry[str], looks: _Looks) -> bool:
+    def _is_file(self, entry: os.DirEntry[str], state: _FileState) -> bool:
         if entry.is_symlink():
-            self._pass(entry.name, looks, "a link; only files in the folder itself are read")
+            self._ignore(entry.name, state, "it is a link; only files in the folder itself are read")
         elif entry.name.startswith(".") or not entry.is_file(follow_symlinks=False):
-            self._done[entry.name] = looks
+            self._done[entry.name] = state
         else:
             return True
         return False
 
-    def _read(self, name: str, looks: _Looks, *, gives_up: bool) -> VolumeFile | SliceFile | None:
+    def _read(self, name: str, state: _FileState, *, gives_up: bool) -> VolumeFile | SliceFile | None:
         holds = None
         try:
             holds = parse(name, self._bytes(name))
@@ -173,66 +173,69 @@ class Files:
                 return None
         except NotWholeError as error:
             if gives_up:
-                self._pass(name, looks, f"not whole, and no longer growing; its volume is missing: {error}")
+                self._ignore(name, state, f"incomplete and no longer growing; its volume is missing: {error}")
             return None
         except OSError as error:
             if gives_up:
-                self._pass(name, looks, f"it cannot be read; its volume is missing: {error.strerror}")
+                self._ignore(name, state, f"it cannot be read; its volume is missing: {error.strerror}")
             return None
         except WireError as error:
-            self._pass(name, looks, str(error))
+            self._ignore(name, state, str(error))
             return None
-        self._done[name] = looks
+        self._done[name] = state
         self._waiting.pop(name, None)
         if holds is None:
             self._tell_foreign(name)
         return holds
 
     def _bytes(self, name: str) -> bytes:
-        """:raises OSError: where it cannot be opened; WireError: where it cannot hold a volume."""
+        """Read a file. :raises OSError: when it cannot be read; WireError: when it is too large"""
         descriptor = os.open(self.folder / name, _OPEN)
         with open(descriptor, "rb", closefd=True) as file:
             seen = os.fstat(descriptor)
             if not stat.S_ISREG(seen.st_mode) or seen.st_size > MAX_FILE_BYTES:
-                raise WireError("file", f"expected a file of at most {MAX_FILE_BYTES} bytes")
+                raise WireError(
+                    "file", f"expected a file of at most {MAX_FILE_BYTES} bytes, got {seen.st_size}"
+                )
             return file.read(MAX_FILE_BYTES)
 
-    def _pass(self, name: str, looks: _Looks, why: str) -> None:
-        _log.warning("%r is passed over: %s", name, why)
-        self._done[name] = looks
+    def _ignore(self, name: str, state: _FileState, why: str) -> None:
+        _log.warning("%r is ignored: %s", name, why)
+        self._done[name] = state
         self._waiting.pop(name, None)
 
     def _tell_foreign(self, name: str) -> None:
-        """One line for all files of a kind."""
+        """Log one line per suffix of files that are not images."""
         kind = Path(name).suffix or name
         if kind not in self._foreign:
             self._foreign.add(kind)
-            _log.info("%r is passed over, and others like it: it is neither NIfTI nor DICOM", name)
+            _log.info("%r and others like it are ignored: neither NIfTI nor DICOM", name)
 
 
 class _TooShortError(NotWholeError):
-    """A file of which there is too little to know whether it is an image."""
+    """A file is too short to tell whether it is an image."""
 
     def __init__(self) -> None:
-        super().__init__("too short to know what it is")
+        super().__init__("too short to tell whether it is an image")
 
 
-def _looks(entry: os.DirEntry[str]) -> _Looks:
+def _file_state(entry: os.DirEntry[str]) -> _FileState:
     seen = entry.stat(follow_symlinks=False)
     return seen.st_size, seen.st_mtime_ns
 
 
 def parse(name: str, data: bytes) -> VolumeFile | SliceFile | None:
-    """What a file holds; None where it is no image.
+    """Read the volume or slice from a file's bytes; return None if the file is not an image.
 
-    :raises NotWholeError: when its end is missing; WireError: where it is an image that cannot be taken.
+    :raises NotWholeError: when the file is incomplete
+    :raises WireError: when the image is damaged or not supported
     """
     if name.lower().endswith(nifti.SUFFIXES):
         return nifti.read(name, data)
     if data[dicom.MARK_AT :].startswith(dicom.MARK):
         return dicom.read(data)
     if name.lower().endswith(dicom.SUFFIXES):
-        raise NotWholeError("expected the mark of a DICOM file")
+        raise NotWholeError("expected a DICOM file, found no DICM mark")
     if len(data) < dicom.MARK_AT + len(dicom.MARK):
         raise _TooShortError
     return None

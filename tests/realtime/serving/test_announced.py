@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from realtime import wire
 from realtime.bundle.bundle import Bundle
 from realtime.errors import ServeError
-from realtime.sources.open import Told, open_source
-from realtime.sources.run_boundaries import Announced, Plan, RunOver, Scan
+from realtime.sources.open import SourceOptions, open_source
+from realtime.sources.run_boundaries import Plan, RunBoundarySource, RunOver, Scan
 from realtime.sources.zeromq import ZeroMqSource
 
 SHAPE = (2, 2, 2)
@@ -61,7 +61,7 @@ class Pipeline:
 
     def __init__(
         self,
-        source: Announced,
+        source: RunBoundarySource,
         held: dict[str, set[int]],
         refuses: str = "",
         refuses_ends: int = 0,
@@ -120,7 +120,7 @@ async def serving(
     plan: Plan = PLAN, held: dict[str, set[int]] | None = None, **refusals: Any
 ) -> AsyncIterator[tuple[Scanner, Pipeline]]:
     scanner = Scanner()
-    source = Announced(scanner, plan)
+    source = RunBoundarySource(scanner, plan)
     pipeline = Pipeline(source, held or {}, **refusals)
     task = asyncio.create_task(pipeline.serve())
     try:
@@ -356,25 +356,25 @@ def test_whatever_comes_volumes_are_only_between_a_start_and_an_end_and_each_is_
 
 def test_our_own_messages_need_nothing_from_the_operator(tiny_bundle: Path) -> None:
     spec = Bundle.open(tiny_bundle).spec
-    assert isinstance(open_source("tcp://127.0.0.1:5555", Told(), spec), ZeroMqSource)
+    assert isinstance(open_source("tcp://127.0.0.1:5555", SourceOptions(), spec), ZeroMqSource)
     with pytest.raises(ServeError, match="expected no --volumes"):
-        open_source("tcp://127.0.0.1:5555", Told(n_volumes=3), spec)
+        open_source("tcp://127.0.0.1:5555", SourceOptions(n_volumes=3), spec)
 
 
 @pytest.mark.parametrize(
     ("address", "told", "said"),
     [
-        ("http://127.0.0.1:1", Told(), "expected a source like tcp://127.0.0.1:5555, pyneal"),
-        ("pyneal+tcp://127.0.0.1:5555", Told(), "expected --volumes N"),
-        ("pyneal+tcp://127.0.0.1:5555", Told(n_volumes=0), ">= 1"),
-        ("pyneal+tcp://127.0.0.1:5555", Told(n_volumes=1, run_id="../x"), "matching regex"),
-        ("pyneal+tcp://127.0.0.1:5555", Told(n_volumes=1, series="x"), "are for folder:/path"),
-        ("pyneal+tcp://0.0.0.0:5555", Told(n_volumes=1), "prove who they are; forward the port"),
-        ("afni+tcp://0.0.0.0:7961", Told(n_volumes=1), "prove who they are; forward the port"),
+        ("http://127.0.0.1:1", SourceOptions(), "expected a source like tcp://127.0.0.1:5555, pyneal"),
+        ("pyneal+tcp://127.0.0.1:5555", SourceOptions(), "expected --volumes N"),
+        ("pyneal+tcp://127.0.0.1:5555", SourceOptions(n_volumes=0), ">= 1"),
+        ("pyneal+tcp://127.0.0.1:5555", SourceOptions(n_volumes=1, run_id="../x"), "matching regex"),
+        ("pyneal+tcp://127.0.0.1:5555", SourceOptions(n_volumes=1, series="x"), "are for folder:/path"),
+        ("pyneal+tcp://0.0.0.0:5555", SourceOptions(n_volumes=1), "without authentication; forward the port"),
+        ("afni+tcp://0.0.0.0:7961", SourceOptions(n_volumes=1), "without authentication; forward the port"),
     ],
 )
 def test_what_an_operator_must_say_is_asked_for(
-    tiny_bundle: Path, address: str, told: Told, said: str
+    tiny_bundle: Path, address: str, told: SourceOptions, said: str
 ) -> None:
     with pytest.raises(ServeError, match=said):
         open_source(address, told, Bundle.open(tiny_bundle).spec)

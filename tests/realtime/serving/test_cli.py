@@ -43,7 +43,7 @@ def test_without_one_the_subjects_own_comes_before_the_shipped(tiny_bundle: Path
 def test_a_bundle_of_another_subject_is_refused(tiny_bundle: Path, shipped: Path) -> None:
     with pytest.raises(ServeError, match="expected a bundle of subject 2, got one of subject 1"):
         choose_bundle(tiny_bundle, 2)
-    with pytest.raises(ServeError, match="there is none of subject 2 in bundles/sub-02"):
+    with pytest.raises(ServeError, match="found no bundle in bundles/sub-02"):
         choose_bundle(None, 2)
 
 

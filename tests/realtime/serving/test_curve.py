@@ -215,7 +215,7 @@ def test_only_the_scanner_gets_an_answer_and_the_runtime_goes_on(
     assert account_of(served.run_folder(scan))["received"] == scan.n_volumes
     log = served.log()
     assert "refused" not in log
-    assert log.count("turned away a peer") == 2  # the unlisted key and the subscriber's, each once
+    assert log.count("refused a peer") == 2  # the unlisted key and the subscriber's, each once
 
 
 def test_the_simulated_scanner_replays_a_run_with_its_keys(serve, keys: Path, tiny_nsd: Path) -> None:

@@ -83,7 +83,7 @@ def test_only_regular_files_of_the_folder_itself_are_opened(files: Files, tmp_pa
     with caplog.at_level(logging.INFO):
         assert look(files, 0.0, 1.0, 2.0) == []
     assert caplog.messages == [
-        "'link_0001.nii' is passed over: a link; only files in the folder itself are read"
+        "'link_0001.nii' is ignored: it is a link; only files in the folder itself are read"
     ]
 
 

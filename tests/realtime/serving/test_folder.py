@@ -84,7 +84,7 @@ def test_a_cut_off_file_is_missing_and_the_run_ends_without_it(
         put(export, f"run-1_{index + 1:04d}.nii", data[:-1] if index == 4 else data)
     summary = closed_account(served.out / f"{RUN_ID}_series-run1")
     assert (summary["received"], summary["missing"]) == (11, 1)
-    assert "run-1_0005.nii' is passed over: not whole" in served.log()
+    assert "run-1_0005.nii' is ignored: incomplete" in served.log()
 
 
 def test_a_run_that_a_kill_left_open_goes_on_with_all_its_files(
@@ -275,7 +275,7 @@ def test_files_under_names_of_before_are_a_run_and_of_a_run_that_is_over_are_tol
     with caplog.at_level("WARNING"):
         asyncio.run(run())
     (said,) = [record.message for record in caplog.records if "is over" in record.message]
-    assert said.startswith("'run_1.nii' is passed over, and others of its series")
+    assert said.startswith("'run_1.nii' and further files of its series are ignored")
 
 
 def test_an_operator_can_choose_series_and_say_where_numbers_begin(export: Path, make_scan) -> None:

@@ -111,7 +111,7 @@ def test_a_run_goes_on_when_there_is_room_again_and_misses_nothing(serve, tiny_n
         limit_files(served.process.pid, 60_000)
         assert scanner.stderr is not None
         said = ""
-        while "the runtime takes nothing now: cannot write" not in said:
+        while "the runtime refuses for now: cannot write" not in said:
             said = scanner.stderr.readline()
             assert said, "the scanner ended"
         limit_files(served.process.pid, resource.RLIM_INFINITY)

@@ -18,7 +18,7 @@ from realtime.events import Status
 from realtime.record.journal import read_journal
 from realtime.record.reader import Recorded, read_recorded
 from realtime.sources.files.folder import FolderScanner
-from realtime.sources.run_boundaries import Announced, Plan, RunOver
+from realtime.sources.run_boundaries import Plan, RunBoundarySource, RunOver
 
 from .test_announced import Scanner
 from .test_dicom import GRID, single, written
@@ -87,7 +87,7 @@ def test_a_run_that_cannot_be_closed_is_closed_when_there_is_room_and_the_next_i
         scanner.send(index, shape=scan.start.shape, affine=scan.start.affine, dtype="uint16", payload=voxels)
 
     async def run() -> None:
-        async with bench(bundle, tmp_path, source=Announced(scanner, PLAN)) as one:
+        async with bench(bundle, tmp_path, source=RunBoundarySource(scanner, PLAN)) as one:
             for index in (0, 1, 2):
                 send(index, 0)
             await one.until(lambda: one.status.counts.received == 3)
@@ -131,7 +131,7 @@ class Export:
 async def watching(bundle: Bundle, out: Path, export: Export) -> AsyncIterator[Bench]:
     shape = bundle.spec.roi.shape
     scanner = FolderScanner(export.folder, PLAN, grid_shape=shape, series="", first_number=1, unfinished=None)
-    async with bench(bundle, out, source=Announced(scanner, PLAN)) as one:
+    async with bench(bundle, out, source=RunBoundarySource(scanner, PLAN)) as one:
         yield one
 
 

@@ -16,7 +16,7 @@ import pytest
 from realtime import cli, wire
 from realtime.network.curve import load_client_keys, make_keys
 from realtime.record.reader import read_recorded
-from realtime.sources.markers import PATIENCE_TR, Marked
+from realtime.sources.markers import PATIENCE_TR, MarkedSource
 
 from .test_pipeline import QueueSource
 from .test_pyneal import RUN_ID, Pyneal
@@ -152,9 +152,9 @@ def test_our_own_messages_bring_their_markers_themselves(tiny_bundle: Path, caps
 
 
 @asynccontextmanager
-async def marked(tr_s: float) -> AsyncIterator[tuple[QueueSource, QueueSource, Marked]]:
+async def marked(tr_s: float) -> AsyncIterator[tuple[QueueSource, QueueSource, MarkedSource]]:
     volumes, markers = QueueSource(), QueueSource()
-    source = Marked(volumes, markers, tr_s)
+    source = MarkedSource(volumes, markers, tr_s)
     try:
         yield volumes, markers, source
     finally:
