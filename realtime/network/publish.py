@@ -53,7 +53,7 @@ class FrameHeader(msgspec.Struct, frozen=True, kw_only=True, tag="frame", tag_fi
     window: tuple[int, int]
     """Half-open range of volumes the decoder saw."""
     decoder: str
-    """Of the bundle's decoders: the general one of every volume, a specialised one of a picture's window."""
+    """The bundle's decoder that made it: the first decodes every volume, the others a picture's window."""
     shown_onset: int | None
     """Onset volume of the picture that the window belongs to, where markers tell."""
     status: Literal["warming", "trusted"]
@@ -79,6 +79,7 @@ class RunStart(msgspec.Struct, frozen=True, kw_only=True, tag="run_start", tag_f
     planned: int
     """Volumes."""
     decoder: str
+    """The bundle's first, which decodes every volume."""
     decode_delay_s: float
     """From an image's onset to the end of the window that shows it."""
     bundle_name: str
@@ -107,13 +108,12 @@ class Publisher:
     :raises ServeError: when the address is not good.
     """
 
-    def __init__(self, address: str, decoder: str, keys: ServerKeys | None = None) -> None:
+    def __init__(self, address: str, keys: ServerKeys | None = None) -> None:
         self.overruns = 0
         """Times that a subscriber's queue was found full: it misses messages until it has read on."""
         self.published: Counter[str] = Counter()
         """Messages so far, by topic."""
         self._host, self._port = check_address(address, has_keys=keys is not None)
-        self._decoder = decoder
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._guard = Guard(self._context, keys, "subscribers") if keys else None
         self._socket: zmq.Socket[bytes] | None = None
@@ -184,7 +184,7 @@ class Publisher:
             subject=subject,
             tr_s=status.tr_s,
             planned=status.counts.planned,
-            decoder=self._decoder,
+            decoder=status.decoders[0].name,
             decode_delay_s=status.decode_delay_s,
             bundle_name=status.bundle_name,
             bundle_sha256=status.bundle_sha256,
@@ -199,7 +199,7 @@ class Publisher:
             run_id=frame.run_id,
             volume=frame.volume,
             window=frame.window,
-            decoder=frame.decoder or self._decoder,
+            decoder=frame.decoder,
             shown_onset=frame.shown_onset,
             status=frame.state,
             sampler=frame.sampler,
