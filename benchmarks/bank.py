@@ -104,19 +104,20 @@ def scan(bank: Path, out: Path, engine: str, speed: float) -> Recorded:
 def figures(recorded: Recorded) -> dict[str, Any]:
     """Times as shares of the TR, and counts."""
     tr_ms = 1e3 * recorded.info.start.tr_s
-    rows = [*recorded.rows, *recorded.specialised]
+    first = recorded.info.first_decoder
+    general_rows = recorded.rows_by(first)
     last: dict[int, float] = {}
-    for row in rows:
+    for row in recorded.rows:
         if row.total_ms is not None:
             last[row.volume] = max(row.total_ms, last.get(row.volume, 0.0))
-    general = [row.total_ms for row in recorded.rows if row.total_ms is not None]
+    general = [row.total_ms for row in general_rows if row.total_ms is not None]
     return {
         "engine": recorded.info.engine.description,
-        "volumes": len(recorded.rows),
-        "decodes": dict(Counter(row.state for row in recorded.rows)),
-        "specialised_decodes": dict(Counter(row.state for row in recorded.specialised)),
-        "without_a_frame": dict(Counter(row.reason for row in rows if row.frame is None)),
-        "samplers": dict(Counter(row.sampler for row in rows if row.sampler)),
+        "volumes": len(general_rows),
+        "decodes": dict(Counter(row.state for row in general_rows)),
+        "specialised_decodes": dict(Counter(row.state for row in recorded.rows if row.decoder != first)),
+        "without_a_frame": dict(Counter(row.reason for row in recorded.rows if row.frame is None)),
+        "samplers": dict(Counter(row.sampler for row in recorded.rows if row.sampler)),
         "general_frame_tr": quantiles(np.array(general) / tr_ms),
         "last_frame_of_a_volume_tr": quantiles(np.array([*last.values()]) / tr_ms),
     }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Literal, TypeVar, get_args
+from typing import Literal, get_args
 
 import msgspec
 import numpy as np
@@ -24,7 +24,7 @@ State = Literal["waiting", "warming", "trusted", "stale", "ended"]
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
-    """The account so far; at the run's end the last five add up to ``planned``."""
+    """The account of a run so far; once it has ended, the last five add up to ``planned``."""
 
     planned: int = 0
     received: int = 0
@@ -35,12 +35,16 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
     missing: int = 0
 
 
-class Specialised(msgspec.Struct, frozen=True, kw_only=True):
-    """A decoder of a bank: of every picture it decodes the one window that begins at its offset."""
+class DecoderUsed(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the bundle's decoders.
+
+    The bundle's first decoder, the general one, decodes every volume. The others are specialised: of every
+    picture, each decodes the one window that ends ``window_delay_volumes`` after the picture's onset.
+    """
 
     name: str
-    window: tuple[int, int]
-    """Half-open range of volumes, counted from the picture's onset."""
+    window_delay_volumes: int
+    """Volumes from a picture's onset to the last volume of the window that shows it."""
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status", tag_field="kind"):
@@ -57,8 +61,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status", tag_field=
     bundle_name: str
     bundle_sha256: str
     bundle_is_demo: bool
-    decoders: tuple[Specialised, ...] = ()
-    """Those of a bank, beside the general one."""
+    decoders: tuple[DecoderUsed, ...]
+    """In the bundle's order, the general one first."""
     run_folder: str | None
     statistics: str = ""
     """What the run's statistics began with, in words."""
@@ -85,8 +89,8 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True, tag="frame", tag_field="k
 
     run_id: str
     volume: int
-    decoder: str | None = None
-    """Name of the specialised decoder that made it; None: the general one, which decodes every volume."""
+    decoder: str
+    """Name of the decoder that made it."""
     window: tuple[int, int]
     """Half-open range of volumes the decoder saw."""
     state: Literal["warming", "trusted"]
@@ -115,8 +119,7 @@ class Event(msgspec.Struct, frozen=True):
 
 
 KEPT = 500
-"""Frames, and pictures, that are kept for late listeners: more than a run of ten minutes has."""
-_Key = TypeVar("_Key", int, tuple[int, str])
+"""Volumes whose frames, and pictures, are kept for late listeners: more than a run of ten minutes has."""
 
 
 class Broadcast:
@@ -124,11 +127,10 @@ class Broadcast:
 
     def __init__(self, status: Status, queue_length: int = 64) -> None:
         self.status = status
-        self.frames: dict[int, Event] = {}
-        """The general decoder's, by volume."""
-        self.specialised: dict[tuple[int, str], Event] = {}
-        """Of a bank's other decoders, by volume and decoder."""
+        self.frames: dict[tuple[int, str], Event] = {}
+        """By volume and decoder."""
         self.shown: dict[int, Event] = {}
+        """By onset volume."""
         self._queue_length = queue_length
         self._listeners: set[asyncio.Queue[Event]] = set()
         self._called: list[Callable[[Event], None]] = []
@@ -142,15 +144,16 @@ class Broadcast:
         if isinstance(message, Status):
             if message.run_folder != self.status.run_folder:
                 self.frames.clear()
-                self.specialised.clear()
                 self.shown.clear()
             self.status = message
-        elif isinstance(message, Frame) and message.decoder:
-            _keep(self.specialised, (message.volume, message.decoder), event)
         elif isinstance(message, Frame):
-            _keep(self.frames, message.volume, event)
+            self.frames[message.volume, message.decoder] = event
+            while next(iter(self.frames))[0] <= message.volume - KEPT:
+                del self.frames[next(iter(self.frames))]
         else:
-            _keep(self.shown, message.onset_volume, event)
+            self.shown[message.onset_volume] = event
+            while len(self.shown) > KEPT:
+                del self.shown[next(iter(self.shown))]
         for take in self._called:
             take(event)
         for queue in self._listeners:
@@ -172,9 +175,3 @@ class Broadcast:
             yield queue
         finally:
             self._listeners.discard(queue)
-
-
-def _keep(memory: dict[_Key, Event], key: _Key, event: Event) -> None:
-    memory[key] = event
-    while len(memory) > KEPT:
-        del memory[next(iter(memory))]  # the one that came first

@@ -161,7 +161,7 @@ class Scanner:
     def _send(self, message: wire.ToRuntime) -> None:
         buffer = self._buffer(message)
         if isinstance(message, wire.Volume):
-            message = wire.sealed(message, buffer)
+            message = wire.with_checksum(message, buffer)
         self._link.send(wire.encode(message), buffer)
 
     def _buffer(self, message: wire.ToRuntime) -> bytes:

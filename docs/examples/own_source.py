@@ -70,7 +70,7 @@ for index, voxels in enumerate(volumes()):
     if index not in held:
         buffer = voxels.astype("<f4").tobytes()  # in C order
         volume = wire.Volume(run_id=start.run_id, index=index, acquired_s=(index + 1) * start.tr_s)
-        ask(wire.sealed(volume, buffer), buffer)  # answered once the volume is in the journal
+        ask(wire.with_checksum(volume, buffer), buffer)  # answered once the volume is in the journal
         print(f"volume {index} is recorded", flush=True)
 ask(wire.RunEnd(run_id=start.run_id, reason="complete"))
 print(f"{start.run_id} is closed", flush=True)

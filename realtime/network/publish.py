@@ -54,7 +54,9 @@ class FrameHeader(msgspec.Struct, frozen=True, kw_only=True, tag="frame", tag_fi
     window: tuple[int, int]
     """Half-open range of the window's volumes."""
     decoder: str
-    """The bundle's general decoder, which decodes every volume, or a specialised one."""
+    """Name of the bundle's decoder that made it; the first one decodes every volume, the others one window
+    of each picture.
+    """
     shown_onset: int | None
     """Onset volume of the picture that the window belongs to; None if no marker tells."""
     status: Literal["warming", "trusted"]
@@ -80,6 +82,7 @@ class RunStart(msgspec.Struct, frozen=True, kw_only=True, tag="run_start", tag_f
     planned: int
     """Planned number of volumes."""
     decoder: str
+    """The bundle's first, which decodes every volume."""
     decode_delay_s: float
     """Time from a picture's onset to the end of its window."""
     bundle_name: str
@@ -104,18 +107,16 @@ class Publisher:
     """Publishes events; register :meth:`take` with :meth:`realtime.events.Broadcast.call`.
 
     :param address: such as ``tcp://127.0.0.1:5556``; port 0 chooses a free one
-    :param decoder: name of the general decoder
     :param keys: keys that authenticate subscribers
     :raises ServeError: when the address is malformed or not allowed
     """
 
-    def __init__(self, address: str, decoder: str, keys: ServerKeys | None = None) -> None:
+    def __init__(self, address: str, keys: ServerKeys | None = None) -> None:
         self.overruns = 0
         """How often a subscriber's queue was found full; the subscriber misses messages until it reads."""
         self.published: Counter[str] = Counter()
         """Number of messages sent, by topic."""
         self._host, self._port = check_address(address, has_keys=keys is not None)
-        self._decoder = decoder
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._guard = Guard(self._context, keys, "subscribers") if keys else None
         self._socket: zmq.Socket[bytes] | None = None
@@ -186,7 +187,7 @@ class Publisher:
             subject=subject,
             tr_s=status.tr_s,
             planned=status.counts.planned,
-            decoder=self._decoder,
+            decoder=status.decoders[0].name,
             decode_delay_s=status.decode_delay_s,
             bundle_name=status.bundle_name,
             bundle_sha256=status.bundle_sha256,
@@ -201,7 +202,7 @@ class Publisher:
             run_id=frame.run_id,
             volume=frame.volume,
             window=frame.window,
-            decoder=frame.decoder or self._decoder,
+            decoder=frame.decoder,
             shown_onset=frame.shown_onset,
             status=frame.state,
             sampler=frame.sampler,

@@ -1,17 +1,17 @@
-"""The run folder: all that came in and all that was made of it, written as it happens.
+"""The run folder: the messages that came in and the frames that were decoded, written as it happens.
 
     run.json                    what the run is; bundle, engine, seed, versions; whether it is open or closed
     volumes.journal             every message taken (see :mod:`realtime.record.journal`)
     statistics.npz, prior.npz   per-voxel statistics (see :mod:`realtime.runs.statistics`)
-    frames/000123.png           the frame decoded at volume 123
-    frames/000123_<decoder>.png the same by a specialised decoder of a bank
+    frames/000123.png           the frame that the bundle's first decoder made at volume 123
+    frames/000123_<decoder>.png the same by another decoder of a bank
     shown/000120.png            the picture that presentation software put on screen at volume 120
-    <name>_desc-dynadiff_decoding.tsv, .json    one row per planned volume (see :mod:`realtime.record.tables`)
-    <name>_desc-specialised_decoding.tsv, .json    with a bank, one row per picture and specialised decoder
+    <name>_desc-dynadiff_decoding.tsv, .json    one row per decode (see :mod:`realtime.record.tables`)
     <name>_desc-shown_events.tsv, .json         one row per picture shown
     dataset_description.json    a BIDS-style derivative
 
-A run that is started again after it was closed gets a folder of its own, ``<run_id>_take-2``.
+A run that is started again after it was closed gets a folder of its own, ``<run_id>_take-2``. Folders of the
+first format had two tables of decodes (see :mod:`realtime.record.format_1`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -31,14 +31,15 @@ from numpy.typing import NDArray
 
 from realtime import wire
 from realtime.errors import RecordError
+from realtime.events import DecoderUsed
 from realtime.record import tables
+from realtime.record.format_1 import upgrade
 from realtime.record.journal import Entry, Journal, read_journal
 from realtime.record.run_json import (
     PACKAGE,
     RunFile,
     events_path,
     read_run_file,
-    specialised_path,
     table_path,
     take_path,
     takes_of,
@@ -66,9 +67,8 @@ class RunFolder:
         self.info = info
         self._journal = Journal(path / "volumes.journal")
         self._table = table_path(path, info.start)
-        self._specialised = specialised_path(path, info.start)
         self._events = events_path(path, info.start)
-        self._unwritten = {self._table: b"", self._specialised: b"", self._events: b""}
+        self._unwritten = {self._table: b"", self._events: b""}
 
     @classmethod
     def create(cls, root: Path, info: RunFile, files: Mapping[str, bytes] | None = None) -> RunFolder:
@@ -107,10 +107,13 @@ class RunFolder:
             run.suspend()
 
     @classmethod
-    def reopen(cls, path: Path) -> tuple[RunFolder, list[tables.Row]]:
-        """Go on with a run that a crash left open; returns the rows written so far too.
+    def reopen(cls, path: Path, decoders: Sequence[DecoderUsed]) -> RunFolder:
+        """Go on with a run that a crash left open.
 
-        Torn ends are cut off, and frames whose row was lost are removed.
+        Torn ends are cut off, and frames whose row was lost are removed. A folder of format 1 becomes one of
+        format 2.
+
+        :param decoders: of the bundle that the run was recorded with
         """
         run = cls(path, read_run_file(path))
         try:
@@ -118,15 +121,13 @@ class RunFolder:
             for entry in run.entries():
                 end = entry.end
             run._journal.cut(end)
+            if run.info.format_version == 1:
+                run._save(upgrade(path, run.info, decoders))
+                run._describe()
             rows, table_end = tables.read_table(run._table)
             os.truncate(run._table, table_end)
-            others, others_end = tables.read_specialised(run._specialised)
-            if others_end:
-                os.truncate(run._specialised, others_end)
-            else:
-                run._specialised.unlink(missing_ok=True)
-            run._begin_events()  # written anew from the journal, which has every marker whole
-            named = {row.frame for row in (*rows, *others)}
+            run._begin_events()  # written again from the journal, which has every marker whole
+            named = {row.frame for row in rows}
             for orphan in (path / "frames").iterdir():
                 if f"frames/{orphan.name}" not in named:
                     orphan.unlink()
@@ -136,30 +137,27 @@ class RunFolder:
         except RecordError:
             run._journal.close()
             raise
-        return run, rows
+        return run
 
     def entries(self) -> Iterator[Entry]:
         """The journal from its start, one record at a time."""
         return read_journal(self.path / "volumes.journal")
 
     def rows(self) -> list[tables.Row]:
-        """The whole rows of the table of volumes."""
+        """The whole rows of the table of decodes."""
         return tables.read_table(self._table)[0]
-
-    def specialised_rows(self) -> list[tables.SpecialisedRow]:
-        """The whole rows of the table of a bank's specialised decoders."""
-        return tables.read_specialised(self._specialised)[0]
 
     def journal(self, message: wire.ToRuntime, payload: bytes | memoryview = b"") -> None:
         """Put a message into the journal."""
         self._journal.append(wire.encode(message), payload, datetime.now(UTC).timestamp())
 
-    def write_frame(self, volume: int, image: NDArray[np.uint8], decoder: str | None = None) -> str:
+    def write_frame(self, volume: int, decoder: str, image: NDArray[np.uint8]) -> str:
         """Save a frame, RGB ``[H, W, 3]``, as PNG; returns its name for the table."""
         done, png = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
         if not done:
             raise RecordError(f"cannot encode the frame of volume {volume}, an image of {image.shape}")
-        name = f"frames/{volume:06d}_{decoder}.png" if decoder else f"frames/{volume:06d}.png"
+        suffix = "" if decoder == self.info.first_decoder else f"_{decoder}"
+        name = f"frames/{volume:06d}{suffix}.png"
         self._write(self.path / name, png.tobytes())
         return name
 
@@ -168,14 +166,8 @@ class RunFolder:
         self._write(self.path / name, content)
 
     def write_row(self, row: tables.Row) -> None:
-        """Append a row to its table."""
-        if not isinstance(row, tables.SpecialisedRow):
-            self._append(self._table, tables.row_line(row))
-            return
-        is_begun = self._specialised.exists() or self._unwritten[self._specialised]
-        header = b"" if is_begun else tables.header_line(tables.SpecialisedRow)
-        self._append(self._specialised, header + tables.row_line(row))
-        self._describe_specialised()
+        """Append a row to the table of decodes."""
+        self._append(self._table, tables.row_line(row))
 
     def write_shown(self, marker: wire.Marker, png: bytes) -> None:
         """Save the picture of a marker and its row in the events table."""
@@ -227,8 +219,6 @@ class RunFolder:
         for path, rest in list(self._unwritten.items()):
             if rest:
                 self._append(path, b"")
-        if self._specialised.exists():
-            self._describe_specialised()
         self._journal.sync()
         notes = (*self.info.notes, note) if note else self.info.notes
         self._save(msgspec.structs.replace(self.info, state="closed", closed_utc=utc_now(), notes=notes))
@@ -257,11 +247,14 @@ class RunFolder:
             "DatasetType": "derivative",
             "GeneratedBy": [{"Name": PACKAGE, "Version": self.info.versions[PACKAGE]}],
         }
-        decoding = self._decoding(
-            "One row per planned volume of the run: what became of it, and its decoded frame.", tables.COLUMNS
-        )
+        decoding = {
+            "Description": "What became of every planned volume, with its frame by the bundle's first "
+            "decoder; with a bank, also one row for each picture and specialised decoder.",
+            "Sources": ["volumes.journal", f"bundle:{self.info.bundle_name}#{self.info.bundle_sha256}"],
+            **tables.COLUMNS,
+        }
         shown = {
-            "Description": "What was on screen, by the scanner's markers; the decoder saw nothing of it.",
+            "Description": "What was on screen, by the scanner's markers; decoders do not get it.",
             "Sources": ["volumes.journal"],
             **EVENT_COLUMNS,
         }
@@ -270,21 +263,7 @@ class RunFolder:
             (self._table.with_suffix(".json"), decoding),
             (self._events.with_suffix(".json"), shown),
         ):
-            self._write_json(path, content)
-
-    def _describe_specialised(self) -> None:
-        """Write the sidecar of a table that came later than the others, unless it is there."""
-        sidecar = self._specialised.with_suffix(".json")
-        if not sidecar.exists():
-            columns = tables.SPECIALISED_COLUMNS
-            self._write_json(sidecar, self._decoding("One row per picture and specialised decoder.", columns))
-
-    def _decoding(self, description: str, columns: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        sources = ["volumes.journal", f"bundle:{self.info.bundle_name}#{self.info.bundle_sha256}"]
-        return {"Description": description, "Sources": sources, **columns}
-
-    def _write_json(self, path: Path, content: dict[str, Any]) -> None:
-        self._write(path, msgspec.json.format(msgspec.json.encode(content), indent=2))
+            self._write(path, msgspec.json.format(msgspec.json.encode(content), indent=2))
 
     def _write(self, path: Path, data: bytes) -> None:
         try:

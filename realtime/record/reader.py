@@ -18,9 +18,10 @@ from realtime import wire
 from realtime.errors import RecordError, WireError
 from realtime.record import tables
 from realtime.record.folder import EVENT_COLUMNS
+from realtime.record.format_1 import read_format_1
 from realtime.record.journal import read_journal
 from realtime.record.png import decode_png
-from realtime.record.run_json import RunFile, events_path, read_run_file, specialised_path, table_path
+from realtime.record.run_json import RunFile, events_path, read_run_file, table_path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,19 +61,15 @@ class Recorded:
     path: Path
     info: RunFile
     rows: tuple[tables.Row, ...]
-    """In the order of volumes."""
-    specialised: tuple[tables.SpecialisedRow, ...]
-    """Of a bank's specialised decoders, in the order in which they were decoded."""
+    """Of all decoders, in the order of volumes."""
     pictures: tuple[Picture, ...]
     """In the order of onsets."""
     received: frozenset[int]
     """The volumes that came."""
 
-    @property
-    def specialised_decoders(self) -> list[str]:
-        """Names of a bank's specialised decoders, by how soon after a picture's onset their windows end."""
-        delays = {row.decoder: row.volume - (row.shown_onset or 0) for row in self.specialised}
-        return sorted(delays, key=delays.__getitem__)
+    def rows_by(self, decoder: str) -> list[tables.Row]:
+        """One decoder's rows, in the order of volumes."""
+        return [row for row in self.rows if row.decoder == decoder]
 
     def volumes(self) -> Iterator[tuple[int, NDArray[np.generic]]]:
         """The volumes that the run took in, with their indices, ``[x, y, z]``, in order.
@@ -94,15 +91,13 @@ class Recorded:
     def trials(self, decoder: str | None = None) -> list[Trial]:
         """Every picture whose own window was decoded: the frame at its onset plus the window's delay.
 
-        Trials of the warm-up are among them, with the row's state ``warming``.
+        Trials of the warm-up are included; their rows have the state ``warming``.
 
-        :param decoder: a bank's specialised one; by default the general one
+        :param decoder: one of ``info.decoders``; by default the first, the general one
         """
-        rows: dict[int | None, tables.Row]
-        if decoder is None:
-            rows = {row.volume - self.info.window_delay_volumes: row for row in self.rows}
-        else:
-            rows = {row.shown_onset: row for row in self.specialised if row.decoder == decoder}
+        name = decoder or self.info.first_decoder
+        delays = {each.name: each.window_delay_volumes for each in self.info.decoders}
+        rows = {row.volume - delays[name]: row for row in self.rows_by(name)}
         found = []
         for picture in self.pictures:
             row = rows.get(picture.onset_volume)
@@ -122,12 +117,14 @@ class _Shown(msgspec.Struct, frozen=True):
 def read_recorded(path: Path) -> Recorded:
     """Read a run folder.
 
-    :raises RecordError: when it is none, or is damaged.
+    :raises RecordError: when the path is no run folder, or the folder is damaged
     """
     info = read_run_file(path)
     try:
-        rows, _ = tables.read_table(table_path(path, info.start))
-        specialised, _ = tables.read_specialised(specialised_path(path, info.start))
+        if info.format_version == 1:
+            info, rows = read_format_1(path, info)
+        else:
+            rows, _ = tables.read_table(table_path(path, info.start))
         pictures = sorted(_pictures(path, info), key=lambda picture: picture.onset_volume)
         received = frozenset(index for index, _ in _volumes(path))
     except OSError as error:
@@ -136,7 +133,6 @@ def read_recorded(path: Path) -> Recorded:
         path=path,
         info=info,
         rows=tuple(sorted(rows, key=lambda row: row.volume)),
-        specialised=tuple(specialised),
         pictures=tuple(pictures),
         received=received,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,21 +14,23 @@ import msgspec
 
 from realtime import wire
 from realtime.errors import RecordError
+from realtime.events import DecoderUsed
 from realtime.preprocessing.spikes import SpikeRule
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Folders of format 1 are read as well: see :mod:`realtime.record.format_1`."""
 Faces = Literal["blurred", "shown"]
 PACKAGE = "realtime-dynadiff"
 _BIDS_NAME = re.compile(r"sub-[a-zA-Z0-9]+(_ses-[a-zA-Z0-9]+)?_task-[a-zA-Z0-9]+(_[a-z]+-[a-zA-Z0-9]+)*")
 
 
 class EngineUsed(msgspec.Struct, frozen=True, kw_only=True):
-    """What decoded; without a name in records of the first release."""
+    """The engine that decoded; it has no name in records of the first release."""
 
     name: str = ""
     """As ``--engine`` takes it."""
     description: str = ""
-    """With its version and what it ran on."""
+    """Its version and the hardware that it ran on."""
 
 
 class RunFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,25 +42,32 @@ class RunFile(msgspec.Struct, frozen=True, kw_only=True):
     bundle_name: str
     bundle_sha256: str
     window_delay_volumes: int
-    """Volumes from a picture's onset to the end of the window that shows it."""
+    """Of the first decoder."""
+    decoders: tuple[DecoderUsed, ...] = ()
+    """In the bundle's order, the general one first; empty in folders of format 1."""
     seed: int
     """Of the initial noise."""
     engine: EngineUsed = EngineUsed()
     faces: Faces = "shown"
-    """Whether frames were recorded with faces blurred, as they were shown and published."""
+    """Whether faces were blurred in the frames, here as on the page and in published messages."""
     spikes: SpikeRule | None = None
-    """Which volumes are censored as spikes; None in records of the first release: none are."""
+    """Which volumes are censored as spikes; None, as in records of the first release: none are."""
     prior_from: str | None = None
-    """Run whose statistics it began with (a copy is in ``prior.npz``); None: the bundle's."""
+    """The run whose statistics it began with (a copy is in ``prior.npz``); None: the bundle's prior."""
     versions: dict[str, str]
     opened_utc: str
     closed_utc: str | None = None
     notes: tuple[str, ...] = ()
     """What happened to the run, for people: restarts, an abort."""
     changed_midway: tuple[str, ...] = ()
-    """Of engine and faces, what was another after a restart: a replay of the whole run is not the same."""
+    """Which of ``engine`` and ``faces`` a restart changed: a replay, which changes none, differs."""
     replay_of: str | None = None
-    """Folder of the recorded run that was decoded again, if this is none of a scanner's."""
+    """In a replay: the folder of the recorded run that was decoded again."""
+
+    @property
+    def first_decoder(self) -> str:
+        """Name of the general decoder, which decodes every volume."""
+        return self.decoders[0].name
 
 
 def new_run_file(
@@ -66,19 +75,23 @@ def new_run_file(
     *,
     bundle_name: str,
     bundle_sha256: str,
-    window_delay_volumes: int,
+    decoders: Sequence[DecoderUsed],
     seed: int,
     engine: EngineUsed = EngineUsed(),  # noqa: B008  # frozen
     faces: Faces = "shown",
     spikes: SpikeRule | None = None,
     prior_from: str | None = None,
 ) -> RunFile:
-    """``run.json`` of a run that begins now."""
+    """``run.json`` of a run that begins now.
+
+    :param decoders: the bundle's, in its order
+    """
     return RunFile(
         start=start,
         bundle_name=bundle_name,
         bundle_sha256=bundle_sha256,
-        window_delay_volumes=window_delay_volumes,
+        window_delay_volumes=decoders[0].window_delay_volumes,
+        decoders=tuple(decoders),
         seed=seed,
         engine=engine,
         faces=faces,
@@ -92,25 +105,28 @@ def new_run_file(
 def read_run_file(path: Path) -> RunFile:
     """Read ``run.json`` of a run folder.
 
-    :raises RecordError: when it is missing, damaged or of a newer format.
+    :raises RecordError: when it is missing, damaged or of a newer format
     """
     file = path / "run.json"
     try:
         info = msgspec.json.decode(file.read_bytes(), type=RunFile)
     except OSError as error:
         raise RecordError(f"expected a run folder in {path}: {error.strerror or error}: {file}") from error
-    # Beside its own errors msgspec lets through what its string and recursion checks raise.
+    # msgspec lets these errors of Python's through: of text that is not UTF-8, and of deep nesting.
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise RecordError(f"{file} does not describe a run: {error}") from error
     if info.format_version > FORMAT_VERSION:
         raise RecordError(
-            f"expected format {FORMAT_VERSION} in {file}, got {info.format_version}; use a newer release"
+            f"expected format {FORMAT_VERSION} or earlier in {file}, got {info.format_version}; "
+            "read it with a newer release"
         )
+    if info.format_version == FORMAT_VERSION and not info.decoders:
+        raise RecordError(f"expected at least one decoder in {file}, got none")
     return info
 
 
 def take_path(root: Path, run_id: str, take: int) -> Path:
-    """The folder of a run's n-th take, from 1."""
+    """The folder of one take of a run; takes count from 1."""
     return root / (run_id if take == 1 else f"{run_id}_take-{take}")
 
 
@@ -123,22 +139,17 @@ def takes_of(root: Path, run_id: str) -> Iterator[Path]:
 
 
 def table_path(folder: Path, start: wire.RunStart) -> Path:
-    """The table of decodes in a run folder."""
+    """The table of decodes in a run folder (see :mod:`realtime.record.tables`)."""
     return folder / f"{bids_name(start)}_desc-dynadiff_decoding.tsv"
 
 
-def specialised_path(folder: Path, start: wire.RunStart) -> Path:
-    """The table of a bank's specialised decoders in a run folder."""
-    return folder / f"{bids_name(start)}_desc-specialised_decoding.tsv"
-
-
 def events_path(folder: Path, start: wire.RunStart) -> Path:
-    """The table of what was shown in a run folder."""
+    """The table of the pictures that were shown, in a run folder."""
     return folder / f"{bids_name(start)}_desc-shown_events.tsv"
 
 
 def bids_name(start: wire.RunStart) -> str:
-    """The run's name in BIDS entities: its id where it has them, else made from subject and id."""
+    """The run's name in BIDS entities: its id if it is made of entities, else made from subject and id."""
     if _BIDS_NAME.fullmatch(start.run_id):
         return start.run_id
     return f"sub-{start.subject:02d}_task-{re.sub('[^a-zA-Z0-9]', '', start.run_id)}"

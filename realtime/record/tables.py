@@ -1,5 +1,7 @@
-"""The tables of decodes, BIDS-style TSV: one row per planned volume, written when its state is final, and for
-a bank's specialised decoders one row per picture and decoder.
+"""The table of decodes, a BIDS-style TSV.
+
+The bundle's first decoder has one row per planned volume, written when the volume's state is final. Each of a
+bank's specialised decoders has one row per picture, at the volume that ends the picture's window.
 
 A row is appended with one write, so that a crash loses at most the row in flight; a torn last line is
 dropped.
@@ -7,9 +9,8 @@ dropped.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 
@@ -24,7 +25,7 @@ FrameFile = Annotated[
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one volume; columns in this order."""
+    """What one decoder made of the window that ends at one volume; columns in this order."""
 
     volume: int
     state: VolumeState
@@ -42,25 +43,19 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     denoise_ms: float | None = None
     vae_ms: float | None = None
     total_ms: float | None = None
-
-
-class SpecialisedRow(Row, frozen=True, kw_only=True):
-    """What became of one picture's window for one specialised decoder of a bank."""
-
     decoder: str
 
 
-Kind = TypeVar("Kind", bound=Row)
-
 COLUMNS: dict[str, dict[str, Any]] = {
-    "volume": {"Description": "Index of the volume in the run, from 0."},
+    "volume": {"Description": "Index of the last volume of the window, from 0."},
     "state": {
-        "Description": "What became of the volume.",
+        "Description": "What became of the window. Only rows of the bundle's first decoder are censored or "
+        "missing: a window of another decoder that ends at such a volume is skipped.",
         "Levels": {
             "decoded": "a frame was decoded, with statistics of enough volumes to be trusted",
             "warming": "the run was too young to trust; a frame was decoded if a full window existed",
-            "censored": "too many voxels were not finite, or it is a spike (the reason tells); no frame",
             "skipped": "no frame was decoded; the reason tells why",
+            "censored": "too many voxels were not finite, or it is a spike (the reason tells); no frame",
             "missing": "the volume did not come, or came after its gap had been given up",
         },
     },
@@ -71,7 +66,7 @@ COLUMNS: dict[str, dict[str, Any]] = {
     "sampler": {"Description": "Name of the bundle's sampler table that was used."},
     "shown_onset": {
         "Description": "Onset volume of the picture that was on screen for this window (see the events "
-        "table). The decoder saw nothing of it.",
+        "table). The decoder does not get it.",
     },
     "repaired_voxels": {"Description": "Voxels that were not finite and took their previous value."},
     "journal_ms": {"Description": "From the volume's last byte to its place in the journal.", "Units": "ms"},
@@ -84,27 +79,17 @@ COLUMNS: dict[str, dict[str, Any]] = {
         "Description": "Compute latency: from the volume's last byte to the frame; the sum of the others.",
         "Units": "ms",
     },
+    "decoder": {
+        "Description": "Name of the bundle's decoder. The first of them decodes every volume; the others, of "
+        "every picture, the one window that they were trained for."
+    },
 }
 """The sidecar's description of every column."""
-SPECIALISED_COLUMNS: dict[str, dict[str, Any]] = COLUMNS | {
-    "volume": {"Description": "Index of the last volume of the window, from 0."},
-    "state": {
-        "Description": "What became of the window.",
-        "Levels": {
-            "decoded": "a frame was decoded, with statistics of enough volumes to be trusted",
-            "warming": "a frame was decoded while the run was too young to trust",
-            "skipped": "no frame was decoded; the reason tells why",
-        },
-    },
-    "shown_onset": {"Description": "Onset volume of the picture (see the events table)."},
-    "decoder": {"Description": "Name of the bundle's decoder."},
-}
-"""The same for :class:`SpecialisedRow`."""
 
 
 def frame_row(frame: Frame, file: str | None, repaired_voxels: int) -> Row:
     """The row of a frame that was decoded."""
-    row = Row(
+    return Row(
         volume=frame.volume,
         state="decoded" if frame.state == "trusted" else "warming",
         frame=file,
@@ -114,21 +99,19 @@ def frame_row(frame: Frame, file: str | None, repaired_voxels: int) -> Row:
         shown_onset=frame.shown_onset,
         repaired_voxels=repaired_voxels,
         **{f"{stage}_ms": value for stage, value in msgspec.structs.asdict(frame.latency_ms).items()},
+        decoder=frame.decoder,
     )
-    if frame.decoder is None:
-        return row
-    return SpecialisedRow(**msgspec.structs.asdict(row), decoder=frame.decoder)
 
 
 def row_frame(row: Row, run_id: str) -> Frame | None:
-    """The frame that a row tells of; None where there was none."""
+    """The frame that a row describes; None where there was none."""
     if row.frame is None or row.window_start is None or row.window_stop is None:
         return None
     stages = (field.name for field in msgspec.structs.fields(LatencyMs))
     return Frame(
         run_id=run_id,
         volume=row.volume,
-        decoder=row.decoder if isinstance(row, SpecialisedRow) else None,
+        decoder=row.decoder,
         window=(row.window_start, row.window_stop),
         state="trusted" if row.state == "decoded" else "warming",
         sampler=row.sampler or "",
@@ -137,9 +120,9 @@ def row_frame(row: Row, run_id: str) -> Frame | None:
     )
 
 
-def header_line(kind: type[Row] = Row) -> bytes:
-    """The first line of a table of such rows."""
-    return ("\t".join(kind.__struct_fields__) + "\n").encode()
+def header_line() -> bytes:
+    """The first line of a table."""
+    return ("\t".join(Row.__struct_fields__) + "\n").encode()
 
 
 def row_line(row: Row) -> bytes:
@@ -148,29 +131,25 @@ def row_line(row: Row) -> bytes:
 
 
 def read_table(path: Path) -> tuple[list[Row], int]:
-    """All whole rows of the table of volumes, and the offset where a torn last line, if any, begins.
+    """All whole rows of a table, and the offset where a torn last line, if any, begins.
 
-    :raises RecordError: when a row does not fit the columns, or a volume has two.
+    :raises RecordError: when a row does not fit the columns, or one decoder has two rows at a volume.
     """
-    return _read(path, Row, lambda row: row.volume)
+    table = path.read_bytes() if path.exists() else b""
+    end = table.rfind(b"\n") + 1
+    return parse_table(table[:end], path), end
 
 
-def read_specialised(path: Path) -> tuple[list[SpecialisedRow], int]:
-    """The same of the table of specialised decoders; raises as :func:`read_table`."""
-    return _read(path, SpecialisedRow, lambda row: (row.volume, row.decoder))
-
-
-def _read(path: Path, kind: type[Kind], key: Callable[[Kind], object]) -> tuple[list[Kind], int]:
-    data = path.read_bytes() if path.exists() else b""
-    end = data.rfind(b"\n") + 1
-    lines = data[:end].decode(errors="replace").splitlines()
-    if lines and lines[0] + "\n" != header_line(kind).decode():
-        expected = ", ".join(kind.__struct_fields__)
+def parse_table(table: bytes, path: Path) -> list[Row]:
+    """The rows of a table of whole lines; ``path`` is for messages. Raises as :func:`read_table`."""
+    lines = table.decode(errors="replace").splitlines()
+    if lines and lines[0] + "\n" != header_line().decode():
+        expected = ", ".join(Row.__struct_fields__)
         raise RecordError(f"expected the columns {expected} in {path}, got: {lines[0]}")
-    rows = [_parse(line, path, kind) for line in lines[1:]]
-    if len({key(row) for row in rows}) != len(rows):
-        raise RecordError(f"expected one row for each in {path}; it holds {len(rows)} rows with repeats")
-    return rows, end
+    rows = [_parse(line, path) for line in lines[1:]]
+    if len({(row.volume, row.decoder) for row in rows}) != len(rows):
+        raise RecordError(f"expected one row for each volume and decoder in {path}; some are repeated")
+    return rows
 
 
 def _cell(value: object) -> str:
@@ -181,13 +160,13 @@ def _cell(value: object) -> str:
     return " ".join(str(value).split())
 
 
-def _parse(line: str, path: Path, kind: type[Kind]) -> Kind:
+def _parse(line: str, path: Path) -> Row:
     cells = line.split("\t")
-    names = kind.__struct_fields__
+    names = Row.__struct_fields__
     if len(cells) != len(names):
         raise RecordError(f"expected {len(names)} columns in {path}, got {len(cells)}: {line!r}")
     known = {name: cell for name, cell in zip(names, cells, strict=True) if cell != NOT_AVAILABLE}
     try:
-        return msgspec.convert(known, kind, strict=False)
+        return msgspec.convert(known, Row, strict=False)
     except msgspec.ValidationError as error:
-        raise RecordError(f"a row of {path} does not fit: {error}: {line!r}") from error
+        raise RecordError(f"a row of {path} does not fit its columns: {error}: {line!r}") from error

@@ -1,4 +1,4 @@
-"""What a run came to: ``summary.json`` for programs, ``report.html`` for people."""
+"""The figures of a run, as ``summary.json`` has them."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from realtime.report.identification import Identification, hog, identification, 
 
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
-    """Compute latency over all frames of a run; None where there is no frame."""
+    """Compute latency over the first decoder's frames; None where there is no frame."""
 
     p50: float | None
     p95: float | None
     max: float | None
 
 
-class SpecialisedSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """What a bank's specialised decoder came to, of the windows of pictures that were its."""
+class DecoderSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """The figures of one decoder, over the windows that it was to decode."""
 
     decoded: int
     warming: int
     skipped: int
     identification: dict[str, Identification]
+    """By kind of features. Trials of trusted frames only."""
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,9 +47,11 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     tr_s: float
     latency_ms: Latency
     identification: dict[str, Identification]
-    """By kind of features. Trials of trusted frames only."""
-    specialised: dict[str, SpecialisedSummary]
-    """By decoder; empty without a bank."""
+    """Of the first decoder."""
+    decoders: dict[str, DecoderSummary]
+    """All of them: the first, then the others by how soon after a picture's onset their windows end."""
+    specialised: dict[str, DecoderSummary]
+    """``decoders`` without the first: what there was before ``decoders``."""
     bundle_sha256: str
     notes: list[str]
 
@@ -56,9 +59,12 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 def summarize(recorded: Recorded) -> Summary:
     """The figures of a run, from its folder alone."""
     planned = recorded.info.start.n_volumes
-    counts = {state: sum(row.state == state for row in recorded.rows) for state in STATES}
-    counts["missing"] += planned - len(recorded.rows)
-    trials = trusted(recorded)
+    first, *others = recorded.info.decoders
+    names = [first.name, *(each.name for each in sorted(others, key=lambda each: each.window_delay_volumes))]
+    decoders = {name: _summarize_decoder(recorded, name) for name in names}
+    states = [row.state for row in recorded.rows_by(first.name)]
+    counts = {state: states.count(state) for state in STATES}
+    counts["missing"] += planned - len(states)
     return Summary(
         run_id=recorded.info.start.run_id,
         state=recorded.info.state,
@@ -67,30 +73,28 @@ def summarize(recorded: Recorded) -> Summary:
         **counts,
         tr_s=recorded.info.start.tr_s,
         latency_ms=_latency(recorded),
-        identification=_identified(trials),
-        specialised={name: _specialised(recorded, name) for name in recorded.specialised_decoders},
+        identification=decoders[first.name].identification,
+        decoders=decoders,
+        specialised={name: decoders[name] for name in names[1:]},
         bundle_sha256=recorded.info.bundle_sha256,
-        notes=_notes(recorded, len(trials)),
+        notes=_notes(recorded, len(trusted(recorded))),
     )
 
 
 def trusted(recorded: Recorded, decoder: str | None = None) -> list[Trial]:
-    """The trials that count: those whose frame was decoded with trusted statistics."""
+    """A decoder's trials (by default the first's) whose frame was decoded with trusted statistics."""
     return [trial for trial in recorded.trials(decoder) if trial.row.state == "decoded"]
 
 
-def _specialised(recorded: Recorded, decoder: str) -> SpecialisedSummary:
-    states = [row.state for row in recorded.specialised if row.decoder == decoder]
-    return SpecialisedSummary(
+def _summarize_decoder(recorded: Recorded, decoder: str) -> DecoderSummary:
+    states = [row.state for row in recorded.rows_by(decoder)]
+    trials = trusted(recorded, decoder)
+    return DecoderSummary(
         decoded=states.count("decoded"),
         warming=states.count("warming"),
         skipped=states.count("skipped"),
-        identification=_identified(trusted(recorded, decoder)),
+        identification={"pixels": _identify(trials, pixels), "features": _identify(trials, hog)},
     )
-
-
-def _identified(trials: list[Trial]) -> dict[str, Identification]:
-    return {"pixels": _identify(trials, pixels), "features": _identify(trials, hog)}
 
 
 def lines(summary: Summary) -> list[str]:
@@ -108,18 +112,18 @@ def lines(summary: Summary) -> list[str]:
         + f"(TR {1e3 * summary.tr_s:.0f} ms)",
     ]
     found += [f"{name:<15} {_score_line(score)}" for name, score in summary.identification.items()]
-    found += [f"{name:<15} {_specialised_line(each)}" for name, each in summary.specialised.items()]
+    found += [f"{name:<15} {_decoder_line(each)}" for name, each in summary.specialised.items()]
     return found + [f"note            {note}" for note in summary.notes]
 
 
-def _specialised_line(found: SpecialisedSummary) -> str:
+def _decoder_line(found: DecoderSummary) -> str:
     counts = f"{found.decoded} decoded, {found.warming} warming, {found.skipped} skipped"
     return f"{counts}; pixels {_score_line(found.identification['pixels'])}"
 
 
 def _score_line(score: Identification) -> str:
     if score.value is None or score.low is None or score.high is None:
-        return f"not identified: {score.n_trials} trials are too few"
+        return f"identification not scored: expected at least 2 trials, got {score.n_trials}"
     return (
         f"{100 * score.value:.1f} % identified, two-way (95 % interval {100 * score.low:.1f} to "
         f"{100 * score.high:.1f}, chance {100 * score.chance:.0f}, {score.n_trials} trials)"
@@ -135,10 +139,11 @@ def _identify(
 
 
 def _latency(recorded: Recorded) -> Latency:
-    total_ms = [row.total_ms for row in recorded.rows if row.total_ms is not None]
+    rows = recorded.rows_by(recorded.info.first_decoder)
+    total_ms = [row.total_ms for row in rows if row.total_ms is not None]
     if not total_ms:
         return Latency(p50=None, p95=None, max=None)
-    # Values that occurred, as on the page.
+    # Without interpolation: each is the latency of a frame, as on the live page.
     quantiles = np.quantile(total_ms, [0.5, 0.95, 1.0], method="inverted_cdf")
     p50, p95, largest = (round(float(value), 3) for value in quantiles)
     return Latency(p50=p50, p95=p95, max=largest)
@@ -149,5 +154,7 @@ def _notes(recorded: Recorded, n_trials: int) -> list[str]:
     if recorded.info.state == "open":
         notes.append("the run is still open: what has not come yet is counted as missing")
     if n_trials < 2:
-        notes.append(f"nothing is identified: it takes two trials with a trusted frame, there are {n_trials}")
+        notes.append(
+            f"identification was not scored: it takes two trials with a trusted frame, there are {n_trials}"
+        )
     return notes

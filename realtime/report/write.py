@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from realtime.atomic import write_whole
 from realtime.errors import RecordError
 from realtime.record.reader import Recorded, read_recorded
 from realtime.report.identification import Identification
@@ -48,10 +49,9 @@ def save(folder: Path, summary: Summary, recorded: Recorded) -> None:
     :raises RecordError: when that is not possible.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         text = msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n"
-        (folder / "summary.json").write_bytes(text)
-        (folder / "report.html").write_text(page(summary, recorded), encoding="utf-8")
+        write_whole(folder / "summary.json", text)
+        write_whole(folder / "report.html", page(summary, recorded))
     except OSError as error:
         raise RecordError(f"cannot write the report into {folder}: {error.strerror or error}") from error
 

@@ -1,6 +1,6 @@
-"""The wiring: messages in, windows to the decoder, frames out; one task each, and one thread that decodes.
+"""The wiring: messages in, windows to the decoders, frames out; one task each, and one thread that decodes.
 
-    source ─► journal ─► acknowledge ─► reorder ─► preprocess ─► newest window ─► decoder ─► frame
+    source ─► journal ─► acknowledge ─► reorder ─► preprocess ─► newest window ─► decoders ─► frames
 
 The compute latency of a frame runs from the moment its volume's message is whole to the moment the frame is
 handed to the listeners; writing it to the run folder comes after that.
@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -21,17 +20,15 @@ from realtime import wire
 from realtime.bundle.bundle import Bundle
 from realtime.bundle.spec import Sampler
 from realtime.decoding.decoder import Decoder
-from realtime.decoding.pace import MARGIN_TR, SPECIALISED_MARGIN_TR, left_s
-from realtime.errors import EngineError, RealtimeError, RecordError, WireError
-from realtime.events import Broadcast, Counts, Event, Shown, Specialised, State, Status
+from realtime.errors import RealtimeError, RecordError, WireError
+from realtime.events import Broadcast, Event, Shown, State, Status
 from realtime.record.run_json import EngineUsed, Faces
+from realtime.runs.decode_loop import DecodeLoop
 from realtime.runs.resume import begin, is_closed, open_folders, recorded_events, reopen
-from realtime.runs.run import Ready, Run
-from realtime.runs.statistics import in_words
+from realtime.runs.run import Run
+from realtime.runs.status import STALE_TR, run_state, status_of
 from realtime.sources import Received, Source
 
-STALE_TR = 3
-"""An open run is stale when no volume came for more than this many TR."""
 _NEVER = float("-inf")
 
 _log = logging.getLogger(__name__)
@@ -48,10 +45,10 @@ class Settings:
     engine_name: str = ""
     """As ``--engine`` takes it."""
     sampler: Sampler | None
-    """With which all is decoded; None: with the best for which there is time."""
+    """What to decode everything with; None: with the best for which there is time."""
     seed: int
     faces: Faces = "shown"
-    """What the decoder does with them."""
+    """What the decoders do with faces."""
     carry: bool = False
     """Whether a run begins with the statistics of the run before, not with the bundle's prior."""
     out: Path
@@ -65,39 +62,40 @@ class Pipeline:
         self,
         settings: Settings,
         source: Source,
-        decoder: Decoder,
+        decoders: Sequence[Decoder],
         on_closed: Callable[[Path], None],
-        specialised: Mapping[str, Decoder] | None = None,
         worker: ThreadPoolExecutor | None = None,
     ) -> None:
-        """``on_closed`` is told the folder of every run that ends; ``specialised`` are a bank's, by name;
-        ``worker`` is the one thread on which the decoders were made, where that matters to their engine.
+        """Serve one bundle.
+
+        :param decoders: the bundle's, in its order
+        :param on_closed: takes the folder of every run that ends
+        :param worker: the one thread on which the decoders were made, where that matters to their engine
         """
         self._settings = settings
         self._engine = EngineUsed(name=settings.engine_name, description=settings.engine)
         self._source = source
-        self._decoder = decoder
-        self._specialised = specialised or {}
-        self._sampler = settings.sampler or settings.bundle.sampler()
         self._on_closed = on_closed
         self._run: Run | None = None
-        self._others = tuple(
-            Specialised(name=each.name, window=(each.window.offset_volumes, each.window.delay_volumes + 1))
-            for each in settings.bundle.spec.decoders[1:]
-        )
         self._is_open = False
         self._heard_s = _NEVER
-        self._wake = asyncio.Event()
-        self._drained = asyncio.Event()
-        self._worker = worker or ThreadPoolExecutor(1, thread_name_prefix="decode")
         self.broadcast = Broadcast(self._status(f"waiting for the scanner; decoding on {settings.engine}"))
+        self._decoding = DecodeLoop(
+            decoders,
+            settings.bundle.spec.samplers,
+            settings.sampler,
+            open_run=lambda: self._open_run,
+            send=self.broadcast.send,
+            decoded=lambda run: self._send_status(run.message),
+            worker=worker,
+        )
 
     async def run(self) -> None:
         """Serve until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._take_messages())
             tasks.create_task(self._watch_time())
-            tasks.create_task(self._decode_windows())
+            tasks.create_task(self._decoding.run())
 
     def resume_last(self) -> None:
         """Before :meth:`run`: go on with the last run that was left open, if any."""
@@ -113,7 +111,7 @@ class Pipeline:
         :param end_run: close it for good; otherwise, and where the disk does not take that, a later runtime
             can go on with it.
         """
-        self._worker.shutdown(wait=True, cancel_futures=True)
+        self._decoding.stop()
         run = self._open_run
         if run is None:
             return None
@@ -209,7 +207,7 @@ class Pipeline:
         self._heard_s = received.received_s
         if arrival:
             run.take(message.index, arrival)
-            self._wake.set()
+            self._decoding.wake()
         self._send_status(run.message)
 
     async def _marker(self, run: Run, message: wire.Marker, received: Received) -> None:
@@ -258,16 +256,13 @@ class Pipeline:
         self._send_status(run.message)
         for event in recorded_events(run):
             self.broadcast.send(event)
-        self._wake.set()
+        self._decoding.wake()
         return run
 
     async def _finish(self, run: Run, note: str) -> None:
         """Let the last decode end, account what has not come, and close the run."""
         run.finish()
-        while not run.queue.idle:
-            self._drained.clear()
-            self._wake.set()
-            await self._drained.wait()
+        await self._decoding.drain(run)
         self._close(run, note)
 
     def _close(self, run: Run, note: str) -> None:
@@ -278,7 +273,7 @@ class Pipeline:
         self._on_closed(run.folder.path)
         self._send_status(note or "the run is complete; waiting for the next")
 
-    # Time and decoding
+    # Time
 
     async def _watch_time(self) -> None:
         while True:
@@ -289,111 +284,18 @@ class Pipeline:
             before = run.account.counts
             run.expire(perf_counter())
             if run.account.counts != before or self._state() != self.broadcast.status.state:
-                self._wake.set()
+                self._decoding.wake()
                 self._send_status(run.message)
-
-    async def _decode_windows(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while (run := self._open_run) and (ready := run.queue.take()):
-                await self._decode(run, ready)
-                run.queue.done()
-                self._send_status(run.message)
-            self._drained.set()
-
-    async def _decode(self, run: Run, ready: Ready) -> None:
-        """One frame by the general decoder and one by each specialised whose window of a picture this is.
-
-        Each may take an equal share of the time that is left when its turn comes.
-        """
-        sampler = self._choose_sampler(run, ready, 1 + len(run.due(ready.volume)))
-        try:
-            await self._make_frame(run, ready, self._decoder, sampler)
-        except EngineError as error:
-            run.skip(ready.volume, f"its decode failed: {error}")
-            return
-        while due := run.due(ready.volume):
-            if run.queue.is_waiting:
-                run.skip_specialised(ready.volume, "a newer window was ready before its decode began")
-                return
-            decoder = self._specialised[due[0].name]
-            share_s = self._left_s(run, ready, SPECIALISED_MARGIN_TR) / len(due)
-            sampler = self._settings.sampler or decoder.pace.choose(self._samplers, share_s)
-            if decoder.pace.decode_s(sampler) > self._left_s(run, ready):
-                run.skip_specialised(ready.volume, "there was no time left before the next volume")
-                return
-            try:
-                await self._make_frame(run, ready, decoder, sampler)
-            except EngineError as error:
-                run.skip_specialised(ready.volume, f"decodes failed: {error}")
-                return
-
-    async def _make_frame(self, run: Run, ready: Ready, decoder: Decoder, sampler: Sampler) -> None:
-        decode = partial(decoder.decode, ready.window_of(decoder.spec), sampler)
-        decoded = await asyncio.get_running_loop().run_in_executor(self._worker, decode)
-        frame = run.frame(ready, decoder.spec, sampler.name, decoded.stages_ms)
-        self.broadcast.send(Event(frame, image=decoded.image))
-        run.record(frame, decoded.image, ready.repaired_voxels)
-
-    def _choose_sampler(self, run: Run, ready: Ready, n_decodes: int) -> Sampler:
-        """The sampler for a window; the operator is told when it is another than the one before."""
-        if self._settings.sampler:
-            return self._settings.sampler
-        time_s = self._left_s(run, ready) / n_decodes
-        pace, samplers = self._decoder.pace, self._samplers
-        chosen = pace.choose(samplers, time_s)
-        if n_decodes > 1:  # the bank's turns come and go; the operator is told of what changes the rest
-            return chosen
-        if chosen != self._sampler:
-            run.tell(
-                f"decoding with {chosen.name} from volume {ready.volume} on: it takes "
-                f"{pace.decode_s(chosen):.2f} s, {samplers[0].name} {pace.decode_s(samplers[0]):.2f} s, "
-                f"and {max(time_s, 0):.2f} s are left"
-            )
-        self._sampler = chosen
-        return chosen
-
-    def _left_s(self, run: Run, ready: Ready, margin_tr: float = MARGIN_TR) -> float:
-        return left_s(ready.arrival.received_s, perf_counter(), run.start.tr_s, margin_tr)
-
-    @property
-    def _samplers(self) -> tuple[Sampler, ...]:
-        return self._settings.bundle.spec.samplers
 
     # What listeners see
 
     def _state(self) -> State:
-        run = self._run
-        if run is None:
-            return "waiting"
-        if not self._is_open:
-            return "ended"
-        if run.position is None:
-            return "waiting"
-        if perf_counter() - self._heard_s > STALE_TR * run.start.tr_s:
-            return "stale"
-        return "trusted" if run.trusted else "warming"
+        silent_s = perf_counter() - self._heard_s
+        return run_state(self._run, is_open=self._is_open, silent_s=silent_s)
 
     def _status(self, message: str) -> Status:
-        run, bundle = self._run, self._settings.bundle
-        return Status(
-            state=self._state(),
-            run_id=run.name if run else None,
-            subject=run.start.subject if run else None,
-            volume=run.position if run else None,
-            counts=run.account.counts if run else Counts(),
-            tr_s=bundle.spec.tr_s,
-            decode_delay_s=(bundle.decoder().window.delay_volumes + 1) * bundle.spec.tr_s,
-            bundle_name=bundle.spec.name,
-            bundle_sha256=bundle.sha256,
-            bundle_is_demo=self._settings.bundle_is_demo,
-            decoders=self._others,
-            run_folder=str(run.folder.path) if run else None,
-            statistics=in_words(run.folder.info) if run else "",
-            alarm=run.alarm if run else "",
-            message=message,
-        )
+        settings = self._settings
+        return status_of(self._run, self._state(), message, settings.bundle, is_demo=settings.bundle_is_demo)
 
     def _send_status(self, message: str) -> None:
         self.broadcast.send(Event(self._status(message)))

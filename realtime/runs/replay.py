@@ -28,15 +28,15 @@ from realtime.decoding.engines.choose import open_and_use
 from realtime.decoding.engines.contract import Engine
 from realtime.decoding.faces import FaceBlur
 from realtime.errors import BundleError, RecordError
-from realtime.events import Frame, VolumeState
+from realtime.events import Frame
 from realtime.record.folder import RunFolder
 from realtime.record.journal import read_journal
 from realtime.record.reader import Recorded, read_image, read_recorded
 from realtime.record.run_json import EngineUsed, Faces, RunFile, new_run_file
-from realtime.record.tables import Row, SpecialisedRow
+from realtime.record.tables import Row
 from realtime.report import write
 from realtime.runs.queue import InTurn
-from realtime.runs.run import Ready, Run
+from realtime.runs.run import Ready, Run, decoders_of
 from realtime.runs.statistics import PRIOR_FILE, read_statistics
 
 _NOT_THEN = "it was not decoded in the recorded run"
@@ -56,11 +56,10 @@ class Options:
 
 
 class FrameCompared(msgspec.Struct, frozen=True, kw_only=True):
-    """One volume's frame beside the recorded one."""
+    """One frame beside the recorded one."""
 
     volume: int
-    decoder: str | None = None
-    """A bank's specialised decoder; None: the general one."""
+    decoder: str
     largest_difference: int | None
     """Of 255 levels; 0: bit for bit the same; None: only one of the runs has a frame here, of this size."""
     differing_share: float | None
@@ -116,7 +115,7 @@ def replay(options: Options, tell: Callable[[str], None]) -> Compared:
     info, prior = _run_file(recorded, bundle, used, faces), _prior(recorded, bundle)
     folder = RunFolder.create(options.out.absolute(), info, prior)
     try:
-        frames = tuple(_told(again.frames(folder), tell))
+        frames = tuple(_told(again.frames(folder), tell, is_bank=len(decoders) > 1))
     finally:
         folder.suspend()
     compared = Compared(
@@ -151,17 +150,19 @@ class _Again:
         self._bundle = bundle
         self._decoders = decoders
         self._sampler = bundle.sampler(sampler) if sampler else None
-        self._rows: dict[tuple[int, str | None], Row] = {(row.volume, None): row for row in recorded.rows} | {
-            (row.volume, row.decoder): row for row in recorded.specialised
-        }
+        first = decoders[0].spec.name  # another bundle may have another name for it
+        names = {recorded.info.first_decoder: first}
+        self._rows = {(row.volume, names.get(row.decoder, row.decoder)): row for row in recorded.rows}
+        """By volume and decoder of the bundle that decodes now."""
 
     def frames(self, folder: RunFolder) -> Iterator[FrameCompared]:
         """Decode into ``folder``; yield a comparison for each volume that has a frame in either run."""
-        missing = [Row(volume=row.volume, state="missing", reason=row.reason) for row in self._missing()]
-        for row in missing:
-            folder.write_row(row)
+        first = self._decoders[0].spec.name
+        for row in self._rows.values():
+            if row.state == "missing":
+                folder.write_row(Row(volume=row.volume, state="missing", reason=row.reason, decoder=first))
         windows: InTurn[Ready] = InTurn()  # what was skipped then stands in the rows
-        run = Run(folder, self._bundle, missing, windows.offer)
+        run = Run(folder, self._bundle, windows.offer)
         for message, payload in self._messages():
             if isinstance(message, wire.Marker):
                 run.show(message, memoryview(payload))
@@ -172,9 +173,6 @@ class _Again:
         yield from self._decode_all(run, windows)
         run.close()
         yield from self._without_a_frame_now(folder)
-
-    def _missing(self) -> list[Row]:
-        return [row for row in self._recorded.rows if row.state == "missing"]
 
     def _messages(self) -> Iterator[tuple[wire.Marker | wire.Volume, bytes]]:
         """Markers and volumes of the journal; the start has been written already."""
@@ -188,17 +186,15 @@ class _Again:
             yield from self._decode(run, ready)
 
     def _decode(self, run: Run, ready: Ready) -> Iterator[FrameCompared]:
-        general, *specialised = self._decoders
-        row = self._rows.get((ready.volume, None))
-        if row is None or row.state == "skipped":
-            run.skip(ready.volume, _NOT_THEN if row is None else row.reason or _NOT_THEN)
-            return
-        yield self._frame(run, ready, general, row)
-        for decoder in specialised:  # whose markers may stand behind the volume in the journal
+        """By the decoders that decoded it then: their markers may stand behind the volume in the journal."""
+        reason = _NOT_THEN
+        for decoder in self._decoders:
             row = self._rows.get((ready.volume, decoder.spec.name))
             if row is not None and row.state != "skipped":
                 yield self._frame(run, ready, decoder, row)
-        run.skip_specialised(ready.volume, _NOT_THEN)
+            elif row is not None and decoder is self._decoders[0]:
+                reason = row.reason or _NOT_THEN
+        run.skip(ready.volume, reason)
 
     def _frame(self, run: Run, ready: Ready, decoder: Decoder, row: Row) -> FrameCompared:
         sampler = self._sampler or self._sampler_of(row)
@@ -214,17 +210,12 @@ class _Again:
         return self._bundle.sampler(row.sampler if row.sampler in names else None)
 
     def _without_a_frame_now(self, folder: RunFolder) -> Iterator[FrameCompared]:
-        now = (*folder.rows(), *folder.specialised_rows())
-        has_frame = {_key(row) for row in now if row.frame}
+        has_frame = {(row.volume, row.decoder) for row in folder.rows() if row.frame}
         for (volume, decoder), row in self._rows.items():
             if row.frame and (volume, decoder) not in has_frame:
                 yield FrameCompared(
                     volume=volume, decoder=decoder, largest_difference=None, differing_share=None
                 )
-
-
-def _key(row: Row) -> tuple[int, str | None]:
-    return row.volume, row.decoder if isinstance(row, SpecialisedRow) else None
 
 
 def _compare(frame: Frame, then: NDArray[np.uint8] | None, now: NDArray[np.uint8]) -> FrameCompared:
@@ -237,9 +228,11 @@ def _compare(frame: Frame, then: NDArray[np.uint8] | None, now: NDArray[np.uint8
     )
 
 
-def _told(frames: Iterator[FrameCompared], tell: Callable[[str], None]) -> Iterator[FrameCompared]:
+def _told(
+    frames: Iterator[FrameCompared], tell: Callable[[str], None], *, is_bank: bool
+) -> Iterator[FrameCompared]:
     for frame in frames:
-        which = f"volume {frame.volume}" + (f" by {frame.decoder}" if frame.decoder else "")
+        which = f"volume {frame.volume}" + (f" by {frame.decoder}" if is_bank else "")
         if frame.largest_difference is None or frame.differing_share is None:
             tell(f"{which}: nothing to compare with")
         elif frame.is_same:
@@ -291,7 +284,7 @@ def _run_file(recorded: Recorded, bundle: Bundle, used: EngineUsed, faces: Faces
         recorded.info.start,
         bundle_name=bundle.spec.name,
         bundle_sha256=bundle.sha256,
-        window_delay_volumes=bundle.decoder().window.delay_volumes,
+        decoders=decoders_of(bundle),
         seed=recorded.info.seed,
         engine=used,
         faces=faces,
@@ -309,8 +302,8 @@ def _prior(recorded: Recorded, bundle: Bundle) -> dict[str, bytes]:
 
 
 def _states_differ(recorded: Recorded, folder: RunFolder) -> Iterator[int]:
-    now = {row.volume: row.state for row in folder.rows()}
-    then: dict[int, VolumeState] = {row.volume: row.state for row in recorded.rows}
+    now = {row.volume: row.state for row in folder.rows() if row.decoder == folder.info.first_decoder}
+    then = {row.volume: row.state for row in recorded.rows_by(recorded.info.first_decoder)}
     for volume in range(recorded.info.start.n_volumes):
         if volume in then and now[volume] != then[volume]:
             yield volume

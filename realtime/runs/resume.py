@@ -17,7 +17,7 @@ from realtime.preprocessing.spikes import SpikeRule
 from realtime.record.folder import RunFolder
 from realtime.record.run_json import EngineUsed, Faces, new_run_file, read_run_file, takes_of
 from realtime.record.tables import row_frame
-from realtime.runs.run import Run
+from realtime.runs.run import Run, decoders_of
 from realtime.runs.statistics import PRIOR_FILE, in_words, last_run
 
 _log = logging.getLogger(__name__)
@@ -59,9 +59,9 @@ def reopen(path: Path, bundle: Bundle, engine: EngineUsed | None = None, faces: 
     :param engine: what decodes from now on; ``faces``: how they are recorded from now on
     :raises RecordError: when the folder is damaged, or another runtime writes it.
     """
-    folder, rows = RunFolder.reopen(path)
+    folder = RunFolder.reopen(path, decoders_of(bundle))
     try:
-        run = Run(folder, bundle, rows)
+        run = Run(folder, bundle)
         for entry in folder.entries():
             run.restore(wire.decode_to_runtime(entry.header), entry.payload)
         run.tell(f"resumed at {run.where()} after a restart")
@@ -104,7 +104,7 @@ def begin(
         start,
         bundle_name=bundle.spec.name,
         bundle_sha256=bundle.sha256,
-        window_delay_volumes=bundle.decoder().window.delay_volumes,
+        decoders=decoders_of(bundle),
         seed=seed,
         engine=engine,
         faces=faces,
@@ -130,7 +130,11 @@ def recorded_events(run: Run) -> Iterator[Event]:
         if isinstance(message, wire.Marker):
             shown = Shown(run_id=run.name, onset_volume=message.onset_volume, name=message.name)
             yield Event(shown, png=entry.payload, is_recorded=True)
-    for row in (*folder.rows()[-KEPT:], *folder.specialised_rows()[-KEPT:]):
+    rows = folder.rows()
+    newest = max((row.volume for row in rows), default=0)
+    for row in rows:
+        if row.volume <= newest - KEPT:
+            continue
         frame = row_frame(row, run.name)
         image = cv2.imread(str(folder.path / row.frame)) if row.frame else None
         if frame is not None and image is not None:

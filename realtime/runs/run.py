@@ -20,11 +20,11 @@ from realtime import wire
 from realtime.bundle.bundle import Bundle
 from realtime.bundle.spec import Decoder
 from realtime.errors import RecordError, WireError
-from realtime.events import Frame, LatencyMs, VolumeState
+from realtime.events import DecoderUsed, Frame, LatencyMs, VolumeState
 from realtime.preprocessing.stream import StreamingPreprocessor
 from realtime.record.folder import RunFolder
 from realtime.record.png import check_png
-from realtime.record.tables import Row, SpecialisedRow, frame_row
+from realtime.record.tables import Row, frame_row
 from realtime.runs.account import Account
 from realtime.runs.queue import NewestWins
 from realtime.runs.reorder import Reorder, Turn
@@ -75,10 +75,9 @@ class Run:
         self,
         folder: RunFolder,
         bundle: Bundle,
-        rows: Iterable[Row] = (),
         offer: Callable[[Ready], Ready | None] | None = None,
     ) -> None:
-        """``rows``: what an earlier process has already accounted; :meth:`restore` brings the rest.
+        """Volumes that have a row in the folder keep the state that it names.
 
         :param offer: takes every window that is ready and returns the one it replaces; by default ``queue``
         """
@@ -92,18 +91,20 @@ class Run:
         """Why the recording has stopped; empty while the disk takes what comes."""
         self.duplicates = 0
         self.account = Account(self.start.n_volumes)
+        self._decoders = bundle.spec.decoders
+        rows = folder.rows()
+        self._accounted = {(row.volume, row.decoder) for row in rows}
+        """Volumes and decoders that have their row."""
         for row in rows:
-            self.account.settle(row.volume, row.state)
-        self._general, *self._specialised = bundle.spec.decoders
-        self._accounted = {(row.volume, row.decoder) for row in folder.specialised_rows()}
-        """Windows of specialised decoders that have their row."""
+            if self._is_of_first(row):
+                self.account.settle(row.volume, row.state)
         self.trusted = False
         """Whether the statistics of the newest volume are those of a run old enough."""
         self._onsets: list[int] = []
         self._reorder: Reorder[Arrival] = Reorder(
             self.start.n_volumes,
             GAP_PATIENCE_TR * self.start.tr_s,
-            [row.volume for row in rows if row.state == "missing"],
+            given_up=[row.volume for row in rows if row.state == "missing"],
         )
         prior = prior_of(folder, bundle)
         self._preprocessor = StreamingPreprocessor(
@@ -182,7 +183,8 @@ class Run:
         :raises RecordError: when the disk does not take it; to be called again
         """
         for volume in range(self.start.n_volumes):
-            self.skip_specialised(volume, _TOO_LATE)
+            if self.account.state_of(volume) is not None:
+                self.skip(volume, _TOO_LATE)
         if statistics := self._preprocessor.statistics():
             mean, sd = statistics
             self.folder.write_file(STATISTICS_FILE, Statistics(mean=mean, sd=sd).as_npz())
@@ -222,17 +224,20 @@ class Run:
         return png
 
     def shown_onset(self, volume: int) -> int | None:
-        """Onset of the picture that the window ending at ``volume`` shows: the last one old enough."""
-        position = bisect.bisect_right(self._onsets, volume - self._general.window.delay_volumes)
+        """Onset of the newest picture that the first decoder can see in the window ending at ``volume``."""
+        position = bisect.bisect_right(self._onsets, volume - self._decoders[0].window.delay_volumes)
         return self._onsets[position - 1] if position else None
 
     def due(self, volume: int) -> list[Decoder]:
-        """The specialised decoders whose window of a picture ends at ``volume``, if it has no row yet."""
+        """The decoders that decode the window ending at ``volume`` and have no row there yet.
+
+        The first decoder decodes every volume, the others a volume that ends their window of a picture.
+        """
         return [
             decoder
-            for decoder in self._specialised
-            if volume - decoder.window.delay_volumes in self._onsets
-            and (volume, decoder.name) not in self._accounted
+            for decoder in self._decoders
+            if (volume, decoder.name) not in self._accounted
+            and (decoder is self._decoders[0] or volume - decoder.window.delay_volumes in self._onsets)
         ]
 
     def restore(self, message: wire.ToRuntime, payload: bytes) -> None:
@@ -250,50 +255,42 @@ class Run:
         """The frame that a decode has just made; its latency ends here."""
         total_ms = 1e3 * (perf_counter() - ready.arrival.received_s)
         known = {"journal": ready.arrival.journal_ms, "preprocess": ready.preprocess_ms} | stages_ms
-        is_general = decoder is self._general
+        is_first = decoder is self._decoders[0]
         onset = ready.volume - decoder.window.delay_volumes
         return Frame(
             run_id=self.name,
             volume=ready.volume,
-            decoder=None if is_general else decoder.name,
+            decoder=decoder.name,
             window=(ready.volume + 1 - decoder.window.length_volumes, ready.volume + 1),
             state=ready.state,
             sampler=sampler,
             latency_ms=LatencyMs(**known, wait=max(0.0, total_ms - sum(known.values())), total=total_ms),
-            shown_onset=self.shown_onset(ready.volume) if is_general else onset,
+            shown_onset=self.shown_onset(ready.volume) if is_first else onset,
         )
 
     def record(self, frame: Frame, image: NDArray[np.uint8], repaired_voxels: int) -> None:
-        """Write a frame and its row; a frame that the disk does not take is left out, and said to be."""
-        if frame.decoder:
-            self._accounted.add((frame.volume, frame.decoder))
-        else:
-            self.account.settle(frame.volume, "decoded" if frame.state == "trusted" else "warming")
+        """Write a frame and its row; where the disk does not take the frame, the row says so."""
         row = frame_row(frame, None, repaired_voxels)
         try:
-            file = self.folder.write_frame(frame.volume, image, frame.decoder)
+            file = self.folder.write_frame(frame.volume, frame.decoder, image)
             row = msgspec.structs.replace(row, frame=file)
         except RecordError as error:
             self.disk_failed(error)
             row = msgspec.structs.replace(row, reason="the disk did not take its frame")
-        self._write(self.folder.write_row, row)
+        self._account_row(row)
 
     def skip(self, volume: int, reason: str) -> None:
-        """Account a volume whose windows are not decoded."""
+        """Account the decoders that are due at a volume and will not decode it."""
         self._settle(volume, "skipped", reason)
 
-    def skip_specialised(self, volume: int, reason: str) -> None:
-        """Account the windows that end at a volume and that specialised decoders have not decoded."""
-        for decoder in self.due(volume):
-            self._accounted.add((volume, decoder.name))
-            row = SpecialisedRow(
-                volume=volume,
-                state="skipped",
-                reason=reason,
-                shown_onset=volume - decoder.window.delay_volumes,
-                decoder=decoder.name,
-            )
-            self._write(self.folder.write_row, row)
+    def _account_row(self, row: Row) -> None:
+        self._accounted.add((row.volume, row.decoder))
+        if self._is_of_first(row):
+            self.account.settle(row.volume, row.state)
+        self._write(self.folder.write_row, row)
+
+    def _is_of_first(self, row: Row) -> bool:
+        return row.decoder == self._decoders[0].name
 
     def _advance(self, turns: Iterable[Turn[Arrival]]) -> None:
         lost = []
@@ -313,7 +310,7 @@ class Run:
         preprocess_ms = 1e3 * (perf_counter() - began_s)
         self.trusted = self.trusted or pushed.status == "trusted"
         if self.account.state_of(volume) is not None:
-            self.skip_specialised(volume, _RESTARTED)
+            self.skip(volume, _RESTARTED)
             return
         if pushed.status == "censored":
             self._settle(volume, "censored", pushed.reason)
@@ -333,11 +330,17 @@ class Run:
                 self.skip(replaced.volume, _RESTARTED if replaced.arrival.restored else _REPLACED)
 
     def _settle(self, volume: int, state: VolumeState, reason: str) -> None:
-        self.account.settle(volume, state)
-        self._write(self.folder.write_row, Row(volume=volume, state=state, reason=reason))
-        self.skip_specialised(volume, reason)
-        if state in ("censored", "skipped"):
-            self.tell(f"volume {volume} {state}: {reason}")
+        """Account a volume without a frame; specialised decoders that are due at it skip their window."""
+        for decoder in self.due(volume):
+            if decoder is self._decoders[0]:
+                self._account_row(Row(volume=volume, state=state, reason=reason, decoder=decoder.name))
+                if state in ("censored", "skipped"):
+                    self.tell(f"volume {volume} {state}: {reason}")
+                continue
+            onset = volume - decoder.window.delay_volumes
+            self._account_row(
+                Row(volume=volume, state="skipped", reason=reason, shown_onset=onset, decoder=decoder.name)
+            )
 
     def disk_failed(self, error: RecordError) -> None:
         """Sound the alarm: what the disk does not take is not acknowledged, so the scanner has to keep it."""
@@ -362,6 +365,14 @@ class Run:
         """Let the operator know."""
         self.message = message
         _log.info("%s", message, extra={"run_id": self.name})
+
+
+def decoders_of(bundle: Bundle) -> tuple[DecoderUsed, ...]:
+    """The bundle's decoders as ``run.json`` and the page name them."""
+    return tuple(
+        DecoderUsed(name=each.name, window_delay_volumes=each.window.delay_volumes)
+        for each in bundle.spec.decoders
+    )
 
 
 def _volumes(indices: list[int]) -> str:

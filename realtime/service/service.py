@@ -12,7 +12,6 @@ import webbrowser
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -23,12 +22,12 @@ from realtime.decoding.engines.choose import open_and_use
 from realtime.decoding.engines.contract import Engine
 from realtime.decoding.faces import FaceBlur
 from realtime.errors import ServeError
+from realtime.events import Broadcast
 from realtime.network.curve import ServerKeys, load_server_keys
 from realtime.network.publish import Publisher
 from realtime.runs.pipeline import Pipeline, Settings
 from realtime.runs.resume import unfinished_run
 from realtime.sources.open import SourceOptions, open_source
-from realtime.viewer.prometheus import Metrics
 
 if TYPE_CHECKING:
     from realtime.viewer import Viewer
@@ -90,7 +89,7 @@ class Service:
 
         worker = ThreadPoolExecutor(1, thread_name_prefix="decode")
         with _ended_by_ctrl_c():
-            engine_name, engine, (general, *specialised) = worker.submit(
+            engine_name, engine, made = worker.submit(
                 open_and_use, self.bundle, options.engine, decoders
             ).result()
         self.engine_description = engine.description
@@ -107,15 +106,12 @@ class Service:
             carry=options.carry,
             out=options.out.absolute(),
         )
-        bank = {decoder.spec.name: decoder for decoder in specialised}
-        self.pipeline = Pipeline(settings, self._source, general, self.closed.put_nowait, bank, worker)
+        self.pipeline = Pipeline(settings, self._source, made, self.closed.put_nowait, worker)
         self.publisher = None
         if options.publish:
-            self.publisher = Publisher(options.publish, self.bundle.decoder().name, keys)
+            self.publisher = Publisher(options.publish, keys)
             self.pipeline.broadcast.call(self.publisher.take)
-        metrics = Metrics(self.publisher)
-        self.pipeline.broadcast.call(metrics.take)
-        self._viewer = page(self.pipeline.broadcast, metrics=metrics) if page else None
+        self._viewer = page(self.pipeline.broadcast, self.publisher) if page else None
         self.source_address = ""
         self.publish_address: str | None = None
         self.url: str | None = None
@@ -168,13 +164,20 @@ def _keys(options: Options) -> ServerKeys | None:
     return load_server_keys(options.keys)
 
 
-def _page(options: Options, port: int) -> Callable[..., Viewer]:
-    """What makes the page of a broadcast, once it is known that the page may be where it is to be."""
-    from realtime.viewer import Viewer, open_access  # brings WebRTC, which a headless runtime does not need
+def _page(options: Options, port: int) -> Callable[[Broadcast, Publisher | None], Viewer]:
+    """Check that the page may listen at its address; returns a function that makes it, with its metrics."""
+    # A headless runtime needs neither WebRTC nor Prometheus.
+    from realtime.viewer import Viewer, open_access
+    from realtime.viewer.prometheus import Metrics
 
-    return partial(
-        Viewer, port=port, access=open_access(options.page_host, options.tls_cert, options.tls_key)
-    )
+    access = open_access(options.page_host, options.tls_cert, options.tls_key)
+
+    def make(broadcast: Broadcast, publisher: Publisher | None) -> Viewer:
+        metrics = Metrics(publisher)
+        broadcast.call(metrics.take)
+        return Viewer(broadcast, port, access, metrics)
+
+    return make
 
 
 def open_page(url: str) -> None:

@@ -31,6 +31,7 @@ class Beat(msgspec.Struct, frozen=True, tag="beat", tag_field="kind"):
 
 
 Key = int | tuple[int, str]
+"""Onset volume of a picture; volume and decoder of a frame."""
 _Memory = Mapping[int, Event] | Mapping[tuple[int, str], Event]
 Message = RunKey | Beat | Status | Frame | Shown
 
@@ -44,11 +45,12 @@ def run_key(session: str, run_id: str | None) -> str:
 
 
 def newest_frame(broadcast: Broadcast) -> tuple[int, Event] | None:
-    """Volume and event of the open run's newest frame."""
-    if not broadcast.frames:
+    """Volume and event of the newest frame that the first decoder made of the open run."""
+    first = broadcast.status.decoders[0].name
+    volumes = [volume for volume, decoder in broadcast.frames if decoder == first]
+    if not volumes:
         return None
-    volume = max(broadcast.frames)
-    return volume, broadcast.frames[volume]
+    return max(volumes), broadcast.frames[max(volumes), first]
 
 
 class Feed:
@@ -85,7 +87,6 @@ class Feed:
         self._status = status
         news.extend(self._untold("shown", self._broadcast.shown))
         news.extend(self._untold("frame", self._broadcast.frames))
-        news.extend(self._untold("specialised", self._broadcast.specialised))
         return news or [Beat()]
 
     def _untold(self, kind: str, memory: _Memory) -> list[Message]:

@@ -1,8 +1,8 @@
 """Figures of a running runtime for Prometheus, at ``/metrics`` on the page's server, behind its guards.
 
     realtime_volumes_total{state}        volumes by what became of them: each ends in exactly one state
-    realtime_decode_latency_seconds      compute latency: from a volume's last byte to its frame by the
-                                         general decoder
+    realtime_decode_latency_seconds      compute latency: from a volume's last byte to its frame by
+                                         the bundle's first decoder
     realtime_backlog_volumes             volumes whose turn has come and that have no final state yet
     realtime_pace_drift_seconds          how much later than foretold by first volume and TR the newest came
     realtime_published_messages_total    messages handed to the publisher's socket
@@ -42,6 +42,7 @@ class Metrics:
     def __init__(self, publisher: Publisher | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._registry = registry = CollectorRegistry()
         self._clock = clock
+        self._first_decoder = ""
         self._folder: str | None = None
         self._counts = Counts()
         self._first: tuple[int, float] | None = None
@@ -76,7 +77,7 @@ class Metrics:
         message = event.message
         if isinstance(message, Status):
             self._take_status(message)
-        elif isinstance(message, Frame) and not message.decoder and not event.is_recorded:
+        elif isinstance(message, Frame) and message.decoder == self._first_decoder and not event.is_recorded:
             self._latency.observe(message.latency_ms.total / 1e3)
 
     def text(self) -> bytes:
@@ -84,6 +85,7 @@ class Metrics:
         return generate_latest(self._registry)
 
     def _take_status(self, status: Status) -> None:
+        self._first_decoder = status.decoders[0].name
         if status.run_folder != self._folder:
             self._folder, self._counts = status.run_folder, status.counts
             self._first = self._newest = None

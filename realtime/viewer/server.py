@@ -8,6 +8,7 @@ import errno
 import secrets
 import struct
 from pathlib import Path
+from typing import TypeVar
 
 from aiohttp import WSCloseCode, web
 
@@ -25,6 +26,8 @@ from realtime.viewer.prometheus import CONTENT_TYPE, Metrics
 MAX_PAGES = 8
 """Pages at a time, for each of WebRTC and WebSocket."""
 MAX_OFFER_BYTES = 64 * 1024
+
+K = TypeVar("K", int, tuple[int, str])
 
 _STATIC = Path(__file__).parent / "static"
 _PICTURE_HEADER = struct.Struct(">I")
@@ -105,10 +108,14 @@ class Viewer:
         return web.Response(body=self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _frame(self, request: web.Request) -> web.Response:
-        """A decoded frame of the open run as PNG, by the general decoder or another; ``width`` shrinks it."""
-        decoder = request.match_info.get("decoder")
-        frames = self._broadcast.frames if decoder is None else self._frames_by(decoder)
-        event = self._recorded(request, frames, "volume")
+        """A decoded frame of the open run as PNG, by its first decoder unless another is named; ``width``
+        shrinks it.
+        """
+        decoder = request.match_info.get("decoder", self._broadcast.status.decoders[0].name)
+        number = int(request.match_info["volume"])
+        event = self._recorded(
+            request, self._broadcast.frames, (number, decoder), f"frame at volume {number}"
+        )
         if event.image is None:
             raise web.HTTPNotFound(text="this frame has no picture\n")
         width = request.query.get("width", "")
@@ -118,23 +125,19 @@ class Viewer:
 
     async def _shown(self, request: web.Request) -> web.Response:
         """The picture put on screen at an onset, exactly as the scanner's marker brought it."""
-        event = self._recorded(request, self._broadcast.shown, "onset")
+        number = int(request.match_info["onset"])
+        event = self._recorded(request, self._broadcast.shown, number, f"picture shown at volume {number}")
         if event.png is None:
             raise web.HTTPNotFound(text="this marker has no picture\n")
         return _png_response(request, event.png)
 
-    def _frames_by(self, decoder: str) -> dict[int, Event]:
-        made = self._broadcast.specialised.items()
-        return {volume: event for (volume, name), event in made if name == decoder}
-
-    def _recorded(self, request: web.Request, memory: dict[int, Event], name: str) -> Event:
+    def _recorded(self, request: web.Request, memory: dict[K, Event], wanted: K, name: str) -> Event:
         key = request.query.get("run")
         if key is not None and key != run_key(self._session, self._broadcast.status.run_id):
             raise web.HTTPNotFound(text="this run is no longer the open one\n")
-        number = int(request.match_info[name])
-        if number not in memory:
-            raise web.HTTPNotFound(text=f"nothing at {name} {number} of the open run\n")
-        return memory[number]
+        if wanted not in memory:
+            raise web.HTTPNotFound(text=f"the open run has no {name}\n")
+        return memory[wanted]
 
     async def _offer(self, request: web.Request) -> web.Response:
         """Answer a page's WebRTC offer; what is wrong with it is one line of JSON."""

@@ -23,6 +23,7 @@ import numpy as np
 
 from realtime import wire
 from realtime.bundle import spec as bundle_spec
+from realtime.events import DecoderUsed
 from realtime.preprocessing.spikes import SpikeRule
 from realtime.record import run_json
 from realtime.record import tables as record_tables
@@ -156,17 +157,20 @@ def journals() -> Iterator[bytes]:
 
 
 def tables() -> Iterator[bytes]:
-    """Of volumes, and of specialised decoders."""
+    """As it is now, and the two of format 1."""
     row = {"volume": 8, "state": "decoded", "frame": "frames/000008.png", "window_start": 3, "window_stop": 9}
-    row |= {"sampler": "ddim-4", "shown_onset": 0, "brain_ms": 1.5, "total_ms": 20.25}
+    row |= {"sampler": "ddim-4", "shown_onset": 0, "brain_ms": 1.5, "total_ms": 20.25, "decoder": "general"}
+    general = record_tables.row_line(record_tables.Row(**row))
     skipped = record_tables.row_line(
-        record_tables.Row(volume=9, state="skipped", reason="a newer window was ready")
+        record_tables.Row(volume=9, state="skipped", reason="a newer window was ready", decoder="general")
     )
-    yield (
-        record_tables.header_line() + record_tables.row_line(record_tables.Row(**row)) + skipped + b"10\tdec"
+    header = record_tables.header_line()
+    yield b"".join(line.rpartition(b"\t")[0] + b"\n" for line in (header, general, skipped)) + b"10\tdec"
+    special = record_tables.row_line(
+        record_tables.Row(**row | {"frame": "frames/000008_early.png", "decoder": "early"})
     )
-    special = record_tables.SpecialisedRow(**row | {"frame": "frames/000008_early.png"}, decoder="early")
-    yield record_tables.header_line(record_tables.SpecialisedRow) + record_tables.row_line(special)
+    yield header + special
+    yield header + general + special + skipped + b"10\tdec"
 
 
 def events() -> Iterator[bytes]:
@@ -184,6 +188,7 @@ def runs() -> Iterator[bytes]:
         bundle_name="tiny",
         bundle_sha256="0" * 64,
         window_delay_volumes=8,
+        decoders=(DecoderUsed(name="general", window_delay_volumes=8),),
         seed=1,
         versions={"python": "3.11"},
         opened_utc="2025-01-01T00:00:00.000Z",

@@ -27,11 +27,13 @@ from realtime.bundle import files as bundle_files
 from realtime.bundle import spec as bundle_spec
 from realtime.decoding.engines.external_weights import weight_files
 from realtime.errors import BundleError, RecordError, ServeError, WireError
+from realtime.events import DecoderUsed
 from realtime.network import curve
 from realtime.record import (
     folder as record_folder,
 )
 from realtime.record import (
+    format_1,
     journal,
     tables,
 )
@@ -233,14 +235,14 @@ def a_journal(data: bytes) -> None:
 
 
 def a_table(data: bytes) -> None:
-    """A run's table of volumes, or of specialised decoders."""
-    read = (
-        tables.read_specialised
-        if data.startswith(tables.header_line(tables.SpecialisedRow))
-        else tables.read_table
-    )
-    rows, end = read(_file("decoding.tsv", data))
-    assert end <= len(data)
+    """A run's table of decodes, as it is now or as it was in format 1."""
+    if data.startswith(tables.header_line()):
+        rows, end = tables.read_table(_file("decoding.tsv", data))
+        assert end <= len(data)
+    else:
+        folder = _run_folder("table")
+        record_run_json.table_path(folder, START).write_bytes(data)
+        _, rows = format_1.read_format_1(folder, record_run_json.read_run_file(folder))
     for row in rows:
         tables.row_frame(row, START.run_id)
         if row.frame is not None:
@@ -268,7 +270,11 @@ def _run_folder(name: str) -> Path:
     folder = Path(_folder().name).resolve() / name
     folder.mkdir()
     info = record_run_json.new_run_file(
-        START, bundle_name="tiny", bundle_sha256="0" * 64, window_delay_volumes=8, seed=0
+        START,
+        bundle_name="tiny",
+        bundle_sha256="0" * 64,
+        decoders=(DecoderUsed(name="general", window_delay_volumes=8),),
+        seed=0,
     )
     (folder / "run.json").write_bytes(msgspec.json.encode(info))
     (folder / "volumes.journal").write_bytes(journal.MAGIC)

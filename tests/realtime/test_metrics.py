@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from realtime.events import STATES, Counts, Event, Frame, LatencyMs, Status
+from realtime.events import STATES, Counts, DecoderUsed, Event, Frame, LatencyMs, Status
 from realtime.network.publish import Publisher
 from realtime.viewer.prometheus import Metrics
 
@@ -37,13 +37,14 @@ def status(volume: int | None, run: str = "run", **counts: int) -> Event:
             bundle_name="tiny",
             bundle_sha256="5a" * 32,
             bundle_is_demo=False,
+            decoders=(DecoderUsed(name="general", window_delay_volumes=8),),
             run_folder=f"/runs/{run}",
             message="",
         )
     )
 
 
-def frame(total_ms: float, decoder: str | None = None, **changes: Any) -> Event:
+def frame(total_ms: float, decoder: str = "general", **changes: Any) -> Event:
     latency_ms = LatencyMs(journal=0, preprocess=0, wait=0, brain=0, denoise=total_ms, vae=0, total=total_ms)
     message = Frame(
         run_id="run",
@@ -109,6 +110,7 @@ def test_a_run_taken_up_anew_with_less_takes_nothing_away() -> None:
 
 def test_latencies_fall_into_buckets() -> None:
     metrics = Metrics(None)
+    metrics.take(status(6))
     for total_ms in (40, 180, 900, 1300, 2500):
         metrics.take(frame(total_ms))
     metrics.take(frame(3000, decoder="early"))  # of a bank: made in the time that is left
@@ -145,7 +147,7 @@ def test_pace_drifts_when_volumes_come_late() -> None:
 
 
 def test_the_publishers_figures_are_its_own() -> None:
-    publisher = Publisher("tcp://127.0.0.1:0", "general")
+    publisher = Publisher("tcp://127.0.0.1:0")
     publisher.published.update({"frame": 5, "run_end": 2})
     publisher.overruns = 2
     found = figures(Metrics(publisher))

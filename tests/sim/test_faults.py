@@ -120,7 +120,7 @@ def test_a_spike_makes_slices_brighter_and_dimmer_in_turn(recording: Recording) 
 def test_a_changed_byte_never_passes_for_the_volume_that_was_sent(seed: int) -> None:
     link = Wire()
     buffer = bytes(range(64))
-    sent = wire.sealed(wire.Volume(run_id="sub-01", index=3, acquired_s=5.25), buffer)
+    sent = wire.with_checksum(wire.Volume(run_id="sub-01", index=3, acquired_s=5.25), buffer)
     FaultyLink(link, {3: fault("corrupt", seed)}).send(wire.encode(sent), buffer)
     ((header, changed),) = link.sent
     assert (header, changed) != (wire.encode(sent), buffer)

@@ -20,7 +20,7 @@ import pytest
 from numpy.typing import NDArray
 from playwright.sync_api import Page, expect, sync_playwright
 
-from realtime.events import Broadcast, Counts, Event, Frame, LatencyMs, Shown, Status
+from realtime.events import Broadcast, Counts, DecoderUsed, Event, Frame, LatencyMs, Shown, Status
 from realtime.viewer import Viewer
 
 PATIENCE_MS = 240_000
@@ -77,6 +77,7 @@ class SyntheticRun:
             "bundle_name": "demo-bundle",
             "bundle_sha256": "5a" * 32,
             "bundle_is_demo": True,
+            "decoders": (DecoderUsed(name="general", window_delay_volumes=8),),
             "run_folder": f"/data/runs/{self.run_id}",
             "message": "",
         }
@@ -86,6 +87,7 @@ class SyntheticRun:
         facts: dict[str, Any] = {
             "run_id": self.run_id,
             "volume": volume,
+            "decoder": "general",
             "window": (volume - 5, volume + 1),
             "state": "warming" if volume < 30 else "trusted",
             "sampler": "ddim-20",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
 
-from realtime.events import Specialised
+from realtime.events import DecoderUsed
 
 pytestmark = pytest.mark.browser
 
@@ -103,7 +103,8 @@ def check_numbers(page: Page, frame: Any, status: Any) -> None:
 
 
 def test_a_bank_shows_every_picture_by_every_decoder(open_page, serve, run) -> None:
-    decoders = (Specialised(name="before-2", window=(-2, 4)), Specialised(name="after-5", window=(5, 11)))
+    delays = {"general": 8, "before-2": 3, "after-5": 10}
+    decoders = tuple(DecoderUsed(name=name, window_delay_volumes=delays[name]) for name in delays)
     served = serve(run.status("trusted", 60, decoders=decoders))
     page = open_page(served.url)
     expect(page.get_by_test_id("bank")).to_be_hidden()  # no picture is known yet
@@ -123,7 +124,9 @@ def test_a_bank_shows_every_picture_by_every_decoder(open_page, serve, run) -> N
     assert frame.get_attribute("alt") == "before-2 at volume 43"
     expect(page.get_by_test_id("decoded")).to_have_attribute("data-volume", "50")  # the general one's is live
     assert page.get_by_test_id("strip").get_attribute("data-count") == "2"
-    served.send(run.status("trusted", 60, run_id="another", run_folder="/data/another", decoders=()))
+    served.send(
+        run.status("trusted", 60, run_id="another", run_folder="/data/another", decoders=decoders[:1])
+    )
     expect(bank).to_be_hidden()
 
 

@@ -80,12 +80,12 @@ def test_video_and_numbers_over_loopback_alone(with_viewer: Any, run: Any) -> No
         page = Page()
         answer = await page.connect(session)
         assert candidate_addresses(answer) == {"127.0.0.1"}
-        frame = await page.see(broadcast.frames[6].image)  # type: ignore[arg-type]
+        frame = await page.see(broadcast.frames[6, "general"].image)  # type: ignore[arg-type]
         assert frame.shape == (512, 512, 3)
         for volume, rgb in [(7, (40, 200, 40)), (8, (40, 40, 200)), (9, (220, 220, 60))]:
             broadcast.send(run.status("warming", volume))
             broadcast.send(run.frame(volume, rgb))
-            await page.see(broadcast.frames[volume].image)  # type: ignore[arg-type]
+            await page.see(broadcast.frames[volume, "general"].image)  # type: ignore[arg-type]
         await page.hear(lambda: page.volumes() == [6, 7, 8, 9])
         assert [m["volume"] for m in page.messages if m["kind"] == "status"][-1] == 9
         await page.connection.close()
@@ -115,7 +115,7 @@ def test_elsewhere_it_comes_from_the_address_the_page_has_reached(
         async with aiohttp.ClientSession(base, connector=trust, cookie_jar=jar) as session:
             answer = await page.connect(session)
         assert candidate_addresses(answer) == {address}
-        await page.see(broadcast.frames[6].image)  # type: ignore[arg-type]
+        await page.see(broadcast.frames[6, "general"].image)  # type: ignore[arg-type]
         await page.hear(lambda: page.volumes() == [6])
         await page.connection.close()
         await viewer.stop()

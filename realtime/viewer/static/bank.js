@@ -24,24 +24,23 @@ export function drawBank(store) {
   section.dataset.frames = table.querySelectorAll("td[data-volume] img").length;
 }
 
-// The general decoder among the specialised ones, by the end of their windows; window is in volumes from onset.
+// The bundle's decoders by the end of their windows; `last` is that volume, counted from the picture's onset.
 function decoders(status) {
-  if (!status?.decoders.length) return [];
-  const delay = Math.round(status.decode_delay_s / status.tr_s);
-  const general = { name: null, window: [null, delay] };
-  const all = [general, ...status.decoders].sort((a, b) => a.window[1] - b.window[1]);
-  return all.map(({ name, window }) => ({ name, last: window[1] - 1, end_s: window[1] * status.tr_s }));
+  const all = (status?.decoders ?? []).map(({ name, window_delay_volumes: last }) => ({ name, last }));
+  return all
+    .sort((a, b) => a.last - b.last)
+    .map(({ name, last }) => ({ name, last, end_s: (last + 1) * status.tr_s }));
 }
 
 function build(store, rows, onsets) {
   const head = row("shown", "");
   for (const onset of onsets) head.append(cell(picture(store.pictureUrl("shown", onset), store.shown.get(onset))));
   const body = rows.map(({ name, last, end_s }) => {
-    const line = row(name ?? "general", `to ${end_s.toFixed(1)} s`);
+    const line = row(name, `to ${end_s.toFixed(1)} s`);
     for (const onset of onsets) {
       const place = cell();
       place.dataset.volume = onset + last;
-      place.dataset.decoder = name ?? "";
+      place.dataset.decoder = name;
       line.append(place);
     }
     return line;
@@ -51,13 +50,12 @@ function build(store, rows, onsets) {
 }
 
 function fill(store, place) {
-  const volume = Number(place.dataset.volume);
-  const name = place.dataset.decoder;
-  const frame = name ? store.specialised.get(`${volume}_${name}`) : store.frames.get(volume);
+  const { volume, decoder } = place.dataset;
+  const frame = store.bank.get(`${volume}_${decoder}`);
   if (!frame || place.firstChild) return;
-  const number = name ? `${volume}_${name}` : volume;
   place.dataset.state = frame.state;
-  place.append(picture(store.pictureUrl("frames", number, THUMB_PX), `${name || "general"} at volume ${volume}`));
+  const url = store.pictureUrl("frames", `${volume}_${decoder}`, THUMB_PX);
+  place.append(picture(url, `${decoder} at volume ${volume}`));
 }
 
 function row(name, when) {

@@ -6,9 +6,9 @@ const NO_COUNTS = { planned: 0, received: 0, decoded: 0, warming: 0, censored: 0
 export class Store {
   runKey = null;
   status = null;
-  frames = new Map(); // volume -> frame message of the general decoder
-  specialised = new Map(); // `${volume}_${decoder}` -> frame message of a bank's specialised decoder
-  volumes = []; // of the frames, ascending
+  frames = new Map(); // volume -> frame message of the bundle's first decoder, which decodes every volume
+  bank = new Map(); // `${volume}_${decoder}` -> frame message of any decoder
+  volumes = []; // of the first decoder's frames, ascending
   shown = new Map(); // onset volume -> name
   selected = null; // a volume looked back at; null is live
   link = { state: "connecting", transport: "none", note: "" };
@@ -79,10 +79,8 @@ export class Store {
         this.shown.set(message.onset_volume, message.name);
         break;
       case "frame":
-        if (message.decoder) {
-          this.specialised.set(`${message.volume}_${message.decoder}`, message);
-          break;
-        }
+        this.bank.set(`${message.volume}_${message.decoder}`, message);
+        if (message.decoder !== this.status.decoders[0].name) break;
         if (!this.frames.has(message.volume)) insertSorted(this.volumes, message.volume);
         this.frames.set(message.volume, message);
         break;
@@ -92,7 +90,7 @@ export class Store {
   #forget(key) {
     this.runKey = key;
     this.frames.clear();
-    this.specialised.clear();
+    this.bank.clear();
     this.volumes = [];
     this.shown.clear();
     this.selected = null;

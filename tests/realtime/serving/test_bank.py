@@ -16,6 +16,7 @@ from realtime.decoding.decoder import Decoder
 from realtime.decoding.engines.choose import open_engine
 from realtime.preprocessing.stream import StreamingPreprocessor
 from realtime.record.reader import read_image, read_recorded
+from realtime.record.tables import Row
 from realtime.runs import resume
 from realtime.runs.run import Run
 
@@ -52,13 +53,17 @@ def settled(run: Run, decoders: list[Decoder], scan, onsets: range = ONSETS, vol
         run.take(index, run.receive(scan.volume(index), payload, float(index)))
         if (ready := run.queue.take()) is None:
             continue
-        due = [decoders[0].spec, *run.due(ready.volume)]
+        due = run.due(ready.volume)
         for decoder in decoders:
             if decoder.spec in due:
                 decoded = decoder.decode(ready.window_of(decoder.spec), sampler)
                 frame = run.frame(ready, decoder.spec, sampler.name, decoded.stages_ms)
                 run.record(frame, decoded.image, ready.repaired_voxels)
         run.queue.done()
+
+
+def specialised_rows(run: Run, volume: int) -> list[Row]:
+    return [row for row in run.folder.rows() if row.volume == volume and row.decoder != "general"]
 
 
 def opened(bank: Path) -> tuple[Bundle, list[Decoder]]:
@@ -72,7 +77,7 @@ def test_every_picture_is_decoded_at_every_offset(serve, connect, paced, make_pi
     send(connect(served.address), paced, make_picture)
     assert served.interrupt() == 0
     recorded = read_recorded(served.run_folder(paced))
-    rows = {(row.decoder, row.shown_onset): row for row in recorded.specialised}
+    rows = {(row.decoder, row.shown_onset): row for row in recorded.rows if row.decoder != "general"}
     due = {
         (name, onset)
         for name, last in LAST_OF_WINDOW.items()
@@ -109,8 +114,8 @@ def test_a_frame_is_what_its_decoder_alone_makes_of_the_window(
     recorded = read_recorded(run.folder.path)
     made = {
         (row.volume, row.decoder): read_image(recorded.path / row.frame)
-        for row in recorded.specialised
-        if row.frame
+        for row in recorded.rows
+        if row.frame and row.decoder != "general"
     }
     assert {name for _, name in made} == LAST_OF_WINDOW.keys()
     for decoder in decoders[1:]:
@@ -133,11 +138,11 @@ def test_a_replay_makes_the_same_frames_by_every_decoder(
     assert main(["replay", str(run.folder.path), *options]) == 0
     assert "by before-2: the same, bit for bit" in capsys.readouterr().out
     then, now = read_recorded(run.folder.path), read_recorded(tmp_path / "now" / paced.run_id)
-    assert [(row.volume, row.decoder, row.state) for row in then.specialised] == [
-        (row.volume, row.decoder, row.state) for row in now.specialised
+    assert [(row.volume, row.decoder, row.state) for row in then.rows] == [
+        (row.volume, row.decoder, row.state) for row in now.rows
     ]
     replayed = json.loads((now.path / "replay.json").read_text())
-    assert {frame["decoder"] for frame in replayed["frames"]} == {None, *LAST_OF_WINDOW}
+    assert {frame["decoder"] for frame in replayed["frames"]} == {"general", *LAST_OF_WINDOW}
 
 
 def test_what_a_crash_or_a_newer_window_left_out_is_accounted(paced, tiny_bank: Path, tmp_path: Path) -> None:
@@ -148,18 +153,18 @@ def test_what_a_crash_or_a_newer_window_left_out_is_accounted(paced, tiny_bank: 
     run.take(16, run.receive(paced.volume(16), memoryview(paced.voxels(16).tobytes()), 16.0))
     ready = run.queue.take()
     assert ready
-    assert [decoder.name for decoder in run.due(16)] == ["before-2", "after-1"]
+    assert [decoder.name for decoder in run.due(16)] == ["general", "before-2", "after-1"]
     decoded = decoders[0].decode(ready.window_of(decoders[0].spec))
     run.record(run.frame(ready, decoders[0].spec, "ddim-4", decoded.stages_ms), decoded.image, 0)
     run.folder.suspend()  # the process is gone before the specialised decoders have had their turn
 
     run = resume.reopen(run.folder.path, bundle)
-    lost = [row for row in run.folder.specialised_rows() if row.volume == 16]
+    lost = specialised_rows(run, 16)
     assert [(row.decoder, row.state) for row in lost] == [("before-2", "skipped"), ("after-1", "skipped")]
     assert all("restarted" in (row.reason or "") for row in lost)
     for index in (17, 18, 19, 20):  # 19 is due; nothing is decoded in between, and the newest wins
         run.take(index, run.receive(paced.volume(index), memoryview(paced.voxels(index).tobytes()), 0.0))
-    skipped = [row for row in run.folder.specialised_rows() if row.volume == 19]
+    skipped = specialised_rows(run, 19)
     assert {row.state for row in skipped} == {"skipped"}
     assert all("newer window" in (row.reason or "") for row in skipped)
     run.folder.suspend()
@@ -180,7 +185,9 @@ def test_a_picture_that_no_decoder_sees_has_its_row_all_the_same(
     run.show(paced.marker(20), memoryview(PICTURE))  # when volumes 23 and 26 have been decoded
     run.finish()
     run.close()
-    reasons = {(row.shown_onset, row.decoder): row.reason for row in run.folder.specialised_rows()}
+    reasons = {
+        (row.shown_onset, row.decoder): row.reason for row in run.folder.rows() if row.decoder != "general"
+    }
     assert reasons.keys() == {(onset, name) for onset in (6, 9, 20) for name in LAST_OF_WINDOW}
     assert "not finite" in reasons[9, "before-2"]
     assert reasons[9, "after-1"] == "it did not come"
@@ -188,4 +195,4 @@ def test_a_picture_that_no_decoder_sees_has_its_row_all_the_same(
     options = ["--bundle", str(tiny_bank), "--out", str(tmp_path / "now"), "--engine", "onnxruntime-cpu"]
     assert main(["replay", str(run.folder.path), *options]) == 0
     now = read_recorded(tmp_path / "now" / paced.run_id)
-    assert {(row.shown_onset, row.decoder) for row in now.specialised} == reasons.keys()
+    assert {(row.shown_onset, row.decoder) for row in now.rows if row.decoder != "general"} == reasons.keys()

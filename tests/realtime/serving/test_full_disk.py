@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import errno
 import io
-import json
 import os
 import resource
 import subprocess
@@ -228,8 +227,8 @@ def test_a_run_that_cannot_begin_leaves_no_folder_behind(tiny_bundle, make_scan,
 def test_rows_that_found_no_room_are_written_with_the_next(tiny_bundle, make_scan, tmp_path) -> None:
     scan = make_scan(n_volumes=N_VOLUMES)
     run = resume.begin(tmp_path, Bundle.open(tiny_bundle), 0, scan.start)
-    tables = next(run.folder.path.glob("*decoding.tsv"))
-    with small_files(tables.stat().st_size + 100):  # room for a row and a part of the next
+    table = next(run.folder.path.glob("*decoding.tsv"))
+    with small_files(table.stat().st_size + 100):  # room for a row and a part of the next
         for volume in range(5):
             run.skip(volume, "to write a row")
         assert "recording has stopped" in run.alarm
@@ -239,21 +238,16 @@ def test_rows_that_found_no_room_are_written_with_the_next(tiny_bundle, make_sca
     assert [row.volume for row in read_recorded(run.folder.path).rows] == list(range(6))
 
 
-@pytest.mark.parametrize("n_bytes", [0, 100, 1000], ids=["nothing", "a part of a row", "all but the sidecar"])
-def test_the_first_rows_of_a_bank_that_found_no_room_are_written_later_and_described(
-    tiny_bundle, make_scan, tmp_path, n_bytes: int
+@pytest.mark.parametrize("n_bytes", [0, 50], ids=["nothing", "a part of a row"])
+def test_rows_of_a_bank_that_found_no_room_are_written_later(
+    tiny_bank, make_scan, tmp_path, n_bytes: int
 ) -> None:
-    run = resume.begin(tmp_path, Bundle.open(tiny_bundle), 0, make_scan().start)
-    with small_files(n_bytes):
+    run = resume.begin(tmp_path, Bundle.open(tiny_bank), 0, make_scan().start)
+    table = next(run.folder.path.glob("*decoding.tsv"))
+    with small_files(table.stat().st_size + n_bytes):
         for volume in (9, 12):
-            row = tables.SpecialisedRow(volume=volume, state="skipped", decoder="after-1")
+            row = tables.Row(volume=volume, state="skipped", decoder="after-1")
             with pytest.raises(RecordError, match="cannot write"):
                 run.folder.write_row(row)
     run.folder.close()
-    assert [row.volume for row in read_recorded(run.folder.path).specialised] == [9, 12]
-    (sidecar,) = run.folder.path.glob("*desc-specialised_decoding.json")
-    assert json.loads(sidecar.read_text()).keys() == {
-        "Description",
-        "Sources",
-        *tables.SpecialisedRow.__struct_fields__,
-    }
+    assert [row.volume for row in read_recorded(run.folder.path).rows_by("after-1")] == [9, 12]

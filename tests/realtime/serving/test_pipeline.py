@@ -102,7 +102,7 @@ class Bench:
         settings = Settings(
             bundle=bundle, bundle_is_demo=False, engine="an engine", sampler=sampler, seed=0, out=out
         )
-        self.pipeline = Pipeline(settings, source or self.source, decoder, self.closed.append)
+        self.pipeline = Pipeline(settings, source or self.source, [decoder], self.closed.append)
         self.heard: list[Event] = []
         self._news = asyncio.Event()
 
@@ -497,9 +497,9 @@ def test_a_stopped_runtime_goes_on_where_it_was(bundle, scan, make_picture, tmp_
         async with bench(bundle, tmp_path, resume=True) as two:
             assert two.status.state == "stale"
             assert two.status.message == "resumed at volume 14 after a restart"
-            assert sorted(two.pipeline.broadcast.frames) == list(range(5, 15))
-            for volume, event in two.pipeline.broadcast.frames.items():
-                before = one.pipeline.broadcast.frames[volume]
+            assert sorted(two.pipeline.broadcast.frames) == [(volume, "general") for volume in range(5, 15)]
+            for made, event in two.pipeline.broadcast.frames.items():
+                before = one.pipeline.broadcast.frames[made]
                 assert np.array_equal(event.image, before.image)
                 assert event.message.shown_onset == before.message.shown_onset
             assert two.pipeline.broadcast.shown[2].png == make_picture(2)
@@ -507,7 +507,7 @@ def test_a_stopped_runtime_goes_on_where_it_was(bundle, scan, make_picture, tmp_
             assert reply == wire.RunAccepted(run_id=scan.run_id, held=[(0, 15)])
             for index in range(15, 24):
                 await two.volume(scan, index)
-                await two.until(lambda index=index: index in two.pipeline.broadcast.frames)
+                await two.until(lambda index=index: (index, "general") in two.pipeline.broadcast.frames)
             await two.source.ask(scan.end())
             counts = two.status.counts
             assert (counts.received, counts.decoded, counts.warming, counts.skipped) == (24, 13, 11, 0)
@@ -529,7 +529,7 @@ def test_the_same_run_again_is_another_take_and_the_page_starts_afresh(bundle, s
                 assert await one.start(scan) == wire.RunAccepted(run_id=scan.run_id, held=[])
                 assert one.pipeline.broadcast.frames == {}
                 await one.volumes(scan, range(6))
-                await one.until(lambda: 5 in one.pipeline.broadcast.frames)
+                await one.until(lambda: (5, "general") in one.pipeline.broadcast.frames)
                 await one.source.ask(scan.end("aborted"))
             assert [folder.name for folder in one.closed] == [scan.run_id, f"{scan.run_id}_take-2"]
             assert one.frames[-1].run_id == one.status.run_id == f"{scan.run_id}_take-2"

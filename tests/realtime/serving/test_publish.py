@@ -16,7 +16,7 @@ import zmq
 
 from realtime import cli
 from realtime.errors import ServeError
-from realtime.events import Broadcast, Counts, Event, Frame, LatencyMs, Status
+from realtime.events import Broadcast, Counts, DecoderUsed, Event, Frame, LatencyMs, Status
 from realtime.network.curve import load_client_keys, load_server_keys, make_keys
 from realtime.network.publish import HIGH_WATER_MARK, Publisher
 from realtime.record.reader import read_image, read_recorded
@@ -67,13 +67,14 @@ def status(state: str, run_id: str | None = "run", folder: str = "/runs/run") ->
             bundle_name="tiny",
             bundle_sha256="5a" * 32,
             bundle_is_demo=False,
+            decoders=(DecoderUsed(name="general", window_delay_volumes=8),),
             run_folder=folder if run_id else None,
             message="",
         )
     )
 
 
-def frame(volume: int, edge_px: int = 8, decoder: str | None = None, **changes: Any) -> Event:
+def frame(volume: int, edge_px: int = 8, decoder: str = "general", **changes: Any) -> Event:
     message = Frame(
         run_id="run",
         volume=volume,
@@ -91,7 +92,7 @@ class Published:
     """A publisher on a broadcast of its own."""
 
     def __init__(self, **options: Any) -> None:
-        self.publisher = Publisher("tcp://127.0.0.1:0", "general", **options)
+        self.publisher = Publisher("tcp://127.0.0.1:0", **options)
         self.broadcast = Broadcast(status("waiting", None).message)  # type: ignore[arg-type]
         self.broadcast.call(self.publisher.take)
         self.address = self.publisher.start()
@@ -275,7 +276,7 @@ def test_only_a_subscribers_key_opens_it(subscribe: Subscribe, tmp_path: Path) -
 
 def test_without_keys_it_is_on_loopback_alone(tiny_bundle: Path, tmp_path: Path, capsys) -> None:
     with pytest.raises(ServeError, match="realtime keys"):
-        Publisher("tcp://0.0.0.0:5556", "general")
+        Publisher("tcp://0.0.0.0:5556")
     options = ["--bundle", str(tiny_bundle), "--out", str(tmp_path), "--headless"]
     options += ["--source", "tcp://127.0.0.1:0"]
     assert cli.main(["serve", *options, "--publish", "tcp://0.0.0.0:5556"]) == 2
@@ -285,7 +286,7 @@ def test_without_keys_it_is_on_loopback_alone(tiny_bundle: Path, tmp_path: Path,
 def test_a_port_in_use_is_one_clear_line() -> None:
     async def check(published: Published) -> None:
         with pytest.raises(ServeError, match=f"{published.address} is in use"):
-            Publisher(published.address, "general").start()
+            Publisher(published.address).start()
 
     with_publisher(check)
 

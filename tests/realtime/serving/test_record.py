@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from realtime import wire
 from realtime.bundle.bundle import Bundle
 from realtime.errors import RecordError
-from realtime.events import Frame, LatencyMs
+from realtime.events import DecoderUsed, Frame, LatencyMs
 from realtime.record import tables
 from realtime.record.folder import RunFolder
 from realtime.record.journal import MAGIC, Journal, read_journal
@@ -27,7 +27,11 @@ LATENCY = LatencyMs(journal=0.25, preprocess=1.5, wait=0.125, brain=2.0, denoise
 
 def run_file(scan):
     return new_run_file(
-        scan.start, bundle_name="tiny", bundle_sha256="ab" * 32, window_delay_volumes=8, seed=0
+        scan.start,
+        bundle_name="tiny",
+        bundle_sha256="ab" * 32,
+        decoders=(DecoderUsed(name="general", window_delay_volumes=8),),
+        seed=0,
     )
 
 
@@ -42,6 +46,7 @@ def frame(volume: int, shown_onset: int | None = None) -> Frame:
     return Frame(
         run_id="sub-01_ses-nsd01_task-nsdcore_run-01",
         volume=volume,
+        decoder="general",
         window=(volume - 5, volume + 1),
         state="trusted",
         sampler="ddim-4",
@@ -180,8 +185,10 @@ def test_a_run_folder_is_a_described_derivative(folder: RunFolder) -> None:
 def test_rows_and_frames_are_read_back_as_written(folder: RunFolder, make_scan, make_picture) -> None:
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     rows = [
-        tables.Row(volume=4, state="warming", reason="no full window\tyet\n"),
-        tables.frame_row(frame(20, shown_onset=12), folder.write_frame(20, image), repaired_voxels=2),
+        tables.Row(volume=4, state="warming", reason="no full window\tyet\n", decoder="general"),
+        tables.frame_row(
+            frame(20, shown_onset=12), folder.write_frame(20, "general", image), repaired_voxels=2
+        ),
     ]
     for row in rows:
         folder.write_row(row)
@@ -200,16 +207,16 @@ def test_rows_and_frames_are_read_back_as_written(folder: RunFolder, make_scan, 
 
 def test_a_torn_row_and_a_frame_without_a_row_go_and_the_rest_stays(folder: RunFolder, make_scan) -> None:
     image = np.zeros((8, 8, 3), dtype=np.uint8)
-    folder.write_row(tables.frame_row(frame(8), folder.write_frame(8, image), 0))
-    folder.write_frame(9, image)
+    folder.write_row(tables.frame_row(frame(8), folder.write_frame(8, "general", image), 0))
+    folder.write_frame(9, "general", image)
     folder.suspend()
     table_file = next(folder.path.glob("*decoding.tsv"))
     with table_file.open("ab") as file:
         file.write(b"9\tdecoded\tn/a\tframes/00")
-    again, rows = RunFolder.reopen(folder.path)
-    again.write_row(tables.Row(volume=9, state="skipped", reason="restart"))
+    again = RunFolder.reopen(folder.path, folder.info.decoders)
+    assert [row.volume for row in again.rows()] == [8]
+    again.write_row(tables.Row(volume=9, state="skipped", reason="restart", decoder="general"))
     again.close()
-    assert [row.volume for row in rows] == [8]
     assert [row.volume for row in read_recorded(folder.path).rows] == [8, 9]
     assert [path.name for path in (folder.path / "frames").iterdir()] == ["000008.png"]
 
@@ -236,7 +243,7 @@ def test_a_run_whose_disk_fails_when_it_is_closed_goes_on(
 def test_a_file_that_can_neither_be_written_nor_removed_is_a_record_error(folder: RunFolder) -> None:
     (folder.path / "frames" / "000009.png").mkdir()  # refuses both, as everything does on a read-only disk
     with pytest.raises(RecordError, match=r"cannot write .*000009\.png"):
-        folder.write_frame(9, np.zeros((8, 8, 3), dtype=np.uint8))
+        folder.write_frame(9, "general", np.zeros((8, 8, 3), dtype=np.uint8))
 
 
 def test_a_run_whose_table_belongs_to_another_is_not_gone_on_with(
@@ -245,7 +252,7 @@ def test_a_run_whose_table_belongs_to_another_is_not_gone_on_with(
     bundle, scan = Bundle.open(tiny_bundle), make_scan(n_volumes=30)
     run = resume.begin(tmp_path, bundle, 0, scan.start)
     with run.folder._table.open("ab") as rows:
-        rows.write(tables.row_line(tables.Row(volume=30, state="missing", reason="it did not come")))
+        rows.write(tables.row_line(tables.Row(volume=30, state="missing", decoder="general")))
     run.folder.suspend()
     with pytest.raises(RecordError, match="cannot go on with"):
         resume.reopen(run.folder.path, bundle)
@@ -277,7 +284,7 @@ def test_a_run_file_of_a_newer_release_is_refused_and_damage_named(folder: RunFo
     file = folder.path / "run.json"
     content = json.loads(file.read_text())
     file.write_text(json.dumps(content | {"format_version": 99}))
-    with pytest.raises(RecordError, match="expected format 1"):
+    with pytest.raises(RecordError, match="expected format 2 or earlier"):
         read_run_file(folder.path)
     file.write_text("{")
     with pytest.raises(RecordError, match="does not describe a run"):
@@ -308,9 +315,10 @@ def test_a_folder_that_cannot_be_made_is_named(make_scan, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("1\tdecoded", "expected 16 columns"),
-        ("\t".join(["one", "decoded"] + ["n/a"] * 14), "does not fit"),
-        ("\t".join(["1", "lost"] + ["n/a"] * 14), "does not fit"),
+        ("1\tdecoded", "expected 17 columns"),
+        ("\t".join(["one", "decoded"] + ["n/a"] * 14 + ["general"]), "does not fit"),
+        ("\t".join(["1", "lost"] + ["n/a"] * 14 + ["general"]), "does not fit"),
+        ("\t".join(["1", "decoded"] + ["n/a"] * 15), "does not fit"),
     ],
 )
 def test_a_row_that_does_not_fit_is_an_error(tmp_path: Path, line: str, message: str) -> None:

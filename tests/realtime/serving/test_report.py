@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from realtime.events import Frame, LatencyMs
+from realtime.events import DecoderUsed, Frame, LatencyMs
 from realtime.record import tables
 from realtime.record.folder import RunFolder
 from realtime.record.reader import read_recorded
@@ -32,6 +32,7 @@ KEYS = {
     "tr_s",
     "latency_ms",
     "identification",
+    "decoders",
     "specialised",
     "bundle_sha256",
     "notes",
@@ -53,7 +54,13 @@ def make_run(root: Path, scan, noise: float = 0.0) -> RunFolder:
     """40 volumes: pictures at 9, 12, .. 30, frames of them eight volumes later; 17 and 20 still warming."""
     folder = RunFolder.create(
         root,
-        new_run_file(scan.start, bundle_name="tiny", bundle_sha256="ab" * 32, window_delay_volumes=8, seed=0),
+        new_run_file(
+            scan.start,
+            bundle_name="tiny",
+            bundle_sha256="ab" * 32,
+            decoders=(DecoderUsed(name="general", window_delay_volumes=8),),
+            seed=0,
+        ),
     )
     rng = np.random.default_rng(0)
     for onset in range(9, 31, 3):
@@ -65,23 +72,30 @@ def make_run(root: Path, scan, noise: float = 0.0) -> RunFolder:
         folder.journal(scan.volume(volume), scan.voxels(volume).tobytes())
     for volume in range(40):
         if volume < 6:
-            folder.write_row(tables.Row(volume=volume, state="warming", reason="no full window yet"))
+            folder.write_row(
+                tables.Row(volume=volume, state="warming", reason="no full window yet", decoder="general")
+            )
         elif volume >= 38:
-            folder.write_row(tables.Row(volume=volume, state="missing", reason="it did not come"))
+            folder.write_row(
+                tables.Row(volume=volume, state="missing", reason="it did not come", decoder="general")
+            )
         elif volume == 10:
-            folder.write_row(tables.Row(volume=volume, state="censored", reason="too many <NaN>"))
+            folder.write_row(
+                tables.Row(volume=volume, state="censored", reason="too many <NaN>", decoder="general")
+            )
         else:
             shown = picture(volume - 8).astype(float) + noise * rng.standard_normal((32, 32, 3))
             frame = Frame(
                 run_id=scan.run_id,
                 volume=volume,
+                decoder="general",
                 window=(volume - 5, volume + 1),
                 state="trusted" if volume > 20 else "warming",
                 sampler="ddim-4",
                 latency_ms=latency(float(volume)),
                 shown_onset=volume - 8,
             )
-            file = folder.write_frame(volume, np.clip(shown, 0, 255).astype(np.uint8))
+            file = folder.write_frame(volume, "general", np.clip(shown, 0, 255).astype(np.uint8))
             folder.write_row(tables.frame_row(frame, file, 0))
     return folder
 
@@ -141,7 +155,13 @@ def test_an_open_run_counts_what_has_not_come_as_missing_and_says_so(make_scan, 
     scan = make_scan()
     folder = RunFolder.create(
         tmp_path,
-        new_run_file(scan.start, bundle_name="tiny", bundle_sha256="ab" * 32, window_delay_volumes=8, seed=0),
+        new_run_file(
+            scan.start,
+            bundle_name="tiny",
+            bundle_sha256="ab" * 32,
+            decoders=(DecoderUsed(name="general", window_delay_volumes=8),),
+            seed=0,
+        ),
     )
     summary = write.write_report(folder.path)
     folder.suspend()

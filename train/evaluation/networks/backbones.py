@@ -25,7 +25,7 @@ class AlexNet(nn.Module):
     """The convolutional half of AlexNet."""
 
     LAYER_2 = 4
-    """Index of the ReLU that ends layer 2, as the literature on NSD counts; layer 5 ends with the last ReLU."""
+    """Index of the ReLU that ends layer 2 as the NSD literature counts; the last ReLU ends layer 5."""
 
     def __init__(self) -> None:
         super().__init__()

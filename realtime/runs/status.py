@@ -1,0 +1,52 @@
+"""What listeners are told of the run that is open, or was open last. Pure."""
+
+from __future__ import annotations
+
+from realtime.bundle.bundle import Bundle
+from realtime.events import Counts, State, Status
+from realtime.runs.run import Run, decoders_of
+from realtime.runs.statistics import in_words
+
+STALE_TR = 3
+"""An open run is stale when no volume came for more than this many TR."""
+
+
+def run_state(run: Run | None, *, is_open: bool, silent_s: float) -> State:
+    """Where a run stands.
+
+    :param silent_s: time since its scanner was last heard
+    """
+    if run is None:
+        return "waiting"
+    if not is_open:
+        return "ended"
+    if run.position is None:
+        return "waiting"
+    if silent_s > STALE_TR * run.start.tr_s:
+        return "stale"
+    return "trusted" if run.trusted else "warming"
+
+
+def status_of(run: Run | None, state: State, message: str, bundle: Bundle, *, is_demo: bool) -> Status:
+    """The snapshot that is sent to listeners.
+
+    :param is_demo: whether the bundle is the shipped demo's
+    """
+    delay_volumes = bundle.decoder().window.delay_volumes
+    return Status(
+        state=state,
+        run_id=run.name if run else None,
+        subject=run.start.subject if run else None,
+        volume=run.position if run else None,
+        counts=run.account.counts if run else Counts(),
+        tr_s=bundle.spec.tr_s,
+        decode_delay_s=(delay_volumes + 1) * bundle.spec.tr_s,
+        bundle_name=bundle.spec.name,
+        bundle_sha256=bundle.sha256,
+        bundle_is_demo=is_demo,
+        decoders=decoders_of(bundle),
+        run_folder=str(run.folder.path) if run else None,
+        statistics=in_words(run.folder.info) if run else "",
+        alarm=run.alarm if run else "",
+        message=message,
+    )
