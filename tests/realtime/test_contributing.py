@@ -15,7 +15,7 @@ from realtime.bundle.bundle import Bundle
 from realtime.decoding.decoder import Decoder
 from realtime.decoding.engines import choose
 from realtime.errors import EngineError, ServeError
-from realtime.sources.run_boundaries import Announced, Plan
+from realtime.sources.run_boundaries import Plan, RunBoundarySource
 
 AFFINE = ((2.0, 0.0, 0.0, 0.0), (0.0, 2.0, 0.0, 0.0), (0.0, 0.0, 2.0, 0.0), (0.0, 0.0, 0.0, 1.0))
 
@@ -41,7 +41,7 @@ def test_the_example_of_a_source_sends_a_file_as_a_run(
     plan = Plan(subject=1, run_id="sub-01_task-npy", n_volumes=3, tr_s=0.01)
 
     async def received() -> list[tuple[wire.ToRuntime, bytes]]:
-        source = Announced(source_class(tmp_path / "run.npy", AFFINE, plan.tr_s), plan)
+        source = RunBoundarySource(source_class(tmp_path / "run.npy", AFFINE, plan.tr_s), plan)
         await source.start()
         messages = []
         while not messages or not isinstance(messages[-1][0], wire.RunEnd):
