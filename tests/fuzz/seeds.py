@@ -157,7 +157,13 @@ def journals() -> Iterator[bytes]:
 
 def tables() -> Iterator[bytes]:
     """Of volumes, and of specialised decoders."""
-    row = {"volume": 8, "state": "decoded", "frame": "frames/000008.png", "window_start": 3, "window_stop": 9}
+    row: dict[str, Any] = {
+        "volume": 8,
+        "state": "decoded",
+        "frame": "frames/000008.png",
+        "window_start": 3,
+        "window_stop": 9,
+    }
     row |= {"sampler": "ddim-4", "shown_onset": 0, "brain_ms": 1.5, "total_ms": 20.25}
     skipped = record_tables.row_line(
         record_tables.Row(volume=9, state="skipped", reason="a newer window was ready")
