@@ -102,7 +102,7 @@ def check_numbers(page: Page, frame: Any, status: Any) -> None:
     assert page.get_by_test_id("latency-chart").get_attribute("data-points") == str(len(COLOURS))
 
 
-def test_a_bank_shows_every_picture_by_every_decoder(open_page, serve, run) -> None:
+def test_a_bank_shows_every_picture_by_every_decoder(open_page: Any, serve: Any, run: Any) -> None:
     decoders = (Specialised(name="before-2", window=(-2, 4)), Specialised(name="after-5", window=(5, 11)))
     served = serve(run.status("trusted", 60, decoders=decoders))
     page = open_page(served.url)
@@ -127,7 +127,7 @@ def test_a_bank_shows_every_picture_by_every_decoder(open_page, serve, run) -> N
     expect(bank).to_be_hidden()
 
 
-def test_an_alarm_stands_in_place_of_the_message_while_it_lasts(open_page, serve, run) -> None:
+def test_an_alarm_stands_in_place_of_the_message_while_it_lasts(open_page: Any, serve: Any, run: Any) -> None:
     alarm = "recording has stopped at volume 31: cannot write: No space left on device"
     served = serve(run.status("trusted", 31, message="all is well", alarm=alarm, statistics="the past"))
     page = open_page(served.url)
