@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import cv2
@@ -19,6 +20,8 @@ from realtime.record.reader import read_image, read_recorded
 from realtime.runs import resume
 from realtime.runs.run import Run
 
+from .conftest import Client, Scan, Served
+
 OPTIONS = ("--engine", "onnxruntime-cpu", "--sampler", "ddim-4")
 ONSETS = range(1, 28, 3)
 PICTURE = cv2.imencode(".png", np.zeros((32, 32, 3), np.uint8))[1].tobytes()
@@ -26,7 +29,7 @@ LAST_OF_WINDOW = {"before-2": 3, "after-1": 6}
 """Volumes from a picture's onset to the last of its window."""
 
 
-def send(client, scan, make_picture) -> None:
+def send(client: Client, scan: Scan, make_picture: Callable[..., bytes]) -> None:
     """A run with a picture every three volumes, each volume once the one before is decoded."""
     client.ask(scan.start)
     for index in range(scan.n_volumes):
@@ -37,12 +40,18 @@ def send(client, scan, make_picture) -> None:
 
 
 @pytest.fixture
-def paced(make_scan):
+def paced(make_scan: type[Scan]) -> Scan:
     """A run slow enough that nothing has to be skipped, whatever else this machine does."""
     return make_scan(n_volumes=30, dtype="float32")
 
 
-def settled(run: Run, decoders: list[Decoder], scan, onsets: range = ONSETS, volumes=None) -> None:
+def settled(
+    run: Run,
+    decoders: list[Decoder],
+    scan: Scan,
+    onsets: range = ONSETS,
+    volumes: Iterable[int] | None = None,
+) -> None:
     """A run in this process: each volume decoded by all decoders that are due before the next one comes."""
     sampler = decoders[0]._bundle.sampler()
     for index in volumes or range(scan.n_volumes):
@@ -67,7 +76,13 @@ def opened(bank: Path) -> tuple[Bundle, list[Decoder]]:
     return bundle, [Decoder(bundle, engine, 0, each.name) for each in bundle.spec.decoders]
 
 
-def test_every_picture_is_decoded_at_every_offset(serve, connect, paced, make_picture, tiny_bank) -> None:
+def test_every_picture_is_decoded_at_every_offset(
+    serve: Callable[..., Served],
+    connect: Callable[..., Client],
+    paced: Scan,
+    make_picture: Callable[..., bytes],
+    tiny_bank: Path,
+) -> None:
     served = serve(*OPTIONS, bundle=tiny_bank)
     send(connect(served.address), paced, make_picture)
     assert served.interrupt() == 0
@@ -92,7 +107,7 @@ def test_every_picture_is_decoded_at_every_offset(serve, connect, paced, make_pi
 
 
 def test_a_frame_is_what_its_decoder_alone_makes_of_the_window(
-    paced, tiny_bank: Path, tmp_path: Path
+    paced: Scan, tiny_bank: Path, tmp_path: Path
 ) -> None:
     bundle, decoders = opened(tiny_bank)
     run = resume.begin(tmp_path, bundle, 0, paced.start)
@@ -122,7 +137,7 @@ def test_a_frame_is_what_its_decoder_alone_makes_of_the_window(
 
 
 def test_a_replay_makes_the_same_frames_by_every_decoder(
-    paced, tiny_bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    paced: Scan, tiny_bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle, decoders = opened(tiny_bank)
     run = resume.begin(tmp_path / "then", bundle, 0, paced.start)
@@ -140,7 +155,9 @@ def test_a_replay_makes_the_same_frames_by_every_decoder(
     assert {frame["decoder"] for frame in replayed["frames"]} == {None, *LAST_OF_WINDOW}
 
 
-def test_what_a_crash_or_a_newer_window_left_out_is_accounted(paced, tiny_bank: Path, tmp_path: Path) -> None:
+def test_what_a_crash_or_a_newer_window_left_out_is_accounted(
+    paced: Scan, tiny_bank: Path, tmp_path: Path
+) -> None:
     bundle, decoders = opened(tiny_bank)
     run = resume.begin(tmp_path, bundle, 0, paced.start)
     settled(run, decoders, paced, volumes=range(16))
@@ -166,7 +183,7 @@ def test_what_a_crash_or_a_newer_window_left_out_is_accounted(paced, tiny_bank: 
 
 
 def test_a_picture_that_no_decoder_sees_has_its_row_all_the_same(
-    paced, tiny_bank: Path, tmp_path: Path
+    paced: Scan, tiny_bank: Path, tmp_path: Path
 ) -> None:
     """Windows that end at a censored or a missing volume, and one whose marker comes too late."""
     bundle, decoders = opened(tiny_bank)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -29,6 +30,8 @@ from realtime.sources.files import dicom
 from realtime.sources.files.dicom import read
 from realtime.sources.files.slices import SliceFile, Slices
 from realtime.sources.files.volume_file import NotWholeError
+
+from .conftest import DemoScan
 
 VOXELS = np.random.default_rng(0).integers(0, 4_000, (6, 7, 5)).astype(np.uint16)
 """[x, y, z], to the right, front and up."""
@@ -176,7 +179,11 @@ def written(data: FileDataset) -> bytes:
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [mosaic, enhanced, single])
 def test_the_demos_run_comes_to_the_same_frames_as_in_our_own_messages(
-    same_as_ours, demo_scan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make
+    same_as_ours: Callable[..., None],
+    demo_scan: DemoScan,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[..., FileDataset],
 ) -> None:
     affine = demo_scan.start.affine
     monkeypatch.setitem(GRID, "sizes_mm", tuple(affine[axis][axis] for axis in range(3)))
@@ -239,7 +246,7 @@ def test_single_slices_in_any_order_make_volumes(has_moment: bool) -> None:
         assert volume.tr_s == pytest.approx(4 / 3)
 
 
-def test_a_volume_that_lacks_slices_is_given_up_when_too_many_wait(caplog) -> None:
+def test_a_volume_that_lacks_slices_is_given_up_when_too_many_wait(caplog: pytest.LogCaptureFixture) -> None:
     slices = Slices(VOXELS.shape)
     for volume in range(1, 11):
         assert slices.add(read(written(single(VOXELS, 0, 1, volume)))) is None
@@ -324,7 +331,9 @@ def whole(kind: str) -> bytes:
     spots=st.lists(st.tuples(st.integers(0, 4_000), st.integers(0, 255)), max_size=8),
     n_cut=st.sampled_from([0, 0, 0, 1, 100, 600]),
 )
-def test_a_damaged_file_is_a_volume_or_refused_and_nothing_else(kind: str, spots, n_cut: int) -> None:
+def test_a_damaged_file_is_a_volume_or_refused_and_nothing_else(
+    kind: str, spots: list[tuple[int, int]], n_cut: int
+) -> None:
     data = bytearray(whole(kind))
     for place, value in spots:
         data[place % len(data)] = value

@@ -28,6 +28,8 @@ from realtime.decoding.faces import FaceBlur
 from realtime.record.png import decode_png
 from realtime.record.reader import Recorded, read_image, read_recorded
 
+from .conftest import Client, Scan, Served
+
 EDGE_PX = 128
 
 
@@ -91,7 +93,13 @@ def frames_of(recorded: Recorded) -> list[NDArray[np.uint8]]:
 
 @pytest.mark.parametrize("shows", [False, True])
 def test_what_leaves_the_decoder_is_the_same_everywhere(
-    serve, connect, make_scan, subscriber: Any, face_bundle: Path, face: NDArray[np.uint8], shows: bool
+    serve: Callable[..., Served],
+    connect: Callable[..., Client],
+    make_scan: type[Scan],
+    subscriber: Any,
+    face_bundle: Path,
+    face: NDArray[np.uint8],
+    shows: bool,
 ) -> None:
     expected = face if shows else FaceBlur()(face)
     assert np.array_equal(expected, face) is shows
@@ -119,7 +127,11 @@ def test_what_leaves_the_decoder_is_the_same_everywhere(
 
 
 def test_a_run_that_goes_on_with_faces_shown_says_so(
-    serve, connect, make_scan, face_bundle: Path, face: NDArray[np.uint8]
+    serve: Callable[..., Served],
+    connect: Callable[..., Client],
+    make_scan: type[Scan],
+    face_bundle: Path,
+    face: NDArray[np.uint8],
 ) -> None:
     scan = make_scan()
     first = serve("--bundle", str(face_bundle))
@@ -140,7 +152,12 @@ def test_a_run_that_goes_on_with_faces_shown_says_so(
 
 
 def test_a_replay_makes_the_same_frames_again_or_with_faces_where_asked_to(
-    serve, connect, make_scan, face_bundle: Path, face: NDArray[np.uint8], tmp_path: Path
+    serve: Callable[..., Served],
+    connect: Callable[..., Client],
+    make_scan: type[Scan],
+    face_bundle: Path,
+    face: NDArray[np.uint8],
+    tmp_path: Path,
 ) -> None:
     served = serve("--bundle", str(face_bundle))
     scan = make_scan()

@@ -11,8 +11,9 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,7 @@ from realtime.record.journal import Journal, read_journal
 from realtime.record.reader import read_recorded
 from realtime.runs import resume
 
+from .conftest import Client, Scan, Served
 from .test_pipeline import bench
 
 RUN_ID = "sub-01_ses-nsd01_task-nsdcore_run-01"
@@ -76,7 +78,7 @@ def journaled(folder: Path) -> list[int]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of another process are Linux's")
 def test_nothing_after_the_full_disk_is_acknowledged_and_all_before_it_outlives_a_kill(
-    serve, connect, make_scan
+    serve: Callable[..., Served], connect: Callable[..., Client], make_scan: type[Scan]
 ) -> None:
     scan = make_scan(n_volumes=N_VOLUMES)
     served = serve()
@@ -104,7 +106,9 @@ def test_nothing_after_the_full_disk_is_acknowledged_and_all_before_it_outlives_
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of another process are Linux's")
-def test_a_run_goes_on_when_there_is_room_again_and_misses_nothing(serve, tiny_nsd, account_of) -> None:
+def test_a_run_goes_on_when_there_is_room_again_and_misses_nothing(
+    serve: Callable[..., Served], tiny_nsd: Path, account_of: Callable[[Path], dict[str, Any]]
+) -> None:
     served = serve()
     command = [sys.executable, "-m", "sim", "replay", "--nsd", str(tiny_nsd), "--connect", served.address]
     with subprocess.Popen([*command, "--speed", "100"], stderr=subprocess.PIPE, text=True) as scanner:
@@ -126,7 +130,7 @@ def test_a_run_goes_on_when_there_is_room_again_and_misses_nothing(serve, tiny_n
 
 
 def test_listeners_see_the_alarm_until_the_disk_takes_a_volume_again(
-    tiny_bundle, make_scan, tmp_path
+    tiny_bundle: Path, make_scan: type[Scan], tmp_path: Path
 ) -> None:
     scan = make_scan(n_volumes=N_VOLUMES)
 
@@ -156,7 +160,7 @@ def test_listeners_see_the_alarm_until_the_disk_takes_a_volume_again(
 
 
 def test_a_run_that_closes_once_there_is_room_leaves_no_alarm_behind(
-    tiny_bundle, make_scan, tmp_path
+    tiny_bundle: Path, make_scan: type[Scan], tmp_path: Path
 ) -> None:
     scan = make_scan(n_volumes=8)
 
@@ -176,7 +180,7 @@ def test_a_run_that_closes_once_there_is_room_leaves_no_alarm_behind(
         asyncio.run(run(disk))
 
 
-def test_a_journal_on_a_full_disk_is_whole_up_to_the_last_volume_that_fitted(tmp_path) -> None:
+def test_a_journal_on_a_full_disk_is_whole_up_to_the_last_volume_that_fitted(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 2**16) as disk:
         journal = Journal(disk / "volumes.journal")
         payload = bytes(5_000)
@@ -199,7 +203,7 @@ class UncutFile(io.FileIO):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
-def test_a_journal_takes_nothing_behind_a_part_that_it_cannot_take_back(tmp_path) -> None:
+def test_a_journal_takes_nothing_behind_a_part_that_it_cannot_take_back(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "volumes.journal")
     journal.append(b"header", b"whole", 0.0)
     well = journal._file
@@ -216,7 +220,9 @@ def test_a_journal_takes_nothing_behind_a_part_that_it_cannot_take_back(tmp_path
     assert [entry.payload for entry in read_journal(journal.path)] == [b"whole", b"taken"]
 
 
-def test_a_run_that_cannot_begin_leaves_no_folder_behind(tiny_bundle, make_scan, tmp_path) -> None:
+def test_a_run_that_cannot_begin_leaves_no_folder_behind(
+    tiny_bundle: Path, make_scan: type[Scan], tmp_path: Path
+) -> None:
     scan = make_scan()
     with small_disk(tmp_path / "disk", 8_192) as disk:
         (disk / "ballast").write_bytes(bytes(4_096))
@@ -225,7 +231,9 @@ def test_a_run_that_cannot_begin_leaves_no_folder_behind(tiny_bundle, make_scan,
         assert [path.name for path in disk.iterdir()] == ["ballast"]
 
 
-def test_rows_that_found_no_room_are_written_with_the_next(tiny_bundle, make_scan, tmp_path) -> None:
+def test_rows_that_found_no_room_are_written_with_the_next(
+    tiny_bundle: Path, make_scan: type[Scan], tmp_path: Path
+) -> None:
     scan = make_scan(n_volumes=N_VOLUMES)
     run = resume.begin(tmp_path, Bundle.open(tiny_bundle), 0, scan.start)
     tables = next(run.folder.path.glob("*decoding.tsv"))
@@ -241,7 +249,7 @@ def test_rows_that_found_no_room_are_written_with_the_next(tiny_bundle, make_sca
 
 @pytest.mark.parametrize("n_bytes", [0, 100, 1000], ids=["nothing", "a part of a row", "all but the sidecar"])
 def test_the_first_rows_of_a_bank_that_found_no_room_are_written_later_and_described(
-    tiny_bundle, make_scan, tmp_path, n_bytes: int
+    tiny_bundle: Path, make_scan: type[Scan], tmp_path: Path, n_bytes: int
 ) -> None:
     run = resume.begin(tmp_path, Bundle.open(tiny_bundle), 0, make_scan().start)
     with small_files(n_bytes):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from time import perf_counter
 
@@ -24,10 +24,12 @@ from realtime.decoding.pace import Pace, StepTimes
 from realtime.errors import EngineError, RecordError
 from realtime.events import Event, Frame, Shown, Status
 from realtime.record.folder import RunFolder
-from realtime.record.reader import read_image, read_recorded
+from realtime.record.reader import Recorded, read_image, read_recorded
 from realtime.record.run_json import events_path
 from realtime.runs.pipeline import Pipeline, Settings
 from realtime.sources import Received, Source
+
+from .conftest import Scan
 
 PATIENCE_S = 120.0
 SHORT_TR_S = 0.3
@@ -120,19 +122,19 @@ class Bench:
                 self.heard.append(await queue.get())
                 self._news.set()
 
-    async def until(self, condition) -> None:
+    async def until(self, condition: Callable[[], object]) -> None:
         async with asyncio.timeout(PATIENCE_S):
             while not condition():
                 self._news.clear()
                 await self._news.wait()
 
-    async def start(self, scan) -> wire.ToScanner:
+    async def start(self, scan: Scan) -> wire.ToScanner:
         return await self.source.ask(scan.start)
 
-    async def volume(self, scan, index: int) -> wire.ToScanner:
+    async def volume(self, scan: Scan, index: int) -> wire.ToScanner:
         return await self.source.ask(scan.volume(index), scan.voxels(index).tobytes())
 
-    async def volumes(self, scan, indices) -> None:
+    async def volumes(self, scan: Scan, indices: Iterable[int]) -> None:
         for index in indices:
             assert await self.volume(scan, index) == wire.Ack(run_id=scan.run_id, index=index)
 
@@ -170,12 +172,12 @@ async def bench(
 
 
 @pytest.fixture(scope="module")
-def bundle(make_tiny_bundle, tmp_path_factory) -> Bundle:
+def bundle(make_tiny_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return Bundle.open(make_tiny_bundle(tmp_path_factory.mktemp("long") / "tiny", **timed(LONG_TR_S)))
 
 
 @pytest.fixture(scope="module")
-def short_bundle(make_tiny_bundle, tmp_path_factory) -> Bundle:
+def short_bundle(make_tiny_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return Bundle.open(make_tiny_bundle(tmp_path_factory.mktemp("short") / "tiny", **timed(SHORT_TR_S)))
 
 
@@ -189,24 +191,26 @@ def timed(tr_s: float) -> dict:
 
 
 @pytest.fixture
-def scan(make_scan):
+def scan(make_scan: type[Scan]) -> Scan:
     return make_scan(n_volumes=24, changes={"tr_s": LONG_TR_S})
 
 
 @pytest.fixture
-def short_scan(make_scan):
+def short_scan(make_scan: type[Scan]) -> Scan:
     return make_scan(n_volumes=24, changes={"tr_s": SHORT_TR_S})
 
 
-def frame_file(recorded, event: Event) -> str:
+def frame_file(recorded: Recorded, event: Event) -> str:
     return recorded.rows[event.message.volume].frame
 
 
-def rows_of(one: Bench, scan) -> dict:
+def rows_of(one: Bench, scan: Scan) -> dict:
     return {row.volume: row for row in read_recorded(one.pipeline._settings.out / scan.run_id).rows}
 
 
-def test_every_volume_with_a_window_gives_a_frame(bundle, scan, make_picture, tmp_path) -> None:
+def test_every_volume_with_a_window_gives_a_frame(
+    bundle: Bundle, scan: Scan, make_picture: Callable[..., bytes], tmp_path: Path
+) -> None:
     async def run() -> None:
         async with bench(bundle, tmp_path) as one:
             assert one.status.state == "waiting"
@@ -251,7 +255,7 @@ def test_every_volume_with_a_window_gives_a_frame(bundle, scan, make_picture, tm
 STAGES = ("journal", "preprocess", "wait", "brain", "denoise", "vae")
 
 
-def test_while_a_decode_runs_only_the_newest_window_waits(bundle, scan, tmp_path) -> None:
+def test_while_a_decode_runs_only_the_newest_window_waits(bundle: Bundle, scan: Scan, tmp_path: Path) -> None:
     decoder = HeldDecoder(bundle.decoder())
 
     async def run() -> None:
@@ -270,7 +274,9 @@ def test_while_a_decode_runs_only_the_newest_window_waits(bundle, scan, tmp_path
     asyncio.run(run())
 
 
-def test_the_sampler_is_the_best_for_which_there_is_time_and_a_change_is_told(bundle, scan, tmp_path) -> None:
+def test_the_sampler_is_the_best_for_which_there_is_time_and_a_change_is_told(
+    bundle: Bundle, scan: Scan, tmp_path: Path
+) -> None:
     async def run() -> None:
         decoder = HeldDecoder(bundle.decoder())
         async with bench(bundle, tmp_path, decoder) as one:
@@ -290,7 +296,7 @@ def test_the_sampler_is_the_best_for_which_there_is_time_and_a_change_is_told(bu
             assert "decoding with ddim-4 from volume 7 on" in one.status.message
             assert [frame.sampler for frame in one.frames] == decoder.samplers
 
-    async def decode(one: Bench, decoder: HeldDecoder, volumes) -> None:
+    async def decode(one: Bench, decoder: HeldDecoder, volumes: Iterable[int]) -> None:
         n_frames = len(one.frames)
         await one.volumes(scan, volumes)
         await decoder.begins()
@@ -300,7 +306,9 @@ def test_the_sampler_is_the_best_for_which_there_is_time_and_a_change_is_told(bu
     asyncio.run(run())
 
 
-def test_a_sampler_that_was_asked_for_is_kept_whatever_it_takes(bundle, scan, tmp_path) -> None:
+def test_a_sampler_that_was_asked_for_is_kept_whatever_it_takes(
+    bundle: Bundle, scan: Scan, tmp_path: Path
+) -> None:
     async def run() -> None:
         decoder = HeldDecoder(bundle.decoder(), step_s=10.0)
         async with bench(bundle, tmp_path, decoder, sampler=bundle.sampler("ddim-4")) as one:
@@ -314,7 +322,9 @@ def test_a_sampler_that_was_asked_for_is_kept_whatever_it_takes(bundle, scan, tm
     asyncio.run(run())
 
 
-def test_a_failed_decode_is_accounted_and_the_next_one_works(bundle, scan, tmp_path) -> None:
+def test_a_failed_decode_is_accounted_and_the_next_one_works(
+    bundle: Bundle, scan: Scan, tmp_path: Path
+) -> None:
     decoder = HeldDecoder(bundle.decoder())
 
     async def run() -> None:
@@ -333,7 +343,9 @@ def test_a_failed_decode_is_accounted_and_the_next_one_works(bundle, scan, tmp_p
     asyncio.run(run())
 
 
-def test_volumes_out_of_order_are_put_in_order_and_twice_is_once(bundle, scan, tmp_path) -> None:
+def test_volumes_out_of_order_are_put_in_order_and_twice_is_once(
+    bundle: Bundle, scan: Scan, tmp_path: Path
+) -> None:
     async def run() -> None:
         async with bench(bundle, tmp_path) as one:
             await one.start(scan)
@@ -348,7 +360,7 @@ def test_volumes_out_of_order_are_put_in_order_and_twice_is_once(bundle, scan, t
 
 
 def test_a_gap_is_given_up_and_what_comes_late_is_kept_but_not_used(
-    short_bundle, short_scan, tmp_path
+    short_bundle: Bundle, short_scan: Scan, tmp_path: Path
 ) -> None:
     async def run() -> None:
         async with bench(short_bundle, tmp_path) as one:
@@ -368,7 +380,9 @@ def test_a_gap_is_given_up_and_what_comes_late_is_kept_but_not_used(
     asyncio.run(run())
 
 
-def test_a_volume_of_nan_is_censored_and_the_run_goes_on(bundle, make_scan, tmp_path) -> None:
+def test_a_volume_of_nan_is_censored_and_the_run_goes_on(
+    bundle: Bundle, make_scan: type[Scan], tmp_path: Path
+) -> None:
     scan = make_scan(n_volumes=24, dtype="float32", changes={"tr_s": LONG_TR_S})
 
     async def run() -> None:
@@ -385,7 +399,9 @@ def test_a_volume_of_nan_is_censored_and_the_run_goes_on(bundle, make_scan, tmp_
     asyncio.run(run())
 
 
-def test_an_open_run_without_volumes_goes_stale_and_comes_back(short_bundle, short_scan, tmp_path) -> None:
+def test_an_open_run_without_volumes_goes_stale_and_comes_back(
+    short_bundle: Bundle, short_scan: Scan, tmp_path: Path
+) -> None:
     async def run() -> None:
         async with bench(short_bundle, tmp_path) as one:
             await one.start(short_scan)
@@ -397,7 +413,9 @@ def test_an_open_run_without_volumes_goes_stale_and_comes_back(short_bundle, sho
     asyncio.run(run())
 
 
-def test_another_run_is_refused_while_one_is_alive(bundle, scan, make_scan, tmp_path) -> None:
+def test_another_run_is_refused_while_one_is_alive(
+    bundle: Bundle, scan: Scan, make_scan: type[Scan], tmp_path: Path
+) -> None:
     other = make_scan(run_id="other", n_volumes=24, changes={"tr_s": LONG_TR_S})
 
     async def run() -> None:
@@ -414,7 +432,7 @@ def test_another_run_is_refused_while_one_is_alive(bundle, scan, make_scan, tmp_
 
 
 def test_another_run_takes_the_place_of_one_whose_scanner_is_gone(
-    short_bundle, short_scan, make_scan, tmp_path
+    short_bundle: Bundle, short_scan: Scan, make_scan: type[Scan], tmp_path: Path
 ) -> None:
     other = make_scan(run_id="other", n_volumes=24, changes={"tr_s": SHORT_TR_S})
 
@@ -434,7 +452,7 @@ def test_another_run_takes_the_place_of_one_whose_scanner_is_gone(
 
 
 def test_a_run_of_which_no_volume_ever_came_does_not_stand_in_the_way(
-    short_bundle, short_scan, make_scan, tmp_path
+    short_bundle: Bundle, short_scan: Scan, make_scan: type[Scan], tmp_path: Path
 ) -> None:
     other = make_scan(run_id="other", n_volumes=24, changes={"tr_s": SHORT_TR_S})
 
@@ -451,7 +469,7 @@ def test_a_run_of_which_no_volume_ever_came_does_not_stand_in_the_way(
     asyncio.run(run())
 
 
-def test_an_aborted_run_stands_where_its_last_volume_was(bundle, scan, tmp_path) -> None:
+def test_an_aborted_run_stands_where_its_last_volume_was(bundle: Bundle, scan: Scan, tmp_path: Path) -> None:
     async def run() -> None:
         async with bench(bundle, tmp_path) as one:
             await one.start(scan)
@@ -464,7 +482,7 @@ def test_an_aborted_run_stands_where_its_last_volume_was(bundle, scan, tmp_path)
     asyncio.run(run())
 
 
-def test_a_scanner_that_comes_back_learns_what_is_held(bundle, scan, tmp_path) -> None:
+def test_a_scanner_that_comes_back_learns_what_is_held(bundle: Bundle, scan: Scan, tmp_path: Path) -> None:
     async def run() -> None:
         async with bench(bundle, tmp_path) as one:
             await one.start(scan)
@@ -480,7 +498,9 @@ def test_a_scanner_that_comes_back_learns_what_is_held(bundle, scan, tmp_path) -
     asyncio.run(run())
 
 
-def test_a_stopped_runtime_goes_on_where_it_was(bundle, scan, make_picture, tmp_path) -> None:
+def test_a_stopped_runtime_goes_on_where_it_was(
+    bundle: Bundle, scan: Scan, make_picture: Callable[..., bytes], tmp_path: Path
+) -> None:
     async def run() -> None:
         async with bench(bundle, tmp_path) as one:
             await one.start(scan)
@@ -522,7 +542,9 @@ def test_a_stopped_runtime_goes_on_where_it_was(bundle, scan, make_picture, tmp_
     asyncio.run(run())
 
 
-def test_the_same_run_again_is_another_take_and_the_page_starts_afresh(bundle, scan, tmp_path) -> None:
+def test_the_same_run_again_is_another_take_and_the_page_starts_afresh(
+    bundle: Bundle, scan: Scan, tmp_path: Path
+) -> None:
     async def run() -> None:
         async with bench(bundle, tmp_path) as one:
             for _ in range(2):
@@ -538,7 +560,7 @@ def test_the_same_run_again_is_another_take_and_the_page_starts_afresh(bundle, s
 
 
 def test_a_run_left_open_with_another_bundle_is_not_mixed_with_this_one(
-    bundle, scan, make_tiny_bundle, tmp_path
+    bundle: Bundle, scan: Scan, make_tiny_bundle: Callable[..., Path], tmp_path: Path
 ) -> None:
     other = Bundle.open(make_tiny_bundle(tmp_path / "other", seed=1, **timed(LONG_TR_S)))
 
@@ -554,7 +576,7 @@ def test_a_run_left_open_with_another_bundle_is_not_mixed_with_this_one(
     asyncio.run(run())
 
 
-def test_two_runtimes_never_write_one_run(bundle, scan, tmp_path) -> None:
+def test_two_runtimes_never_write_one_run(bundle: Bundle, scan: Scan, tmp_path: Path) -> None:
     async def run() -> None:
         async with bench(bundle, tmp_path) as one:
             await one.start(scan)
@@ -569,7 +591,7 @@ def test_two_runtimes_never_write_one_run(bundle, scan, tmp_path) -> None:
 
 
 @pytest.fixture
-def full_disk(monkeypatch):
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], AbstractContextManager[None]]:
     """Within it, what a run folder's method writes finds no space."""
 
     @contextlib.contextmanager
@@ -585,7 +607,7 @@ def full_disk(monkeypatch):
 
 
 def test_a_disk_that_does_not_take_a_volume_is_said_and_nothing_is_acknowledged(
-    bundle, scan, tmp_path, full_disk
+    bundle: Bundle, scan: Scan, tmp_path: Path, full_disk: Callable[[str], AbstractContextManager[None]]
 ) -> None:
     async def run() -> None:
         async with bench(bundle, tmp_path) as one:
@@ -603,7 +625,7 @@ def test_a_disk_that_does_not_take_a_volume_is_said_and_nothing_is_acknowledged(
 
 
 def test_a_row_that_cannot_be_written_refuses_no_volume_that_is_held(
-    bundle, scan, tmp_path, full_disk
+    bundle: Bundle, scan: Scan, tmp_path: Path, full_disk: Callable[[str], AbstractContextManager[None]]
 ) -> None:
     async def run() -> None:
         async with bench(bundle, tmp_path) as one:
@@ -619,7 +641,12 @@ def test_a_row_that_cannot_be_written_refuses_no_volume_that_is_held(
 
 @pytest.mark.parametrize(("end_run", "method"), [(False, "note"), (True, "close")])
 def test_a_stop_that_the_disk_does_not_take_leaves_the_run_to_the_next_runtime(
-    bundle, scan, tmp_path, full_disk, end_run: bool, method: str
+    bundle: Bundle,
+    scan: Scan,
+    tmp_path: Path,
+    full_disk: Callable[[str], AbstractContextManager[None]],
+    end_run: bool,
+    method: str,
 ) -> None:
     async def run() -> None:
         with full_disk(method):

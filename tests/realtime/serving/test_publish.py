@@ -21,6 +21,8 @@ from realtime.network.curve import load_client_keys, load_server_keys, make_keys
 from realtime.network.publish import HIGH_WATER_MARK, Publisher
 from realtime.record.reader import read_image, read_recorded
 
+from .conftest import Client, Scan, Served
+
 SUBSCRIBER = Path(__file__).parents[3] / "docs" / "examples" / "subscriber.py"
 LATENCY_MS = LatencyMs(journal=1, preprocess=2, wait=3, brain=4, denoise=5, vae=6, total=21)
 PATIENCE_MS = 60_000
@@ -273,7 +275,9 @@ def test_only_a_subscribers_key_opens_it(subscribe: Subscribe, tmp_path: Path) -
     with_publisher(check, keys=load_server_keys(tmp_path / "runtime"))
 
 
-def test_without_keys_it_is_on_loopback_alone(tiny_bundle: Path, tmp_path: Path, capsys) -> None:
+def test_without_keys_it_is_on_loopback_alone(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ServeError, match="realtime keys"):
         Publisher("tcp://0.0.0.0:5556", "general")
     options = ["--bundle", str(tiny_bundle), "--out", str(tmp_path), "--headless"]
@@ -293,11 +297,13 @@ def test_a_port_in_use_is_one_clear_line() -> None:
 # The whole runtime
 
 
-def publish_address(served) -> str:
+def publish_address(served: Served) -> str:
     return served.said.split("results published at ")[1].split()[0]
 
 
-def test_subscribers_get_what_is_recorded(serve, connect, subscribe: Subscribe, make_scan) -> None:
+def test_subscribers_get_what_is_recorded(
+    serve: Callable[..., Served], connect: Callable[..., Client], subscribe: Subscribe, make_scan: type[Scan]
+) -> None:
     served = serve("--publish", "tcp://127.0.0.1:0")
     socket, scanner = subscribe(publish_address(served)), connect(served.address)
     number, heard = 0, []
@@ -328,7 +334,11 @@ def test_subscribers_get_what_is_recorded(serve, connect, subscribe: Subscribe, 
 
 @pytest.mark.parametrize("with_keys", [False, True])
 def test_the_example_in_the_documentation_works(
-    serve, connect, make_scan, tmp_path: Path, with_keys: bool
+    serve: Callable[..., Served],
+    connect: Callable[..., Client],
+    make_scan: type[Scan],
+    tmp_path: Path,
+    with_keys: bool,
 ) -> None:
     options, keys = ["--publish", "tcp://127.0.0.1:0"], []
     if with_keys:
