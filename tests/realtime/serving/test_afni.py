@@ -34,7 +34,7 @@ LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 def free_port() -> int:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
+        return int(taken.getsockname()[1])
 
 
 def connect(port: int) -> socket.socket:

@@ -54,6 +54,7 @@ def record(
         for index in range(n):
             voxels = (level * scan.voxels(index)).astype(scan.dtype)
             arrival = run.receive(scan.volume(index), memoryview(voxels.tobytes()), perf_counter())
+            assert arrival
             run.take(index, arrival)
             if ready := run.queue.take():
                 decoded = decoder[0].decode(ready.window)

@@ -7,13 +7,13 @@ import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from realtime import cli
-from realtime.bundle import locate
 from realtime.bundle.locate import choose_bundle
 from realtime.errors import ServeError
 
@@ -26,7 +26,7 @@ def shipped(tmp_path: Path, tiny_bundle: Path, tiny_nsd: Path, monkeypatch: pyte
     root = tmp_path / "installed"
     shutil.copytree(tiny_bundle, root / "demo_data" / "bundle")
     shutil.copytree(tiny_nsd, root / "demo_data" / "nsd")
-    monkeypatch.setattr(locate.resources, "files", lambda package: root)
+    monkeypatch.setattr(resources, "files", lambda package: root)
     monkeypatch.chdir(tmp_path)
     return root / "demo_data" / "bundle"
 
@@ -53,7 +53,7 @@ def test_a_bundle_of_another_subject_is_refused(tiny_bundle: Path, shipped: Path
 def test_an_installation_without_the_demo_says_so(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(locate.resources, "files", lambda package: tmp_path)
+    monkeypatch.setattr(resources, "files", lambda package: tmp_path)
     monkeypatch.chdir(tmp_path)
     for command in (["demo", "--headless"], ["serve", "--headless"]):
         assert cli.main(command) == 2
@@ -109,7 +109,7 @@ def test_on_the_network_it_is_opened_by_the_url_that_is_printed_once(
     cert, key = make_certificate(tmp_path, "127.0.0.1")
     options = ["--page-host", "0.0.0.0", "--tls-cert", str(cert), "--tls-key", str(key)]
     served = serve(*options, "--port", "0")
-    url = re.search(r"page: (https://127\.0\.0\.1:\d+/\?token=\S+)", served.said)[1]
+    url = served.found(r"page: (https://127\.0\.0\.1:\d+/\?token=\S+)")
     trust = ssl.create_default_context(cafile=str(cert))
     browser = urllib.request.build_opener(
         urllib.request.HTTPSHandler(context=trust), urllib.request.HTTPCookieProcessor()
@@ -130,7 +130,7 @@ def test_the_log_is_json_where_asked_for_and_the_figures_are_served(
     served = serve("--log-format", "json", "--port", "0", "--publish", "tcp://127.0.0.1:0")
     scan = make_scan()
     connect(served.address).send_run(scan)
-    url = re.search(r"page: (\S+)", served.said)[1]
+    url = served.found(r"page: (\S+)")
     with urllib.request.urlopen(f"{url}metrics") as response:
         assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
         families = list(text_string_to_metric_families(response.read().decode()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 import urllib.request
@@ -55,7 +54,7 @@ def face_bundle(
     )
     constants = [
         numpy_helper.from_array(face.astype(np.float32), "face"),
-        numpy_helper.from_array(np.float32(0), "zero"),
+        numpy_helper.from_array(np.array(0, dtype=np.float32), "zero"),
     ]
     nodes = [
         helper.make_node("ReduceMean", ["latents"], ["mean"], keepdims=0),
@@ -121,7 +120,7 @@ def test_what_leaves_the_decoder_is_the_same_everywhere(
     for frame in frames_of(recorded):
         np.testing.assert_array_equal(frame, expected)
     volume = next(row.volume for row in recorded.rows if row.frame)
-    page = re.search(r"page: (\S+)", served.said)[1]
+    page = served.found(r"page: (\S+)")
     with urllib.request.urlopen(f"{page}frames/{volume}.png") as response:
         np.testing.assert_array_equal(decode_png(response.read()), expected)
 

@@ -158,6 +158,7 @@ def test_a_fault_ends_in_the_state_that_it_should(
         == set(range(N_VOLUMES)) - ({20} if kind == "drop" else set())
     )
     assert runtime.refusals == (["checksum"] if kind == "corrupt" else [])
+    assert runtime.run
     assert runtime.run.duplicates == (kind == "duplicate")
 
 
@@ -190,8 +191,8 @@ def test_a_spoilt_run_over_a_socket_is_accounted_and_none_that_was_acknowledged_
     serve: Callable[..., Served], tiny_nsd: Path, account_of: Callable[[Path], dict[str, Any]]
 ) -> None:
     served = serve()
-    rates = {"drop": 0.01, "delay": 0.02, "reorder": 0.02, "stall": 0.01, "nan": 0.02, "spike": 0.02}
-    rates |= {"corrupt": 0.05, "duplicate": 0.05, "disconnect": 0.02}
+    rates: dict[Kind, float] = {"drop": 0.01, "delay": 0.02, "reorder": 0.02, "stall": 0.01, "nan": 0.02}
+    rates |= {"spike": 0.02, "corrupt": 0.05, "duplicate": 0.05, "disconnect": 0.02}
     command = [sys.executable, "-m", "sim", "replay", "--nsd", str(tiny_nsd), "--connect", served.address]
     options = [word for kind, rate in rates.items() for word in ("--fault", f"{kind}={rate}")]
     command += ["--speed", "40", "--fault-seed", "1", *options]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -165,14 +165,16 @@ class Watched:
 
 
 @asynccontextmanager
-async def watching(folder: Path, scan: conftest.Scan, **options: object) -> AsyncIterator[Watched]:
+async def watching(folder: Path, scan: conftest.Scan, **options: Any) -> AsyncIterator[Watched]:
     plan = Plan(subject=1, run_id=RUN_ID, n_volumes=3, tr_s=SHORT_TR_S)
-    defaults = {"grid_shape": scan.start.shape, "series": "", "first_number": 1, "unfinished": None}
+    defaults: dict[str, Any] = {"grid_shape": scan.start.shape, "series": "", "first_number": 1}
+    defaults["unfinished"] = None
     scanner = FolderScanner(folder, plan, **(defaults | options))
     watched = Watched(scanner, folder, scan)
     try:
         yield watched
     finally:
+        assert isinstance(watched._scans, AsyncGenerator)
         await watched._scans.aclose()
 
 

@@ -143,6 +143,7 @@ def test_listeners_see_the_alarm_until_the_disk_takes_a_volume_again(
             held = 4
             while isinstance(reply := await one.volume(scan, held), wire.Ack):  # in the last page's rest
                 held += 1
+            assert isinstance(reply, wire.Refused)
             assert (reply.code, reply.index) == ("runtime", held)
             assert "No space left on device" in one.status.alarm
             assert one.status.alarm.startswith("recording has stopped at volume")

@@ -98,11 +98,11 @@ def test_a_run_that_cannot_be_closed_is_closed_when_there_is_room_and_the_next_i
                 await one.until(lambda: one.status.alarm and n_told(one, "refused a RunEnd") >= 3)
                 assert not one.closed
             first = await closed(one, 1)
-            assert (first.path.name, first.received) == (RUN_ID, {0, 1, 2})
+            assert (first.path.name, set(first.received)) == (RUN_ID, {0, 1, 2})
             for index in (1, 2, 3):
                 send(index, 1)
             second = await closed(one, 2)
-            assert (second.path.name, second.received) == (f"{RUN_ID}_take-2", {0, 1, 2, 3})
+            assert (second.path.name, set(second.received)) == (f"{RUN_ID}_take-2", {0, 1, 2, 3})
             assert one.status.alarm == ""
 
     asyncio.run(run())

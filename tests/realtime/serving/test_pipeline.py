@@ -7,12 +7,15 @@ import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from time import perf_counter
+from typing import Any, cast
 
 import msgspec
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from realtime import wire
 from realtime.bundle.bundle import Bundle
@@ -26,6 +29,7 @@ from realtime.events import Event, Frame, Shown, Status
 from realtime.record.folder import RunFolder
 from realtime.record.reader import Recorded, read_image, read_recorded
 from realtime.record.run_json import events_path
+from realtime.record.tables import Row
 from realtime.runs.pipeline import Pipeline, Settings
 from realtime.sources import Received, Source
 
@@ -104,7 +108,8 @@ class Bench:
         settings = Settings(
             bundle=bundle, bundle_is_demo=False, engine="an engine", sampler=sampler, seed=0, out=out
         )
-        self.pipeline = Pipeline(settings, source or self.source, decoder, self.closed.append)
+        # A decoder of a test's own has what the pipeline uses of one.
+        self.pipeline = Pipeline(settings, source or self.source, cast(Decoder, decoder), self.closed.append)
         self.heard: list[Event] = []
         self._news = asyncio.Event()
 
@@ -181,7 +186,7 @@ def short_bundle(make_tiny_bundle: Callable[..., Path], tmp_path_factory: pytest
     return Bundle.open(make_tiny_bundle(tmp_path_factory.mktemp("short") / "tiny", **timed(SHORT_TR_S)))
 
 
-def timed(tr_s: float) -> dict:
+def timed(tr_s: float) -> dict[str, Any]:
     """Changes to the tiny bundle that give it a TR and the same drift basis at any."""
     high_pass_hz = 0.01 / tr_s
     return {
@@ -201,10 +206,28 @@ def short_scan(make_scan: type[Scan]) -> Scan:
 
 
 def frame_file(recorded: Recorded, event: Event) -> str:
-    return recorded.rows[event.message.volume].frame
+    assert isinstance(event.message, Frame)
+    file = recorded.rows[event.message.volume].frame
+    assert file
+    return file
 
 
-def rows_of(one: Bench, scan: Scan) -> dict:
+def image_of(event: Event) -> NDArray[np.uint8]:
+    assert event.image is not None
+    return event.image
+
+
+def shows(one: Bench, volume: int) -> bool:
+    """Whether the newest frame is this volume's."""
+    return bool(one.frames) and one.frames[-1].volume == volume
+
+
+def keeps(one: Bench, volume: int) -> bool:
+    """Whether the frame of a volume is kept for listeners to come."""
+    return volume in one.pipeline.broadcast.frames
+
+
+def rows_of(one: Bench, scan: Scan) -> dict[int, Row]:
     return {row.volume: row for row in read_recorded(one.pipeline._settings.out / scan.run_id).rows}
 
 
@@ -223,7 +246,7 @@ def test_every_volume_with_a_window_gives_a_frame(
                     )
                 await one.volume(scan, index)
                 if index >= 5:
-                    await one.until(lambda index=index: one.frames and one.frames[-1].volume == index)
+                    await one.until(partial(shows, one, index))
                 assert one.status.state == ("trusted" if index >= 11 else "warming")
             assert await one.source.ask(scan.end()) == wire.RunClosed(run_id=scan.run_id)
             assert await one.source.ask(scan.end()) == wire.RunClosed(run_id=scan.run_id)  # asked twice
@@ -236,9 +259,9 @@ def test_every_volume_with_a_window_gives_a_frame(
             for frame in one.frames:
                 parts = [getattr(frame.latency_ms, name) for name in STAGES]
                 assert frame.latency_ms.total == pytest.approx(sum(parts))
-            shown = [event for event in one.heard if isinstance(event.message, Shown)]
-            assert [event.message.onset_volume for event in shown] == [3, 9]
-            assert shown[0].png == make_picture(3)
+            shown = [(event.message, event.png) for event in one.heard if isinstance(event.message, Shown)]
+            assert [message.onset_volume for message, _ in shown] == [3, 9]
+            assert shown[0][1] == make_picture(3)
             counts = one.status.counts
             assert (counts.decoded, counts.warming, counts.received) == (13, 11, 24)
             (folder,) = one.closed
@@ -246,7 +269,8 @@ def test_every_volume_with_a_window_gives_a_frame(
             assert recorded.info.state == "closed"
             for event in one.heard:
                 if isinstance(event.message, Frame):
-                    assert np.array_equal(read_image(folder / frame_file(recorded, event)), event.image)
+                    image = read_image(folder / frame_file(recorded, event))
+                    np.testing.assert_array_equal(image, image_of(event))
             assert [trial.row.volume for trial in recorded.trials()] == [11, 17]
 
     asyncio.run(run())
@@ -301,7 +325,9 @@ def test_the_sampler_is_the_best_for_which_there_is_time_and_a_change_is_told(
         await one.volumes(scan, volumes)
         await decoder.begins()
         decoder.let_go()
-        await one.until(lambda: len(one.frames) == n_frames + 1 and one.pipeline._run.queue.idle)
+        opened = one.pipeline._run
+        assert opened
+        await one.until(lambda: len(one.frames) == n_frames + 1 and opened.queue.idle)
 
     asyncio.run(run())
 
@@ -408,7 +434,9 @@ def test_an_open_run_without_volumes_goes_stale_and_comes_back(
             await one.volumes(short_scan, range(3))
             await one.until(lambda: one.status.state == "stale")
             await one.volume(short_scan, 3)
-            assert one.heard[-1].message.state != "stale"
+            message = one.heard[-1].message
+            assert isinstance(message, Status | Frame)
+            assert message.state != "stale"
 
     asyncio.run(run())
 
@@ -508,7 +536,7 @@ def test_a_stopped_runtime_goes_on_where_it_was(
             for index in range(15):
                 await one.volume(scan, index)
                 if index >= 5:
-                    await one.until(lambda index=index: one.frames and one.frames[-1].volume == index)
+                    await one.until(partial(shows, one, index))
         # Killed between journal and picture, and in the middle of a line: both are in the journal still.
         folder = tmp_path / scan.run_id
         (folder / "shown" / "000002.png").unlink()
@@ -520,14 +548,16 @@ def test_a_stopped_runtime_goes_on_where_it_was(
             assert sorted(two.pipeline.broadcast.frames) == list(range(5, 15))
             for volume, event in two.pipeline.broadcast.frames.items():
                 before = one.pipeline.broadcast.frames[volume]
-                assert np.array_equal(event.image, before.image)
+                np.testing.assert_array_equal(image_of(event), image_of(before))
+                assert isinstance(event.message, Frame)
+                assert isinstance(before.message, Frame)
                 assert event.message.shown_onset == before.message.shown_onset
             assert two.pipeline.broadcast.shown[2].png == make_picture(2)
             reply = await two.start(scan)
             assert reply == wire.RunAccepted(run_id=scan.run_id, held=[(0, 15)])
             for index in range(15, 24):
                 await two.volume(scan, index)
-                await two.until(lambda index=index: index in two.pipeline.broadcast.frames)
+                await two.until(partial(keeps, two, index))
             await two.source.ask(scan.end())
             counts = two.status.counts
             assert (counts.received, counts.decoded, counts.warming, counts.skipped) == (24, 13, 11, 0)
@@ -571,7 +601,7 @@ def test_a_run_left_open_with_another_bundle_is_not_mixed_with_this_one(
         async with bench(other, tmp_path / "out", resume=True) as two:
             assert two.status.state == "waiting"
             assert await two.start(scan) == wire.RunAccepted(run_id=scan.run_id, held=[])
-            assert two.status.run_folder.endswith("_take-2")
+            assert (two.status.run_folder or "").endswith("_take-2")
 
     asyncio.run(run())
 
@@ -584,7 +614,7 @@ def test_two_runtimes_never_write_one_run(bundle: Bundle, scan: Scan, tmp_path: 
             async with bench(bundle, tmp_path, resume=True) as two:
                 assert two.status.state == "waiting"
                 assert await two.start(scan) == wire.RunAccepted(run_id=scan.run_id, held=[])
-                assert two.status.run_folder.endswith("_take-2")
+                assert (two.status.run_folder or "").endswith("_take-2")
             await one.volumes(scan, [3])
 
     asyncio.run(run())

@@ -192,7 +192,7 @@ def test_who_takes_frames_alone_sees_no_gap_where_runs_end_and_begin(subscribe: 
         for number in range(3):
             published.send(status("warming", f"run-{number}", f"/runs/{number}"), frame(1), frame(2))
             published.send(status("ended", f"run-{number}", f"/runs/{number}"))
-        sequences = []
+        sequences: list[int] = []
         while sequences[-1:] != [published.publisher.published["frame"] - 1]:
             sequences.append(receive(frames)[1]["sequence"])
         assert sequences == list(range(sequences[0], sequences[0] + len(sequences)))
@@ -306,7 +306,8 @@ def test_subscribers_get_what_is_recorded(
 ) -> None:
     served = serve("--publish", "tcp://127.0.0.1:0")
     socket, scanner = subscribe(publish_address(served)), connect(served.address)
-    number, heard = 0, []
+    number = 0
+    heard: list[tuple[str, dict[str, Any], bytes]] = []
     while not heard:
         number += 1
         scan = make_scan(run_id=f"sub-01_task-again_run-{number:02d}")
@@ -325,7 +326,7 @@ def test_subscribers_get_what_is_recorded(
     for volume, (header, picture) in frames.items():
         row = rows[volume]
         image = np.frombuffer(picture, header["dtype"]).reshape(header["shape"])
-        np.testing.assert_array_equal(image, read_image(recorded.path / row.frame))
+        np.testing.assert_array_equal(image, read_image(recorded.path / (row.frame or "")))
         assert header["sampler"] == row.sampler
         assert header["bundle_sha256"] == recorded.info.bundle_sha256
         assert header["latency_ms"]["total"] == pytest.approx(row.total_ms, abs=1e-3)
@@ -370,8 +371,9 @@ def test_the_example_says_what_it_missed() -> None:
                 assert socket.poll(PATIENCE_MS), "it did not subscribe"
                 socket.recv()
             for sequence in (5, 6, 9, 0):
-                header = {"sequence": sequence, "volume": 0, "decoder": "general", "status": "trusted"}
-                header |= {"dtype": "uint8", "shape": [1, 1, 3], "latency_ms": {"total": 1.0}}
+                header: dict[str, Any] = {"sequence": sequence, "volume": 0, "decoder": "general"}
+                header |= {"status": "trusted", "latency_ms": {"total": 1.0}}
+                header |= {"dtype": "uint8", "shape": [1, 1, 3]}
                 socket.send_multipart([b"frame", msgspec.msgpack.encode(header), bytes(3)])
             end = {"sequence": 2, "run_id": "run", "counts": {"decoded": 3}}
             socket.send_multipart([b"run_end", msgspec.msgpack.encode(end), b""])

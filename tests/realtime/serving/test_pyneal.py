@@ -155,12 +155,12 @@ def test_a_run_that_cannot_be_decoded_stops_the_scanner_and_the_next_is_taken(
     assert "Traceback" not in served.log()
 
 
-def header(affine: ArrayLike) -> dict:
+def header(affine: ArrayLike) -> dict[str, Any]:
     return {
         "volIdx": 1,
         "dtype": "int16",
         "shape": [6, 6, 6],
-        "affine": json.dumps([list(row) for row in affine]),
+        "affine": json.dumps(np.asarray(affine).tolist()),
         "TR": "1.3333",
     }
 
@@ -249,7 +249,7 @@ values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=5), max_le
 
 
 @given(changes=st.dictionaries(st.sampled_from(sorted(header(AFFINE))), values))
-def test_a_header_with_any_values_is_valid_or_refused_and_nothing_else(changes: dict) -> None:
+def test_a_header_with_any_values_is_valid_or_refused_and_nothing_else(changes: dict[str, Any]) -> None:
     frame = memoryview(json.dumps(header(AFFINE) | changes).encode())
     with contextlib.suppress(WireError):
         said, affine, tr_s = parse(frame)

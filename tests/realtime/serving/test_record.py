@@ -239,7 +239,7 @@ def test_a_run_whose_disk_fails_when_it_is_closed_goes_on(
     folder.journal(scan.volume(0), scan.voxels(0).tobytes())
     folder.close()
     recorded = read_recorded(folder.path)
-    assert (recorded.info.state, recorded.received) == ("closed", {0})
+    assert (recorded.info.state, set(recorded.received)) == ("closed", {0})
 
 
 def test_a_file_that_can_neither_be_written_nor_removed_is_a_record_error(folder: RunFolder) -> None:

@@ -75,7 +75,7 @@ def receive(run: Run, message: wire.Volume, payload: bytes, now_s: float, decode
     run.queue.done()
 
 
-def states(folder: Path) -> dict[int, tuple]:
+def states(folder: Path) -> dict[int, tuple[object, ...]]:
     return {
         row.volume: (row.state, row.sampler, row.repaired_voxels, row.shown_onset)
         for row in read_recorded(folder).rows
@@ -92,10 +92,10 @@ def test_the_same_bundle_on_the_same_engine_makes_the_same_frames(
     assert {row.state for row in then.rows} == {"decoded", "warming", "censored", "skipped", "missing"}
     assert {row.sampler for row in then.rows} == {None, *SAMPLERS}
     assert states(now.path) == states(then.path)
-    frames = [row for row in then.rows if row.frame]
-    for row in frames:
-        assert (now.path / row.frame).read_bytes() == (then.path / row.frame).read_bytes()
-        assert f"volume {row.volume}: the same, bit for bit\n" in said
+    frames = {row.volume: row.frame for row in then.rows if row.frame}
+    for volume, frame in frames.items():
+        assert (now.path / frame).read_bytes() == (then.path / frame).read_bytes()
+        assert f"volume {volume}: the same, bit for bit\n" in said
     assert f"{len(frames)} of {len(frames)} frames are the recorded ones bit for bit" in said
     assert now.received == then.received
     for a, b in zip(
@@ -150,7 +150,8 @@ def test_one_changed_pixel_is_noticed(
     changed = shutil.copytree(recording, tmp_path / "changed")
     frame = changed / "frames" / "000017.png"
     image = cv2.imread(str(frame))
-    image[3, 4, 1] ^= 2
+    assert image is not None
+    image[3, 4, 1] ^= np.uint8(2)
     cv2.imwrite(str(frame), image)
     assert main(["replay", str(changed), "--bundle", str(tiny_bundle), "--out", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().out

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import re
@@ -217,8 +218,8 @@ class Network:
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Network], Network]:
     def install(network: Network) -> Network:
-        monkeypatch.setattr(write.importlib.util, "find_spec", lambda name: object())
-        monkeypatch.setattr(write.subprocess, "run", network.run)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+        monkeypatch.setattr(subprocess, "run", network.run)
         return network
 
     return install
@@ -257,7 +258,7 @@ def test_where_the_network_fails_a_note_says_so(
 def test_where_the_network_is_not_installed_a_note_says_so(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(write.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     summary = write.write_report(run)
     write.add_network(summary, run)
     assert summary.notes[-1].endswith("efficientnet_lite_pytorch is not installed")

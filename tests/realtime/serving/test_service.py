@@ -34,6 +34,8 @@ def test_all_is_let_go_of_whatever_fails_on_the_way(
             )
         )
         await service.start()
+        assert service.publish_address
+        assert service.url
         addresses = [service.source_address, service.publish_address, service.url]
         assert [is_free(address) for address in addresses] == [False] * 3
 
