@@ -161,7 +161,8 @@ def torch_decode(checkpoint: Path, steps: int, *, merged: bool, bf16: bool, comp
             unguided, guided = unet(repeated, timestep, encoder_hidden_states=both).sample.float().chunk(2)
             predicted = unguided + guidance * (guided - unguided)
             latents = scheduler.step(predicted, timestep, latents).prev_sample
-        return decode_latents(vae, latents.to(dtype))[0]
+        image: NDArray[np.uint8] = decode_latents(vae, latents.to(dtype))[0]
+        return image
 
     return decode
 

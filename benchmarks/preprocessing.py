@@ -69,7 +69,7 @@ def stream(folder: Path) -> dict[str, float]:
         window = one.window()
         times_ms.append(1e3 * (time.perf_counter() - begun))
         rows[index] = volume[mask]
-        if index + 1 in COMPARED:
+        if index + 1 in COMPARED and window is not None:
             np.save(folder / f"window-{index + 1}.npy", window)
         volume = next(run, volume)
     np.save(folder / "rows.npy", rows)

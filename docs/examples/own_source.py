@@ -14,10 +14,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 import zmq
+from numpy.typing import NDArray
 
 from realtime import wire
 from realtime.network.curve import load_client_keys
@@ -25,20 +27,21 @@ from realtime.network.curve import load_client_keys
 PATIENCE_MS = 30_000
 
 file, address, *folder = sys.argv[1:]
-image = nibabel.load(file)
+image = nibabel.Nifti1Image.from_filename(file)
 x, y, z, n_volumes = image.shape
+affine: Any = tuple(map(tuple, image.affine.tolist()))  # voxel indices to mm: to the right, to the front, up
 start = wire.RunStart(
     run_id="sub-01_task-own",
     subject=1,
     tr_s=float(image.header.get_zooms()[3]),
     n_volumes=n_volumes,
     shape=(x, y, z),
-    affine=tuple(map(tuple, image.affine.tolist())),  # voxel indices to mm: to the right, to the front, up
+    affine=affine,
     dtype="float32",
 )
 
 
-def volumes() -> Iterator[np.ndarray]:
+def volumes() -> Iterator[NDArray[Any]]:
     """Every volume [x, y, z], when the scanner has it."""
     for index in range(start.n_volumes):
         time.sleep(start.tr_s)
@@ -63,6 +66,7 @@ if folder:
 socket.connect(address)
 
 accepted = ask(start)
+assert isinstance(accepted, wire.RunAccepted)
 held = {index for first, end in accepted.held for index in range(first, end)}
 print(f"{start.run_id}: the runtime has {len(held)} of {start.n_volumes} volumes", flush=True)
 for index, voxels in enumerate(volumes()):

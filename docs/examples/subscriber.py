@@ -25,8 +25,8 @@ socket = zmq.Context().socket(zmq.SUB)
 if folder:
     socket.curve_publickey, socket.curve_secretkey = load_certificate(Path(folder[0]) / "client.key_secret")
     socket.curve_serverkey, _ = load_certificate(Path(folder[0]) / "server.key")
-for topic in ("frame", "run_start", "run_end"):
-    socket.subscribe(topic)
+for wanted in ("frame", "run_start", "run_end"):
+    socket.subscribe(wanted)
 socket.connect(address)
 print(f"listening to {address}", flush=True)
 next_of: dict[bytes, int] = {}  # every topic counts its own messages

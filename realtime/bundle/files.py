@@ -121,7 +121,7 @@ def _mask_bytes(content: bytes) -> int:
     :raises ValueError: when the header does not describe a single volume
     """
     beginning = io.BytesIO(content[:_HEADER_BYTES])
-    header = nibabel.Nifti1Header.from_fileobj(beginning)  # type: ignore[no-untyped-call]
+    header = nibabel.Nifti1Header.from_fileobj(beginning)
     shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), int(header.get_data_offset())
     if len(shape) != 3 or not 0 < math.prod(shape) <= MAX_GRID_VOXELS:
         raise ValueError(f"found shape {shape}")

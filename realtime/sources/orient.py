@@ -26,11 +26,11 @@ def to_ras(voxels: NDArray[Any], affine: NDArray[np.float64]) -> tuple[NDArray[A
     is_finite = bool((np.abs(affine) <= FARTHEST_MM).all())
     if not is_finite or np.linalg.matrix_rank(affine[:3, :3]) < 3:
         raise WireError("grid", f"expected an invertible affine, got {affine.tolist()}")
-    axes = orientations.io_orientation(affine)  # type: ignore[no-untyped-call]
+    axes = orientations.io_orientation(affine)
     if not np.isfinite(axes).all():
         raise WireError("grid", f"expected an affine with distinct axes, got {affine.tolist()}")
-    turned = orientations.apply_orientation(voxels, axes)  # type: ignore[no-untyped-call]
-    placed = affine @ orientations.inv_ornt_aff(axes, voxels.shape)  # type: ignore[no-untyped-call]
+    turned = orientations.apply_orientation(voxels, axes)
+    placed = affine @ orientations.inv_ornt_aff(axes, voxels.shape)
     ordered = np.ascontiguousarray(turned, dtype=turned.dtype.newbyteorder("<"))
     return ordered, rows(placed)
 

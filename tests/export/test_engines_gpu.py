@@ -114,8 +114,8 @@ def test_a_recorded_loop_is_its_steps(built: Bundle, engine: Engine) -> None:
     assert "step by step" not in engine.description
     for sampler in built.spec.samplers:
         for seed in range(3):
-            images = [each.decode(window(built, seed), sampler).image for each in (recorded, led)]
-            np.testing.assert_array_equal(*images)
+            one, other = (each.decode(window(built, seed), sampler).image for each in (recorded, led))
+            np.testing.assert_array_equal(one, other)
 
 
 def test_layers_compute_in_what_the_graphs_say(built: Bundle) -> None:

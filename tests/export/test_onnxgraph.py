@@ -247,7 +247,7 @@ def test_of_a_graph_that_was_written_no_weight_is_held(graph: Graph, tmp_path: P
     """Neither by the module, nor by torch's exporter, nor by the optimizer behind it."""
     module = copy.deepcopy(graph.module)
     written = Graph(name=graph.name, module=module, outputs=graph.outputs, cases=graph.cases, free=graph.free)
-    weights = [weakref.ref(weight) for weight in module.unet.parameters()]
+    weights = [weakref.ref(weight) for weight in module.get_submodule("unet").parameters()]
     model = trace(written)
     save(model, tmp_path / "denoise.onnx")
     onnx_model.drop_weights(model)

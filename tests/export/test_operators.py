@@ -63,7 +63,7 @@ def node(operator: str, *names: str, **attributes: Any) -> onnx.NodeProto:
 
 
 DOUBLE = {"x": TensorProto.DOUBLE, "y": TensorProto.DOUBLE}
-UINT8 = {"y": TensorProto.UINT8}
+UINT8: dict[str, int] = {"y": TensorProto.UINT8}
 
 
 @pytest.mark.parametrize(

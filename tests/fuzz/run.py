@@ -69,7 +69,7 @@ def try_file(target: str, file: Path) -> int:
     """Let a target take one input; what it raises is seen."""
     import tracemalloc
 
-    from targets import TARGETS, try_input
+    from targets import TARGETS, try_input  # type: ignore[import-not-found]  # beside this script
 
     tracemalloc.start()
     try_input(TARGETS[target], file.read_bytes())
@@ -138,7 +138,7 @@ def fuzz_here(target: str, for_libfuzzer: list[str]) -> None:
     import tracemalloc
     import warnings
 
-    from mutate import of_target
+    from mutate import of_target  # type: ignore[import-not-found]  # beside this script
 
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")

@@ -158,7 +158,13 @@ def journals() -> Iterator[bytes]:
 
 def tables() -> Iterator[bytes]:
     """As it is now, and the two of format 1."""
-    row = {"volume": 8, "state": "decoded", "frame": "frames/000008.png", "window_start": 3, "window_stop": 9}
+    row: dict[str, Any] = {
+        "volume": 8,
+        "state": "decoded",
+        "frame": "frames/000008.png",
+        "window_start": 3,
+        "window_stop": 9,
+    }
     row |= {"sampler": "ddim-4", "shown_onset": 0, "brain_ms": 1.5, "total_ms": 20.25, "decoder": "general"}
     general = record_tables.row_line(record_tables.Row(**row))
     skipped = record_tables.row_line(

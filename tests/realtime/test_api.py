@@ -45,5 +45,6 @@ def test_the_names_are_those_that_the_package_lists() -> None:
     assert sorted(realtime.__all__) == realtime.__all__
     for name in realtime.__all__:
         assert getattr(realtime, name).__name__ == name
+    misspelt = "Bundel"
     with pytest.raises(AttributeError, match="'realtime' has no attribute 'Bundel'"):
-        realtime.Bundel  # noqa: B018
+        getattr(realtime, misspelt)

@@ -67,7 +67,8 @@ class Reference:
             previous = prediction
         colours = np.einsum("oc,chw->ohw", self.weights["colours"][:, :, 0, 0], latents)
         picture = colours.repeat(4, axis=1).repeat(4, axis=2).transpose(1, 2, 0)
-        return np.clip(127.5 * picture + 127.5, 0, 255)
+        clipped: Array = np.clip(127.5 * picture + 127.5, 0, 255)
+        return clipped
 
 
 @pytest.mark.parametrize("name", ["ddim-4", "multistep-3"])
@@ -118,8 +119,8 @@ def test_a_decode_leaves_its_window_and_the_pictures_before_it_alone(opened: Bun
 
 def test_engines_opened_anew_decode_the_same(opened: Bundle) -> None:
     (window,) = windows(1)
-    images = [Decoder(opened, open_engine(opened), seed=3).decode(window).image for _ in range(2)]
-    np.testing.assert_array_equal(*images)
+    first, second = (Decoder(opened, open_engine(opened), seed=3).decode(window).image for _ in range(2))
+    np.testing.assert_array_equal(first, second)
 
 
 def test_the_stages_are_timed(opened: Bundle, engine: Engine) -> None:

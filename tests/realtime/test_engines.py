@@ -93,8 +93,8 @@ def test_graphs_bound_to_fixed_addresses_compute_the_same(tiny_bundle: Path, sta
         decoders = [Decoder(opened, engine) for engine in (open_engine(opened, "onnxruntime-cpu"), bound)]
         for window in np.random.default_rng(2).standard_normal((3, 30, 6)).astype(np.float32):
             for sampler in opened.spec.samplers:
-                images = [decoder.decode(window, sampler).image for decoder in decoders]
-                np.testing.assert_array_equal(*images)
+                one, other = (decoder.decode(window, sampler).image for decoder in decoders)
+                np.testing.assert_array_equal(one, other)
         with pytest.raises(EngineError, match=r"not bound for inputs of .*\(1, 29, 6\)"):
             bound.run("brain", {"window": bound.put(np.zeros((1, 29, 6), np.float32))})
 
@@ -219,7 +219,9 @@ def test_where_weights_lie_is_read_from_any_graph(tiny_bundle: Path) -> None:
 
 
 @given(data=st.binary(max_size=300))
-def test_any_bytes_are_a_graph_or_refused_and_nothing_else(tmp_path_factory, data: bytes) -> None:
+def test_any_bytes_are_a_graph_or_refused_and_nothing_else(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes
+) -> None:
     path = tmp_path_factory.getbasetemp() / "any.onnx"
     for content in (data, b"\x3a" * 5_000 + data, b"\x3a\xff\xff\xff\xff\x0f" + data):
         path.write_bytes(content)
@@ -229,7 +231,9 @@ def test_any_bytes_are_a_graph_or_refused_and_nothing_else(tmp_path_factory, dat
 
 def test_an_engine_that_opens_and_fails_in_use_is_passed_over(tiny_bundle: Path) -> None:
     """As on a device whose memory is full, or whose libraries are not those that are needed."""
-    opened, tried, failed = Bundle.open(tiny_bundle), [], []
+    opened = Bundle.open(tiny_bundle)
+    tried: list[str] = []
+    failed: list[weakref.ref[Engine]] = []
 
     def use(engine: Engine) -> str:
         tried.append(engine.description)

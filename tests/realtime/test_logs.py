@@ -3,7 +3,7 @@ from __future__ import annotations
 import io
 import json
 import logging
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def test_every_message_is_one_line_of_json(text: str) -> None:
     [line] = logged(lambda logger: logger.warning("%s", text))
     assert line["message"] == text
     assert (line["level"], line["logger"]) == ("warning", "realtime.test")
-    assert datetime.fromisoformat(line["time"]).utcoffset().total_seconds() == 0
+    assert datetime.fromisoformat(line["time"]).utcoffset() == timedelta(0)
 
 
 def test_what_a_call_gives_besides_is_a_field() -> None:

@@ -148,7 +148,7 @@ def a_plan_less(bundle: Bundle, folder: Path) -> None:
     (folder / "vae.plan").unlink()
 
 
-DAMAGES = {
+DAMAGES: dict[Callable[[Bundle, Path], None], str] = {
     no_engines: rf"expected engines in tensorrt-{VERSION}-sm90, found none",
     another_version: r"found only tensorrt-10\.12\.0\.36-sm90",
     another_architecture: rf"found only tensorrt-{VERSION}-sm86",

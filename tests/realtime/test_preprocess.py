@@ -167,6 +167,7 @@ def test_the_stream_is_the_same_at_any_offset() -> None:
         near.push_row(index, row - 1000)
     a, b = far.window(), near.window()
     assert a is not None
+    assert b is not None
     np.testing.assert_allclose(a, b, rtol=RTOL, atol=ATOL)
 
 

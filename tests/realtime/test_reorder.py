@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -55,7 +56,7 @@ def test_a_scanner_that_was_away_gets_its_time_again() -> None:
 
 
 @pytest.mark.parametrize(("limit", "n_bytes"), [({"max_volumes": 2}, 1), ({"max_bytes": 20}, 10)])
-def test_a_gap_is_given_up_at_once_when_too_much_waits(limit: dict[str, int], n_bytes: int) -> None:
+def test_a_gap_is_given_up_at_once_when_too_much_waits(limit: dict[str, Any], n_bytes: int) -> None:
     reorder: Reorder[int] = Reorder(9, patience_s=1e9, **limit)
     assert reorder.push(3, 3, 0.0, n_bytes) == reorder.push(4, 4, 0.0, n_bytes) == []
     assert reorder.push(6, 6, 0.0, n_bytes) == [

@@ -81,7 +81,8 @@ def estimated(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Estimated
 def correlation(a: F64, b: F64) -> F64:
     """Correlation of the columns of ``a`` and ``b``: ``[V]``."""
     a, b = a - a.mean(axis=0), b - b.mean(axis=0)
-    return (a * b).sum(axis=0) / np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0))
+    found: F64 = (a * b).sum(axis=0) / np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0))
+    return found
 
 
 def session_designs() -> list[npt.NDArray[np.int64]]:
@@ -106,7 +107,7 @@ def test_without_noise_the_true_amplitudes_come_back() -> None:
     truth = rng.normal(1.0, 0.2, (len(pictures), library.shape[1]))[place]
     series, start = [], 0
     for design in designs:
-        stop = start + np.count_nonzero(design)
+        stop = start + int(np.count_nonzero(design))
         by_voxel = [
             explicit_regressors(design, response) @ amplitudes
             for response, amplitudes in zip(library.T, truth[start:stop].T, strict=True)
@@ -239,7 +240,7 @@ def test_fitted_responses_follow_the_true_time_to_peak(estimated: Estimated, tin
 
 
 def test_files_are_nsds(estimated: Estimated, tiny: Tiny) -> None:
-    image = nib.load(estimated.layout.betas(1, 1))
+    image = nib.Nifti1Image.from_filename(estimated.layout.betas(1, 1))
     roi = read_roi(estimated.layout, 1)
     assert image.shape == (*tiny.settings.grid, 750)
     assert image.get_data_dtype() == np.int16

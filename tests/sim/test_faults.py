@@ -13,7 +13,7 @@ from nsd import Layout
 from realtime import wire
 from realtime.errors import WireError
 from sim.errors import SimError
-from sim.faults import KINDS, Fault, FaultyLink, FaultyScan, describe, draw_plan, late_tr, parse_rates
+from sim.faults import KINDS, Fault, FaultyLink, FaultyScan, Kind, describe, draw_plan, late_tr, parse_rates
 from sim.recording import Recording
 
 from .conftest import Tiny
@@ -45,7 +45,7 @@ class Wire:
         self.sent.append(None)
 
 
-def fault(kind: str, seed: int = 7, late_tr: float = 0.0) -> Fault:
+def fault(kind: Kind, seed: int = 7, late_tr: float = 0.0) -> Fault:
     return Fault(kind=kind, late_tr=late_tr, seed=seed)
 
 
@@ -63,7 +63,7 @@ GOLDEN = [(0, "corrupt"), (2, "reorder"), (3, "duplicate"), (5, "corrupt"), (9, 
 
 
 def test_rates_are_probabilities() -> None:
-    rates = {"drop": 0.1, "spike": 0.3}
+    rates: dict[Kind, float] = {"drop": 0.1, "spike": 0.3}
     plan = draw_plan(rates, 0, run_start(10_000))
     counts = Counter(each.kind for each in plan.values())
     assert counts.keys() == rates.keys()
@@ -116,16 +116,24 @@ def test_a_spike_makes_slices_brighter_and_dimmer_in_turn(recording: Recording) 
     assert scan.volume(6) == recording.volume(6)
 
 
+def read_volume(header: bytes) -> wire.Volume:
+    volume = wire.decode_to_runtime(header)
+    assert isinstance(volume, wire.Volume)
+    return volume
+
+
 @given(seed=st.integers(0, 2**32 - 1))
 def test_a_changed_byte_never_passes_for_the_volume_that_was_sent(seed: int) -> None:
     link = Wire()
     buffer = bytes(range(64))
     sent = wire.with_checksum(wire.Volume(run_id="sub-01", index=3, acquired_s=5.25), buffer)
     FaultyLink(link, {3: fault("corrupt", seed)}).send(wire.encode(sent), buffer)
-    ((header, changed),) = link.sent
+    (message,) = link.sent
+    assert message is not None
+    header, changed = message
     assert (header, changed) != (wire.encode(sent), buffer)
     with pytest.raises(WireError) as caught:
-        wire.verify_checksum(wire.decode_to_runtime(header), changed)
+        wire.verify_checksum(read_volume(header), changed)
     assert caught.value.code in ("header", "version", "checksum")
 
 

@@ -103,6 +103,7 @@ def test_what_is_sent_is_what_was_recorded(recording: Recording, tiny: Tiny) -> 
         name, png = runtime.markers[trial.onset_volume]
         assert name == scenes.scene(trial.image).name
         shown = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
+        assert shown is not None
         assert np.array_equal(cv2.cvtColor(shown, cv2.COLOR_BGR2RGB), scenes.render(trial.image))
     assert runtime.ends == ["complete"]
 
@@ -119,7 +120,7 @@ def real_looking_copy(tiny: Tiny, root: Path, *, dtype: type, with_pictures: boo
     ):
         target.parent.mkdir(parents=True)
         target.write_bytes(path.read_bytes())
-    image = nib.load(source.timeseries(1, 1, 1))
+    image = nib.Nifti1Image.from_filename(source.timeseries(1, 1, 1))
     header = nib.Nifti1Header(endianness=">")
     header.set_data_dtype(dtype)
     layout.timeseries(1, 1, 1).parent.mkdir(parents=True)
@@ -150,6 +151,7 @@ def test_a_copy_of_nsd_is_replayed_just_the_same(tiny: Tiny, tmp_path: Path, dty
         assert recording.markers[5].name == f"nsd {trial.image + 1}"
         png = recording.picture_png(trial.onset_volume)
         shown = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
+        assert shown is not None
         assert np.array_equal(shown[..., ::-1], stimuli.image(trial.image))
 
 

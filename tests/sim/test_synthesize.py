@@ -59,7 +59,7 @@ def test_nsd_reads_what_was_synthesized(tiny: Tiny) -> None:
 def test_series_carry_nsds_header(tiny: Tiny) -> None:
     import nibabel as nib
 
-    image = nib.load(Layout(tiny.root).timeseries(1, 1, 1))
+    image = nib.Nifti1Image.from_filename(Layout(tiny.root).timeseries(1, 1, 1))
     assert image.shape == (*tiny.settings.grid, 226)
     assert image.header.get_zooms() == pytest.approx((1.8, 1.8, 1.8, 4 / 3))
     assert image.header.get_xyzt_units() == ("mm", "sec")

@@ -104,7 +104,7 @@ def tiny_nsd_of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Subjects 1 and 2, whose region is ten voxels smaller."""
     root = write_small_subjects(tmp_path_factory.mktemp("nsd-of-two"), 1, 2)
     path = Layout(root).roi(2)
-    image = nibabel.load(path)
+    image = nibabel.Nifti1Image.from_filename(path)
     labels = np.asarray(image.dataobj).copy()
     labels.flat[np.flatnonzero(labels > 0)[:10]] = 0
     nibabel.save(nibabel.Nifti1Image(labels, image.affine), path)

@@ -23,7 +23,7 @@ from train.model.batch import Batch
 from train.model.brain import BrainModule
 from train.model.dynadiff import Dynadiff, brain_config
 from train.model.finetune import set_trainable
-from train.recipe import Recipe, Training, read_recipe
+from train.recipe import Recipe, Training, demo_base, read_recipe
 
 GOLDEN = Path(__file__).parent / "golden_losses.tsv"
 SEED, N_EXAMPLES, N_VOXELS = 11, 20, 50
@@ -47,7 +47,7 @@ def losses_of(recipe: Recipe, folder: Path, on_batch: Callable[[], None] = lambd
     draw = torch.Generator().manual_seed(SEED)
     n_volumes, size = recipe.window.length_volumes, 8
     windows = torch.randn(N_EXAMPLES, N_VOXELS, n_volumes, generator=draw)
-    latents = torch.randn(N_EXAMPLES, recipe.base.latent_channels, size, size, generator=draw)
+    latents = torch.randn(N_EXAMPLES, demo_base(recipe).latent_channels, size, size, generator=draw)
     torch.manual_seed(SEED)
     unet = make_unet(recipe.base)
     with torch.no_grad():  # what the untrained UNet predicts is weak: stronger, it shows in the losses

@@ -31,7 +31,8 @@ class Line(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         x = nn.functional.dropout(batch["x"].to(self.layer.weight.dtype), 0.5)
-        return (self.layer(x) - batch["x"].sum(1, keepdim=True)).square().mean()
+        loss: Tensor = (self.layer(x) - batch["x"].sum(1, keepdim=True)).square().mean()
+        return loss
 
 
 def batch_of(indices: NDArray[np.int64]) -> Batch:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from train.errors import TrainError
 from train.model.brain import BrainConfig, BrainModule
 
 SMALL = BrainConfig(n_voxels=10, n_volumes=3, n_subjects=2, hidden_width=8, n_tokens=2, token_width=4)
+LAYERS: tuple[Literal["own", "shared"], ...] = ("own", "shared")
+MERGED: tuple[Literal["out", "in", "mean"], ...] = ("out", "in", "mean")
 SWITCHES = [
     replace(SMALL, timestep_layers=layers, aggregation=merged, per_subject_timesteps=own, residual_blocks=n)
-    for layers, merged, own, n in itertools.product(
-        ("own", "shared"), ("out", "in", "mean"), (False, True), (0, 2)
-    )
+    for layers, merged, own, n in itertools.product(LAYERS, MERGED, (False, True), (0, 2))
 ]
 
 
@@ -43,9 +44,11 @@ def written_out(brain: BrainModule, window_VT: Tensor, subject: int) -> Tensor:
     else:
         hidden = torch.stack(rows).mean(dim=0)
     for block in brain.residual:
+        assert isinstance(block.body, nn.Sequential)
         linear, norm, *_ = block.body
         hidden = hidden + torch.nn.functional.gelu(norm(linear(hidden)))
-    return brain.output(hidden).view(config.n_tokens, config.token_width)
+    tokens: Tensor = brain.output(hidden).view(config.n_tokens, config.token_width)
+    return tokens
 
 
 @pytest.mark.parametrize("config", SWITCHES, ids=str)

@@ -96,8 +96,8 @@ def test_pictures_depend_on_latents_and_tokens(ridge_checkpoint: Path, tiny_nsd:
     first = decode_windows(checkpoint, windows, seed=1, name="test")
     assert first.shape == (3, 64, 64, 3)
     assert np.array_equal(first, decode_windows(checkpoint, windows, seed=1, name="test"))
-    for layer in (checkpoint.brain.latents, checkpoint.brain.condition):
-        layer.first.zero_()
+    for layer in ("latents", "condition"):
+        checkpoint.brain.get_parameter(f"{layer}.first").zero_()
         changed = decode_windows(checkpoint, windows, seed=1, name="test")
         assert not np.array_equal(first, changed)
     # One level of 255: rows of a batch may be computed by kernels that add in another order.

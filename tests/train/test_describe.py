@@ -43,7 +43,7 @@ def test_nothing_is_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
     empty = torch.empty
 
     def watched(*size: object, **options: object) -> torch.Tensor:
-        made = empty(*size, **options)  # type: ignore[call-overload]
+        made: torch.Tensor = empty(*size, **options)  # type: ignore[call-overload]
         allocated.append(0 if made.is_meta else made.numel())
         return made
 

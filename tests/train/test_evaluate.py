@@ -17,6 +17,8 @@ from train.errors import TrainError
 from train.evaluation import evaluate as module
 from train.evaluation.decode_cache import kept
 from train.evaluation.evaluate import Evaluation, evaluate
+from train.evaluation.held_out import decode_windows
+from train.evaluation.results_table import see
 from train.model.sample import Pictures
 
 pytestmark = pytest.mark.usefixtures("offline")
@@ -36,7 +38,6 @@ def checkpoint(tiny_checkpoint: Path, tmp_path: Path, tiny_base: Path) -> Path:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Ways that were decoded since, each by its name."""
     names: list[str] = []
-    decode_windows = module.decode_windows
 
     def note(checkpoint: Checkpoint, windows: NDArray[np.float16], seed: int, name: str) -> Pictures:
         names.append(name)
@@ -122,7 +123,6 @@ def test_networks_run_where_the_decoder_does(
     checkpoint: Path, tiny_nsd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     devices: list[object] = []
-    see = module.see
 
     def note(*arguments: object) -> object:
         devices.append(arguments[2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -214,9 +215,12 @@ def test_base_pictures_are_none_that_the_subject_is_shown(
         expected = stimuli.images(drawn.tolist())
     asked: list[list[int]] = []
     read = Stimuli.images
-    monkeypatch.setattr(
-        Stimuli, "images", lambda self, images: (asked.append(list(images)), read(self, images))[1]
-    )
+
+    def note(self: Stimuli, images: Sequence[int]) -> NDArray[np.uint8]:
+        asked.append(list(images))
+        return read(self, images)
+
+    monkeypatch.setattr(Stimuli, "images", note)
     found = base_pictures(tiny_nsd, 1, 5, seed=1)
     assert np.array_equal(found.train, expected)
     train, held_out = asked

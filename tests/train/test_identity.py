@@ -34,7 +34,7 @@ def identity_of(root: Path) -> str:
 
 def other_region(root: Path) -> None:
     path = Layout(root).roi(1)
-    image = nibabel.load(path)
+    image = nibabel.Nifti1Image.from_filename(path)
     labels = np.asarray(image.dataobj).copy()
     labels.flat[np.flatnonzero(labels > 0)[0]] = 0
     nibabel.save(nibabel.Nifti1Image(labels, image.affine), path)

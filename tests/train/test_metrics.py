@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,6 +18,7 @@ from scipy.stats import pearsonr
 from train.evaluation.metrics import correlation_distance, cosine_distance, mean_iou, pixcorr, ssim, two_way
 
 SIZE = (5, 24, 20, 3)
+Metric = Callable[[NDArray[Any], NDArray[Any]], NDArray[np.float64]]
 
 
 @pytest.fixture
@@ -26,7 +30,8 @@ def rng() -> np.random.Generator:
 def shown(rng: np.random.Generator) -> NDArray[np.uint8]:
     """Pictures with structure at many scales."""
     noise = rng.normal(size=SIZE)
-    return np.clip(128 + 400 * gaussian_filter(noise, (0, 2, 2, 0)), 0, 255).astype(np.uint8)
+    smoothed: NDArray[np.float64] = gaussian_filter(noise, (0, 2, 2, 0))
+    return np.clip(128 + 400 * smoothed, 0, 255).astype(np.uint8)
 
 
 @pytest.fixture
@@ -46,7 +51,8 @@ def ssim_written_out(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
     x, y = ((picture / 255.0) @ [0.2125, 0.7154, 0.0721] for picture in (one, other))
 
     def smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return gaussian_filter(values, 1.5, truncate=3.5)
+        smoothed: NDArray[np.float64] = gaussian_filter(values, 1.5, truncate=3.5)
+        return smoothed
 
     mean_x, mean_y = smooth(x), smooth(y)
     var_x, var_y = smooth(x * x) - mean_x**2, smooth(y * y) - mean_y**2
@@ -107,7 +113,7 @@ def test_cosine_distance_is_scipys(rng: np.random.Generator) -> None:
 
 
 def iou_written_out(true: NDArray[np.uint8], decoded: NDArray[np.uint8]) -> float:
-    per_class = []
+    per_class: list[float] = []
     for label in set(true.tolist()) | set(decoded.tolist()):
         inter = sum(a == label and b == label for a, b in zip(true, decoded, strict=True))
         union = sum(a == label or b == label for a, b in zip(true, decoded, strict=True))
@@ -178,16 +184,18 @@ def test_trials_are_scored_in_any_order_alike(
 ) -> None:
     order = rng.permutation(len(shown))
     flat = [pictures.reshape(len(pictures), -1) for pictures in (shown, decoded)]
-    for metric in (ssim, pixcorr):
+    of_pictures: list[Metric] = [ssim, pixcorr]
+    for metric in of_pictures:
         np.testing.assert_allclose(metric(shown[order], decoded[order]), metric(shown, decoded)[order])
-    for metric in (two_way, correlation_distance, cosine_distance, mean_iou):
+    of_features: list[Metric] = [two_way, correlation_distance, cosine_distance, mean_iou]
+    for metric in of_features:
         np.testing.assert_allclose(
             metric(flat[0][order], flat[1][order]), metric(*flat)[order], rtol=1e-12, atol=1e-12
         )
 
 
 @pytest.mark.parametrize("metric", [pixcorr, ssim, correlation_distance, cosine_distance, mean_iou])
-def test_trials_that_do_not_pair_are_refused(metric, shown: NDArray[np.uint8]) -> None:  # type: ignore[no-untyped-def]
+def test_trials_that_do_not_pair_are_refused(metric: Metric, shown: NDArray[np.uint8]) -> None:
     trials = shown if metric in (pixcorr, ssim) else shown.reshape(len(shown), -1)
     with pytest.raises(ValueError, match="equal shape"):
         metric(trials, trials[:-1])

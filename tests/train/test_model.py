@@ -16,7 +16,7 @@ from train.model.diffusion import (
     make_scheduler,
     offset_noise,
 )
-from train.recipe import Recipe
+from train.recipe import Recipe, demo_base
 
 
 @given(u=st.floats(0, 1, exclude_max=True))
@@ -59,7 +59,7 @@ def test_attention_heads_have_the_width_the_recipe_names(tiny_recipe: Recipe) ->
     attentions = [module for name, module in unet.named_modules() if name.endswith("attn2")]
     assert attentions
     for attention in attentions:
-        assert attention.to_q.out_features == attention.heads * tiny_recipe.base.attention_head_width
+        assert attention.to_q.out_features == attention.heads * demo_base(tiny_recipe).attention_head_width
 
 
 def test_scheduler_is_stable_diffusions() -> None:

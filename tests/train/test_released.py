@@ -114,7 +114,7 @@ def reference_unet(state: Mapping[str, Tensor], recipe: Recipe) -> UNet2DConditi
     for key, weight in state.items():
         if not key.startswith(UNET) or ".transformers.1." in key or ".lora_" in key:
             continue
-        added = 0.0
+        added: Tensor | float = 0.0
         if key.endswith(".base_layer.weight"):
             stem = key.removesuffix("base_layer.weight")
             added = scale * state[f"{stem}lora_B.default.weight"] @ state[f"{stem}lora_A.default.weight"]

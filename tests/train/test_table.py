@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from scipy.stats import bootstrap, sem
 
 from train.errors import TrainError
@@ -120,8 +121,8 @@ def test_values_errors_and_intervals_are_over_trials(
     unaided: dict[str, Seen], pictures: NDArray[np.uint8], decoded: NDArray[np.uint8]
 ) -> None:
     row = compare(unaided["shown"], unaided["decoded"], seed=3)
-    large = [resized(those, 425, results_table.Image.Resampling.BICUBIC) for those in (pictures, decoded)]
-    flat = [those.reshape(len(those), -1) for those in (pictures, decoded)]
+    large = [resized(those, 425, Image.Resampling.BICUBIC) for those in (pictures, decoded)]
+    flat = [those.reshape(len(those), -1).astype(np.float64) for those in (pictures, decoded)]
     expected = {"SSIM": ssim(*large), "PixCorr": pixcorr(*large), "Pixels": two_way(*flat)}
     for name, values in expected.items():
         cell = scores(row)[name]
@@ -253,7 +254,7 @@ def test_decoded_pictures_may_have_another_size(
     pictures: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(results_table, "NETWORKS", WITHOUT_WEIGHTS)
-    larger = resized(pictures, 128, results_table.Image.Resampling.BICUBIC)
+    larger = resized(pictures, 128, Image.Resampling.BICUBIC)
     for name, cell in scores(score(pictures, larger, None)).items():
         assert cell.value > 0.9, name
 
@@ -290,9 +291,9 @@ def test_a_row_is_json(unaided: dict[str, Seen]) -> None:
 
 @pytest.mark.parametrize(("n_shown", "n_decoded"), [(3, 2), (1, 1), (0, 0)])
 def test_trials_that_do_not_pair_are_refused(n_shown: int, n_decoded: int, unaided: dict[str, Seen]) -> None:
-    first = [unaided["shown"].reordered(np.arange(n)) for n in (n_shown, n_decoded)]
+    shown, decoded = (unaided["shown"].reordered(np.arange(n)) for n in (n_shown, n_decoded))
     with pytest.raises(TrainError, match=f"got {n_decoded}, {n_shown}"):
-        compare(*first)
+        compare(shown, decoded)
 
 
 def test_a_network_that_saw_only_one_of_two_sets_scores_neither(unaided: dict[str, Seen]) -> None:

@@ -15,7 +15,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 from nsd import Layout, Stimuli
 from train.errors import TrainError
 from train.model.picture_encoder import encode_tokens, load_picture_encoder
-from train.recipe import Recipe, VersatileDiffusion
+from train.recipe import Recipe, VersatileDiffusion, demo_base
 from train.systems.brain_diffuser.tokens import (
     ENCODER_FOLDER,
     PROCESSOR_FOLDER,
@@ -78,7 +78,7 @@ def test_the_demos_tokens_are_those_its_unet_was_pretrained_with(
     tiny_base: Path, tiny_nsd: Path, tiny_recipe: Recipe
 ) -> None:
     tokens_of, null_NW = load_token_encoder(tiny_base, tiny_recipe.base)
-    encoder, null = load_picture_encoder(tiny_base, tiny_recipe.base)
+    encoder, null = load_picture_encoder(tiny_base, demo_base(tiny_recipe))
     assert torch.equal(null_NW, null)
     with Stimuli(Layout(tiny_nsd)) as stimuli:
         images = list(range(40))

@@ -49,8 +49,12 @@ def entry(
     series: str = "model",
 ) -> Entry:
     means = {name: pixels if lite0 is None or name != "EffNet-Lite0" else lite0 for name in HEADLINES}
-    values = {name: mean + spread * UP_AND_DOWN for name, mean in means.items()}
-    others = {metric.name: NotComputed(needs="a network") for metric in METRICS}
+    values: dict[str, Array | NotComputed] = {
+        name: mean + spread * UP_AND_DOWN for name, mean in means.items()
+    }
+    others: dict[str, Array | NotComputed] = {
+        metric.name: NotComputed(needs="a network") for metric in METRICS
+    }
     return entry_of(series, others | values, np.arange(N) if pictures is None else pictures, x, reference)
 
 
@@ -256,12 +260,12 @@ def test_decoding_begins_where_windows_first_hold_something(own: dict[int, Entry
     ],
 )
 def test_specialised_models_last(own: dict[int, float], one: dict[int, float], verdict: str) -> None:
-    lines = [{at: entry(value, spread=0.1) for at, value in each.items()} for each in (own, one)]
-    assert lasts(*lines, "a model").verdict == verdict
+    own_line, one_line = ({at: entry(value, spread=0.1) for at, value in each.items()} for each in (own, one))
+    assert lasts(own_line, one_line, "a model").verdict == verdict
 
 
 @pytest.mark.parametrize(("before", "after", "verdict"), [(0.9, 0.9, YES), (0.9, 0.5, NO)])
 def test_neighbours_are_looked_for_one_trial_away(before: float, after: float, verdict: str) -> None:
     elsewhere = {offset: entry(0.5, spread=0.1) for offset in range(-5, 10)}
-    lines = [elsewhere | {at: entry(value)} for at, value in ((0, before), (6, after))]
-    assert shows_neighbours(*lines, 3).verdict == verdict
+    line_before, line_after = (elsewhere | {at: entry(value)} for at, value in ((0, before), (6, after)))
+    assert shows_neighbours(line_before, line_after, 3).verdict == verdict

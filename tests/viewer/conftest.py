@@ -110,7 +110,8 @@ def latency(denoise: float) -> LatencyMs:
 def picture(rgb: tuple[int, int, int]) -> NDArray[np.uint8]:
     """A 64 x 64 picture of about that colour, with a gradient so that no frame is flat."""
     ramp = np.linspace(-20, 20, 64)[:, None, None]
-    return np.clip(np.broadcast_to(ramp + np.array(rgb), (64, 64, 3)), 0, 255).astype(np.uint8)
+    exact: NDArray[np.float64] = np.clip(np.broadcast_to(ramp + np.array(rgb), (64, 64, 3)), 0, 255)
+    return exact.astype(np.uint8)
 
 
 @pytest.fixture

@@ -171,7 +171,7 @@ def test_without_the_token_nothing_is_served_on_any_route(
 ) -> None:
     async def check(session: aiohttp.ClientSession, token: str) -> None:
         options = {"Connection": "Upgrade", "Upgrade": "websocket"} if path == "/ws" else {}
-        body = {"json": {"sdp": "v=0"}} if method == "POST" else {}
+        body: dict[str, Any] = {"json": {"sdp": "v=0"}} if method == "POST" else {}
         for query in ("", f"token={token[:-1]}", "token=", "token=%00%ff"):
             target = path if path != "/" else f"/?{query}"
             async with session.request(method, target, headers=headers | options, **body) as response:

@@ -102,7 +102,7 @@ def check_numbers(page: Page, frame: Any, status: Any) -> None:
     assert page.get_by_test_id("latency-chart").get_attribute("data-points") == str(len(COLOURS))
 
 
-def test_a_bank_shows_every_picture_by_every_decoder(open_page, serve, run) -> None:
+def test_a_bank_shows_every_picture_by_every_decoder(open_page: Any, serve: Any, run: Any) -> None:
     delays = {"general": 8, "before-2": 3, "after-5": 10}
     decoders = tuple(DecoderUsed(name=name, window_delay_volumes=delays[name]) for name in delays)
     served = serve(run.status("trusted", 60, decoders=decoders))
@@ -130,7 +130,7 @@ def test_a_bank_shows_every_picture_by_every_decoder(open_page, serve, run) -> N
     expect(bank).to_be_hidden()
 
 
-def test_an_alarm_stands_in_place_of_the_message_while_it_lasts(open_page, serve, run) -> None:
+def test_an_alarm_stands_in_place_of_the_message_while_it_lasts(open_page: Any, serve: Any, run: Any) -> None:
     alarm = "recording has stopped at volume 31: cannot write: No space left on device"
     served = serve(run.status("trusted", 31, message="all is well", alarm=alarm, statistics="the past"))
     page = open_page(served.url)

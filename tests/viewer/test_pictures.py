@@ -17,7 +17,9 @@ def smooth_picture(seed: int, height: int, width: int) -> NDArray[np.uint8]:
 
 
 def decode_png(png: bytes) -> NDArray[np.uint8]:
-    return np.asarray(cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1], np.uint8)
+    bgr = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
+    assert bgr is not None
+    return np.asarray(bgr[:, :, ::-1], np.uint8)
 
 
 def decode_vp8(keyframe: bytes) -> NDArray[np.uint8]:

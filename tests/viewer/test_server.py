@@ -24,7 +24,9 @@ STATIC = Path(realtime.viewer.__file__).parent / "static"
 
 
 def decode_png(png: bytes) -> NDArray[np.uint8]:
-    return np.asarray(cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1], np.uint8)
+    bgr = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
+    assert bgr is not None
+    return np.asarray(bgr[:, :, ::-1], np.uint8)
 
 
 async def status_and_text(request: Any) -> tuple[int, str]:

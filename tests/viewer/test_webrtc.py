@@ -14,6 +14,7 @@ import aiohttp
 import numpy as np
 import pytest
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
+from av import VideoFrame
 from numpy.typing import NDArray
 
 from realtime.events import KEPT, Broadcast
@@ -66,7 +67,9 @@ class Page:
         """Receive video until it shows this picture's mean colour."""
         async with asyncio.timeout(PATIENCE_S):
             while True:
-                frame = (await self.track.recv()).to_ndarray(format="rgb24")
+                received = await self.track.recv()
+                assert isinstance(received, VideoFrame)
+                frame = received.to_ndarray(format="rgb24")
                 if np.abs(frame.mean((0, 1)) - image.mean((0, 1))).max() < 4:
                     return np.asarray(frame)
 
@@ -225,7 +228,7 @@ def test_bad_offers_are_refused_and_leave_nothing_behind(with_viewer: Any, run: 
 
 
 def test_offers_that_break_off_take_no_place(with_viewer: Any, run: Any) -> None:
-    async def check(session: aiohttp.ClientSession, _: Broadcast) -> None:
+    async def check(session: aiohttp.ClientSession, broadcast: Broadcast) -> None:
         server = session._base_url
         assert server is not None
         head = f"POST /offer HTTP/1.1\r\nHost: {server.host}:{server.port}\r\n"

@@ -63,7 +63,7 @@ def _read(data: bytes) -> VolumeFile | SliceFile:
     if dataset.get("SOPClassUID") not in _IMAGES:
         raise WireError("file", f"expected an MR image, got {dataset.get('SOPClassUID', 'none')}")
     _check_pixels(dataset)
-    wrapper = wrapper_from_data(dataset)  # type: ignore[no-untyped-call]
+    wrapper = wrapper_from_data(dataset)
     uid = str(dataset.get("SeriesInstanceUID", ""))
     series: dict[str, Any] = {
         "number": int(dataset.InstanceNumber),

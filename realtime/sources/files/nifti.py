@@ -70,7 +70,7 @@ def _voxels(data: bytes) -> tuple[NDArray[Any], NDArray[Any]]:
     size = next((size for size in _HEADERS if size in kind), None)
     if size is None or len(data) < size:
         raise NotWholeError(f"expected a NIfTI header of 348 or 540 bytes, got {len(data)} bytes")
-    header = _HEADERS[size].from_fileobj(io.BytesIO(data))  # type: ignore[no-untyped-call]
+    header = _HEADERS[size].from_fileobj(io.BytesIO(data))
     if not header["magic"].item().startswith((b"n+1", b"n+2")):
         raise WireError("file", "expected header and voxels in one file, got a header only")
     if header["sform_code"] <= 0 and header["qform_code"] <= 0:

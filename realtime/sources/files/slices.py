@@ -82,7 +82,7 @@ class Slices:
         return 1 + (one.number - 1) // self._n_slices(one)
 
     def _n_slices(self, one: SliceFile) -> int:
-        axes = orientations.io_orientation(one.affine)  # type: ignore[no-untyped-call]
+        axes = orientations.io_orientation(one.affine)
         if not np.isfinite(axes).all():
             raise WireError("grid", f"expected a slice with an orientation, got {one.affine.tolist()}")
         return self._shape[int(axes[2, 0])]

@@ -139,7 +139,7 @@ class Served:
                 stderr=log,
             )
         self.said = self._read_start()
-        self.address = re.search(r"volumes from ([^\s,]+),", self.said).group(1)
+        self.address = self.found(r"volumes from ([^\s,]+),")
 
     def _read_start(self) -> str:
         """What it prints up to its last line before it serves."""
@@ -150,6 +150,12 @@ class Served:
             if "page" in line.decode():
                 return said
         raise AssertionError(f"the runtime did not start: {self.log()}")
+
+    def found(self, pattern: str) -> str:
+        """The group of a pattern in what it printed before it served."""
+        match = re.search(pattern, self.said)
+        assert match, f"expected {pattern} in {self.said}"
+        return match[1]
 
     def log(self) -> str:
         return self._log.read_text()
@@ -232,7 +238,8 @@ def tiny_nsd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "summary.json").read_text())
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return summary
 
 
 @pytest.fixture
@@ -264,7 +271,7 @@ def closed_account(account_of: Callable[[Path], dict[str, Any]]) -> Callable[[Pa
 
 @pytest.fixture(scope="session")
 def demo_scan() -> DemoScan:
-    image = nibabel.load(Layout(demo_data("nsd")).timeseries(1, 1, 10))
+    image = nibabel.Nifti1Image.from_filename(Layout(demo_data("nsd")).timeseries(1, 1, 10))
     series = np.asarray(image.dataobj[..., :DEMO_VOLUMES])
     affine = tuple(tuple(float(number) for number in row) for row in image.affine)
     return DemoScan(

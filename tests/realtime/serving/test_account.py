@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from realtime.runs.account import Account
 from realtime.runs.queue import NewestWins
 from realtime.runs.run import Ready, Run
 
+from .conftest import Scan
+
 N_VOLUMES = 24
 IMAGE = np.zeros((32, 32, 3), dtype=np.uint8)
 STAGES_MS = {"brain": 1.0, "denoise": 2.0, "vae": 1.0}
@@ -27,7 +30,7 @@ STAGES_MS = {"brain": 1.0, "denoise": 2.0, "vae": 1.0}
 class Rig:
     """A run whose clock and decoder belong to the test."""
 
-    def __init__(self, run: Run, scan, bundle: Bundle) -> None:
+    def __init__(self, run: Run, scan: Scan, bundle: Bundle) -> None:
         self.run = run
         self.bundle = bundle
         self.scan = scan
@@ -101,7 +104,9 @@ def bundle(tiny_bundle: Path) -> Bundle:
 
 @settings(max_examples=40, deadline=None)
 @given(actions=actions)
-def test_every_volume_ends_in_one_state_whatever_happens(actions, bundle: Bundle, make_scan) -> None:
+def test_every_volume_ends_in_one_state_whatever_happens(
+    actions: list[tuple[str, Any]], bundle: Bundle, make_scan: type[Scan]
+) -> None:
     scan = make_scan(n_volumes=N_VOLUMES)
     with tempfile.TemporaryDirectory() as folder:
         rig = Rig(resume.begin(Path(folder), bundle, 0, scan.start), scan, bundle)
@@ -131,7 +136,9 @@ def test_every_volume_ends_in_one_state_whatever_happens(actions, bundle: Bundle
         assert summary.received == counts.received
 
 
-def test_in_order_with_a_fast_decoder_nothing_is_skipped(bundle: Bundle, make_scan, tmp_path: Path) -> None:
+def test_in_order_with_a_fast_decoder_nothing_is_skipped(
+    bundle: Bundle, make_scan: type[Scan], tmp_path: Path
+) -> None:
     scan = make_scan(n_volumes=N_VOLUMES)
     rig = Rig(resume.begin(tmp_path, bundle, 0, scan.start), scan, bundle)
     for index in range(N_VOLUMES):
@@ -143,7 +150,9 @@ def test_in_order_with_a_fast_decoder_nothing_is_skipped(bundle: Bundle, make_sc
     assert rig.run.account.counts.warming == 11  # the bundle trusts from its twelfth volume on
 
 
-def test_of_the_windows_that_wait_only_the_newest_is_decoded(bundle: Bundle, make_scan, tmp_path) -> None:
+def test_of_the_windows_that_wait_only_the_newest_is_decoded(
+    bundle: Bundle, make_scan: type[Scan], tmp_path: Path
+) -> None:
     scan = make_scan(n_volumes=N_VOLUMES)
     rig = Rig(resume.begin(tmp_path, bundle, 0, scan.start), scan, bundle)
     for index in range(20):
@@ -156,7 +165,9 @@ def test_of_the_windows_that_wait_only_the_newest_is_decoded(bundle: Bundle, mak
     assert rows[6].reason == "a newer window was ready before its decode began"
 
 
-def test_after_a_crash_the_statistics_are_those_of_an_unbroken_run(bundle, make_scan, tmp_path) -> None:
+def test_after_a_crash_the_statistics_are_those_of_an_unbroken_run(
+    bundle: Bundle, make_scan: type[Scan], tmp_path: Path
+) -> None:
     scan = make_scan(n_volumes=N_VOLUMES)
     windows = []
     for crashes in (False, True):

@@ -7,18 +7,23 @@ import itertools
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nibabel.orientations import aff2axcodes
+from numpy.typing import ArrayLike
 
 from realtime import wire
 from realtime.errors import WireError
 from realtime.sources.afni import data_port
 from realtime.sources.afni_header import Header, parse
 from realtime.sources.orient import to_ras
+
+from .conftest import DemoScan, Scan, Served
 
 PATIENCE_S = 60.0
 RUN_ID = "sub-01_task-realtime"
@@ -29,7 +34,7 @@ LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 def free_port() -> int:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
+        return int(taken.getsockname()[1])
 
 
 def connect(port: int) -> socket.socket:
@@ -58,11 +63,11 @@ def begin(address: str, commands: list[str]) -> socket.socket:
     return data
 
 
-def oblique(affine) -> str:
+def oblique(affine: ArrayLike) -> str:
     return "OBLIQUE_XFORM " + " ".join(f"{number:f}" for number in (LPS @ np.array(affine)).ravel())
 
 
-def commands(affine, shape=(6, 6, 6), **changes: str) -> list[str]:
+def commands(affine: ArrayLike, shape: tuple[int, int, int] = (6, 6, 6), **changes: str) -> list[str]:
     x, y, z = shape
     said = {
         "ACQUISITION_TYPE": "3D+t",
@@ -82,7 +87,9 @@ def x_fastest(voxels: np.ndarray, dtype: str = "<i2") -> bytes:
 
 
 @pytest.mark.slow
-def test_the_demos_run_comes_to_the_same_frames_as_in_our_own_messages(same_as_ours, demo_scan) -> None:
+def test_the_demos_run_comes_to_the_same_frames_as_in_our_own_messages(
+    same_as_ours: Callable[..., None], demo_scan: DemoScan
+) -> None:
     """Sent as a scanner may have it: to the left, the back and up, slice by slice, every second first."""
     senders = []
 
@@ -113,7 +120,12 @@ def test_the_demos_run_comes_to_the_same_frames_as_in_our_own_messages(same_as_o
 
 
 @pytest.mark.parametrize("ends_by", ["close", "magic"])
-def test_runs_are_recorded(serve, make_scan, closed_account, ends_by: str) -> None:
+def test_runs_are_recorded(
+    serve: Callable[..., Served],
+    make_scan: type[Scan],
+    closed_account: Callable[[Path], dict[str, Any]],
+    ends_by: str,
+) -> None:
     scan = make_scan(n_volumes=12)
     served = serve("--volumes", "12", source="afni+tcp://127.0.0.1:0")
     for folder, n_volumes in ((RUN_ID, 12), (f"{RUN_ID}_take-2", 7)):
@@ -129,7 +141,9 @@ def test_runs_are_recorded(serve, make_scan, closed_account, ends_by: str) -> No
     assert "Traceback" not in served.log()
 
 
-def test_what_is_no_run_is_let_go_of_and_the_next_is_taken(serve, make_scan, closed_account) -> None:
+def test_what_is_no_run_is_let_go_of_and_the_next_is_taken(
+    serve: Callable[..., Served], make_scan: type[Scan], closed_account: Callable[[Path], dict[str, Any]]
+) -> None:
     scan = make_scan(n_volumes=12)
     served = serve("--volumes", "12", source="afni+tcp://127.0.0.1:0")
     affine = scan.start.affine
@@ -161,7 +175,9 @@ def test_what_is_no_run_is_let_go_of_and_the_next_is_taken(serve, make_scan, clo
     assert "Traceback" not in log
 
 
-def test_a_second_sender_is_not_taken_while_one_sends(serve, make_scan, closed_account) -> None:
+def test_a_second_sender_is_not_taken_while_one_sends(
+    serve: Callable[..., Served], make_scan: type[Scan], closed_account: Callable[[Path], dict[str, Any]]
+) -> None:
     scan = make_scan(n_volumes=12)
     served = serve("--volumes", "12", source="afni+tcp://127.0.0.1:0")
     with begin(served.address, commands(scan.start.affine)) as data:
@@ -183,7 +199,9 @@ def sent(header: Header, voxels: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("axes", [p for p in itertools.product(("RL", "LR"), ("AP", "PA"), ("IS", "SI"))])
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
-def test_axes_in_any_direction_and_order_come_out_to_the_right_front_and_up(axes, order) -> None:
+def test_axes_in_any_direction_and_order_come_out_to_the_right_front_and_up(
+    axes: tuple[str, str, str], order: tuple[int, int, int]
+) -> None:
     """Each voxel is where the sender said: its indices times the voxel's size along each axis."""
     codes, shape, sizes_mm = [axes[axis] for axis in order], (3, 4, 5), np.array([1.0, 2.0, 3.0])
     header = parse(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from time import perf_counter
@@ -44,7 +44,7 @@ class Scanner:
     async def stop(self) -> None:
         pass
 
-    def send(self, index: int, seed: int = 0, **changes) -> None:
+    def send(self, index: int, seed: int = 0, **changes: Any) -> None:
         voxels = np.random.default_rng((seed, index)).integers(0, 999, SHAPE).astype("<i2")
 
         async def answer(message: wire.Ack | wire.Refused) -> None:
@@ -266,7 +266,7 @@ ENDS_OFTEN = 4
 
 
 @pytest.mark.parametrize("sent", [(0, 1, None, 0), (0, 1, 2, 3, 0)], ids=["the scanner's end", "complete"])
-def test_an_end_for_which_there_is_no_room_is_made_again_before_anything_else(sent) -> None:
+def test_an_end_for_which_there_is_no_room_is_made_again_before_anything_else(sent: Sequence[Any]) -> None:
     """Otherwise the pipeline keeps the run open, and takes the next one for its going on."""
 
     async def run() -> None:
@@ -332,7 +332,9 @@ def test_what_is_refused_is_told_to_the_scanner() -> None:
         max_size=30,
     )
 )
-def test_whatever_comes_volumes_are_only_between_a_start_and_an_end_and_each_is_answered(sent) -> None:
+def test_whatever_comes_volumes_are_only_between_a_start_and_an_end_and_each_is_answered(
+    sent: Sequence[Any],
+) -> None:
     async def run() -> None:
         async with serving() as (scanner, pipeline):
             for each in sent:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 
@@ -23,11 +24,13 @@ from realtime.runs import resume
 from realtime.runs.run import Run
 from realtime.runs.statistics import read_statistics
 
+from .conftest import Client, Scan, Served
+
 N_VOLUMES = 24
 
 
 @pytest.fixture(scope="module")
-def bundle(make_tiny_bundle, tmp_path_factory) -> Bundle:
+def bundle(make_tiny_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Six cosines are fitted, so that the prior counts until there are ten volumes."""
     settings = Preprocessing(high_pass_hz=0.1, warmup_volumes=12, prior_volumes=10.0)
     return Bundle.open(make_tiny_bundle(tmp_path_factory.mktemp("cosines") / "tiny", preprocessing=settings))
@@ -40,7 +43,9 @@ def decoder(bundle: Bundle) -> tuple[Decoder, EngineUsed]:
 
 
 @pytest.fixture
-def record(bundle: Bundle, decoder, make_scan, tmp_path: Path):
+def record(
+    bundle: Bundle, decoder: tuple[Decoder, EngineUsed], make_scan: type[Scan], tmp_path: Path
+) -> Callable[..., Run]:
     """Records runs one after the other in one folder."""
 
     def one(run_id: str, *, carry: bool, level: float = 1.0, n: int = N_VOLUMES, closes: bool = True) -> Run:
@@ -49,6 +54,7 @@ def record(bundle: Bundle, decoder, make_scan, tmp_path: Path):
         for index in range(n):
             voxels = (level * scan.voxels(index)).astype(scan.dtype)
             arrival = run.receive(scan.volume(index), memoryview(voxels.tobytes()), perf_counter())
+            assert arrival
             run.take(index, arrival)
             if ready := run.queue.take():
                 decoded = decoder[0].decode(ready.window)
@@ -62,14 +68,16 @@ def record(bundle: Bundle, decoder, make_scan, tmp_path: Path):
     return one
 
 
-def test_a_run_begins_with_the_bundles_prior_whatever_came_before(record) -> None:
+def test_a_run_begins_with_the_bundles_prior_whatever_came_before(record: Callable[..., Run]) -> None:
     record("first", carry=False)
     second = record("second", carry=False)
     assert second.folder.info.prior_from is None
     assert not (second.folder.path / "prior.npz").exists()
 
 
-def test_asked_for_a_run_begins_with_what_the_last_came_to_and_says_so(record, bundle, tmp_path) -> None:
+def test_asked_for_a_run_begins_with_what_the_last_came_to_and_says_so(
+    record: Callable[..., Run], bundle: Bundle, tmp_path: Path
+) -> None:
     first = record("first", carry=True)
     assert first.folder.info.notes == (
         "its statistics begin with the bundle's prior, for want of an earlier run with this bundle",
@@ -96,7 +104,9 @@ def rows_of(run: Run, bundle: Bundle) -> np.ndarray:
     )
 
 
-def test_a_carried_prior_changes_the_first_frames_and_none_once_there_is_a_fit(record, tmp_path) -> None:
+def test_a_carried_prior_changes_the_first_frames_and_none_once_there_is_a_fit(
+    record: Callable[..., Run], tmp_path: Path
+) -> None:
     record("first", carry=False)
     plain = record("same", carry=False)
     carried = record("same", carry=True)  # its second take: the same volumes
@@ -111,7 +121,11 @@ def test_a_carried_prior_changes_the_first_frames_and_none_once_there_is_a_fit(r
 
 
 def test_runs_that_are_open_too_short_or_of_another_bundle_leave_nothing(
-    record, bundle, make_tiny_bundle, make_scan, tmp_path
+    record: Callable[..., Run],
+    bundle: Bundle,
+    make_tiny_bundle: Callable[..., Path],
+    make_scan: type[Scan],
+    tmp_path: Path,
 ) -> None:
     record("short", carry=True, n=2)
     record("open", carry=True, closes=False)
@@ -122,7 +136,9 @@ def test_runs_that_are_open_too_short_or_of_another_bundle_leave_nothing(
     run.folder.suspend()
 
 
-def test_damaged_statistics_are_passed_over_and_a_lost_prior_is_an_error(record, bundle, tmp_path) -> None:
+def test_damaged_statistics_are_passed_over_and_a_lost_prior_is_an_error(
+    record: Callable[..., Run], bundle: Bundle, tmp_path: Path
+) -> None:
     first, second = record("first", carry=False), record("second", carry=False)
     (second.folder.path / "statistics.npz").write_bytes(b"nothing")
     run = record("third", carry=True, n=10, closes=False)
@@ -132,7 +148,9 @@ def test_damaged_statistics_are_passed_over_and_a_lost_prior_is_an_error(record,
         resume.reopen(run.folder.path, bundle)
 
 
-def test_a_run_with_a_carried_prior_is_resumed_and_replayed_with_it(record, bundle, tmp_path) -> None:
+def test_a_run_with_a_carried_prior_is_resumed_and_replayed_with_it(
+    record: Callable[..., Run], bundle: Bundle, tmp_path: Path
+) -> None:
     record("first", carry=False, level=2.0)
     run = record("second", carry=True)
     shutil.rmtree(tmp_path / "runs" / "first")  # the copy is enough
@@ -142,7 +160,9 @@ def test_a_run_with_a_carried_prior_is_resumed_and_replayed_with_it(record, bund
     assert (tmp_path / "replays" / "second" / "prior.npz").exists()
 
 
-def test_the_command_carries_over_when_told_to(serve, connect, make_scan) -> None:
+def test_the_command_carries_over_when_told_to(
+    serve: Callable[..., Served], connect: Callable[..., Client], make_scan: type[Scan]
+) -> None:
     served = serve("--statistics", "carry")
     client = connect(served.address)
     for run_id in ("first", "second"):

@@ -6,15 +6,18 @@ import shutil
 import ssl
 import urllib.error
 import urllib.request
+from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from realtime import cli
-from realtime.bundle import locate
 from realtime.bundle.locate import choose_bundle
 from realtime.errors import ServeError
+
+from .conftest import Client, Scan, Served
 
 
 @pytest.fixture
@@ -23,7 +26,7 @@ def shipped(tmp_path: Path, tiny_bundle: Path, tiny_nsd: Path, monkeypatch: pyte
     root = tmp_path / "installed"
     shutil.copytree(tiny_bundle, root / "demo_data" / "bundle")
     shutil.copytree(tiny_nsd, root / "demo_data" / "nsd")
-    monkeypatch.setattr(locate.resources, "files", lambda package: root)
+    monkeypatch.setattr(resources, "files", lambda package: root)
     monkeypatch.chdir(tmp_path)
     return root / "demo_data" / "bundle"
 
@@ -47,8 +50,10 @@ def test_a_bundle_of_another_subject_is_refused(tiny_bundle: Path, shipped: Path
         choose_bundle(None, 2)
 
 
-def test_an_installation_without_the_demo_says_so(monkeypatch, tmp_path: Path, capsys) -> None:
-    monkeypatch.setattr(locate.resources, "files", lambda package: tmp_path)
+def test_an_installation_without_the_demo_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(resources, "files", lambda package: tmp_path)
     monkeypatch.chdir(tmp_path)
     for command in (["demo", "--headless"], ["serve", "--headless"]):
         assert cli.main(command) == 2
@@ -57,7 +62,7 @@ def test_an_installation_without_the_demo_says_so(monkeypatch, tmp_path: Path, c
         assert said.count("\n") == 1
 
 
-def test_serve_says_which_bundle_it_took(serve) -> None:
+def test_serve_says_which_bundle_it_took(serve: Callable[..., Served]) -> None:
     served = serve()
     assert "decoding with bundle tiny, subject 1" in served.said
     assert "no page (headless)" in served.said
@@ -75,21 +80,23 @@ def test_serve_says_which_bundle_it_took(serve) -> None:
         ["serve", "--no-such-option"],
     ],
 )
-def test_wrong_options_are_a_usage_error(arguments: list[str], capsys) -> None:
+def test_wrong_options_are_a_usage_error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         cli.main(arguments)
     assert exit_.value.code == 2
     assert "usage: realtime" in capsys.readouterr().err
 
 
-def test_a_source_on_the_network_is_refused(tiny_bundle: Path, tmp_path: Path, capsys) -> None:
+def test_a_source_on_the_network_is_refused(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = ["--bundle", str(tiny_bundle), "--out", str(tmp_path), "--headless"]
     assert cli.main(["serve", *options, "--source", "tcp://0.0.0.0:5555"]) == 2
     assert "expected a loopback address" in capsys.readouterr().err
 
 
 def test_a_page_on_the_network_without_a_certificate_is_refused(
-    tiny_bundle: Path, tmp_path: Path, capsys
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--bundle", str(tiny_bundle), "--out", str(tmp_path), "--source", "tcp://127.0.0.1:0"]
     assert cli.main(["serve", *options, "--page-host", "0.0.0.0"]) == 2
@@ -97,12 +104,12 @@ def test_a_page_on_the_network_without_a_certificate_is_refused(
 
 
 def test_on_the_network_it_is_opened_by_the_url_that_is_printed_once(
-    serve, make_certificate, tmp_path: Path
+    serve: Callable[..., Served], make_certificate: Callable[..., tuple[Path, Path]], tmp_path: Path
 ) -> None:
     cert, key = make_certificate(tmp_path, "127.0.0.1")
     options = ["--page-host", "0.0.0.0", "--tls-cert", str(cert), "--tls-key", str(key)]
     served = serve(*options, "--port", "0")
-    url = re.search(r"page: (https://127\.0\.0\.1:\d+/\?token=\S+)", served.said)[1]
+    url = served.found(r"page: (https://127\.0\.0\.1:\d+/\?token=\S+)")
     trust = ssl.create_default_context(cafile=str(cert))
     browser = urllib.request.build_opener(
         urllib.request.HTTPSHandler(context=trust), urllib.request.HTTPCookieProcessor()
@@ -117,11 +124,13 @@ def test_on_the_network_it_is_opened_by_the_url_that_is_printed_once(
     assert token not in served.log()
 
 
-def test_the_log_is_json_where_asked_for_and_the_figures_are_served(serve, connect, make_scan) -> None:
+def test_the_log_is_json_where_asked_for_and_the_figures_are_served(
+    serve: Callable[..., Served], connect: Callable[..., Client], make_scan: type[Scan]
+) -> None:
     served = serve("--log-format", "json", "--port", "0", "--publish", "tcp://127.0.0.1:0")
     scan = make_scan()
     connect(served.address).send_run(scan)
-    url = re.search(r"page: (\S+)", served.said)[1]
+    url = served.found(r"page: (\S+)")
     with urllib.request.urlopen(f"{url}metrics") as response:
         assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
         families = list(text_string_to_metric_families(response.read().decode()))
@@ -149,7 +158,7 @@ def test_the_log_is_json_where_asked_for_and_the_figures_are_served(serve, conne
     ],
 )
 def test_a_source_that_cannot_be_is_one_line(
-    tiny_bundle: Path, tmp_path: Path, capsys, options: list[str], said: str
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str
 ) -> None:
     common = ["--bundle", str(tiny_bundle), "--out", str(tmp_path), "--headless"]
     assert cli.main(["serve", *common, *options]) == 2
@@ -158,7 +167,7 @@ def test_a_source_that_cannot_be_is_one_line(
     assert error.count("\n") == 1
 
 
-def test_help_tells_what_each_source_is(capsys) -> None:
+def test_help_tells_what_each_source_is(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["serve", "--help"])
     said = capsys.readouterr().out

@@ -7,13 +7,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from realtime import wire
 from realtime.record.reader import read_recorded
+
+from .conftest import Client, Scan, Served
 
 RUN_ID = "sub-01_ses-nsd01_task-nsdcore_run-01"
 PATIENCE_S = 300.0
@@ -37,7 +40,7 @@ class Replay:
 
 
 @pytest.fixture
-def replay(tiny_nsd: Path):
+def replay(tiny_nsd: Path) -> Iterator[Callable[..., Replay]]:
     started: list[Replay] = []
 
     def start(address: str, speed: float = 100.0) -> Replay:
@@ -62,7 +65,9 @@ def n_frames(folder: Path) -> int:
     return len(list((folder / "frames").glob("*.png"))) if folder.exists() else 0
 
 
-def test_the_runtime_is_killed_and_goes_on(serve, replay, account_of) -> None:
+def test_the_runtime_is_killed_and_goes_on(
+    serve: Callable[..., Served], replay: Callable[..., Replay], account_of: Callable[[Path], dict[str, Any]]
+) -> None:
     first = serve()
     folder = first.out / RUN_ID
     scanner = replay(first.address)
@@ -84,7 +89,9 @@ def test_the_runtime_is_killed_and_goes_on(serve, replay, account_of) -> None:
     assert json.loads((folder / "run.json").read_text())["state"] == "closed"
 
 
-def test_the_scanner_is_killed_and_goes_on(serve, replay, account_of) -> None:
+def test_the_scanner_is_killed_and_goes_on(
+    serve: Callable[..., Served], replay: Callable[..., Replay], account_of: Callable[[Path], dict[str, Any]]
+) -> None:
     served = serve()
     folder = served.out / RUN_ID
     first = replay(served.address)
@@ -97,7 +104,9 @@ def test_the_scanner_is_killed_and_goes_on(serve, replay, account_of) -> None:
     assert "the scanner is back" in served.log()
 
 
-def test_what_was_acknowledged_is_held_after_a_kill_at_any_moment(serve, connect, make_scan) -> None:
+def test_what_was_acknowledged_is_held_after_a_kill_at_any_moment(
+    serve: Callable[..., Served], connect: Callable[..., Client], make_scan: type[Scan]
+) -> None:
     scan = make_scan(n_volumes=60)
     served = serve()
     client = connect(served.address)
@@ -111,7 +120,12 @@ def test_what_was_acknowledged_is_held_after_a_kill_at_any_moment(serve, connect
     assert reply == wire.RunAccepted(run_id=scan.run_id, held=held)
 
 
-def test_a_runtime_stopped_in_mid_run_reports_what_it_has(serve, connect, make_scan, account_of) -> None:
+def test_a_runtime_stopped_in_mid_run_reports_what_it_has(
+    serve: Callable[..., Served],
+    connect: Callable[..., Client],
+    make_scan: type[Scan],
+    account_of: Callable[[Path], dict[str, Any]],
+) -> None:
     scan = make_scan(n_volumes=60)
     served = serve()
     client = connect(served.address)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zmq
@@ -22,6 +23,8 @@ from realtime.errors import ServeError
 from realtime.network.address import check_address
 from realtime.network.curve import Guard, load_client_keys, load_server_keys, make_keys
 from realtime.sources.zeromq import ZeroMqSource
+
+from .conftest import Client, Scan, Served
 
 Connect = Callable[..., zmq.Socket[bytes]]
 
@@ -56,7 +59,7 @@ def mode(path: Path) -> int:
 # Keys on the disk
 
 
-def test_keys_are_made_for_their_owners_alone(tmp_path: Path, capsys) -> None:
+def test_keys_are_made_for_their_owners_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "keys"
     assert cli.main(["keys", str(folder), "--subscriber", "screen"]) == 0
     said = capsys.readouterr().out
@@ -75,7 +78,9 @@ def test_keys_are_made_for_their_owners_alone(tmp_path: Path, capsys) -> None:
         assert ("secret-key" in path.read_text()) == (path.suffix == ".key_secret")
 
 
-def test_made_again_they_stay_and_a_subscriber_can_be_added(tmp_path: Path, capsys) -> None:
+def test_made_again_they_stay_and_a_subscriber_can_be_added(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     make_keys(tmp_path / "keys")
     (tmp_path / "keys" / "scanner").rename(tmp_path / "moved to the scanner")
     before = load_server_keys(tmp_path / "keys" / "runtime")
@@ -114,7 +119,9 @@ def test_a_public_key_in_place_of_the_secret_is_refused(tmp_path: Path) -> None:
 
 
 @given(damaged=st.binary(max_size=120))
-def test_what_is_no_key_is_refused_in_one_line(tmp_path_factory, damaged: bytes) -> None:
+def test_what_is_no_key_is_refused_in_one_line(
+    tmp_path_factory: pytest.TempPathFactory, damaged: bytes
+) -> None:
     folder = tmp_path_factory.mktemp("keys")
     make_keys(folder)
     (folder / "scanner" / "server.key").write_bytes(b'public-key = "' + damaged + b'"')
@@ -123,14 +130,16 @@ def test_what_is_no_key_is_refused_in_one_line(tmp_path_factory, damaged: bytes)
 
 
 @pytest.mark.parametrize("source", ["pyneal+tcp://127.0.0.1:0", "afni+tcp://127.0.0.1:0", "folder:."])
-def test_keys_for_which_nothing_would_ask_are_refused(keys: Path, capsys, source: str) -> None:
+def test_keys_for_which_nothing_would_ask_are_refused(
+    keys: Path, capsys: pytest.CaptureFixture[str], source: str
+) -> None:
     """An operator who gives keys takes what listens for protected."""
     given = ["--keys", str(keys / "runtime"), "--source", source, "--volumes", "3"]
     assert cli.main(["serve", "--headless", "--bundle", str(keys), *given]) == 2
     assert f"expected no --keys with {source} and without --publish" in capsys.readouterr().err
 
 
-def test_missing_keys_say_how_to_make_them(tmp_path: Path, capsys) -> None:
+def test_missing_keys_say_how_to_make_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["serve", "--keys", str(tmp_path), "--headless", "--source", "tcp://127.0.0.1:0"]) == 2
     assert "make it with `realtime keys`" in capsys.readouterr().err
 
@@ -190,7 +199,12 @@ def stolen_public_key(keys: Path) -> Callable[[zmq.Socket[bytes]], None]:
 
 
 def test_only_the_scanner_gets_an_answer_and_the_runtime_goes_on(
-    serve, connect, keys: Path, dealer: Connect, make_scan, account_of
+    serve: Callable[..., Served],
+    connect: Callable[..., Client],
+    keys: Path,
+    dealer: Connect,
+    make_scan: type[Scan],
+    account_of: Callable[[Path], dict[str, Any]],
 ) -> None:
     served = serve("--keys", str(keys / "runtime"), source="tcp://0.0.0.0:0")
     address = served.address.replace("0.0.0.0", "127.0.0.1")
@@ -218,7 +232,9 @@ def test_only_the_scanner_gets_an_answer_and_the_runtime_goes_on(
     assert log.count("refused a peer") == 2  # the unlisted key and the subscriber's, each once
 
 
-def test_the_simulated_scanner_replays_a_run_with_its_keys(serve, keys: Path, tiny_nsd: Path) -> None:
+def test_the_simulated_scanner_replays_a_run_with_its_keys(
+    serve: Callable[..., Served], keys: Path, tiny_nsd: Path
+) -> None:
     served = serve("--keys", str(keys / "runtime"))
     command = [sys.executable, "-m", "sim", "replay", "--nsd", str(tiny_nsd), "--speed", "1000"]
     command += ["--connect", served.address, "--keys", str(keys / "scanner")]
@@ -257,7 +273,7 @@ def test_a_guard_that_does_not_answer_lets_nobody_in(keys: Path, dealer: Connect
 
 
 def test_a_source_can_be_started_again_on_its_port_with_the_same_keys(
-    keys: Path, dealer: Connect, make_scan
+    keys: Path, dealer: Connect, make_scan: type[Scan]
 ) -> None:
     scan = make_scan()
 

@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +35,11 @@ def options(bundle: Path, out: Path, port: int | None = None) -> Options:
 
 
 def test_the_demo_replays_the_run_and_reports(
-    tiny_bundle, tiny_nsd, tmp_path, monkeypatch, account_of
+    tiny_bundle: Path,
+    tiny_nsd: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    account_of: Callable[[Path], dict[str, Any]],
 ) -> None:
     monkeypatch.setattr(write, "score_with_network", lambda folder: "the network was left out of this test")
     said: list[str] = []
@@ -55,7 +61,7 @@ def test_the_demo_replays_the_run_and_reports(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the scanner's process in /proc")
 def test_interrupting_the_demo_ends_the_run_and_the_scanner_and_still_reports(
-    tiny_bundle, tiny_nsd, tmp_path, account_of
+    tiny_bundle: Path, tiny_nsd: Path, tmp_path: Path, account_of: Callable[[Path], dict[str, Any]]
 ) -> None:
     out = tmp_path / "runs"
     command = [sys.executable, "-c", DEMO, str(tiny_bundle), str(tiny_nsd), str(out)]
@@ -83,7 +89,9 @@ def test_interrupting_the_demo_ends_the_run_and_the_scanner_and_still_reports(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the scanner's process in /proc")
-def test_a_demo_that_is_killed_leaves_no_scanner_behind(tiny_bundle, tiny_nsd, tmp_path) -> None:
+def test_a_demo_that_is_killed_leaves_no_scanner_behind(
+    tiny_bundle: Path, tiny_nsd: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "runs"
     command = [sys.executable, "-c", DEMO, str(tiny_bundle), str(tiny_nsd), str(out)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
@@ -113,7 +121,7 @@ def children_of(pid: int) -> list[int]:
     return [int(child) for file in listed for child in file.read_text().split()]
 
 
-def test_a_scanner_that_fails_is_quoted(tiny_bundle, tiny_nsd, tmp_path) -> None:
+def test_a_scanner_that_fails_is_quoted(tiny_bundle: Path, tiny_nsd: Path, tmp_path: Path) -> None:
     import shutil
 
     root = tmp_path / "nsd"
@@ -128,7 +136,7 @@ def test_a_scanner_that_fails_is_quoted(tiny_bundle, tiny_nsd, tmp_path) -> None
         )
 
 
-def test_the_command_names_the_run_that_is_there(tiny_nsd, tmp_path) -> None:
+def test_the_command_names_the_run_that_is_there(tiny_nsd: Path, tmp_path: Path) -> None:
     command = scanner_command(Replay(nsd=tiny_nsd, speed=2.5))
     assert command[1:5] == ["-P", "-m", "sim", "replay"]
     pairs = dict(zip(command[5:-1:2], command[6:-1:2], strict=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import (
+    UID,
     DeflatedExplicitVRLittleEndian,
     EnhancedMRImageStorage,
     ExplicitVRLittleEndian,
@@ -29,6 +31,8 @@ from realtime.sources.files import dicom
 from realtime.sources.files.dicom import read
 from realtime.sources.files.slices import SliceFile, Slices
 from realtime.sources.files.volume_file import NotWholeError
+
+from .conftest import DemoScan
 
 VOXELS = np.random.default_rng(0).integers(0, 4_000, (6, 7, 5)).astype(np.uint16)
 """[x, y, z], to the right, front and up."""
@@ -75,9 +79,9 @@ def csa(n_slices: int) -> bytes:
 
 def base(class_uid: str, number: int, series: int, pixels: np.ndarray, syntax: str) -> FileDataset:
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = class_uid
-    meta.MediaStorageSOPInstanceUID = f"1.2.3.{series}.{number}"
-    meta.TransferSyntaxUID = syntax
+    meta.MediaStorageSOPClassUID = UID(class_uid)
+    meta.MediaStorageSOPInstanceUID = UID(f"1.2.3.{series}.{number}")
+    meta.TransferSyntaxUID = UID(syntax)
     data = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
     data.SOPClassUID = class_uid
     data.SeriesNumber = series
@@ -176,7 +180,11 @@ def written(data: FileDataset) -> bytes:
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [mosaic, enhanced, single])
 def test_the_demos_run_comes_to_the_same_frames_as_in_our_own_messages(
-    same_as_ours, demo_scan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make
+    same_as_ours: Callable[..., None],
+    demo_scan: DemoScan,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[..., FileDataset],
 ) -> None:
     affine = demo_scan.start.affine
     monkeypatch.setitem(GRID, "sizes_mm", tuple(affine[axis][axis] for axis in range(3)))
@@ -228,37 +236,41 @@ def test_single_slices_in_any_order_make_volumes(has_moment: bool) -> None:
     made = []
     for volume, slice_ in sent:
         data = single(volumes[volume], slice_, 1 + volume * n + slice_, volume + 1 if has_moment else None)
-        one = read(written(data))
-        assert isinstance(one, SliceFile)
-        if done := slices.add(one):
+        if done := slices.add(slice_of(data)):
             made.append(done)
     assert [volume.number for volume in made] == [1, 2, 3]
-    for volume, expected in zip(made, volumes, strict=True):
-        assert np.array_equal(volume.voxels, expected)
-        assert np.allclose(volume.affine, AFFINE, atol=1e-4)
-        assert volume.tr_s == pytest.approx(4 / 3)
+    for found, expected in zip(made, volumes, strict=True):
+        assert np.array_equal(found.voxels, expected)
+        assert np.allclose(found.affine, AFFINE, atol=1e-4)
+        assert found.tr_s == pytest.approx(4 / 3)
 
 
-def test_a_volume_that_lacks_slices_is_given_up_when_too_many_wait(caplog) -> None:
+def slice_of(data: FileDataset) -> SliceFile:
+    one = read(written(data))
+    assert isinstance(one, SliceFile)
+    return one
+
+
+def test_a_volume_that_lacks_slices_is_given_up_when_too_many_wait(caplog: pytest.LogCaptureFixture) -> None:
     slices = Slices(VOXELS.shape)
     for volume in range(1, 11):
-        assert slices.add(read(written(single(VOXELS, 0, 1, volume)))) is None
+        assert slices.add(slice_of(single(VOXELS, 0, 1, volume))) is None
     assert caplog.messages == [
         "volume 1 is missing: 1 of its 5 slices came",
         "volume 2 is missing: 1 of its 5 slices came",
     ]
     for slice_ in range(1, 5):  # late
-        assert slices.add(read(written(single(VOXELS, slice_, 1, 1)))) is None
+        assert slices.add(slice_of(single(VOXELS, slice_, 1, 1))) is None
 
 
 def test_slices_that_make_no_volume_are_refused() -> None:
     slices = Slices(VOXELS.shape)
     for slice_ in (0, 1, 2, 3):
-        slices.add(read(written(single(VOXELS, slice_, 1, 1))))
+        slices.add(slice_of(single(VOXELS, slice_, 1, 1)))
     far = single(VOXELS, 4, 1, 1)
     far.ImagePositionPatient[2] += 2
     with pytest.raises(WireError, match="equal distances"):
-        slices.add(read(written(far)))
+        slices.add(slice_of(far))
 
 
 def test_a_rescale_is_applied() -> None:
@@ -312,9 +324,9 @@ def test_slices_at_unequal_distances_are_refused() -> None:
 
 @lru_cache
 def whole(kind: str) -> bytes:
-    return written(
-        {"mosaic": mosaic, "enhanced": enhanced, "single": lambda: single(VOXELS, 0, 1, 1)}[kind]()
-    )
+    if kind == "single":
+        return written(single(VOXELS, 0, 1, 1))
+    return written(mosaic() if kind == "mosaic" else enhanced())
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
@@ -324,7 +336,9 @@ def whole(kind: str) -> bytes:
     spots=st.lists(st.tuples(st.integers(0, 4_000), st.integers(0, 255)), max_size=8),
     n_cut=st.sampled_from([0, 0, 0, 1, 100, 600]),
 )
-def test_a_damaged_file_is_a_volume_or_refused_and_nothing_else(kind: str, spots, n_cut: int) -> None:
+def test_a_damaged_file_is_a_volume_or_refused_and_nothing_else(
+    kind: str, spots: list[tuple[int, int]], n_cut: int
+) -> None:
     data = bytearray(whole(kind))
     for place, value in spots:
         data[place % len(data)] = value

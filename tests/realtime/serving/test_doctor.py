@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -17,6 +18,8 @@ from realtime.decoding.engines import onnxruntime_cuda
 from realtime.decoding.engines.choose import AUTO_ORDER, ENGINES, probe
 from realtime.record.reader import read_recorded
 
+from .conftest import Client, Scan, Served
+
 
 @pytest.fixture(scope="module")
 def said(tiny_bundle: Path) -> tuple[Diagnosis, str]:
@@ -24,7 +27,9 @@ def said(tiny_bundle: Path) -> tuple[Diagnosis, str]:
     return found, "\n".join(doctor.lines(found))
 
 
-def test_every_engine_is_measured_or_its_reason_is_given(said: tuple[Diagnosis, str], tiny_bundle) -> None:
+def test_every_engine_is_measured_or_its_reason_is_given(
+    said: tuple[Diagnosis, str], tiny_bundle: Path
+) -> None:
     found, text = said
     bundle = Bundle.open(tiny_bundle)
     assert [finding.name for finding in found.engines] == [name for name in ENGINES if name != "auto"]
@@ -55,7 +60,7 @@ def test_it_says_what_the_runtime_will_do(said: tuple[Diagnosis, str]) -> None:
     assert found.disk_per_hour_bytes == 2700 * (6**3 * 4 + 32 * 32 * 3)
 
 
-def test_a_model_too_slow_for_the_tr_is_said(make_tiny_bundle, tmp_path: Path) -> None:
+def test_a_model_too_slow_for_the_tr_is_said(make_tiny_bundle: Callable[..., Path], tmp_path: Path) -> None:
     """A thousand steps within a microsecond: no machine is that fast."""
     steps = 1000
     long, longer = (
@@ -157,7 +162,9 @@ def test_help_names_the_engines(command: str, capsys: pytest.CaptureFixture[str]
     assert "--sampler NAME" in said
 
 
-def test_the_engine_and_sampler_asked_for_are_used(serve, connect, make_scan) -> None:
+def test_the_engine_and_sampler_asked_for_are_used(
+    serve: Callable[..., Served], connect: Callable[..., Client], make_scan: type[Scan]
+) -> None:
     served = serve("--engine", "onnxruntime-cpu", "--sampler", "multistep-3")
     assert "on ONNX Runtime" in served.said
     scan = make_scan(n_volumes=8)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 import urllib.request
@@ -27,6 +26,8 @@ from realtime.decoding.engines.signature import signature
 from realtime.decoding.faces import FaceBlur
 from realtime.record.png import decode_png
 from realtime.record.reader import Recorded, read_image, read_recorded
+
+from .conftest import Client, Scan, Served
 
 EDGE_PX = 128
 
@@ -53,7 +54,7 @@ def face_bundle(
     )
     constants = [
         numpy_helper.from_array(face.astype(np.float32), "face"),
-        numpy_helper.from_array(np.float32(0), "zero"),
+        numpy_helper.from_array(np.array(0, dtype=np.float32), "zero"),
     ]
     nodes = [
         helper.make_node("ReduceMean", ["latents"], ["mean"], keepdims=0),
@@ -91,7 +92,13 @@ def frames_of(recorded: Recorded) -> list[NDArray[np.uint8]]:
 
 @pytest.mark.parametrize("shows", [False, True])
 def test_what_leaves_the_decoder_is_the_same_everywhere(
-    serve, connect, make_scan, subscriber: Any, face_bundle: Path, face: NDArray[np.uint8], shows: bool
+    serve: Callable[..., Served],
+    connect: Callable[..., Client],
+    make_scan: type[Scan],
+    subscriber: Any,
+    face_bundle: Path,
+    face: NDArray[np.uint8],
+    shows: bool,
 ) -> None:
     expected = face if shows else FaceBlur()(face)
     assert np.array_equal(expected, face) is shows
@@ -113,13 +120,17 @@ def test_what_leaves_the_decoder_is_the_same_everywhere(
     for frame in frames_of(recorded):
         np.testing.assert_array_equal(frame, expected)
     volume = next(row.volume for row in recorded.rows if row.frame)
-    page = re.search(r"page: (\S+)", served.said)[1]
+    page = served.found(r"page: (\S+)")
     with urllib.request.urlopen(f"{page}frames/{volume}.png") as response:
         np.testing.assert_array_equal(decode_png(response.read()), expected)
 
 
 def test_a_run_that_goes_on_with_faces_shown_says_so(
-    serve, connect, make_scan, face_bundle: Path, face: NDArray[np.uint8]
+    serve: Callable[..., Served],
+    connect: Callable[..., Client],
+    make_scan: type[Scan],
+    face_bundle: Path,
+    face: NDArray[np.uint8],
 ) -> None:
     scan = make_scan()
     first = serve("--bundle", str(face_bundle))
@@ -140,7 +151,12 @@ def test_a_run_that_goes_on_with_faces_shown_says_so(
 
 
 def test_a_replay_makes_the_same_frames_again_or_with_faces_where_asked_to(
-    serve, connect, make_scan, face_bundle: Path, face: NDArray[np.uint8], tmp_path: Path
+    serve: Callable[..., Served],
+    connect: Callable[..., Client],
+    make_scan: type[Scan],
+    face_bundle: Path,
+    face: NDArray[np.uint8],
+    tmp_path: Path,
 ) -> None:
     served = serve("--bundle", str(face_bundle))
     scan = make_scan()

@@ -6,7 +6,9 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +22,11 @@ from realtime.events import STATES
 from realtime.record.reader import Recorded, read_recorded
 from realtime.runs import resume
 from realtime.runs.run import Run
-from sim.faults import KINDS, Fault, FaultyLink, FaultyScan, draw_plan, late_tr
+from sim.faults import KINDS, Fault, FaultyLink, FaultyScan, Kind, draw_plan, late_tr
 from sim.scanner import Scanner
 from sim.sender import Sender
+
+from .conftest import Scan, Served
 
 N_VOLUMES = 40
 IMAGE = np.zeros((32, 32, 3), dtype=np.uint8)
@@ -33,7 +37,7 @@ PATIENCE_S = 300.0
 class Pictured:
     """A test's run as the scanner reads it."""
 
-    def __init__(self, scan) -> None:
+    def __init__(self, scan: Scan) -> None:
         self.start = scan.start
         self._scan = scan
 
@@ -108,7 +112,7 @@ class Runtime:
             self.run.queue.done()
 
 
-def scanned(bundle: Bundle, scan, plan: dict[int, Fault]) -> tuple[Runtime, Recorded]:
+def scanned(bundle: Bundle, scan: Scan, plan: dict[int, Fault]) -> tuple[Runtime, Recorded]:
     """A run with these faults from its start to its end, and its folder."""
     with tempfile.TemporaryDirectory() as folder:
         runtime = Runtime(bundle, Path(folder))
@@ -140,7 +144,9 @@ def bundle(tiny_bundle: Path) -> Bundle:
         ("disconnect", 0.0, {}),
     ],
 )
-def test_a_fault_ends_in_the_state_that_it_should(kind, late, states, bundle, make_scan) -> None:
+def test_a_fault_ends_in_the_state_that_it_should(
+    kind: Kind, late: float, states: dict[int, str], bundle: Bundle, make_scan: type[Scan]
+) -> None:
     """``states``: those of volumes from 20 on that are not decoded as if nothing had been."""
     scan = make_scan(n_volumes=N_VOLUMES)
     runtime, recorded = scanned(bundle, scan, {20: Fault(kind=kind, late_tr=late, seed=5)})
@@ -152,6 +158,7 @@ def test_a_fault_ends_in_the_state_that_it_should(kind, late, states, bundle, ma
         == set(range(N_VOLUMES)) - ({20} if kind == "drop" else set())
     )
     assert runtime.refusals == (["checksum"] if kind == "corrupt" else [])
+    assert runtime.run
     assert runtime.run.duplicates == (kind == "duplicate")
 
 
@@ -161,7 +168,7 @@ def test_a_fault_ends_in_the_state_that_it_should(kind, late, states, bundle, ma
     seed=st.integers(0, 10_000),
 )
 def test_whatever_goes_wrong_every_volume_is_accounted_and_none_that_was_acknowledged_is_lost(
-    rates, seed, bundle, make_scan
+    rates: dict[Kind, float], seed: int, bundle: Bundle, make_scan: type[Scan]
 ) -> None:
     scan = make_scan(n_volumes=N_VOLUMES)
     plan = draw_plan(rates, seed, scan.start)
@@ -181,11 +188,11 @@ def test_whatever_goes_wrong_every_volume_is_accounted_and_none_that_was_acknowl
 
 
 def test_a_spoilt_run_over_a_socket_is_accounted_and_none_that_was_acknowledged_is_lost(
-    serve, tiny_nsd, account_of
+    serve: Callable[..., Served], tiny_nsd: Path, account_of: Callable[[Path], dict[str, Any]]
 ) -> None:
     served = serve()
-    rates = {"drop": 0.01, "delay": 0.02, "reorder": 0.02, "stall": 0.01, "nan": 0.02, "spike": 0.02}
-    rates |= {"corrupt": 0.05, "duplicate": 0.05, "disconnect": 0.02}
+    rates: dict[Kind, float] = {"drop": 0.01, "delay": 0.02, "reorder": 0.02, "stall": 0.01, "nan": 0.02}
+    rates |= {"spike": 0.02, "corrupt": 0.05, "duplicate": 0.05, "disconnect": 0.02}
     command = [sys.executable, "-m", "sim", "replay", "--nsd", str(tiny_nsd), "--connect", served.address]
     options = [word for kind, rate in rates.items() for word in ("--fault", f"{kind}={rate}")]
     command += ["--speed", "40", "--fault-seed", "1", *options]

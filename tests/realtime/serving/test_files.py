@@ -27,7 +27,9 @@ AFFINE = np.array([[-2.0, 0, 0, 9], [0, 0, 2, -9], [0, -3, 0, 20], [0, 0, 0, 1]]
 VOXELS = np.random.default_rng(0).integers(0, 999, (4, 5, 6)).astype(np.int16)
 
 
-def nifti_bytes(voxels: np.ndarray = VOXELS, kind=nibabel.Nifti1Image, **header: object) -> bytes:
+def nifti_bytes(
+    voxels: np.ndarray = VOXELS, kind: type[nibabel.Nifti1Image] = nibabel.Nifti1Image, **header: object
+) -> bytes:
     image = kind(voxels, AFFINE, dtype=voxels.dtype)
     data = bytearray(image.to_bytes())
     fields = np.frombuffer(data, dtype=image.header.template_dtype, count=1)
@@ -62,7 +64,9 @@ def test_a_file_is_told_once_when_it_has_not_changed_between_two_looks(files: Fi
     assert (found.name, found.holds.number, found.whole_s) == ("run_0002.nii", 2, 5.0)
 
 
-def test_a_file_that_stays_cut_off_is_given_up_with_a_warning(files: Files, tmp_path: Path, caplog) -> None:
+def test_a_file_that_stays_cut_off_is_given_up_with_a_warning(
+    files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "run_0001.nii").write_bytes(nifti_bytes()[:-9])
     (tmp_path / "run_0002.nii.gz").write_bytes(gzip.compress(nifti_bytes())[:-9])
     (tmp_path / "0003.dcm").write_bytes(b"")
@@ -73,7 +77,9 @@ def test_a_file_that_stays_cut_off_is_given_up_with_a_warning(files: Files, tmp_
     assert all("its volume is missing" in message for message in caplog.messages)
 
 
-def test_only_regular_files_of_the_folder_itself_are_opened(files: Files, tmp_path: Path, caplog) -> None:
+def test_only_regular_files_of_the_folder_itself_are_opened(
+    files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     outside = tmp_path.parent / "outside_0001.nii"
     outside.write_bytes(nifti_bytes())
     (tmp_path / "link_0001.nii").symlink_to(outside)
@@ -87,7 +93,9 @@ def test_only_regular_files_of_the_folder_itself_are_opened(files: Files, tmp_pa
     ]
 
 
-def test_foreign_files_are_told_in_one_line_for_each_kind(files: Files, tmp_path: Path, caplog) -> None:
+def test_foreign_files_are_told_in_one_line_for_each_kind(
+    files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for name in ("notes.txt", "more.txt", "table.tsv"):
         (tmp_path / name).write_text("nothing")
     (tmp_path / "unnumbered.nii").write_bytes(nifti_bytes())
@@ -97,7 +105,9 @@ def test_foreign_files_are_told_in_one_line_for_each_kind(files: Files, tmp_path
     assert sum("neither NIfTI nor DICOM" in message for message in caplog.messages) == 2
 
 
-def test_a_folder_that_is_away_for_a_while_is_looked_into_again(files: Files, tmp_path: Path, caplog) -> None:
+def test_a_folder_that_is_away_for_a_while_is_looked_into_again(
+    files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     away = tmp_path.parent / "away"
     tmp_path.rename(away)
     assert look(files, 0.0, 0.5) == []
@@ -159,7 +169,9 @@ def test_there_must_be_a_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "float32", "float64", ">i2"])
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-def test_a_nifti_volume_comes_out_to_the_right_front_and_up(kind, dtype: str, suffix: str) -> None:
+def test_a_nifti_volume_comes_out_to_the_right_front_and_up(
+    kind: type[nibabel.Nifti1Image], dtype: str, suffix: str
+) -> None:
     data = nifti_bytes((VOXELS % 200).astype(dtype), kind)
     volume = parse(f"run-2_bold_0007{suffix}", gzip.compress(data) if suffix == ".nii.gz" else data)
     assert volume is not None
@@ -211,7 +223,9 @@ def damaged(data: bytes, spots: list[tuple[int, int]], n_cut: int, near: int) ->
 
 @settings(deadline=None, max_examples=300)
 @given(spots=changes, n_cut=st.sampled_from([0, 0, 0, 1, 100, 400]))
-def test_a_damaged_nifti_file_is_a_volume_or_refused_and_nothing_else(spots, n_cut: int) -> None:
+def test_a_damaged_nifti_file_is_a_volume_or_refused_and_nothing_else(
+    spots: list[tuple[int, int]], n_cut: int
+) -> None:
     with contextlib.suppress(WireError):
         assert nifti.read("run_1.nii", damaged(nifti_bytes(), spots, n_cut, 352)).voxels.ndim == 3
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -17,12 +18,15 @@ from realtime.record.reader import read_recorded
 from realtime.sources.files.folder import FolderScanner
 from realtime.sources.run_boundaries import QUIET_TR, Plan, RunOver, Scan
 
+from . import conftest
+from .conftest import DemoScan, Served
+
 PATIENCE_S = 60.0
 SHORT_TR_S = 0.05
 RUN_ID = "sub-01_task-realtime"
 
 
-def nifti(scan, index: int) -> bytes:
+def nifti(scan: conftest.Scan, index: int) -> bytes:
     return nibabel.Nifti1Image(scan.voxels(index), np.array(scan.start.affine)).to_bytes()
 
 
@@ -48,7 +52,7 @@ def export(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_the_demos_run_comes_to_the_same_frames_as_in_our_own_messages(
-    same_as_ours, demo_scan, export: Path
+    same_as_ours: Callable[..., None], demo_scan: DemoScan, export: Path
 ) -> None:
     def send(index: int) -> None:
         put(export, f"demo_{index + 1:03d}.nii", nifti(demo_scan, index))
@@ -58,7 +62,11 @@ def test_the_demos_run_comes_to_the_same_frames_as_in_our_own_messages(
 
 @pytest.mark.parametrize("write", [put, moved_in])
 def test_files_become_a_run_and_what_was_there_before_does_not(
-    serve, make_scan, closed_account, export: Path, write: Callable[[Path, str, bytes], None]
+    serve: Callable[..., Served],
+    make_scan: type[conftest.Scan],
+    closed_account: Callable[[Path], dict[str, Any]],
+    export: Path,
+    write: Callable[[Path, str, bytes], None],
 ) -> None:
     scan = make_scan(n_volumes=12)
     put(export, "old_0001.nii", nifti(scan, 0))
@@ -75,7 +83,10 @@ def test_files_become_a_run_and_what_was_there_before_does_not(
 
 
 def test_a_cut_off_file_is_missing_and_the_run_ends_without_it(
-    serve, make_scan, closed_account, export: Path
+    serve: Callable[..., Served],
+    make_scan: type[conftest.Scan],
+    closed_account: Callable[[Path], dict[str, Any]],
+    export: Path,
 ) -> None:
     scan = make_scan(n_volumes=12)
     served = serve("--volumes", "12", source=f"folder:{export}")
@@ -88,7 +99,10 @@ def test_a_cut_off_file_is_missing_and_the_run_ends_without_it(
 
 
 def test_a_run_that_a_kill_left_open_goes_on_with_all_its_files(
-    serve, make_scan, closed_account, export: Path
+    serve: Callable[..., Served],
+    make_scan: type[conftest.Scan],
+    closed_account: Callable[[Path], dict[str, Any]],
+    export: Path,
 ) -> None:
     scan = make_scan(n_volumes=12)
     put(export, "old_0001.nii", nifti(scan, 9))
@@ -122,7 +136,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 class Watched:
     """A scanner of a folder, all of whose volumes are taken but for those of series that the test refuses."""
 
-    def __init__(self, scanner: FolderScanner, folder: Path, scan) -> None:
+    def __init__(self, scanner: FolderScanner, folder: Path, scan: conftest.Scan) -> None:
         self._scans = scanner.scans()
         self._folder = folder
         self._scan = scan
@@ -151,18 +165,22 @@ class Watched:
 
 
 @asynccontextmanager
-async def watching(folder: Path, scan, **options: object) -> AsyncIterator[Watched]:
+async def watching(folder: Path, scan: conftest.Scan, **options: Any) -> AsyncIterator[Watched]:
     plan = Plan(subject=1, run_id=RUN_ID, n_volumes=3, tr_s=SHORT_TR_S)
-    defaults = {"grid_shape": scan.start.shape, "series": "", "first_number": 1, "unfinished": None}
+    defaults: dict[str, Any] = {"grid_shape": scan.start.shape, "series": "", "first_number": 1}
+    defaults["unfinished"] = None
     scanner = FolderScanner(folder, plan, **(defaults | options))
     watched = Watched(scanner, folder, scan)
     try:
         yield watched
     finally:
+        assert isinstance(watched._scans, AsyncGenerator)
         await watched._scans.aclose()
 
 
-def test_a_series_that_runs_beside_another_is_passed_over(export: Path, make_scan) -> None:
+def test_a_series_that_runs_beside_another_is_passed_over(
+    export: Path, make_scan: type[conftest.Scan]
+) -> None:
     """Such as the motion-corrected copy of each volume."""
 
     async def run() -> None:
@@ -179,7 +197,7 @@ def test_a_series_that_runs_beside_another_is_passed_over(export: Path, make_sca
 
 
 def test_files_that_appear_at_once_are_taken_in_the_order_in_which_they_were_written(
-    export: Path, make_scan
+    export: Path, make_scan: type[conftest.Scan]
 ) -> None:
     """As after a network share was away: the next run has begun meanwhile."""
 
@@ -196,7 +214,9 @@ def test_files_that_appear_at_once_are_taken_in_the_order_in_which_they_were_wri
     asyncio.run(run())
 
 
-def test_a_run_that_is_begun_again_is_followed_from_its_first_volume(export: Path, make_scan) -> None:
+def test_a_run_that_is_begun_again_is_followed_from_its_first_volume(
+    export: Path, make_scan: type[conftest.Scan]
+) -> None:
     async def run() -> None:
         async with watching(export, make_scan()) as watched:
             watched.write("run7_1.nii", "run7_2.nii")
@@ -209,7 +229,9 @@ def test_a_run_that_is_begun_again_is_followed_from_its_first_volume(export: Pat
     asyncio.run(run())
 
 
-def test_a_series_whose_run_is_refused_makes_room_for_the_next(export: Path, make_scan) -> None:
+def test_a_series_whose_run_is_refused_makes_room_for_the_next(
+    export: Path, make_scan: type[conftest.Scan]
+) -> None:
     async def run() -> None:
         async with watching(export, make_scan()) as watched:
             watched.refuses.add("localizer")
@@ -221,7 +243,9 @@ def test_a_series_whose_run_is_refused_makes_room_for_the_next(export: Path, mak
     asyncio.run(run())
 
 
-def test_a_series_is_not_over_because_the_runtime_was_busy(export: Path, make_scan) -> None:
+def test_a_series_is_not_over_because_the_runtime_was_busy(
+    export: Path, make_scan: type[conftest.Scan]
+) -> None:
     """As while its disk is full: nobody looked, and what came meanwhile is there."""
 
     async def run() -> None:
@@ -242,7 +266,7 @@ def test_a_series_is_not_over_because_the_runtime_was_busy(export: Path, make_sc
 
 
 def test_after_a_run_that_was_broken_off_the_next_is_followed_and_not_its_copy(
-    export: Path, make_scan
+    export: Path, make_scan: type[conftest.Scan]
 ) -> None:
     """Raw and motion-corrected volumes come in turn; that the old run is over shows after some TR only."""
 
@@ -260,7 +284,7 @@ def test_after_a_run_that_was_broken_off_the_next_is_followed_and_not_its_copy(
 
 
 def test_files_under_names_of_before_are_a_run_and_of_a_run_that_is_over_are_told_of(
-    export: Path, make_scan, caplog: pytest.LogCaptureFixture
+    export: Path, make_scan: type[conftest.Scan], caplog: pytest.LogCaptureFixture
 ) -> None:
     async def run() -> None:
         scan = make_scan()
@@ -278,7 +302,9 @@ def test_files_under_names_of_before_are_a_run_and_of_a_run_that_is_over_are_tol
     assert said.startswith("'run_1.nii' and further files of its series are ignored")
 
 
-def test_an_operator_can_choose_series_and_say_where_numbers_begin(export: Path, make_scan) -> None:
+def test_an_operator_can_choose_series_and_say_where_numbers_begin(
+    export: Path, make_scan: type[conftest.Scan]
+) -> None:
     async def run() -> None:
         async with watching(export, make_scan(), series="moco", first_number=0) as watched:
             watched.write("raw_0.nii", "run1_moco_0.nii")
@@ -291,7 +317,7 @@ def test_an_operator_can_choose_series_and_say_where_numbers_begin(export: Path,
 
 
 def test_only_the_files_of_an_unfinished_run_are_taken_when_they_were_there_before(
-    export: Path, make_scan
+    export: Path, make_scan: type[conftest.Scan]
 ) -> None:
     scan = make_scan()
     for name in ("old_1.nii", "run_1.nii", "run_2.nii"):

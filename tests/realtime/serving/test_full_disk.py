@@ -10,8 +10,9 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,7 @@ from realtime.record.journal import Journal, read_journal
 from realtime.record.reader import read_recorded
 from realtime.runs import resume
 
+from .conftest import Client, Scan, Served
 from .test_pipeline import bench
 
 RUN_ID = "sub-01_ses-nsd01_task-nsdcore_run-01"
@@ -75,7 +77,7 @@ def journaled(folder: Path) -> list[int]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of another process are Linux's")
 def test_nothing_after_the_full_disk_is_acknowledged_and_all_before_it_outlives_a_kill(
-    serve, connect, make_scan
+    serve: Callable[..., Served], connect: Callable[..., Client], make_scan: type[Scan]
 ) -> None:
     scan = make_scan(n_volumes=N_VOLUMES)
     served = serve()
@@ -103,7 +105,9 @@ def test_nothing_after_the_full_disk_is_acknowledged_and_all_before_it_outlives_
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of another process are Linux's")
-def test_a_run_goes_on_when_there_is_room_again_and_misses_nothing(serve, tiny_nsd, account_of) -> None:
+def test_a_run_goes_on_when_there_is_room_again_and_misses_nothing(
+    serve: Callable[..., Served], tiny_nsd: Path, account_of: Callable[[Path], dict[str, Any]]
+) -> None:
     served = serve()
     command = [sys.executable, "-m", "sim", "replay", "--nsd", str(tiny_nsd), "--connect", served.address]
     with subprocess.Popen([*command, "--speed", "100"], stderr=subprocess.PIPE, text=True) as scanner:
@@ -125,7 +129,7 @@ def test_a_run_goes_on_when_there_is_room_again_and_misses_nothing(serve, tiny_n
 
 
 def test_listeners_see_the_alarm_until_the_disk_takes_a_volume_again(
-    tiny_bundle, make_scan, tmp_path
+    tiny_bundle: Path, make_scan: type[Scan], tmp_path: Path
 ) -> None:
     scan = make_scan(n_volumes=N_VOLUMES)
 
@@ -138,6 +142,7 @@ def test_listeners_see_the_alarm_until_the_disk_takes_a_volume_again(
             held = 4
             while isinstance(reply := await one.volume(scan, held), wire.Ack):  # in the last page's rest
                 held += 1
+            assert isinstance(reply, wire.Refused)
             assert (reply.code, reply.index) == ("runtime", held)
             assert "No space left on device" in one.status.alarm
             assert one.status.alarm.startswith("recording has stopped at volume")
@@ -155,7 +160,7 @@ def test_listeners_see_the_alarm_until_the_disk_takes_a_volume_again(
 
 
 def test_a_run_that_closes_once_there_is_room_leaves_no_alarm_behind(
-    tiny_bundle, make_scan, tmp_path
+    tiny_bundle: Path, make_scan: type[Scan], tmp_path: Path
 ) -> None:
     scan = make_scan(n_volumes=8)
 
@@ -175,7 +180,7 @@ def test_a_run_that_closes_once_there_is_room_leaves_no_alarm_behind(
         asyncio.run(run(disk))
 
 
-def test_a_journal_on_a_full_disk_is_whole_up_to_the_last_volume_that_fitted(tmp_path) -> None:
+def test_a_journal_on_a_full_disk_is_whole_up_to_the_last_volume_that_fitted(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 2**16) as disk:
         journal = Journal(disk / "volumes.journal")
         payload = bytes(5_000)
@@ -198,7 +203,7 @@ class UncutFile(io.FileIO):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
-def test_a_journal_takes_nothing_behind_a_part_that_it_cannot_take_back(tmp_path) -> None:
+def test_a_journal_takes_nothing_behind_a_part_that_it_cannot_take_back(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "volumes.journal")
     journal.append(b"header", b"whole", 0.0)
     well = journal._file
@@ -215,7 +220,9 @@ def test_a_journal_takes_nothing_behind_a_part_that_it_cannot_take_back(tmp_path
     assert [entry.payload for entry in read_journal(journal.path)] == [b"whole", b"taken"]
 
 
-def test_a_run_that_cannot_begin_leaves_no_folder_behind(tiny_bundle, make_scan, tmp_path) -> None:
+def test_a_run_that_cannot_begin_leaves_no_folder_behind(
+    tiny_bundle: Path, make_scan: type[Scan], tmp_path: Path
+) -> None:
     scan = make_scan()
     with small_disk(tmp_path / "disk", 8_192) as disk:
         (disk / "ballast").write_bytes(bytes(4_096))
@@ -224,7 +231,9 @@ def test_a_run_that_cannot_begin_leaves_no_folder_behind(tiny_bundle, make_scan,
         assert [path.name for path in disk.iterdir()] == ["ballast"]
 
 
-def test_rows_that_found_no_room_are_written_with_the_next(tiny_bundle, make_scan, tmp_path) -> None:
+def test_rows_that_found_no_room_are_written_with_the_next(
+    tiny_bundle: Path, make_scan: type[Scan], tmp_path: Path
+) -> None:
     scan = make_scan(n_volumes=N_VOLUMES)
     run = resume.begin(tmp_path, Bundle.open(tiny_bundle), 0, scan.start)
     table = next(run.folder.path.glob("*decoding.tsv"))
@@ -240,7 +249,7 @@ def test_rows_that_found_no_room_are_written_with_the_next(tiny_bundle, make_sca
 
 @pytest.mark.parametrize("n_bytes", [0, 50], ids=["nothing", "a part of a row"])
 def test_rows_of_a_bank_that_found_no_room_are_written_later(
-    tiny_bank, make_scan, tmp_path, n_bytes: int
+    tiny_bank: Path, make_scan: type[Scan], tmp_path: Path, n_bytes: int
 ) -> None:
     run = resume.begin(tmp_path, Bundle.open(tiny_bank), 0, make_scan().start)
     table = next(run.folder.path.glob("*decoding.tsv"))

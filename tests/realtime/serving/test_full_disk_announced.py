@@ -20,6 +20,7 @@ from realtime.record.reader import Recorded, read_recorded
 from realtime.sources.files.folder import FolderScanner
 from realtime.sources.run_boundaries import Plan, RunBoundarySource, RunOver
 
+from .conftest import Scan
 from .test_announced import Scanner
 from .test_dicom import GRID, single, written
 from .test_folder import nifti
@@ -44,12 +45,12 @@ def no_room() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def bundle(make_tiny_bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def bundle(make_tiny_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return Bundle.open(make_tiny_bundle(tmp_path_factory.mktemp("short") / "tiny", **timed(SHORT_TR_S)))
 
 
 @pytest.fixture
-def scan(make_scan):
+def scan(make_scan: type[Scan]) -> Scan:
     return make_scan(n_volumes=N_VOLUMES, dtype="uint16", changes={"tr_s": SHORT_TR_S})
 
 
@@ -77,7 +78,7 @@ def n_told(one: Bench, said: str) -> int:
 
 
 def test_a_run_that_cannot_be_closed_is_closed_when_there_is_room_and_the_next_is_another(
-    bundle: Bundle, scan, tmp_path: Path
+    bundle: Bundle, scan: Scan, tmp_path: Path
 ) -> None:
     """What the scanner sends meanwhile waits for it."""
     scanner = Scanner()
@@ -97,11 +98,11 @@ def test_a_run_that_cannot_be_closed_is_closed_when_there_is_room_and_the_next_i
                 await one.until(lambda: one.status.alarm and n_told(one, "refused a RunEnd") >= 3)
                 assert not one.closed
             first = await closed(one, 1)
-            assert (first.path.name, first.received) == (RUN_ID, {0, 1, 2})
+            assert (first.path.name, set(first.received)) == (RUN_ID, {0, 1, 2})
             for index in (1, 2, 3):
                 send(index, 1)
             second = await closed(one, 2)
-            assert (second.path.name, second.received) == (f"{RUN_ID}_take-2", {0, 1, 2, 3})
+            assert (second.path.name, set(second.received)) == (f"{RUN_ID}_take-2", {0, 1, 2, 3})
             assert one.status.alarm == ""
 
     asyncio.run(run())
@@ -135,11 +136,11 @@ async def watching(bundle: Bundle, out: Path, export: Export) -> AsyncIterator[B
         yield one
 
 
-def niftis(scan) -> list[dict[str, bytes]]:
+def niftis(scan: Scan) -> list[dict[str, bytes]]:
     return [{f"run_{index + 1}.nii": nifti(scan, index)} for index in range(N_VOLUMES)]
 
 
-def slices(scan) -> list[dict[str, bytes]]:
+def slices(scan: Scan) -> list[dict[str, bytes]]:
     n_slices = scan.start.shape[2]
     volumes = []
     for index in range(N_VOLUMES):
@@ -157,7 +158,7 @@ def slices(scan) -> list[dict[str, bytes]]:
 @pytest.mark.parametrize("files", [niftis, slices])
 def test_files_that_came_while_the_disk_was_full_are_recorded_when_there_is_room(
     bundle: Bundle,
-    scan,
+    scan: Scan,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     files: Callable[..., list[dict[str, bytes]]],

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from realtime.network.curve import load_client_keys, make_keys
 from realtime.record.reader import read_recorded
 from realtime.sources.markers import PATIENCE_TR, MarkedSource
 
+from .conftest import Client, Scan, Served
 from .test_pipeline import QueueSource
 from .test_pyneal import RUN_ID, Pyneal
 
@@ -60,7 +62,7 @@ def presentations() -> Iterator[list[Presentation]]:
 
 
 @pytest.fixture
-def pictures(make_picture, tmp_path: Path) -> dict[int, Path]:
+def pictures(make_picture: Callable[..., bytes], tmp_path: Path) -> dict[int, Path]:
     files = {onset: tmp_path / f"picture {onset}.png" for onset in ONSETS}
     for onset, file in files.items():
         file.write_bytes(make_picture(onset))
@@ -68,12 +70,12 @@ def pictures(make_picture, tmp_path: Path) -> dict[int, Path]:
 
 
 def test_a_bank_decodes_what_presentation_software_shows_beside_pyneal(
-    serve,
+    serve: Callable[..., Served],
     presentations: list[Presentation],
-    make_scan,
+    make_scan: type[Scan],
     pictures: dict[int, Path],
     tiny_bank: Path,
-    closed_account,
+    closed_account: Callable[[Path], dict[str, Any]],
 ) -> None:
     scan = make_scan(n_volumes=12, dtype="uint16")
     options = ("--volumes", "12", "--markers", "tcp://127.0.0.1:0")
@@ -110,7 +112,13 @@ def test_a_bank_decodes_what_presentation_software_shows_beside_pyneal(
 
 
 def test_only_keys_of_scanners_open_the_port_of_markers(
-    serve, connect, make_scan, make_picture, presentations: list[Presentation], pictures, tmp_path: Path
+    serve: Callable[..., Served],
+    connect: Callable[..., Client],
+    make_scan: type[Scan],
+    make_picture: Callable[..., bytes],
+    presentations: list[Presentation],
+    pictures: dict[int, Path],
+    tmp_path: Path,
 ) -> None:
     scan = make_scan(n_volumes=12)
     make_keys(tmp_path / "keys", ["screen"])
@@ -142,7 +150,9 @@ def test_only_keys_of_scanners_open_the_port_of_markers(
     assert [picture.onset_volume for picture in read_recorded(served.out / RUN_ID).pictures] == [4]
 
 
-def test_our_own_messages_bring_their_markers_themselves(tiny_bundle: Path, capsys) -> None:
+def test_our_own_messages_bring_their_markers_themselves(
+    tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     given = ["--source", "tcp://127.0.0.1:0", "--markers", "tcp://127.0.0.1:0"]
     assert cli.main(["serve", "--headless", "--bundle", str(tiny_bundle), *given]) == 2
     assert "or --markers with tcp://127.0.0.1:0" in capsys.readouterr().err
@@ -161,7 +171,7 @@ async def marked(tr_s: float) -> AsyncIterator[tuple[QueueSource, QueueSource, M
         await source.stop()
 
 
-def test_a_marker_waits_for_its_run_and_goes_before_what_comes_with_it(make_scan) -> None:
+def test_a_marker_waits_for_its_run_and_goes_before_what_comes_with_it(make_scan: type[Scan]) -> None:
     scan = make_scan(n_volumes=3)
     marker = wire.Marker(run_id="presentation", onset_volume=0, name="a picture")
 
@@ -180,7 +190,7 @@ def test_a_marker_waits_for_its_run_and_goes_before_what_comes_with_it(make_scan
     asyncio.run(run())
 
 
-def test_a_marker_of_a_run_whose_first_volume_comes_late_is_its_own(make_scan) -> None:
+def test_a_marker_of_a_run_whose_first_volume_comes_late_is_its_own(make_scan: type[Scan]) -> None:
     """The first image of a scan may take long to be made; no run was before it."""
     scan = make_scan(n_volumes=3)
 
@@ -201,7 +211,7 @@ def test_a_marker_of_a_run_whose_first_volume_comes_late_is_its_own(make_scan) -
     asyncio.run(run())
 
 
-def test_a_marker_without_a_run_is_refused_in_the_end(make_scan) -> None:
+def test_a_marker_without_a_run_is_refused_in_the_end(make_scan: type[Scan]) -> None:
     scan = make_scan(n_volumes=3)
 
     async def run() -> None:
@@ -217,7 +227,7 @@ def test_a_marker_without_a_run_is_refused_in_the_end(make_scan) -> None:
     asyncio.run(run())
 
 
-def test_a_marker_of_a_run_that_is_over_is_not_one_of_the_next(make_scan) -> None:
+def test_a_marker_of_a_run_that_is_over_is_not_one_of_the_next(make_scan: type[Scan]) -> None:
     """One that was sent late waits as the next run begins, which can have shown nothing at volume 2 yet."""
     first, second = make_scan(n_volumes=3), make_scan(n_volumes=3, run_id="next")
 
@@ -242,7 +252,7 @@ def test_a_marker_of_a_run_that_is_over_is_not_one_of_the_next(make_scan) -> Non
     asyncio.run(run())
 
 
-def test_a_marker_after_a_run_has_fallen_silent_waits_for_what_comes_next(make_scan) -> None:
+def test_a_marker_after_a_run_has_fallen_silent_waits_for_what_comes_next(make_scan: type[Scan]) -> None:
     """The run was broken off, and nothing tells before the next begins."""
     first, second = make_scan(n_volumes=3), make_scan(n_volumes=3, run_id="next")
 
@@ -268,7 +278,7 @@ def test_a_marker_after_a_run_has_fallen_silent_waits_for_what_comes_next(make_s
     asyncio.run(run())
 
 
-def test_what_is_no_marker_is_refused_where_markers_are(make_scan) -> None:
+def test_what_is_no_marker_is_refused_where_markers_are(make_scan: type[Scan]) -> None:
     scan = make_scan(n_volumes=3)
 
     async def run() -> None:

@@ -21,6 +21,8 @@ from realtime.network.curve import load_client_keys, load_server_keys, make_keys
 from realtime.network.publish import HIGH_WATER_MARK, Publisher
 from realtime.record.reader import read_image, read_recorded
 
+from .conftest import Client, Scan, Served
+
 SUBSCRIBER = Path(__file__).parents[3] / "docs" / "examples" / "subscriber.py"
 LATENCY_MS = LatencyMs(journal=1, preprocess=2, wait=3, brain=4, denoise=5, vae=6, total=21)
 PATIENCE_MS = 60_000
@@ -191,7 +193,7 @@ def test_who_takes_frames_alone_sees_no_gap_where_runs_end_and_begin(subscribe: 
         for number in range(3):
             published.send(status("warming", f"run-{number}", f"/runs/{number}"), frame(1), frame(2))
             published.send(status("ended", f"run-{number}", f"/runs/{number}"))
-        sequences = []
+        sequences: list[int] = []
         while sequences[-1:] != [published.publisher.published["frame"] - 1]:
             sequences.append(receive(frames)[1]["sequence"])
         assert sequences == list(range(sequences[0], sequences[0] + len(sequences)))
@@ -274,7 +276,9 @@ def test_only_a_subscribers_key_opens_it(subscribe: Subscribe, tmp_path: Path) -
     with_publisher(check, keys=load_server_keys(tmp_path / "runtime"))
 
 
-def test_without_keys_it_is_on_loopback_alone(tiny_bundle: Path, tmp_path: Path, capsys) -> None:
+def test_without_keys_it_is_on_loopback_alone(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ServeError, match="realtime keys"):
         Publisher("tcp://0.0.0.0:5556")
     options = ["--bundle", str(tiny_bundle), "--out", str(tmp_path), "--headless"]
@@ -294,14 +298,17 @@ def test_a_port_in_use_is_one_clear_line() -> None:
 # The whole runtime
 
 
-def publish_address(served) -> str:
+def publish_address(served: Served) -> str:
     return served.said.split("results published at ")[1].split()[0]
 
 
-def test_subscribers_get_what_is_recorded(serve, connect, subscribe: Subscribe, make_scan) -> None:
+def test_subscribers_get_what_is_recorded(
+    serve: Callable[..., Served], connect: Callable[..., Client], subscribe: Subscribe, make_scan: type[Scan]
+) -> None:
     served = serve("--publish", "tcp://127.0.0.1:0")
     socket, scanner = subscribe(publish_address(served)), connect(served.address)
-    number, heard = 0, []
+    number = 0
+    heard: list[tuple[str, dict[str, Any], bytes]] = []
     while not heard:
         number += 1
         scan = make_scan(run_id=f"sub-01_task-again_run-{number:02d}")
@@ -320,7 +327,7 @@ def test_subscribers_get_what_is_recorded(serve, connect, subscribe: Subscribe, 
     for volume, (header, picture) in frames.items():
         row = rows[volume]
         image = np.frombuffer(picture, header["dtype"]).reshape(header["shape"])
-        np.testing.assert_array_equal(image, read_image(recorded.path / row.frame))
+        np.testing.assert_array_equal(image, read_image(recorded.path / (row.frame or "")))
         assert header["sampler"] == row.sampler
         assert header["bundle_sha256"] == recorded.info.bundle_sha256
         assert header["latency_ms"]["total"] == pytest.approx(row.total_ms, abs=1e-3)
@@ -329,7 +336,11 @@ def test_subscribers_get_what_is_recorded(serve, connect, subscribe: Subscribe, 
 
 @pytest.mark.parametrize("with_keys", [False, True])
 def test_the_example_in_the_documentation_works(
-    serve, connect, make_scan, tmp_path: Path, with_keys: bool
+    serve: Callable[..., Served],
+    connect: Callable[..., Client],
+    make_scan: type[Scan],
+    tmp_path: Path,
+    with_keys: bool,
 ) -> None:
     options, keys = ["--publish", "tcp://127.0.0.1:0"], []
     if with_keys:
@@ -361,8 +372,9 @@ def test_the_example_says_what_it_missed() -> None:
                 assert socket.poll(PATIENCE_MS), "it did not subscribe"
                 socket.recv()
             for sequence in (5, 6, 9, 0):
-                header = {"sequence": sequence, "volume": 0, "decoder": "general", "status": "trusted"}
-                header |= {"dtype": "uint8", "shape": [1, 1, 3], "latency_ms": {"total": 1.0}}
+                header: dict[str, Any] = {"sequence": sequence, "volume": 0, "decoder": "general"}
+                header |= {"status": "trusted", "latency_ms": {"total": 1.0}}
+                header |= {"dtype": "uint8", "shape": [1, 1, 3]}
                 socket.send_multipart([b"frame", msgspec.msgpack.encode(header), bytes(3)])
             end = {"sequence": 2, "run_id": "run", "counts": {"decoded": 3}}
             socket.send_multipart([b"run_end", msgspec.msgpack.encode(end), b""])

@@ -7,18 +7,21 @@ import json
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import zmq
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import ArrayLike
 
 from realtime import wire
 from realtime.errors import WireError
 from realtime.record.reader import read_recorded
 from realtime.sources.pyneal import greeting, parse
 
+from .conftest import DemoScan, Scan, Served
 from .test_folder import wait_until
 
 PATIENCE_MS = 60_000
@@ -49,16 +52,20 @@ class Pyneal:
         while self._socket.poll(200):
             self._socket.recv()
 
-    def send(self, index: int, voxels: np.ndarray, affine, tr: str = "1333.3333", **changes) -> str:
+    def send(
+        self, index: int, voxels: np.ndarray, affine: ArrayLike, tr: str = "1333.3333", **changes: Any
+    ) -> str:
         return self.say(*self._volume(index, voxels, affine, tr, **changes))
 
-    def leave(self, index: int, voxels: np.ndarray, affine) -> None:
+    def leave(self, index: int, voxels: np.ndarray, affine: ArrayLike) -> None:
         """Send a volume and go without waiting for the answer."""
         self._socket.send_multipart(self._volume(index, voxels, affine, "1333.3333"))
         self._socket.close(linger=PATIENCE_MS)
 
     @staticmethod
-    def _volume(index: int, voxels: np.ndarray, affine, tr: str, **changes) -> tuple[bytes, bytes]:
+    def _volume(
+        index: int, voxels: np.ndarray, affine: ArrayLike, tr: str, **changes: Any
+    ) -> tuple[bytes, bytes]:
         header = {
             "volIdx": index,
             "dtype": str(voxels.dtype),
@@ -85,7 +92,7 @@ def pyneal() -> Iterator[Callable[[str], Pyneal]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", "uint16"])
 def test_the_demos_run_comes_to_the_same_frames_as_in_our_own_messages(
-    same_as_ours, pyneal, demo_scan, dtype: str
+    same_as_ours: Callable[..., None], pyneal: Callable[[str], Pyneal], demo_scan: DemoScan, dtype: str
 ) -> None:
     def connect(address: str) -> Callable[[int], None]:
         scanner, affine = pyneal(address), demo_scan.start.affine
@@ -101,7 +108,13 @@ def test_the_demos_run_comes_to_the_same_frames_as_in_our_own_messages(
 
 @pytest.mark.parametrize(("dtype", "tr"), [("float64", "1.3333"), ("uint16", "1333.3333")])
 def test_runs_are_recorded_and_each_volume_is_answered_once_it_is(
-    serve, pyneal, make_scan, account_of, tmp_path: Path, dtype: str, tr: str
+    serve: Callable[..., Served],
+    pyneal: Callable[[str], Pyneal],
+    make_scan: type[Scan],
+    account_of: Callable[[Path], dict[str, Any]],
+    tmp_path: Path,
+    dtype: str,
+    tr: str,
 ) -> None:
     scan = make_scan(n_volumes=12, dtype=dtype)
     served = serve("--volumes", "12", source="pyneal+tcp://127.0.0.1:0")
@@ -121,7 +134,7 @@ def test_runs_are_recorded_and_each_volume_is_answered_once_it_is(
 
 
 def test_a_run_that_cannot_be_decoded_stops_the_scanner_and_the_next_is_taken(
-    serve, pyneal, make_scan
+    serve: Callable[..., Served], pyneal: Callable[[str], Pyneal], make_scan: type[Scan]
 ) -> None:
     scan = make_scan(n_volumes=12)
     served = serve("--volumes", "12", source="pyneal+tcp://127.0.0.1:0")
@@ -142,18 +155,21 @@ def test_a_run_that_cannot_be_decoded_stops_the_scanner_and_the_next_is_taken(
     assert "Traceback" not in served.log()
 
 
-def header(affine) -> dict:
+def header(affine: ArrayLike) -> dict[str, Any]:
     return {
         "volIdx": 1,
         "dtype": "int16",
         "shape": [6, 6, 6],
-        "affine": json.dumps([list(row) for row in affine]),
+        "affine": json.dumps(np.asarray(affine).tolist()),
         "TR": "1.3333",
     }
 
 
 def test_a_scanner_that_goes_on_after_a_kill_goes_on_with_its_run(
-    serve, pyneal, make_scan, closed_account
+    serve: Callable[..., Served],
+    pyneal: Callable[[str], Pyneal],
+    make_scan: type[Scan],
+    closed_account: Callable[[Path], dict[str, Any]],
 ) -> None:
     scan = make_scan(n_volumes=12)
     first = serve("--volumes", "12", source="pyneal+tcp://127.0.0.1:0")
@@ -169,7 +185,9 @@ def test_a_scanner_that_goes_on_after_a_kill_goes_on_with_its_run(
     assert second.interrupt() == 0
 
 
-def test_a_second_scanner_waits_and_is_served_once_the_first_has_gone(serve, pyneal, make_scan) -> None:
+def test_a_second_scanner_waits_and_is_served_once_the_first_has_gone(
+    serve: Callable[..., Served], pyneal: Callable[[str], Pyneal], make_scan: type[Scan]
+) -> None:
     scan = make_scan(n_volumes=12)
     served = serve("--volumes", "12", source="pyneal+tcp://127.0.0.1:0")
     first = pyneal(served.address)
@@ -186,7 +204,9 @@ def test_a_second_scanner_waits_and_is_served_once_the_first_has_gone(serve, pyn
     assert read_recorded(served.out / RUN_ID).received == {0, 1, 2, 3, 4}
 
 
-def test_a_connection_that_says_nothing_is_not_the_scanners(serve, pyneal, make_scan) -> None:
+def test_a_connection_that_says_nothing_is_not_the_scanners(
+    serve: Callable[..., Served], pyneal: Callable[[str], Pyneal], make_scan: type[Scan]
+) -> None:
     """Such as that of a tunnel, or of a tool that looks which ports are open."""
     scan = make_scan(n_volumes=12)
     served = serve("--volumes", "12", source="pyneal+tcp://127.0.0.1:0")
@@ -198,7 +218,9 @@ def test_a_connection_that_says_nothing_is_not_the_scanners(serve, pyneal, make_
     assert "second connection" not in served.log()
 
 
-def test_another_number_of_volumes_after_a_kill_begins_another_take(serve, pyneal, make_scan) -> None:
+def test_another_number_of_volumes_after_a_kill_begins_another_take(
+    serve: Callable[..., Served], pyneal: Callable[[str], Pyneal], make_scan: type[Scan]
+) -> None:
     scan = make_scan(n_volumes=12)
     first = serve("--volumes", "30", source="pyneal+tcp://127.0.0.1:0")
     scanner = pyneal(first.address)
@@ -227,7 +249,7 @@ values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=5), max_le
 
 
 @given(changes=st.dictionaries(st.sampled_from(sorted(header(AFFINE))), values))
-def test_a_header_with_any_values_is_valid_or_refused_and_nothing_else(changes: dict) -> None:
+def test_a_header_with_any_values_is_valid_or_refused_and_nothing_else(changes: dict[str, Any]) -> None:
     frame = memoryview(json.dumps(header(AFFINE) | changes).encode())
     with contextlib.suppress(WireError):
         said, affine, tr_s = parse(frame)

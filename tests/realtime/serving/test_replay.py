@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -24,12 +25,19 @@ from realtime.record.run_json import EngineUsed, read_run_file
 from realtime.runs import resume
 from realtime.runs.run import Run
 
+from .conftest import Scan, Served
+
 RUN_ID = "sub-01_ses-nsd01_task-nsdcore_run-01"
 SAMPLERS = ("ddim-4", "multistep-3")
 
 
 @pytest.fixture(scope="module")
-def recording(tiny_bundle: Path, make_scan, make_picture, tmp_path_factory) -> Path:
+def recording(
+    tiny_bundle: Path,
+    make_scan: type[Scan],
+    make_picture: Callable[..., bytes],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """A run with all that can happen to one: two samplers, skips, a gap, a late volume, NaN, a marker."""
     out = tmp_path_factory.mktemp("recording")
     bundle = Bundle.open(tiny_bundle)
@@ -69,7 +77,7 @@ def receive(run: Run, message: wire.Volume, payload: bytes, now_s: float, decode
     run.queue.done()
 
 
-def states(folder: Path) -> dict[int, tuple]:
+def states(folder: Path) -> dict[int, tuple[object, ...]]:
     return {
         row.volume: (row.state, row.sampler, row.repaired_voxels, row.shown_onset)
         for row in read_recorded(folder).rows
@@ -77,7 +85,7 @@ def states(folder: Path) -> dict[int, tuple]:
 
 
 def test_the_same_bundle_on_the_same_engine_makes_the_same_frames(
-    recording: Path, tiny_bundle: Path, tmp_path: Path, capsys
+    recording: Path, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--bundle", str(tiny_bundle), "--out", str(tmp_path)]
     assert main(["replay", str(recording), *options]) == 0
@@ -86,10 +94,10 @@ def test_the_same_bundle_on_the_same_engine_makes_the_same_frames(
     assert {row.state for row in then.rows} == {"decoded", "warming", "censored", "skipped", "missing"}
     assert {row.sampler for row in then.rows} == {None, *SAMPLERS}
     assert states(now.path) == states(then.path)
-    frames = [row for row in then.rows if row.frame]
-    for row in frames:
-        assert (now.path / row.frame).read_bytes() == (then.path / row.frame).read_bytes()
-        assert f"volume {row.volume}: the same, bit for bit\n" in said
+    frames = {row.volume: row.frame for row in then.rows if row.frame}
+    for volume, frame in frames.items():
+        assert (now.path / frame).read_bytes() == (then.path / frame).read_bytes()
+        assert f"volume {volume}: the same, bit for bit\n" in said
     assert f"{len(frames)} of {len(frames)} frames are the recorded ones bit for bit" in said
     assert now.received == then.received
     for a, b in zip(
@@ -106,7 +114,7 @@ def test_the_same_bundle_on_the_same_engine_makes_the_same_frames(
 
 
 def test_a_run_that_was_resumed_and_one_that_is_still_open_are_replayed(
-    tiny_bundle: Path, make_scan, tmp_path: Path
+    tiny_bundle: Path, make_scan: type[Scan], tmp_path: Path
 ) -> None:
     bundle = Bundle.open(tiny_bundle)
     engine = open_engine(bundle, "onnxruntime-cpu")
@@ -141,11 +149,14 @@ def test_the_recording_is_not_touched_and_a_second_replay_is_another_take(
     assert sorted(path.name for path in tmp_path.iterdir()) == [RUN_ID, f"{RUN_ID}_take-2"]
 
 
-def test_one_changed_pixel_is_noticed(recording: Path, tiny_bundle: Path, tmp_path: Path, capsys) -> None:
+def test_one_changed_pixel_is_noticed(
+    recording: Path, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     changed = shutil.copytree(recording, tmp_path / "changed")
     frame = changed / "frames" / "000017.png"
     image = cv2.imread(str(frame))
-    image[3, 4, 1] ^= 2
+    assert image is not None
+    image[3, 4, 1] ^= np.uint8(2)
     cv2.imwrite(str(frame), image)
     assert main(["replay", str(changed), "--bundle", str(tiny_bundle), "--out", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().out
@@ -154,7 +165,7 @@ def test_one_changed_pixel_is_noticed(recording: Path, tiny_bundle: Path, tmp_pa
 
 
 def test_another_sampler_makes_other_frames_of_the_same_volumes(
-    recording: Path, tiny_bundle: Path, tmp_path: Path, capsys
+    recording: Path, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--bundle", str(tiny_bundle), "--out", str(tmp_path), "--sampler", "ddim-4"]
     assert main(["replay", str(recording), *options]) == 1
@@ -168,7 +179,7 @@ def test_another_sampler_makes_other_frames_of_the_same_volumes(
 
 
 def test_another_bundle_decodes_the_same_recording(
-    recording: Path, make_tiny_bundle, tmp_path: Path, capsys
+    recording: Path, make_tiny_bundle: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = make_tiny_bundle(tmp_path / "other", seed=1)
     assert main(["replay", str(recording), "--bundle", str(other), "--out", str(tmp_path / "out")]) == 1
@@ -181,7 +192,7 @@ def test_another_bundle_decodes_the_same_recording(
 
 
 def test_another_engine_is_said_and_its_frames_are_compared(
-    recording: Path, tiny_bundle: Path, tmp_path: Path, capsys
+    recording: Path, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("openvino")
     options = ["--bundle", str(tiny_bundle), "--out", str(tmp_path), "--engine", "openvino"]
@@ -193,7 +204,7 @@ def test_another_engine_is_said_and_its_frames_are_compared(
 
 
 def test_another_bundle_than_the_recordings_must_be_asked_for(
-    recording: Path, tmp_path: Path, capsys
+    recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["replay", str(recording), "--out", str(tmp_path)]) == 2  # the demo's, of the same subject
     said = capsys.readouterr().err
@@ -204,7 +215,7 @@ def test_another_bundle_than_the_recordings_must_be_asked_for(
 
 
 def test_a_run_that_the_command_recorded_is_replayed_by_the_command(
-    serve, tiny_nsd: Path, tiny_bundle: Path, tmp_path: Path
+    serve: Callable[..., Served], tiny_nsd: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
     served = serve()
     faults = [word for fault in ("drop=0.02", "nan=0.02", "reorder=0.05") for word in ("--fault", fault)]
@@ -219,7 +230,7 @@ def test_a_run_that_the_command_recorded_is_replayed_by_the_command(
 
 
 def test_a_late_volume_before_a_gap_skips_nothing_in_the_replay(
-    tiny_bundle: Path, make_scan, tmp_path: Path
+    tiny_bundle: Path, make_scan: type[Scan], tmp_path: Path
 ) -> None:
     """13 came, then 11, and 12 never: live, 11 was decoded before the gap was given up."""
     bundle = Bundle.open(tiny_bundle)
@@ -237,7 +248,7 @@ def test_a_late_volume_before_a_gap_skips_nothing_in_the_replay(
 
 
 def test_a_replay_that_was_broken_off_is_no_scanners_run(
-    recording: Path, tiny_bundle: Path, make_scan, tmp_path: Path
+    recording: Path, tiny_bundle: Path, make_scan: type[Scan], tmp_path: Path
 ) -> None:
     bundle, scan = Bundle.open(tiny_bundle), make_scan(n_volumes=32, dtype="float32")
     shutil.copytree(recording, tmp_path / RUN_ID)

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,6 +21,8 @@ from realtime.record.run_json import new_run_file
 from realtime.report import summary as report_summary
 from realtime.report import write
 from realtime.report.identification import hog, identification, pixels
+
+from .conftest import Scan
 
 KEYS = {
     "run_id",
@@ -50,7 +55,7 @@ def latency(total_ms: float) -> LatencyMs:
     )
 
 
-def make_run(root: Path, scan, noise: float = 0.0) -> RunFolder:
+def make_run(root: Path, scan: Scan, noise: float = 0.0) -> RunFolder:
     """40 volumes: pictures at 9, 12, .. 30, frames of them eight volumes later; 17 and 20 still warming."""
     folder = RunFolder.create(
         root,
@@ -101,13 +106,15 @@ def make_run(root: Path, scan, noise: float = 0.0) -> RunFolder:
 
 
 @pytest.fixture
-def run(make_scan, tmp_path: Path):
+def run(make_scan: type[Scan], tmp_path: Path) -> Path:
     folder = make_run(tmp_path, make_scan(), noise=30.0)
     folder.close()
     return folder.path
 
 
-def test_summary_json_has_the_promised_keys_and_adds_up(run: Path, account_of) -> None:
+def test_summary_json_has_the_promised_keys_and_adds_up(
+    run: Path, account_of: Callable[[Path], dict[str, Any]]
+) -> None:
     write.write_report(run)
     summary = account_of(run)
     assert summary.keys() == KEYS
@@ -151,7 +158,9 @@ def test_pictures_of_another_size_are_brought_to_that_of_the_frame(run: Path) ->
     assert np.array_equal(trial.shown_image(), picture(trial.picture.onset_volume))
 
 
-def test_an_open_run_counts_what_has_not_come_as_missing_and_says_so(make_scan, tmp_path: Path) -> None:
+def test_an_open_run_counts_what_has_not_come_as_missing_and_says_so(
+    make_scan: type[Scan], tmp_path: Path
+) -> None:
     scan = make_scan()
     folder = RunFolder.create(
         tmp_path,
@@ -187,7 +196,9 @@ def test_the_page_holds_everything_itself(run: Path) -> None:
     assert page.count("· warming") == 2
 
 
-def test_names_from_outside_are_escaped(make_scan, tmp_path: Path, make_picture) -> None:
+def test_names_from_outside_are_escaped(
+    make_scan: type[Scan], tmp_path: Path, make_picture: Callable[..., bytes]
+) -> None:
     scan = make_scan()
     folder = make_run(tmp_path, scan)
     marker = scan.marker(31)
@@ -225,16 +236,18 @@ class Network:
 
 
 @pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch):
+def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Network], Network]:
     def install(network: Network) -> Network:
-        monkeypatch.setattr(write.importlib.util, "find_spec", lambda name: object())
-        monkeypatch.setattr(write.subprocess, "run", network.run)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+        monkeypatch.setattr(subprocess, "run", network.run)
         return network
 
     return install
 
 
-def test_the_networks_score_is_added_where_it_is_installed(run: Path, installed) -> None:
+def test_the_networks_score_is_added_where_it_is_installed(
+    run: Path, installed: Callable[[Network], Network]
+) -> None:
     score = {"value": 0.8, "low": 0.7, "high": 0.9, "chance": 0.5, "n_trials": 5}
     network = installed(Network(json.dumps(score).encode()))
     summary = write.write_report(run)
@@ -251,7 +264,9 @@ def test_the_networks_score_is_added_where_it_is_installed(run: Path, installed)
         (Network(stdout=b"not json"), "malformed"),
     ],
 )
-def test_where_the_network_fails_a_note_says_so(run: Path, installed, network: Network, reason: str) -> None:
+def test_where_the_network_fails_a_note_says_so(
+    run: Path, installed: Callable[[Network], Network], network: Network, reason: str
+) -> None:
     installed(network)
     summary = write.write_report(run)
     write.add_network(summary, run)
@@ -260,8 +275,10 @@ def test_where_the_network_fails_a_note_says_so(run: Path, installed, network: N
     assert reason in summary.notes[-1]
 
 
-def test_where_the_network_is_not_installed_a_note_says_so(run: Path, monkeypatch) -> None:
-    monkeypatch.setattr(write.importlib.util, "find_spec", lambda name: None)
+def test_where_the_network_is_not_installed_a_note_says_so(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     summary = write.write_report(run)
     write.add_network(summary, run)
     assert summary.notes[-1].endswith("efficientnet_lite_pytorch is not installed")

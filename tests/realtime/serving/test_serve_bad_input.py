@@ -7,7 +7,9 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,6 +21,8 @@ from realtime import cli, wire
 from realtime.errors import WireError
 from realtime.record.png import decode_png
 
+from .conftest import Client, Scan, Served
+
 
 def refused(reply: wire.ToScanner, code: str, *words: str) -> None:
     assert isinstance(reply, wire.Refused), reply
@@ -26,7 +30,12 @@ def refused(reply: wire.ToScanner, code: str, *words: str) -> None:
     assert all(word in reply.message for word in words), reply.message
 
 
-def test_each_bad_message_is_refused_and_a_good_run_follows(serve, connect, make_scan, account_of) -> None:
+def test_each_bad_message_is_refused_and_a_good_run_follows(
+    serve: Callable[..., Served],
+    connect: Callable[..., Client],
+    make_scan: type[Scan],
+    account_of: Callable[[Path], dict[str, Any]],
+) -> None:
     served = serve()
     client = connect(served.address)
     scan = make_scan(n_volumes=30)
@@ -67,7 +76,7 @@ def test_each_bad_message_is_refused_and_a_good_run_follows(serve, connect, make
     assert "Traceback" not in served.log()
 
 
-def test_a_png_that_would_fill_the_memory_is_refused(make_picture) -> None:
+def test_a_png_that_would_fill_the_memory_is_refused(make_picture: Callable[..., bytes]) -> None:
     bomb = bytearray(make_picture(1))
     bomb[16:24] = (60_000).to_bytes(4, "big") * 2
     with pytest.raises(WireError, match="at most 2048 px a side, got 60000 x 60000"):
@@ -81,7 +90,9 @@ def test_a_png_that_would_fill_the_memory_is_refused(make_picture) -> None:
     changes=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=8),
     n_cut=st.integers(0, 60),
 )
-def test_a_damaged_png_is_decoded_or_refused_and_nothing_else(make_picture, changes, n_cut) -> None:
+def test_a_damaged_png_is_decoded_or_refused_and_nothing_else(
+    make_picture: Callable[..., bytes], changes: list[tuple[int, int]], n_cut: int
+) -> None:
     data = bytearray(make_picture(1))
     for place, value in changes:
         data[place % len(data)] = value
@@ -99,7 +110,9 @@ def serve_here(bundle: Path, out: Path, *options: str) -> int:
     return cli.main(["serve", "--headless", "--bundle", str(bundle), "--out", str(out), *options])
 
 
-def test_a_bundle_with_a_changed_byte(tiny_bundle: Path, tmp_path: Path, capsys) -> None:
+def test_a_bundle_with_a_changed_byte(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     changed = tmp_path / "changed"
     shutil.copytree(tiny_bundle, changed)
     graph = bytearray((changed / "denoise.onnx").read_bytes())
@@ -109,7 +122,7 @@ def test_a_bundle_with_a_changed_byte(tiny_bundle: Path, tmp_path: Path, capsys)
     assert "denoise.onnx" in one_line(capsys)
 
 
-def test_a_source_port_in_use(tiny_bundle: Path, tmp_path: Path, capsys) -> None:
+def test_a_source_port_in_use(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -118,7 +131,7 @@ def test_a_source_port_in_use(tiny_bundle: Path, tmp_path: Path, capsys) -> None
     assert f"{address} is in use" in one_line(capsys)
 
 
-def test_a_page_port_in_use(tiny_bundle: Path, tmp_path: Path, capsys) -> None:
+def test_a_page_port_in_use(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -18,7 +18,9 @@ def is_free(address: str) -> bool:
         return one.connect_ex((parts.hostname, parts.port)) != 0
 
 
-def test_all_is_let_go_of_whatever_fails_on_the_way(tiny_bundle: Path, tmp_path: Path, monkeypatch) -> None:
+def test_all_is_let_go_of_whatever_fails_on_the_way(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def run() -> None:
         service = Service(
             Options(
@@ -32,6 +34,8 @@ def test_all_is_let_go_of_whatever_fails_on_the_way(tiny_bundle: Path, tmp_path:
             )
         )
         await service.start()
+        assert service.publish_address
+        assert service.url
         addresses = [service.source_address, service.publish_address, service.url]
         assert [is_free(address) for address in addresses] == [False] * 3
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 
 import msgspec
 import pytest
@@ -10,6 +11,8 @@ from realtime import wire
 from realtime.errors import ServeError, WireError
 from realtime.network.address import check_address
 from realtime.sources.zeromq import ZeroMqSource, parse
+
+from .conftest import Client, Scan
 
 
 @pytest.mark.parametrize(
@@ -92,7 +95,9 @@ def test_what_is_no_message_is_refused_with_a_code(frames: list[bytes], code: st
     assert raised.value.code == code
 
 
-def test_over_a_socket_bad_messages_are_answered_and_good_ones_come_through(connect, make_scan) -> None:
+def test_over_a_socket_bad_messages_are_answered_and_good_ones_come_through(
+    connect: Callable[..., Client], make_scan: type[Scan]
+) -> None:
     scan = make_scan()
 
     async def receive() -> list[str]:
