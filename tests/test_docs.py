@@ -328,7 +328,7 @@ def numbers(finding: dict[str, Any]) -> str:
     """What a statement's verdict rests on first: the difference of two models, or in words."""
     differences = finding["differences"]
     if not differences:
-        return finding["here"].split(". ")[-1].split(";")[0].removesuffix(".")
+        return str(finding["here"]).split(". ")[-1].split(";")[0].removesuffix(".")
 
     def pair(each: dict[str, Any]) -> tuple[str, str]:
         return each["one"], each["other"]

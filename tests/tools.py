@@ -44,14 +44,14 @@ def _find_chromium() -> str | None:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        path = playwright.chromium.executable_path
+        path: str = playwright.chromium.executable_path
     return path if Path(path).exists() else None
 
 
 def _find_compiler() -> str | None:
     from torch.utils.cpp_extension import get_cxx_compiler
 
-    return shutil.which(get_cxx_compiler())
+    return shutil.which(str(get_cxx_compiler()))
 
 
 CHROMIUM = Tool(

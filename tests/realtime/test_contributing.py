@@ -43,12 +43,12 @@ def test_the_example_of_a_source_sends_a_file_as_a_run(
     async def received() -> list[tuple[wire.ToRuntime, bytes]]:
         source = RunBoundarySource(source_class(tmp_path / "run.npy", AFFINE, plan.tr_s), plan)
         await source.start()
-        messages = []
+        messages: list[tuple[wire.ToRuntime, bytes]] = []
         while not messages or not isinstance(messages[-1][0], wire.RunEnd):
             one = await source.receive()
             messages.append((one.message, bytes(one.payload)))
             if isinstance(one.message, wire.RunStart):
-                await one.reply(wire.RunAccepted(run_id=one.message.run_id, held=()))
+                await one.reply(wire.RunAccepted(run_id=one.message.run_id, held=[]))
             elif isinstance(one.message, wire.Volume):
                 await one.reply(wire.Ack(run_id=one.message.run_id, index=one.message.index))
         await source.stop()
@@ -75,14 +75,16 @@ def test_the_example_of_an_engine_decodes_as_the_engine_that_it_extends(
     if not choose.probe(bundle, "coreml").available:
         with pytest.raises(EngineError, match="has no Core ML"):
             choose.open_engine(bundle, "coreml")
-        engine.PROVIDER = "CPUExecutionProvider"  # the provider is the only part that is Apple's
+        monkeypatch.setattr(
+            engine, "PROVIDER", "CPUExecutionProvider"
+        )  # the provider is the only part that is Apple's
     window = np.random.default_rng(1).standard_normal((30, 6), dtype=np.float32)
     opened = choose.open_engine(bundle, "coreml")
     assert opened.description.endswith("Core ML")
     monkeypatch.undo()
-    pictures = [
-        Decoder(bundle, each).decode(window).image
+    ours, theirs = (
+        Decoder(bundle, each).decode(window).image.astype(int)
         for each in (opened, choose.open_engine(bundle, "onnxruntime-cpu"))
-    ]
-    np.testing.assert_allclose(*(picture.astype(int) for picture in pictures), rtol=0, atol=1)
-    assert np.ptp(pictures[0]) > 0
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1)
+    assert np.ptp(ours) > 0

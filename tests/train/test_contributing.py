@@ -63,5 +63,7 @@ def test_the_example_of_a_metric_stands_in_the_table(
     monkeypatch.setattr(results_table, "METRICS", (*results_table.METRICS, row))
     seen = results_table.see({"shown": pictures, "decoded": decoded}, None)
     scores = results_table.compare(seen["shown"], seen["decoded"])
-    assert scores["MAE"].value > 0
+    score = scores["MAE"]
+    assert isinstance(score, results_table.Score)
+    assert score.value > 0
     assert "| MAE | lower |" in results_table.as_markdown({"offline": scores})

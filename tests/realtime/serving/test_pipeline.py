@@ -225,7 +225,7 @@ def shows(one: Bench, volume: int) -> bool:
 
 def keeps(one: Bench, volume: int) -> bool:
     """Whether the frame of a volume is kept for listeners to come."""
-    return volume in one.pipeline.broadcast.frames
+    return (volume, "general") in one.pipeline.broadcast.frames
 
 
 def rows_of(one: Bench, scan: Scan) -> dict[int, Row]:
