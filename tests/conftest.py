@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib
 import ipaddress
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +20,10 @@ from hypothesis import HealthCheck, settings
 
 from .signal_stack import signal_stack
 from .tools import CHROMIUM, COMPILER, CURL, told
+
+# Before torch is loaded, and for the processes that tests start: models are so small here that a second thread
+# gains nothing, and threads that spin while they wait for each other take the cores from other processes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # How fast an example runs on a busy machine is no property of the code.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
