@@ -84,6 +84,16 @@ def test_every_path_in_the_guide_to_contributing_exists() -> None:
         assert (ROOT / path).exists(), path
 
 
+def test_every_name_in_the_guide_to_contributing_is_defined() -> None:
+    text = re.sub(r"^```.*?^```$", "", CONTRIBUTING, flags=re.DOTALL | re.MULTILINE)
+    names = set(re.findall(r"`(_?[A-Z]\w+|_[a-z]\w+|[a-z]+_[a-z]+)`", text))
+    names -= {"tr_s", "width_px"} | {path.name for path in ROOT.iterdir()}
+    assert len(names) > 10
+    code = "\n".join(path.read_text() for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+    defined = re.findall(r"^(?:class |(?:async )?def )?(\w+)(?:[(:]|.* = )", code, flags=re.MULTILINE)
+    assert names <= set(defined), names - set(defined)
+
+
 def test_extras_in_the_guide_to_contributing_exist() -> None:
     assert set(re.findall(r"'\.\[([a-z-]+)\]'", CONTRIBUTING)) <= PROJECT["optional-dependencies"].keys()
 

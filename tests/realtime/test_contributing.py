@@ -15,7 +15,7 @@ from realtime.bundle.bundle import Bundle
 from realtime.decoding.decoder import Decoder
 from realtime.decoding.engines import choose
 from realtime.errors import EngineError, ServeError
-from realtime.sources.run_boundaries import RunBoundarySource, Plan
+from realtime.sources.run_boundaries import Plan, RunBoundarySource
 
 AFFINE = ((2.0, 0.0, 0.0, 0.0), (0.0, 2.0, 0.0, 0.0), (0.0, 0.0, 2.0, 0.0), (0.0, 0.0, 0.0, 1.0))
 
