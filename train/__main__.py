@@ -35,9 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"train: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "train: interrupted; run the command again to continue from the last checkpoint", file=sys.stderr
-        )
+        print("train: interrupted; run the command again to continue", file=sys.stderr)
         return 130
     return 0
 
