@@ -1,1 +1,1 @@
-"""Offline half: windows, model, recipes, the DeepSpeed loop, evaluation."""
+"""The offline half: recipes, prepared recordings, the model, training with DeepSpeed, evaluation."""

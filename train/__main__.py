@@ -1,4 +1,4 @@
-"""``python -m train``: the offline half, one command for each thing it makes."""
+"""``python -m train``: the commands of the offline half."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from train.commands.testing import add_evaluate, add_experiment, add_score
 from train.errors import TrainError
 
 _EPILOG = """\
-the way through, for the demo (about two hours on two cores; every command can be interrupted and
-given again to go on):
+the steps of the demo (about two hours on two cores; an interrupted command continues when it is run
+again):
 
   python -m sim synthesize --out data/nsd --subject 1 --sessions 40 --seed 1
   python -m train base --nsd data/nsd --subject 1 --out checkpoints/base
@@ -26,7 +26,7 @@ given again to go on):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 2 for anything that the message explains."""
+    """Run one command and return the exit code: 2 for an error that the message explains."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"train: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("train: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("train: interrupted; run the command again to continue", file=sys.stderr)
         return 130
     return 0
 
@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    # The deepspeed launcher adds it; the environment says the same.
+    # The deepspeed launcher adds this option; the same value is in the environment.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (

@@ -1,4 +1,4 @@
-"""Errors of training and evaluation: one root, so that a command can catch what it can explain."""
+"""Errors of training and evaluation. They have one base class, so that a command can catch and print them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ UNREADABLE_WEIGHTS = (
     UnpicklingError,
     ValueError,
 )
-"""What libraries raise for a file of weights that is cut short, or of something else."""
+"""Exceptions that libraries raise for a file of weights that is truncated or not a file of weights."""
 
 
 class TrainError(Exception):
-    """Anything training can name: says what was expected, what came and what to do."""
+    """An error that the user can act on: it says what was expected, what was found and what to do."""

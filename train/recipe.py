@@ -1,8 +1,9 @@
-"""Recipes: the numbers by which training runs differ, read from one TOML file.
+"""Recipes: the settings in which trainings differ, read from one TOML file.
 
-What is the same in all of them is elsewhere: AdamW's betas, epsilon and weight decay, gradient clipping, the
-schedule's shape and ZeRO's stage in ``deepspeed.json``; the noise schedule and the distribution of timesteps
-in :mod:`train.model.diffusion`; the weights of the base model's own losses in :mod:`train.fitting.pretrain`.
+Settings that all trainings share are elsewhere: AdamW's betas, epsilon and weight decay, gradient clipping,
+the schedule's shape and ZeRO's stage in ``deepspeed.json``; the noise schedule and the distribution of
+timesteps in :mod:`train.model.diffusion`; the losses of the base model in :mod:`train.model.vae` and
+:mod:`train.model.picture_encoder`.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from train.errors import TrainError
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Form = Literal["whole_run", "causal", "betas"]
-"""What a decoder sees of a presentation: a window of a run that was detrended and z-scored as a whole, the
-same window as the runtime makes it while the run goes on, or one beta of a general linear model."""
+"""How a presentation is given to a decoder: as a window of a run that was detrended and z-scored as a whole,
+as the same window preprocessed causally as in the runtime, or as one beta of a general linear model."""
 
 RECIPES = Path(__file__).parent / "recipes"
 DEMO = RECIPES / "demo.toml"
@@ -26,23 +27,24 @@ PAPER = RECIPES / "paper.toml"
 
 
 class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One optimisation: AdamW, linear warm-up, cosine decay, as ``deepspeed.json`` says further."""
+    """One training with AdamW, linear warm-up and cosine decay; ``deepspeed.json`` has the other settings."""
 
     steps: Positive
     batch: Positive
-    """Examples of one optimizer step, over all devices."""
+    """Examples in one optimizer step, over all devices."""
     micro_batch: Positive
-    """Examples that one device takes at once; the rest of its share of the batch is accumulated."""
+    """Examples that one device processes at once; gradients are accumulated over the rest of its share."""
     peak_learning_rate: Annotated[float, msgspec.Meta(gt=0)]
     warmup_steps: Positive
     precision: Literal["auto", "fp16", "bf16", "fp32"] = "auto"
 
     def accumulation(self, n_devices: int) -> int:
-        """Micro-batches that each of ``n_devices`` takes in one step.
+        """Micro-batches that each of ``n_devices`` processes in one step.
 
-        A micro-batch is never made smaller to fit: noise and dropout go with it, and the losses would change.
+        The micro-batch is never reduced to fit, because noise and dropout depend on it and losses would
+        change.
 
-        :raises TrainError: when the batch does not divide, saying what does.
+        :raises TrainError: the batch does not divide; the message suggests a size that does
         """
         if self.batch % (self.micro_batch * n_devices) == 0:
             return self.batch // (self.micro_batch * n_devices)
@@ -94,7 +96,7 @@ class VersatileDiffusion(
 
 
 class Brain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Sizes and switches of the brain module that do not follow from subject, window or base model."""
+    """Settings of the brain module that do not follow from the subject, the window or the base model."""
 
     hidden_width: Positive
     dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)]
@@ -114,10 +116,10 @@ class Preprocessing(bundle_spec.Preprocessing, frozen=True, kw_only=True):
 
 
 class Finetune(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What of the UNet learns with the brain module (paper, table 3).
+    """The part of the UNet that is trained with the brain module (paper, table 3).
 
     ``lora``: low-rank adapters on every cross-attention projection (the paper's choice); ``none``: nothing;
-    ``cross-attention``: its projections themselves; ``linear``: every linear layer; ``all``: everything.
+    ``cross-attention``: the projections themselves; ``linear``: every linear layer; ``all``: everything.
     """
 
     layers: Literal["lora", "none", "cross-attention", "linear", "all"] = "lora"
@@ -131,7 +133,7 @@ class Diffusion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     offset_noise: Annotated[float, msgspec.Meta(ge=0)]
     condition_dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)]
     null_condition: Literal["learned", "zeros"] = "learned"
-    """What stands for a dropped condition: the paper's learned embedding, or the released code's zeros."""
+    """What replaces a dropped condition: a learned embedding (the paper) or zeros (the released code)."""
     guidance: Annotated[float, msgspec.Meta(ge=1)]
     inference_steps: Positive
 
@@ -142,13 +144,13 @@ class Ridge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     strengths: Annotated[tuple[Annotated[float, msgspec.Meta(gt=0)], ...], msgspec.Meta(min_length=1)] = (
         *(0.1, 0.3, 1.0, 3.0, 10.0),
     )
-    """To choose from, in units of a window's mean squared norm; Brain-Diffuser's own is 3.8 in these."""
+    """Strengths to choose from, in units of a window's mean squared norm; Brain-Diffuser's own is 3.8."""
     held_out: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.1
-    """Share of the training pictures whose trials choose the strength."""
+    """Share of the training pictures that are held out to choose the strength."""
     components: Positive = 1000
-    """Of tokens and of latents, at most: what a linear map of more of them could add is noise."""
+    """Largest number of principal components, of tokens and of latents each; further ones add only noise."""
     diffusion_strength: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.75
-    """Share of the steps that are run, from the predicted latents with as much noise on them."""
+    """Share of the diffusion steps that are run, starting from the predicted latents with noise added."""
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -169,27 +171,27 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if "betas" in self.preprocessing.train_on:
             if self.preprocessing.train_on != ("betas",) or self.window.length_volumes != 1:
                 raise ValueError(
-                    "betas have no time: expected train_on = ['betas'] alone, length_volumes = 1"
+                    "betas have no time axis: expected train_on = ['betas'] and length_volumes = 1"
                 )
 
 
 def demo_base(recipe: Recipe) -> DemoBase:
-    """The base model of a recipe that trains one.
+    """The settings of a recipe's base model, if the base model is trained by this project.
 
-    :raises TrainError: when it comes pretrained.
+    :raises TrainError: the base model is a pretrained one
     """
     if not isinstance(recipe.base, DemoBase):
         raise TrainError(
-            "expected a recipe whose base model is trained here, but this one's comes pretrained from "
-            f"{recipe.base.source}; go on with `python -m train fit`"
+            "expected a recipe whose base model is trained here, but this recipe uses the pretrained "
+            f"{recipe.base.source}; continue with `python -m train fit`"
         )
     return recipe.base
 
 
 def read_recipe(path: Path = DEMO) -> Recipe:
-    """Read a recipe file, or a shipped recipe by its name (``demo``, ``paper``).
+    """Read a recipe file, or a shipped recipe by its name (``demo``, ``paper``, ``experiments``).
 
-    :raises TrainError: naming the file and the field that is missing, unknown or out of range.
+    :raises TrainError: the file is missing, or a field is missing, unknown or out of range
     """
     shipped = RECIPES / f"{path}.toml"
     if path.parent == Path() and shipped.exists() and not path.exists():
@@ -199,7 +201,7 @@ def read_recipe(path: Path = DEMO) -> Recipe:
     except FileNotFoundError as error:
         names = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))
         raise TrainError(
-            f"expected a recipe at {path}, found no file; shipped recipes go by name: {names}"
+            f"expected a recipe at {path}, found no file; shipped recipes are: {names}"
         ) from error
     except msgspec.MsgspecError as error:
         raise TrainError(f"recipe {path}: {error}") from error

@@ -156,5 +156,5 @@ def test_a_checkpoint_is_not_written_over(
     before = json.loads((ridge_checkpoint / "checkpoint.json").read_text())
     command = ["ridge", "--nsd", str(tiny_nsd), "--subject", "1", "--base", str(tiny_base)]
     assert main([*command, "--out", str(ridge_checkpoint)]) == 2
-    assert "holds a checkpoint already" in capsys.readouterr().err
+    assert "already holds a checkpoint" in capsys.readouterr().err
     assert json.loads((ridge_checkpoint / "checkpoint.json").read_text()) == before

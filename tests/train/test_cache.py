@@ -160,13 +160,13 @@ def test_a_cache_of_other_settings_is_refused_and_left_alone(
     other = msgspec.structs.replace(
         tiny_recipe, window=msgspec.structs.replace(tiny_recipe.window, length_volumes=3)
     )
-    with pytest.raises(TrainError, match="holds recordings with other window"):
+    with pytest.raises(TrainError, match="was prepared with other window"):
         prepare(tiny_nsd, 1, other, cache.folder)
-    with pytest.raises(TrainError, match="holds recordings with other train_runs"):
+    with pytest.raises(TrainError, match="was prepared with other train_runs"):
         prepare(tiny_nsd, 1, tiny_recipe, cache.folder, seed=2)
     assert before == {path.name: path.stat().st_mtime_ns for path in cache.folder.iterdir()}
     (tmp_path / "mine.txt").write_text("not a cache")
-    with pytest.raises(TrainError, match="expected an empty folder or a cache"):
+    with pytest.raises(TrainError, match="expected .* to be empty or to hold a cache"):
         prepare(tiny_nsd, 1, tiny_recipe, tmp_path)
 
 
@@ -178,7 +178,7 @@ def test_a_data_set_in_the_place_of_another_is_noticed(
     assert prepare(root, 1, tiny_recipe, cache.folder).data == cache.data, "a copy is the same data"
     layout = Layout(root)
     shutil.copy(layout.timeseries(1, 1, 3), layout.timeseries(1, 1, 2))
-    with pytest.raises(TrainError, match="holds recordings with other data than"):
+    with pytest.raises(TrainError, match="was prepared with other data than"):
         prepare(root, 1, tiny_recipe, cache.folder)
 
 
@@ -325,7 +325,7 @@ def test_betas_are_z_scored_over_their_session(
     root = tmp_path / "nsd"
     shutil.copytree(tiny_nsd_with_betas, root)
     shutil.copy(Layout(root).roi(1), Layout(root).betas(1, 1))
-    with pytest.raises(TrainError, match="holds recordings with other betas"):
+    with pytest.raises(TrainError, match="was prepared with other betas"):
         prepare(root, 1, recipe, cache.folder)
 
 

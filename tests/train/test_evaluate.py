@@ -135,7 +135,7 @@ def test_networks_run_where_the_decoder_does(
 
 def test_one_trial_is_not_enough(checkpoint: Path, tiny_nsd: Path, tmp_path: Path) -> None:
     order = Evaluation(root=tiny_nsd, checkpoint=checkpoint, out=tmp_path / "out", n_trials=1)
-    with pytest.raises(TrainError, match="expected as many decoded pictures as shown ones, two at least"):
+    with pytest.raises(TrainError, match="expected as many decoded as shown pictures, at least two"):
         evaluate(order)
     far = Evaluation(root=tiny_nsd, checkpoint=checkpoint, out=tmp_path / "out", offsets=[215])
     with pytest.raises(TrainError, match="expected at least two held-out presentations to decode, found 0"):

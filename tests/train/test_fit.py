@@ -259,7 +259,7 @@ def test_another_subjects_checkpoint_is_refused(
     tiny_checkpoint: Path, tiny_nsd: Path, tmp_path: Path
 ) -> None:
     order = Evaluation(root=tiny_nsd, checkpoint=tiny_checkpoint, out=tmp_path / "out", subject=2)
-    with pytest.raises(TrainError, match=r"expected a subject that .* was trained on \(1\), not 2"):
+    with pytest.raises(TrainError, match=r"expected one of the subjects that .* was trained on \(1\), got 2"):
         evaluate(order)
     assert not (tmp_path / "out").exists()
 

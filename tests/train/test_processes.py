@@ -103,7 +103,7 @@ def test_two_processes_stopped_and_started_again_give_the_losses_of_one(tmp_path
     assert process.returncode == 0, output
     assert len(logged(two)) == 30
     np.testing.assert_allclose(logged(two), whole, rtol=1e-5)
-    with pytest.raises(TrainError, match="processes = 2, this one has 1; go on as it was begun"):
+    with pytest.raises(TrainError, match="processes = 2, this one has 1; continue with the same settings"):
         fit(Line(), batch_of, 40, training(), folder=two, seed=3, name="one")
 
 

@@ -1,1 +1,1 @@
-"""Checkpoints: ours, and those that the paper's authors released."""
+"""Checkpoints of this project, and the import of those that the paper's authors released."""

@@ -1,10 +1,10 @@
-"""Checkpoints: folders that say what they are.
+"""Checkpoints: folders with a trained decoder and a description of it.
 
-checkpoint.json                      method, subjects, held-out runs, seed, recipe, base model, identities
+checkpoint.json                      method, subjects, held-out runs, seed, recipe, base model, fingerprints
 brain.safetensors                    brain module and null condition
-adapter/                             LoRA, or what else of the UNet was tuned (:mod:`train.model.finetune`)
-sub-01/roi.nii.gz, sub-01/prior.npz  what the runtime needs of a subject
-synthetic.json                       how the recordings were made, where no person was scanned
+adapter/, image_unet/                the tuned part of the UNet (:mod:`train.model.finetune`)
+sub-01/roi.nii.gz, sub-01/prior.npz  a subject's ROI and prior, for the runtime
+synthetic.json                       settings of the recordings, where they are synthetic
 """
 
 from __future__ import annotations
@@ -36,45 +36,45 @@ class TrainedSubject(msgspec.Struct, frozen=True, kw_only=True):
     number: int
     n_voxels: int
     held_out_runs: list[tuple[int, int, int]]
-    """Subject, session and run of each; none where images are held out."""
+    """Subject, session and run of each; empty where images are held out instead of runs."""
     n_train_trials: int
     data: str | None = None
-    """Identity of the recordings (:mod:`train.store.fingerprints`)."""
+    """Fingerprint of the recordings (:mod:`train.store.fingerprints`)."""
 
 
 class Parent(msgspec.Struct, frozen=True, kw_only=True):
-    """The checkpoint that a training began with."""
+    """The checkpoint that a training started from."""
 
     folder: str
-    """Relative to the checkpoint's that began with it."""
+    """Path relative to the folder of the checkpoint that started from it."""
     subjects: list[int]
     identity: str
 
 
 class CheckpointInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """``checkpoint.json``. What has a default is not in those of earlier versions."""
+    """``checkpoint.json``. Fields with a default are missing in files of earlier versions."""
 
     method: Method = "dynadiff"
-    """The paper's, or the baseline (:mod:`train.systems.brain_diffuser.fit`)."""
+    """The paper's method, or the baseline (:mod:`train.systems.brain_diffuser.fit`)."""
     subjects: Annotated[list[TrainedSubject], msgspec.Meta(min_length=1)]
-    """In the order of their layers."""
+    """In the order of their layers in the brain module."""
     seed: int
     tr_s: float
     recipe: Recipe
     base: str
-    """Folder of the base model, relative to the checkpoint's, or its name on the hub."""
+    """Folder of the base model, relative to the checkpoint's folder, or its name on the hub."""
     base_identity: str | None = None
-    """Of the base model that it was trained on."""
+    """Fingerprint of the base model that it was trained on."""
     n_sessions: int | None = None
-    """Trained on the first so many sessions of each subject; on all of them where none."""
+    """Number of first sessions of each subject that it was trained on; None for all."""
     parent: Parent | None = None
     imported_from: str | None = None
-    """Which released checkpoint it is (:mod:`train.checkpoints.released`), where it was not trained here."""
+    """Name of the released checkpoint it was imported from (:mod:`train.checkpoints.released`), if any."""
     last_loss: float | None
 
     @property
     def terms(self) -> Terms:
-        """What it follows from."""
+        """Everything that determines the decoder."""
         return Terms(
             method=self.method,
             recipe=self.recipe,
@@ -93,7 +93,7 @@ def subject_folder(folder: Path, number: int) -> Path:
 
 
 def save_checkpoint(folder: Path, model: Dynadiff, info: CheckpointInfo) -> None:
-    """Write the weights and, last, ``checkpoint.json``: a folder that has it is whole."""
+    """Write the weights and, last, ``checkpoint.json``, so that a folder with this file is complete."""
     save_tuned(model.unet, info.recipe.finetune, folder)
     write_checkpoint(folder, model.brain, model.null.detach(), info)
 
@@ -111,9 +111,9 @@ def write_checkpoint(folder: Path, brain: nn.Module, null_NW: Tensor, info: Chec
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint read back for one subject, in fp32 and evaluation mode.
+    """A checkpoint that was loaded for one subject, in fp32 and evaluation mode.
 
-    An adapter lies beside ``unet``'s weights; ``brain`` has the subject's own layers alone.
+    ``unet`` has an adapter that is not merged; ``brain`` has the layers of this subject only.
     """
 
     folder: Path
@@ -131,31 +131,32 @@ class Checkpoint:
         return self.info.recipe
 
     def on_device(self) -> Checkpoint:
-        """The same on the GPU where there is one."""
+        """The same checkpoint on the GPU, if there is one."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
         moved = {part: getattr(self, part).to(device) for part in ("brain", "unet", "vae", "null_NW")}
         return replace(self, **moved)
 
     @property
     def subject_folder(self) -> Path:
-        """Where the subject's region and prior lie."""
+        """Folder of the subject's ROI and prior."""
         return subject_folder(self.folder, self.subject.number)
 
 
 def load_checkpoint(folder: Path, base: str | Path | None = None, subject: int | None = None) -> Checkpoint:
-    """Read a checkpoint and the base model it was trained on.
+    """Load a checkpoint and the base model that it was trained on.
 
-    :param subject: whose layers, by number; needed where there are several
-    :raises TrainError: when a file is missing, ``checkpoint.json`` cannot be read, or the decoder was not
-        trained on the subject or the base model.
+    :param base: folder of the base model, if it has been moved since
+    :param subject: number of the subject; needed when the checkpoint has several
+    :raises TrainError: a file is missing, ``checkpoint.json`` cannot be read, or the decoder was not trained
+        on this subject or base model
     """
     info = read_info(folder)
     trained = _trained_subject(folder, info, subject)
     base_folder = find_base(base or (info.base if is_on_hub(info.base) else (folder / info.base).resolve()))
     if info.base_identity not in (None, base_identity(base_folder)):
         raise TrainError(
-            f"expected the base model that {folder} was trained on, found another in {base_folder}; name the "
-            "right one's folder with --base, or train again"
+            f"expected the base model that {folder} was trained on, found another one in {base_folder}; give "
+            "the folder of the right one with --base, or train again"
         )
     weights, null_NW = read_weights(folder)
     unet, vae = load_tuned(info.recipe.finetune, folder, base_folder), load_vae(base_folder)
@@ -203,23 +204,24 @@ def _trained_subject(folder: Path, info: CheckpointInfo, number: int | None) -> 
         if trained.number == number:
             return trained
     known = ", ".join(str(trained.number) for trained in info.subjects)
-    asked = "no subject was named" if number is None else f"not {number}"
+    given = "none" if number is None else str(number)
     raise TrainError(
-        f"expected a subject that {folder} was trained on ({known}), {asked}; name one: --subject"
+        f"expected one of the subjects that {folder} was trained on ({known}), got {given}; choose one with "
+        "--subject"
     )
 
 
 def read_weights(folder: Path) -> tuple[dict[str, Tensor], Tensor]:
-    """The brain module's weights by name, and the null condition ``[N, W]``.
+    """Read the brain module's weights by name, and the null condition ``[N, W]``.
 
-    :raises TrainError: when there are none.
+    :raises TrainError: the file is missing
     """
     path = folder / "brain.safetensors"
     if not path.exists():
-        raise TrainError(f"expected {path}, found no file; is {folder} a whole checkpoint?")
+        raise TrainError(f"expected {path}, found no file; {folder} is not a complete checkpoint")
     weights = load_file(path)
     brain = {k.removeprefix("brain."): v for k, v in weights.items() if k.startswith("brain.")}
-    # A copy, for any tensor of the file keeps all of it mapped.
+    # A copy, because any tensor of the file keeps the whole file mapped.
     return brain, weights["null_condition"].clone()
 
 
@@ -230,7 +232,7 @@ def read_info(folder: Path) -> CheckpointInfo:
         return msgspec.json.decode(path.read_bytes(), type=CheckpointInfo)
     except FileNotFoundError as error:
         raise TrainError(
-            f"expected {path}, found no file; is {folder} what `train fit` wrote, to its end?"
+            f"expected {path}, found no file; give a folder in which `python -m train fit` has finished"
         ) from error
     except msgspec.MsgspecError as error:
         raise TrainError(f"{path}: {error}") from error

@@ -1,7 +1,7 @@
-"""Checkpoints that the paper's authors released (``facebook/dynadiff``), as checkpoints of this project.
+"""Imports checkpoints that the paper's authors released (``facebook/dynadiff``).
 
-They are DeepSpeed ZeRO checkpoints with the tag ``checkpoint``. Names and shapes in them, and what becomes of
-them (S subjects, V voxels, T volumes, H hidden width, N tokens, W token width):
+They are DeepSpeed ZeRO checkpoints with the tag ``checkpoint``. Their names and shapes, and the parts of this
+project's model they become (S subjects, V voxels, T volumes, H hidden width, N tokens, W token width):
 
     model.brain_modules.clip_image.
         subject_layers.weights   [S, V, H]       subject layer
@@ -11,10 +11,10 @@ them (S subjects, V voxels, T volumes, H hidden width, N tokens, W token width):
         lin1.*                   [N W, H]        output
     model.unet.
         …attentions.K.transformers.0.…           image attention: …attentions.K.…
-        …attentions.K.transformers.1.…           text attention, whose share is 0: left out
+        …attentions.K.transformers.1.…           text attention, with a share of 0: left out
         ….base_layer.*, ….lora_A.default.*, ….lora_B.default.*    peft's
 
-The code replaces dropped conditions by zeros, so these are the null condition.
+The authors' code replaces dropped conditions by zeros, so zeros are the null condition.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ TAG = "checkpoint"
 BRAIN = "model.brain_modules.clip_image."
 UNET = "model.unet."
 LARGEST_DIFFERENCE = 1e-3
-"""Frozen weights were kept in fp16: they may differ by its rounding from the base model's, relative to the
-largest of their tensor."""
+"""Largest difference of a frozen weight from the base model's, relative to the largest weight of its tensor:
+the released ones were stored in fp16."""
 
 State = Mapping[str, Tensor]
 _log = logging.getLogger(__name__)
@@ -58,28 +58,28 @@ _log = logging.getLogger(__name__)
 def read_released(folder: Path) -> dict[str, Tensor]:
     """All weights of a released checkpoint in fp32, by their released names.
 
-    DeepSpeed keeps them as pickles: read only what comes from a source you trust.
+    DeepSpeed stores them as pickles, which can run code: read only files from a source you trust.
 
-    :raises TrainError: when ``folder`` is not such a checkpoint.
+    :raises TrainError: ``folder`` is not such a checkpoint
     """
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     if not (folder / TAG).is_dir():
         raise TrainError(
-            f"expected a DeepSpeed checkpoint in {folder / TAG}, found no folder; name the subject's folder "
+            f"expected a DeepSpeed checkpoint in {folder / TAG}, found no folder; give the subject's folder "
             "of facebook/dynadiff"
         )
     try:
         state: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=TAG)
     except (OSError, ValueError, KeyError, AssertionError, RuntimeError) as error:
-        raise TrainError(f"expected a whole DeepSpeed checkpoint in {folder / TAG}: {error}") from error
+        raise TrainError(f"cannot read a DeepSpeed checkpoint from {folder / TAG}: {error}") from error
     return state
 
 
 def brain_from_released(state: State, recipe: Recipe) -> BrainModule:
-    """The brain module, for as many subjects and voxels as the weights have.
+    """The brain module, with as many subjects and voxels as the weights have.
 
-    :raises TrainError: when a weight is missing or does not have the recipe's shape.
+    :raises TrainError: a weight is missing or does not have the recipe's shape
     """
     subjects = _take(state, f"{BRAIN}subject_layers.weights")
     n_subjects, n_voxels, width = subjects.shape
@@ -104,9 +104,9 @@ def brain_from_released(state: State, recipe: Recipe) -> BrainModule:
 
 
 def adapter_from_released(state: State, recipe: Recipe) -> UNet2DConditionModel:
-    """A UNet on the meta device, whose LoRA adapters alone have weights; to be saved, not run.
+    """A UNet on the meta device in which only the LoRA adapters have weights; it can be saved, not run.
 
-    :raises TrainError: when an adapter is missing or of another rank than the recipe's.
+    :raises TrainError: an adapter is missing, or its rank is not the recipe's
     """
     with torch.device("meta"):
         unet = make_unet(recipe.base)
@@ -116,7 +116,8 @@ def adapter_from_released(state: State, recipe: Recipe) -> UNet2DConditionModel:
     missing = sorted(wanted - names.keys())
     if missing:
         raise TrainError(
-            f"expected LoRA weights for {missing[0]} ({len(missing)} missing in all), found none"
+            f"expected LoRA weights for {missing[0]} in the released checkpoint, found none ({len(missing)} "
+            "are missing in all)"
         )
     weights = {name: state[names[name]].contiguous() for name in wanted}
     _check_shapes(unet, weights, "the adapter")
@@ -125,7 +126,7 @@ def adapter_from_released(state: State, recipe: Recipe) -> UNet2DConditionModel:
 
 
 def unet_names(state: State) -> dict[str, str]:
-    """Names in a plain UNet with adapters, each with its released name; the text attention is left out."""
+    """The released name of each weight, by its name in a plain UNet with adapters; without text attention."""
     return {
         re.sub(r"(\.attentions\.\d+)\.transformers\.0\.", r"\1.", key.removeprefix(UNET)): key
         for key in state
@@ -134,9 +135,9 @@ def unet_names(state: State) -> dict[str, str]:
 
 
 def check_base(state: State, base: UNet2DConditionModel) -> int:
-    """Compare the frozen weights in a released checkpoint with the base model's; returns how many there are.
+    """Compare the frozen weights of a released checkpoint with the base model's, and return their number.
 
-    :raises TrainError: when one differs: the adapter was trained on another base model.
+    :raises TrainError: a weight differs, so the adapter was trained on another base model
     """
     frozen = {
         name.replace(".base_layer.", "."): state[key]
@@ -148,8 +149,8 @@ def check_base(state: State, base: UNet2DConditionModel) -> int:
     for name in sorted(shared):
         if not _equal_in_fp16(frozen[name], ours[name]):
             raise TrainError(
-                f"{name} of the base model is not what the checkpoint was trained with; name the right base "
-                "model with --base"
+                f"expected the base model that the checkpoint was trained on, but {name} differs; give the "
+                "right one with --base"
             )
     return len(shared)
 
@@ -166,21 +167,21 @@ def import_released(
 ) -> CheckpointInfo:
     """Write a released checkpoint as a checkpoint of this project.
 
-    :param layer: place of the subject's layer, in a checkpoint of several subjects
-    :param nsd: root of the data set: the subject's region and the prior of its runs go into the checkpoint,
-        which cannot be exported without them
-    :raises TrainError: when it is not what it should be, or ``out`` holds a checkpoint already.
+    :param layer: index of the subject's layer, in a checkpoint of several subjects
+    :param nsd: root of the data set, for the subject's ROI and prior; without these the checkpoint cannot be
+        exported
+    :raises TrainError: the released checkpoint does not fit, or ``out`` already holds a checkpoint
     """
     _check_new(out)
     base_folder = find_base(base)
     state = read_released(folder)
     n_compared = check_base(state, load_unet(base_folder))
-    _log.info("%d frozen weights are the base model's", n_compared)
+    _log.info("%d frozen weights are equal to the base model's", n_compared)
     brain = brain_from_released(state, recipe)
     layout = Layout(nsd) if nsd else None
     n_voxels = _region_size(layout, subject, brain.config.n_voxels)
     brain = brain.of_subject(layer, n_voxels)
-    # Their test set is the shared images, and their code detrends by a line, whatever the recipe says.
+    # The authors test on the shared images and their code removes a line as drift, whatever the recipe says.
     recipe = msgspec.structs.replace(
         recipe,
         split="standard",
@@ -204,18 +205,18 @@ def import_released(
         if layout:
             _write_subject(layout, subject, recipe, subject_folder(out, subject))
         else:
-            _log.warning("without --nsd the checkpoint has no region and no prior: `export` asks for them")
+            _log.warning("without --nsd the checkpoint has no ROI and no prior, and cannot be exported")
         save_checkpoint(out, model, info)
     return info
 
 
 def _check_new(out: Path) -> None:
     if (out / "checkpoint.json").exists():
-        raise TrainError(f"{out} holds a checkpoint already; choose another --out")
+        raise TrainError(f"{out} already holds a checkpoint; choose another --out")
 
 
 def _write_subject(layout: Layout, subject: int, recipe: Recipe, folder: Path) -> None:
-    """The subject's region, and the prior of all its runs: which of them trained is not known."""
+    """Write the subject's ROI, and the prior of all runs, because the training runs are not known."""
     folder.mkdir(exist_ok=True)
     shutil.copy(layout.roi(subject), folder / "roi.nii.gz")
     roi = read_roi(layout, subject)
@@ -224,12 +225,12 @@ def _write_subject(layout: Layout, subject: int, recipe: Recipe, folder: Path) -
 
 
 def _region_size(layout: Layout | None, subject: int, n_voxels: int) -> int:
-    """Voxels of the subject's region: behind them, the released weights are padding."""
+    """Number of voxels in the subject's ROI; the released weights after them are padding."""
     expected = read_roi(layout, subject).n_voxels if layout else NSDGENERAL_VOXELS.get(subject, n_voxels)
     if expected > n_voxels:
         raise TrainError(
-            f"expected a subject layer of at least the {expected} voxels of subject {subject}, "
-            f"found {n_voxels}; is it another subject's checkpoint?"
+            f"expected a subject layer with at least the {expected} voxels of subject {subject}, found "
+            f"{n_voxels}; choose this subject's checkpoint"
         )
     return expected
 
@@ -239,7 +240,7 @@ def _take(state: State, name: str) -> Tensor:
         return state[name]
     except KeyError:
         raise TrainError(
-            f"expected {name} in the released checkpoint, found names like {sorted(state)[:3]}"
+            f"expected a weight {name} in the released checkpoint, found names such as {sorted(state)[:3]}"
         ) from None
 
 
@@ -247,8 +248,8 @@ def _check_shapes(module: nn.Module, weights: State, what: str) -> None:
     for name, expected in module.state_dict().items():
         if name in weights and weights[name].shape != expected.shape:
             raise TrainError(
-                f"{what}: expected {name} of shape {tuple(expected.shape)}, as the recipe has it, "
-                f"found {tuple(weights[name].shape)}"
+                f"{what}: expected {name} with the recipe's shape {tuple(expected.shape)}, found "
+                f"{tuple(weights[name].shape)}"
             )
 
 

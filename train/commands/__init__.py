@@ -1,1 +1,1 @@
-"""The commands of ``python -m train``: options, and what they call; each loads what it needs when it runs."""
+"""The commands of ``python -m train``. Each imports heavy modules only when it runs."""

@@ -1,4 +1,4 @@
-"""Commands that make models: base, prepare, fit, ridge."""
+"""Commands that prepare data and train models: base, prepare, fit, ridge."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from train.fitting.job import Order
 
 _BASE = (
-    "folder of the base model, or its name on the hub (default: where the recipe says; demo and experiments "
-    "do not, so it must be given with them)"
+    "folder of the base model, or its name on the hub (default: the recipe's; the recipes demo and "
+    "experiments have none, so it must be given with them)"
 )
 
 
@@ -38,15 +38,19 @@ def add_prepare(commands: Commands) -> None:
     parser = commands.add_parser(
         "prepare",
         help="read, mask, detrend and z-score a subject's runs once, into a memory-mapped cache",
-        description="Read each run once, keep the region's voxels, detrend and z-score them as the recipe "
-        "says, and write a memory-mapped cache for `fit`, `ridge` and `evaluate`. Given again, it goes on.",
+        description="Read each run once, keep the ROI's voxels, detrend and z-score them as the recipe "
+        "says, and write a memory-mapped cache for `fit`, `ridge` and `evaluate`. Run it again after an "
+        "interruption to continue.",
     )
     nsd_options(parser)
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder of the caches: sub-01, …"
     )
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes, each holding one run (default: the cores)"
+        "--workers",
+        type=int,
+        metavar="N",
+        help="number of processes, each with one run in memory (default: the cores)",
     )
     recipe_options(parser)
     parser.set_defaults(run=_prepare)
@@ -57,9 +61,9 @@ def add_fit(commands: Commands) -> None:
     parser = commands.add_parser(
         "fit",
         help="Dynadiff's single stage: brain module and LoRA, jointly",
-        description="Train the brain module and what the recipe tunes of the UNet together, in one stage. "
-        "Alone it is one process; `deepspeed --module train fit …` uses all GPUs of a machine. Given again, "
-        "it goes on from the last checkpoint with the losses it would have had.",
+        description="Train the brain module and the tuned part of the UNet together, in one stage, in one "
+        "process; `deepspeed --module train fit …` uses all GPUs of a machine. Run it again after an "
+        "interruption: it continues from the last checkpoint, with the losses of an uninterrupted training.",
     )
     parser.add_argument(
         "--nsd", type=Path, required=True, metavar="DIR", help="root of NSD or of a synthetic subject"
@@ -73,14 +77,14 @@ def add_fit(commands: Commands) -> None:
         help="subject numbers, from 1; several share one model",
     )
     parser.add_argument(
-        "--sessions", type=int, metavar="N", help="train on the first so many sessions (default: all)"
+        "--sessions", type=int, metavar="N", help="train on the first N sessions only (default: all)"
     )
     parser.add_argument(
         "--from",
         dest="pretrained",
         type=Path,
         metavar="DIR",
-        help="checkpoint of other subjects to begin with; the layers that read voxels begin anew",
+        help="checkpoint of other subjects to start from; the layers that read voxels start from scratch",
     )
     parser.add_argument("--base", metavar="DIR", help=_BASE)
     parser.add_argument(
@@ -97,8 +101,8 @@ def add_ridge(commands: Commands) -> None:
         "ridge",
         help="the baseline Brain-Diffuser: ridge regressions to the base model's tokens and latents",
         description="Fit the paper's baseline Brain-Diffuser on the trials that `fit` trains on: ridge "
-        "regressions from a window to the seen picture's tokens and to its latents, from which, with noise "
-        "on them, the base model starts. Its checkpoint is evaluated, exported and served like any other.",
+        "regressions from a window to the seen picture's tokens and to its latents. The base model starts "
+        "from these latents with noise added. Its checkpoint is evaluated, exported and served like others.",
     )
     nsd_options(parser)
     parser.add_argument("--base", metavar="DIR", help=_BASE)

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what follows from them."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from train.errors import TrainError
 from train.recipe import DemoBase, Recipe
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-"""What a command adds its own parser to."""
+"""The parser's subcommands, to which each command adds its own parser."""
 
 
 def nsd_options(parser: argparse.ArgumentParser, subject: str = "subject number, from 1") -> None:
-    """Whose recordings: ``--nsd``, ``--subject``."""
+    """Add the options that choose the recordings: ``--nsd``, ``--subject``."""
     parser.add_argument(
         "--nsd", type=Path, required=True, metavar="DIR", help="root of NSD or of a synthetic subject"
     )
@@ -22,7 +22,7 @@ def nsd_options(parser: argparse.ArgumentParser, subject: str = "subject number,
 
 
 def recipe_options(parser: argparse.ArgumentParser) -> None:
-    """How it is made: ``--recipe``, ``--seed``."""
+    """Add the options of a training: ``--recipe``, ``--seed``."""
     parser.add_argument(
         "--recipe",
         type=Path,
@@ -35,9 +35,9 @@ def recipe_options(parser: argparse.ArgumentParser) -> None:
 
 
 def source_of(recipe: Recipe) -> str:
-    """Where a recipe's base model comes from, when no --base says so.
+    """The source of a recipe's base model, for when --base is not given.
 
-    :raises TrainError: when it is one that is trained here.
+    :raises TrainError: the recipe's base model is trained by this project, so --base is needed
     """
     if isinstance(recipe.base, DemoBase):
         raise TrainError("expected --base, the folder that `python -m train base` wrote")

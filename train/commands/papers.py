@@ -17,20 +17,22 @@ def add_released(commands: Commands) -> None:
         "import-released",
         help="turn a checkpoint that the paper's authors released into one of this project",
         description="Turn a subject's folder of facebook/dynadiff into a checkpoint that `export bundle` "
-        "takes. It holds pickles: import only what comes from a source you trust.",
+        "accepts. It contains pickles, which can run code: import only files from a source you trust.",
     )
     parser.add_argument(
         "--checkpoint", type=Path, required=True, help="the subject's folder, with `checkpoint/`"
     )
     parser.add_argument("--subject", type=int, required=True, help="subject number in NSD, from 1")
     parser.add_argument(
-        "--nsd", type=Path, help="root of NSD: its region and runs are what serving needs besides"
+        "--nsd",
+        type=Path,
+        help="root of NSD, for the subject's ROI and prior, without which it cannot be exported",
     )
     parser.add_argument(
         "--layer",
         type=int,
         default=0,
-        help="place of the subject's layer where there are several, from 0 (default: %(default)s)",
+        help="index of the subject's layer in a checkpoint of several, from 0 (default: %(default)s)",
     )
     parser.add_argument(
         "--base", help="folder of the base model, or its name on the hub (default: the recipe's)"
@@ -51,7 +53,7 @@ def add_describe(commands: Commands) -> None:
         type=int,
         nargs="+",
         default=[1],
-        help="subjects of NSD whose regions it reads; several share one model (default: 1)",
+        help="subjects of NSD whose ROIs it reads; several share one model (default: 1)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
     parser.set_defaults(run=_describe)

@@ -1,4 +1,4 @@
-"""Commands that say how good a model is: evaluate, experiment, score."""
+"""Commands that measure how well a model decodes: evaluate, experiment, score."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from train.commands.options import Commands
 from train.recipe import read_recipe
 
 _EXPERIMENTS = """\
-Trains the models of an experiment for minutes each, decodes held-out runs with them, and writes NAME.html,
-its figure as NAME.svg, and NAME.json: the numbers, and in words whether the paper's finding appears in the
-synthetic data. Models that are there already are not trained again; experiments share them through --work. An
-interrupted experiment goes on.
+Trains the models of an experiment for minutes each and decodes held-out runs with them. Writes NAME.html, its
+figure as NAME.svg, and NAME.json with the numbers and whether the paper's finding appears in the synthetic
+data. Experiments share models through --work; existing models are not trained again. Run an interrupted
+experiment again to continue it.
 
-  time-resolved   a general model on shifted windows beside specialised ones (figures 4, 5)
+  time-resolved   a general model on shifted windows, and specialised models (figures 4, 5)
   window-length   windows of 1 to 6 volumes (figure 6)
-  baseline        beside Brain-Diffuser (table 1)
+  baseline        comparison with Brain-Diffuser (table 1)
   brain-module    without timestep layers, with early aggregation, … (table 2)
-  finetuning      what of the UNet learns (table 3)
-  preprocessing   whole-run against causal
-  betas           single-trial betas in place of windows (table 4); needs `python -m sim betas`
+  finetuning      which part of the UNet is tuned (table 3)
+  preprocessing   whole-run against causal preprocessing
+  betas           single-trial betas instead of windows (table 4); needs `python -m sim betas`
   multi-subject   one model for subjects 1, 2, 5 and 7 (table 8)
-  new-subject     subject 1 by sessions, from nothing and from the others' model (figure 9)
+  new-subject     subject 1 by sessions, from scratch and from a model of the others (figure 9)
 
-The last two need 10 sessions of subjects 2, 5 and 7, all need 40 of subject 1: `python -m sim synthesize`.
+All need 40 sessions of subject 1, the last two also 10 of subjects 2, 5 and 7: `python -m sim synthesize`.
 """
 
 
@@ -33,19 +33,19 @@ def add_evaluate(commands: Commands) -> None:
     """Add ``evaluate``."""
     parser = commands.add_parser(
         "evaluate",
-        help="decode held-out presentations and compare with what was shown, by the paper's metrics",
-        description="Metrics whose networks are not there are reported as not computed, with the command "
-        "that fetches what they need. mIoU is by another segmentation network than the paper's, and is not "
-        "comparable with its number.",
+        help="decode held-out presentations and compare with the shown pictures, by the paper's metrics",
+        description="Metrics whose networks are missing are reported as not computed, with the command that "
+        "downloads the network. mIoU uses another segmentation network than the paper's, so the two are not "
+        "comparable.",
     )
     parser.add_argument("--nsd", type=Path, required=True, help="root of NSD or of a synthetic subject")
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder that `fit` or `ridge` wrote")
     parser.add_argument("--out", type=Path, required=True, help="folder of the table and the picture grid")
-    parser.add_argument("--subject", type=int, help="whose decoder, where there are several")
+    parser.add_argument("--subject", type=int, help="whose decoder, when there are several subjects")
     parser.add_argument("--cache", type=Path, help="what `prepare` wrote (default: made in --checkpoint)")
     parser.add_argument("--networks", type=Path, help="folder of the evaluation networks' weights")
     parser.add_argument(
-        "--trials", type=int, default=1000, help="held-out trials at most (default: %(default)s)"
+        "--trials", type=int, default=1000, help="largest number of held-out trials (default: %(default)s)"
     )
     parser.add_argument(
         "--average", action="store_true", help="average the repetitions of an image before decoding"
@@ -72,7 +72,9 @@ def add_experiment(commands: Commands) -> None:
     parser.add_argument("name", help="which of them", metavar="NAME")
     parser.add_argument("--nsd", type=Path, required=True, help="root of the synthetic subjects")
     parser.add_argument("--base", required=True, help="folder that `base` wrote")
-    parser.add_argument("--work", type=Path, required=True, help="folder that models and decodes are kept in")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder in which models and decodes are kept"
+    )
     parser.add_argument(
         "--out",
         type=Path,

@@ -1,19 +1,19 @@
-"""Prepared recordings of a subject: every run read once, masked, detrended, z-scored, memory-mapped.
+"""The cache of a subject's recordings: every run is read once, masked, detrended and z-scored.
 
-    CACHE/cache.json       what it is made from; a cache made from something else is refused
-    CACHE/rows.npy         float32 [runs, 225, V]   the region as recorded
-    CACHE/prior.npz        float32 [V] twice        mean and SD of the runs that train
+    CACHE/cache.json       what the cache was made from; a cache made from something else is refused
+    CACHE/rows.npy         float32 [runs, 225, V]   ROI as recorded
+    CACHE/prior.npz        float32 [V] twice        mean and SD of the training runs
     CACHE/whole_run.npy    float16 [runs, 225, V]   z-scores, detrended over the whole run
-    CACHE/causal.npy       float16 [trials, T, V]   each presentation's window as the runtime would feed it
-    CACHE/prior-first-N.npz, causal-first-N.npy     the same for those who train on the first N sessions
-    CACHE/betas.npy        float16 [trials, 1, V]   each presentation's beta, z-scored over its session
+    CACHE/causal.npy       float16 [trials, T, V]   window of each presentation, as the runtime computes it
+    CACHE/prior-first-N.npz, causal-first-N.npy     the same for training on the first N sessions
+    CACHE/betas.npy        float16 [trials, 1, V]   beta of each presentation, z-scored over its session
     CACHE/….done.npy       uint8   [items]          which runs (or sessions) of an array are finished
 
-Of whole runs, causal windows and betas, those exist that a recipe trains on. Runs are worked on in processes
-of their own, each of which holds one run; an interrupted preparation goes on with the runs that are not
-finished, and who prepares a folder while another does waits for it. Nothing here needs torch.
+The arrays are memory-mapped, and only those exist that a recipe trains on. Worker processes hold one run
+each. An interrupted preparation continues with the unfinished runs; a second process that prepares the same
+folder waits for the first. Does not import torch.
 
-Legend: V voxels of the region, T volumes of a window.
+Legend: V voxels of the ROI, T volumes of a window.
 """
 
 from __future__ import annotations
@@ -43,40 +43,40 @@ class Cache:
     folder: Path
     runs: list[RunKey]
     train_runs: list[RunKey]
-    """Runs of which at least some presentations train: all of them in the standard split."""
+    """Runs with training presentations: all runs in the standard split."""
     trials: list[RunTrial]
-    """All presentations of all runs, in order; row i of ``causal`` and ``betas`` belongs to the i-th."""
+    """All presentations of all runs in order; row i of ``causal`` and ``betas`` belongs to the i-th."""
     is_test: NDArray[np.bool_]
-    """``[trials]``: which presentations are held out."""
+    """Whether a presentation is held out, ``[trials]``."""
     data: str
-    """Identity of the recordings (:mod:`train.store.fingerprints`)."""
+    """Fingerprint of the recordings (:mod:`train.store.fingerprints`)."""
     n_sessions: int | None = None
-    """Prior and causal windows know the first so many sessions alone; all of them where none."""
+    """Prior and causal windows use only this many first sessions; None for all."""
 
     @property
     def test_runs(self) -> list[RunKey]:
-        """The runs that are held out whole: none in the standard split."""
+        """The held-out runs; there are none in the standard split."""
         trains = set(self.train_runs)
         return [key for key in self.runs if key not in trains]
 
     @cached_property
     def images(self) -> NDArray[np.int64]:
-        """0-based image of each presentation, ``[trials]``."""
+        """The 0-based image of each presentation, ``[trials]``."""
         return np.array([item.trial.image for item in self.trials], dtype=np.int64)
 
     @cached_property
     def prior(self) -> Prior:
-        """Mean and SD of the runs that train."""
+        """Mean and SD of the training runs."""
         return Prior.load(prior_path(self.folder, self.n_sessions))
 
     @property
     def has_prior(self) -> bool:
-        """Whether there is a prior: betas alone have none."""
+        """Whether there is a prior: a cache of betas alone has none."""
         return prior_path(self.folder, self.n_sessions).exists()
 
     @cached_property
     def rows(self) -> NDArray[np.float32]:
-        """The region as recorded, ``[runs, 225, V]``."""
+        """The ROI as recorded, ``[runs, 225, V]``."""
         return open_array(self.folder, "rows")
 
     def form(self, form: Form) -> NDArray[np.float16]:
@@ -85,7 +85,7 @@ class Cache:
 
 
 def subject_cache(root: Path, subject: int) -> Path:
-    """A subject's folder in a folder of caches."""
+    """The folder of a subject's cache in a folder of caches."""
     return root / f"sub-{subject:02d}"
 
 
@@ -99,12 +99,12 @@ def prepare(
     n_sessions: int | None = None,
     workers: int | None = None,
 ) -> Cache:
-    """Bring a subject's cache to its end, from wherever it is, and open it.
+    """Make a subject's cache, or finish it if it is incomplete, and open it.
 
-    :param seed: of the split; the prior is measured on the runs that train
-    :param n_sessions: the prior is measured on those of the first so many sessions
-    :raises TrainError: when ``folder`` was made from other data or settings, or no run trains
-    :raises NsdError: when a file of the data set is not what it should be
+    :param seed: seed of the split; the prior is measured on the training runs
+    :param n_sessions: measure the prior on this many first sessions only
+    :raises TrainError: ``folder`` was made from other data or settings, or there are no training runs
+    :raises NsdError: a file of the data set is missing or damaged
     """
     layout = Layout(root)
     keys = runs(layout, subject)
@@ -146,7 +146,7 @@ def prepare(
 def _split(
     layout: Layout, recipe: Recipe, keys: list[RunKey], trials: list[RunTrial], seed: int
 ) -> tuple[list[RunKey], NDArray[np.bool_]]:
-    """Runs with presentations that train, and which presentations ``[trials]`` are held out."""
+    """The runs with training presentations, and whether each presentation is held out, ``[trials]``."""
     if recipe.split == "standard":
         shared = shared_images(layout)
         return keys, np.isin([item.trial.image for item in trials], shared)

@@ -1,6 +1,6 @@
-"""How the arrays of a cache are made, run by run, each of what is already there: see :mod:`train.data.cache`.
+"""Computes the arrays of a cache, run by run: see :mod:`train.data.cache`.
 
-Legend: V voxels of the region, T volumes of a window.
+Legend: V voxels of the ROI, T volumes of a window.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from train.recipe import Preprocessing, Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class Making:
-    """The arrays of a cache, each made of what is already there."""
+    """Computes the arrays of one cache; later arrays are computed from earlier ones."""
 
     layout: Layout
     folder: Path
@@ -40,12 +40,12 @@ class Making:
     workers: int | None
 
     def all(self) -> None:
-        """What the recipe trains on, and what that is made of."""
+        """Compute the arrays that the recipe trains on, and those that they are computed from."""
         forms = self.recipe.preprocessing.train_on
         if set(forms) & {"whole_run", "causal"}:
             self._rows()
             self._prior()
-            self._whole_run()  # what evaluation decodes, whichever of the two a recipe trains on
+            self._whole_run()  # evaluation decodes it, whichever of the two the recipe trains on
         if "causal" in forms:
             self._causal()
         if "betas" in forms:
@@ -94,7 +94,7 @@ class Making:
         unit: str = "run",
     ) -> None:
         path, done = self.folder / f"{name}.npy", self.folder / f"{name}.done.npy"
-        # In this order: an array without notes is made anew, notes without their array would be believed.
+        # In this order, because "done" marks without their array would be believed after an interruption.
         if not path.exists() or not done.exists():
             with whole(done) as unfinished:
                 np.save(unfinished, np.zeros(len(items), dtype=np.uint8), allow_pickle=False)
@@ -142,24 +142,24 @@ def _read_session(
 
 
 def _places(owners: Sequence[Any], items: Sequence[Any]) -> list[slice]:
-    """Where each item's presentations lie among all, which are in order of their items."""
+    """The slice of each item's presentations; presentations are in the order of their items."""
     bounds = np.searchsorted([items.index(owner) for owner in owners], range(len(items) + 1))
     return [slice(*bounds[index : index + 2].tolist()) for index in range(len(items))]
 
 
 def of_sessions(name: str, n_sessions: int | None) -> str:
-    """Name of an array for those who train on the first so many sessions."""
+    """Name of an array that uses only the first ``n_sessions`` sessions, or all."""
     return name if n_sessions is None else f"{name}-first-{n_sessions}"
 
 
 def prior_path(folder: Path, n_sessions: int | None) -> Path:
-    """Where the prior of the first so many sessions lies."""
+    """Path of the prior of the first ``n_sessions`` sessions, or of all."""
     return folder / f"{of_sessions('prior', n_sessions)}.npz"
 
 
 def open_array(folder: Path, name: str) -> NDArray[Any]:
     """An array of the cache, memory-mapped."""
-    # As a plain array: slicing numpy's memmap class costs more than reading a window through it.
+    # As a plain array, because slicing numpy's memmap class takes longer than reading a window.
     return np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
 
 

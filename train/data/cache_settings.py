@@ -1,4 +1,4 @@
-"""``cache.json``: what prepared recordings are made from. Nothing here needs torch."""
+"""``cache.json``: the data and settings that a cache was made from. Does not import torch."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _JSON = "cache.json"
 def made_from(
     keys: list[RunKey], train_keys: list[RunKey], n_voxels: int, data: str, recipe: Recipe
 ) -> dict[str, Any]:
-    """What must be the same whatever a recipe trains on.
+    """Settings that must be equal for every recipe that uses a cache.
 
-    :param data: identity of the subject's recordings
+    :param data: fingerprint of the subject's recordings
     """
     preprocessing: dict[str, Any] = msgspec.to_builtins(recipe.preprocessing)
     del preprocessing["train_on"]
@@ -41,7 +41,7 @@ def made_from(
 
 
 def made_from_besides(layout: Layout, trials: list[RunTrial], recipe: Recipe) -> dict[str, Any]:
-    """What must be the same where both have it: causal windows are cut for one window, betas are files."""
+    """Settings that must be equal if both have them: the window of causal windows, the files of betas."""
     forms = recipe.preprocessing.train_on
     return {
         "window": msgspec.to_builtins(recipe.window) if "causal" in forms else None,
@@ -50,14 +50,17 @@ def made_from_besides(layout: Layout, trials: list[RunTrial], recipe: Recipe) ->
 
 
 def claim(folder: Path, settings: dict[str, Any], besides: dict[str, Any]) -> None:
-    """Write what a new cache is made from.
+    """Write ``cache.json`` in a new cache; check it in an existing one.
 
-    :raises TrainError: when ``folder`` holds one that is made from something else, or other files
+    :param besides: settings that may be added to an existing cache
+    :raises TrainError: ``folder`` holds a cache that was made from something else, or other files
     """
     path = folder / _JSON
     if not path.exists():
         if any(not entry.name.startswith(".") for entry in folder.iterdir()):
-            raise TrainError(f"expected an empty folder or a cache in {folder}, found other files")
+            raise TrainError(
+                f"expected {folder} to be empty or to hold a cache, found other files; choose another folder"
+            )
         write_whole(path, json.dumps(settings | besides, indent=1))
         return
     theirs = json.loads(path.read_text())
@@ -65,8 +68,8 @@ def claim(folder: Path, settings: dict[str, Any], besides: dict[str, Any]) -> No
     different += [name for name, value in besides.items() if value and theirs.get(name) not in (None, value)]
     if different:
         raise TrainError(
-            f"{folder} holds recordings with other {', '.join(different)} than this recipe and data set; "
-            "name another folder, or remove it to make it anew"
+            f"{folder} was prepared with other {', '.join(different)} than this recipe and data set have; "
+            "choose another folder, or remove this one to prepare it again"
         )
     grown = settings | {name: value or theirs.get(name) for name, value in besides.items()}
     if grown != theirs:

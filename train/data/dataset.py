@@ -1,6 +1,6 @@
-"""Windows of prepared recordings as a torch data set: what was recorded, what was shown, who saw it.
+"""A torch data set of windows from caches, with the image that was shown and the subject who saw it.
 
-Legend: B batch, V voxels of the largest region, T volumes of a window.
+Legend: B batch, V voxels of the largest ROI, T volumes of a window.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ class Examples:
     starts: NDArray[np.int64]
     images: NDArray[np.int64]
     subject: int
-    """Place of the subject's layers in the model."""
+    """Index of the subject's layers in the model."""
 
 
 def examples(cache: Cache, trials: Trials, window: Window, form: Form, subject: int = 0) -> Examples:
-    """The windows of some of a cache's presentations.
+    """The windows of some presentations in a cache.
 
-    :raises TrainError: when a window reaches beyond its run
+    :raises TrainError: a window reaches beyond its run
     """
     images = cache.images[trials]
     values = cache.form(form)
     rows = values.reshape(-1, values.shape[2])
     if form != "whole_run":
-        # Prepared for the recipe's window, one after the other.
+        # These arrays hold the recipe's windows, one after the other.
         return Examples(rows=rows, starts=trials * values.shape[1], images=images, subject=subject)
     inside = inside_run(cache, trials, window)
     if len(inside) < len(trials):
         item = cache.trials[int(np.setdiff1d(trials, inside)[0])]
         raise TrainError(
             f"the window of the picture at volume {item.trial.onset_volume} of {item.run} reaches beyond the "
-            "run; leave such trials out, or take another window"
+            "run; leave out such trials, or take another window"
         )
     run_index = {key: index for index, key in enumerate(cache.runs)}
     chosen = [cache.trials[trial] for trial in trials.tolist()]
@@ -60,9 +60,10 @@ def examples(cache: Cache, trials: Trials, window: Window, form: Form, subject: 
 
 
 class WindowData(Dataset[tuple[Tensor, int, int]]):
-    """Windows of any number of subjects and forms, one after the other.
+    """The windows of several subjects and forms, one after the other.
 
-    An example is (window float16 ``[V, T]``, 0-based image, subject index); smaller regions end in zeros.
+    An example is (window float16 ``[V, T]``, 0-based image, subject index). Smaller ROIs are padded with
+    zeros.
     """
 
     def __init__(self, parts: Sequence[Examples], n_volumes: int) -> None:
@@ -85,7 +86,7 @@ class WindowData(Dataset[tuple[Tensor, int, int]]):
     def batch(self, indices: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int64], Tensor]:
         """Windows float16 ``[B, V, T]``, images ``[B]``, subject indices ``[B]``.
 
-        The windows are a view of ``[B, T, V]``, the order in which they lie on disk and are multiplied.
+        The windows are a view of ``[B, T, V]``, the order on disk and in the model's first multiplication.
         """
         rows_BTV = np.zeros((len(indices), self._n_volumes, self.n_voxels), dtype=np.float16)
         for place, index in enumerate(indices.tolist()):
@@ -98,9 +99,9 @@ class WindowData(Dataset[tuple[Tensor, int, int]]):
 def averaged_windows(
     cache: Cache, groups: Sequence[Trials], window: Window, form: Form, recipe: Recipe
 ) -> NDArray[np.float16]:
-    """The mean window of each group of presentations, ``[groups, V, T]``: what evaluation decodes.
+    """The mean window of each group of presentations, ``[groups, V, T]``, for evaluation.
 
-    Causal windows are made from the rows as recorded, whichever window the cache was prepared for.
+    Causal windows are computed from the recorded rows, because the cache holds those of one window only.
     """
     trials = np.unique(np.concatenate(list(groups)))
     windows = _causal(cache, trials, window, recipe) if form == "causal" else None

@@ -1,8 +1,8 @@
-"""Latents of what was shown, computed once for a base model and kept beside the prepared recordings.
+"""Latents of the stimuli, computed once for each base model and kept with the caches.
 
     FOLDER/latents-<hash>.safetensors   images int64 [N], sorted, and latents float32 [N, c, h, w]
 
-The hash is of the VAE, of the stimuli they are of and of their size.
+The hash is the fingerprint of the VAE, the stimuli and the size of the latents.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from train.store.lock import alone_in
 
 _MOST_AT_ONCE = 32
 _PIXELS_AT_ONCE = 4 * 512 * 512
-"""32 pictures of the demo are encoded together, but only 4 of 512 px, which take gigabytes."""
+"""Of one batch: 32 pictures of the demo's size, or 4 of 512 px, which take gigabytes of memory."""
 
 
 def shown_latents(
     layout: Layout, images: NDArray[np.int64], base: Path, latent_px: int, folder: Path
 ) -> Tensor:
-    """Latents ``[N, c, latent_px, latent_px]`` of stimuli, read from ``folder`` as far as they are there.
+    """Latents ``[N, c, latent_px, latent_px]`` of stimuli, read from ``folder`` as far as it has them.
 
-    Processes that share ``folder`` wait for one another, and find what the others have made.
+    Processes that share ``folder`` wait for one another, so that each picture is encoded once.
 
-    :param images: 0-based, sorted, each once
+    :param images: 0-based images, sorted and unique
     """
     made_from = digest([vae_identity(base), pictures_identity(layout), latent_px])
     with alone_in(folder, wait=True):
@@ -49,7 +49,7 @@ def shown_latents(
 def _encoded(
     layout: Layout, images: NDArray[np.int64], base: Path, latent_px: int, path: Path
 ) -> dict[str, Tensor]:
-    """What ``path`` holds, once it has ``images``."""
+    """The content of ``path`` after all of ``images`` have been added to it."""
     known: dict[str, Tensor] = {"images": torch.zeros(0, dtype=torch.long)}
     if path.exists():
         known = load_file(path)
@@ -69,7 +69,7 @@ def _encoded(
 
 
 def encode_stimuli(stimuli: Stimuli, images: Sequence[int], vae: AutoencoderKL, latent_px: int) -> Tensor:
-    """Latents ``[N, c, latent_px, latent_px]`` of pictures, brought to the size that makes latents of it."""
+    """Latents ``[N, c, latent_px, latent_px]`` of pictures, which are resized to match."""
     size_px = latent_px << (len(vae.config.block_out_channels) - 1)
     at_once = min(_MOST_AT_ONCE, max(1, _PIXELS_AT_ONCE // size_px**2))
     parts = []

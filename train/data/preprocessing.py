@@ -1,6 +1,6 @@
-"""The recipe's preprocessing as it is done offline, and as the runtime does it.
+"""The recipe's preprocessing: offline over whole runs, and causal as in the runtime.
 
-Legend: V voxels of the region, T volumes of a window, K regressors.
+Legend: V voxels of the ROI, T volumes of a window, K regressors.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from train.recipe import Preprocessing, Recipe
 
 
 def drift_basis(n_volumes: int, preprocessing: Preprocessing) -> NDArray[np.float64]:
-    """What is removed from a whole run, ``[n, K]``: slow cosines, or as in the released code a line."""
+    """Drift regressors of a whole run, ``[n, K]``: slow cosines or, as in the released code, a line."""
     if preprocessing.drift == "linear":
         return np.stack([np.ones(n_volumes), np.linspace(-1, 1, n_volumes)], axis=1)
     return cosine_basis(n_volumes, TR_S, preprocessing.high_pass_hz)
@@ -26,8 +26,9 @@ def drift_basis(n_volumes: int, preprocessing: Preprocessing) -> NDArray[np.floa
 def streamed(
     rows: NDArray[np.float32], recipe: Recipe, prior: Prior, ends: Sequence[int], n_volumes: int
 ) -> NDArray[np.float32]:
-    """Windows ``[n, V, T]`` of one run ``[225, V]`` that end with volumes ``ends``, as the runtime sees.
+    """Windows ``[n, V, T]`` of one run ``[225, V]``, preprocessed as in the runtime.
 
+    :param ends: the last volume of each window
     :param n_volumes: T
     """
     return causal_windows(rows, TR_S, recipe.preprocessing, prior.mean, prior.sd, n_volumes, list(ends))

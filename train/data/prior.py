@@ -1,4 +1,4 @@
-"""What training runs say of a voxel before a new run has said much: mean and SD. Nothing here needs torch."""
+"""The prior of each voxel's mean and SD, measured on training runs. Does not import torch."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from realtime.preprocessing.stream import cosine_basis
 
 @dataclass(frozen=True, kw_only=True)
 class Prior:
-    """Per-voxel mean, and SD over time after drift removal, of training runs; float32 ``[V]``."""
+    """Mean of each voxel over training runs, and its SD over time after drift removal; float32 ``[V]``."""
 
     mean: NDArray[np.float32]
     sd: NDArray[np.float32]
 
     def save(self, path: Path) -> None:
-        """Write as ``.npz`` with arrays ``mean`` and ``sd``."""
+        """Write an ``.npz`` file with the arrays ``mean`` and ``sd``."""
         np.savez(path, mean=self.mean, sd=self.sd)
 
     @staticmethod
     def load(path: Path) -> Prior:
-        """Read what :meth:`save` wrote."""
+        """Read a file that :meth:`save` wrote."""
         with np.load(path, allow_pickle=False) as arrays:
             return Prior(mean=arrays["mean"], sd=arrays["sd"])
 
@@ -35,7 +35,7 @@ class Prior:
 def measure_prior(runs_of_rows: Iterable[NDArray[np.float32]], high_pass_hz: float) -> Prior:
     """Mean over runs of each voxel's mean, and root mean square over runs of its SD after drift removal.
 
-    :param runs_of_rows: the region in each run, ``[n, V]``
+    :param runs_of_rows: rows of the ROI in each run, ``[n, V]``
     """
     means: Any = 0.0
     variances: Any = 0.0

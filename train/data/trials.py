@@ -1,4 +1,4 @@
-"""Which presentations train a decoder and which test it (paper 2.3)."""
+"""Chooses the presentations that train a decoder and those that test it (paper 2.3)."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from realtime.bundle.spec import Window
 from train.data.cache import Cache
 
 Trials = NDArray[np.int64]
-"""Indices into a cache's presentations."""
+"""Indices of a cache's presentations."""
 
 
 def held_out_images(caches: Iterable[Cache]) -> NDArray[np.int64]:
-    """Images of any held-out presentation of any subject, sorted."""
+    """Images that are held out for any of the subjects, sorted."""
     return np.unique(np.concatenate([cache.images[cache.is_test] for cache in caches]))
 
 
 def training_trials(cache: Cache, held_out: NDArray[np.int64], n_sessions: int | None = None) -> Trials:
-    """Presentations that may train: not held out themselves, and none of an image in ``held_out``.
+    """Presentations to train on: not held out, and not of an image in ``held_out``.
 
-    :param n_sessions: only those of the first so many sessions
+    :param n_sessions: only presentations of this many first sessions
     """
     trains = ~cache.is_test & ~np.isin(cache.images, held_out)
     if n_sessions is not None:
@@ -32,20 +32,20 @@ def training_trials(cache: Cache, held_out: NDArray[np.int64], n_sessions: int |
 
 
 def inside_run(cache: Cache, trials: Trials, window: Window) -> Trials:
-    """Those of ``trials`` whose window lies in its run whole."""
+    """The ``trials`` whose whole window lies inside their run."""
     onsets = np.array([cache.trials[trial].trial.onset_volume for trial in trials.tolist()], dtype=np.int64)
     first = onsets + window.offset_volumes
     return trials[(first >= 0) & (first + window.length_volumes <= N_DESIGN_ROWS)]
 
 
 def ending_after(cache: Cache, trials: Trials, window: Window, n_volumes: int) -> Trials:
-    """Those of ``trials`` whose window ends when a run has had ``n_volumes``: what the runtime can trust."""
+    """The ``trials`` whose window ends after the first ``n_volumes`` of the run, the runtime's warm-up."""
     onsets = np.array([cache.trials[trial].trial.onset_volume for trial in trials.tolist()], dtype=np.int64)
     return trials[onsets + window.offset_volumes + window.length_volumes >= n_volumes]
 
 
 def grouped(cache: Cache, trials: Trials) -> list[Trials]:
-    """``trials`` by their image, in order of images: the repetitions that the average is taken over."""
+    """``trials`` grouped by image, in order of images: the repetitions to average over."""
     images = cache.images[trials]
     return [trials[images == image] for image in np.unique(images)]
 

@@ -1,4 +1,4 @@
-"""Work on many items in processes; each is noted as it ends, so an interruption loses only what runs."""
+"""Work on many items in processes; finished items are marked, so that an interruption loses little."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def over_items(
     unit: str,
     workers: int | None = None,
 ) -> None:
-    """Do ``work(index, item)`` for every item that is not finished yet.
+    """Call ``work(index, item)`` for every item that is not finished yet.
 
-    :param done: uint8 ``[items]`` as ``.npy``, where 1 says finished; it is kept up to date
-    :param workers: processes; by default one for each core this one may use
+    :param done: ``.npy`` file, uint8 ``[items]``, 1 for finished items; updated after each item
+    :param workers: number of processes; by default, the cores that this process may use
     """
     finished = np.load(done, mmap_mode="r+", allow_pickle=False)
     left = np.flatnonzero(finished == 0).tolist()
     if not left:
         return
-    # Not forked: the caller may hold threads and devices that a fork would copy half.
+    # Spawned, because a fork would copy the caller's threads and devices incompletely.
     spawn = get_context("spawn")
     n_workers = workers or len(os.sched_getaffinity(0))
     with ProcessPoolExecutor(n_workers, mp_context=spawn, initializer=_end_with_parent) as pool:
@@ -50,7 +50,7 @@ def over_items(
 
 
 def _end_with_parent() -> None:
-    """In a worker: a parent that was killed leaves nobody behind who writes."""
+    """End this worker when its parent is killed, so that it does not go on writing."""
 
     def watch() -> None:
         parent = parent_process()

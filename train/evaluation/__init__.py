@@ -1,1 +1,1 @@
-"""Evaluation: decodes of held-out trials, metrics and their tables."""
+"""Evaluation: decodes of held-out trials, metrics, and tables of results."""

@@ -1,7 +1,8 @@
-"""Intervals of a mean over trials, by resampling what is independent: the pictures that were shown. Pure.
+"""Bootstrap intervals of a mean over trials. Pure.
 
-Trials that show one picture again share what makes it easy or hard, so a picture is drawn with all its trials
-(the cluster bootstrap, Davison & Hinkley 1997, 3.8). Where every trial shows another, trials are drawn.
+Trials that repeat a picture are not independent, because they share how easy it is. Pictures are therefore
+drawn, each with all its trials (the cluster bootstrap, Davison & Hinkley 1997, 3.8). Where every trial shows
+a picture of its own, this is the same as drawing trials.
 
 Legend: n trials, m pictures, d draws.
 """
@@ -19,15 +20,15 @@ PerTrial = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Resampling:
-    """The same draws for every metric, and for both of two models that are compared."""
+    """Bootstrap draws that all metrics share, and both models of a comparison."""
 
     group: NDArray[np.int64]
-    """Which picture a trial shows, 0 to m - 1: ``[n]``."""
+    """Index of the picture that each trial shows, 0 to m - 1: ``[n]``."""
     draws: NDArray[np.int64]
     """``[d, m]``"""
 
     def means(self, values: PerTrial) -> NDArray[np.float64]:
-        """Mean over the trials of each draw, ``[d]``."""
+        """The mean over the trials of each draw, ``[d]``."""
         sums, counts = np.bincount(self.group, weights=values), np.bincount(self.group)
         means: NDArray[np.float64] = sums[self.draws].sum(axis=1) / counts[self.draws].sum(axis=1)
         return means
@@ -38,16 +39,16 @@ class Resampling:
         return float(low), float(high)
 
     def standard_error(self, values: PerTrial) -> float:
-        """Of the mean, its pictures independent; of one trial a picture, SD / sqrt(n)."""
+        """Standard error of the mean with independent pictures; with one trial per picture, SD / sqrt(n)."""
         m = self.draws.shape[1]
         of_picture = np.bincount(self.group, weights=values - values.mean())
         return float(np.linalg.norm(of_picture) / len(values) * np.sqrt(m / (m - 1)))
 
 
 def resample(pictures: NDArray[np.int64], n_draws: int, seed: int) -> Resampling:
-    """Draws of as many pictures as there are.
+    """Draw as many pictures as there are, with replacement, ``n_draws`` times.
 
-    :param pictures: what each trial showed, ``[n]``, by any number
+    :param pictures: a number for the picture that each trial showed, ``[n]``
     """
     _, group = np.unique(pictures, return_inverse=True)
     m = int(group.max()) + 1

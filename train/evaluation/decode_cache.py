@@ -1,4 +1,4 @@
-"""Decodes kept on disk, so that what comes after them can fail without the hours they took."""
+"""Decodes kept on disk, so that a later failure does not cost the hours that decoding took."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _log = logging.getLogger(__name__)
 
 
 def kept(path: Path, made_from: str, decode: Callable[[], Pictures]) -> Pictures:
-    """What ``decode`` gives, from ``path`` where that holds it already; else it is written there.
+    """Read the pictures in ``path`` if they were made from ``made_from``; else decode, and write them there.
 
-    :param path: of a ``.npz`` with ``pictures`` uint8 ``[n, H, W, 3]`` and ``made_from``
-    :param made_from: identity of all that decodes depend on but device and libraries
+    :param path: an ``.npz`` file with ``pictures`` uint8 ``[n, H, W, 3]`` and ``made_from``
+    :param made_from: fingerprint of everything that the decodes depend on, except device and libraries
     """
     pictures = _read(path, made_from)
     if pictures is not None:
-        _log.info("decoded before, read from %s", path)
+        _log.info("already decoded: reading %s", path)
         return pictures
     pictures = decode()
     with whole(path) as partial:
@@ -36,7 +36,7 @@ def kept(path: Path, made_from: str, decode: Callable[[], Pictures]) -> Pictures
 
 
 def _read(path: Path, made_from: str) -> Pictures | None:
-    """None where there are none, or others, or the file is damaged."""
+    """The pictures in ``path``; None when it is missing, damaged, or made from something else."""
     try:
         with np.load(path, allow_pickle=False) as held:
             if held["made_from"].item() != made_from:
@@ -48,7 +48,7 @@ def _read(path: Path, made_from: str) -> Pictures | None:
 
 
 def weights_digest(checkpoint: Checkpoint) -> str:
-    """Of all weights as read, which do not all lie in the checkpoint: some seconds for one of full size."""
+    """SHA-256 of all weights, including those of the base model; takes some seconds at full size."""
     found = hashlib.sha256(checkpoint.null_NW.cpu().numpy().tobytes())
     for module in (checkpoint.brain, checkpoint.unet, checkpoint.vae):
         for name, value in module.state_dict().items():
@@ -58,5 +58,5 @@ def weights_digest(checkpoint: Checkpoint) -> str:
 
 
 def array_digest(array: NDArray[Any]) -> str:
-    """Of an array's numbers in C order."""
+    """SHA-256 of an array's numbers in C order."""
     return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()

@@ -1,12 +1,12 @@
-"""Decode held-out presentations and compare with what was shown (paper 2.3).
+"""Decode held-out presentations and compare the decodes with the pictures that were shown (paper 2.3).
 
 OUT/table.json, table.md   every metric, for each way of decoding
-OUT/grid.png               held-out trials drawn by seed: shown, then a row for each way
-OUT/decodes                what was decoded, for a second call: see :mod:`train.evaluation.decode_cache`
+OUT/grid.png               held-out trials drawn by seed: the shown pictures, then a row for each way
+OUT/decodes                the decodes, for a second call: see :mod:`train.evaluation.decode_cache`
 
-*offline* and *streaming* differ in preprocessing; the *ceiling* is the base model conditioned on the true
-picture; the *floor* is the first way's decodes shuffled over trials. With window starts other than the
-recipe's, each start is a way of its own (figures 4, 5).
+*offline* and *streaming* differ in preprocessing. The *ceiling* is the base model conditioned on the true
+picture, the *floor* is the first way's decodes shuffled over trials. Where other window starts than the
+recipe's are given, each start is one way of decoding (figures 4, 5).
 """
 
 from __future__ import annotations
@@ -47,34 +47,35 @@ _NAMES: dict[Form, str] = {"whole_run": "offline", "causal": "streaming", "betas
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What is to be evaluated, on what, and where the result goes."""
+    """One evaluation: the decoder, the recordings, and the folder of the results."""
 
     root: Path
-    """Of the data set."""
+    """Root of the data set."""
     checkpoint: Path
     out: Path
     subject: int | None = None
-    """Whose decoder, where the checkpoint has several."""
+    """Whose decoder to evaluate; needed when the checkpoint has several subjects."""
     caches: Path | None = None
-    """Folder of prepared recordings, made where they are not there; by default in the checkpoint."""
+    """Folder of prepared recordings, prepared if missing; by default in the checkpoint's folder."""
     networks: Path | None = None
     """Folder of the networks' weights: see :mod:`train.evaluation.networks.registry`."""
     n_trials: int = 1000
     average: bool = False
-    """Decode the mean window of an image's held-out presentations (paper, table 7)."""
+    """Decode the mean window over an image's held-out presentations (paper, table 7)."""
     offsets: Sequence[int] = ()
-    """Window starts in volumes after onset; by default the recipe's alone, offline and streaming."""
+    """Window starts in volumes after onset; by default only the recipe's, offline and streaming."""
     seed: int = 1
 
 
 def evaluate(order: Evaluation) -> dict[str, Row]:
     """Write the table and the grid, and return the table.
 
-    Decodes are written before they are scored, and used again by whoever calls with the same checkpoint,
-    trials and seed: a network that was missing can be fetched later. Networks run on the decoder's device.
+    Decodes are written before they are scored, and read again by a later call with the same checkpoint,
+    trials and seed. A missing evaluation network can therefore be downloaded later. Networks run on the
+    decoder's device.
 
-    :raises TrainError: when there is no such checkpoint or subject, the recordings are not those that it was
-        trained on, or there is nothing to decode.
+    :raises TrainError: the checkpoint or the subject does not exist, the checkpoint was trained on other
+        recordings, or there is nothing to decode
     """
     checkpoint = load_checkpoint(order.checkpoint, subject=order.subject).on_device()
     recipe, number = checkpoint.recipe, checkpoint.subject.number
@@ -82,10 +83,10 @@ def evaluate(order: Evaluation) -> dict[str, Row]:
     info = checkpoint.info
     cache = prepare(order.root, number, recipe, folder, seed=info.seed, n_sessions=info.n_sessions)
     if checkpoint.subject.data not in (None, cache.data):
-        # Also with runs added: which are held out is drawn anew then, and some of them may have trained.
+        # Added runs count too: the held-out runs are then drawn anew, and may include training runs.
         raise TrainError(
             f"expected the recordings of subject {number} that {order.checkpoint} was trained on, found "
-            f"others in {order.root}; name their folder with --nsd, or train again"
+            f"other recordings in {order.root}; give their folder with --nsd, or train again"
         )
     ways = _ways(checkpoint, order)
     windows = [window for _, window in ways.values()]
@@ -123,7 +124,7 @@ def _decode(
     ways: dict[str, tuple[Form, Window]],
     order: Evaluation,
 ) -> dict[str, Pictures]:
-    """Pictures of each way, as far as they are there from an earlier call."""
+    """The pictures of each way of decoding, read from an earlier call where it left them."""
     of_all = [checkpoint.info, weights_digest(checkpoint), [group.tolist() for group in groups], order.seed]
     decoded: dict[str, Pictures] = {}
     for name, (form, window) in ways.items():
@@ -135,7 +136,7 @@ def _decode(
 
 
 def _ways(checkpoint: Checkpoint, order: Evaluation) -> dict[str, tuple[Form, Window]]:
-    """Ways of decoding by name: form and window."""
+    """The form and the window of each way of decoding, by name."""
     recipe = checkpoint.recipe
     if "betas" in recipe.preprocessing.train_on:
         return {_NAMES["betas"]: ("betas", recipe.window)}
@@ -165,7 +166,7 @@ def _score(
 
 
 def write_grid(path: Path, rows: Sequence[Pictures]) -> None:
-    """Two bands of trials side by side, each band one row per kind of pictures ``[n, H, W, 3]``."""
+    """Write a picture of the trials in two bands, each with one row per kind of pictures ``[n, H, W, 3]``."""
     half = (len(rows[0]) + 1) // 2
     size_px = rows[0].shape[1:3]
     bands = []

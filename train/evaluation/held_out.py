@@ -1,4 +1,4 @@
-"""Which presentations are decoded to test a decoder, and their decodes in torch.
+"""Chooses the held-out presentations that test a decoder, and decodes them in torch.
 
 Legend: V voxels, T volumes of a window.
 """
@@ -31,13 +31,14 @@ from train.recipe import Recipe, demo_base
 def held_out_groups(
     cache: Cache, recipe: Recipe, windows: Sequence[Window], *, average: bool, seed: int, n_groups: int
 ) -> list[Trials]:
-    """Held-out presentations to decode, drawn by ``seed``: each alone, or those of an image together.
+    """Held-out presentations to decode, drawn by ``seed``: one per group, or all of an image.
 
-    Where images are held out, single trials are one presentation of each (paper 2.3); where runs are, all of
-    their presentations. Only such are taken whose windows all lie in the run, and are trusted by the runtime.
+    Where images are held out, single trials are one presentation of each image (paper 2.3); where runs are
+    held out, all presentations of these runs. A presentation is left out when one of its windows reaches
+    beyond the run, or ends within the runtime's warm-up.
 
-    :param windows: that will be decoded
-    :raises TrainError: when there are less than two
+    :param windows: the windows that will be decoded
+    :raises TrainError: fewer than two groups are left
     """
     trials = np.flatnonzero(cache.is_test)
     if "betas" not in recipe.preprocessing.train_on:
@@ -57,18 +58,18 @@ def held_out_groups(
 
 
 def images_of(cache: Cache, groups: Sequence[Trials]) -> NDArray[np.int64]:
-    """0-based image of each group."""
+    """The 0-based image of each group."""
     return np.array([cache.images[group[0]] for group in groups], dtype=np.int64)
 
 
 def held_out_windows(
     checkpoint: Checkpoint, root: Path, caches: Path | None, n: int, seed: int
 ) -> tuple[NDArray[np.float16], Pictures]:
-    """At most ``n`` held-out windows ``[n, V, T]`` as the runtime sees them, and what was shown in them.
+    """At most ``n`` held-out windows ``[n, V, T]``, preprocessed as in the runtime, and the pictures shown.
 
-    :param root: of the data set
-    :param caches: folder of prepared recordings; by default in the checkpoint, as in evaluation
-    :raises TrainError: when the recordings are not those of the checkpoint, or cannot be read
+    :param root: root of the data set
+    :param caches: folder of prepared recordings; by default in the checkpoint's folder, as in evaluation
+    :raises TrainError: the checkpoint was trained on other recordings, or these cannot be read
     """
     recipe, number = checkpoint.recipe, checkpoint.subject.number
     try:
@@ -109,7 +110,7 @@ def decode_windows(checkpoint: Checkpoint, windows: NDArray[np.float16], seed: i
 
 
 def decode_pictures(checkpoint: Checkpoint, pictures: Pictures, seed: int) -> Pictures:
-    """What the base model, without adapter, makes of the true pictures' own tokens: the ceiling."""
+    """Decode the tokens of the true pictures with the base model, without an adapter: the ceiling."""
     device = checkpoint.null_NW.device
     encoder, null_NW = load_picture_encoder(checkpoint.base_folder, demo_base(checkpoint.recipe))
     encoder, base = encoder.to(device), load_unet(checkpoint.base_folder).to(device)

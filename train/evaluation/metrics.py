@@ -1,8 +1,8 @@
 """The formulas of the paper's evaluation metrics, each a value per trial. Pure.
 
 Two-way identification is :func:`realtime.report.identification.two_way`.
-:mod:`train.evaluation.results_table` says which features each formula is given. Where the paper (2.3) leaves
-a detail open, it is that of its authors' evaluation code.
+:mod:`train.evaluation.results_table` lists the features of each metric. Where the paper (2.3) leaves a detail
+open, the authors' evaluation code decides.
 
 Legend: n trials, d features.
 """
@@ -25,7 +25,7 @@ PerTrial = NDArray[np.float64]
 def pixcorr(true: Pictures, decoded: Pictures) -> PerTrial:
     """Pearson correlation over all pixels and channels of a trial's two pictures; 0 where one is constant.
 
-    :raises ValueError: when the two differ in shape.
+    :raises ValueError: the two differ in shape
     """
     _check(true, decoded, 4)
     return np.array([identification.pixcorr(*pair) for pair in zip(true, decoded, strict=True)])
@@ -37,7 +37,7 @@ def ssim(true: Pictures, decoded: Pictures) -> PerTrial:
     ``(2 μx μy + c1)(2 σxy + c2) / ((μx² + μy² + c1)(σx² + σy² + c2))`` with c1 = 0.01², c2 = 0.03²; moments
     are the population's under a Gaussian window of SD 1.5 px, luminances in [0, 1].
 
-    :raises ValueError: when the two differ in shape, or a picture is smaller than the window's 11 px.
+    :raises ValueError: the two differ in shape, or a picture is smaller than the window's 11 px
     """
     _check(true, decoded, 4)
     return np.array(
@@ -57,7 +57,7 @@ def ssim(true: Pictures, decoded: Pictures) -> PerTrial:
 
 
 def two_way(true: NDArray[np.floating], decoded: NDArray[np.floating]) -> PerTrial:
-    """Two-way identification in features ``[n, d]``, correlated in double precision."""
+    """Two-way identification from features ``[n, d]``, correlated in double precision."""
     return identification.two_way(true.astype(np.float64, copy=False), decoded.astype(np.float64, copy=False))
 
 
@@ -66,7 +66,7 @@ def correlation_distance(true: NDArray[np.floating], decoded: NDArray[np.floatin
 
     It is 1 where a row is constant.
 
-    :raises ValueError: when the two differ in shape.
+    :raises ValueError: the two differ in shape
     """
     _check(true, decoded, 2)
     table = identification.correlations(true.astype(np.float64), decoded.astype(np.float64))
@@ -76,7 +76,7 @@ def correlation_distance(true: NDArray[np.floating], decoded: NDArray[np.floatin
 def cosine_distance(true: NDArray[np.floating], decoded: NDArray[np.floating]) -> PerTrial:
     """``1 - cos`` of the angle between a trial's two embeddings ``[n, d]``: DreamSim (Fu et al. 2023, 4).
 
-    :raises ValueError: when the two differ in shape.
+    :raises ValueError: the two differ in shape
     """
     _check(true, decoded, 2)
     one, other = true.astype(np.float64), decoded.astype(np.float64)
@@ -88,7 +88,7 @@ def cosine_distance(true: NDArray[np.floating], decoded: NDArray[np.floating]) -
 def mean_iou(true: NDArray[np.uint8], decoded: NDArray[np.uint8]) -> PerTrial:
     """Intersection over union of two semantic maps ``[n, pixels]``, averaged over the classes in either.
 
-    :raises ValueError: when the two differ in shape.
+    :raises ValueError: the two differ in shape
     """
     _check(true, decoded, 2)
     return np.array([_iou(*pair) for pair in zip(true, decoded, strict=True)])

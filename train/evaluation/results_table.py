@@ -1,8 +1,8 @@
-"""The table of metrics: the paper's ten, and three that need nothing fetched.
+"""The table of metrics: the paper's ten, and three that need no download.
 
-Pictures are *seen* once: :func:`see` runs every network over all sets of pictures, one network after the
-other, and :func:`compare` scores any two sets that were seen. What a network would be needed for and is not
-there stays in the table, as what to fetch.
+Features are computed once: :func:`see` runs every network over all sets of pictures, one network after the
+other, and :func:`compare` scores any two sets. A metric whose network is missing stays in the table, with the
+command that downloads it.
 
 Legend: n trials, d features.
 """
@@ -29,11 +29,11 @@ from train.evaluation.networks.registry import NETWORKS, Device, Features, Pictu
 
 _log = logging.getLogger(__name__)
 PIXEL_METRICS_PX = 425
-"""Side to which PixCorr and SSIM bring pictures: that of NSD's."""
+"""Side to which pictures are resized for PixCorr and SSIM: that of NSD's pictures."""
 PIXELS_PX = 64
 N_RESAMPLES = 10_000
 DEFAULT_FOLDER = Path("networks")
-"""The folder that messages name to who named none."""
+"""The folder in messages when the user gave none."""
 
 _PAPER = "Dynadiff (Careil et al. 2025), 2.3 and table 1"
 _OURS = "computed everywhere; not in the paper"
@@ -41,9 +41,9 @@ _OURS = "computed everywhere; not in the paper"
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One row of the table: ``formula`` of true and decoded ``kind`` features, a value per trial.
+    """One row of the table: ``formula`` of the true and the decoded features of a ``kind``, by trial.
 
-    Values are fractions where the unit is %; ``note`` says what keeps one from being the paper's.
+    Values are fractions where the unit is %. ``note`` says why a metric is not comparable with the paper's.
     """
 
     name: str
@@ -86,7 +86,7 @@ METRICS: tuple[Metric, ...] = (
 
 
 class Score(msgspec.Struct, frozen=True, kw_only=True):
-    """A metric's mean over trials, its standard error, and its 95 % bootstrap interval over trials."""
+    """A metric's mean over trials, its standard error, and its 95 % bootstrap interval."""
 
     value: float
     standard_error: float
@@ -96,26 +96,26 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NotComputed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A metric whose network is missing or damaged: ``needs`` says what to run to have it."""
+    """A metric whose network is missing or damaged: ``needs`` is the command that downloads it."""
 
     needs: str
     damaged: str = ""
-    """The file or folder that cannot be read, where there is one."""
+    """The file or folder that exists but cannot be read."""
 
 
 Row = dict[str, Score | NotComputed]
-"""By the metric's name, all of METRICS in their order."""
+"""Scores by the metric's name, for all of METRICS in their order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """A set of pictures in each kind of features, ``[n, ...]``, and by kind what is missing for others."""
+    """The features of a set of pictures by kind, ``[n, ...]``, and the kinds that could not be computed."""
 
     features: dict[str, Features]
     missing: dict[str, NotComputed]
 
     def reordered(self, order: NDArray[np.int64]) -> Seen:
-        """The same pictures in another order: shuffled over trials they are the floor."""
+        """The same pictures in another order; shuffled over trials, they are the floor."""
         return Seen(
             features={kind: rows[order] for kind, rows in self.features.items()}, missing=self.missing
         )
@@ -124,13 +124,12 @@ class Seen:
 def see(sets: Mapping[str, Pictures], networks: Path | None, device: Device = "cpu") -> dict[str, Seen]:
     """Features of every set of RGB pictures ``[n, H, W, 3]``, by the set's name.
 
-    One network is in memory at a time. At 1 000 pictures a set takes 1.4 GB, mostly AlexNet's layer 2,
-    and comparing two sets some 6 GB for a moment.
+    One network is in memory at a time. A set of 1 000 pictures takes 1.4 GB, mostly for AlexNet's layer 2,
+    and comparing two sets briefly takes some 6 GB. Weights that cannot be read count as missing, so that one
+    damaged file does not stop an evaluation after hours of decoding.
 
     :param networks: folder of the networks' weights; see :mod:`train.evaluation.networks.registry`
-    :param device: where networks run
-
-    Weights that are not what they should be are missing: what was decoded for hours is not lost for them.
+    :param device: where the networks run
     """
     found = {name: _unaided(pictures, device) for name, pictures in sets.items()}
     missing: dict[str, NotComputed] = {}
@@ -149,7 +148,7 @@ def see(sets: Mapping[str, Pictures], networks: Path | None, device: Device = "c
 
 
 def _unaided(pictures: Pictures, device: Device) -> dict[str, Features]:
-    """What can be seen with what ships."""
+    """The features that need no download."""
     return {
         "pictures": resized(pictures, PIXEL_METRICS_PX, Image.Resampling.BICUBIC),
         "pixels": resized(pictures, PIXELS_PX, Image.Resampling.BOX).reshape(len(pictures), -1),
@@ -159,11 +158,11 @@ def _unaided(pictures: Pictures, device: Device) -> dict[str, Features]:
 
 
 def compare(shown: Seen, decoded: Seen, pictures: NDArray[np.int64] | None = None, *, seed: int = 0) -> Row:
-    """Score decoded pictures against the shown ones of the same trials; every metric is in the answer.
+    """Score decoded pictures against the shown pictures of the same trials, by every metric.
 
-    :param pictures: what each trial showed, ``[n]``, by any number; by default each showed another
-    :param seed: of the bootstrap's draws
-    :raises TrainError: when the two are not of the same number of trials, at least two.
+    :param pictures: a number for the picture that each trial showed, ``[n]``; by default all differ
+    :param seed: seed of the bootstrap's draws
+    :raises TrainError: the two sets differ in their number of trials, or have fewer than two
     """
     values = per_trial(shown, decoded)
     if pictures is None:
@@ -172,14 +171,14 @@ def compare(shown: Seen, decoded: Seen, pictures: NDArray[np.int64] | None = Non
 
 
 def per_trial(shown: Seen, decoded: Seen) -> dict[str, PerTrial | NotComputed]:
-    """Every metric's value for each trial ``[n]``, of decoded pictures against the shown ones.
+    """Every metric's value for each trial ``[n]``, for decoded pictures against the shown ones.
 
-    :raises TrainError: when the two are not of the same number of trials, at least two.
+    :raises TrainError: the two sets differ in their number of trials, or have fewer than two
     """
     n_trials, n_decoded = len(shown.features["pictures"]), len(decoded.features["pictures"])
     if n_trials != n_decoded or n_trials < 2:
         raise TrainError(
-            f"expected as many decoded pictures as shown ones, two at least; got {n_decoded}, {n_trials}"
+            f"expected as many decoded as shown pictures, at least two; got {n_decoded} and {n_trials}"
         )
     missing = shown.missing | decoded.missing
     return {
@@ -193,10 +192,10 @@ def per_trial(shown: Seen, decoded: Seen) -> dict[str, PerTrial | NotComputed]:
 def summarise(
     values: Mapping[str, PerTrial | NotComputed], pictures: NDArray[np.int64], *, seed: int = 0
 ) -> Row:
-    """Each metric's mean with its interval, over trials; those that show a picture again are drawn together.
+    """Each metric's mean over trials with its interval; repetitions of a picture are drawn together.
 
-    :param pictures: what each trial showed, ``[n]``
-    :param seed: of the bootstrap's draws
+    :param pictures: a number for the picture that each trial showed, ``[n]``
+    :param seed: seed of the bootstrap's draws
     """
     resampling = resample(pictures, N_RESAMPLES, seed)
     return {
@@ -217,9 +216,10 @@ def _summary(values: PerTrial, resampling: Resampling) -> Score:
 
 
 def as_markdown(rows: Mapping[str, Row]) -> str:
-    """The table for people: a row per metric, a column per way of decoding, with 95 % intervals.
+    """The table in Markdown: a row per metric, a column per way of decoding, with 95 % intervals.
 
-    Below it, once each: what metrics are not comparable with, and what to do for those not computed.
+    Notes below it say which metrics are not comparable with the paper's, and what to download for metrics
+    that were not computed.
     """
     lines = [
         f"| metric | better | chance | {' | '.join(rows)} |",
@@ -246,7 +246,7 @@ def _todo(lack: NotComputed) -> str:
 
 
 def cell(metric: Metric, score: Score | NotComputed) -> str:
-    """A score for people: its value and 95 % interval."""
+    """A score as text: its value and its 95 % interval."""
     if isinstance(score, NotComputed):
         return "not computed"
     value, low, high = (_number(metric, number) for number in (score.value, score.low, score.high))

@@ -1,6 +1,7 @@
-"""Identification of a recorded run in EfficientNet-Lite0 features, for the runtime's report.
+"""Two-way identification of a recorded run from EfficientNet-Lite0 features, for the runtime's report.
 
-The runtime itself holds no torch; it starts ``python -m train score --run DIR --json`` where there is one.
+The runtime does not import torch; where torch is installed, it starts ``python -m train score --run DIR
+--json``.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from train.evaluation.networks.efficientnet_lite import efficientnet_lite0
 def score_run(folder: Path) -> dict[str, Any]:
     """Two-way identification with its interval: keys value, low, high, chance, n_trials.
 
-    :raises RecordError: when ``folder`` is not a whole run folder.
-    :raises TrainError: when fewer than two of its trials were decoded.
+    :raises RecordError: ``folder`` is not a complete run folder
+    :raises TrainError: fewer than two of its trials were decoded
     """
     trials = trusted(read_recorded(folder))
     if len(trials) < 2:

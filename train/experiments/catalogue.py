@@ -1,6 +1,6 @@
-"""The models of every experiment, by what they vary of the recipe ``experiments``.
+"""The models of every experiment, as changes to the recipe ``experiments``.
 
-The general model, the recipe as it is, is part of most of them and trained once.
+The general model is the unchanged recipe; most experiments use it, and it is trained once.
 """
 
 from __future__ import annotations
@@ -9,32 +9,32 @@ from realtime.bundle.spec import Window
 from train.experiments.workbench import Variant, Workbench
 
 OFFSETS = tuple(range(-5, 10))
-"""Window starts of the shift curve, in volumes after onset: ends from 1.3 s to 20 s (figure 5)."""
+"""Window starts of the shift curve, in volumes after onset; windows end 1.3 s to 20 s after it (figure 5)."""
 SPECIALISED_OFFSETS = (-4, -2, 0, 2, 5, 7, 9)
 LENGTHS = (1, 2, 3, 4, 5)
 SESSIONS_OF_NEW_SUBJECT = (1, 3, 10)
 SUBJECTS = (1, 2, 5, 7)
 N_SESSIONS = 10
-"""Sessions of each subject where several take part."""
+"""Sessions of each subject in experiments with several subjects."""
 OWN_TIMESTEPS = {"per_subject_timesteps": True}
-"""Every subject has its own subject and timestep layers (appendix E); of one subject, the same function."""
+"""Every subject has its own subject and timestep layers (appendix E); no change for a single subject."""
 RATE_OF_WEIGHTS = 0.25
-"""Of the recipe's peak learning rate, where the UNet's own weights are tuned: at the whole of it they lose at
-first what the base model knows, and the loss begins a third higher."""
+"""Share of the recipe's peak learning rate that is used where the UNet's own weights are tuned: at the full
+rate they first lose what the base model has learned, and the loss starts a third higher."""
 
 
 def shifted(window: Window, offset_volumes: int) -> Window:
-    """The same length of time, from another start."""
+    """A window of the same length with another start."""
     return Window(offset_volumes=offset_volumes, length_volumes=window.length_volumes)
 
 
 def every_window(window: Window) -> tuple[Window, ...]:
-    """Every window that an experiment decodes."""
+    """All windows that experiments decode."""
     return tuple(shifted(window, offset) for offset in OFFSETS)
 
 
 def general(bench: Workbench) -> Variant:
-    """The recipe as it is."""
+    """The model of the unchanged recipe."""
     return bench.variant("general")
 
 
@@ -44,9 +44,10 @@ def baseline(bench: Workbench) -> Variant:
 
 
 def linear(bench: Workbench, model: Variant, subject: int = 1) -> Variant:
-    """A model's linear reference: Brain-Diffuser of one subject on the windows that the model learns from.
+    """A model's linear reference: Brain-Diffuser for one subject, on the windows that the model is trained
+    on.
 
-    What it decodes the recordings hold; where the model does not, it has not learned it.
+    The recordings contain what the reference decodes. A model that does not decode it has not learned it.
     """
     window, forms = model.recipe.window, model.recipe.preprocessing.train_on
     parts = ["baseline"]
@@ -70,7 +71,7 @@ def linear(bench: Workbench, model: Variant, subject: int = 1) -> Variant:
 
 
 def specialised(bench: Workbench) -> dict[int, Variant]:
-    """A model for each window start; the general one is that of its own (figures 4, 5)."""
+    """A model for each window start; the general model is the one for its own start (figures 4, 5)."""
     window = bench.recipe.window
     models = {
         offset: bench.variant(f"start{offset:+d}", window=shifted(window, offset))
@@ -80,7 +81,7 @@ def specialised(bench: Workbench) -> dict[int, Variant]:
 
 
 def by_length(bench: Workbench) -> dict[int, Variant]:
-    """A model for each window length from the general one's start (figure 6)."""
+    """A model for each window length, with the general model's start (figure 6)."""
     models = {
         length: bench.variant(f"length-{length}", window={"length_volumes": length}) for length in LENGTHS
     }
@@ -99,7 +100,7 @@ def brain_modules(bench: Workbench) -> dict[str, Variant]:
 
 
 def finetunings(bench: Workbench) -> dict[str, Variant]:
-    """The rows of table 3, and LoRA at the rate of those that tune the UNet's own weights."""
+    """The rows of table 3, and LoRA at the lower rate at which the UNet's own weights are tuned."""
     low = {"peak_learning_rate": bench.recipe.fit.peak_learning_rate * RATE_OF_WEIGHTS}
     return {
         "LoRA": general(bench),
@@ -112,7 +113,7 @@ def finetunings(bench: Workbench) -> dict[str, Variant]:
 
 
 def by_preprocessing(bench: Workbench) -> dict[str, Variant]:
-    """Trained on whole runs, on what the runtime feeds, on both."""
+    """Models trained on whole runs, on causal windows as in the runtime, and on both."""
     return {
         "whole run": general(bench),
         "causal": bench.variant("causal", preprocessing={"train_on": ("causal",)}),
@@ -121,21 +122,21 @@ def by_preprocessing(bench: Workbench) -> dict[str, Variant]:
 
 
 def of_betas(bench: Workbench) -> Variant:
-    """Betas in place of a window (table 4)."""
+    """A model trained on betas instead of windows (table 4)."""
     return bench.variant(
         "betas", preprocessing={"train_on": ("betas",)}, window=Window(offset_volumes=0, length_volumes=1)
     )
 
 
 def several_subjects(bench: Workbench) -> tuple[Variant, dict[int, Variant]]:
-    """One model for all subjects, and one for each of the first two (table 8)."""
+    """One model for all subjects, and a model for each of the first two (table 8)."""
     together = bench.variant("subjects-all", subjects=SUBJECTS, n_sessions=N_SESSIONS, brain=OWN_TIMESTEPS)
     second = bench.variant("subject-2", subjects=(2,), n_sessions=N_SESSIONS, brain=OWN_TIMESTEPS)
     return together, {1: new_subject(bench)[0][N_SESSIONS], 2: second}
 
 
 def new_subject(bench: Workbench) -> tuple[dict[int, Variant], dict[int, Variant]]:
-    """Models of subject 1 by sessions: from nothing, and from a model of the other subjects (figure 9)."""
+    """Models of subject 1 by sessions: from scratch, and from a model of the other subjects (figure 9)."""
     others = bench.variant(
         "subjects-others", subjects=SUBJECTS[1:], n_sessions=N_SESSIONS, brain=OWN_TIMESTEPS
     )

@@ -1,8 +1,8 @@
-"""Models on tests, trial by trial, and how much better one is than another on the same trials. Pure.
+"""Results of models on tests, trial by trial, and paired differences between models. Pure.
 
-Models are compared by the mean of their paired difference with its 95 % bootstrap interval; trials that show
-a picture again are drawn together. Two models' own intervals say little of that: most of their width is how
-hard the pictures are, which both share.
+Models are compared by the mean of their paired difference with its 95 % bootstrap interval; repetitions of a
+picture are drawn together. The intervals of two single models are of little use for this: most of their width
+comes from how hard the pictures are, which both models share.
 
 Legend: n trials.
 """
@@ -21,8 +21,8 @@ from train.evaluation.bootstrap import PerTrial, resample
 from train.evaluation.results_table import METRICS, NotComputed, Row, Score, summarise
 
 HEADLINES = ("Pixels", "EffNet-Lite0", "PixCorr", "SSIM")
-"""Metrics that are drawn and compared, of all of which more is better: two of identification, low level and
-high, and two of likeness. All metrics are in the table."""
+"""Metrics that are plotted and compared, for all of which more is better: low-level and high-level
+identification, and two measures of similarity. The table has all metrics."""
 N_DRAWS = 2000
 
 
@@ -31,23 +31,23 @@ class Entry:
     """A model on a test."""
 
     series: str
-    """What is drawn as one line, or named as one row."""
+    """Name of a line in the plot, or of a row."""
     x: float | None = None
     scores: Row
     values: dict[str, PerTrial]
-    """Of the headline metrics: identification is the share of comparisons that a trial wins, ``[n]``."""
+    """Headline metrics by trial, ``[n]``; identification is the share of comparisons that a trial wins."""
     pictures: NDArray[np.int64]
-    """What each trial showed, ``[n]``."""
+    """A number for the picture that each trial showed, ``[n]``."""
     reference: Entry | None = None
-    """The linear reference on the same windows: what the recordings hold at least."""
+    """The linear reference on the same windows: a lower bound on what the recordings contain."""
 
     @property
     def label(self) -> str:
-        """For sentences."""
+        """The entry's name in sentences."""
         return self.series if self.x is None else f"{self.series} at {self.x:.3g}"
 
     def score(self, metric: str) -> Score:
-        """A metric that was computed."""
+        """The score of a metric that has been computed."""
         score = self.scores[metric]
         assert isinstance(score, Score), score
         return score
@@ -60,14 +60,14 @@ def entry_of(
     x: float | None = None,
     reference: Entry | None = None,
 ) -> Entry:
-    """An entry from every metric's value for each trial ``[n]``."""
+    """An entry from the values of all metrics by trial, ``[n]``."""
     kept = {name: those for name in HEADLINES if not isinstance(those := values[name], NotComputed)}
     scores = summarise(values, pictures)
     return Entry(series=series, x=x, scores=scores, values=kept, pictures=pictures, reference=reference)
 
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True):
-    """By how much one is better than the other in the mean over the same trials; 1 is 100 points."""
+    """Mean difference between two entries over the same trials, with its interval; 1 is 100 points."""
 
     one: str
     other: str
@@ -82,7 +82,7 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
 def difference(one: Entry, other: Entry, metric: str, seed: int = 0) -> Difference:
     """The paired difference ``one - other`` with its 95 % interval.
 
-    :raises TrainError: when the two are not of the same trials
+    :raises TrainError: the two entries have different trials
     """
     check_same_trials((one, other))
     return contrast(one.label, other.label, metric, one.values[metric] - other.values[metric], one, seed)
@@ -91,9 +91,9 @@ def difference(one: Entry, other: Entry, metric: str, seed: int = 0) -> Differen
 def difference_of_gains(
     first: tuple[Entry, Entry], second: tuple[Entry, Entry], metric: str, seed: int = 0
 ) -> Difference:
-    """By how much the first pair's difference exceeds the second's, on the same trials.
+    """The first pair's difference minus the second's, on the same trials.
 
-    :raises TrainError: when the four are not of the same trials
+    :raises TrainError: the four entries have different trials
     """
     check_same_trials((*first, *second))
     gains = [one.values[metric] - other.values[metric] for one, other in (first, second)]
@@ -102,7 +102,7 @@ def difference_of_gains(
 
 
 def contrast(one: str, other: str, metric: str, values: PerTrial, of: Entry, seed: int = 0) -> Difference:
-    """The mean of ``values`` ``[n]`` over the trials of an entry, with its 95 % interval."""
+    """The mean of ``values`` ``[n]`` over an entry's trials, with its 95 % interval."""
     resampling = resample(of.pictures, N_DRAWS, seed)
     low, high = resampling.interval(values)
     return Difference(
@@ -118,18 +118,18 @@ def contrast(one: str, other: str, metric: str, values: PerTrial, of: Entry, see
 
 
 def check_same_trials(entries: Sequence[Entry]) -> None:
-    """Raise TrainError where trials do not pair."""
+    """Raise TrainError when entries have different trials."""
     first = entries[0]
     for entry in entries[1:]:
         if not np.array_equal(first.pictures, entry.pictures):
             raise TrainError(
                 f"expected {first.label!r} and {entry.label!r} on the same trials, got {len(first.pictures)} "
-                f"and {len(entry.pictures)} that do not show the same pictures; compare on one test"
+                f"and {len(entry.pictures)} trials with different pictures; compare them on one test"
             )
 
 
 def chance_of(metric: str) -> float:
-    """What a decoder that knows nothing reaches in an identification."""
+    """The chance level of an identification metric."""
     chance = next(each.chance for each in METRICS if each.name == metric)
     assert chance is not None, metric
     return chance

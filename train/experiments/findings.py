@@ -1,4 +1,4 @@
-"""What an experiment found: rows of scores, and what the synthetic data say to the paper's findings."""
+"""The results of an experiment: rows of scores, and verdicts on the paper's findings."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from train.experiments.workbench import Probe, Variant, Workbench
 from train.model.sample import Pictures
 
 LINEAR = "linear reference"
-"""Brain-Diffuser's ridge regressions, in entries' names."""
+"""Name of Brain-Diffuser's ridge regressions in entries."""
 Strip = tuple[str, Pictures]
-"""A row of pictures to look at, uint8 ``[n, H, W, 3]``, and its name."""
+"""Name of a row of pictures, and the pictures, uint8 ``[n, H, W, 3]``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """A page of results."""
+    """The content of a page of results."""
 
     name: str
     title: str
@@ -28,14 +28,14 @@ class Report:
     entries: list[Entry]
     findings: list[Finding]
     axis: str | None = None
-    """What ``x`` of the entries is; without, entries are rows of a table."""
+    """Label of the entries' ``x``; None when entries are rows of a table."""
     chance_at: str = ""
     strips: list[Strip] = field(default_factory=list)
     notes: Sequence[str] = ()
 
 
 class Judge:
-    """Scores pictures against what was shown to one subject."""
+    """Scores decodes against the pictures that were shown to one subject."""
 
     def __init__(self, bench: Workbench, subject: int = 1) -> None:
         self.bench, self.subject = bench, subject
@@ -50,12 +50,12 @@ class Judge:
         x: float | None = None,
         reference: Entry | None = None,
     ) -> Entry:
-        """Decode a test with a model, and score it."""
+        """Decode a test with a model, and score the decodes."""
         decoded = self._see(self.bench.decodes(variant, test))
         return entry_of(series, per_trial(self.shown, decoded), self.images, x, reference)
 
     def reference(self, series: str, variant: Variant, test: Probe, x: float | None = None) -> Entry:
-        """The same test by the linear reference, which was fitted to the windows that ``variant`` learned."""
+        """The same test with the linear reference, fitted to the windows that ``variant`` was trained on."""
         return self.entry(series, linear(self.bench, variant, self.subject), test, x)
 
     @staticmethod

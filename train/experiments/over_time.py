@@ -1,4 +1,4 @@
-"""When a picture can be decoded, and from how long a window (paper 3.1, figures 4, 5 and 6)."""
+"""Experiments on when a picture can be decoded, and on the window's length (paper 3.1, figures 4, 5, 6)."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from train.experiments.verdicts import (
 from train.experiments.workbench import ROWS_PER_TRIAL, Probe, Variant, Workbench
 
 BEGINS_S = 3.0
-"""After onset, where the paper's decoding begins to work."""
+"""Time after onset at which decoding begins to work in the paper."""
 LATE_S = 10.0
-"""Start of the window of which the paper says that specialised models still decode it."""
+"""Start of a late window that specialised models still decode in the paper."""
 STRIP_OFFSETS = (-3, 0, 3, 6, 9)
 ByOffset = dict[int, Entry]
-"""Entries by the first volume of their windows, after onset."""
+"""Entries by the start of their windows, in volumes after onset."""
 
 
 def end_s(offset_volumes: int, length_volumes: int) -> float:
@@ -46,9 +46,9 @@ def end_s(offset_volumes: int, length_volumes: int) -> float:
 
 
 def time_resolved(bench: Workbench) -> Report:
-    """The general model on shifted windows, and specialised models each on its own (figures 4, 5).
+    """The general model on shifted windows, and specialised models, each on its own window (figures 4, 5).
 
-    Of both methods: what the linear reference decodes at a time, the recordings hold then.
+    The linear reference is tested in both ways, because the recordings contain what it decodes.
     """
     judge, window = Judge(bench), bench.recipe.window
     models = specialised(bench)
@@ -104,7 +104,7 @@ def _each_on_its_own(judge: Judge, series: str, models: dict[int, Variant], refe
 
 
 def _against_neighbour(judge: Judge, step: int, series: str) -> ByOffset:
-    """The general model's decodes against the picture before or after the one they are aligned to."""
+    """The general model's decodes, scored against the picture before or after their own."""
     bench, window = judge.bench, judge.bench.recipe.window
     has_one, images, neighbours = bench.neighbours(step)
     shown = see({"shown": neighbours}, None)["shown"]
@@ -129,7 +129,7 @@ def _strips(judge: Judge, models: dict[int, Variant]) -> list[Strip]:
 
 
 def begins(own: ByOffset, length_volumes: int, whose: str) -> Finding:
-    """Whether the first window that is decoded is the first that ends after the paper's 3 s."""
+    """Whether the first decodable window is the first one that ends after the paper's 3 s."""
     found = {end_s(offset, length_volumes): decodes(own[offset]) for offset in sorted(own)}
     judgement = _began({end: each.verdict for end, each in found.items()})
     near = [found[end].why for end in found if abs(end - BEGINS_S) < ROWS_PER_TRIAL * TR_S]
@@ -142,7 +142,7 @@ def begins(own: ByOffset, length_volumes: int, whose: str) -> Finding:
 
 
 def _began(decodes_by_end_s: dict[float, Verdict]) -> Judgement:
-    """From whether windows are decoded, by their ends in ascending order."""
+    """Judge from the verdicts on windows, which are in ascending order of their ends."""
     first_s = next((end for end, verdict in decodes_by_end_s.items() if verdict == "appears"), None)
     fails_s = [
         end
@@ -165,7 +165,7 @@ def _began(decodes_by_end_s: dict[float, Verdict]) -> Judgement:
 
 
 def lasts(own: ByOffset, one: ByOffset, whose: str) -> Finding:
-    """Specialised models against one general one, each on the same windows."""
+    """Specialised models compared with the general model on the same windows."""
     late = min(own, key=lambda offset: abs(offset * TR_S - LATE_S))
     verdicts = {offset: (decodes(own[offset]).verdict, decodes(one[offset]).verdict) for offset in own}
     decoded = [offset for offset, either in verdicts.items() if "appears" in either]
@@ -186,7 +186,7 @@ def lasts(own: ByOffset, one: ByOffset, whose: str) -> Finding:
 
 
 def shows_neighbours(before: ByOffset, after: ByOffset, trained: int) -> Finding:
-    """The general model where its windows are those of the picture before or after."""
+    """Whether the general model decodes the neighbouring picture from windows shifted by one trial."""
     return Finding.of(
         "on windows shifted by one trial the general model decodes the previous and the next picture",
         all_of(decodes(before[trained - ROWS_PER_TRIAL]), decodes(after[trained + ROWS_PER_TRIAL])),

@@ -1,4 +1,4 @@
-"""An experiment's page and JSON file."""
+"""Writes an experiment's page, figure and JSON file."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _VERDICTS: dict[Verdict, tuple[str, str]] = {
     "does not appear": ("finding not", "✗ It does not appear in the synthetic data."),
     "cannot be said": ("finding unsaid", "? It cannot be said from what was trained here."),
 }
-"""Class and words of a verdict."""
+"""CSS class and sentence of each verdict."""
 
 
 def write_page(report: Report, facts: dict[str, str], out: Path) -> Path:
-    """Write ``NAME.json``, the figure as ``NAME.svg``, and ``NAME.html``, whose path is returned.
+    """Write ``NAME.json``, the figure ``NAME.svg``, and ``NAME.html``, whose path is returned.
 
-    :param facts: how it was made, for the foot of the page
+    :param facts: how the results were made, for the end of the page
     """
     out.mkdir(parents=True, exist_ok=True)
     content = {
@@ -59,7 +59,7 @@ def write_page(report: Report, facts: dict[str, str], out: Path) -> Path:
 
 
 def _computed(entry: Entry) -> dict[str, Any]:
-    """An entry without the metrics whose networks were not there."""
+    """An entry without the metrics whose networks are missing."""
     scores = {name: score for name, score in entry.scores.items() if not isinstance(score, NotComputed)}
     return {"series": entry.series, "x": entry.x, "scores": msgspec.to_builtins(scores)}
 
@@ -82,8 +82,8 @@ def _page(report: Report, facts: dict[str, str], figure: str) -> str:
 
 
 def _figure(report: Report) -> str:
-    """Lines over ``x``, or dots by row, of the headline metrics; as SVG."""
-    import matplotlib as mpl  # slow to import, and needed here alone
+    """The headline metrics as SVG: lines over ``x``, or dots by row."""
+    import matplotlib as mpl  # slow to import, and needed only here
     from matplotlib.figure import Figure
 
     n_rows = len(report.entries)
@@ -131,7 +131,7 @@ def _dots(plot: Any, entries: Sequence[Entry], metric: str) -> None:
 
 
 def _data_uri(pictures: Pictures) -> str:
-    """Pictures ``[n, H, W, 3]`` side by side."""
+    """Pictures ``[n, H, W, 3]`` side by side, as one WebP image."""
     strip = cv2.cvtColor(np.concatenate(list(pictures), axis=1), cv2.COLOR_RGB2BGR)
     _, encoded = cv2.imencode(".webp", strip, [cv2.IMWRITE_WEBP_QUALITY, 85])
     return "data:image/webp;base64," + base64.b64encode(encoded.tobytes()).decode()

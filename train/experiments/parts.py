@@ -1,4 +1,4 @@
-"""The model beside the baseline, and what its parts are for (paper, tables 1, 2 and 3)."""
+"""Experiments on the baseline and on parts of the model (paper, tables 1, 2 and 3)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from train.experiments.workbench import Probe, Variant, Workbench
 
 
 def comparison(bench: Workbench) -> Report:
-    """Dynadiff beside Brain-Diffuser (table 1), offline and streaming."""
+    """Dynadiff compared with Brain-Diffuser (table 1), offline and streaming."""
     judge, window = Judge(bench), bench.recipe.window
     models = {"Dynadiff": general(bench), "Brain-Diffuser": baseline(bench)}
     probes = {"offline": Probe(window=window), "streaming": Probe(window=window, form="causal")}

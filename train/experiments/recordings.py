@@ -1,4 +1,4 @@
-"""What a decoder is fed: whole runs or what the runtime knows so far; windows or betas (paper, table 4)."""
+"""Experiments on a decoder's input: whole-run or causal preprocessing, windows or betas (table 4)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _EXPECTED = "Expected (the paper does not decode causally)"
 
 
 def preprocessing(bench: Workbench) -> Report:
-    """Each way of training, tested on whole runs and as the runtime would stream them."""
+    """Each way of training, tested on whole runs and on windows preprocessed as in the runtime."""
     judge, window = Judge(bench), bench.recipe.window
     models = by_preprocessing(bench)
     tests = {
@@ -65,7 +65,7 @@ def preprocessing(bench: Workbench) -> Report:
 
 
 def betas(bench: Workbench) -> Report:
-    """One beta a trial against a window of volumes (table 4)."""
+    """One beta per trial compared with a window of volumes (table 4)."""
     judge, single = Judge(bench), of_betas(bench)
     what = f"windows of {bench.recipe.window.length_volumes} volumes"
     window, beta = Probe(window=bench.recipe.window), Probe(window=single.recipe.window, form="betas")

@@ -1,4 +1,4 @@
-"""``python -m train experiment NAME``: models, decodes, page."""
+"""``python -m train experiment NAME``: trains the models, decodes, writes the page."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ _log = logging.getLogger(__name__)
 def run_experiment(
     name: str, root: Path, base: str | Path, work: Path, out: Path, recipe: Recipe, seed: int = 1
 ) -> Path:
-    """Make an experiment's models and decodes as far as they are not there, and its page; returns its path.
+    """Make an experiment's missing models and decodes, and write its page, whose path is returned.
 
-    :raises TrainError: when there is no such experiment, or ``work`` holds models of another recipe
+    :raises TrainError: there is no such experiment, or ``work`` holds models of another recipe
     """
     if name not in EXPERIMENTS:
-        raise TrainError(f"expected an experiment of {', '.join(EXPERIMENTS)}, got {name!r}")
+        raise TrainError(f"expected one of the experiments {', '.join(EXPERIMENTS)}, got {name!r}")
     bench = Workbench(
         root=root, base=base, work=work, recipe=recipe, windows=every_window(recipe.window), seed=seed
     )
@@ -58,7 +58,7 @@ def run_experiment(
 
 
 def _facts(name: str, recipe: Recipe, seed: int) -> dict[str, str]:
-    """What the foot of the page says of how it was made."""
+    """How the results were made, for the end of the page."""
     fit, processor = recipe.fit, platform.processor() or platform.machine()
     return {
         "command": shlex.join(["python", "-m", "train", "experiment", name]) + " --nsd … --base … --work …",

@@ -1,4 +1,4 @@
-"""One model for several subjects, and for a new one (paper, appendix E: table 8 and figure 9)."""
+"""Experiments with several subjects, and with a new subject (paper, appendix E: table 8 and figure 9)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from train.experiments.workbench import Probe, Workbench
 
 
 def multi_subject(bench: Workbench) -> Report:
-    """One model for four subjects beside models of one (table 8)."""
+    """One model for four subjects compared with models of one subject (table 8)."""
     together, alone = several_subjects(bench)
     window = bench.recipe.window
     judges = {subject: Judge(bench, subject) for subject in together.subjects}
@@ -62,7 +62,7 @@ def multi_subject(bench: Workbench) -> Report:
 
 
 def fine_tuning(bench: Workbench) -> Report:
-    """Subject 1 by sessions, from nothing and from a model of the others (figure 9)."""
+    """Subject 1 by sessions, from scratch and from a model of the other subjects (figure 9)."""
     judge, test = Judge(bench), Probe(window=bench.recipe.window)
     from_nothing, from_others = new_subject(bench)
     references = {n: judge.reference(LINEAR, model, test, n) for n, model in from_nothing.items()}

@@ -1,9 +1,10 @@
-"""What the synthetic data say to a statement: it appears, it does not, or that cannot be said. Pure.
+"""Verdicts on a statement: it appears in the synthetic data, it does not, or this cannot be said. Pure.
 
-A verdict needs evidence either way. A difference appears where the 95 % interval of the paired difference
-excludes 0; it does not where that shows the opposite, or equality within a margin. Equality appears where the
-interval lies within the margin, and does not where it lies beyond. Everything else cannot be said here, and
-neither can what hangs on a model that has not learned what its windows hold, as the linear reference shows.
+Both positive and negative verdicts need evidence. A difference appears when the 95 % interval of the paired
+difference excludes 0; it does not appear when the interval shows the opposite, or equality within a margin.
+Equality appears when the interval lies within the margin, and does not appear when it lies outside.
+Everything else cannot be said, and neither can a statement about a model that has not learned what its
+windows contain, as the linear reference shows.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from train.experiments.entries import Difference, Entry, chance_of, difference, 
 
 Verdict = Literal["appears", "does not appear", "cannot be said"]
 MARGIN = 0.05
-"""Equal is what differs by less: 5 points of identification, 0.05 of a correlation."""
+"""Smaller differences count as equal: 5 points of identification, 0.05 of a correlation."""
 LOW_LEVEL, HIGH_LEVEL = "Pixels", "EffNet-Lite0"
 BOTH = (LOW_LEVEL, HIGH_LEVEL)
 _MARGIN = f"{100 * MARGIN:.0f} points"
@@ -27,7 +28,7 @@ _MARGIN = f"{100 * MARGIN:.0f} points"
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """A verdict, the reason for it, and the differences that it rests on."""
+    """A verdict, its reason, and the differences that it is based on."""
 
     verdict: Verdict
     why: str
@@ -35,19 +36,19 @@ class Judgement:
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """A statement, and what the synthetic data say to it."""
+    """A statement, and the verdict of the synthetic data on it."""
 
     claim: str
     source: str = "The paper"
-    """Whose statement it is."""
+    """The source of the statement."""
     verdict: Verdict
     here: str
-    """What was found, and the reason for the verdict."""
+    """The result here, and the reason for the verdict."""
     differences: tuple[Difference, ...] = ()
 
     @classmethod
     def of(cls, claim: str, judgement: Judgement, here: str = "", source: str = "The paper") -> Finding:
-        """A statement as it was judged."""
+        """A finding from a statement and its judgement."""
         return cls(
             claim=claim,
             source=source,
@@ -60,10 +61,10 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 def better(one: Entry, other: Entry, metrics: Sequence[str] = BOTH) -> Judgement:
     """Whether ``one`` is better in some metric and worse in none.
 
-    Where the linear reference is better and the models are not, they have not learned what makes it so, and
-    nothing can be said.
+    If the linear reference is better but the model is not, the models have not learned what the recordings
+    contain, and nothing can be said.
 
-    :raises TrainError: when the two are not of the same trials
+    :raises TrainError: the two entries have different trials
     """
     found = _better(one, other, metrics)
     references = one.reference, other.reference
@@ -80,17 +81,17 @@ def _better(one: Entry, other: Entry, metrics: Sequence[str]) -> Judgement:
 
 
 def on_par(one: Entry, other: Entry, metrics: Sequence[str] = BOTH) -> Judgement:
-    """Whether the two differ by less than the margin in every metric.
+    """Whether two entries differ by less than the margin in every metric.
 
-    :raises TrainError: when the two are not of the same trials
+    :raises TrainError: the two entries have different trials
     """
     return _judged((one, other), _differences(one, other, metrics), _is_equal)
 
 
 def at_least_as_good(one: Entry, other: Entry, metrics: Sequence[str] = BOTH) -> Judgement:
-    """Whether ``one`` is nowhere worse by more than the margin.
+    """Whether ``one`` is worse by more than the margin in no metric.
 
-    :raises TrainError: when the two are not of the same trials
+    :raises TrainError: the two entries have different trials
     """
     return _judged((one, other), _differences(one, other, metrics), _is_not_worse)
 
@@ -98,13 +99,13 @@ def at_least_as_good(one: Entry, other: Entry, metrics: Sequence[str] = BOTH) ->
 def gains_more(first: tuple[Entry, Entry], second: tuple[Entry, Entry], metric: str) -> Judgement:
     """Whether the first pair's difference is larger than the second's.
 
-    :raises TrainError: when the four are not of the same trials
+    :raises TrainError: the four entries have different trials
     """
     return _judged((*first, *second), (difference_of_gains(first, second, metric),), _is_better)
 
 
 def decodes(entry: Entry, metric: str = LOW_LEVEL) -> Judgement:
-    """Whether a model identifies better than chance; it does not where it is within the margin of chance."""
+    """Whether a model identifies better than chance; it does not when it is within the margin of chance."""
     if reason := _not_learned(entry):
         return _unsaid(reason)
     score, chance = entry.score(metric), chance_of(metric)
@@ -119,7 +120,7 @@ def decodes(entry: Entry, metric: str = LOW_LEVEL) -> Judgement:
 
 
 def has_not_learned(entry: Entry, metric: str = LOW_LEVEL) -> bool:
-    """Whether the linear reference decodes the same windows above chance, and the model does not."""
+    """Whether the linear reference decodes the same windows above chance but the model does not."""
     reference, chance = entry.reference, chance_of(metric)
     if reference is None or entry.score(metric).low > chance:
         return False
@@ -127,7 +128,7 @@ def has_not_learned(entry: Entry, metric: str = LOW_LEVEL) -> bool:
 
 
 def all_of(*parts: Judgement) -> Judgement:
-    """Of a statement with several parts: refuted by one, shown by all."""
+    """The verdict on a conjunction: it appears when all parts do, and does not when one part does not."""
     if any(part.verdict == "does not appear" for part in parts):
         return _joined("does not appear", parts)
     shown = all(part.verdict == "appears" for part in parts)
@@ -135,7 +136,7 @@ def all_of(*parts: Judgement) -> Judgement:
 
 
 def any_of(*parts: Judgement) -> Judgement:
-    """Of alternatives: shown by one, refuted by all."""
+    """The verdict on a disjunction: it appears when one part does, and does not when no part does."""
     if any(part.verdict == "appears" for part in parts):
         return _joined("appears", parts)
     refuted = all(part.verdict == "does not appear" for part in parts)
@@ -143,7 +144,7 @@ def any_of(*parts: Judgement) -> Judgement:
 
 
 def said(entry: Entry, metrics: Sequence[str] = BOTH) -> str:
-    """An entry's headline scores in words."""
+    """An entry's headline scores as text."""
     return ", ".join(f"{metric} {percent(entry.score(metric))}" for metric in metrics)
 
 
@@ -198,7 +199,7 @@ def _differences(one: Entry, other: Entry, metrics: Sequence[str]) -> tuple[Diff
 
 
 def _joined(verdict: Verdict, parts: Sequence[Judgement]) -> Judgement:
-    """The reason is that of the parts which decided; every difference stays."""
+    """A judgement with the reasons of the parts that decide it, and the differences of all parts."""
     return Judgement(
         verdict=verdict,
         why="; ".join(dict.fromkeys(part.why for part in parts if part.verdict == verdict)),
@@ -211,7 +212,7 @@ def _unsaid(why: str, differences: tuple[Difference, ...] = ()) -> Judgement:
 
 
 def _not_learned(*entries: Entry) -> str:
-    """Which models have not learned what their windows hold, or nothing."""
+    """A sentence about models that have not learned what their windows contain; empty if there are none."""
     return "; ".join(
         f"{entry.label} is at chance ({percent(entry.score(LOW_LEVEL))}) where the linear reference reaches "
         f"{percent(entry.reference.score(LOW_LEVEL))}: it has not learned what its windows hold"

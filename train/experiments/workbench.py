@@ -1,10 +1,10 @@
-"""Models and decodes of experiments, each made once and kept; several experiments share them.
+"""Models and decodes of experiments. Each is made once, and shared by experiments.
 
 WORK/models/<variant>/           a checkpoint, as `train fit` writes it
 WORK/cache/sub-01/, …            prepared recordings
-WORK/decodes/<variant>--<test>.npz   pictures uint8 [trials, H, W, 3], and what they are made from
+WORK/decodes/<variant>--<test>.npz   pictures uint8 [trials, H, W, 3], and the fingerprint of their inputs
 
-Of several experiments at once, the others wait for the one that makes what they need too.
+Experiments that run at the same time wait for one another where they need the same model.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from train.systems.brain_diffuser.fit import fit_baseline
 
 N_TRIALS = 192
 ROWS_PER_TRIAL = 3
-"""A picture comes every 4 s: 3 volumes."""
+"""Volumes between two pictures, which are 4 s apart."""
 _log = logging.getLogger(__name__)
 
 
@@ -53,12 +53,12 @@ class Variant:
     n_sessions: int | None = None
     pretrained: Variant | None = None
     is_baseline: bool = False
-    """Brain-Diffuser in Dynadiff's place."""
+    """Whether the model is Brain-Diffuser instead of Dynadiff."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """What a model is tested with: windows of a subject's held-out presentations."""
+    """A test: windows of a subject's held-out presentations."""
 
     window: Window
     form: Form = "whole_run"
@@ -66,29 +66,29 @@ class Probe:
 
     @property
     def name(self) -> str:
-        """For files."""
+        """The test's name in file names."""
         window = self.window
         return f"sub-{self.subject:02d}_{self.form}_{window.offset_volumes:+d}_{window.length_volumes}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workbench:
-    """Where an experiment finds its data and keeps what it makes."""
+    """An experiment's inputs, and the folder in which it keeps models and decodes."""
 
     root: Path
-    """Of the data set."""
+    """Root of the data set."""
     base: str | Path
     work: Path
     recipe: Recipe
-    """What variants vary."""
+    """The recipe that variants change."""
     windows: tuple[Window, ...]
-    """Every window that any experiment tests, so that all of them decode the same presentations."""
+    """All windows that experiments test, so that all experiments decode the same presentations."""
     seed: int = 1
 
     def variant(self, name: str, **changes: Any) -> Variant:
-        """A variant of the recipe.
+        """A model whose recipe has some changes.
 
-        :param changes: sections of the recipe, each with the fields that change; or fields of the variant
+        :param changes: sections of the recipe with their changed fields, or fields of the variant
         """
         own = {field.name for field in dataclasses.fields(Variant)} & changes.keys()
         sections = {}
@@ -106,9 +106,9 @@ class Workbench:
         return prepare(self.root, subject, recipe, folder, seed=self.seed, n_sessions=n_sessions)
 
     def model(self, variant: Variant) -> Path:
-        """The checkpoint of a variant, trained where it is not there yet.
+        """The checkpoint of a variant, trained if it does not exist yet.
 
-        :raises TrainError: when a model of another making lies in its place
+        :raises TrainError: the folder holds a model with other terms
         """
         folder = self.work / "models" / variant.name
         order = Order(
@@ -140,26 +140,26 @@ class Workbench:
         if different:
             raise TrainError(
                 f"{order.out} holds a model with other {', '.join(different)} than this experiment's; remove "
-                "it, or name another --work"
+                "it, or choose another --work"
             )
 
     def groups(self, subject: int, recipe: Recipe) -> list[Trials]:
-        """The held-out presentations of a subject that are decoded, whatever the model."""
+        """The held-out presentations of a subject to decode, the same for every model."""
         cache = self.cache(subject, recipe)
         return held_out_groups(
             cache, self.recipe, self.windows, average=False, seed=self.seed, n_groups=N_TRIALS
         )
 
     def shown(self, subject: int = 1) -> tuple[NDArray[np.int64], Pictures]:
-        """What was on screen in the presentations that are decoded: 0-based images, and as pictures."""
+        """The 0-based images shown in the decoded presentations, and their pictures."""
         images = images_of(self.cache(subject, self.recipe), self.groups(subject, self.recipe))
         return images, self._pictures(images)
 
     def neighbours(self, step: int) -> tuple[NDArray[np.bool_], NDArray[np.int64], Pictures]:
-        """Pictures shown before (``step`` -1) or after (1) those that are decoded, of subject 1.
+        """Pictures shown directly before (``step`` -1) or after (1) the decoded ones, for subject 1.
 
-        :returns: bool ``[trials]``, whether there is one directly; of those that have one, the 0-based
-            images, and as pictures
+        :returns: whether each trial has such a neighbour, bool ``[trials]``; for those that have one, the
+            0-based images, and their pictures
         """
         cache = self.cache(1, self.recipe)
         has_one, images = [], []
@@ -178,7 +178,7 @@ class Workbench:
             return stimuli.images(images.tolist())
 
     def decodes(self, variant: Variant, test: Probe) -> Pictures:
-        """Pictures that a model makes of its test, decoded where they are not there yet."""
+        """A model's decodes of a test, decoded if they do not exist yet."""
         folder = self.model(variant)
         cache = self.cache(test.subject, variant.recipe, variant.n_sessions)
         groups = self.groups(test.subject, variant.recipe)

@@ -1,1 +1,1 @@
-"""Training jobs: the base model and a subject's decoder."""
+"""Training jobs: the base model, and the decoder of one or more subjects."""

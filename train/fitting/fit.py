@@ -1,4 +1,4 @@
-"""Fit subjects: windows, latents of what was shown, the single stage, the checkpoint."""
+"""Trains a decoder: windows, latents of the shown pictures, the single stage, the checkpoint."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ _OF_A_SUBJECT = ("subject.", "timestep.")
 def fit_subjects(order: Order) -> None:
     """Train a decoder and write its checkpoint.
 
-    :raises TrainError: when the base model or the pretrained checkpoint is not one, does not fit the recipe,
-        or ``out`` holds another run, or one that is going on.
+    :raises TrainError: the base model or the pretrained checkpoint cannot be read or does not fit the recipe,
+        or ``out`` holds another training, or one that is still running
     """
     base_folder = find_base(order.base)
     with ExitStack() as held:
@@ -84,32 +84,32 @@ def _fit(order: Order, base_folder: Path) -> None:
 
 
 def _claim(order: Order, terms: Terms) -> None:
-    """Note what a training is of; refuse a folder where another one's is.
+    """Write the terms of a new training, or check those of the training in the folder.
 
-    :raises TrainError: saying in what the other differs
+    :raises TrainError: the folder holds a training with other terms; the message names the differences
     """
     path = order.out / "training" / "order.json"
     if not path.exists():
         if (order.out / "checkpoint.json").exists() or (order.out / "training" / "latest").exists():
-            raise TrainError(f"{order.out} holds a checkpoint of another making; choose another --out")
+            raise TrainError(f"{order.out} holds a checkpoint of another training; choose another --out")
         write_whole(path, msgspec.json.format(msgspec.json.encode(terms), indent=1).decode())
         return
     try:
         different = terms.differences(msgspec.json.decode(path.read_bytes(), type=Terms))
     except msgspec.MsgspecError as error:
         raise TrainError(
-            f"{path}: expected the note of this version's `train fit`: {error}; choose another --out, or "
-            "remove it to begin anew"
+            f"{path}: expected a file written by this version of `train fit`: {error}; choose another --out, "
+            "or remove the folder to start again"
         ) from error
     if different:
         raise TrainError(
             f"{order.out} holds a training with other {', '.join(different)}; choose another --out, or "
-            "remove it to begin anew"
+            "remove the folder to start again"
         )
 
 
 def _sampler(model: Dynadiff, data: WindowData, base_folder: Path) -> Callable[[], Pictures]:
-    """Decodes some windows that train, for TensorBoard."""
+    """A function that decodes some training windows, for TensorBoard."""
     windows, _, subjects = data.batch(np.linspace(0, len(data) - 1, N_SAMPLES).astype(np.int64))
     vae = load_vae(base_folder)
 
@@ -135,14 +135,14 @@ def untrained_model(
 ) -> Dynadiff:
     """The model before its first step: the base model's UNet, adapters without effect, a new brain module.
 
-    :param pretrained: checkpoint of other subjects, whose weights are taken over but for those of a subject
+    :param pretrained: checkpoint of other subjects; all of its weights are used except each subject's own
     """
     torch.manual_seed(seed)
     unet = load_unet(base_folder)
     set_trainable(unet, recipe.finetune)
     null_NW = starting_null(base_folder, recipe)
     brain = BrainModule(brain_config(recipe, n_voxels, n_subjects))
-    # The brain's tokens start around "no condition"; the demo's base model keeps their mean and places in it.
+    # The brain's tokens start around "no condition", which in the demo has the tokens' mean and place codes.
     with torch.no_grad():
         brain.output.bias.copy_(null_NW.flatten())
     if pretrained is None:
@@ -153,41 +153,41 @@ def untrained_model(
     missing = [name for name in brain.load_state_dict(kept, strict=False).missing_keys]
     if not all(name.startswith(_OF_A_SUBJECT) for name in missing):
         raise TrainError(
-            f"expected the shared weights of a brain module in {pretrained}, {missing[0]} is missing"
+            f"expected the shared weights of a brain module in {pretrained}, but {missing[0]} is missing"
         )
     return Dynadiff(brain, trainable_again(recipe.finetune, pretrained, base_folder), null_NW, recipe)
 
 
 def _check_parent(folder: Path, info: CheckpointInfo, recipe: Recipe, base_folder: Path) -> None:
-    """Whether a decoder of other subjects is one to begin with.
+    """Check that a training may start from a decoder of other subjects.
 
-    :raises TrainError: when it is made otherwise, or has seen what the new subject is tested on
+    :raises TrainError: its settings differ, or it was trained on pictures that the new subject is tested on
     """
     if info.method != "dynadiff":
-        raise TrainError(f"expected a checkpoint of `fit` in {folder}, found the baseline's")
+        raise TrainError(f"expected a checkpoint of `train fit` in {folder}, found one of the baseline")
     theirs = info.recipe
     if theirs.split != recipe.split or (theirs.split == "time-resolved" and len(info.subjects) == 1):
         raise TrainError(
-            f"expected {folder} to have trained on no picture that the new subject is tested on: one of "
-            f"several subjects, or of the standard split, and of the recipe's, {recipe.split}; found split "
-            f"{theirs.split} and {len(info.subjects)} subject(s)"
+            f"expected that {folder} was not trained on pictures that the new subject is tested on, which "
+            f"holds for several subjects or the standard split, and with the recipe's split {recipe.split}; "
+            f"found split {theirs.split} and {len(info.subjects)} subject(s)"
         )
-    # How long it is trained is each training's own, and the baseline has no part in it.
+    # The length of the training may differ, and the baseline's settings do not matter.
     different = [name for name in recipe_differences(recipe, theirs) if name not in ("fit", "ridge")]
     if different:
         found = ", ".join(str(getattr(theirs, name)) for name in different)
         raise TrainError(
-            f"expected {folder} to have been trained with this recipe's {', '.join(different)}, found {found}"
+            f"expected that {folder} was trained with this recipe's {', '.join(different)}, found {found}"
         )
     if info.base_identity not in (None, base_identity(base_folder)):
         raise TrainError(
-            f"expected {folder} to have been trained on the base model in {base_folder}, found another's; "
-            "name that one with --base"
+            f"expected that {folder} was trained on the base model in {base_folder}, found another base "
+            "model; give that one with --base"
         )
 
 
 def starting_null(base: Path, recipe: Recipe) -> Tensor:
-    """What stands for "no condition" before training, ``[N, W]``: what the base model learned, or zeros."""
+    """The null condition before training, ``[N, W]``: the demo base model's own, or zeros."""
     if isinstance(recipe.base, DemoBase):
         return load_picture_encoder(base, recipe.base)[1]
     return torch.zeros(recipe.base.n_tokens, recipe.base.token_width)

@@ -1,4 +1,4 @@
-"""What a decoder is fitted to, by whichever method: subjects, their trials, and what is noted of them."""
+"""What all methods of training share: the order, the training set, and the checkpoint's description."""
 
 from __future__ import annotations
 
@@ -34,33 +34,33 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What is to be fitted, from what, to where."""
+    """One training: the recordings, the recipe, the base model, and the folder of the checkpoint."""
 
     root: Path
-    """Of the data set."""
+    """Root of the data set."""
     subjects: Sequence[int]
-    """Several share one model but for the layers that read their voxels (paper, appendix E)."""
+    """Several subjects share one model, except the layers that read voxels (paper, appendix E)."""
     recipe: Recipe
     base: str | Path
     """Folder of the base model, or its name on the hub."""
     out: Path
     seed: int = 1
     caches: Path | None = None
-    """Folder of the prepared recordings, made where they are not there; by default in ``out``."""
+    """Folder of the prepared recordings, prepared if missing; by default in ``out``."""
     pretrained: Path | None = None
-    """Checkpoint of other subjects to begin with; the layers that read voxels begin anew."""
+    """Checkpoint of other subjects to start from; the layers that read voxels start from scratch."""
     n_sessions: int | None = None
-    """Train on the first so many sessions only."""
+    """Train on this many first sessions only."""
 
     @property
     def cache_folder(self) -> Path:
-        """Where the prepared recordings are."""
+        """Folder of the prepared recordings."""
         return self.caches or self.out / "cache"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSet:
-    """Prepared recordings of each subject, and what of them trains."""
+    """Prepared recordings of each subject, and the presentations of them to train on."""
 
     caches: list[Cache]
     trials: list[Trials]
@@ -68,12 +68,12 @@ class TrainingSet:
 
 
 def training_set(order: Order) -> TrainingSet:
-    """Prepare the recordings as far as they are not, and choose what trains.
+    """Prepare the recordings, where that is not done yet, and choose the training presentations.
 
-    Held out are whole runs or the shared images, as the recipe says, and so is every other presentation of
-    an image that is held out for any of the subjects. A model of several subjects trains on no shared image.
+    The recipe holds out whole runs or the shared images. All other presentations of an image that is held out
+    for any of the subjects are left out too. A model of several subjects is not trained on any shared image.
 
-    :raises TrainError: when nothing is left, or the prepared recordings are others
+    :raises TrainError: no presentation is left, or the prepared recordings do not match
     """
     recipe = order.recipe
     with main_process_first():
@@ -94,7 +94,7 @@ def training_set(order: Order) -> TrainingSet:
 
 
 def write_subjects(order: Order, trained_on: TrainingSet) -> list[TrainedSubject]:
-    """Write to the checkpoint what the runtime needs of each subject, and describe them."""
+    """Write each subject's ROI and prior into the checkpoint, and describe the subjects."""
     layout, subjects = Layout(order.root), []
     for number, cache, trials in zip(order.subjects, trained_on.caches, trained_on.trials, strict=True):
         _copy_subject(layout, number, cache, subject_folder(order.out, number))
@@ -112,9 +112,9 @@ def write_subjects(order: Order, trained_on: TrainingSet) -> list[TrainedSubject
 
 
 def terms_of(order: Order, base_folder: Path, method: Method = "dynadiff") -> Terms:
-    """What is ordered, with the identities of what it is made from as they are now.
+    """The terms of a training, with the current fingerprints of its inputs.
 
-    :raises NsdError: when the data set is not what it should be
+    :raises NsdError: a file of the data set is missing or damaged
     """
     layout = Layout(order.root)
     return Terms(
@@ -139,7 +139,7 @@ def describe_checkpoint(
     method: Method,
     last_loss: float | None = None,
 ) -> CheckpointInfo:
-    """``checkpoint.json``; the files of the subjects are written beside it."""
+    """The content of ``checkpoint.json``; also writes the subjects' files into the checkpoint's folder."""
     return CheckpointInfo(
         method=method,
         subjects=write_subjects(order, trained_on),
@@ -157,8 +157,8 @@ def describe_checkpoint(
 def _training_trials(caches: Sequence[Cache], order: Order) -> list[Trials]:
     held_out = held_out_images(caches)
     if len(caches) > 1:
-        # Only these are shown to more than one subject: a model of several may be tested on any of them,
-        # also by a subject that joins later.
+        # Only these images are shown to several subjects. The model may be tested on any of them, also with
+        # a subject that is added later.
         held_out = np.union1d(held_out, shared_images(Layout(order.root)))
     window = order.recipe.window
     chosen = []
@@ -169,14 +169,14 @@ def _training_trials(caches: Sequence[Cache], order: Order) -> list[Trials]:
         if not len(trials):
             raise TrainError(f"expected presentations of subject {number} to train on, found none")
         _log.info(
-            "subject %d: %d presentations train, %d are held out", number, len(trials), cache.is_test.sum()
+            "subject %d: %d presentations to train on, %d held out", number, len(trials), cache.is_test.sum()
         )
         chosen.append(trials)
     return chosen
 
 
 def _forms(caches: Sequence[Cache], chosen: Sequence[Trials], recipe: Recipe) -> list[Examples]:
-    """Every subject's windows in every form, subject by subject."""
+    """The windows of every subject in every form, subject by subject."""
     return [
         examples(cache, trials, recipe.window, form, subject)
         for subject, (cache, trials) in enumerate(zip(caches, chosen, strict=True))
@@ -185,7 +185,7 @@ def _forms(caches: Sequence[Cache], chosen: Sequence[Trials], recipe: Recipe) ->
 
 
 def _copy_subject(layout: Layout, number: int, cache: Cache, folder: Path) -> None:
-    """What the runtime needs of a subject: region and, where there are runs to stream, their prior."""
+    """Write what the runtime needs of a subject: the ROI and, except for betas, the prior."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(layout.roi(number), folder / "roi.nii.gz")
     if cache.has_prior:
@@ -203,5 +203,5 @@ def _parent(order: Order) -> Parent | None:
 
 
 def _reference(base: str | Path, base_folder: Path, out: Path) -> str:
-    """How a checkpoint names its base model."""
+    """The base model's name in ``checkpoint.json``: its name on the hub, or its path relative to ``out``."""
     return str(base) if is_on_hub(base) else os.path.relpath(base_folder.resolve(), out.resolve())

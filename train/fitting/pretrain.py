@@ -1,12 +1,13 @@
-"""The demo's base model: a VAE and an image-conditioned UNet, trained on stimuli once, then frozen.
+"""Trains the demo's base model: a VAE and an image-conditioned UNet, trained on stimuli once, then frozen.
 
-It stands where Versatile Diffusion stands in the paper: diffusers' classes, saved in diffusers' layout.
+It takes the place of Versatile Diffusion in the paper, and has diffusers' classes and layout.
 
-    OUT/vae, OUT/image_unet      save_pretrained
-    OUT/picture_encoder.safetensors, null_condition inside it
-    OUT/base.json                recipe and figures
+    OUT/vae, OUT/image_unet          as save_pretrained writes them
+    OUT/picture_encoder.safetensors  with the null condition
+    OUT/base.json                    recipe and figures
 
-Three trainings, one after the other: VAE, picture encoder, UNet on the frozen two's latents and tokens.
+Three trainings follow one another: the VAE, the picture encoder, and the UNet on the latents and the tokens
+of these two, which are frozen then.
 """
 
 from __future__ import annotations
@@ -45,24 +46,24 @@ _HELD_OUT = 256
 
 @dataclass(frozen=True, kw_only=True)
 class BasePictures:
-    """Stimuli to pretrain on, and others to measure on; each uint8 ``[N, H, W, 3]``."""
+    """Stimuli to train on and other stimuli to measure on; each uint8 ``[N, H, W, 3]``."""
 
     train: NDArray[np.uint8]
     held_out: NDArray[np.uint8]
 
 
 def base_pictures(root: Path, subject: int, n_pictures: int, seed: int) -> BasePictures:
-    """Stimuli none of which ``subject`` is ever shown: ``n_pictures`` to train, up to 256 more held out.
+    """Stimuli that ``subject`` is never shown: ``n_pictures`` to train on, and up to 256 held out.
 
-    :raises TrainError: when there are no more than ``n_pictures`` of them.
+    :raises TrainError: there are no more than ``n_pictures`` such stimuli
     """
     layout = Layout(root)
     with Stimuli(layout) as stimuli:
         unseen = np.setdiff1d(np.arange(len(stimuli)), read_expdesign(layout).subject_images[subject - 1])
         if len(unseen) <= n_pictures:
             raise TrainError(
-                f"expected {n_pictures} stimuli that subject {subject} is not shown, and more to measure on, "
-                f"found {len(unseen)}"
+                f"expected more than {n_pictures} stimuli that subject {subject} is not shown, to train and "
+                f"to measure on, found {len(unseen)}"
             )
         rng = np.random.default_rng(seed)
         chosen = rng.choice(unseen, n_pictures, replace=False)
@@ -73,9 +74,9 @@ def base_pictures(root: Path, subject: int, n_pictures: int, seed: int) -> BaseP
 
 
 class BaseObjective(nn.Module):
-    """The diffusion loss of latents given their own picture's tokens, which noise makes imprecise.
+    """The diffusion loss of latents given the tokens of their picture with noise added.
 
-    ``null_NW`` is where the embedding of "no condition" starts.
+    ``null_NW`` is the initial value of the null condition.
     """
 
     def __init__(self, unet: UNet2DConditionModel, null_NW: Tensor, recipe: Recipe) -> None:
@@ -87,7 +88,7 @@ class BaseObjective(nn.Module):
         self.dropout = recipe.diffusion.condition_dropout
 
     def forward(self, batch: Batch) -> Tensor:
-        """Loss of latents ``[B, c, h, w]`` with tokens ``[B, N, W]``."""
+        """The loss of latents ``[B, c, h, w]`` with tokens ``[B, N, W]``."""
         tokens = disturb(batch["tokens"].to(self.null.dtype), self.noise)
         loss: Tensor = self.loss(
             self.unet, batch["latents"], drop_conditions(tokens, self.null, self.dropout)
@@ -96,7 +97,7 @@ class BaseObjective(nn.Module):
 
 
 def train_vae(pictures: NDArray[np.uint8], base: DemoBase, out: Path, seed: int) -> AutoencoderKL:
-    """Train and save the VAE, or read it where it is already there."""
+    """Train and save the VAE, or load it if it has been trained already."""
     if (out / VAE_FOLDER / "config.json").exists():
         return load_vae(out)
     torch.manual_seed(seed)
@@ -119,7 +120,7 @@ def train_vae(pictures: NDArray[np.uint8], base: DemoBase, out: Path, seed: int)
 
 
 def train_encoder(pictures: NDArray[np.uint8], base: DemoBase, out: Path, seed: int) -> PictureEncoder:
-    """Train the picture encoder, or read it from its training folder where it is done already."""
+    """Train the picture encoder, or load it from its training folder if it has been trained already."""
     torch.manual_seed(seed + 2)
     encoder = PictureEncoder(base.token_width)
     fit(
@@ -135,23 +136,25 @@ def train_encoder(pictures: NDArray[np.uint8], base: DemoBase, out: Path, seed: 
 
 
 def train_base(pictures: BasePictures, recipe: Recipe, out: Path, seed: int) -> None:
-    """Train VAE, picture encoder and UNet on pictures of 64 px and save them under ``out``.
+    """Train VAE, picture encoder and UNet on pictures of 64 px, and save them under ``out``.
 
-    :raises TrainError: when it is started in several processes, another is at work in ``out``, or what is
-        there is made from something else.
+    :raises TrainError: several processes were started, another process is writing in ``out``, or ``out``
+        holds a base model that was made from something else
     """
     base = demo_base(recipe)
     if n_processes() > 1:
-        raise TrainError("expected one process: the demo's base model is too small for more, start it alone")
+        raise TrainError(
+            "expected one process, because the demo's base model is small; start it without a launcher"
+        )
     with alone_in(out, wait=False):
         _claim(out, pictures, recipe, seed)
         _train_base(pictures, base, recipe, out, seed)
 
 
 def _claim(out: Path, pictures: BasePictures, recipe: Recipe, seed: int) -> None:
-    """Note what is made here, and from what: what is there already is only gone on with for the same.
+    """Write what this base model is made from, or check that the one in the folder was made from the same.
 
-    :raises TrainError: saying in what it differs
+    :raises TrainError: it was made from something else; the message names the differences
     """
     ours = {
         "base": digest(recipe.base),
@@ -164,8 +167,8 @@ def _claim(out: Path, pictures: BasePictures, recipe: Recipe, seed: int) -> None
     different = [name for name in ours if theirs.get(name) != ours[name]]
     if different:
         raise TrainError(
-            f"{out} holds a base model with other {', '.join(different)}; choose another --out, or remove it "
-            "to begin anew"
+            f"{out} holds a base model with other {', '.join(different)}; choose another --out, or remove "
+            "the folder to start again"
         )
     write_whole(path, json.dumps(ours, indent=1))
 
@@ -174,7 +177,7 @@ def _train_base(pictures: BasePictures, base: DemoBase, recipe: Recipe, out: Pat
     train = pictures.train
     vae = train_vae(train, base, out, seed)
     psnr_db = rebuilt_psnr_db(vae, pictures.held_out)
-    _log.info("VAE: %.1f dB PSNR on pictures that it was not trained on", psnr_db)
+    _log.info("VAE: %.1f dB PSNR on held-out pictures", psnr_db)
     encoder = train_encoder(train, base, out, seed)
     latents, tokens = encode_latents(vae, train), encode_tokens(encoder, train)
     torch.manual_seed(seed + 1)
@@ -192,7 +195,7 @@ def _train_base(pictures: BasePictures, base: DemoBase, recipe: Recipe, out: Pat
     weights = {"null_condition": objective.null.detach()} | encoder.state_dict()
     with whole(out / "picture_encoder.safetensors") as partial:
         save_file({key: value.contiguous() for key, value in weights.items()}, partial)
-    # Last of what `fit` needs: where there is a UNet, the rest is there.
+    # The UNet is the last that `fit` needs, so that a folder with a UNet is complete.
     with whole(out / UNET_FOLDER) as partial:
         objective.unet.save_pretrained(partial)
     figures = {

@@ -1,12 +1,12 @@
 """DeepSpeed's engine: ZeRO-2 with optimizer offload, its one configuration file, its checkpoints.
 
-    FOLDER/run.json            what the run is; a folder of another run is refused
-    FOLDER/latest              which checkpoint is whole
-    FOLDER/checkpoint-NNNNNN/  DeepSpeed's: parameters that learn, optimizer, scheduler, losses so far
+    FOLDER/run.json            settings of the run; a folder of another run is refused
+    FOLDER/latest              name of the last complete checkpoint
+    FOLDER/checkpoint-NNNNNN/  DeepSpeed's: trained parameters, optimizer, scheduler, losses so far
 
-``deepspeed.json`` is the configuration; where it says "auto", the recipe's number goes in. Its AdamW is
-torch's fused one, as fast on the CPU as DeepSpeed's own, which multiplies up the powers of its betas and does
-not save them: after a resume its losses would differ in their last digits.
+``deepspeed.json`` is the configuration; "auto" in it stands for the recipe's number. AdamW is torch's fused
+one, as fast on the CPU as DeepSpeed's own. DeepSpeed's own accumulates the powers of its betas and does not
+save them, so the losses after a resume would differ in their last digits.
 """
 
 from __future__ import annotations
@@ -32,28 +32,30 @@ _log = logging.getLogger(__name__)
 
 
 def has_fp16() -> bool:
-    """Whether DeepSpeed trains in fp16 on this machine's device."""
+    """Whether DeepSpeed can train in fp16 on this machine's device."""
     from deepspeed.accelerator import get_accelerator
 
     return bool(get_accelerator().is_fp16_supported())
 
 
 def choose_precision(wanted: str) -> str:
-    """``auto`` is fp16 where the device has it, else bf16; anything else is taken as it is.
+    """The precision to train in: ``auto`` is fp16 on a device that supports it, else bf16.
 
-    :raises TrainError: when fp16 is asked of a device that has none.
+    :raises TrainError: fp16 was asked for on a device without it
     """
     if wanted == "auto":
         return "fp16" if has_fp16() else "bf16"
     if wanted == "fp16" and not has_fp16():
-        raise TrainError('this device has no fp16; set precision = "auto", "bf16" or "fp32" in the recipe')
+        raise TrainError(
+            'this device cannot train in fp16; set precision = "auto", "bf16" or "fp32" in the recipe'
+        )
     return wanted
 
 
 def deepspeed_config(training: Training, precision: str, n_devices: int = 1) -> dict[str, Any]:
     """``deepspeed.json`` with the recipe's numbers filled in.
 
-    :raises TrainError: when the batch does not divide over so many devices.
+    :raises TrainError: the batch does not divide over the devices
     """
     config: dict[str, Any] = json.loads(DEEPSPEED_JSON.read_text())
     config["train_batch_size"] = training.batch
@@ -68,9 +70,9 @@ def deepspeed_config(training: Training, precision: str, n_devices: int = 1) -> 
 
 
 def start_engine(objective: nn.Module, training: Training) -> Any:
-    """DeepSpeed's engine around ``objective``, in training mode, in this process or this one among many.
+    """DeepSpeed's engine around ``objective``, in training mode, for one or several processes.
 
-    :raises TrainError: when the device lacks the precision, or the batch does not divide.
+    :raises TrainError: the device lacks the precision, or the batch does not divide
     """
     precision = choose_precision(training.precision)
     config = deepspeed_config(training, precision, n_processes())
@@ -102,37 +104,39 @@ def start_engine(objective: nn.Module, training: Training) -> Any:
 
 
 def resume(engine: Any, folder: Path, training: Training, seed: int) -> list[float]:
-    """Load the last whole checkpoint in ``folder``, if there is one; the losses of the steps behind it.
+    """Load the last complete checkpoint in ``folder``, if any, and return the losses of its steps.
 
-    Whether there is one, and which, the main process decides: the view that hosts have of a shared folder may
-    differ for some seconds.
+    The main process chooses the checkpoint, because hosts may see different states of a shared folder for
+    some seconds.
 
-    :raises TrainError: when it is of another run, or not readable.
+    :raises TrainError: the checkpoint belongs to another run, or cannot be read
     """
     ours = {**msgspec.to_builtins(training), "seed": seed, "processes": n_processes()}
     tag = decided_by_main(lambda: _whole_checkpoint(folder, ours))
     if tag is None:
         return []
-    # Not strict: what is frozen is the base model's, and not in the checkpoint.
+    # Not strict, because frozen weights are the base model's and not in the checkpoint.
     path, state = engine.load_checkpoint(str(folder), tag=tag, load_module_strict=False)
     if path is None:
-        raise TrainError(f"expected a checkpoint in {folder / tag}, as {folder / 'latest'} says, found none")
+        raise TrainError(
+            f"expected a checkpoint in {folder / tag}, which {folder / 'latest'} names, found none"
+        )
     if is_main_process():
-        _log.info("going on at step %d of %d", len(state["losses"]), training.steps)
+        _log.info("continuing at step %d of %d", len(state["losses"]), training.steps)
     return list(state["losses"])
 
 
 def save(engine: Any, folder: Path, losses: list[float]) -> None:
-    """Write a checkpoint beside the one before, then take that one away: one is whole at any moment.
+    """Write a checkpoint, then delete the one before, so that one is complete at any moment.
 
-    All processes must call it together.
+    All processes must call this together.
     """
     tag = f"{_TAG}-{len(losses):06d}"
     engine.save_checkpoint(
         str(folder),
         tag=tag,
         client_state={"losses": losses},
-        save_latest=False,  # DeepSpeed's own is empty for a moment
+        save_latest=False,  # DeepSpeed's own file is empty for a moment
         exclude_frozen_parameters=True,
     )
     if is_main_process():
@@ -144,7 +148,7 @@ def save(engine: Any, folder: Path, losses: list[float]) -> None:
 
 
 def _whole_checkpoint(folder: Path, ours: dict[str, Any]) -> str | None:
-    """The tag of the last whole checkpoint; where there is none, the note of a new run is written."""
+    """The tag of the last complete checkpoint; None for a new run, whose ``run.json`` is written."""
     latest = folder / "latest"
     if not latest.exists():
         write_whole(folder / "run.json", json.dumps(ours, indent=1) + "\n")
@@ -157,10 +161,12 @@ def _check_same_run(folder: Path, ours: dict[str, Any]) -> None:
     try:
         theirs = json.loads((folder / "run.json").read_text())
     except (OSError, ValueError) as error:
-        raise TrainError(f"expected {folder / 'run.json'} beside the checkpoint: {error}") from error
+        raise TrainError(
+            f"cannot read {folder / 'run.json'}, which belongs to the checkpoint: {error}"
+        ) from error
     for name, value in ours.items():
         if theirs.get(name) != value:
             raise TrainError(
                 f"{folder} holds a run with {name} = {theirs.get(name)}, this one has {value}; "
-                "go on as it was begun, or choose another --out"
+                "continue with the same settings, or choose another --out"
             )

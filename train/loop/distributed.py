@@ -1,10 +1,10 @@
-"""The processes of one training: a lone one, or one for every GPU of every host.
+"""The processes of one training: a single one, or one for every GPU of every host.
 
     deepspeed --num_gpus 8 --module train fit …
     deepspeed --hostfile HOSTS --module train fit …
 
-The launcher (torchrun too) says through the environment who is who; without one, a process is alone. Hosts
-share the output folder. Machines without GPUs do it over gloo.
+The launcher (DeepSpeed's, or torchrun) sets the rank of each process in the environment; without a launcher
+there is one process. Hosts share the output folder. Machines without GPUs communicate over gloo.
 """
 
 from __future__ import annotations
@@ -25,48 +25,48 @@ import torch.distributed as dist
 from train.errors import TrainError
 
 _T = TypeVar("_T")
-_LONGEST_WAIT = timedelta(days=7)  # preparing a data set on slow disks takes its time
+_LONGEST_WAIT = timedelta(days=7)  # preparing a data set can take long on slow disks
 
 
 def n_processes() -> int:
-    """How many processes train together."""
+    """Number of processes that train together."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main_process() -> bool:
-    """Whether this is the one that writes logs and results."""
+    """Whether this process is the one that writes logs and results."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def join_processes() -> None:
-    """Connect with the other processes; a lone process becomes a group of one. Again: does nothing."""
+    """Connect to the other processes; a single process becomes a group of one. Further calls do nothing."""
     if dist.is_initialized():
         return
     import deepspeed  # slow to import, and it reads the launcher's environment
     from deepspeed.accelerator import get_accelerator
 
-    atexit.register(dist.destroy_process_group)  # gloo's threads abort a process that ends with them
+    atexit.register(dist.destroy_process_group)  # else gloo's threads abort the process at its end
     if "RANK" in os.environ:
         deepspeed.init_distributed(verbose=False)
         return
-    # Not through the environment: what this process starts would take itself for a part of the group.
+    # Not through the environment, because child processes would then join the group.
     backend = get_accelerator().communication_backend_name()
     store = dist.HashStore()  # type: ignore[attr-defined]  # documented, but not in its __all__
     dist.init_process_group(backend, store=store, rank=0, world_size=1)
-    os.environ["LOCAL_RANK"] = "0"  # DeepSpeed asks for this one everywhere
+    os.environ["LOCAL_RANK"] = "0"  # DeepSpeed reads it in any case
 
 
 @contextmanager
 def main_process_first() -> Iterator[None]:
-    """Let the body run in the main process, then in the first of every other host, then in the rest.
+    """Run the body in the main process, then in the first process of every other host, then in the rest.
 
-    For what is made once and then read: the first to come makes it, the others find it made, whether hosts
-    share the folder or not.
+    For files that are made once and then read: the first process makes them and the others find them, whether
+    or not the hosts share the folder.
 
-    :raises TrainError: in the processes that wait, when the body fails where it runs.
+    :raises TrainError: in the waiting processes, when the body fails in a process before them
     """
     if n_processes() > 1:
-        _waiting_group()  # before the first turn: who joins late is waited for ten minutes, not for days
+        _waiting_group()  # before the first turn, so that a missing process is noticed after ten minutes
     turn = 0 if is_main_process() else 1 if os.environ.get("LOCAL_RANK", "0") == "0" else 2
     for earlier in range(turn):
         _end_of_turn(earlier)
@@ -80,9 +80,9 @@ def main_process_first() -> Iterator[None]:
 
 
 def decided_by_main(decide: Callable[[], _T]) -> _T:
-    """What ``decide`` returns in the main process, told to all the others.
+    """Call ``decide`` in the main process, and return its result in all processes.
 
-    :raises TrainError: in all of them, when ``decide`` raises it.
+    :raises TrainError: in all processes, when ``decide`` raises it
     """
     if n_processes() == 1:
         return decide()
@@ -107,7 +107,7 @@ def _end_of_turn(turn: int) -> None:
 
 
 def _tell(failure: str | None) -> list[str | None]:
-    """Wait for all processes; what each has to say."""
+    """Wait for all processes, and return the failure of each, or None."""
     if n_processes() == 1:
         return [failure]
     said: list[str | None] = [None] * n_processes()
@@ -117,15 +117,15 @@ def _tell(failure: str | None) -> list[str | None]:
 
 @cache
 def _waiting_group() -> Any:
-    """On the CPU, whatever trains on: a GPU's own group gives up on those who wait for long."""
+    """A group on the CPU, because a group on GPUs times out when processes wait for long."""
     join_processes()
     return dist.new_group(backend="gloo", timeout=_LONGEST_WAIT)
 
 
 class StopRequest:
-    """While in its block, SIGINT and SIGTERM (Ctrl-C; what launchers and schedulers send) only ask to stop.
+    """In its block, SIGINT (Ctrl-C) and SIGTERM (from launchers and schedulers) only set ``made``.
 
-    A second Ctrl-C does not wait. Outside the main thread signals go where they went before.
+    A second Ctrl-C interrupts at once. Outside the main thread, signal handlers stay as they were.
     """
 
     def __init__(self) -> None:

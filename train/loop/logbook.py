@@ -1,4 +1,4 @@
-"""What a training run tells while it runs: progress bar, ``losses.tsv``, TensorBoard."""
+"""The log of a training: progress bar, ``losses.tsv``, TensorBoard."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BAR_MEAN_STEPS = 100
 
 @dataclass(frozen=True, kw_only=True)
 class StepFigures:
-    """What is known of one optimizer step."""
+    """The figures of one optimizer step."""
 
     loss: float
     learning_rate: float
@@ -28,10 +28,10 @@ class StepFigures:
 
 
 class Logbook:
-    """The record of a run, written by the main process; in the others it only remembers losses.
+    """The log of a run, written by the main process; in other processes it only keeps the losses.
 
-    Opened with the losses of the checkpoint that training goes on from: what was written behind it is taken
-    back, in ``losses.tsv`` by writing it anew and in TensorBoard by its purge step, so no step stands twice.
+    It starts with the losses of the checkpoint that training continues from. Later steps that were logged
+    before an interruption are removed: ``losses.tsv`` is written again, and TensorBoard gets a purge step.
     """
 
     def __init__(self, folder: Path, losses: list[float], n_steps: int, name: str) -> None:
@@ -43,7 +43,7 @@ class Logbook:
         if self._writes:
             lines = "".join(_line(step, loss) for step, loss in enumerate(losses))
             (folder / "losses.tsv").write_text(lines)
-            # By lines, so that even a killed process leaves what it knew.
+            # Line by line, so that the file is complete even if the process is killed.
             self._table = (folder / "losses.tsv").open("a", buffering=1)
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=len(losses), flush_secs=10)
 
@@ -59,7 +59,7 @@ class Logbook:
             self._board.close()
 
     def add(self, figures: StepFigures) -> None:
-        """Note the next step."""
+        """Log the next step."""
         step = len(self.losses)
         self.losses.append(figures.loss)
         if not self._writes:
@@ -72,12 +72,12 @@ class Logbook:
         self._bar.update()
 
     def show(self, pictures: NDArray[np.uint8]) -> None:
-        """Put pictures ``[n, H, W, 3]`` beside the last step."""
+        """Log pictures ``[n, H, W, 3]`` with the last step."""
         if self._writes:
             self._board.add_images("samples", pictures, len(self.losses) - 1, dataformats="NHWC")
 
     def flush(self) -> None:
-        """Before a checkpoint is written: all that lies behind it is on disk."""
+        """Write everything to disk; called before a checkpoint is written."""
         if self._writes:
             self._board.flush()
 

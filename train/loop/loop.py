@@ -1,9 +1,8 @@
-"""The one training loop: progress, checkpoints, exact resume, on one process or many.
+"""The training loop: progress, checkpoints and exact resume, in one process or several.
 
-An objective is a module that takes a batch and returns its loss. The unit is the micro-batch: which examples
-it holds, and its noise, timesteps and dropout, follow from the seed and its number alone. A run that was
-interrupted goes on as if it had not been, and two processes give the losses of one that accumulates twice as
-many micro-batches.
+An objective is a module that takes a batch and returns its loss. A micro-batch's examples, noise, timesteps
+and dropout depend only on the seed and on its number. An interrupted run therefore continues with the same
+losses, and two processes have the losses of one process that accumulates twice as many micro-batches.
 """
 
 from __future__ import annotations
@@ -44,17 +43,17 @@ def fit(
     sample: Callable[[], Pictures] | None = None,
     sample_every_steps: int = 500,
 ) -> list[float]:
-    """Train ``objective`` in place and return the loss of every step, also of those before an interruption.
+    """Train ``objective`` in place; return the loss of every step, including those before an interruption.
 
-    Checkpoints, ``losses.tsv`` and TensorBoard's files go to ``folder``; where a checkpoint is found there,
-    training goes on from it.
+    Checkpoints, ``losses.tsv`` and TensorBoard's files are written to ``folder``. If it holds a checkpoint,
+    training continues from there.
 
-    :param batch_of: turns example indices into a batch
-    :param sample: draws pictures uint8 ``[n, H, W, 3]`` for TensorBoard; called in the main process, the
-        objective in evaluation mode. What it draws at random leaves the training as it is.
-    :raises TrainError: when loss or gradients stop being finite (the last checkpoint stays), the batch does
-        not divide over the processes, or ``folder`` holds another run's checkpoint.
-    :raises KeyboardInterrupt: after Ctrl-C or SIGTERM, once the step is finished and saved.
+    :param batch_of: turns indices of examples into a batch
+    :param sample: makes pictures uint8 ``[n, H, W, 3]`` for TensorBoard; called in the main process with the
+        objective in evaluation mode. Its random numbers do not affect training.
+    :raises TrainError: loss or gradients are no longer finite (the last checkpoint stays), the batch does not
+        divide over the processes, or ``folder`` holds a checkpoint of another run
+    :raises KeyboardInterrupt: after Ctrl-C or SIGTERM, when the step is finished and saved
     """
     engine = start_engine(objective, training)
     losses = resume(engine, folder, training, seed)
@@ -77,7 +76,7 @@ def fit(
 
 
 def batch_indices(seed: int, number: int, size: int, n_examples: int) -> NDArray[np.int64]:
-    """Examples of a micro-batch: a new permutation each epoch, a pure function of seed and number."""
+    """Indices of a micro-batch's examples: a permutation per epoch, a pure function of seed and number."""
     positions = np.arange(number * size, (number + 1) * size)
     epochs = positions // n_examples
     chosen = np.empty(size, dtype=np.int64)
@@ -89,7 +88,7 @@ def batch_indices(seed: int, number: int, size: int, n_examples: int) -> NDArray
 
 
 def noise_seed(seed: int, number: int) -> int:
-    """Of a micro-batch's noise: 32 bits, as torch's generator for CPUs keeps no more, mixed from both."""
+    """Seed of a micro-batch's noise: 32 bits, because torch's CPU generator uses no more."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
@@ -102,7 +101,7 @@ class _Steps:
     seed: int
 
     def take(self, step: int, stop: StopRequest, due: bool) -> tuple[StepFigures, bool, bool]:
-        """One optimizer step; its figures, and whether any process wants to stop, and to save."""
+        """Take one optimizer step; return its figures, whether any process must stop, and whether to save."""
         begun = time.perf_counter()
         engine, accumulation = self.engine, self.training.accumulation(self.engine.world_size)
         learning_rate = float(engine.get_lr()[0])
@@ -112,7 +111,7 @@ class _Steps:
             loss += self._backward(number) / (accumulation * engine.world_size)
             if part < accumulation - 1:
                 engine.step()
-        # One exchange a step, so that all processes see the same and none waits for one that has left.
+        # One exchange per step, so that all processes agree and none waits for one that has stopped.
         shared = torch.stack([loss, loss.new_tensor(stop.made), loss.new_tensor(due)])
         dist.all_reduce(shared)
         mean, stops, saves = shared.tolist()
@@ -138,7 +137,7 @@ class _Steps:
         return loss.detach()
 
     def _check_gradients(self, step: int) -> None:
-        """DeepSpeed skips steps whose gradients overflow: right while fp16 looks for its scale, else not."""
+        """Raise where DeepSpeed skipped a step because gradients overflowed, unless fp16 adapts its scale."""
         optimizer = self.engine.optimizer
         if not optimizer.overflow:
             return
@@ -150,15 +149,15 @@ class _Steps:
 
     def _not_finite(self, what: str, value: float, step: int) -> TrainError:
         return TrainError(
-            f"expected a finite {what}, got {value} at step {step}; the last checkpoint is as it was. Lower "
-            'peak_learning_rate, or take another precision ("fp32" rules out overflow), in another --out'
+            f"expected a finite {what}, got {value} at step {step}; the last checkpoint is unchanged. Lower "
+            'peak_learning_rate or choose another precision ("fp32" avoids overflow), with another --out'
         )
 
 
 def _draw(engine: Any, sample: Callable[[], Pictures]) -> Pictures:
     engine.eval()
     try:
-        # Every micro-batch sets the seed anew, so nothing that is drawn here reaches the next.
+        # Every micro-batch sets its own seed, so random numbers drawn here do not affect training.
         with torch.no_grad():
             return sample()
     finally:

@@ -1,1 +1,1 @@
-"""The model: brain module, UNet with LoRA, VAE and picture encoder."""
+"""The model: brain module, UNet with LoRA, VAE, picture encoder."""

@@ -1,9 +1,9 @@
 """The base model: the pretrained latent diffusion model whose UNet the brain conditions.
 
-It lies in diffusers' layout, the folders ``image_unet`` and ``vae``, in a local folder or on the hub:
+It has diffusers' layout, with the folders ``image_unet`` and ``vae``, in a local folder or on the hub:
 Versatile Diffusion as its authors published it, or the demo's (:mod:`train.fitting.pretrain`). The UNet is a
-plain ``UNet2DConditionModel`` conditioned on image tokens; Versatile Diffusion's text branch, whose share is
-0 in the paper, is left out.
+plain ``UNet2DConditionModel`` conditioned on image tokens. Versatile Diffusion's text branch is left out,
+because its share is 0 in the paper.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ VAE_FOLDER = "vae"
 
 
 def make_unet(base: DemoBase | VersatileDiffusion) -> UNet2DConditionModel:
-    """An untrained UNet of the recipe's architecture."""
+    """An untrained UNet with the recipe's architecture."""
     if isinstance(base, VersatileDiffusion):
-        # The size of Stable Diffusion 1's, which is the class's default; 8 is the number of heads.
+        # Stable Diffusion 1's size, the class's default; 8 is the number of heads.
         return UNet2DConditionModel(
             sample_size=64, cross_attention_dim=base.token_width, attention_head_dim=8
         )
@@ -41,14 +41,14 @@ def make_unet(base: DemoBase | VersatileDiffusion) -> UNet2DConditionModel:
         up_block_types=("CrossAttnUpBlock2D",) * depth,
         layers_per_block=1,
         cross_attention_dim=base.token_width,
-        # Of this class, and this class alone, the argument is the *number* of heads, whatever its name.
+        # In this class, despite its name, the argument is the *number* of heads.
         attention_head_dim=tuple(width // base.attention_head_width for width in base.unet_widths),
         norm_num_groups=16,
     )
 
 
 def make_vae(base: DemoBase | VersatileDiffusion) -> AutoencoderKL:
-    """An untrained VAE of the recipe's architecture."""
+    """An untrained VAE with the recipe's architecture."""
     if isinstance(base, VersatileDiffusion):
         return _make_vae((128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=512)
     return _make_vae(
@@ -70,10 +70,10 @@ def _make_vae(widths: tuple[int, ...], **settings: Any) -> AutoencoderKL:
 
 
 def find_base(source: str | Path, more: Sequence[str] = ()) -> Path:
-    """The folder of a base model: ``source`` itself, or where the hub's cache keeps it, fetched if need be.
+    """The folder of a base model: ``source`` itself, or its folder in the hub's cache, downloaded if missing.
 
-    :param more: folders to fetch from the hub besides UNet and VAE
-    :raises TrainError: when there is no such folder, or the hub cannot be reached and nothing is cached.
+    :param more: folders to download from the hub in addition to UNet and VAE
+    :raises TrainError: there is no such folder, or the hub cannot be reached and its cache has no copy
     """
     if not is_on_hub(source):
         folder = Path(source)
@@ -81,7 +81,7 @@ def find_base(source: str | Path, more: Sequence[str] = ()) -> Path:
             if not (folder / part / "config.json").exists():
                 raise TrainError(
                     f"expected {folder / part / 'config.json'}, found no file; a base model is a folder in "
-                    "diffusers' layout: make the demo's with `python -m train base`, or name it with --base"
+                    "diffusers' layout: train the demo's with `python -m train base`, or give one with --base"
                 )
         return folder
     patterns = [f"{part}/*" for part in (UNET_FOLDER, VAE_FOLDER, *more)]
@@ -89,13 +89,13 @@ def find_base(source: str | Path, more: Sequence[str] = ()) -> Path:
         return Path(snapshot_download(str(source), allow_patterns=patterns))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise TrainError(
-            f"expected {source} on the hub or in its cache: {error}; fetch it where there is a network with "
-            f"`hf download {source} --include {' '.join(map(repr, patterns))}`, and name its folder"
+            f"cannot get {source} from the hub or its cache: {error}; download it on a machine with network "
+            f"by `hf download {source} --include {' '.join(map(repr, patterns))}`, and give its folder"
         ) from error
 
 
 def is_on_hub(source: str | Path) -> bool:
-    """Whether ``source`` is a hub's name for a model (``owner/name``) and no folder here."""
+    """Whether ``source`` is the name of a model on the hub (``owner/name``) and not a local folder."""
     return (
         isinstance(source, str)
         and bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source))
@@ -109,22 +109,24 @@ def latent_size_px(folder: Path) -> int:
 
 
 def load_unet(folder: Path) -> UNet2DConditionModel:
-    """Read the UNet in ``folder``, fp32, in evaluation mode.
+    """Load the UNet in ``folder``, in fp32 and evaluation mode.
 
-    :raises TrainError: when it has no config or its weights do not fit it.
+    :raises TrainError: its configuration is missing, or its weights do not fit the configuration
     """
     return _load(UNet2DConditionModel, folder / UNET_FOLDER)
 
 
 def load_vae(folder: Path) -> AutoencoderKL:
-    """Read the VAE in ``folder``; raises as :func:`load_unet`."""
+    """Load the VAE in ``folder``; raises as :func:`load_unet`."""
     return _load(AutoencoderKL, folder / VAE_FOLDER)
 
 
 def _load(kind: Any, part: Path) -> Any:
-    if not (part / "config.json").exists():  # or diffusers would ask the hub for it
-        raise TrainError(f"expected {part / 'config.json'}, found no file; is the folder whole?")
+    if not (part / "config.json").exists():  # else diffusers would look for it on the hub
+        raise TrainError(
+            f"expected {part / 'config.json'}, found no file; the base model's folder is not complete"
+        )
     try:
         return kind.from_pretrained(part).eval()
     except (OSError, ValueError, RuntimeError) as error:
-        raise TrainError(f"expected weights that fit their config in {part}: {error}") from error
+        raise TrainError(f"cannot load weights that fit their configuration from {part}: {error}") from error

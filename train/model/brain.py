@@ -1,4 +1,4 @@
-"""The brain module: a window of volumes to the condition tokens of the diffusion model (paper 2.2).
+"""The brain module: maps a window of volumes to condition tokens of the diffusion model (paper 2.2).
 
 Legend: B batch, S subjects, V voxels, T volumes of the window, H hidden width, N tokens, W token width.
 """
@@ -20,7 +20,7 @@ _Layer = Callable[[Tensor, int], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class BrainConfig:
-    """Sizes and switches of the brain module; the paper's are the defaults, V and T are the data's."""
+    """Settings of the brain module; defaults are the paper's, V and T depend on the data."""
 
     n_voxels: int
     n_volumes: int = 6
@@ -30,22 +30,23 @@ class BrainConfig:
     token_width: int = 768
     dropout: float = 0.5
     timestep_layers: Literal["own", "shared"] = "own"
-    """A layer of its own for every volume, or one for all (paper, table 2, first row)."""
+    """Whether every volume has its own layer or all share one (paper, table 2, first row)."""
     aggregation: Aggregation = "out"
-    """Volumes are merged by learned weights behind the timestep layers, before the subject layer (table 2,
-    second row), or behind the timestep layers by their mean."""
+    """How volumes are merged: ``out``, by learned weights after the timestep layers; ``in``, by learned
+    weights before the subject layer (table 2, second row); ``mean``, by their mean after the timestep
+    layers."""
     per_subject_timesteps: bool = False
-    """Every subject has timestep layers of its own (paper, appendix E); the released code shares them."""
+    """Whether each subject has its own timestep layers (paper, appendix E); the released code shares them."""
     residual_blocks: int = 0
 
     @property
     def n_merged(self) -> int:
-        """Volumes that the subject layer sees."""
+        """Number of volumes that enter the subject layer."""
         return 1 if self.aggregation == "in" else self.n_volumes
 
 
 class SubjectLayer(nn.Module):
-    """One matrix per subject, shared over the window's volumes, no bias, initialised N(0, 1) / sqrt(V)."""
+    """One matrix per subject for all volumes of the window, without bias, initialised N(0, 1) / sqrt(V)."""
 
     def __init__(self, n_subjects: int, n_voxels: int, width: int) -> None:
         super().__init__()
@@ -57,7 +58,7 @@ class SubjectLayer(nn.Module):
 
 
 class TimestepLayer(nn.Module):
-    """A linear layer for every volume of the window, once or for every subject."""
+    """A linear layer for every volume of the window, shared by all subjects or one set per subject."""
 
     def __init__(self, n_subjects: int, n_volumes: int, width: int) -> None:
         super().__init__()
@@ -66,7 +67,7 @@ class TimestepLayer(nn.Module):
         self.bias = nn.Parameter(torch.empty(n_subjects, n_volumes, width).uniform_(-bound, bound))
 
     def forward(self, hidden_BTH: Tensor, subject_B: Tensor) -> Tensor:
-        """``[B, T, H]`` to ``[B, T, H]``; a single layer serves every volume."""
+        """``[B, T, H]`` to ``[B, T, H]``; a single layer is applied to every volume."""
 
         def layer(hidden_BTH: Tensor, subject: int) -> Tensor:
             weight_THK = self.weight[subject].expand(hidden_BTH.shape[1], -1, -1)
@@ -76,7 +77,7 @@ class TimestepLayer(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Linear, norm, GELU, dropout, added to what came in."""
+    """Linear layer, norm, GELU and dropout, added to the input."""
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
@@ -93,10 +94,10 @@ class ResidualBlock(nn.Module):
 class BrainModule(nn.Module):
     """Subject layer, timestep layers, norm, GELU, dropout, aggregation over time, output tokens.
 
-    A window of one volume (betas) has nothing to tell apart or merge over time: it goes from the subject
-    layer to the norm (paper, appendix C).
+    A window of one volume (betas) has no timestep layers and no aggregation: the norm follows the subject
+    layer (paper, appendix C).
 
-    :raises TrainError: when switches contradict each other.
+    :raises TrainError: settings contradict each other
     """
 
     def __init__(self, config: BrainConfig) -> None:
@@ -143,9 +144,9 @@ class BrainModule(nn.Module):
 
     @torch.no_grad()
     def of_subject(self, subject: int, n_voxels: int) -> BrainModule:
-        """A module of its own for one subject, without the padding behind its ``n_voxels``.
+        """A module for one subject, without the padding after its ``n_voxels``.
 
-        :raises TrainError: when there is no such subject, or it would have more voxels than the layers.
+        :raises TrainError: there is no such subject, or the layers have fewer voxels
         """
         if not (0 <= subject < self.config.n_subjects and 0 < n_voxels <= self.config.n_voxels):
             raise TrainError(
@@ -165,15 +166,15 @@ class BrainModule(nn.Module):
 def _check(config: BrainConfig) -> None:
     if config.n_volumes == 1 and config.per_subject_timesteps:
         raise TrainError(
-            "a window of one volume has no timestep layers, so subjects cannot have their own; "
-            "set per_subject_timesteps = false"
+            "a window of one volume has no timestep layers, so subjects cannot have their own; set "
+            "per_subject_timesteps = false"
         )
 
 
 def _by_subject(x_BTX: Tensor, subject_B: Tensor, n_subjects: int, layer: _Layer) -> Tensor:
-    """Apply each subject's layer to its rows; where there is one layer, to all at once.
+    """Apply each subject's layer to the rows of this subject; a single layer is applied to all rows at once.
 
-    Gathering a matrix per row instead would copy it for every row of the batch: 2 GB at the paper's size.
+    Gathering one matrix per row instead would copy it for every row of the batch: 2 GB at the paper's size.
     """
     if n_subjects == 1:
         return layer(x_BTX, 0)

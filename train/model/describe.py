@@ -1,4 +1,4 @@
-"""What a recipe amounts to: parameters by part, counted without allocating a single weight."""
+"""Counts the parameters of a recipe's model by part, without allocating weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from train.recipe import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A part of the model; ``trained`` of its ``parameters`` learn in Dynadiff's stage."""
+    """A part of the model; ``trained`` of its ``parameters`` are trained in Dynadiff's stage."""
 
     name: str
     parameters: int
@@ -27,11 +27,12 @@ class Part:
 
 
 def describe(recipe: Recipe, subjects: Sequence[int]) -> list[Part]:
-    """The parts of a recipe's model for subjects of NSD; adapters are a part of their own.
+    """The parts of a recipe's model for subjects of NSD; adapters are one part.
 
-    Several subjects share everything but what the recipe gives each; their regions are padded to the largest.
+    Several subjects share all layers except those that the recipe has per subject; their ROIs are padded to
+    the largest.
 
-    :raises TrainError: when a subject is not one of NSD's.
+    :raises TrainError: a subject is not one of NSD's
     """
     unknown = [subject for subject in subjects if subject not in NSDGENERAL_VOXELS]
     if unknown or not subjects:
@@ -62,7 +63,7 @@ def describe(recipe: Recipe, subjects: Sequence[int]) -> list[Part]:
 
 
 def as_text(parts: Sequence[Part]) -> str:
-    """A table for people, in millions, with sums."""
+    """A table of the parts in millions of parameters, with sums."""
     total = Part(
         name="all",
         parameters=sum(part.parameters for part in parts),

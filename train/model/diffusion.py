@@ -1,4 +1,4 @@
-"""The diffusion objective shared by the base model and Dynadiff's stage (paper 2.2)."""
+"""The diffusion loss of the base model's training and of Dynadiff's stage (paper 2.2)."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def make_scheduler() -> DDIMScheduler:
 
 
 def cubic_timesteps(uniform_B: Tensor, n_timesteps: int = 1000) -> Tensor:
-    """Timesteps ``(1 - u^3) * n``: more of the noisy end, where the condition decides (paper 2.2)."""
+    """Timesteps ``(1 - u^3) * n``: more noisy ones, where the condition matters most (paper 2.2)."""
     return ((1 - uniform_B**3) * n_timesteps).long().clamp(max=n_timesteps - 1)
 
 
 def uniform_timesteps(uniform_B: Tensor, n_timesteps: int = 1000) -> Tensor:
-    """Every timestep alike, as base models are pretrained: fine detail is learned at the quiet end."""
+    """Uniform timesteps, as base models are pretrained with; little noise teaches fine detail."""
     return (uniform_B * n_timesteps).long().clamp(max=n_timesteps - 1)
 
 
 def offset_noise(like: Tensor, strength: float) -> Tensor:
-    """Gaussian noise per element plus ``strength`` times Gaussian noise per sample and channel."""
+    """Gaussian noise per element, plus ``strength`` times Gaussian noise per sample and channel."""
     noise = torch.randn_like(like)
     return noise + strength * torch.randn(*like.shape[:2], 1, 1, dtype=like.dtype, device=like.device)
 
@@ -55,7 +55,7 @@ class DiffusionLoss(nn.Module):
         super().__init__()
         self.strength = strength
         self.timesteps_of = timesteps_of
-        # Not a buffer: a half-precision engine would round it.
+        # Not a buffer, because a half-precision engine would round it.
         self.alphas_cumprod: Tensor = make_scheduler().alphas_cumprod
 
     def forward(self, unet: UNet2DConditionModel, latents_BCHW: Tensor, conditions_BNW: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Dynadiff's single stage: brain module and UNet learn jointly from one diffusion loss (paper 2.2)."""
+"""Dynadiff's single stage: brain module and UNet are trained jointly on one diffusion loss (paper 2.2)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from train.recipe import Recipe
 
 
 class Dynadiff(nn.Module):
-    """The objective: brain module and a UNet of which some part learns; all else is frozen."""
+    """The objective: the brain module and the trained part of the UNet; everything else is frozen."""
 
     def __init__(
         self, brain: BrainModule, unet: UNet2DConditionModel, null_NW: Tensor, recipe: Recipe
@@ -25,7 +25,7 @@ class Dynadiff(nn.Module):
         self.settings = recipe.diffusion
 
     def forward(self, batch: Batch) -> Tensor:
-        """Loss of windows ``[B, V, T]``, subject indices ``[B]`` and latents ``[B, c, h, w]``."""
+        """The loss of windows ``[B, V, T]``, subject indices ``[B]`` and latents ``[B, c, h, w]``."""
         windows = batch["windows"].to(self.null.dtype)
         tokens = self.brain(windows, batch["subjects"])
         loss: Tensor = self.loss(
@@ -35,7 +35,7 @@ class Dynadiff(nn.Module):
 
 
 def brain_config(recipe: Recipe, n_voxels: int, n_subjects: int = 1) -> BrainConfig:
-    """Sizes of the brain module for a region of ``n_voxels`` and the recipe's base model."""
+    """Settings of the brain module for an ROI of ``n_voxels`` and the recipe's base model."""
     return BrainConfig(
         n_voxels=n_voxels,
         n_subjects=n_subjects,

@@ -1,8 +1,8 @@
-"""What of the UNet learns with the brain module, and how that is saved (paper, table 3).
+"""Tuning of the UNet with the brain module, and how the tuned part is saved (paper, table 3).
 
 lora               adapter/      as diffusers and peft save it
 none               nothing
-everything else    image_unet/   the whole UNet in diffusers' layout
+all others         image_unet/   the whole UNet in diffusers' layout
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from train.recipe import Finetune
 
 ADAPTER_FOLDER = "adapter"
 ADAPTER = "default"
-"""The adapter's name inside the UNet, which peft puts between `lora_A` and `weight`."""
+"""The adapter's name in the UNet; in parameter names it stands between ``lora_A`` and ``weight``."""
 CROSS_ATTENTION = ["attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"]
 
 
 def set_trainable(unet: UNet2DConditionModel, finetune: Finetune) -> None:
-    """Freeze the UNet but for what the recipe lets learn; LoRA adapters are added, starting at no effect."""
+    """Freeze the UNet except the part to tune; for LoRA, add adapters that have no effect at first."""
     unet.requires_grad_(False)
     if finetune.layers == "lora":
         unet.add_adapter(
@@ -46,7 +46,7 @@ def set_trainable(unet: UNet2DConditionModel, finetune: Finetune) -> None:
 
 
 def save_tuned(unet: UNet2DConditionModel, finetune: Finetune, folder: Path) -> None:
-    """Write to a checkpoint's folder what :func:`load_tuned` needs beside the base model."""
+    """Write the tuned part of the UNet to a checkpoint's folder, for :func:`load_tuned`."""
     if finetune.layers == "lora":
         with whole(folder / ADAPTER_FOLDER) as partial:
             unet.save_lora_adapter(partial, adapter_name=ADAPTER)
@@ -56,9 +56,9 @@ def save_tuned(unet: UNet2DConditionModel, finetune: Finetune, folder: Path) -> 
 
 
 def load_tuned(finetune: Finetune, folder: Path, base: Path) -> UNet2DConditionModel:
-    """The tuned UNet of a checkpoint; an adapter stays beside the weights, unmerged.
+    """The tuned UNet of a checkpoint; an adapter is not merged.
 
-    :raises TrainError: when the base model or the tuned UNet is not where it should be.
+    :raises TrainError: the base model or the tuned UNet is missing
     """
     if finetune.layers == "lora":
         unet = load_unet(base)
@@ -70,7 +70,7 @@ def load_tuned(finetune: Finetune, folder: Path, base: Path) -> UNet2DConditionM
 
 
 def trainable_again(finetune: Finetune, folder: Path, base: Path) -> UNet2DConditionModel:
-    """As :func:`load_tuned`, what the recipe lets learn ready to learn on."""
+    """As :func:`load_tuned`, with the tuned part ready to be trained further."""
     unet = load_tuned(finetune, folder, base)
     if finetune.layers != "lora":
         set_trainable(unet, finetune)
@@ -84,6 +84,6 @@ def trainable_again(finetune: Finetune, folder: Path, base: Path) -> UNet2DCondi
 
 @torch.no_grad()
 def merge_adapter(unet: UNet2DConditionModel) -> None:
-    """Fold an adapter into the weights it lies beside, in place."""
+    """Merge a UNet's LoRA adapter into its weights, in place."""
     unet.fuse_lora()
     unet.unload_lora()

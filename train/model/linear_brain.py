@@ -1,4 +1,4 @@
-"""The baseline's brain module: two linear maps of low rank from a window (Ozcelik & VanRullen 2023).
+"""The baseline's brain module: two low-rank linear maps from a window (Ozcelik & VanRullen 2023).
 
 Legend: B batch, V voxels, T volumes of the window, N tokens, W token width, c, h, w latents, R rank.
 """
@@ -27,7 +27,7 @@ class LinearConfig:
 
 
 class LowRank(nn.Module):
-    """``x @ first @ second + bias``, through R numbers of unit variance: half precision holds the weights."""
+    """``x @ first @ second + bias``; the R numbers between have unit variance, to fit half precision."""
 
     def __init__(self, width: int, rank: int, n_outputs: int) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class LowRank(nn.Module):
 
 
 class LinearBrain(nn.Module):
-    """Predicts the condition tokens of the seen picture and its latents, of one subject."""
+    """Predicts the condition tokens and the latents of the seen picture, for one subject."""
 
     def __init__(self, config: LinearConfig) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class LinearBrain(nn.Module):
         self.latents = LowRank(width, config.latent_rank, math.prod(config.latent_shape))
 
     def forward(self, windows_BVT: Tensor, subjects_B: Tensor | None = None) -> Tensor:
-        """Windows to conditions ``[B, N, W]``; ``subjects_B`` is there for those that know several."""
+        """Windows to conditions ``[B, N, W]``; ``subjects_B`` only matches ``BrainModule``'s interface."""
         tokens: Tensor = self.condition(flattened(windows_BVT))
         return tokens.view(-1, *self.config.condition_shape)
 
@@ -62,5 +62,5 @@ class LinearBrain(nn.Module):
 
 
 def flattened(windows_BVT: Tensor) -> Tensor:
-    """Windows as rows ``[B, T V]``, volume after volume: the order in which they lie on disk."""
+    """Windows as rows ``[B, T V]``, volume after volume, as on disk."""
     return windows_BVT.transpose(1, 2).flatten(1)

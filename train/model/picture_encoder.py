@@ -1,9 +1,9 @@
-"""The demo base model's picture encoder: what CLIP is to Versatile Diffusion, at demo size.
+"""The demo base model's picture encoder, which takes the place of Versatile Diffusion's CLIP.
 
 It turns a picture into the condition tokens that the base UNet is pretrained with, and is frozen before that.
-It learns as half of an autoencoder whose tokens are disturbed by noise, so that they hold what matters most
-of a picture in a form that survives imprecision: the brain module later learns to write the same tokens from
-brain activity, and its tokens will be imprecise. In evaluation the encoder serves as the ceiling.
+It is trained as one half of an autoencoder, with noise added to the tokens, so that the most important
+content of a picture survives imprecise tokens: the brain module will later predict these tokens from brain
+activity. In evaluation, tokens of the true picture are the ceiling.
 
 Legend: B batch, N tokens, W token width, C channels, H and W of a picture 64 px.
 """
@@ -26,7 +26,7 @@ _ENCODE_BATCH = 64
 
 @torch.no_grad()
 def encode_tokens(encoder: PictureEncoder, pictures: NDArray[np.uint8]) -> Tensor:
-    """Condition tokens of pictures, without noise; float32 ``[N, tokens, W]``."""
+    """Condition tokens of pictures, without noise: float32 ``[N, tokens, W]``."""
     starts = range(0, len(pictures), _ENCODE_BATCH)
     device = encoder.place_NW.device
     parts = [encoder(to_tensor(pictures[start : start + _ENCODE_BATCH]).to(device)) for start in starts]
@@ -34,7 +34,7 @@ def encode_tokens(encoder: PictureEncoder, pictures: NDArray[np.uint8]) -> Tenso
 
 
 def load_picture_encoder(folder: Path, base: DemoBase) -> tuple[PictureEncoder, Tensor]:
-    """The picture encoder and the null condition ``[N, W]`` that the base model was trained with."""
+    """Load the picture encoder, and the null condition ``[N, W]`` that the base model was trained with."""
     weights = load_file(folder / "picture_encoder.safetensors")
     null = weights.pop("null_condition")
     encoder = PictureEncoder(base.token_width)
@@ -47,17 +47,17 @@ N_TOKENS = GRID * GRID + 1
 
 
 def disturb(tokens_BNW: Tensor, strongest: float) -> Tensor:
-    """Add Gaussian noise whose SD is drawn per sample, uniform in [0, ``strongest``)."""
+    """Add Gaussian noise with an SD drawn per sample, uniform in [0, ``strongest``)."""
     strength = strongest * torch.rand(len(tokens_BNW), 1, 1, device=tokens_BNW.device)
     noise = torch.randn_like(tokens_BNW, dtype=torch.float32)
     return tokens_BNW + (strength * noise).to(tokens_BNW.dtype)
 
 
 class PictureEncoder(nn.Module):
-    """Convolutions to one global token and a 4 x 4 grid of tokens, each of unit variance.
+    """Convolutions to one global token and a 4 x 4 grid of tokens, each with unit variance.
 
-    Half of a token's variance is a fixed pattern of its place: cross-attention sees a set, and could not
-    tell left from right without it.
+    Half of a token's variance is a fixed code of its place, because cross-attention treats tokens as a set
+    and could not tell left from right without it.
     """
 
     place_NW: Tensor
@@ -91,7 +91,7 @@ class PictureEncoder(nn.Module):
 
 
 class PictureAutoencoder(nn.Module):
-    """The encoder's objective: rebuild the picture from its disturbed tokens."""
+    """The encoder's objective: reconstruct the picture from its tokens with noise."""
 
     def __init__(self, encoder: PictureEncoder, token_width: int, noise: float) -> None:
         super().__init__()
@@ -106,14 +106,14 @@ class PictureAutoencoder(nn.Module):
         )
 
     def rebuild(self, tokens_BNW: Tensor) -> Tensor:
-        """Tokens to pictures ``[B, 3, 64, 64]``; every place sees its own token and the global one."""
+        """Tokens to pictures ``[B, 3, 64, 64]``; every place gets its own token and the global one."""
         grid = tokens_BNW[:, 1:].transpose(1, 2).reshape(len(tokens_BNW), -1, GRID, GRID)
         whole = tokens_BNW[:, 0, :, None, None].expand_as(grid)
         pictures: Tensor = self.decoder(torch.cat([grid, whole], dim=1))
         return pictures
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        """Absolute plus squared error of pictures ``[B, 3, 64, 64]``."""
+        """The absolute plus the squared error of pictures ``[B, 3, 64, 64]``."""
         pictures = batch["pictures"].to(self.encoder.place_NW.dtype)
         rebuilt = self.rebuild(disturb(self.encoder(pictures), self.noise)).float()
         difference = rebuilt - pictures.float()

@@ -1,4 +1,4 @@
-"""Decoding in torch: the reference for what the exported graphs compute, and what evaluation uses."""
+"""Decoding in torch: used by evaluation, and the reference for the exported graphs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from train.recipe import Diffusion
 
 _MOST_AT_ONCE = 64
 _PLACES_AT_ONCE = 4 * 64 * 64
-"""Of latents: 64 pictures of the demo go through the UNet together, but only 4 of 512 px."""
+"""Latent pixels in one batch: the UNet gets 64 pictures of the demo's size at once, or 4 of 512 px."""
 Pictures = NDArray[np.uint8]
 """[n, H, W, 3]"""
 
@@ -32,10 +32,11 @@ def sample(
     start: Tensor | None = None,
     strength: float = 1.0,
 ) -> Tensor:
-    """DDIM with guidance (paper 2.2): conditions ``[B, N, W]`` and ``noise`` to latents ``[B, c, h, w]``.
+    """DDIM with guidance (paper 2.2), from conditions ``[B, N, W]`` and ``noise`` to latents ``[B, c, h,
+    w]``.
 
-    :param start: latents to start from instead of noise alone, ``[B, c, h, w]``, as in diffusers' img2img
-    :param strength: share of the steps that are then run, the last ones
+    :param start: latents to start from, with noise added, ``[B, c, h, w]``, as in diffusers' img2img
+    :param strength: share of the steps to run from ``start``, counted from the last
     """
     scheduler = make_scheduler()
     scheduler.set_timesteps(settings.inference_steps)
@@ -52,7 +53,7 @@ def sample(
 
 
 def steps_to_run(n_steps: int, strength: float) -> int:
-    """Steps left of a schedule that starts where as large a share of it is still to come, as in img2img."""
+    """Number of last steps of a schedule that make up the share ``strength``, as in img2img."""
     return max(1, int(n_steps * strength))
 
 
@@ -69,12 +70,12 @@ def decode(
     start_of: Callable[[slice], Tensor] | None = None,
     strength: float = 1.0,
 ) -> Pictures:
-    """Pictures ``[n, H, W, 3]`` of ``n`` conditions, which ``condition_of`` gives by slices.
+    """Decode ``n`` conditions, which ``condition_of`` returns by slices, into pictures ``[n, H, W, 3]``.
 
-    All start from the same noise, as they do in the runtime; that of a strength is added to the latents of
-    ``start_of`` where it is given.
+    All start from the same noise, as in the runtime. If ``start_of`` is given, they start from its latents
+    with noise added, and ``strength`` is the share of the steps that are run.
 
-    :param name: of the progress bar; None for none
+    :param name: name of the progress bar; None for no bar
     """
     size = unet.config.sample_size
     noise = torch.randn(1, unet.config.in_channels, size, size, generator=torch.Generator().manual_seed(seed))

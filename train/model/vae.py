@@ -1,4 +1,4 @@
-"""The VAE between pictures and latents: what it learns from, and both ways through it.
+"""The VAE between pictures and latents: its training objective, encoding and decoding.
 
 Legend: N or B pictures, c, h, w latents.
 """
@@ -23,7 +23,7 @@ def to_tensor(pictures: NDArray[np.uint8]) -> Tensor:
 
 
 class VaeObjective(nn.Module):
-    """Absolute error of the reconstruction, a touch of KL so that the latents stay near a Gaussian."""
+    """Reconstruction error, and a small KL term that keeps the latents near a Gaussian."""
 
     kl_weight = 1e-5
 
@@ -32,7 +32,7 @@ class VaeObjective(nn.Module):
         self.vae = vae
 
     def forward(self, batch: Batch) -> Tensor:
-        """Loss of pictures ``[B, 3, H, W]``."""
+        """The loss of pictures ``[B, 3, H, W]``."""
         pictures = batch["pictures"].to(self.vae.dtype)
         latents = self.vae.encode(pictures).latent_dist
         rebuilt = self.vae.decode(latents.sample()).sample.float()
@@ -45,7 +45,7 @@ class VaeObjective(nn.Module):
 
 @torch.no_grad()
 def encode_latents(vae: AutoencoderKL, pictures: NDArray[np.uint8]) -> Tensor:
-    """Latents of pictures, scaled to unit variance as the UNet sees them; float32 ``[N, c, h, w]``."""
+    """Latents of pictures, scaled to unit variance for the UNet: float32 ``[N, c, h, w]``."""
     vae.eval()
     shift = vae.config.shift_factor or 0.0
     parts = [
@@ -64,7 +64,7 @@ def decode_latents(vae: AutoencoderKL, latents: Tensor) -> NDArray[np.uint8]:
     vae.eval()
     shift = vae.config.shift_factor or 0.0
     scaled = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor + shift
-    # 64 pictures of the demo at once, but one of 512 px, whose last layers take gigabytes.
+    # 64 pictures of the demo's size at once, or one of 512 px, where the last layers take gigabytes.
     at_once = max(1, _DECODED_PLACES // (latents.shape[2] * latents.shape[3]))
     parts = []
     for part in scaled.split(at_once):
@@ -75,6 +75,6 @@ def decode_latents(vae: AutoencoderKL, latents: Tensor) -> NDArray[np.uint8]:
 
 
 def rebuilt_psnr_db(vae: AutoencoderKL, pictures: NDArray[np.uint8]) -> float:
-    """How close pictures ``[N, H, W, 3]`` come back from their latents."""
+    """PSNR of pictures ``[N, H, W, 3]`` that are encoded and decoded again."""
     rebuilt = decode_latents(vae, encode_latents(vae, pictures)).astype(np.float32)
     return float(10 * np.log10(255**2 / np.mean((rebuilt - pictures) ** 2)))

@@ -1,1 +1,1 @@
-"""Atomic files, locks and fingerprints of what training makes."""
+"""Locks on folders, and fingerprints of data, models and settings."""

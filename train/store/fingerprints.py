@@ -1,8 +1,9 @@
-"""What a thing is, in 16 digits to keep beside what is made from it, so that its exchange is noticed.
+"""Fingerprints: 16 hexadecimal digits that change when recordings, pictures, a model or settings change.
 
-Identities cost no reading of gigabytes: of recordings, their sizes stand for the files; of pictures and
-weights, size and both ends. Neither paths nor dates are part of them, so that what is moved or copied stays
-what it was. Nothing here needs torch.
+They are stored with everything that is made from these, so that a replaced input is noticed. Large files are
+not read in full: recordings are fingerprinted by their sizes, pictures and weights by their size, first and
+last megabyte. Paths and dates have no part, so a moved or copied file keeps its fingerprint. Does not import
+torch.
 """
 
 from __future__ import annotations
@@ -28,42 +29,42 @@ _CHECKPOINT_FILES = ("checkpoint.json", "brain.safetensors", "adapter/*", "image
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
-    """All that a decoder follows from: one that is there need not be fitted again on equal terms.
+    """Everything that determines a trained decoder: a checkpoint with equal terms need not be trained again.
 
-    Identities are none where a checkpoint does not tell, as those of earlier versions.
+    Fingerprints are None where a checkpoint does not have them, as in earlier versions.
     """
 
     method: Method
     recipe: Recipe
     subjects: list[int]
     data: list[str | None]
-    """Identity of each subject's recordings."""
+    """Fingerprint of each subject's recordings."""
     sessions: int | None
-    """The first so many of them; none for all."""
+    """Number of first sessions that were used; None for all."""
     seed: int
     base: str | None
-    """Identity of the base model."""
+    """Fingerprint of the base model."""
     parent: str | None
-    """Identity of the checkpoint that it began with."""
+    """Fingerprint of the checkpoint that the training started from."""
 
     def differences(self, theirs: Terms) -> list[str]:
-        """Names of what differs, of recipes by section."""
+        """Names of the fields that differ; for recipes, names of their sections."""
         names = [name for name in self.__struct_fields__ if name != "recipe"]
         return sorted(_different(self, theirs, names) + recipe_differences(self.recipe, theirs.recipe))
 
 
 def recipe_differences(ours: Recipe, theirs: Recipe) -> list[str]:
-    """Names of the sections that differ."""
+    """Names of the sections that differ between two recipes."""
     return _different(ours, theirs, ours.__struct_fields__)
 
 
 def digest(content: Any) -> str:
-    """Identity of anything that can be written as JSON."""
+    """Fingerprint of anything that can be written as JSON."""
     return hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()[:16]
 
 
 def file_identity(path: Path) -> str:
-    """Identity of a file, from its size and both ends."""
+    """Fingerprint of a file: its size, its first and its last megabyte."""
     size = path.stat().st_size
     with path.open("rb") as file:
         ends = hashlib.sha256(file.read(_END_BYTES))
@@ -73,10 +74,10 @@ def file_identity(path: Path) -> str:
 
 
 def subject_identity(layout: Layout, trials: Sequence[RunTrial]) -> str:
-    """Identity of a subject's recordings: region, runs on disk, what was shown when; if made, how.
+    """Fingerprint of a subject's recordings: ROI, runs on disk, trials and, for synthetic data, settings.
 
-    :param trials: of the subject's runs
-    :raises NsdError: when the region cannot be read
+    :param trials: the trials of the subject's runs
+    :raises NsdError: the ROI cannot be read
     """
     keys = sorted({item.run for item in trials})
     subject = keys[0].subject
@@ -94,31 +95,31 @@ def subject_identity(layout: Layout, trials: Sequence[RunTrial]) -> str:
 
 
 def betas_identity(layout: Layout, trials: Sequence[RunTrial]) -> str:
-    """Identity of the betas of the trials' sessions, those that are on disk."""
+    """Fingerprint of the betas of the trials' sessions, as far as they are on disk."""
     sessions = sorted({(item.run.subject, item.run.session) for item in trials})
     paths = [layout.betas(*session) for session in sessions]
     return digest([file_identity(path) for path in paths if path.exists()])
 
 
 def pictures_identity(layout: Layout) -> str:
-    """Identity of the stimuli."""
+    """Fingerprint of the stimuli."""
     return file_identity(layout.stimuli())
 
 
 def vae_identity(base: Path) -> str:
-    """Identity of a base model's VAE."""
+    """Fingerprint of a base model's VAE."""
     return _files_identity(base, _model_files(base / "vae"))
 
 
 def base_identity(base: Path) -> str:
-    """Identity of a base model: configurations and weights of UNet, VAE and, of the demo's, encoder."""
+    """Fingerprint of a base model: its UNet, its VAE and, for the demo's, its picture encoder."""
     files = _model_files(base / "image_unet") + _model_files(base / "vae")
     encoder = base / "picture_encoder.safetensors"
     return _files_identity(base, files + [encoder] * encoder.exists())
 
 
 def checkpoint_identity(folder: Path) -> str:
-    """Identity of a checkpoint: what it says of itself and its weights."""
+    """Fingerprint of a checkpoint: its ``checkpoint.json`` and its weights."""
     return _files_identity(folder, [path for name in _CHECKPOINT_FILES for path in folder.glob(name)])
 
 
@@ -127,7 +128,7 @@ def _different(ours: object, theirs: object, names: Iterable[str]) -> list[str]:
 
 
 def _model_files(part: Path) -> list[Path]:
-    """Configuration and the weights that diffusers would read: where there are several kinds, safetensors."""
+    """The configuration and the weights that diffusers would read: safetensors where there are both kinds."""
     weights = list(part.glob("*.safetensors")) or list(part.glob("*.bin"))
     return [part / "config.json", *weights]
 
@@ -137,7 +138,7 @@ def _files_identity(root: Path, paths: Iterable[Path]) -> str:
 
 
 def _synthesis(path: Path, subject: int) -> dict[str, Any] | None:
-    """What the note of a synthetic data set says of one subject; others may be added to the set."""
+    """The settings of one synthetic subject, from ``synthetic.json``; other subjects have no part in it."""
     if not path.exists():
         return None
     try:
@@ -146,5 +147,5 @@ def _synthesis(path: Path, subject: int) -> dict[str, Any] | None:
         return {"seed": note["seed"], "settings": note["settings_sha256"], "signal": of_subject}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise TrainError(
-            f"{path}: expected the note that `python -m sim synthesize` writes: {error!r}"
+            f"{path}: expected the file that `python -m sim synthesize` writes, got {error!r}; copy it again"
         ) from error

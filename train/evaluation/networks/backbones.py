@@ -1,12 +1,12 @@
-"""Convolutional networks whose features the paper's evaluation compares, without their classifiers.
+"""Convolutional networks, without their classifiers, whose features the paper's evaluation compares.
 
-AlexNet (Krizhevsky 2014), ResNet-50 (He et al. 2016), EfficientNet-B1 (Tan & Le 2019); Inception-v3 has its
-own file. Their parameters have the names and shapes of torchvision's, whose published weights they load.
-They are written out here since torchvision is bound to one build of torch: beside another one (such as a CPU
-build) it fails to import, and takes diffusers, peft and transformers down with it. That they compute what
-torchvision's do is tested against its outputs.
+AlexNet (Krizhevsky 2014), ResNet-50 (He et al. 2016) and EfficientNet-B1 (Tan & Le 2019); Inception-v3 has a
+file of its own. The parameters have torchvision's names and shapes, and torchvision's published weights are
+loaded into them. The networks are written out here because torchvision is bound to one build of torch: beside
+another build, such as a CPU build, it fails to import, and then diffusers, peft and transformers fail too.
+Tests compare the networks with recorded outputs of torchvision's.
 
-Legend: B batch, C channels, D features. Input ``[B, 3, H, W]``, normalised as each was trained.
+Legend: B batch, C channels, D features. Input ``[B, 3, H, W]``, normalised as in each network's training.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OPENAI = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""Mean and SD by channel of the pictures that networks were trained with."""
+"""Mean and SD, by channel, of the pictures that the networks were trained on."""
 
 
 class AlexNet(nn.Module):
-    """The convolutional half of AlexNet."""
+    """The convolutional layers of AlexNet."""
 
     LAYER_2 = 4
-    """Index of the ReLU that ends layer 2 as the NSD literature counts; the last ReLU ends layer 5."""
+    """Index of the ReLU that ends layer 2 in the literature on NSD; layer 5 there ends with the last ReLU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class AlexNet(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1 x 1, 3 x 3 (with the stride) and 1 x 1 convolutions around a shortcut."""
+    """1 x 1, 3 x 3 (with the stride) and 1 x 1 convolutions, and a shortcut around them."""
 
     def __init__(self, previous: int, width: int, stride: int) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet50(nn.Module):
-    """ResNet-50, the network that SwAV (Caron et al. 2020) trained without labels."""
+    """ResNet-50, which SwAV (Caron et al. 2020) trained without labels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ def _stage(previous: int, width: int, *, n_blocks: int, stride: int) -> nn.Seque
 
 
 class SqueezeExcitation(nn.Module):
-    """Every channel scaled by what the mean over the picture says of all channels."""
+    """Scales every channel by a factor that depends on the spatial means of all channels."""
 
     def __init__(self, channels: int, squeezed: int) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class InvertedBottleneck(nn.Module):
-    """Widen, convolve each channel by itself, squeeze and excite, narrow; a shortcut where shapes allow."""
+    """Widen, depthwise convolution, squeeze and excitation, narrow; a shortcut where shapes are equal."""
 
     def __init__(self, previous: int, width: int, *, expand: int, kernel: int, stride: int) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class InvertedBottleneck(nn.Module):
 
 
 class EfficientNetB1(nn.Module):
-    """EfficientNet-B0 with 1.1 times its depth."""
+    """EfficientNet-B0 at 1.1 times its depth."""
 
     STAGES = (
         # expand, kernel, stride, width, blocks

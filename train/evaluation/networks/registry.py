@@ -1,4 +1,4 @@
-"""The pretrained networks that the paper's evaluation sees pictures with.
+"""The pretrained networks whose features the paper's evaluation compares.
 
 | network | features |
 |---|---|
@@ -8,13 +8,14 @@
 | DreamSim | the ensemble's embedding |
 | Mask2Former (Swin-L, ADE20K) | the semantic map: a class for each pixel |
 
-The paper's tables head the column of CLIP "CLIP-12", its text also says "CLIP", and neither says what the 12
-is: ViT-L/14 has 24 layers, ViT-B/32 has 12. The authors' released evaluation takes the final image embedding
-of ViT-L/14, projected into the space shared with text; so does this. Were the tables' values of a layer 12,
-ours would not be comparable with them in this row.
+The paper's tables call CLIP's column "CLIP-12", its text also says "CLIP", and neither explains the 12:
+ViT-L/14 has 24 layers, ViT-B/32 has 12. The authors' released evaluation takes the final image embedding of
+ViT-L/14, projected into the space shared with text, and so does this module. If the tables' values came from
+a layer 12, ours would not be comparable with them in this row.
 
-The paper's semantic maps are ViT-Adapter's, which no maintained package holds. Mask2Former was trained on the
-same 150 classes and is the head that ViT-Adapter's authors use; its mIoU is not comparable with the paper's.
+The paper's semantic maps come from ViT-Adapter, which no maintained package provides. Mask2Former was trained
+on the same 150 classes and is the head that ViT-Adapter's authors use; its mIoU is not comparable with the
+paper's.
 
 Legend: n pictures, B batch, d features.
 """
@@ -45,18 +46,18 @@ Pictures = NDArray[np.uint8]
 Features = NDArray[Any]
 """[n, d]: float32, or uint8 for semantic maps"""
 Extract = Callable[[Tensor], tuple[Tensor, ...]]
-"""Pictures [B, 3, 224, 224] in [0, 1] to features [B, d], one for each kind that the network gives.
+"""Pictures [B, 3, 224, 224] in [0, 1] to features [B, d], one array for each kind of the network.
 
-Both are on the device for which the network was loaded.
+Both are on the device that the network was loaded to.
 """
 Device = torch.device | str
 Load = Callable[[Path, Device], Extract]
-"""Reads a network's weights; raises :class:`TrainError` when they are not what they should be."""
+"""Loads a network from its weights; raises :class:`TrainError` when they cannot be read or do not fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """A pretrained network and the kinds of features it gives."""
+    """A pretrained network and the kinds of features that it computes."""
 
     name: str
     kinds: tuple[str, ...]
@@ -68,11 +69,12 @@ class Network:
 def features(
     network: Network, path: Path, sets: dict[str, Pictures], device: Device
 ) -> Iterator[tuple[str, str, Features]]:
-    """Yield the name of a set of pictures, a kind of features, and these; the network is loaded once.
+    """Yield the name of each set of pictures, each kind of features, and the features.
 
-    :param path: where its weights were found
-    :param device: where it runs, a batch of pictures at a time
-    :raises TrainError: when they are not what they should be; nothing was yielded then.
+    The network is loaded once, and sees a batch of pictures at a time.
+
+    :param path: the network's weights
+    :raises TrainError: the weights cannot be read or do not fit; nothing has been yielded then
     """
     extract = network.load(path, device)
     for name, pictures in sets.items():
@@ -85,7 +87,7 @@ def features(
 
 
 def resized(pictures: Pictures, px: int, resampling: Image.Resampling) -> Pictures:
-    """Pictures ``[n, H, W, 3]`` as ``[n, px, px, 3]``, by Pillow as in the authors' code."""
+    """Pictures ``[n, H, W, 3]`` resized to ``[n, px, px, 3]`` with Pillow, as in the authors' code."""
     if pictures.shape[1:3] == (px, px):
         return pictures
     return np.stack([np.asarray(Image.fromarray(one).resize((px, px), resampling)) for one in pictures])
@@ -100,7 +102,7 @@ def _batches(pictures: Pictures, network: Network, name: str) -> Iterator[Tensor
 def _convolutional(
     make: Callable[[], nn.Module], statistics: tuple[tuple[float, ...], ...], *, prefix: str = ""
 ) -> Load:
-    """How to load a network of ``backbones`` from a file of torchvision's names."""
+    """A loader for a network of ``backbones``, from a file with torchvision's names."""
 
     def load(path: Path, device: Device) -> Extract:
         network = make().eval()
@@ -111,13 +113,13 @@ def _convolutional(
 
 
 def _load_file(network: nn.Module, path: Path, prefix: str) -> None:
-    """Read the weights of ``network``; those of a classifier, which it lacks, are left."""
+    """Load the weights of ``network``; the file's classifier, which the network lacks, is ignored."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         kept = {name.removeprefix(prefix): weight for name, weight in state.items()}
         missing = network.load_state_dict(kept, strict=False).missing_keys
     except UNREADABLE_WEIGHTS as error:
-        raise TrainError(f"expected weights of {type(network).__name__} in {path}: {error}") from error
+        raise TrainError(f"cannot read weights of {type(network).__name__} from {path}: {error}") from error
     if missing:
         raise TrainError(f"expected {missing[0]} in {path} ({len(missing)} missing in all), found none")
 
@@ -148,7 +150,7 @@ def _load_segmentation(path: Path, device: Device) -> Extract:
     network = _load_transformers(Mask2FormerForUniversalSegmentation, path).to(device)
 
     def semantic_map(pictures: Tensor) -> Tensor:
-        """A class for each pixel, ``[B, 224 * 224]``: the queries' masks weighted by their classes."""
+        """The class of each pixel, ``[B, 224 * 224]``: the queries' masks weighted by their class scores."""
         found = network(pictures)
         masks = nn.functional.interpolate(found.masks_queries_logits, (INPUT_PX, INPUT_PX), mode="bilinear")
         classes = found.class_queries_logits.softmax(dim=-1)[..., :-1]  # the last is "no object"
@@ -162,7 +164,7 @@ def _load_transformers(kind: Any, path: Path) -> Any:
     try:
         network, told = kind.from_pretrained(path, local_files_only=True, output_loading_info=True)
     except UNREADABLE_WEIGHTS as error:
-        raise TrainError(f"expected a {kind.__name__} in {path}: {error}") from error
+        raise TrainError(f"cannot read a {kind.__name__} from {path}: {error}") from error
     if missing := sorted(told["missing_keys"]):
         raise TrainError(f"expected {missing[0]} in {path} ({len(missing)} missing in all), found none")
     return network.eval()

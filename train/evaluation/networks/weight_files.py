@@ -1,7 +1,7 @@
-"""Where the evaluation networks' weights lie: in a folder that the user names, or in a cache.
+"""Where the evaluation networks' weights are: in a folder that the user names, or in a cache.
 
-The caches are those that torch.hub and the hub's client keep. Nothing is fetched unasked, since together the
-networks are several GB: of what is missing the command that fetches it is told.
+The caches are those of torch.hub and of the Hugging Face Hub's client. Nothing is downloaded without being
+asked for, because the networks take several GB: for missing weights, the user is told the command to run.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from train.evaluation.networks.dreamsim import DINO, FILES
 
 
 class Weights(Protocol):
-    """Where a network's weights lie."""
+    """The weights of one network."""
 
     def find(self, folder: Path | None) -> Path | None:
-        """In ``folder``, else in a cache; None when in neither."""
+        """Their path in ``folder``, else in a cache; None when they are in neither."""
         ...
 
     def fetch(self, folder: Path) -> str:
-        """The command that puts them into ``folder``."""
+        """The command that downloads them into ``folder``."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class File:
-    """One file, as torchvision and torch.hub keep them."""
+    """One file, as torchvision and torch.hub store it."""
 
     url: str
 
@@ -53,7 +53,7 @@ class File:
 
 @dataclass(frozen=True, kw_only=True)
 class HubModel:
-    """A model in transformers' layout, in a folder named as on the hub."""
+    """A model in transformers' layout, in a folder with its name on the hub."""
 
     repository: str
 
@@ -96,7 +96,7 @@ class DreamSimFolder:
     DINO_URL = "https://dl.fbaipublicfiles.com/dino/dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth"
 
     def find(self, folder: Path | None) -> Path | None:
-        """See :class:`Weights`; its authors' package has no cache common to all programs."""
+        """See :class:`Weights`; the authors' package keeps no shared cache to look in."""
         own = folder / "dreamsim" if folder else None
         return own if own and all((own / name).exists() for name in FILES) else None
 
@@ -104,7 +104,7 @@ class DreamSimFolder:
         """See :class:`Weights`."""
         own = folder / "dreamsim"
         archive = own / "pretrained.zip"
-        return " && ".join(  # DINO's weights come last: a folder that has them was unpacked to its end
+        return " && ".join(  # DINO's weights come last: a folder that has them was unpacked completely
             [
                 _download(self.ENSEMBLE_URL, archive),
                 f"unzip -o {_quoted(archive)} -d {_quoted(own)}",
@@ -114,7 +114,7 @@ class DreamSimFolder:
 
 
 def _download(url: str, path: Path) -> str:
-    """A download that was broken off leaves ``<path>.part``, which is not taken for the file."""
+    """A command that downloads a file; an interrupted download leaves ``<path>.part``, which is ignored."""
     part = _quoted(path.with_name(f"{path.name}.part"))
     return f"curl -fL --create-dirs -o {part} {url} && mv {part} {_quoted(path)}"
 

@@ -1,12 +1,11 @@
 """Brain-Diffuser (Ozcelik & VanRullen 2023) as the paper adapts it: the baseline of its tables.
 
-Two ridge regressions from the flattened window: to the condition tokens of the seen picture, and to its
-latents. To decode, noise is added to the predicted latents up to three quarters of the way, and the base
-model as it is takes it off again under the predicted tokens. What Brain-Diffuser has besides is left out or
-replaced: its captions, as Dynadiff has none; its first stage's VDVAE, by the base model's own VAE.
+Two ridge regressions from the flattened window predict the condition tokens and the latents of the seen
+picture. To decode, noise is added to the predicted latents, up to three quarters of the schedule, and the
+untuned base model denoises them under the predicted tokens. Two parts of Brain-Diffuser differ here: captions
+are left out, because Dynadiff has none, and the base model's VAE replaces the VDVAE of the first stage.
 
-What it writes is a checkpoint like any other (:mod:`train.model.dynadiff`), whose ``method`` is
-``brain-diffuser``.
+The result is a checkpoint (:mod:`train.checkpoints.checkpoint`) whose ``method`` is ``brain-diffuser``.
 
 Legend: V voxels, T volumes of a window, N tokens, W token width, m pictures, R rank.
 """
@@ -49,18 +48,20 @@ _log = logging.getLogger(__name__)
 def fit_baseline(order: Order) -> None:
     """Fit the baseline of one subject and write its checkpoint.
 
-    It trains on the trials that :func:`train.fitting.fit.fit_subjects` trains on.
+    It uses the trials that :func:`train.fitting.fit.fit_subjects` trains on.
 
-    :raises TrainError: when more is asked of it than one subject from nothing in one process, the base model
-        is none or has no picture encoder, or ``out`` holds a checkpoint or is written to.
+    :raises TrainError: several processes or subjects or a checkpoint to start from were given, the base model
+        cannot be read or has no picture encoder, or ``out`` holds a checkpoint or is being written to
     """
     if n_processes() > 1:
         raise TrainError(
-            f"expected one process, found {n_processes()}: ridge regressions do not divide over processes; "
-            "start it alone, with `python -m train ridge`"
+            f"expected one process, found {n_processes()}, over which a ridge regression is not divided; "
+            "start it without a launcher, as `python -m train ridge`"
         )
     if len(order.subjects) != 1 or order.pretrained:
-        raise TrainError("expected one subject and no --from: the baseline is linear, fit each subject alone")
+        raise TrainError(
+            "expected one subject and no --from; the baseline is linear, so fit each subject alone"
+        )
     base_folder = find_base(order.base, (ENCODER_FOLDER, PROCESSOR_FOLDER))
     with alone_in(order.out, wait=False):
         _fit(order, base_folder)
@@ -69,7 +70,7 @@ def fit_baseline(order: Order) -> None:
 def _fit(order: Order, base_folder: Path) -> None:
     recipe, out = order.recipe, order.out
     if (out / "checkpoint.json").exists():
-        raise TrainError(f"{out} holds a checkpoint already; choose another --out")
+        raise TrainError(f"{out} already holds a checkpoint; choose another --out")
     layout, trained_on = Layout(order.root), training_set(order)
     data = trained_on.data
     images, place, times = np.unique(data.images, return_inverse=True, return_counts=True)
@@ -94,7 +95,7 @@ def _fit(order: Order, base_folder: Path) -> None:
 def _regress(
     data: WindowData, place: NDArray[np.int64], parts: list[Components], recipe: Recipe, seed: int
 ) -> Fit:
-    """Regress the components' scores on windows; a drawn share of the pictures chooses the strengths."""
+    """Regress the components' scores on windows; a random share of the pictures chooses the strengths."""
     scores = np.concatenate([part.scores for part in parts], axis=1)
     n_pictures = len(scores)
     n_held_out = max(1, round(recipe.ridge.held_out * n_pictures))
@@ -116,7 +117,7 @@ def _regress(
 def as_brain(
     fit: Fit, parts: dict[str, Components], data: WindowData, null_NW: Tensor, latents: Tensor
 ) -> LinearBrain:
-    """The two regressions as a module."""
+    """The two regressions as a brain module."""
     ranks = [len(part.axes) for part in parts.values()]
     config = LinearConfig(
         n_voxels=data.n_voxels,
@@ -134,11 +135,12 @@ def as_brain(
 
 
 def _set_weights(layer: LowRank, fit: Fit, group: slice, part: Components) -> None:
-    """Scores to outputs, each rescaled to the spread that it has in the training pictures.
+    """Set the weights from scores to outputs, each output rescaled to its SD in the training pictures.
 
-    A ridge regression predicts too little variance, the less it knows; Brain-Diffuser gives it back, each
-    number divided by the SD of the predictions and multiplied by that of the truth. Its code takes the former
-    from the test set; here it is that of the held-out predictions, as one that serves a run has no test set.
+    A ridge regression predicts less variance than the outputs have. Brain-Diffuser restores it: it divides
+    each output by the SD of its predictions and multiplies it by the SD of the true values. Its code takes
+    the former from the test set. Here it is taken from the held-out predictions, because a live run has no
+    test set.
     """
     predicted = fit.held_out[:, group]
     score_sd = np.maximum(predicted.std(axis=0), np.finfo(np.float32).tiny)

@@ -1,10 +1,10 @@
-"""Principal components of what a decoder writes: hundreds of thousands of numbers in some hundreds.
+"""Principal components of a decoder's outputs, which reduce hundreds of thousands of numbers to hundreds.
 
-A ridge regression is linear in its targets, so regressing on the leading components gives the same map as
-regressing on all numbers and projecting on those components: features -> r -> outputs, two small matrices
-in place of one that would take 80 GB at Versatile Diffusion's size.
+A ridge regression is linear in its targets. Regressing on the leading components therefore gives the same map
+as regressing on all outputs and projecting on these components: features -> r -> outputs, with two small
+matrices instead of one that would take 80 GB at Versatile Diffusion's size.
 
-Legend: m pictures, q numbers written for one, r components.
+Legend: m pictures, q outputs of one picture, r components.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from scipy.linalg import eigh
 Floats = NDArray[np.float32]
 _BLOCK = 4096
 _NEGLIGIBLE = 1e-6
-"""Share of the largest component's variance below which one is the rounding of zero."""
+"""A component with less than this share of the largest one's variance is a rounding error of zero."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Components:
-    """``mean + scores @ axes`` is near the outputs."""
+    """``mean + scores @ axes`` approximates the outputs."""
 
     mean: Floats
     """``[q]``"""
     sd: Floats
-    """``[q]``, of the outputs"""
+    """``[q]``, SD of the outputs"""
     axes: Floats
     """``[r, q]``, orthonormal"""
     scores: Floats
@@ -36,10 +36,10 @@ class Components:
 
 
 def leading_components(outputs: NDArray[np.floating], weights: NDArray[np.float64], r: int) -> Components:
-    """The leading components of outputs ``[m, q]``, of which row i counts ``weights[i]`` times.
+    """The leading components of outputs ``[m, q]``, in which row i counts ``weights[i]`` times.
 
-    Read in blocks of columns; one matrix of ``min(m, q)`` squared is held besides the result. There may be
-    fewer than ``r`` that are not zero.
+    Outputs are read in blocks of columns; apart from the result, one matrix of ``min(m, q)`` squared is in
+    memory. Fewer than ``r`` components are returned when the others are zero.
     """
     m, q = outputs.shape
     share = (weights / weights.sum())[:, None]
@@ -75,7 +75,7 @@ def leading_components(outputs: NDArray[np.floating], weights: NDArray[np.float6
 
 
 def _leading_eigenvectors(matrix: Floats, r: int) -> Floats:
-    """Eigenvectors of a symmetric matrix as columns, that of the largest eigenvalue first."""
+    """Eigenvectors of a symmetric matrix as columns, in falling order of their eigenvalues."""
     n = len(matrix)
     values, vectors = eigh(matrix, subset_by_index=[max(n - r, 0), n - 1], overwrite_a=True)
     kept = values > _NEGLIGIBLE * values[-1]

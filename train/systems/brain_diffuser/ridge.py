@@ -1,14 +1,14 @@
-"""Ridge regression at NSD's size: windows read in blocks, strength chosen on held-out windows.
+"""Ridge regression at NSD's size: windows are read in blocks, the strength is chosen on held-out windows.
 
 With centred windows X ``[n, p]``, centred targets Z ``[n, k]`` and a strength l the weights are
 
     (X'X + l)^-1 X'Z    normal equations, p x p
     X'(XX' + l)^-1 Z    their dual, n x n
 
-of which the smaller is solved, by Cholesky. Of that matrix there are two or three in memory, and a block or
-two of windows: at 25 000 windows of 94 344 numbers the dual's takes 2.5 GB. Strengths are in units of a
-window's mean squared norm, so that they carry over between regions, windows and subjects; at those worth
-trying, single precision loses nothing that the noise of the recordings would not hide.
+The smaller system is solved, by Cholesky. Two or three such matrices are in memory, and one or two blocks of
+windows: for 25 000 windows of 94 344 numbers, a matrix of the dual takes 2.5 GB. Strengths are in units of a
+window's mean squared norm, so that they are comparable between ROIs, windows and subjects. At useful
+strengths, the error of single precision is well below the noise of the recordings.
 
 Legend: n windows, p numbers in one, k targets, h held-out windows.
 """
@@ -32,26 +32,26 @@ _BLOCK = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class Windows:
-    """Flattened windows ``[n, p]``, read some at a time."""
+    """Flattened windows ``[n, p]``, which are read in blocks."""
 
     n: int
     width: int
     read: Callable[[NDArray[np.int64]], Floats]
-    """Windows of given indices, float32 ``[indices, p]``."""
+    """Reads the windows of given indices, float32 ``[indices, p]``."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Fit:
-    """Weights ``[p, k]`` and intercept ``[k]`` fitted to all windows, and how they were chosen."""
+    """Weights ``[p, k]`` and intercept ``[k]`` fitted to all windows, and the choice of strengths."""
 
     weights: Floats
     intercept: Floats
     strengths: tuple[float, ...]
-    """Chosen for each group of targets."""
+    """The strength chosen for each group of targets."""
     explained: tuple[float, ...]
-    """Share of each group's variance that was explained in the held-out windows."""
+    """Share of each group's variance that is explained in the held-out windows."""
     held_out: Floats
-    """What the other windows' fit predicts of the held-out ones, at these strengths: ``[h, k]``."""
+    """Predictions of the held-out windows by a fit to the others, at these strengths: ``[h, k]``."""
 
 
 def fit_ridge(
@@ -61,11 +61,11 @@ def fit_ridge(
     strengths: Sequence[float],
     groups: Sequence[slice],
 ) -> Fit:
-    """Fit targets ``[n, k]``, each group of them at the strength that predicts its held-out rows best.
+    """Fit targets ``[n, k]``, each group at the strength that predicts its held-out rows best.
 
-    :param held_out: rows that are predicted from the others while strengths are compared, bool ``[n]``
-    :param groups: slices of the targets that together are all of them
-    :raises TrainError: when a matrix cannot be factored: windows or targets are not finite
+    :param held_out: rows on which strengths are compared, bool ``[n]``
+    :param groups: slices that together cover all targets
+    :raises TrainError: windows or targets are not finite, so that a matrix cannot be factored
     """
     if not np.isfinite(targets).all():
         raise TrainError("expected finite tokens and latents to regress on; check the base model")
@@ -99,10 +99,10 @@ def fit_ridge(
 
 
 class _System(Protocol):
-    """The equations of one regression, ready to be solved at any strength."""
+    """The equations of one regression, which can be solved at any strength."""
 
     def predict_held_out(self, strength: float) -> Floats:
-        """What a fit to the other windows predicts of the held-out ones, ``[h, k]``."""
+        """Predictions of the held-out windows by a fit to the others, ``[h, k]``."""
 
     def solve(self, strength: float) -> tuple[Floats, Floats]:
         """Weights ``[p, k]`` and intercept ``[k]`` of a fit to all windows."""
@@ -110,7 +110,7 @@ class _System(Protocol):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Moments:
-    """Sums over some windows: of x ``[p]``, of z ``[k]``, of xx' ``[p, p]`` and of xz' ``[p, k]``."""
+    """Sums over windows: of x ``[p]``, of z ``[k]``, of xx' ``[p, p]`` and of xz' ``[p, k]``."""
 
     n: int
     x: Floats
@@ -170,7 +170,7 @@ class _Dual:
         self._windows, self._targets = windows, targets
         self._held_out, self._fitted = np.flatnonzero(held_out), np.flatnonzero(~held_out)
         self._products = _zeros(windows.n, windows.n)
-        """xx' of every two windows."""
+        """xx' of every pair of windows."""
         blocks = list(_blocks(np.arange(windows.n)))
         for i, rows in enumerate(tqdm(blocks, desc="kernel", unit="block")):
             x = windows.read(rows)
@@ -182,7 +182,7 @@ class _Dual:
     def predict_held_out(self, strength: float) -> Floats:
         fitted = self._fitted
         dual, z_mean = self._solve_dual(fitted, strength)
-        # Of products centred by the fitted windows' mean, what is left under columns that sum to 0.
+        # Centring by the fitted windows' mean; the other terms vanish, because the columns of dual sum to 0.
         across = self._products[np.ix_(self._held_out, fitted)]
         mean_products = self._products[np.ix_(fitted, fitted)].mean(axis=0)
         predicted: Floats = (across - mean_products) @ dual + z_mean
@@ -194,12 +194,12 @@ class _Dual:
         weights, x_sum = _zeros(self._windows.width, dual.shape[1]), _zeros(self._windows.width)
         for rows in _blocks(everything):
             x = self._windows.read(rows)
-            weights += x.T @ dual[rows]  # whose columns sum to 0: x needs no centring
+            weights += x.T @ dual[rows]  # x needs no centring, because the columns of dual sum to 0
             x_sum += x.sum(axis=0)
         return weights, z_mean - (x_sum / self._windows.n) @ weights
 
     def _solve_dual(self, rows: NDArray[np.int64], strength: float) -> tuple[Floats, Floats]:
-        """(XX' + l)^-1 Z of some windows, ``[rows, k]``, and their targets' mean ``[k]``."""
+        """(XX' + l)^-1 Z of the given windows, ``[rows, k]``, and the mean of their targets ``[k]``."""
         matrix = self._products[np.ix_(rows, rows)]
         mean = matrix.mean(axis=0)
         matrix += mean.mean() - mean - mean[:, None]
@@ -207,18 +207,18 @@ class _Dual:
         targets = self._targets[rows]
         z_mean = targets.mean(axis=0)
         dual = _solve(matrix, strength * scale, targets - z_mean)
-        return dual - dual.mean(axis=0), z_mean  # its columns sum to 0, but for rounding
+        return dual - dual.mean(axis=0), z_mean  # its columns sum to 0, except for rounding
 
 
 def _solve(matrix: Floats, added: float, right: Floats) -> Floats:
-    """(matrix + added)^-1 right; the matrix is used up."""
+    """(matrix + added)^-1 right; overwrites the matrix."""
     matrix.flat[:: len(matrix) + 1] += np.float32(added)
     try:
-        # Fortran's order of a symmetric matrix is its own transpose: nothing is copied.
+        # The transpose of a symmetric matrix is the same in Fortran's order, so nothing is copied.
         factor = cho_factor(matrix.T, lower=True, overwrite_a=True)
     except (LinAlgError, ValueError) as error:
         raise TrainError(
-            f"expected finite windows and targets: {error}; prepare the recordings anew"
+            f"expected finite windows and targets: {error}; prepare the recordings again"
         ) from error
     solution: Floats = cho_solve(factor, right, check_finite=False)
     return np.ascontiguousarray(solution)

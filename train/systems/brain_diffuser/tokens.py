@@ -1,8 +1,8 @@
-"""Condition tokens of a picture as a base model's UNet was pretrained with them, from its picture encoder.
+"""Condition tokens of a picture, from the picture encoder that a base model's UNet was pretrained with.
 
-The demo's base model has one of its own (:mod:`train.model.picture_encoder`); Versatile Diffusion's is CLIP
-ViT-L/14, of which it takes all 257 tokens, each normalised and projected as CLIP does with the first, and
-divided by the length of that.
+The demo's base model has its own encoder (:mod:`train.model.picture_encoder`). Versatile Diffusion uses all
+257 tokens of CLIP ViT-L/14: each is normalised and projected, as CLIP does with the first one, and divided by
+the length of the first one.
 
 Legend: B batch, N tokens, W token width.
 """
@@ -27,7 +27,7 @@ from train.recipe import DemoBase, VersatileDiffusion
 
 ENCODER_FOLDER = "image_encoder"
 PROCESSOR_FOLDER = "image_feature_extractor"
-"""Versatile Diffusion's parts that hold CLIP and what is done to pictures before."""
+"""Versatile Diffusion's folders with CLIP and with its preprocessing of pictures."""
 _DEMO_PX = 64
 _BATCH = 32
 
@@ -36,12 +36,12 @@ TokensOf = Callable[[NDArray[np.uint8]], Tensor]
 
 
 def load_token_encoder(folder: Path, base: DemoBase | VersatileDiffusion) -> tuple[TokensOf, Tensor]:
-    """A base model's picture encoder, and what stands for "no condition" where nothing was tuned, ``[N, W]``.
+    """A base model's picture encoder, and the null condition of the untuned base model, ``[N, W]``.
 
-    For the demo's that is what its UNet learned; for Versatile Diffusion it is a grey picture, as in
-    Brain-Diffuser's code, where zeros of a range from -1 to 1 become 127.
+    The demo's UNet has learned its null condition. For Versatile Diffusion it is the tokens of a grey
+    picture, as in Brain-Diffuser's code, where zeros in a range from -1 to 1 become 127.
 
-    :raises TrainError: when the base model's folder has no encoder.
+    :raises TrainError: the base model's folder has no encoder
     """
     if isinstance(base, VersatileDiffusion):
         clip = ClipTokens(folder)
@@ -55,22 +55,24 @@ def load_token_encoder(folder: Path, base: DemoBase | VersatileDiffusion) -> tup
 
 
 class ClipTokens:
-    """CLIP's vision model in a base model's folder, as Versatile Diffusion uses it (Xu et al. 2023)."""
+    """CLIP's vision model from a base model's folder, as Versatile Diffusion uses it (Xu et al. 2023)."""
 
     def __init__(self, folder: Path) -> None:
         from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
         for part, file in ((ENCODER_FOLDER, "config.json"), (PROCESSOR_FOLDER, "preprocessor_config.json")):
-            if not (folder / part / file).exists():  # or the hub would be asked for it
+            if not (folder / part / file).exists():  # else transformers would look for it on the hub
                 raise TrainError(
-                    f"expected {folder / part / file}, found no file; fetch the folders {ENCODER_FOLDER} and "
-                    f"{PROCESSOR_FOLDER} of the base model too"
+                    f"expected {folder / part / file}, found no file; download the base model's folders "
+                    f"{ENCODER_FOLDER} and {PROCESSOR_FOLDER} too"
                 )
         try:
             model = CLIPVisionModelWithProjection.from_pretrained(folder / ENCODER_FOLDER)
             self._processor: Any = CLIPImageProcessor.from_pretrained(folder / PROCESSOR_FOLDER)
         except (OSError, ValueError, RuntimeError) as error:
-            raise TrainError(f"expected CLIP's vision model and its settings in {folder}: {error}") from error
+            raise TrainError(
+                f"cannot load CLIP's vision model and its settings from {folder}: {error}"
+            ) from error
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model: Any = model.float().eval().requires_grad_(False).to(self._device)
 
@@ -86,7 +88,7 @@ class ClipTokens:
 
 
 def stimulus_tokens(stimuli: Stimuli, images: Sequence[int], tokens_of: TokensOf) -> NDArray[np.float16]:
-    """Tokens of stimuli, float16 ``[images, N W]``: of NSD's pictures of a subject they take 4 GB."""
+    """Tokens of stimuli, float16 ``[images, N W]``; for all pictures of an NSD subject they take 4 GB."""
     parts = []
     for start in tqdm(range(0, len(images), _BATCH), desc="tokens", unit="batch"):
         tokens = tokens_of(stimuli.images(images[start : start + _BATCH]))
