@@ -1,15 +1,13 @@
 """Writes a synthetic subject in NSD's layout.
 
-Everything is a pure function of (settings, seed, subject, session, run), bit for bit on one
-machine; files appear whole (written beside their place, then renamed), and what is there
-already is kept, so an interrupted synthesis goes on where it stopped.
+The data depend on settings, seed, subject, session and run only, bit for bit on the same machine. Files are
+written atomically and existing files are kept, so an interrupted synthesis continues where it stopped.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gzip
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ import scipy.io
 from tqdm import tqdm
 
 from nsd import N_IMAGES, TR_S, ExpDesign, Layout, task_runs
+from realtime.atomic import whole, write_whole
 from sim.cortex import N_WRITTEN_VOLUMES, Cortex
 from sim.errors import SimError
 from sim.experiment import design_rows, expdesign_variables, plan_experiment, stim_info_csv
@@ -35,30 +34,17 @@ _GZIP_LEVEL = 1
 _NON_BRAIN_INTENSITY = 20.0
 
 
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a path to write to, which becomes ``path`` if the block succeeds and is removed if it fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name("." + path.name)
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def write_image(path: Path, image: Any) -> None:
-    """Write a NIfTI image whole, the same bytes at any time of day."""
-    with whole_file(path) as partial:
-        partial.write_bytes(gzip.compress(image.to_bytes(), compresslevel=_GZIP_LEVEL, mtime=0))
+    """Write a NIfTI image atomically, without the time in its gzip header."""
+    write_whole(path, gzip.compress(image.to_bytes(), compresslevel=_GZIP_LEVEL, mtime=0))
 
 
 def write_stimuli(layout: Layout, seed: int, n_images: int = N_IMAGES) -> None:
     """Write ``nsd_stimuli.hdf5``: uint8 ``imgBrick`` ``(n_images, 64, 64, 3)``, scenes of ``seed`` in order.
 
-    The file appears under its name when it is complete; an interrupted one is continued.
+    The file gets its final name when it is complete; an incomplete file is continued.
 
-    :raises SimError: a file is there already whose pictures are fewer, or scenes of another seed.
+    :raises SimError: when an existing file has fewer pictures, or scenes of another seed
     """
     path = layout.stimuli()
     if path.exists():
@@ -83,8 +69,8 @@ def write_stimuli(layout: Layout, seed: int, n_images: int = N_IMAGES) -> None:
 
 
 def _open_partial(partial: Path, seed: int, n_images: int) -> Any:
-    """Continue ``partial`` if it is a sound beginning of the same file, else begin anew."""
-    with contextlib.suppress(OSError):  # absent, or torn by a crash
+    """Open ``partial`` to continue it if it is a valid part of the same file, otherwise create it."""
+    with contextlib.suppress(OSError):  # absent, or damaged by a crash
         file = h5py.File(partial, "r+")
         if file.attrs.get("seed") == seed and file.get("imgBrick", np.empty(0)).shape[0] == n_images:
             return file
@@ -111,19 +97,18 @@ def _check_stimuli(path: Path, seed: int, n_images: int) -> None:
 
 
 def write_experiment(layout: Layout, seed: int) -> ExpDesign:
-    """Write ``nsd_expdesign.mat`` and the image table unless they are there; return the plan."""
+    """Write ``nsd_expdesign.mat`` and the image table unless they exist; return the design."""
     plan = plan_experiment(seed)
     if not layout.expdesign().exists():
-        with whole_file(layout.expdesign()) as partial:
+        with whole(layout.expdesign()) as partial:
             scipy.io.savemat(partial, expdesign_variables(plan), do_compression=True, appendmat=False)
     if not layout.stim_info().exists():
-        with whole_file(layout.stim_info()) as partial:
-            partial.write_text(stim_info_csv(plan), encoding="utf-8")
+        write_whole(layout.stim_info(), stim_info_csv(plan))
     return plan
 
 
 class SubjectWriter:
-    """Writes one subject's region and sessions."""
+    """Writes the ROI and the sessions of a subject."""
 
     def __init__(
         self, layout: Layout, plan: ExpDesign, settings: CortexSettings, seed: int, subject: int
@@ -141,12 +126,12 @@ class SubjectWriter:
         self.baseline[brain] = rng.uniform(*settings.baseline, np.count_nonzero(brain))
 
     def write_roi(self) -> None:
-        """Write nsdgeneral in NSD's code."""
+        """Write the nsdgeneral ROI in NSD's code."""
         anatomy = self.cortex.anatomy
         self._write_image(self.layout.roi(self.subject), anatomy.labels)
 
     def write_session(self, session: int) -> npt.NDArray[np.float64]:
-        """Write the 12 task runs of a session; return each voxel's signal share as written, ``[V]``."""
+        """Write the 12 task runs of a session; return each voxel's signal share as measured, ``[V]``."""
         designs = [design_rows(self.plan, self.subject, session, index) for index in range(12)]
         images = np.unique(np.concatenate([design[design > 0] for design in designs]) - 1)
         responses = self.cortex.responses(images.tolist())
@@ -164,12 +149,12 @@ class SubjectWriter:
     def _write_run(
         self, session: int, run: int, design: npt.NDArray[np.int64], evoked: npt.NDArray[np.float32]
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int16]]:
-        """Write one run's files; return evoked and written series of the region, ``[226, V]``, in units."""
+        """Write a run's files; return evoked and written series of the ROI, ``[226, V]``, scanner units."""
         rng = np.random.default_rng([self.seed, self.subject, 3, session, run])
         noise = draw_run_noise(self.settings, self.voxels, self.cortex.anatomy.positions, rng)
         scale = 1 + rng.normal(0, self.settings.run_scale_sd)
         baseline = self.baseline * np.float32(scale)
-        unit = self.settings.fluctuation * baseline  # what one SD of a series is in scanner units
+        unit = self.settings.fluctuation * baseline  # one SD of a series in scanner units
         roi = self.cortex.anatomy.roi
         evoked_units = evoked * self.voxels.evoked_sd * unit[roi]
         white = rng.standard_normal((N_WRITTEN_VOLUMES, *baseline.shape), dtype=np.float32)
@@ -179,7 +164,7 @@ class SubjectWriter:
         key = (self.subject, session, run)
         self._write_text(self.layout.design(*key), design[:, None], "%d")
         self._write_text(self.layout.motion(*key), noise.motion, "%.6f")
-        # The series last: a run counts as present by its series.
+        # The series is last, because a run counts as present if its series exists.
         self._write_image(self.layout.timeseries(*key), np.moveaxis(stored, 0, -1))
         return evoked_units, stored[:, roi]
 
@@ -192,7 +177,7 @@ class SubjectWriter:
         write_image(path, image)
 
     def _write_text(self, path: Path, values: npt.NDArray[Any], form: str) -> None:
-        with whole_file(path) as partial:
+        with whole(path) as partial:
             np.savetxt(partial, values, fmt=form, delimiter="\t")
 
 
@@ -205,13 +190,14 @@ def synthesize(
     n_sessions: int,
     n_stimuli: int = N_IMAGES,
 ) -> Provenance:
-    """Write or complete a synthetic data set: stimuli first, then the plan, then ``n_sessions`` sessions.
+    """Write or complete a synthetic data set: stimuli, then the design, then ``n_sessions`` sessions.
 
-    :raises SimError: the folder holds a data set of other settings or another seed, or not a synthetic one.
-    :raises NsdError: the subject or the number of sessions is not one of NSD's.
+    :raises SimError: when the folder contains a data set of other settings or seed, or one that is not
+        synthetic
+    :raises NsdError: when NSD has no such subject or session
     """
     layout = Layout(root)
-    task_runs(subject, n_sessions)  # refuses what NSD does not have before anything is written
+    task_runs(subject, n_sessions)  # raises if NSD has no such session, before anything is written
     provenance = Provenance.open(root, settings=settings, seed=seed)
     if n_stimuli:
         write_stimuli(layout, seed, n_stimuli)
