@@ -1,4 +1,4 @@
-"""What holds for all tests, and a certificate for those that need one."""
+"""Settings for all tests, and a certificate for those that need one."""
 
 from __future__ import annotations
 

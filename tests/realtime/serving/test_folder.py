@@ -1,4 +1,4 @@
-"""Which files of a folder make a run: a served runtime, and a scanner in this process, on real files."""
+"""Files of a folder become runs: a served runtime and a scanner in this process, with real files."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def nifti(scan, index: int) -> bytes:
 
 
 def put(folder: Path, name: str, data: bytes) -> None:
-    """As copying does it: in two pieces."""
+    """Write in two pieces, like copying does."""
     with (folder / name).open("wb", buffering=0) as file:
         file.write(data[: len(data) // 2])
         file.write(data[len(data) // 2 :])
 
 
 def moved_in(folder: Path, name: str, data: bytes) -> None:
-    """As careful programs do it: whole at once."""
+    """Write atomically, like careful programs do."""
     (folder / f".{name}.part").write_bytes(data)
     (folder / f".{name}.part").rename(folder / name)
 
@@ -47,7 +47,7 @@ def export(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_the_demos_run_comes_to_the_same_frames_as_in_our_own_messages(
+def test_the_demos_run_gives_the_same_frames_as_over_our_own_messages(
     same_as_ours, demo_scan, export: Path
 ) -> None:
     def send(index: int) -> None:
@@ -57,7 +57,7 @@ def test_the_demos_run_comes_to_the_same_frames_as_in_our_own_messages(
 
 
 @pytest.mark.parametrize("write", [put, moved_in])
-def test_files_become_a_run_and_what_was_there_before_does_not(
+def test_new_files_become_a_run_and_existing_files_do_not(
     serve, make_scan, closed_account, export: Path, write: Callable[[Path, str, bytes], None]
 ) -> None:
     scan = make_scan(n_volumes=12)
@@ -74,7 +74,7 @@ def test_files_become_a_run_and_what_was_there_before_does_not(
     assert "Traceback" not in served.log()
 
 
-def test_a_cut_off_file_is_missing_and_the_run_ends_without_it(
+def test_a_truncated_file_is_missing_and_the_run_ends_without_it(
     serve, make_scan, closed_account, export: Path
 ) -> None:
     scan = make_scan(n_volumes=12)
@@ -87,7 +87,7 @@ def test_a_cut_off_file_is_missing_and_the_run_ends_without_it(
     assert "run-1_0005.nii' is ignored: incomplete" in served.log()
 
 
-def test_a_run_that_a_kill_left_open_goes_on_with_all_its_files(
+def test_a_run_left_open_by_a_kill_continues_with_all_its_files(
     serve, make_scan, closed_account, export: Path
 ) -> None:
     scan = make_scan(n_volumes=12)
@@ -109,7 +109,7 @@ def test_a_run_that_a_kill_left_open_goes_on_with_all_its_files(
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Another process's files are all there is to see it by."""
+    """Wait by the files that another process writes."""
 
     async def wait() -> None:
         async with asyncio.timeout(PATIENCE_S):
@@ -120,7 +120,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 class Watched:
-    """A scanner of a folder, all of whose volumes are taken but for those of series that the test refuses."""
+    """A folder scanner; all volumes are acknowledged except those of series that the test refuses."""
 
     def __init__(self, scanner: FolderScanner, folder: Path, scan) -> None:
         self._scans = scanner.scans()
@@ -133,7 +133,7 @@ class Watched:
             moved_in(self._folder, name, nifti(self._scan, 0))
 
     async def asserts_to_hear(self, *expected: tuple[str, int] | None) -> None:
-        """The next volumes, each as its series and index; None: a run was broken off."""
+        """Expect the next volumes, each as series and index; None means the end of an aborted run."""
         async with asyncio.timeout(PATIENCE_S):
             for each in expected:
                 news = await anext(self._scans)
@@ -162,7 +162,7 @@ async def watching(folder: Path, scan, **options: object) -> AsyncIterator[Watch
         await watched._scans.aclose()
 
 
-def test_a_series_that_runs_beside_another_is_passed_over(export: Path, make_scan) -> None:
+def test_a_parallel_series_is_ignored(export: Path, make_scan) -> None:
     """Such as the motion-corrected copy of each volume."""
 
     async def run() -> None:
@@ -178,10 +178,8 @@ def test_a_series_that_runs_beside_another_is_passed_over(export: Path, make_sca
     asyncio.run(run())
 
 
-def test_files_that_appear_at_once_are_taken_in_the_order_in_which_they_were_written(
-    export: Path, make_scan
-) -> None:
-    """As after a network share was away: the next run has begun meanwhile."""
+def test_files_that_appear_at_once_are_read_in_order_of_writing(export: Path, make_scan) -> None:
+    """As after a network share was unavailable while the next run began."""
 
     async def run() -> None:
         async with watching(export, make_scan()) as watched:
@@ -196,7 +194,7 @@ def test_files_that_appear_at_once_are_taken_in_the_order_in_which_they_were_wri
     asyncio.run(run())
 
 
-def test_a_run_that_is_begun_again_is_followed_from_its_first_volume(export: Path, make_scan) -> None:
+def test_a_repeated_run_is_followed_from_its_first_volume(export: Path, make_scan) -> None:
     async def run() -> None:
         async with watching(export, make_scan()) as watched:
             watched.write("run7_1.nii", "run7_2.nii")
@@ -209,7 +207,7 @@ def test_a_run_that_is_begun_again_is_followed_from_its_first_volume(export: Pat
     asyncio.run(run())
 
 
-def test_a_series_whose_run_is_refused_makes_room_for_the_next(export: Path, make_scan) -> None:
+def test_the_next_series_is_followed_after_a_refusal(export: Path, make_scan) -> None:
     async def run() -> None:
         async with watching(export, make_scan()) as watched:
             watched.refuses.add("localizer")
@@ -222,7 +220,7 @@ def test_a_series_whose_run_is_refused_makes_room_for_the_next(export: Path, mak
 
 
 def test_a_series_is_not_over_because_the_runtime_was_busy(export: Path, make_scan) -> None:
-    """As while its disk is full: nobody looked, and what came meanwhile is there."""
+    """As while its disk is full: nobody polled, and files arrived meanwhile."""
 
     async def run() -> None:
         async with watching(export, make_scan()) as watched:
@@ -241,10 +239,8 @@ def test_a_series_is_not_over_because_the_runtime_was_busy(export: Path, make_sc
     asyncio.run(run())
 
 
-def test_after_a_run_that_was_broken_off_the_next_is_followed_and_not_its_copy(
-    export: Path, make_scan
-) -> None:
-    """Raw and motion-corrected volumes come in turn; that the old run is over shows after some TR only."""
+def test_after_an_aborted_run_the_next_is_followed_and_not_its_copy(export: Path, make_scan) -> None:
+    """Raw and motion-corrected volumes alternate; the end of the old run is detected after some TR only."""
 
     async def run() -> None:
         async with watching(export, make_scan()) as watched:
@@ -259,7 +255,7 @@ def test_after_a_run_that_was_broken_off_the_next_is_followed_and_not_its_copy(
     asyncio.run(run())
 
 
-def test_files_under_names_of_before_are_a_run_and_of_a_run_that_is_over_are_told_of(
+def test_reused_names_are_a_new_run_and_late_files_of_a_closed_run_are_logged(
     export: Path, make_scan, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def run() -> None:
@@ -278,7 +274,7 @@ def test_files_under_names_of_before_are_a_run_and_of_a_run_that_is_over_are_tol
     assert said.startswith("'run_1.nii' and further files of its series are ignored")
 
 
-def test_an_operator_can_choose_series_and_say_where_numbers_begin(export: Path, make_scan) -> None:
+def test_series_and_first_number_can_be_chosen(export: Path, make_scan) -> None:
     async def run() -> None:
         async with watching(export, make_scan(), series="moco", first_number=0) as watched:
             watched.write("raw_0.nii", "run1_moco_0.nii")
@@ -290,9 +286,7 @@ def test_an_operator_can_choose_series_and_say_where_numbers_begin(export: Path,
     asyncio.run(run())
 
 
-def test_only_the_files_of_an_unfinished_run_are_taken_when_they_were_there_before(
-    export: Path, make_scan
-) -> None:
+def test_existing_files_are_read_only_for_an_unfinished_run(export: Path, make_scan) -> None:
     scan = make_scan()
     for name in ("old_1.nii", "run_1.nii", "run_2.nii"):
         put(export, name, nifti(scan, 0))

@@ -1,4 +1,4 @@
-"""Pictures from presentation software, beside scanners that know nothing of them."""
+"""Markers from presentation software beside scanners that send none."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LONG_TR_S, SHORT_TR_S, NO_TIME_S = 60.0, 0.05, 1e-9
 
 
 class Presentation:
-    """The example as a process of its own, told line by line what is on screen."""
+    """The example as a process; lines on its standard input say what is on screen."""
 
     def __init__(self, address: str, *keys: str) -> None:
         self._process = subprocess.Popen(
@@ -142,7 +142,7 @@ def test_only_keys_of_scanners_open_the_port_of_markers(
     assert [picture.onset_volume for picture in read_recorded(served.out / RUN_ID).pictures] == [4]
 
 
-def test_our_own_messages_bring_their_markers_themselves(tiny_bundle: Path, capsys) -> None:
+def test_markers_option_is_refused_with_our_own_messages(tiny_bundle: Path, capsys) -> None:
     given = ["--source", "tcp://127.0.0.1:0", "--markers", "tcp://127.0.0.1:0"]
     assert cli.main(["serve", "--headless", "--bundle", str(tiny_bundle), *given]) == 2
     assert "or --markers with tcp://127.0.0.1:0" in capsys.readouterr().err
@@ -161,7 +161,7 @@ async def marked(tr_s: float) -> AsyncIterator[tuple[QueueSource, QueueSource, M
         await source.stop()
 
 
-def test_a_marker_waits_for_its_run_and_goes_before_what_comes_with_it(make_scan) -> None:
+def test_a_marker_waits_for_its_run_and_precedes_volumes(make_scan) -> None:
     scan = make_scan(n_volumes=3)
     marker = wire.Marker(run_id="presentation", onset_volume=0, name="a picture")
 
@@ -180,8 +180,8 @@ def test_a_marker_waits_for_its_run_and_goes_before_what_comes_with_it(make_scan
     asyncio.run(run())
 
 
-def test_a_marker_of_a_run_whose_first_volume_comes_late_is_its_own(make_scan) -> None:
-    """The first image of a scan may take long to be made; no run was before it."""
+def test_a_marker_belongs_to_its_run_even_if_the_first_volume_is_late(make_scan) -> None:
+    """The first volume of a scan can take long; there was no earlier run."""
     scan = make_scan(n_volumes=3)
 
     async def run() -> None:
@@ -201,7 +201,7 @@ def test_a_marker_of_a_run_whose_first_volume_comes_late_is_its_own(make_scan) -
     asyncio.run(run())
 
 
-def test_a_marker_without_a_run_is_refused_in_the_end(make_scan) -> None:
+def test_a_marker_without_a_run_is_refused_after_a_timeout(make_scan) -> None:
     scan = make_scan(n_volumes=3)
 
     async def run() -> None:
@@ -217,8 +217,8 @@ def test_a_marker_without_a_run_is_refused_in_the_end(make_scan) -> None:
     asyncio.run(run())
 
 
-def test_a_marker_of_a_run_that_is_over_is_not_one_of_the_next(make_scan) -> None:
-    """One that was sent late waits as the next run begins, which can have shown nothing at volume 2 yet."""
+def test_a_marker_of_a_closed_run_is_not_assigned_to_the_next(make_scan) -> None:
+    """A late marker for volume 2 waits when the next run begins, which has no volume 2 yet."""
     first, second = make_scan(n_volumes=3), make_scan(n_volumes=3, run_id="next")
 
     async def run() -> None:
@@ -242,8 +242,8 @@ def test_a_marker_of_a_run_that_is_over_is_not_one_of_the_next(make_scan) -> Non
     asyncio.run(run())
 
 
-def test_a_marker_after_a_run_has_fallen_silent_waits_for_what_comes_next(make_scan) -> None:
-    """The run was broken off, and nothing tells before the next begins."""
+def test_a_marker_after_a_silent_run_waits_for_the_next_volume(make_scan) -> None:
+    """The run was aborted, which is known only when the next begins."""
     first, second = make_scan(n_volumes=3), make_scan(n_volumes=3, run_id="next")
 
     async def run() -> None:
@@ -268,7 +268,7 @@ def test_a_marker_after_a_run_has_fallen_silent_waits_for_what_comes_next(make_s
     asyncio.run(run())
 
 
-def test_what_is_no_marker_is_refused_where_markers_are(make_scan) -> None:
+def test_other_messages_are_refused_at_the_marker_port(make_scan) -> None:
     scan = make_scan(n_volumes=3)
 
     async def run() -> None:
