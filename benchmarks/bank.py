@@ -1,12 +1,12 @@
-"""A general decoder and six specialised ones, at the pace of a scan: is there time for all of them?
+"""Measures whether a general decoder and six specialised ones keep up with a scan.
 
     python benchmarks/bank.py --out docs/results/bank.json
 
-A bank is made of the shipped demo's bundle and six variants of it for other windows, whose brain modules and
-diffusion models all have other weights, so that nothing is shared but the VAE. `realtime serve` decodes the
-demo's run with it, sent by `python -m sim replay` at the scan's own pace. Told is, over the volumes of the
-run, the time from a volume's last byte to the last frame that belongs to it, as a share of the TR, and why
-windows have no frame. It keeps up when 95 % of the volumes have their last frame within 0.7 TR.
+The bank consists of the shipped demo's bundle and six variants of it for other windows. All brain modules and
+diffusion models have different weights, so only the VAE is shared. `realtime serve` decodes the demo's run,
+which `python -m sim replay` sends at the scan's pace. The results are, over the volumes of the run, the time
+from a volume's last byte to its last frame as a share of the TR, and the reasons for windows without a frame.
+The bank keeps up if 95 % of the volumes have their last frame within 0.7 TR.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ LIMIT_TR = 0.7
 
 
 def main() -> None:
-    """Make the bank, scan, measure."""
+    """Make the bank, run the scan and write the figures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--speed", type=float, default=1.0, help="of the scan (default: its own pace)")
+    parser.add_argument("--speed", type=float, default=1.0, help="1 is the scan's pace (default 1)")
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--out", type=Path, help="JSON file of the figures")
     options = parser.parse_args()
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def variant(source: Path, folder: Path, offset_volumes: int) -> Path:
-    """A copy of a bundle for another window, with other weights."""
+    """Copy a bundle, with another window and other weights."""
     shutil.copytree(source, folder)
     for name in ("brain", "denoise"):
         model = onnx.load(folder / f"{name}.onnx")
@@ -85,7 +85,7 @@ def variant(source: Path, folder: Path, offset_volumes: int) -> Path:
 
 
 def scan(bank: Path, out: Path, engine: str, speed: float) -> Recorded:
-    """The demo's run through a runtime and a scanner as processes of their own."""
+    """Send the demo's run to a runtime; scanner and runtime are separate processes."""
     command = [sys.executable, "-m", "realtime", "serve", "--headless", "--bundle", str(bank)]
     command += ["--source", "tcp://127.0.0.1:0", "--out", str(out), "--engine", engine]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as served:
@@ -102,7 +102,7 @@ def scan(bank: Path, out: Path, engine: str, speed: float) -> Recorded:
 
 
 def figures(recorded: Recorded) -> dict[str, Any]:
-    """Times as shares of the TR, and counts."""
+    """Return times as shares of the TR, and counts."""
     tr_ms = 1e3 * recorded.info.start.tr_s
     first = recorded.info.first_decoder
     general_rows = recorded.rows_by(first)
@@ -124,7 +124,7 @@ def figures(recorded: Recorded) -> dict[str, Any]:
 
 
 def quantiles(values: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, float]:
-    """p50, p95 and the largest."""
+    """Return median, 95th percentile and maximum."""
     p50, p95, largest = np.quantile(values, [0.5, 0.95, 1.0])
     return {"p50": round(float(p50), 3), "p95": round(float(p95), 3), "max": round(float(largest), 3)}
 

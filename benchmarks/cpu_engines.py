@@ -1,4 +1,4 @@
-"""Whole decodes on this CPU: the runtime's engines beside the same model in torch and diffusers.
+"""Compares whole decodes on this CPU: the runtime's engines and the same model in torch and diffusers.
 
     python benchmarks/full_size_export.py --recipe demo --forms compact --work W --keep
     python benchmarks/cpu_engines.py --checkpoint W/checkpoint --bundle W/compact
@@ -10,14 +10,13 @@ and at full size:
     python benchmarks/cpu_engines.py --checkpoint W/checkpoint --bundle W/fp32 --steps 2 -n 3
         --one-at-a-time --out docs/results/cpu_engines_full_size.json
 
-Of another checkpoint than a random one, what is measured is the same.
+Times do not depend on the weights, so a random checkpoint suffices.
 
-A decode is: window, brain module, DDIM with classifier-free guidance, VAE, 8-bit picture. Every mode is a
-process of its own with all cores, waits while the others work, and takes its turn in every round, so that a
-machine that slows down slows all alike; the same weights, the same windows, the same noise. Large models are
-measured one after the other instead. Reported are medians, their ratios to eager torch in fp32 with the
-adapter beside the weights, which is what the paper's released code runs, and the least PSNR against its
-pictures.
+A decode consists of window, brain module, DDIM with classifier-free guidance, VAE and 8-bit picture. Every
+mode is a separate process with all cores, and all use the same weights, windows and noise. The modes
+alternate, so that a slowdown of the machine affects all of them equally; large models are measured one after
+the other instead. The results are medians, their ratios to eager torch in fp32 with the adapter beside the
+weights (as in the paper's released code), and the lowest PSNR against its pictures.
 """
 
 from __future__ import annotations
@@ -54,12 +53,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, help="the model, for torch")
-    parser.add_argument("--bundle", type=Path, help="made of it (default: one is exported for this)")
-    parser.add_argument("--steps", type=int, default=20, help="of DDIM (default: %(default)s)")
-    parser.add_argument("-n", type=int, default=15, help="decodes of each mode (default: %(default)s)")
-    parser.add_argument("--mode", nargs="+", help="only modes whose names begin so; the reference always")
-    parser.add_argument("--one-at-a-time", action="store_true", help="where memory holds one model only")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="the model for torch")
+    parser.add_argument("--bundle", type=Path, help="bundle of the checkpoint (default: export one)")
+    parser.add_argument("--steps", type=int, default=20, help="steps of DDIM (default: %(default)s)")
+    parser.add_argument("-n", type=int, default=15, help="decodes per mode (default: %(default)s)")
+    parser.add_argument("--mode", nargs="+", help="prefixes of modes to run besides the reference")
+    parser.add_argument(
+        "--one-at-a-time", action="store_true", help="for models too large to keep all loaded"
+    )
     parser.add_argument("--out", type=Path, help="JSON file of the figures")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -76,14 +77,14 @@ def main() -> None:
 
 
 def exported(checkpoint: Path, out: Path) -> Path:
-    """A bundle of the checkpoint."""
+    """Export a bundle of the checkpoint."""
     from export.bundle.build import export_bundle
 
     return export_bundle(checkpoint, out).folder
 
 
 def windows_for(bundle: Bundle, n: int) -> NDArray[np.float32]:
-    """Standard normal windows ``[n, V, T]``, and one before them to warm up with."""
+    """Draw standard normal windows ``[n + 1, V, T]``; the first is for warming up."""
     shape = (n + 1, bundle.spec.roi.n_voxels, bundle.decoder().window.length_volumes)
     return np.random.default_rng(SEED).standard_normal(shape, dtype=np.float32)
 
@@ -91,7 +92,7 @@ def windows_for(bundle: Bundle, n: int) -> NDArray[np.float32]:
 def chosen_modes(
     checkpoint: Path, bundle: Path, steps: int, wanted: list[str] | None
 ) -> dict[str, Callable[[], Decode]]:
-    """Ways to decode, by name, each to be made in a process of its own."""
+    """Return the modes by name; each is created in its own process."""
     torch_way = partial(torch_decode, checkpoint, steps)
     modes: dict[str, Callable[[], Decode]] = {
         REFERENCE: partial(torch_way, merged=False, bf16=False, compiled=False),
@@ -115,7 +116,7 @@ def chosen_modes(
 
 
 def engine_decode(bundle: Path, name: str, steps: int) -> Decode:
-    """Decode with the runtime; nothing is made ready for other samplers."""
+    """Decode with the runtime; only one sampler is prepared."""
     from export.graphs.samplers import ddim
 
     opened = Bundle.open(bundle)
@@ -127,7 +128,7 @@ def engine_decode(bundle: Path, name: str, steps: int) -> Decode:
 
 
 def torch_decode(checkpoint: Path, steps: int, *, merged: bool, bf16: bool, compiled: bool) -> Decode:
-    """Decode with torch as diffusers' pipelines do: their scheduler, both conditions in one batch."""
+    """Decode with torch like diffusers' pipelines: their scheduler, both conditions in one batch."""
     import torch
 
     from train.checkpoints.checkpoint import load_checkpoint
@@ -168,7 +169,7 @@ def torch_decode(checkpoint: Path, steps: int, *, merged: bool, bf16: bool, comp
 
 
 def serve(make: Callable[[], Decode], requests: Connection) -> None:
-    """A mode's process: decode every window that comes, until None."""
+    """Run a mode's process: decode every window received, until None."""
     decode = make()
     while (window := requests.recv()) is not None:
         began = perf_counter()
@@ -177,7 +178,7 @@ def serve(make: Callable[[], Decode], requests: Connection) -> None:
 
 
 class Mode:
-    """A mode's process, from here."""
+    """The process of a mode, seen from the parent."""
 
     def __init__(self, name: str, make: Callable[[], Decode], warm_up: NDArray[np.float32]) -> None:
         context = multiprocessing.get_context("spawn")
@@ -192,20 +193,20 @@ class Mode:
         self.images.clear()
 
     def decode(self, window: NDArray[np.float32]) -> None:
-        """Have it decode a window, and wait."""
+        """Send a window to the process and wait for the result."""
         self._requests.send(window)
         taken_s, image = self._requests.recv()
         self.taken_s.append(taken_s)
         self.images.append(image)
 
     def end(self) -> None:
-        """Let its memory go."""
+        """End the process, which frees its memory."""
         self._requests.send(None)
         self._process.join()
 
 
 def in_turns(modes: dict[str, Callable[[], Decode]], windows: NDArray[np.float32]) -> dict[str, Mode]:
-    """Every mode decodes the first window, then every one the second, and so on."""
+    """Decode the first window in every mode, then the second one, and so on."""
     running = {name: Mode(name, make, windows[0]) for name, make in modes.items()}
     for window in windows[1:]:
         for mode in running.values():
@@ -218,7 +219,7 @@ def in_turns(modes: dict[str, Callable[[], Decode]], windows: NDArray[np.float32
 def one_after_the_other(
     modes: dict[str, Callable[[], Decode]], windows: NDArray[np.float32]
 ) -> dict[str, Mode]:
-    """Every mode decodes all windows and is gone before the next begins."""
+    """Decode all windows in one mode and end it before the next mode begins."""
     done = {}
     for name, make in modes.items():
         done[name] = Mode(name, make, windows[0])
@@ -229,7 +230,7 @@ def one_after_the_other(
 
 
 def summary(measured: dict[str, Mode]) -> dict[str, Any]:
-    """Medians, ratios of medians, and how far the pictures are from the reference's."""
+    """Return medians, ratios of medians and the PSNR of pictures against the reference's."""
     reference = measured[REFERENCE]
     reference_s = float(np.median(reference.taken_s))
     return {
@@ -249,7 +250,7 @@ def summary(measured: dict[str, Mode]) -> dict[str, Any]:
 
 
 def psnr_db(found: NDArray[np.uint8], expected: NDArray[np.uint8]) -> float:
-    """Of 8-bit pictures; 100 where they are the same."""
+    """Return the PSNR of 8-bit pictures in dB, 100 if they are equal."""
     from export.parity.differences import psnr_db as psnr
 
     return psnr(found, expected)

@@ -1,12 +1,12 @@
-"""Export of the paper's model at full size: minutes, peak memory, sizes and parity.
+"""Measures the export of the paper's model at full size: minutes, peak memory, sizes and parity.
 
     python benchmarks/full_size_export.py --out docs/results/full_size_export.json
 
-A checkpoint of the recipe ``paper`` with random weights (brain module for 15 724 voxels, UNet of Versatile
-Diffusion with an adapter, its VAE) is written to a folder, and ``export_bundle`` makes a bundle of it in each
-form, in a process of its own, whose peak memory is what the system says of it. Random weights take the time
-and the memory of real ones; parity with real ones can differ. Needs 30 GB of disk. ``--recipe demo`` does the
-same at the demo's size; with ``--work DIR --keep`` checkpoint and bundles stay, for ``cpu_engines.py``.
+It writes a checkpoint of the recipe ``paper`` with random weights (brain module for 15 724 voxels, UNet of
+Versatile Diffusion with an adapter, its VAE), and exports a bundle in each form in a separate process, whose
+peak memory it reads. Time and memory do not depend on the weights; parity does. It needs 30 GB of disk.
+``--recipe demo`` uses the demo's size. ``--work DIR --keep`` keeps checkpoint and bundles for
+``cpu_engines.py``.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ ADAPTER_SD = 0.02
 
 
 def main() -> None:
-    """Export every form and write the figures; those of other forms in the file are kept."""
+    """Export every form and write the figures; keep the figures of other forms in the file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--forms", nargs="+", default=["fp32", "fp16"], choices=("compact", "fp32", "fp16"))
     parser.add_argument("--recipe", default="paper", choices=tuple(N_VOXELS), help="default: %(default)s")
-    parser.add_argument("--voxels", type=int, help="of the brain module (default: as the recipe's subjects)")
+    parser.add_argument("--voxels", type=int, help="voxels of the brain module (default: the recipe's)")
     parser.add_argument("--work", type=Path, help="folder to work in (default: a temporary one)")
     parser.add_argument("--keep", action="store_true", help="leave the checkpoint and the bundles in --work")
     parser.add_argument("--out", type=Path, help="JSON file of the figures")
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def in_own_process(work: Callable[..., Any], *arguments: Any) -> Any:
-    """Run a function in a fresh process, so that its peak memory is its own."""
+    """Run a function in a new process, so that its peak memory can be measured."""
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe(duplex=False)
     process = spawn.Process(target=_send, args=(theirs, work, arguments))
@@ -87,7 +87,9 @@ def in_own_process(work: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return ours.recv()
     except EOFError as error:
-        raise SystemExit(f"{work.__name__}{arguments} ended without a result") from error
+        raise SystemExit(
+            f"{work.__name__}{arguments} ended without a result; see the output above"
+        ) from error
     finally:
         process.join()
 
@@ -97,7 +99,7 @@ def _send(pipe: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]
 
 
 def export(checkpoint: Path, form: Form, out: Path) -> dict[str, Any]:
-    """Export a checkpoint and say what it took."""
+    """Export a checkpoint and return time, memory, sizes and parity."""
     journal = Journal()
     logging.getLogger("export").setLevel(logging.INFO)
     logging.getLogger("export").addHandler(journal)
@@ -118,7 +120,7 @@ def export(checkpoint: Path, form: Form, out: Path) -> dict[str, Any]:
 
 
 class Journal(logging.Handler):
-    """When each line of the export's log came, in minutes, and the memory then and at most until then."""
+    """Records time, memory and peak memory at each line of the export's log."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +128,7 @@ class Journal(logging.Handler):
         self.stages: list[dict[str, Any]] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Note a line."""
+        """Record a line."""
         peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
         now_gb = psutil.Process().memory_info().rss / 1e9
         at = (time.perf_counter() - self.begun_s) / 60
@@ -137,7 +139,7 @@ class Journal(logging.Handler):
 
 
 def write_checkpoint(folder: Path, name: str, n_voxels: int | None = None) -> None:
-    """A base model and a checkpoint of a recipe as training leaves them, with random weights."""
+    """Write a base model and a checkpoint of a recipe with random weights, in the format of training."""
     torch.manual_seed(1)
     recipe, n_voxels = read_recipe(Path(name)), n_voxels or N_VOXELS[name]
     unet = make_unet(recipe.base)

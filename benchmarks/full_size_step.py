@@ -1,11 +1,12 @@
-"""Optimizer steps of the paper's model at full size, through the training loop itself.
+"""Measures optimizer steps of the paper's model at full size in the training loop.
 
     python benchmarks/full_size_step.py --out docs/results/full_size_step.json
 
-The recipe ``paper`` with a batch of one window: brain module for 15 724 voxels and 6 volumes, Versatile
-Diffusion's UNet with LoRA, latents 4 x 64 x 64, condition 257 x 768, DeepSpeed ZeRO-2 with optimizer offload.
-Weights, windows and latents are random, which changes neither time nor memory. Reported are the first step
-(which allocates), those behind it, the checkpoint's size, the process's peak memory, and what it ran on.
+It uses the recipe ``paper`` with a batch of one window: brain module for 15 724 voxels and 6 volumes,
+Versatile Diffusion's UNet with LoRA, latents 4 x 64 x 64, condition 257 x 768, DeepSpeed ZeRO-2 with
+optimizer offload. Weights, windows and latents are random, which affects neither time nor memory. The results
+are the times of the first step (which allocates memory) and of later steps, the checkpoint's size, and the
+peak memory.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ N_VOXELS, LATENT_SHAPE = 15_724, (4, 64, 64)
 
 
 def main() -> None:
-    """Take the steps and write the figures."""
+    """Train for some steps and write the figures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -63,7 +64,7 @@ def main() -> None:
 
 
 def measure(recipe: Recipe) -> dict[str, Any]:
-    """Train for the recipe's steps in a temporary folder and read its own journal."""
+    """Train for the recipe's steps in a temporary folder and read the figures that the loop logs."""
     begun = time.perf_counter()
     torch.manual_seed(1)
     model = untrained(recipe)
@@ -97,7 +98,7 @@ def measure(recipe: Recipe) -> dict[str, Any]:
 
 
 def untrained(recipe: Recipe) -> Dynadiff:
-    """The recipe's model with random weights."""
+    """Make the recipe's model with random weights."""
     unet = make_unet(recipe.base)
     set_trainable(unet, recipe.finetune)
     brain = BrainModule(brain_config(recipe, N_VOXELS))
@@ -106,7 +107,7 @@ def untrained(recipe: Recipe) -> Dynadiff:
 
 
 def batch_of(chosen: NDArray[np.int64]) -> Batch:
-    """Windows and latents of the right size."""
+    """Draw windows and latents of full size."""
     return {
         "windows": torch.randn(len(chosen), N_VOXELS, 6),
         "subjects": torch.zeros(len(chosen), dtype=torch.int64),
@@ -115,7 +116,7 @@ def batch_of(chosen: NDArray[np.int64]) -> Batch:
 
 
 def logged(folder: Path, name: str) -> list[float]:
-    """What the loop wrote to TensorBoard, step by step."""
+    """Read a scalar of every step from the loop's TensorBoard log."""
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
     return [event.value for event in events.Scalars(name)]

@@ -1,10 +1,10 @@
-"""Runtime and scanner are killed (``kill -9``) at random moments of a run, and started again.
+"""Kills runtime and scanner (``kill -9``) at random moments of a run and restarts them.
 
     python benchmarks/kills.py --moments 50 --out kills.json
 
-Each of the two dies at so many moments, five in a run, in an order drawn by the seed. In the end the run must
-be one take, closed, with every volume of it in the journal byte for byte as it was recorded, each in one
-state, and none missing; and a replay must make its frames again bit for bit.
+Each of the two is killed at ``--moments`` moments, five per run, in random order. Afterwards the run must be
+a single closed take. Its journal must contain every volume byte for byte as it was sent, every volume must
+have one state and none be missing, and a replay must reproduce its frames bit for bit.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from realtime.record.reader import read_recorded
 
 RUN_ID = "killed"
 LAST_SHARE = 0.9
-"""No kill after this share of a run: a scanner that is started again once it is closed begins another."""
+"""No kill after this share of a run: a scanner that restarts after the run is closed begins another run."""
 PATIENCE_S = 600.0
 PER_RUN = 5
-"""Kills in a run."""
+"""Number of kills per run."""
 
 
 class Trial:
-    """A runtime and a scanner as processes of their own, in a folder of their own."""
+    """A runtime and a scanner, as processes with their own folder."""
 
     def __init__(self, bundle: Path, nsd: Path, run: int, out: Path, speed: float) -> None:
         self.recorded = Run(Layout(nsd), 1, 1, run)
@@ -62,29 +62,29 @@ class Trial:
 
     @property
     def n_held(self) -> int:
-        """About how many volumes are in the journal: by its size."""
+        """Approximate number of volumes in the journal, from its size."""
         journal = self.out / RUN_ID / "volumes.journal"
         return journal.stat().st_size // self.recorded.volume(0).nbytes if journal.exists() else 0
 
     def kill_runtime(self) -> None:
-        """End the runtime without a word; a new one takes its place and its port."""
+        """Kill the runtime and start another at the same port."""
         _kill(self.runtime)
         self.runtime = self._start_runtime()
 
     def kill_scanner(self) -> None:
-        """End the scanner without a word; a new one goes on."""
+        """Kill the scanner and start another."""
         _kill(self.scanner)
         self.scanner = self._start_scanner()
 
     def finish(self) -> None:
-        """Let the scanner end the run, and the runtime report it."""
+        """Wait until the scanner has ended the run, then stop the runtime."""
         if self.scanner.wait(PATIENCE_S):
-            raise SystemExit("the scanner ended with an error")
+            raise SystemExit(f"the scanner failed; see {self._log.name}")
         self.runtime.terminate()
         self.runtime.wait(PATIENCE_S)
 
     def close(self) -> None:
-        """End what still runs."""
+        """Kill the processes that still run."""
         for process in (self.scanner, self.runtime):
             _kill(process)
         self._log.close()
@@ -116,7 +116,7 @@ def _kill(process: subprocess.Popen[str]) -> None:
 def killed_run(
     bundle: Path, nsd: Path, run: int, out: Path, *, victims: Sequence[str], rng: random.Random, speed: float
 ) -> int:
-    """Send a run, kill each victim in turn, check and replay the run; how many frames it has."""
+    """Send a run, kill each victim in turn, check and replay the run; return its number of frames."""
     trial = Trial(bundle, nsd, run, out, speed)
     try:
         last = LAST_SHARE * trial.recorded.n_volumes
@@ -137,9 +137,9 @@ def killed_run(
 
 
 def replayed(trial: Trial, bundle: Path) -> int:
-    """Replay a run; how many frames are the recorded ones bit for bit.
+    """Replay a run and return its number of frames.
 
-    :raises SystemExit: where not all of them are, or the account is another
+    :raises SystemExit: when frames or states of volumes differ from the recorded run
     """
     out = trial.out.with_name(f"{trial.out.name}-again")
     command = [sys.executable, "-m", "realtime", "replay", str(trial.out / RUN_ID)]
@@ -147,15 +147,15 @@ def replayed(trial: Trial, bundle: Path) -> int:
         [*command, "--bundle", str(bundle), "--out", str(out)], capture_output=True, text=True
     )
     if done.returncode:
-        raise SystemExit(f"the replay is another: {done.stdout[-2000:]}{done.stderr}")
+        raise SystemExit(f"the replay differs from the run: {done.stdout[-2000:]}{done.stderr}")
     frames = json.loads((out / RUN_ID / "replay.json").read_text())["frames"]
     return len(frames)
 
 
 def check(trial: Trial) -> None:
-    """See that nothing was lost.
+    """Check that nothing was lost.
 
-    :raises SystemExit: saying what is not so
+    :raises SystemExit: when a check fails; the message lists the failed checks
     """
     folder = trial.out / RUN_ID
     recorded = read_recorded(folder)
@@ -175,17 +175,17 @@ def check(trial: Trial) -> None:
         "the run is one take": [path.name for path in trial.out.iterdir()] == [RUN_ID],
     }
     if failed := [name for name, holds in checks.items() if not holds]:
-        raise SystemExit(f"{folder}: not so: {'; '.join(failed)}")
+        raise SystemExit(f"{folder}: failed checks: {'; '.join(failed)}")
 
 
 def main() -> None:
-    """Kill until there were so many moments."""
+    """Run the kills and write the figures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--moments", type=int, default=50, help="at which each of both dies (default 50)")
-    parser.add_argument("--speed", type=float, default=20.0, help="as fast as the scan (default 20)")
-    parser.add_argument("--seed", type=int, default=0, help="draws moments and victims (default 0)")
+    parser.add_argument("--moments", type=int, default=50, help="kills of each process (default 50)")
+    parser.add_argument("--speed", type=float, default=20.0, help="1 is the scan's pace (default 20)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments and their order (default 0)")
     parser.add_argument("--out", type=Path, help="JSON file of the figures")
     options = parser.parse_args()
     rng = random.Random(options.seed)
@@ -194,18 +194,18 @@ def main() -> None:
     deaths: Counter[str] = Counter()
     n_frames = 0
     runs = [victims[first : first + PER_RUN] for first in range(0, len(victims), PER_RUN)]
-    for of_run in runs:
+    for run_victims in runs:
         with tempfile.TemporaryDirectory() as folder:
             n_frames += killed_run(
                 demo_data("bundle"),
                 demo_data("nsd"),
                 10,
                 Path(folder) / "runs",
-                victims=of_run,
+                victims=run_victims,
                 rng=rng,
                 speed=options.speed,
             )
-        deaths.update(of_run)
+        deaths.update(run_victims)
         print(f"{dict(deaths)}: nothing lost, {n_frames} frames replayed bit for bit", flush=True)
     if options.out:
         figures = {"kills": dict(deaths), "runs": len(runs), "frames_replayed": n_frames}

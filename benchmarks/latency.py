@@ -1,12 +1,12 @@
-"""From the last byte of a volume of real size to its frame, the decoder's own time taken off.
+"""Measures the latency from a volume's last byte to its frame at real size, without the decoder's time.
 
     python benchmarks/full_size_export.py --recipe demo --voxels 15724 --forms compact --work W --keep
     python benchmarks/latency.py --bundle W/compact --out docs/results/latency.json
 
-A run of 226 volumes of 81 x 104 x 83 float32, one every 0.5 s, goes over ZeroMQ to `realtime serve`, which
-masks 15 724 voxels, journals, detrends and decodes with the bundle's quickest sampler. The table of the run
-tells each frame's stages; what is left without brain, denoise and vae must be within 25 ms at the 99th
-percentile.
+A run of 226 volumes of 81 x 104 x 83 float32, one every 0.5 s, is sent over ZeroMQ to `realtime serve`, which
+masks 15 724 voxels, writes the journal, detrends, and decodes with the bundle's quickest sampler. The run's
+table contains the time of each stage. The stages besides brain, denoise and vae must take at most 25 ms at
+the 99th percentile.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ N_VOLUMES, TR_S, LIMIT_MS = 226, 0.5, 25.0
 
 
 class Head:
-    """Volumes of noise on a baseline; as few are drawn as make no difference to what is measured."""
+    """A run of noise on a baseline; a few distinct volumes repeat, which does not affect the measurement."""
 
     def __init__(self, bundle: Bundle) -> None:
         spec = bundle.spec
@@ -56,20 +56,20 @@ class Head:
         self._volumes = [(baseline + 20 * each).tobytes() for each in noise]
 
     def volume(self, index: int) -> bytes:
-        """Voxels of a volume."""
+        """Return the voxels of a volume."""
         return self._volumes[index * 5 % len(self._volumes)]
 
     def picture_png(self, onset_volume: int) -> bytes:
-        """Nothing is shown."""
+        """Raise, because the run has no pictures."""
         raise AssertionError(onset_volume)
 
 
 def main() -> None:
-    """Scan, and read the run's table."""
+    """Send the run and write the figures of its table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--bundle", type=Path, required=True, help="for 15 724 voxels of such volumes")
+    parser.add_argument("--bundle", type=Path, required=True, help="bundle for volumes of this size")
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--out", type=Path, help="JSON file of the figures")
     options = parser.parse_args()
@@ -83,14 +83,14 @@ def main() -> None:
 
 
 def quicker(source: Path, folder: Path) -> Bundle:
-    """A copy of a bundle for the TR that is measured at."""
+    """Copy a bundle, with the TR of this benchmark."""
     shutil.copytree(source, folder)
     write_spec(folder, msgspec.structs.replace(Bundle.open(source).spec, tr_s=TR_S))
     return Bundle.open(folder)
 
 
 def scan(bundle: Bundle, out: Path, engine: str) -> Recorded:
-    """One run through a runtime of its own."""
+    """Send a run to a runtime in a process of its own."""
     sampler = min(bundle.spec.samplers, key=lambda each: sum(1 + (g != 1) for g in each.guidance))
     command = [sys.executable, "-m", "realtime", "serve", "--headless", "--source", "tcp://127.0.0.1:0"]
     command += ["--bundle", str(bundle.folder), "--out", str(out), "--engine", engine]
@@ -108,7 +108,7 @@ def scan(bundle: Bundle, out: Path, engine: str) -> Recorded:
 
 
 def figures(recorded: Recorded) -> dict[str, Any]:
-    """Of every frame, what is not the decoder's own time, by stage."""
+    """Return the latency of the stages besides decoding, over all frames."""
     rows = [row for row in recorded.rows if row.total_ms is not None]
     own = {
         "journal": [row.journal_ms or 0.0 for row in rows],
@@ -128,7 +128,7 @@ def figures(recorded: Recorded) -> dict[str, Any]:
 
 
 def quantiles(values: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, float]:
-    """p50, p95, p99 and the largest."""
+    """Return median, 95th and 99th percentile and maximum."""
     levels = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
     return {name: round(float(np.quantile(values, q)), 2) for name, q in levels.items()}
 

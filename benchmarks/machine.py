@@ -1,4 +1,4 @@
-"""What a benchmark was measured on, for its results: figures mean little without it."""
+"""Describes the machine that a benchmark ran on, for its results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from realtime.decoding.engines.choose import usable_cores
 
 
 def machine(*packages: str) -> dict[str, Any]:
-    """Date, processor, cores that may be used, load of the last minute, versions of packages."""
+    """Return date, processor, usable cores, load of the last minute and versions of packages."""
     return {
         "date": datetime.date.today().isoformat(),
         "processor": processor(),
@@ -24,7 +24,7 @@ def machine(*packages: str) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name and what of its instructions matters here."""
+    """Return the processor's name and its vector instruction sets."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,13 +1,13 @@
-"""Preparing one real-size run and feeding windows from the cache, each beside the obvious alternative.
+"""Measures preparing a real-size run and reading windows from the cache, each beside an alternative.
 
     python benchmarks/preparation.py --out docs/results/preparation.json
 
-One run of 81 x 104 x 83 x 226 int16 volumes, 15 724 voxels in the region, is made up in NSD's layout. Then,
-each in a process of its own, so that its peak memory is its own:
+It writes a run of 81 x 104 x 83 x 226 int16 volumes with 15 724 voxels in the ROI in NSD's layout. Then it
+measures, each in a separate process to get its peak memory:
 
-- *read and z-score*: what ``python -m train prepare`` does to a run (read, mask, detrend, z-score),
+- *read and z-score*: the work of ``python -m train prepare`` on a run (read, mask, detrend, z-score),
 - *NiftiMasker*: nilearn with the same settings on the same file,
-- *feed*: windows a second from the cache in batches of 40, with the reading of raw files beside it.
+- *feed*: windows per second from the cache in batches of 40, and from raw files.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SECONDS_OF_FEEDING = 10
 
 
 def make_run(root: Path) -> None:
-    """One run and its region, of NSD's size; noise around a baseline compresses as badly as a scan."""
+    """Write a run and its ROI of NSD's size; noise around a baseline compresses as badly as a scan."""
     from nsd import Layout
 
     layout = Layout(root)
@@ -67,7 +67,7 @@ def ours(root: Path) -> dict[str, float]:
 
 
 def niftimasker(root: Path) -> dict[str, float]:
-    """The same with nilearn, on the 225 volumes that have a design row."""
+    """Do the same with nilearn on the 225 volumes that have a design row."""
     from nilearn.image import index_img
     from nilearn.maskers import NiftiMasker
 
@@ -89,7 +89,7 @@ def niftimasker(root: Path) -> dict[str, float]:
 
 
 def feed(root: Path) -> dict[str, float]:
-    """Windows a second out of a cache of 64 runs (900 MB), and out of raw files."""
+    """Read windows from a cache of 64 runs (900 MB) and from raw files."""
     from nsd import Layout, Run, read_roi
     from train.data.dataset import Examples, WindowData
 
@@ -122,7 +122,7 @@ STEPS = {"ours": ours, "niftimasker": niftimasker, "feed": feed}
 
 
 def main() -> None:
-    """Run every step in a process of its own and write the figures."""
+    """Run every step in its own process and write the figures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

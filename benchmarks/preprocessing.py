@@ -1,15 +1,15 @@
-"""The streaming preprocessor at real size, volume by volume, beside nilearn on the growing prefix.
+"""Compares the streaming preprocessor at real size with nilearn on the growing prefix of the run.
 
     python benchmarks/preprocessing.py --out docs/results/preprocessing_stream.json
 
-A run of 226 volumes, 81 x 104 x 83 float32, of which 15 724 voxels are the region. Timed, on one core: mask,
-repair, judge spikes, update the fit and z-score the window of 6, as the runtime does at every volume. The
-other way is ``nilearn.signal.clean`` on the rows so far, with the same drift basis; it is timed at a few
-volumes, and its last 6 rows must be the stream's window to within 1e-5. Asked is p99 <= 5 ms, as fast in the
-last quarter of the run as in the first, <= 200 MB, and 50 times faster than nilearn at the end; which of
-these hold is printed.
+The run has 226 volumes of 81 x 104 x 83 float32 with 15 724 voxels in the ROI. The benchmark times, on one
+core, what the runtime does at every volume: mask, repair, detect spikes, update the fit and z-score the
+window of 6. At a few volumes it also times ``nilearn.signal.clean`` on the rows so far with the same drift
+basis; its last 6 rows must equal the stream's window within 1e-5. The goals are p99 <= 5 ms, the same speed
+in the last quarter of the run as in the first, <= 200 MB, and 50 times the speed of nilearn at the end. The
+result says which goals are met.
 
-Each is a process of its own, so that its peak memory is its own. Nothing else should run meanwhile.
+Each part runs in its own process to measure its peak memory. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from realtime.preprocessing.stream import StreamingPreprocessor, cosine_basis
 GRID, N_VOXELS, N_VOLUMES, WINDOW, TR_S = (81, 104, 83), 15_724, 226, 6, 4 / 3
 SETTINGS = Preprocessing(high_pass_hz=0.0078125, warmup_volumes=30, prior_volumes=10.0)
 COMPARED = (56, 113, 169, 226)
-"""Numbers of volumes at which nilearn is run, too."""
+"""Numbers of volumes at which nilearn is timed too."""
 P99_MS, EXTRA_MB, TIMES_FASTER, APART, FLAT = 5.0, 200.0, 50.0, 1e-5, 1.2
 
 
 def volumes() -> Any:
-    """The run: a baseline with drift and noise, volume by volume."""
+    """Yield the volumes of the run: a baseline with drift and noise."""
     rng = np.random.default_rng(0)
     baseline = rng.uniform(600, 2000, GRID).astype(np.float32)
     for index in range(N_VOLUMES):
@@ -49,14 +49,14 @@ def volumes() -> Any:
 
 
 def region() -> np.ndarray:
-    """Bool [x, y, z]."""
+    """Return the mask of the ROI, bool [x, y, z]."""
     mask = np.zeros(np.prod(GRID), dtype=bool)
     mask[np.random.default_rng(1).choice(mask.size, N_VOXELS, replace=False)] = True
     return mask.reshape(GRID)
 
 
 def stream(folder: Path) -> dict[str, float]:
-    """Push every volume and take every window."""
+    """Time the streaming preprocessor at every volume."""
     mask, times_ms, rows = region(), [], np.empty((N_VOLUMES, N_VOXELS), dtype=np.float32)
     run = volumes()
     volume = next(run)
@@ -84,7 +84,7 @@ def stream(folder: Path) -> dict[str, float]:
 
 
 def prefix(folder: Path) -> dict[str, float]:
-    """Nilearn on the rows so far, at a few volumes."""
+    """Time nilearn on the rows so far, at a few volumes."""
     from nilearn.signal import clean
 
     warnings.simplefilter("ignore")
@@ -108,7 +108,7 @@ STEPS = {"stream": stream, "prefix": prefix}
 
 
 def verdicts(results: dict[str, dict[str, float]]) -> dict[str, bool]:
-    """Which of the wishes hold."""
+    """Return which goals are met."""
     ours, theirs = results["stream"], results["prefix"]
     return {
         f"p99 <= {P99_MS} ms": ours["p99_ms"] <= P99_MS,
@@ -120,7 +120,7 @@ def verdicts(results: dict[str, dict[str, float]]) -> dict[str, bool]:
 
 
 def main() -> None:
-    """Run both, each in a process of its own on one core, and write the figures."""
+    """Run both parts, each in its own process on one core, and write the figures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,13 +1,12 @@
-"""What a bundle's sampler tables cost and what they lose, on held-out runs.
+"""Measures the cost and the quality of a bundle's sampler tables on held-out runs.
 
     python benchmarks/samplers.py --nsd data/nsd --out docs/results/samplers
 
-Presentations of the runs that the bundle's model never saw are decoded by the runtime with every table of
-the bundle, from windows preprocessed as the runtime does. Each table's identification and PixCorr stand
-with their 95 % bootstrap intervals, and so do their differences from the first table's on the same trials.
-A table loses something measurable in a metric where the interval of the difference lies below zero; named is
-the cheapest that does so in none, and the cheapest that in none can lose half a point (0.005). Writes
-OUT.json and OUT.md.
+The runtime decodes presentations of held-out runs with every table of the bundle, from windows with the
+runtime's preprocessing. For each table the results are identification and PixCorr, and their differences from
+the first table on the same trials, with 95 % bootstrap intervals. A table loses measurably in a metric if the
+interval of the difference lies below zero. The results name the cheapest table that loses measurably in no
+metric, and the cheapest that in no metric can lose half a point (0.005). Writes OUT.json and OUT.md.
 """
 
 from __future__ import annotations
@@ -36,12 +35,12 @@ from train.evaluation.results_table import METRICS, see
 MEASURED = ("Pixels", "EffNet-Lite0", "PixCorr")
 N_RESAMPLES = 10_000
 MARGIN = 0.005
-"""Half a point of identification; what is lost within it nobody sees."""
+"""Half a point of identification, a loss that is not visible."""
 DEMO = Path(__file__).parent.parent / "realtime" / "demo_data" / "bundle"
 
 Pictures = NDArray[np.uint8]
 Values = dict[str, PerTrial]
-"""By metric, one number per trial."""
+"""One number per trial, by metric."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,15 +53,15 @@ class Interval:
 
 
 def main() -> None:
-    """Decode, score, write."""
+    """Decode with every table, score, and write the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--nsd", type=Path, required=True, help="root of the data set")
-    parser.add_argument("--bundle", type=Path, default=DEMO, help="(default: the demo's)")
+    parser.add_argument("--bundle", type=Path, default=DEMO, help="bundle to measure (default: the demo's)")
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--trials", type=int, default=320)
-    parser.add_argument("--seed", type=int, default=1, help="of the trials drawn and of the first noise")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the trials and the noise")
     parser.add_argument("--out", type=Path, required=True, help="two files: OUT.json, OUT.md")
     options = parser.parse_args()
     bundle, layout = Bundle.open(options.bundle), Layout(options.nsd)
@@ -90,16 +89,16 @@ def main() -> None:
 
 
 def held_out_runs(bundle: Bundle) -> list[RunKey]:
-    """Runs that the bundle's model has not seen, by what its provenance notes."""
+    """Return the runs that were held out from training, from the bundle's provenance."""
     (stage,) = (stage for stage in bundle.spec.provenance if stage.name == "checkpoint")
     noted = stage.notes.get("held_out_runs", "").split()
     if not noted:
-        raise SystemExit(f"{bundle.folder} names no runs that were held out from training")
+        raise SystemExit(f"{bundle.folder}: expected held-out runs in the provenance, found none")
     return [RunKey(bundle.spec.subject, *(int(part) for part in run.split("/"))) for run in noted]
 
 
 def drawn(bundle: Bundle, layout: Layout, n: int, seed: int) -> list[RunTrial]:
-    """At most ``n`` held-out presentations whose windows the runtime trusts, in order."""
+    """Draw at most ``n`` held-out presentations whose windows are not warming, in order."""
     window, warmup = bundle.decoder().window, bundle.spec.preprocessing.warmup_volumes
     usable = [
         item
@@ -111,7 +110,7 @@ def drawn(bundle: Bundle, layout: Layout, n: int, seed: int) -> list[RunTrial]:
 
 
 def streamed(bundle: Bundle, layout: Layout, trials: Sequence[RunTrial]) -> NDArray[np.float32]:
-    """Windows ``[n, V, T]`` of presentations in the order of their runs, as the runtime would make them."""
+    """Return windows ``[n, V, T]`` of presentations in order of runs, with the runtime's preprocessing."""
     spec, window = bundle.spec, bundle.decoder().window
     roi = read_roi(layout, spec.subject)
     ends: dict[RunKey, list[int]] = {}
@@ -125,20 +124,20 @@ def streamed(bundle: Bundle, layout: Layout, trials: Sequence[RunTrial]) -> NDAr
             bundle.prior_mean,
             bundle.prior_sd,
             window.length_volumes,
-            of_run,
+            run_ends,
         )
-        for key, of_run in tqdm(ends.items(), "runs")
+        for key, run_ends in tqdm(ends.items(), "runs")
     ]
     return np.concatenate(parts)
 
 
 def decode(decoder: Decoder, windows: NDArray[np.float32], sampler: Sampler) -> Pictures:
-    """Pictures ``[n, H, W, 3]`` of windows ``[n, V, T]``."""
+    """Decode windows ``[n, V, T]`` to pictures ``[n, H, W, 3]``."""
     return np.stack([decoder.decode(window, sampler).image for window in tqdm(windows, sampler.name)])
 
 
 def scores(shown: Pictures, decoded: dict[str, Pictures]) -> dict[str, Values]:
-    """Every trial's metrics, by table."""
+    """Return the metrics of every trial, by table."""
     seen = see({"shown": shown, **decoded}, None)
     metrics = [metric for metric in METRICS if metric.name in MEASURED]
     return {
@@ -151,7 +150,7 @@ def scores(shown: Pictures, decoded: dict[str, Pictures]) -> dict[str, Values]:
 
 
 def judged(samplers: Sequence[Sampler], values: dict[str, Values], resampling: Resampling) -> dict[str, Any]:
-    """Each table's metrics and their differences from the first's, and the cheapest that loses nothing."""
+    """Return each table's metrics and differences from the first table, and the cheapest good tables."""
     first = values[samplers[0].name]
     tables = {}
     for sampler in samplers:
@@ -174,23 +173,23 @@ def judged(samplers: Sequence[Sampler], values: dict[str, Values], resampling: R
 
 
 def _worst(table: dict[str, Any]) -> float:
-    """The most that a table may lose in a metric: the lowest end of its differences' intervals."""
+    """Return the lowest end of a table's intervals of differences: the most that it may lose."""
     return min(float(each["low"]) for each in table["differences"].values())
 
 
 def interval(values: PerTrial, resampling: Resampling) -> Interval:
-    """The mean of one number per trial, with its interval."""
+    """Return the mean over trials with its interval."""
     low, high = resampling.interval(values)
     return Interval(mean=float(values.mean()), low=low, high=high)
 
 
 def unet_calls(sampler: Sampler) -> int:
-    """Evaluations of the UNet on one latent: two in a guided step, one in another."""
+    """Return the number of UNet evaluations: two per guided step, one per unguided step."""
     return sum(1 if guidance == 1 else 2 for guidance in sampler.guidance)
 
 
 def as_markdown(results: dict[str, Any]) -> str:
-    """The table for people."""
+    """Format the results as Markdown."""
     lines = [
         f"{results['trials']} held-out trials (seed {results['seed']}), streaming; brackets: 95 % intervals "
         f"over pictures; Δ: paired difference from {results['reference']}.",

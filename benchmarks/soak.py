@@ -1,12 +1,12 @@
-"""Hours of scanning with faults at many times the scan's pace: every volume accounted, memory flat.
+"""Simulates hours of scanning with faults and checks that no volume is lost and memory does not grow.
 
     python benchmarks/soak.py --hours 8 --out soak.json
 
-`realtime serve` runs as a process of its own; runs of 225 volumes are sent to it one after the other, with
-1 % of each fault that `sim` can make. Time is compressed by a bundle whose TR is shorter (``--times``), so
-that patience, staleness and deadlines shrink along. After each run: every planned volume has one state, what
-was acknowledged is in the journal, what the scanner dropped is missing. The runtime's memory may grow by 5 %
-at most after the first simulated hour. Run folders are removed once they are checked.
+Runs of 225 volumes are sent one after the other to `realtime serve` in its own process, with 1 % of each
+fault that `sim` can inject. A bundle with a shorter TR compresses time (``--times``), including timeouts and
+deadlines. After each run every planned volume must have one state, acknowledged volumes must be in the
+journal, and volumes that the scanner dropped must be missing. The runtime's memory may grow by 5 % at most
+after the first simulated hour. Run folders are deleted after the check.
 """
 
 from __future__ import annotations
@@ -61,17 +61,17 @@ class Noise:
         self._number = number
 
     def volume(self, index: int) -> bytes:
-        """Voxels of a volume."""
+        """Return the voxels of a volume."""
         noise = np.random.default_rng((self._number, index)).standard_normal(self.start.shape)
         return (self._baseline + 20 * noise).astype("<i2").tobytes()
 
     def picture_png(self, onset_volume: int) -> bytes:
-        """Nothing is shown."""
+        """Raise, because the run has no pictures."""
         raise AssertionError(onset_volume)
 
 
 def faster_bundle(folder: Path, times: float) -> Bundle:
-    """The shipped demo's bundle with a shorter TR; drifts are as fast as before, counted in volumes."""
+    """Copy the demo's bundle with a shorter TR; drifts per volume stay the same."""
     shutil.copytree(demo_data("bundle"), folder)
     spec = Bundle.open(folder).spec
     high_pass_hz = spec.preprocessing.high_pass_hz * times
@@ -82,7 +82,7 @@ def faster_bundle(folder: Path, times: float) -> Bundle:
 
 @contextmanager
 def served(bundle: Bundle, out: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The runtime and its address."""
+    """Run the runtime; yield its process and address."""
     command = [sys.executable, "-m", "realtime", "serve", "--headless", "--source", "tcp://127.0.0.1:0"]
     command += ["--bundle", str(bundle.folder), "--out", str(out)]
     with (out.parent / "serve.log").open("w") as log:
@@ -101,17 +101,17 @@ def served(bundle: Bundle, out: Path) -> Iterator[tuple[subprocess.Popen[str], s
         process.stdout.close()
     said = (out.parent / "serve.log").read_text()
     if process.returncode or "Traceback" in said:
-        raise SystemExit(f"the runtime ended with {process.returncode} and said: {said[-4000:]}")
+        raise SystemExit(f"the runtime ended with code {process.returncode}; its log: {said[-4000:]}")
 
 
 def one_run(bundle: Bundle, address: str, out: Path, number: int) -> tuple[Counter[str], int]:
-    """Send a run, check its account, remove its folder; its volumes by state, and how many were spoilt."""
+    """Send a run, check it and delete its folder; return counts of volumes by state, and of faults."""
     scan = Noise(bundle, number)
     plan = draw_plan(dict.fromkeys(KINDS, RATE), number, scan.start)
-    spoilt = FaultyScan(scan, plan)
-    sender = Sender(spoilt.start, [], speed=1.0, late_tr=late_tr(plan, N_VOLUMES))
+    faulty = FaultyScan(scan, plan)
+    sender = Sender(faulty.start, [], speed=1.0, late_tr=late_tr(plan, N_VOLUMES))
     with ZmqLink(address) as link:
-        complete = Scanner(spoilt, FaultyLink(link, plan), sender, tell=lambda _: None).replay()
+        complete = Scanner(faulty, FaultyLink(link, plan), sender, tell=lambda _: None).replay()
     folder = out / scan.start.run_id
     recorded = read_recorded(folder)
     states = {row.volume: row.state for row in recorded.rows}
@@ -124,15 +124,15 @@ def one_run(bundle: Bundle, address: str, out: Path, number: int) -> tuple[Count
         "the run has one take": not (out / f"{scan.start.run_id}_take-2").exists(),
     }
     if failed := [name for name, holds in checks.items() if not holds]:
-        raise SystemExit(f"{scan.start.run_id} in {folder}: not so: {'; '.join(failed)}")
-    while not (folder / "report.html").exists():  # the last that the runtime writes into it
+        raise SystemExit(f"{scan.start.run_id} in {folder}: failed checks: {'; '.join(failed)}")
+    while not (folder / "report.html").exists():  # the last file that the runtime writes
         time.sleep(0.05)
     shutil.rmtree(folder)
     return Counter(states.values()), len(plan)
 
 
 def soak(hours: float, times: float) -> dict[str, Any]:
-    """Runs until that many hours have been simulated."""
+    """Send runs until ``hours`` are simulated; return the figures."""
     counts: Counter[str] = Counter()
     memory_mb: list[float] = []
     n_runs, n_faults, begun_s = 0, 0, time.monotonic()
@@ -163,14 +163,12 @@ def soak(hours: float, times: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Soak, print, and fail where memory grew."""
+    """Run the simulation, write the figures, and fail if memory grew."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--hours", type=float, default=8.0, help="to simulate (default 8)")
-    parser.add_argument(
-        "--times", type=float, default=40.0, help="as fast as the scan; 40: a TR of 33 ms (default 40)"
-    )
+    parser.add_argument("--hours", type=float, default=8.0, help="hours to simulate (default 8)")
+    parser.add_argument("--times", type=float, default=40.0, help="speed; 40 is a TR of 33 ms (default 40)")
     parser.add_argument("--out", type=Path, help="JSON file of the figures")
     options = parser.parse_args()
     figures = soak(options.hours, options.times)

@@ -1,9 +1,9 @@
-"""Which volumes of synthetic runs are censored as spikes: false alarms in quiet runs, and jerks found.
+"""Measures the detection of spikes in synthetic runs: false alarms in still runs, and detected head jerks.
 
     python benchmarks/spikes.py
 
-Synthesizes a subject whose head lies still and one that jerks 1.5 times a run (see ``sim/cortex.toml``), and
-preprocesses their runs as the runtime does. Where the head jerked is read from the motion files.
+It synthesizes a subject whose head is still and one whose head jerks 1.5 times per run (``sim/cortex.toml``),
+and preprocesses their runs as the runtime does. The motion files show which volumes have jerks.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ JERK_MM = 0.4
 def subject(
     root: Path, spikes_per_run: float, sessions: int, seed: int
 ) -> Iterator[tuple[set[int], set[int], int]]:
-    """Of each run of a new subject: volumes censored, volumes at which the head jerked, number of volumes."""
+    """Yield, for each run of a new subject, censored volumes, volumes with jerks, and number of volumes."""
     settings = dataclasses.replace(read_settings(), spikes_per_run=spikes_per_run)
     synthesize(root, settings=settings, seed=seed, subject=1, n_sessions=sessions, n_stimuli=0)
     layout = Layout(root)
@@ -42,7 +42,7 @@ def subject(
 
 
 def censored(rows: np.ndarray) -> set[int]:
-    """Volumes of a run [n, V] that the runtime would censor."""
+    """Return the volumes of a run [n, V] that the runtime censors."""
     voxels = rows.shape[1]
     mask = np.ones((voxels, 1, 1), dtype=bool)
     prior = np.full(voxels, 1000.0), np.full(voxels, 20.0)
@@ -51,19 +51,19 @@ def censored(rows: np.ndarray) -> set[int]:
 
 
 def jerks(motion: np.ndarray) -> set[int]:
-    """Volumes at which the shifts [n, 3 of 6] jump there and back."""
+    """Return the volumes at which the translations in ``motion`` [n, 6] jump for one volume."""
     shift = motion[:, :3]
     jump_mm = np.linalg.norm(shift[1:-1] - (shift[:-2] + shift[2:]) / 2, axis=1)
     return set((np.flatnonzero(jump_mm > JERK_MM) + 1).tolist())
 
 
 def main() -> None:
-    """Count and print."""
+    """Count detections and print them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sessions", type=int, default=3, help="of 12 runs, of each subject (default 3)")
-    parser.add_argument("--seed", type=int, default=11, help="of the first subject (default 11)")
+    parser.add_argument("--sessions", type=int, default=3, help="sessions of 12 runs per subject (default 3)")
+    parser.add_argument("--seed", type=int, default=11, help="seed of the first subject (default 11)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         still = list(subject(Path(folder) / "still", 0.0, options.sessions, options.seed))

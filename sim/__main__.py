@@ -1,4 +1,4 @@
-"""``python -m sim``: make synthetic subjects, and replay runs as a scanner would send them."""
+"""``python -m sim``: make synthetic subjects and replay runs like a scanner."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sim.errors import SimError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; return the exit code (2: an error that was explained in one line)."""
+    """Run one subcommand and return its exit code; 2 means an error that was reported in one line."""
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.command(arguments))
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"sim: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("sim: interrupted; the same command goes on from here", file=sys.stderr)
+        print("sim: interrupted; run the same command again to continue", file=sys.stderr)
         return 130
 
 
@@ -44,16 +44,19 @@ def _add_synthesize(commands: argparse._SubParsersAction[argparse.ArgumentParser
     parser = commands.add_parser(
         "synthesize",
         help="write a synthetic subject in the layout of the Natural Scenes Dataset",
-        description="Write a synthetic subject in NSD's layout: pictures, experiment plan, region of "
-        "interest and the runs of the first N sessions. Deterministic in --seed; an interrupted command goes "
-        "on where it was. A session takes about 10 s and 24 MB, all 73 000 pictures 2 minutes and 290 MB.",
+        description="Write a synthetic subject in NSD's layout: pictures, experimental design, region of "
+        "interest and the runs of the first N sessions. The result depends on --seed only; an interrupted "
+        "command continues when it is run again. A session takes about 10 s and 24 MB, all 73 000 pictures 2 "
+        "minutes and 290 MB.",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="root of the data set")
     parser.add_argument("--subject", type=int, default=1, help="subject number, 1 to 8 (default 1)")
     parser.add_argument(
         "--sessions", type=int, required=True, metavar="N", help="write sessions 1 to N (at most 40)"
     )
-    parser.add_argument("--seed", type=int, default=1, help="draws scenes, plan, cortex, noise (default 1)")
+    parser.add_argument(
+        "--seed", type=int, default=1, help="seed of scenes, design, cortex and noise (default 1)"
+    )
     parser.add_argument(
         "--settings", type=Path, metavar="TOML", help="settings of the cortex (default: sim/cortex.toml)"
     )
@@ -62,7 +65,8 @@ def _add_synthesize(commands: argparse._SubParsersAction[argparse.ArgumentParser
         type=int,
         default=N_IMAGES,
         metavar="N",
-        help="write the first N pictures into the stimulus file; 0: none, replay can draw them (default all)",
+        help="write the first N pictures to the stimulus file; 0 writes none, since replay can draw them "
+        "(default all)",
     )
     parser.set_defaults(command=_synthesize)
 
@@ -79,8 +83,8 @@ def _synthesize(arguments: argparse.Namespace) -> int:
         n_sessions=arguments.sessions,
         n_stimuli=arguments.pictures,
     )
-    low, median, high = provenance.median_share(arguments.subject)
-    print(f"signal share of a volume, over voxels: median {median:.3f}, quartiles {low:.3f} and {high:.3f}")
+    low, median, high = provenance.share_quartiles(arguments.subject)
+    print(f"share of variance that pictures evoke: median {median:.3f}, quartiles {low:.3f} and {high:.3f}")
     return 0
 
 
@@ -94,10 +98,10 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "replay",
-        help="be the scanner: send a recorded run to a runtime, volume by volume",
+        help="simulate a scanner: send a recorded run to a runtime, volume by volume",
         description="Send a run of a data set in NSD's layout to a runtime, volume by volume at the scan's "
-        "pace, with the pictures that were shown. What the runtime has not acknowledged is sent again when "
-        "either side comes back: killed and started again, the same command goes on at the first volume the "
+        "pace, with the pictures that were shown. Volumes that the runtime has not acknowledged are sent "
+        "again after a restart of either side: the same command continues at the first volume that the "
         "runtime lacks. Ctrl-C ends the run on both sides.",
     )
     _add_run_options(parser)
@@ -105,16 +109,16 @@ def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--connect",
         default="tcp://127.0.0.1:5555",
         metavar="ADDRESS",
-        help="where the runtime listens (default tcp://127.0.0.1:5555)",
+        help="address of the runtime (default tcp://127.0.0.1:5555)",
     )
     parser.add_argument(
         "--keys",
         type=Path,
         metavar="DIR",
-        help="the scanner's folder from `realtime keys`, for a runtime that asks for keys",
+        help="the scanner's folder made by `realtime keys`, if the runtime requires keys",
     )
     parser.add_argument(
-        "--speed", type=float, default=1.0, help="1 is the scan's own pace, 8 eight times as fast (default 1)"
+        "--speed", type=float, default=1.0, help="1 is the scan's pace, 8 is eight times as fast (default 1)"
     )
     parser.add_argument(
         "--run-id", metavar="ID", help="name of the run (default: as in sub-01_ses-nsd01_task-nsdcore_run-01)"
@@ -122,18 +126,18 @@ def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument(
         "--stop-with-stdin",
         action="store_true",
-        help="stop when standard input ends, as it does when the program that started this one is gone",
+        help="stop when standard input ends, which happens when the parent process dies",
     )
     parser.add_argument(
         "--fault",
         action="append",
         default=[],
         metavar="KIND=RATE",
-        help="spoil the run on purpose, each volume with this probability; may be given again: drop, delay, "
-        "reorder, stall, nan, spike (at the scanner), corrupt, duplicate, disconnect (on the way)",
+        help="inject a fault into each volume with this probability; can be repeated. Faults of the scanner: "
+        "drop, delay, reorder, stall, nan, spike; in transit: corrupt, duplicate, disconnect",
     )
     parser.add_argument(
-        "--fault-seed", type=int, default=0, metavar="N", help="draws the faults (default %(default)s)"
+        "--fault-seed", type=int, default=0, metavar="N", help="seed of the faults (default %(default)s)"
     )
     parser.set_defaults(command=_replay)
 
@@ -170,7 +174,7 @@ def _replay(arguments: argparse.Namespace) -> int:
             with _interrupts(scanner.interrupt):
                 is_complete = scanner.replay(progress)
     if not is_complete:
-        tell(f"interrupted; the runtime holds {sender.n_held} of {sender.start.n_volumes} volumes")
+        tell(f"interrupted; the runtime has {sender.n_held} of {sender.start.n_volumes} volumes")
         return 130
     tell(f"run complete: {sender.n_held} volumes acknowledged")
     return 0
@@ -180,7 +184,7 @@ def _replay(arguments: argparse.Namespace) -> int:
 def _interrupts(interrupt: Callable[[], None]) -> Iterator[None]:
     """Call ``interrupt`` at the first Ctrl-C; the second ends the program at once.
 
-    Not as an exception: one that is raised inside a library's callback is printed there and lost.
+    It raises no exception, because an exception inside a library's callback is printed there and lost.
     """
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -195,18 +199,18 @@ def _interrupts(interrupt: Callable[[], None]) -> Iterator[None]:
 
 
 def _exit_at_end_of_input() -> None:
-    # Not sys.stdin: a thread that waits in it would hold up the interpreter's own end.
+    # Not sys.stdin, because a thread that waits in it blocks the interpreter's exit.
     while os.read(0, 4096):
         pass
-    os._exit(130)  # the runtime went with whoever held the other end: nobody is left to end the run with
+    os._exit(130)  # the parent, which runs the runtime, is gone, so the run cannot be ended properly
 
 
 def _add_excerpt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "excerpt",
-        help="copy one run of a synthetic data set into a small data set of its own",
-        description="Copy one run with its region, design and motion into a folder in the same layout. "
-        "Pictures are left out; replay draws them from the seed.",
+        help="copy one run of a synthetic data set to a small data set",
+        description="Copy one run with its ROI, design and motion to a folder in the same layout. Pictures "
+        "are omitted; replay draws them from the seed.",
     )
     _add_run_options(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="root of the new data set")
@@ -227,15 +231,15 @@ def _add_betas(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "betas",
         help="estimate single-trial responses of a synthetic subject from its recorded runs",
-        description="Estimate how strongly each voxel responded to each presentation, from the recorded runs "
-        "alone, and write one file a session in the layout of NSD's betas_fithrf_GLMdenoise_RR. Each voxel "
-        "gets the haemodynamic response of a small library that explains its runs best; how far ridge draws "
-        "trials to the voxel's mean response is chosen by how well a trial foretells the same picture in "
-        "another run. Slow drift is removed, noise components (GLMdenoise) are not. Z-score the responses "
-        "within each session before use. Files hold int16, 300 times percent signal change, "
-        "[x, y, z, 750 trials]; voxels outside the region of interest are 0. nsd.read_betas reads them. "
-        "Files that are there are kept, so an interrupted command goes on where it was. A session of 2 000 "
-        "voxels takes about 1 s and 3 MB.",
+        description="Estimate each voxel's response to each presentation from the recorded runs, and write "
+        "one file per session in the layout of NSD's betas_fithrf_GLMdenoise_RR. Each voxel uses the "
+        "haemodynamic response of a small library that explains its runs best. Ridge regression shrinks "
+        "trials towards the voxel's mean response; the penalty is chosen by how well a trial predicts the "
+        "same picture in another run. Slow drifts are removed; noise components (GLMdenoise) are not. "
+        "Z-score the betas within each session before use. Files store int16, 300 times percent signal "
+        "change, [x, y, z, 750 trials], with 0 outside the region of interest; nsd.read_betas reads them. "
+        "Existing files are kept, so an interrupted command continues when it is run again. A session of "
+        "2 000 voxels takes about 1 s and 3 MB.",
     )
     parser.add_argument("--nsd", type=Path, required=True, metavar="DIR", help="root of a synthetic data set")
     parser.add_argument("--subject", type=int, default=1, help="subject number (default 1)")
@@ -243,7 +247,7 @@ def _add_betas(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--sessions",
         type=int,
         metavar="N",
-        help="estimate sessions 1 to N (default: all whose 12 task runs are there)",
+        help="estimate sessions 1 to N (default: all sessions with their 12 task runs on disk)",
     )
     parser.set_defaults(command=_betas)
 
@@ -252,7 +256,7 @@ def _betas(arguments: argparse.Namespace) -> int:
     from sim.betas import write_betas
 
     written, kept = write_betas(arguments.nsd, subject=arguments.subject, n_sessions=arguments.sessions)
-    print(f"single-trial responses: {len(written)} sessions written, {len(kept)} were there")
+    print(f"single-trial responses: {len(written)} sessions written, {len(kept)} existed already")
     return 0
 
 

@@ -1,7 +1,7 @@
-"""Where the simulated brain's voxels lie and how responses of neighbours resemble each other.
+"""The simulated brain's anatomy, and smooth patterns over its voxels.
 
-The brain is an ellipsoid that fills the grid, cortex its outer shell, the region of interest
-the hindmost voxels of that shell: the back of the head, where vision is.
+The brain is an ellipsoid that fills the grid; the cortex is its outer shell. The ROI consists of the rearmost
+voxels of that shell, where visual cortex lies.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ F32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class Anatomy:
-    """``labels`` int16 ``[x, y, z]`` in nsdgeneral's code: -1 no cortex, 0 other cortex, 1 in the region.
+    """``labels`` int16 ``[x, y, z]`` in nsdgeneral's code: 1 in the ROI, 0 other cortex, -1 outside cortex.
 
-    ``brain`` bool ``[x, y, z]``; ``affine`` float64 ``[4, 4]``; ``positions`` float32 ``[V, 3]``: the
-    region's voxels in C order of the grid, each axis from -1 to 1.
+    ``brain`` bool ``[x, y, z]``; ``affine`` float64 ``[4, 4]``; ``positions`` float32 ``[V, 3]``: positions
+    of the ROI's voxels in C order of the grid, each axis from -1 to 1.
     """
 
     labels: npt.NDArray[np.int16]
@@ -32,14 +32,14 @@ class Anatomy:
 
     @property
     def roi(self) -> npt.NDArray[np.bool_]:
-        """Mask of the region of interest."""
+        """Mask of the ROI."""
         return self.labels > 0
 
 
 def build_anatomy(settings: CortexSettings) -> Anatomy:
-    """Lay out the brain. Deterministic: all subjects of the same settings share it.
+    """Build the anatomy, which depends on the settings only; all subjects share it.
 
-    :raises SimError: the shell has fewer voxels than the region needs.
+    :raises SimError: when the shell has fewer voxels than the ROI
     """
     grid = np.array(settings.grid)
     axes = [(np.arange(n) - (n - 1) / 2) / (n / 2) for n in settings.grid]
@@ -62,16 +62,16 @@ def build_anatomy(settings: CortexSettings) -> Anatomy:
 
 
 def _affine(settings: CortexSettings) -> npt.NDArray[np.float64]:
-    """Isotropic voxels, the grid's middle at the origin."""
+    """Return the affine of isotropic voxels with the grid's centre at the origin."""
     affine = np.diag([settings.voxel_mm] * 3 + [1.0])
     affine[:3, 3] = -settings.voxel_mm * (np.array(settings.grid) - 1) / 2
     return affine
 
 
 def smooth_patterns(positions: F32, n_patterns: int, rng: np.random.Generator) -> F32:
-    """Random smooth fields over the region, float32 ``[n_patterns, V]``, mean 0 and SD 1 each.
+    """Draw random smooth patterns over the ROI, float32 ``[n_patterns, V]``, mean 0 and SD 1 each.
 
-    Plane waves of random direction and phase with about one period across the brain.
+    Each is a sum of plane waves of random direction and phase with about one period across the brain.
     """
     directions = rng.normal(0, 2.5, (n_patterns, 4, 3))
     phases = rng.uniform(0, 2 * np.pi, (n_patterns, 4, 1))

@@ -1,6 +1,6 @@
-"""Writes single-trial responses of a synthetic subject in NSD's layout.
+"""Writes betas (single-trial responses) of a synthetic subject in NSD's layout.
 
-They are estimated from the recorded runs, as from anyone's; nothing of the forward model is looked at.
+They are estimated from the recorded runs, as for a real subject, without use of the forward model.
 """
 
 from __future__ import annotations
@@ -24,19 +24,18 @@ _DESCRIPTION = b"300 x % signal change; fitted HRF, ridge; no GLMdenoise; 0 outs
 
 
 def write_betas(root: Path, *, subject: int, n_sessions: int | None) -> tuple[list[int], list[int]]:
-    """Write the single-trial responses of sessions 1 to ``n_sessions``, or of all whose runs are there.
+    """Write the betas of sessions 1 to ``n_sessions``, or of all sessions whose runs are on disk.
 
-    Files hold what `nsd.read_betas` reads; voxels outside the region are 0. Existing files are kept, a new
-    one appears whole.
+    `nsd.read_betas` reads the files; voxels outside the ROI are 0. Existing files are kept; each file is
+    written atomically.
 
-    :returns: sessions that were written, and sessions that were there
-    :raises SimError: not a synthetic data set, or no session with all its runs
-    :raises NsdError: region or runs are missing or damaged, or NSD does not have the session
+    :returns: sessions that were written, and sessions that existed already
+    :raises SimError: when the data set is not synthetic, or no session is complete
+    :raises NsdError: when ROI or runs are missing or damaged, or NSD has no such session
     """
     if not (root / FILE_NAME).is_file():
         raise SimError(
-            f"{root}: expected a synthetic data set, found no {FILE_NAME}; NSD has single-trial responses of "
-            "its own"
+            f"{root}: expected a synthetic data set, found no {FILE_NAME}; use NSD's own betas for NSD"
         )
     layout = Layout(root)
     sessions = _complete_sessions(layout, subject) if n_sessions is None else _first(subject, n_sessions)
@@ -57,7 +56,7 @@ def write_betas(root: Path, *, subject: int, n_sessions: int | None) -> tuple[li
 
 
 def _first(subject: int, n_sessions: int) -> list[int]:
-    task_runs(subject, n_sessions)  # refuses what NSD does not have before anything is written
+    task_runs(subject, n_sessions)  # raises if NSD has no such session, before anything is written
     return list(range(1, n_sessions + 1))
 
 

@@ -1,7 +1,7 @@
-"""The forward model: pictures in, haemodynamic responses out.
+"""The forward model: computes the BOLD response of the ROI to pictures.
 
-Shares nothing with the decoder: no network anywhere, only hand-written feature maps, object
-tuning and double-gamma responses. Legend: N pictures, V voxels of the region, T volumes, C channels.
+It shares nothing with the decoder and uses no network, only hand-written feature maps, object tuning and
+double-gamma responses. Legend: N pictures, V voxels of the ROI, T volumes, C channels.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from sim.settings import CortexSettings
 F32 = npt.NDArray[np.float32]
 
 N_WRITTEN_VOLUMES = N_DESIGN_ROWS + 1
-_FIRST_REFERENCE_IMAGE = 1_000_000  # scenes no subject ever sees; they set the responses' scale
+_FIRST_REFERENCE_IMAGE = 1_000_000  # scenes that no subject sees; they calibrate the responses
 _N_REFERENCE_IMAGES = 400
 _N_REFERENCE_RUNS = 16
 _BATCH = 200
 
 
 class Cortex:
-    """One subject's region of interest. A pure function of (settings, seed, subject)."""
+    """The ROI of one subject; depends on settings, seed and subject only."""
 
     def __init__(self, settings: CortexSettings, seed: int, subject: int) -> None:
         self.settings = settings
         self.anatomy: Anatomy = build_anatomy(settings)
         self.scenes = SceneSet(seed)
         rng = np.random.default_rng([seed, subject, 0])
-        # The hindmost voxels of the region see places, those before them know objects.
+        # The rearmost voxels of the ROI are retinotopic, the others object-selective.
         order = np.argsort(self.anatomy.positions[:, 1], kind="stable")
         self._retinotopic = order[: settings.n_retinotopic]
         self._selective = order[settings.n_retinotopic :]
@@ -53,15 +53,15 @@ class Cortex:
 
     @property
     def n_voxels(self) -> int:
-        """Voxels of the region."""
+        """Number of voxels in the ROI."""
         return self.settings.n_roi_voxels
 
     def responses(self, images: Sequence[int]) -> F32:
-        """Neural responses ``[N, V]`` to scenes, scaled so that a run's evoked series has mean variance 1."""
+        """Return neural responses ``[N, V]``, scaled so that a run's evoked series has mean variance 1."""
         return (self._standardised(images) + np.float32(self.settings.common_response_sd)) * self._gain
 
     def evoked(self, onsets: Sequence[int], responses: F32) -> F32:
-        """Convolve: ``responses`` ``[N, V]`` at volumes ``onsets`` give the BOLD series ``[226, V]``."""
+        """Convolve ``responses`` ``[N, V]`` at volumes ``onsets`` to the BOLD series ``[226, V]``."""
         events = np.zeros((N_WRITTEN_VOLUMES, responses.shape[1]), dtype=np.float32)
         events[np.asarray(onsets, dtype=np.int64)] = responses
         series = np.zeros_like(events)
@@ -92,7 +92,7 @@ class Cortex:
         return (self._raw(images) - self._mean) / self._sd
 
     def _raw(self, images: Sequence[int], maps: F32 | None = None) -> F32:
-        """Responses before scaling ``[N, V]``; ``maps`` ``[C, N, 32, 32]`` saves computing them again."""
+        """Return unscaled responses ``[N, V]``; ``maps`` ``[C, N, 32, 32]`` are computed if not given."""
         raw = np.empty((len(images), self.n_voxels), dtype=np.float32)
         for batch, part in enumerate(_batches(images)):
             rows = slice(batch * _BATCH, batch * _BATCH + len(part))
@@ -105,17 +105,17 @@ class Cortex:
         return feature_maps(np.stack([self.scenes.render(image) for image in images]))
 
     def _place_responses(self, maps: F32) -> F32:
-        """Channels pooled over the receptive field, mixed and compressed: ``[N, V]``."""
+        """Pool channels over receptive fields, mix and compress them: ``[N, V]``."""
         n_images = maps.shape[1]
         drive = np.zeros((n_images, len(self._retinotopic)), dtype=np.float32)
         for channel, scale, weights in zip(maps, self._channel_scale, self._weights, strict=True):
-            heard = np.flatnonzero(weights)
-            pooled = channel.reshape(n_images, -1) @ self._fields[:, heard]
-            drive[:, heard] += pooled * (weights[heard] / scale)
+            driven = np.flatnonzero(weights)
+            pooled = channel.reshape(n_images, -1) @ self._fields[:, driven]
+            drive[:, driven] += pooled * (weights[driven] / scale)
         return np.sign(drive) * np.abs(drive) ** np.float32(self.settings.compression)
 
     def _object_responses(self, images: Sequence[int]) -> F32:
-        """Tuning to the object shown, growing with its size and falling with its distance: ``[N, V]``."""
+        """Return responses to the objects, which grow with size and fall with eccentricity: ``[N, V]``."""
         scenes = [self.scenes.scene(image) for image in images]
         gains = np.array([self._size_gain(scene) for scene in scenes], dtype=np.float32)
         return self._tuning[[scene.object_index for scene in scenes]] * gains[:, None]
@@ -131,10 +131,10 @@ def _batches(images: Sequence[int]) -> list[Sequence[int]]:
 
 
 def _retinotopy(settings: CortexSettings, positions: F32, rng: np.random.Generator) -> tuple[F32, F32]:
-    """Receptive fields ``[cells, V]`` (each sums to 1) and channel weights ``[C, V]``.
+    """Draw receptive fields ``[cells, V]`` (each sums to 1) and channel weights ``[C, V]``.
 
-    Eccentricity grows towards the front, the left hemisphere sees the right half of the picture and the
-    upper cortex its lower half, as in real visual cortex; all of it with scatter.
+    As in visual cortex, eccentricity grows towards the front, the left hemisphere sees the right half of the
+    picture, and upper cortex its lower half; positions scatter randomly.
     """
     n_voxels = len(positions)
     forward = np.argsort(np.argsort(positions[:, 1] + rng.normal(0, 0.1, n_voxels))) / n_voxels
@@ -159,7 +159,7 @@ def _retinotopy(settings: CortexSettings, positions: F32, rng: np.random.Generat
 def _object_tuning(
     settings: CortexSettings, n_voxels: int, scenes: SceneSet, rng: np.random.Generator
 ) -> F32:
-    """Response ``[n_objects, V]`` of each selective voxel to each object: sparse, alike within a category."""
+    """Draw responses ``[n_objects, V]`` of selective voxels to objects: sparse, similar within a category."""
     dimensions = settings.object_dimensions
     by_category = {name: rng.normal(size=dimensions) for name in scenes.categories}
     own = rng.normal(size=(scenes.n_objects, dimensions))

@@ -1,5 +1,5 @@
-"""Errors of the simulator: one root, so that a command can catch what it can explain."""
+"""Errors of the simulator."""
 
 
 class SimError(Exception):
-    """Anything the simulator can name: says what was expected, what came and what to do."""
+    """Base of all expected errors; the message says what was expected, what was found and what to do."""

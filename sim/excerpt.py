@@ -1,6 +1,6 @@
-"""Cuts one run out of a synthetic data set: a folder in the same layout, small enough to ship.
+"""Copies one run of a synthetic data set to a folder in the same layout that is small enough to ship.
 
-Pictures are left out: whoever replays the run draws them from the seed in ``synthetic.json``.
+Pictures are omitted: a replay draws them from the seed in ``synthetic.json``.
 """
 
 from __future__ import annotations
@@ -15,19 +15,21 @@ from sim.synthetic_json import FILE_NAME, read_provenance
 
 
 def excerpt(source: Path, out: Path, *, subject: int, session: int, run: int) -> list[Path]:
-    """Copy one run with its region, design, motion and provenance; return the files written, sorted.
+    """Copy one run with its ROI, design, motion and provenance; return the written files, sorted.
 
-    :raises SimError: ``source`` is not synthetic (NSD's terms forbid passing data on), or is ``out`` itself.
-    :raises NsdError: the run or the region is missing or not what the layout says.
+    :raises SimError: when ``source`` is not synthetic (NSD's terms forbid redistribution), or equals ``out``
+    :raises NsdError: when the run or the ROI is missing or invalid
     """
     if not (source / FILE_NAME).is_file():
-        raise SimError(f"{source}: expected a synthetic data set, found no {FILE_NAME}; do not pass NSD on")
+        raise SimError(
+            f"{source}: expected a synthetic data set, found no {FILE_NAME}; NSD must not be redistributed"
+        )
     if source.resolve() == out.resolve():
         raise SimError(f"{out}: expected another folder than the data set itself")
     read_provenance(source)
     layout, target = Layout(source), Layout(out)
     found = Run(layout, subject, session, run)
-    found.roi_series(read_roi(layout, subject))  # an excerpt that could not be replayed is not written
+    found.roi_series(read_roi(layout, subject))  # raises before anything is written if it cannot be replayed
     pairs = [
         (layout.roi(subject), target.roi(subject)),
         (layout.design(*found.key), target.design(*found.key)),

@@ -1,10 +1,9 @@
-"""The synthetic experiment's plan in NSD's files: orderings, shared images, slots, image table.
+"""The synthetic experimental design in NSD's files: orderings, shared images, slots, image table.
 
-Made by NSD's rules (Allen et al. 2022, Methods): 73 000 images, 10 000 for each of 8 subjects
-of which 1 000 are shared by all, each shown three times over 40 sessions at distances that are
-short for some and long for others; 75 slots a run, of which the first 3 and the last 4 are
-blank and 5 more between stretches of 9 to 14 images; in every second run the last image gives
-way to a sixth blank, so that runs show 63 and 62 images in turn.
+It follows NSD's rules (Allen et al. 2022, Methods). There are 73 000 images, 10 000 for each of 8 subjects,
+of which all subjects share 1 000. Each is shown three times over 40 sessions, at short or long distances. A
+run has 75 slots. The first 3, the last 4 and 5 more between stretches of 9 to 14 images are blank. In every
+second run the last image is replaced by a blank, so runs show 63 and 62 images in turn.
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ _LEAD_OUT_SLOTS = 4
 _IMAGES_ODD_RUN = 63
 _STRETCHES = 6
 _SHORTEST_STRETCH, _LONGEST_STRETCH = 9, 14
-_NEAR_SHARE = 0.5  # of the repetitions, so many lie close to their image's place in the circle of trials
-_NEAR_SD = 0.02  # ... within about this share of it (a bit less than one session)
+_NEAR_SHARE = 0.5  # share of repetitions near their image's position on the circle of trials
+_NEAR_SD = 0.02  # SD of their distance as a share of the circle (slightly less than one session)
 
 
 def plan_experiment(seed: int) -> ExpDesign:
-    """Draw the plan; the same for all subjects of one seed."""
+    """Draw the design; it is the same for all subjects of a seed."""
     rng = np.random.default_rng([seed, 0, 1])
     images = rng.permutation(N_IMAGES)
     shared = np.sort(images[:N_SHARED_IMAGES])
@@ -54,7 +53,7 @@ def plan_experiment(seed: int) -> ExpDesign:
 
 
 def _draw_ordering(rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Place each image's three presentations on a circle, near each other or anywhere, and read around it."""
+    """Place each image's presentations on a circle, near each other or not, and order trials along it."""
     centres = rng.random((N_SUBJECT_IMAGES, 1))
     near = rng.normal(0, _NEAR_SD, (N_SUBJECT_IMAGES, N_REPETITIONS))
     anywhere = rng.random((N_SUBJECT_IMAGES, N_REPETITIONS))
@@ -65,7 +64,7 @@ def _draw_ordering(rng: np.random.Generator) -> npt.NDArray[np.int64]:
 
 
 def _without_immediate_repeats(ordering: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Swap trials so that no image follows itself at once."""
+    """Swap trials so that no image is shown twice in succession."""
     ordering = ordering.copy()
     for trial in np.flatnonzero(ordering[1:] == ordering[:-1]) + 1:
         other = (trial + 50) % len(ordering)
@@ -91,7 +90,7 @@ def _draw_run_slots(rng: np.random.Generator, *, drop_last: bool) -> npt.NDArray
 
 
 def _draw_stretches(rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Six stretch lengths of 9 to 14 that sum to 63, by rejection."""
+    """Draw six stretch lengths of 9 to 14 that sum to 63, by rejection."""
     while True:
         lengths = rng.integers(_SHORTEST_STRETCH, _LONGEST_STRETCH + 1, _STRETCHES)
         if lengths.sum() == _IMAGES_ODD_RUN:
@@ -99,7 +98,7 @@ def _draw_stretches(rng: np.random.Generator) -> npt.NDArray[np.int64]:
 
 
 def design_rows(plan: ExpDesign, subject: int, session: int, task_run: int) -> npt.NDArray[np.int64]:
-    """The design file of the ``task_run``-th task run (0..11): ``int64[225]``, 0 or a 1-based 73k id."""
+    """Return the design of the ``task_run``-th task run (0..11): ``int64[225]``, 0 or a 1-based 73k id."""
     design = np.zeros(N_DESIGN_ROWS, dtype=np.int64)
     slots = np.flatnonzero(plan.stimulus_slots[session - 1, task_run])
     design[ROWS_PER_SLOT * slots] = plan.run_trials(subject, session, task_run) + 1
@@ -107,7 +106,7 @@ def design_rows(plan: ExpDesign, subject: int, session: int, task_run: int) -> n
 
 
 def expdesign_variables(plan: ExpDesign) -> dict[str, npt.NDArray[np.float64]]:
-    """The variables of ``nsd_expdesign.mat``, 1-based doubles as MATLAB writes them."""
+    """Return the variables of ``nsd_expdesign.mat``, 1-based doubles like MATLAB's."""
     per_session = plan.ordering.reshape(N_SESSIONS, TRIALS_PER_SESSION)
     shown = [np.unique(session, return_counts=True)[1] for session in per_session]
     counts = [[np.count_nonzero(times == n) for times in shown] for n in range(1, N_REPETITIONS + 1)]
@@ -122,10 +121,10 @@ def expdesign_variables(plan: ExpDesign) -> dict[str, npt.NDArray[np.float64]]:
 
 
 def stim_info_csv(plan: ExpDesign) -> str:
-    """The text of ``nsd_stim_info_merged.csv``: one row for each of the 73 000 images.
+    """Return the text of ``nsd_stim_info_merged.csv`` with one row for each of the 73 000 images.
 
-    ``cocoId`` is a stand-in, the image's own 0-based number: scenes do not come from COCO.
-    ``subjectX_rep0..2`` are 1-based trials, 0 where the subject does not see the image.
+    ``cocoId`` is the image's 0-based number, because scenes do not come from COCO. ``subjectX_rep0..2`` are
+    1-based trials, or 0 if the subject does not see the image.
     """
     shared = np.zeros(N_IMAGES, dtype=np.int64)
     shared[plan.shared] = 1

@@ -1,18 +1,18 @@
-"""Faults on purpose, to see what a runtime makes of them: what goes wrong at a scanner and on its way.
+"""Injects faults of a scanner and its connection, to test a runtime.
 
-    drop        the scanner never hands the volume on
-    delay       it hands it on 0.5 to 5 TR late
-    reorder     it hands it on after the next one
-    stall       it hands nothing on for 4 to 8 TR, then all at once
-    nan         3 in 10 of its slices are not a number; such a run is sent as floats
-    spike       its slices are brighter and dimmer by 20 %, in turn
-    corrupt     a byte of its message changes on the way
-    duplicate   its message is sent twice
-    disconnect  the connection breaks, and the message is lost with it
+    drop        the scanner never sends the volume
+    delay       the scanner sends the volume 0.5 to 5 TR late
+    reorder     the scanner sends the volume after the next one
+    stall       the scanner sends nothing for 4 to 8 TR, then all volumes at once
+    nan         30 % of the volume's slices are NaN; the run is sent as floats
+    spike       the volume's slices are brighter and darker by 20 %, alternating
+    corrupt     a byte of the message changes in transit
+    duplicate   the message is sent twice
+    disconnect  the connection breaks and the message is lost
 
-A plan is a pure function of rates, seed and run: at most one fault a volume, and each volume's is drawn from
-its own numbers, so that a test (or a person) knows what was done. Faults of messages strike the first time a
-volume is sent; what is sent again comes through.
+A plan depends on rates, seed and run only. A volume has at most one fault, drawn from its own random numbers,
+so the plan is known in advance. Faults of messages apply when a volume is first sent; repeated messages
+arrive.
 
 Legend: x, y, z the grid of a volume; slices lie along z.
 """
@@ -31,7 +31,7 @@ import numpy as np
 
 from realtime import wire
 from sim.errors import SimError
-from sim.scanner import Link, Pictured
+from sim.scanner import Link, RunData
 
 Kind = Literal["drop", "delay", "reorder", "stall", "nan", "spike", "corrupt", "duplicate", "disconnect"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -39,32 +39,32 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 DELAY_TR = (0.5, 5.0)
 STALL_TR = (4.0, 8.0)
 REORDER_TR = 1.25
-"""So much later than it should a volume comes after the next one and before the one after that."""
+"""Delay that puts a volume after the next one and before the one after that."""
 NAN_SHARE = 0.3
-"""Of a volume's slices."""
+"""Share of a volume's slices."""
 SPIKE_SHARE = 0.2
-"""Of a voxel's value."""
+"""Change as a share of a voxel's value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """What befalls one volume."""
+    """The fault of one volume."""
 
     kind: Kind
     late_tr: float
-    """How late a delayed volume comes, how long a stall lasts; else 0."""
+    """Delay of the volume or duration of the stall; otherwise 0."""
     seed: int
-    """Draws which bytes or slices."""
+    """Seed for the affected bytes or slices."""
 
 
 Plan = Mapping[int, Fault]
-"""By volume; most have none."""
+"""Faults by volume; most volumes have none."""
 
 
 def parse_rates(texts: Sequence[str]) -> dict[Kind, float]:
-    """Rates from a command line, each like ``drop=0.01``: the probability that this befalls a volume.
+    """Parse rates like ``drop=0.01`` from a command line: the probability of a fault per volume.
 
-    :raises SimError: unknown faults, a rate outside 0 to 1, more than one fault a volume.
+    :raises SimError: when a fault is unknown, a rate lies outside 0 to 1, or rates sum to more than 1
     """
     rates: dict[Kind, float] = {}
     for text in texts:
@@ -72,7 +72,9 @@ def parse_rates(texts: Sequence[str]) -> dict[Kind, float]:
         kind = next((kind for kind in KINDS if kind == name), None)
         rate = _number(number)
         if kind is None or not 0 <= rate <= 1:
-            raise SimError(f"fault {text!r}: expected one of {', '.join(KINDS)} with a rate, like drop=0.01")
+            raise SimError(
+                f"fault {text!r}: expected one of {', '.join(KINDS)} with a rate from 0 to 1, like drop=0.01"
+            )
         rates[kind] = rate
     if sum(rates.values()) > 1:
         raise SimError(f"faults: expected rates that sum to at most 1, got {sum(rates.values()):g}")
@@ -87,7 +89,7 @@ def _number(text: str) -> float:
 
 
 def draw_plan(rates: Mapping[Kind, float], seed: int, start: wire.RunStart) -> dict[int, Fault]:
-    """What will befall each volume of a run; volumes without a fault are left out."""
+    """Draw the faults of a run's volumes; volumes without a fault are omitted."""
     drawn = (
         (index, _draw(rates, random.Random(f"{seed} {start.run_id} {index}")))
         for index in range(start.n_volumes)
@@ -97,7 +99,7 @@ def draw_plan(rates: Mapping[Kind, float], seed: int, start: wire.RunStart) -> d
 
 def _draw(rates: Mapping[Kind, float], rng: random.Random) -> Fault | None:
     rest = rng.random()
-    for kind in KINDS:  # in this order, whatever that of the rates
+    for kind in KINDS:  # a fixed order, independent of the order of the rates
         rest -= rates.get(kind, 0.0)
         if rest < 0:
             late_tr = {
@@ -110,7 +112,7 @@ def _draw(rates: Mapping[Kind, float], rng: random.Random) -> Fault | None:
 
 
 def late_tr(plan: Plan, n_volumes: int) -> dict[int, float]:
-    """How many TR late the scanner hands a volume on, infinity: never; others are left out."""
+    """Return by how many TR volumes are late; infinity means never sent, volumes in time are omitted."""
     late = {index: fault.late_tr for index, fault in plan.items() if fault.late_tr}
     for begin, fault in plan.items():
         if fault.kind == "stall":
@@ -120,7 +122,7 @@ def late_tr(plan: Plan, n_volumes: int) -> dict[int, float]:
 
 
 def describe(plan: Plan) -> list[str]:
-    """A line for each kind of fault that will happen."""
+    """Format the plan, one line for each kind of fault."""
     counts = Counter(fault.kind for fault in plan.values())
     return [
         f"{kind}: {counts[kind]} volumes, {', '.join(str(i) for i in sorted(plan) if plan[i].kind == kind)}"
@@ -129,39 +131,39 @@ def describe(plan: Plan) -> list[str]:
     ]
 
 
-class Scan(Pictured, Protocol):
-    """A recording with its start."""
+class StartedRun(RunData, Protocol):
+    """A run's data with its start message."""
 
     @property
     def start(self) -> wire.RunStart:
-        """How its volumes look."""
+        """Format of its volumes."""
 
 
 class FaultyScan:
-    """A recording whose volumes are spoilt as planned."""
+    """A run whose volumes have the planned faults."""
 
-    def __init__(self, scan: Scan, plan: Plan) -> None:
+    def __init__(self, scan: StartedRun, plan: Plan) -> None:
         self._scan = scan
         self._plan = plan
         dtype = scan.start.dtype
         has_nan = any(fault.kind == "nan" for fault in plan.values())
-        if has_nan and not dtype.startswith("float"):  # int32 beyond 2**24 wants more digits
+        if has_nan and not dtype.startswith("float"):  # float32 is not exact for int32 beyond 2**24
             dtype = "float64" if dtype == "int32" else "float32"
         self.start = msgspec.structs.replace(scan.start, dtype=dtype)
 
     def picture_png(self, onset_volume: int) -> bytes:
-        """The picture that appeared at ``onset_volume``."""
+        """Return the picture that appeared at ``onset_volume``."""
         return self._scan.picture_png(onset_volume)
 
     def volume(self, index: int) -> bytes:
-        """The voxels of a volume."""
+        """Return the voxels of a volume."""
         volume = wire.volume_array(self._scan.start, self._scan.volume(index))
         voxels = volume.astype(np.dtype(self.start.dtype).newbyteorder("<"))
         fault = self._plan.get(index)
         n_slices = voxels.shape[2]
         if fault and fault.kind == "nan":
-            struck = random.Random(fault.seed).sample(range(n_slices), math.ceil(NAN_SHARE * n_slices))
-            voxels[:, :, struck] = np.nan
+            slices = random.Random(fault.seed).sample(range(n_slices), math.ceil(NAN_SHARE * n_slices))
+            voxels[:, :, slices] = np.nan
         elif fault and fault.kind == "spike":
             change = voxels * (SPIKE_SHARE * (-1.0) ** (np.arange(n_slices) + fault.seed % 2))
             limits = np.iinfo(voxels.dtype) if voxels.dtype.kind in "iu" else np.finfo(voxels.dtype)
@@ -170,14 +172,14 @@ class FaultyScan:
 
 
 class FaultyLink:
-    """A connection on which messages of volumes fare as planned."""
+    """A connection that applies the planned faults to messages of volumes."""
 
     def __init__(self, link: Link, plan: Plan) -> None:
         self._link = link
         self._plan = dict(plan)
 
     def send(self, header: bytes, buffer: bytes) -> None:
-        """Queue one message, if nothing befalls it."""
+        """Queue one message with its fault, if any."""
         message = wire.decode_to_runtime(header)
         fault = self._plan.pop(message.index, None) if isinstance(message, wire.Volume) else None
         kind = fault.kind if fault else None
@@ -191,16 +193,16 @@ class FaultyLink:
             self._link.send(header, buffer)
 
     def receive(self, timeout_s: float) -> bytes | None:
-        """The header of the next reply, or None when none came in time."""
+        """Return the header of the next reply, or None after the timeout."""
         return self._link.receive(timeout_s)
 
     def reconnect(self) -> None:
-        """Drop the connection with all that is queued, and make a new one."""
+        """Drop the connection with all queued messages, and connect again."""
         self._link.reconnect()
 
 
 def _change_a_byte(header: bytes, buffer: bytes, rng: random.Random) -> tuple[bytes, bytes]:
-    """Half of the time in the header, which is so much shorter."""
+    """Change a byte, with equal probability in header or buffer, although the header is much shorter."""
     in_header = rng.random() < 0.5
     changed = bytearray(header if in_header else buffer)
     changed[rng.randrange(len(changed))] ^= rng.randrange(1, 256)

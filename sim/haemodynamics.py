@@ -1,4 +1,4 @@
-"""The haemodynamic response to a picture: what the forward model convolves with, and what betas assume."""
+"""The haemodynamic response to a picture, used by the forward model and the estimation of betas."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import scipy.stats
 
 from nsd import TR_S
 
-N_RESPONSE_VOLUMES = 25  # 33 s: the undershoot has passed
+N_RESPONSE_VOLUMES = 25  # 33 s, which includes the undershoot
 _FINE_S = 0.05
 
 
@@ -22,10 +22,10 @@ def double_gamma(
     undershoot_share: float,
     image_on_s: float,
 ) -> npt.NDArray[np.floating[Any]]:
-    """Responses ``[25, N]`` at each volume after onset to a picture shown for ``image_on_s``, peak 1.
+    """Return responses ``[25, N]`` at each volume after onset to a picture shown for ``image_on_s``, peak 1.
 
-    Difference of two gamma densities (Friston et al. 1998) whose modes are ``peak_s`` ``[N]`` and
-    ``undershoot_delay_s`` later, convolved with the picture's boxcar.
+    The response is the difference of two gamma densities (Friston et al. 1998), convolved with the picture's
+    boxcar. Their modes are ``peak_s`` ``[N]`` and ``peak_s + undershoot_delay_s``.
     """
     fine_s = np.arange(0, N_RESPONSE_VOLUMES * TR_S, _FINE_S)[:, None]
     main = scipy.stats.gamma.pdf(fine_s, peak_s / dispersion_s + 1, scale=dispersion_s)

@@ -1,6 +1,6 @@
-"""Everything in a series that no picture evoked: drift, shared and independent noise, head jerks.
+"""The noise of a series: drift, shared and independent noise, head motion spikes.
 
-Legend: V voxels of the region, T = 226 written volumes. All series are in SDs of a voxel's total.
+Legend: V voxels of the ROI, T = 226 written volumes. All series are in SDs of a voxel's total series.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from sim.settings import CortexSettings
 F32 = npt.NDArray[np.float32]
 
 _N_DRIFT_WAVES = 5
-_SPIKE_TAIL = np.array([1.0, 0.5], dtype=np.float32)  # the jerk's own volume, and the next
+_SPIKE_TAIL = np.array([1.0, 0.5], dtype=np.float32)  # the volume of the spike and the next one
 _FIRST_SPIKE_VOLUME = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class VoxelNoise:
-    """What differs between voxels and stays the same over runs; all float32 ``[V]``.
+    """Noise parameters of each voxel, constant over runs; all float32 ``[V]``.
 
-    ``evoked_sd``: SD of the evoked series, so that its square is the voxel's signal share.
-    ``noise_sd``: SD of all that is neither evoked nor a spike.
+    ``evoked_sd``: SD of the evoked series; its square is the voxel's signal share.
+    ``noise_sd``: SD of everything else except spikes.
     ``rho``: AR(1) coefficient of the independent noise.
     """
 
@@ -37,9 +37,9 @@ class VoxelNoise:
 
 
 def draw_voxel_noise(settings: CortexSettings, rng: np.random.Generator) -> VoxelNoise:
-    """Give each voxel its signal share (lognormal around ``signal_share``) and its noise."""
+    """Draw each voxel's signal share (lognormal around ``signal_share``) and noise parameters."""
     n_voxels = settings.n_roi_voxels
-    # Centred, so that the median of the voxels drawn is the setting and not only that of their distribution.
+    # Centred so that the sample's median, not only the distribution's, equals the setting.
     exponents = rng.normal(0, settings.signal_share_sigma, n_voxels)
     share = settings.signal_share * np.exp(exponents - np.median(exponents))
     spikes = settings.spikes_per_run * settings.spike_size_sd**2 * float((_SPIKE_TAIL**2).sum())
@@ -63,7 +63,7 @@ class RunNoise:
 def draw_run_noise(
     settings: CortexSettings, voxels: VoxelNoise, positions: F32, rng: np.random.Generator
 ) -> RunNoise:
-    """Draw one run's noise and the motion that goes with its spikes."""
+    """Draw the noise of a run and the motion that matches its spikes."""
     drift, shared = settings.drift_share, settings.shared_noise_share
     series = np.sqrt(drift) * _drift(settings, positions, rng)
     series += np.sqrt(shared) * _shared_noise(settings, positions, rng)
@@ -78,7 +78,7 @@ def draw_run_noise(
 
 
 def autoregressive(rho: F32, n_volumes: int, rng: np.random.Generator) -> F32:
-    """Stationary AR(1) noise ``[n_volumes, V]`` of variance 1 with coefficient ``rho`` ``[V]``."""
+    """Draw stationary AR(1) noise ``[n_volumes, V]`` of variance 1 with coefficient ``rho`` ``[V]``."""
     series = rng.standard_normal((n_volumes, rho.size), dtype=np.float32)
     series[1:] *= np.sqrt(1 - rho**2)
     for volume in range(1, n_volumes):
@@ -87,7 +87,7 @@ def autoregressive(rho: F32, n_volumes: int, rng: np.random.Generator) -> F32:
 
 
 def _drift(settings: CortexSettings, positions: F32, rng: np.random.Generator) -> F32:
-    """A line and slow sinusoids, each with its own smooth pattern over voxels: ``[T, V]``, SD 1."""
+    """Draw drift: a line and slow sinusoids, each with a smooth pattern over voxels; ``[T, V]``, SD 1."""
     time_s = np.arange(N_WRITTEN_VOLUMES) * TR_S
     periods_s = rng.uniform(*settings.drift_period_s, _N_DRIFT_WAVES)
     phases = rng.uniform(0, 2 * np.pi, _N_DRIFT_WAVES)
@@ -102,7 +102,7 @@ def _drift(settings: CortexSettings, positions: F32, rng: np.random.Generator) -
 
 
 def _shared_noise(settings: CortexSettings, positions: F32, rng: np.random.Generator) -> F32:
-    """Smooth patterns that come and go together: ``[T, V]``, SD 1."""
+    """Draw noise that voxels share in smooth patterns: ``[T, V]``, SD 1."""
     patterns = smooth_patterns(positions, settings.shared_noise_modes, rng)
     rho = np.full(settings.shared_noise_modes, np.mean(settings.noise_rho), dtype=np.float32)
     shared = autoregressive(rho, N_WRITTEN_VOLUMES, rng) @ patterns
@@ -118,7 +118,7 @@ def _draw_spikes(settings: CortexSettings, rng: np.random.Generator) -> list[int
 def _motion(
     settings: CortexSettings, spike_volumes: list[int], rng: np.random.Generator
 ) -> npt.NDArray[np.float64]:
-    """Slow wander of a resting head, and a jump there and back at each spike."""
+    """Draw a slow random walk, with a jump for one volume at each spike."""
     scale = np.array([0.01] * 3 + [0.0002] * 3)
     motion = np.cumsum(rng.normal(0, scale, (N_WRITTEN_VOLUMES, 6)), axis=0)
     for volume in spike_volumes:

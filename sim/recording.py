@@ -1,4 +1,4 @@
-"""A recorded run as a scanner sees it: its start, its volumes, and what was on screen."""
+"""A recorded run as a scanner sends it: its start, its volumes and the pictures on screen."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ Picture = npt.NDArray[np.uint8]
 
 
 def default_run_id(run: Run) -> str:
-    """Name a run in BIDS style, for example ``sub-01_ses-nsd01_task-nsdcore_run-01``."""
+    """Return the run's id in BIDS style, such as ``sub-01_ses-nsd01_task-nsdcore_run-01``."""
     return f"sub-{run.subject:02d}_ses-nsd{run.session:02d}_task-nsdcore_run-{run.run:02d}"
 
 
 class Recording:
     """One task run of a data set in NSD's layout, ready to be sent. A context manager.
 
-    :raises NsdError: files of the run are missing or not what the layout says.
-    :raises SimError: what the wire format cannot carry.
+    :raises NsdError: when files of the run are missing or invalid
+    :raises SimError: when the run is not a task run or does not fit the wire format
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Recording:
 
     @property
     def markers(self) -> list[wire.Marker]:
-        """What was put on screen, in order; empty where there are no pictures to show."""
+        """Markers of all presentations, in order; empty if the data set has no pictures."""
         if self._pictures is None:
             return []
         name, run_id = self._pictures.name, self.start.run_id
@@ -63,11 +63,11 @@ class Recording:
         return [wire.Marker(run_id=run_id, onset_volume=t.onset_volume, name=name(t.image)) for t in trials]
 
     def volume(self, index: int) -> bytes:
-        """The voxels of one volume as the wire wants them: C order, little endian."""
+        """Return the voxels of a volume in the wire format: C order, little endian."""
         return np.ascontiguousarray(self._run.volume(index), dtype=self._dtype).tobytes()
 
     def picture_png(self, onset_volume: int) -> bytes:
-        """The picture that appeared at ``onset_volume``, as PNG."""
+        """Return the picture that appeared at ``onset_volume`` as PNG."""
         if self._pictures is None:
             raise SimError(f"{self._run.key}: expected pictures, found neither stimuli nor {FILE_NAME}")
         picture = self._pictures.picture(self._trials[onset_volume].image)
@@ -93,7 +93,7 @@ class Recording:
 
 
 def _wire_dtype(stored: np.dtype[Any]) -> np.dtype[Any]:
-    """The type that is sent: as stored where the wire format has it, else one that holds the same values."""
+    """Return the dtype to send: the stored one if the wire format supports it, otherwise float64."""
     dtype = stored if stored.name in wire.DTYPES else np.dtype(np.float64)
     return dtype.newbyteorder("<")
 
@@ -113,7 +113,7 @@ class _StoredPictures:
 
 
 class _DrawnPictures:
-    """Pictures of a synthetic data set, drawn again from its seed."""
+    """Pictures of a synthetic data set, drawn from its seed."""
 
     def __init__(self, scenes: SceneSet) -> None:
         self._scenes = scenes

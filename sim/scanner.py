@@ -1,7 +1,7 @@
-"""The scanner: replays a recorded run to a runtime, at the pace of the scan.
+"""The simulated scanner: replays a recorded run to a runtime at the pace of the scan.
 
-A thin loop around `sim.sender.Sender`, which decides everything. Time passes only in
-`Link.receive`, so a test can put both clock and link in its hands.
+It is a loop around `sim.sender.Sender`, which makes all decisions. Time passes only in `Link.receive`, so a
+test can replace clock and link.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sim.sender import Reconnect, Sender, State
 ABORT_PATIENCE_S = 2.0
 """How long an interrupted scanner waits for the runtime to close the run."""
 
-_LONGEST_WAIT_S = 0.5  # so that an interrupt is noticed, whatever the socket library does with signals
+_LONGEST_WAIT_S = 0.5  # so that an interrupt is noticed even if the socket library swallows signals
 
 
 class Link(Protocol):
@@ -32,17 +32,17 @@ class Link(Protocol):
         """Queue one message."""
 
     def receive(self, timeout_s: float) -> bytes | None:
-        """Return the header of the next reply, or None when none came in time."""
+        """Return the header of the next reply, or None after the timeout."""
 
     def reconnect(self) -> None:
-        """Drop the connection with all that is queued, and make a new one."""
+        """Drop the connection with all queued messages, and connect again."""
 
 
 class ZmqLink:
     """A DEALER socket that connects to the runtime's ROUTER. A context manager.
 
-    :param keys: for a runtime that asks for them; it is then the only one that gets the volumes.
-    :raises SimError: ``endpoint`` is not an address that ZeroMQ can connect to.
+    :param keys: keys for a runtime that requires them; only that runtime receives the volumes
+    :raises SimError: when ``endpoint`` is not an address that ZeroMQ can connect to
     """
 
     def __init__(self, endpoint: str, keys: ClientKeys | None = None) -> None:
@@ -59,20 +59,20 @@ class ZmqLink:
         self._context.term()
 
     def send(self, header: bytes, buffer: bytes) -> None:
-        """Queue one message; what the queue cannot take is sent again after the reconnect that follows."""
+        """Queue one message; if the queue is full, the sender reconnects and sends it again."""
         try:
             self._socket.send_multipart([header, buffer], flags=zmq.NOBLOCK)
         except zmq.Again:
             return
 
     def receive(self, timeout_s: float) -> bytes | None:
-        """Return the header of the next reply, or None when none came in time."""
+        """Return the header of the next reply, or None after the timeout."""
         if not self._socket.poll(math.ceil(timeout_s * 1000)):
             return None
         return self._socket.recv_multipart()[0]
 
     def reconnect(self) -> None:
-        """Drop the socket with all that is queued, and make a new one."""
+        """Drop the socket with all queued messages, and connect again."""
         self._socket.close(linger=0)
         self._socket = self._connect()
 
@@ -90,22 +90,26 @@ class ZmqLink:
         return socket
 
 
-class Pictured(Protocol):
-    """A run's volumes and what was on screen, as bytes for the wire."""
+class RunData(Protocol):
+    """The volumes and pictures of a run, as bytes for the wire."""
 
     def volume(self, index: int) -> bytes:
-        """The voxels of a volume."""
+        """Return the voxels of a volume."""
 
     def picture_png(self, onset_volume: int) -> bytes:
-        """The picture that appeared at a volume."""
+        """Return the picture that appeared at a volume."""
 
 
 class Scanner:
-    """Replays one recording. ``tell`` takes lines for a person, ``progress`` (if any) follows the volumes."""
+    """Replays one recording.
+
+    :param tell: receives lines of text for the user
+    :param clock: returns the time in seconds
+    """
 
     def __init__(
         self,
-        recording: Pictured,
+        recording: RunData,
         link: Link,
         sender: Sender,
         *,
@@ -122,13 +126,14 @@ class Scanner:
         self._is_interrupted = False
 
     def interrupt(self) -> None:
-        """End the run on both sides, soon; may be called by a signal handler."""
+        """End the run on both sides soon; signal handlers may call this."""
         self._is_interrupted = True
 
     def replay(self, progress: tqdm[None] | None = None) -> bool:
-        """Send the run; return True when the runtime has closed it complete, False when interrupted.
+        """Send the run; return True if the runtime closed it as complete, False if it was interrupted.
 
-        :raises RefusedError: the runtime does not take this run.
+        :param progress: updated with the number of volumes that the runtime has
+        :raises RefusedError: when the runtime refuses the run
         """
         give_up_s = math.inf
         while not self.sender.is_finished and self._clock() < give_up_s:
@@ -141,7 +146,7 @@ class Scanner:
         return self.sender.is_finished and not self.sender.aborted
 
     def _step(self, give_up_s: float) -> None:
-        """Send what is due, then wait for a reply until something is due again."""
+        """Send the messages that are due, then wait for a reply until the next one is due."""
         now_s = self._clock()
         for action in self.sender.poll(now_s):
             if isinstance(action, Reconnect):
@@ -174,14 +179,14 @@ class Scanner:
     def _say_unanswered(self) -> None:
         if self.sender.is_unanswered and not self._said_unanswered:
             self._tell(
-                "no answer from the runtime; trying on, nothing is lost (Ctrl-C ends). One that was started "
-                "with --keys answers only to a key it knows, and its log names those it turned away"
+                "no answer from the runtime; trying again, nothing is lost (Ctrl-C ends). A runtime with "
+                "--keys answers only known keys, and its log names the keys it turned away"
             )
         self._said_unanswered = self.sender.is_unanswered
         if self.sender.trouble and not self._said_trouble:
-            self._tell(f"the runtime takes nothing now: {self.sender.trouble}; trying on, nothing is lost")
+            self._tell(f"the runtime refuses for now: {self.sender.trouble}; trying again, nothing is lost")
         self._said_trouble = bool(self.sender.trouble)
 
     def _say_accepted(self) -> None:
         n_held, n_volumes = self.sender.n_held, self.sender.start.n_volumes
-        self._tell(f"the runtime takes the run; it holds {n_held} of {n_volumes} volumes")
+        self._tell(f"the runtime accepts the run; it has {n_held} of {n_volumes} volumes")

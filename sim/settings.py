@@ -1,4 +1,4 @@
-"""Settings of the simulated cortex: one frozen dataclass, whose values stand in ``cortex.toml``."""
+"""Settings of the simulated cortex; their values are in ``cortex.toml``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SHARES = ("retinotopic_share", "signal_share", "drift_share", "shared_noise_sha
 
 @dataclass(frozen=True, kw_only=True)
 class CortexSettings:
-    """Each field is explained where its value stands: in ``sim/cortex.toml``, line by line."""
+    """Settings of the simulated cortex; ``sim/cortex.toml`` explains each field."""
 
     grid: tuple[int, int, int]
     voxel_mm: float
@@ -68,23 +68,23 @@ class CortexSettings:
 
     @property
     def n_retinotopic(self) -> int:
-        """How many voxels of the region see places."""
+        """Number of retinotopic voxels in the ROI."""
         return round(self.n_roi_voxels * self.retinotopic_share)
 
     def as_dict(self) -> dict[str, Any]:
-        """All settings as plain values, for a JSON file."""
+        """Return all settings as plain values for a JSON file."""
         return dataclasses.asdict(self)
 
     def sha256(self) -> str:
-        """Name these settings: the same values give the same 64 hex digits."""
+        """Return the SHA-256 of the values, which identifies these settings."""
         text = json.dumps(self.as_dict(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_settings(path: Path | None = None) -> CortexSettings:
-    """Read settings from a TOML file with exactly the fields of `CortexSettings`; default: the shipped one.
+    """Read settings from a TOML file with exactly the fields of `CortexSettings`; the shipped one by default.
 
-    :raises SimError: unreadable file, a missing or unknown name, a value of the wrong type or range.
+    :raises SimError: when the file is unreadable, a field is missing or unknown, or a value is invalid
     """
     source = path if path is not None else resources.files("sim") / "cortex.toml"
     try:

@@ -1,21 +1,22 @@
-"""Single-trial responses, estimated from the recorded runs of one session. Pure, no I/O.
+"""Estimates single-trial responses (betas) from the recorded runs of one session. Pure.
 
-What NSD calls ``betas_fithrf_GLMdenoise_RR`` (Allen et al. 2022, Methods; GLMsingle: Prince et al. 2022), in
-its spirit, one session at a time, without the noise components of GLMdenoise:
+The method follows NSD's ``betas_fithrf_GLMdenoise_RR`` (Allen et al. 2022, Methods; GLMsingle: Prince et al.
+2022), for one session at a time and without the noise components of GLMdenoise:
 
-1. percent signal change of the run's mean; cosine drifts below 0.008 Hz projected out of data and designs;
-2. each voxel gets the response of the library that explains most variance when all pictures evoke the same
-   (ON-OFF); the amplitude of that fit is the voxel's mean response;
-3. one regressor a trial, and ridge towards the voxel's mean response;
-4. the session's penalty is the one whose estimates come closest to the unpenalised ones of the same picture
-   in other runs, on average over voxels. A session repeats some 80 pictures: penalties that each voxel chose
-   by these would jump between sessions, and the scale of its estimates with them. With responses of peak 1
-   the best penalty is noise variance over trial variance.
+1. Convert to percent signal change; project cosine drifts below 0.008 Hz out of data and designs.
+2. For each voxel, choose the response of the library that explains most variance when all pictures evoke the
+   same response (ON-OFF); the amplitude of that fit is the voxel's mean response.
+3. Fit one regressor per trial by ridge regression towards the voxel's mean response.
+4. Choose the session's penalty whose estimates are closest to the unpenalised estimates of the same picture
+in
+   other runs, averaged over voxels. A session repeats about 80 pictures only, so penalties per voxel would
+   vary between sessions, and with them the scale of the estimates. With responses of peak 1 the best penalty
+   is noise variance over trial variance.
 
-Offset and scale still differ somewhat between sessions: z-score the estimates within each before use.
+Offset and scale still differ between sessions: z-score the estimates within each session before use.
 
-GLMsingle and fracridge would bring numba and scikit-learn into the base install for what is one small SVD a
-response and run here: voxels that share a response share it, and trials of different runs never overlap.
+GLMsingle and fracridge would add numba and scikit-learn to the base install. Here one small SVD per response
+and run suffices, because voxels with the same response share it and trials of different runs do not overlap.
 
 Legend: T volumes of a run, N trials of a run or of the session, L lags, H responses of the library, V voxels.
 """
@@ -41,9 +42,9 @@ PENALTIES = (0.0, *(2.0 ** (half / 2) for half in range(-4, 13)))
 
 
 def response_library() -> F64:
-    """Textbook responses ``[L, H]`` to 3 s of picture, peak 1: times to peak of 4 to 8 s in steps of 0.5 s.
+    """Return standard responses ``[L, H]`` to a picture of 3 s, peak 1, with times to peak of 4 to 8 s.
 
-    Their dispersion and undershoot are SPM's, not those of the simulated cortex.
+    Dispersion and undershoot are SPM's, not those of the simulated cortex.
     """
     peak_s = np.arange(4.0, 8.25, 0.5)
     library = double_gamma(
@@ -53,14 +54,14 @@ def response_library() -> F64:
 
 
 def percent_signal_change(rows: npt.NDArray[np.float32]) -> F64:
-    """Deviation of a run ``[T, V]`` from each voxel's mean, in percent of it; 0 where there is no signal."""
+    """Convert a run ``[T, V]`` to percent deviation from each voxel's mean; 0 if the mean is not above 0."""
     mean = rows.mean(axis=0, dtype=np.float64)
     return np.asarray(np.divide(100 * (rows - mean), mean, out=np.zeros(rows.shape), where=mean > 0))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialModel:
-    """One run's single-trial design ``[T, N]`` as its SVD ``u @ diag(s) @ vt``."""
+    """The single-trial design ``[T, N]`` of a run as its SVD ``u @ diag(s) @ vt``."""
 
     u: F64
     s: F64
@@ -73,13 +74,13 @@ class TrialModel:
         return TrialModel(u=u, s=s, vt=vt)
 
     def coordinates(self, rows: F64, mean: F64) -> F64:
-        """What ``rows`` ``[T, V]`` say beyond a response of ``mean`` ``[V]`` to every trial: ``[N, V]``."""
+        """Project ``rows`` ``[T, V]``, minus a response ``mean`` ``[V]`` to every trial, to ``[N, V]``."""
         return np.asarray(self.u.T @ rows - np.outer(self.s * self.vt.sum(axis=1), mean))
 
     def deviations(self, coordinates: F64, penalty: float) -> F64:
-        """Ridge estimates ``[N, V]`` of each trial's deviation from the mean.
+        """Return ridge estimates ``[N, V]`` of each trial's deviation from the mean.
 
-        It is 0 of what the run says nothing about, as of a picture that appears in its last volume.
+        Deviations that the run does not determine are 0, for example of a picture in its last volume.
         """
         is_seen = self.s > self.s[0] * max(len(self.u), len(self.s)) * np.finfo(np.float64).eps
         gain = np.divide(self.s, self.s**2 + penalty, out=np.zeros_like(self.s), where=is_seen)
@@ -88,25 +89,25 @@ class TrialModel:
 
 @dataclass(frozen=True, kw_only=True)
 class _Group:
-    """Voxels that share a response: for each run its model, and what its rows say beyond the mean."""
+    """Voxels that share a response, with the model and the projected data of each run."""
 
     voxels: npt.NDArray[np.intp]
     models: list[TrialModel]
     coordinates: list[F64]
 
     def deviations(self, penalty: float) -> F64:
-        """Deviations from the mean ``[N, V]`` over the trials of all runs."""
+        """Return deviations from the mean ``[N, V]`` for the trials of all runs."""
         by_run = zip(self.models, self.coordinates, strict=True)
         return np.concatenate([model.deviations(seen, penalty) for model, seen in by_run])
 
 
 def drift_basis(n_volumes: int) -> F64:
-    """Orthonormal basis ``[T, K]`` of the slow drifts that are taken out of a run."""
+    """Return an orthonormal basis ``[T, K]`` of the slow drifts that are removed."""
     return np.linalg.qr(cosine_basis(n_volumes, TR_S, HIGH_PASS_HZ))[0]
 
 
 def trial_design(design: Ints, response: F64, drift: F64) -> F64:
-    """One regressor a trial of a run, ``response`` ``[L]`` from its onset on, drift taken out: ``[T, N]``."""
+    """Return one regressor per trial, ``response`` ``[L]`` from its onset on, without drift: ``[T, N]``."""
     lags = np.arange(len(design))[:, None] - np.flatnonzero(design)
     is_response = (lags >= 0) & (lags < len(response))
     regressors = np.where(is_response, response[np.clip(lags, 0, len(response) - 1)], 0.0)
@@ -114,12 +115,12 @@ def trial_design(design: Ints, response: F64, drift: F64) -> F64:
 
 
 def single_trial_betas(series: Sequence[F64], designs: Sequence[Ints], library: F64) -> F64:
-    """Estimate the response of each voxel to each trial of a session: ``[N, V]``, runs one after another.
+    """Estimate the response of each voxel to each trial of a session, ``[N, V]``, in order of runs.
 
-    :param series: for each run ``[T, V]``, in any unit; the estimates have the same
+    :param series: for each run ``[T, V]``, in any unit, which is also the unit of the estimates
     :param designs: for each run ``int64[T]``, 0 or the number of the picture that appears
     :param library: ``[L, H]``, candidate responses
-    :raises SimError: no picture is shown in two runs, so that no penalty can be chosen
+    :raises SimError: when no picture is shown in two runs, so that no penalty can be chosen
     """
     first, second = _repeats(designs)
     drift = drift_basis(len(designs[0]))
@@ -143,7 +144,7 @@ def single_trial_betas(series: Sequence[F64], designs: Sequence[Ints], library: 
 def choose_responses(
     clean: Sequence[F64], designs: Sequence[Ints], drift: F64, library: F64
 ) -> tuple[npt.NDArray[np.intp], F64]:
-    """Find each voxel's column of ``library`` and its mean response by ON-OFF fits to drift-free runs."""
+    """Return each voxel's column of ``library`` and its mean response, by ON-OFF fits to drift-free runs."""
     products = np.zeros((library.shape[1], clean[0].shape[1]))
     powers = np.zeros((library.shape[1], 1))
     for rows, design in zip(clean, designs, strict=True):
@@ -161,22 +162,22 @@ def _without(drift: F64, rows: F64) -> F64:
 
 
 def _repeats(designs: Sequence[Ints]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """All ordered pairs of trials that show the same picture in different runs."""
+    """Return all ordered pairs of trials that show the same picture in different runs."""
     pictures = np.concatenate([design[design > 0] for design in designs])
     run = np.repeat(np.arange(len(designs)), [np.count_nonzero(design) for design in designs])
     first, second = np.nonzero((pictures[:, None] == pictures) & (run[:, None] != run))
     if not first.size:
-        raise SimError("expected pictures that are shown in two runs of the session, found none")
+        raise SimError("expected pictures that are shown in two runs of the session, found none; add runs")
     return first, second
 
 
 def _choose_penalty(
     groups: Sequence[_Group], first: npt.NDArray[np.intp], second: npt.NDArray[np.intp]
 ) -> float:
-    """Penalty whose estimates lie closest to unpenalised ones of the same picture in other runs.
+    """Return the penalty whose estimates are closest to unpenalised ones of the same picture in other runs.
 
-    Those are noisy but unbiased, and their noise is another run's: it favours no penalty. A voxel
-    counts by how much a penalty changes its error, so that noisy voxels do not outvote the others.
+    The unpenalised estimates are noisy but unbiased, and their noise is independent, so it favours no
+    penalty. Each voxel's errors are relative to its unpenalised error, so that noisy voxels do not dominate.
     """
     losses = np.zeros(len(PENALTIES))
     for group in groups:

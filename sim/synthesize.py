@@ -1,8 +1,7 @@
 """Writes a synthetic subject in NSD's layout.
 
-Everything is a pure function of (settings, seed, subject, session, run), bit for bit on one
-machine; files appear whole (written beside their place, then renamed), and what is there
-already is kept, so an interrupted synthesis goes on where it stopped.
+The data depend on settings, seed, subject, session and run only, bit for bit on the same machine. Files are
+written atomically and existing files are kept, so an interrupted synthesis continues where it stopped.
 """
 
 from __future__ import annotations
@@ -36,16 +35,16 @@ _NON_BRAIN_INTENSITY = 20.0
 
 
 def write_image(path: Path, image: Any) -> None:
-    """Write a NIfTI image whole, the same bytes at any time of day."""
+    """Write a NIfTI image atomically, without the time in its gzip header."""
     write_whole(path, gzip.compress(image.to_bytes(), compresslevel=_GZIP_LEVEL, mtime=0))
 
 
 def write_stimuli(layout: Layout, seed: int, n_images: int = N_IMAGES) -> None:
     """Write ``nsd_stimuli.hdf5``: uint8 ``imgBrick`` ``(n_images, 64, 64, 3)``, scenes of ``seed`` in order.
 
-    The file appears under its name when it is complete; an interrupted one is continued.
+    The file gets its final name when it is complete; an incomplete file is continued.
 
-    :raises SimError: a file is there already whose pictures are fewer, or scenes of another seed.
+    :raises SimError: when an existing file has fewer pictures, or scenes of another seed
     """
     path = layout.stimuli()
     if path.exists():
@@ -70,8 +69,8 @@ def write_stimuli(layout: Layout, seed: int, n_images: int = N_IMAGES) -> None:
 
 
 def _open_partial(partial: Path, seed: int, n_images: int) -> Any:
-    """Continue ``partial`` if it is a sound beginning of the same file, else begin anew."""
-    with contextlib.suppress(OSError):  # absent, or torn by a crash
+    """Open ``partial`` to continue it if it is a valid part of the same file, otherwise create it."""
+    with contextlib.suppress(OSError):  # absent, or damaged by a crash
         file = h5py.File(partial, "r+")
         if file.attrs.get("seed") == seed and file.get("imgBrick", np.empty(0)).shape[0] == n_images:
             return file
@@ -98,7 +97,7 @@ def _check_stimuli(path: Path, seed: int, n_images: int) -> None:
 
 
 def write_experiment(layout: Layout, seed: int) -> ExpDesign:
-    """Write ``nsd_expdesign.mat`` and the image table unless they are there; return the plan."""
+    """Write ``nsd_expdesign.mat`` and the image table unless they exist; return the design."""
     plan = plan_experiment(seed)
     if not layout.expdesign().exists():
         with whole(layout.expdesign()) as partial:
@@ -109,7 +108,7 @@ def write_experiment(layout: Layout, seed: int) -> ExpDesign:
 
 
 class SubjectWriter:
-    """Writes one subject's region and sessions."""
+    """Writes the ROI and the sessions of a subject."""
 
     def __init__(
         self, layout: Layout, plan: ExpDesign, settings: CortexSettings, seed: int, subject: int
@@ -127,12 +126,12 @@ class SubjectWriter:
         self.baseline[brain] = rng.uniform(*settings.baseline, np.count_nonzero(brain))
 
     def write_roi(self) -> None:
-        """Write nsdgeneral in NSD's code."""
+        """Write the nsdgeneral ROI in NSD's code."""
         anatomy = self.cortex.anatomy
         self._write_image(self.layout.roi(self.subject), anatomy.labels)
 
     def write_session(self, session: int) -> npt.NDArray[np.float64]:
-        """Write the 12 task runs of a session; return each voxel's signal share as written, ``[V]``."""
+        """Write the 12 task runs of a session; return each voxel's signal share as measured, ``[V]``."""
         designs = [design_rows(self.plan, self.subject, session, index) for index in range(12)]
         images = np.unique(np.concatenate([design[design > 0] for design in designs]) - 1)
         responses = self.cortex.responses(images.tolist())
@@ -150,12 +149,12 @@ class SubjectWriter:
     def _write_run(
         self, session: int, run: int, design: npt.NDArray[np.int64], evoked: npt.NDArray[np.float32]
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int16]]:
-        """Write one run's files; return evoked and written series of the region, ``[226, V]``, in units."""
+        """Write a run's files; return evoked and written series of the ROI, ``[226, V]``, scanner units."""
         rng = np.random.default_rng([self.seed, self.subject, 3, session, run])
         noise = draw_run_noise(self.settings, self.voxels, self.cortex.anatomy.positions, rng)
         scale = 1 + rng.normal(0, self.settings.run_scale_sd)
         baseline = self.baseline * np.float32(scale)
-        unit = self.settings.fluctuation * baseline  # what one SD of a series is in scanner units
+        unit = self.settings.fluctuation * baseline  # one SD of a series in scanner units
         roi = self.cortex.anatomy.roi
         evoked_units = evoked * self.voxels.evoked_sd * unit[roi]
         white = rng.standard_normal((N_WRITTEN_VOLUMES, *baseline.shape), dtype=np.float32)
@@ -165,7 +164,7 @@ class SubjectWriter:
         key = (self.subject, session, run)
         self._write_text(self.layout.design(*key), design[:, None], "%d")
         self._write_text(self.layout.motion(*key), noise.motion, "%.6f")
-        # The series last: a run counts as present by its series.
+        # The series is last, because a run counts as present if its series exists.
         self._write_image(self.layout.timeseries(*key), np.moveaxis(stored, 0, -1))
         return evoked_units, stored[:, roi]
 
@@ -191,13 +190,14 @@ def synthesize(
     n_sessions: int,
     n_stimuli: int = N_IMAGES,
 ) -> Provenance:
-    """Write or complete a synthetic data set: stimuli first, then the plan, then ``n_sessions`` sessions.
+    """Write or complete a synthetic data set: stimuli, then the design, then ``n_sessions`` sessions.
 
-    :raises SimError: the folder holds a data set of other settings or another seed, or not a synthetic one.
-    :raises NsdError: the subject or the number of sessions is not one of NSD's.
+    :raises SimError: when the folder contains a data set of other settings or seed, or one that is not
+        synthetic
+    :raises NsdError: when NSD has no such subject or session
     """
     layout = Layout(root)
-    task_runs(subject, n_sessions)  # refuses what NSD does not have before anything is written
+    task_runs(subject, n_sessions)  # raises if NSD has no such session, before anything is written
     provenance = Provenance.open(root, settings=settings, seed=seed)
     if n_stimuli:
         write_stimuli(layout, seed, n_stimuli)

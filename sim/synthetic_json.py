@@ -1,9 +1,8 @@
-"""``synthetic.json``: says that a data set is synthetic, how it was made, and how noisy it came out."""
+"""``synthetic.json``, which marks a data set as synthetic and records its settings and signal share."""
 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from realtime.atomic import write_whole
 from sim.errors import SimError
 from sim.settings import CortexSettings
 
@@ -22,7 +22,7 @@ _QUARTILES = (25, 50, 75)
 
 
 def share_figures(share: npt.NDArray[np.float64]) -> list[float]:
-    """Lower quartile, median and upper quartile over voxels, rounded for a file."""
+    """Return lower quartile, median and upper quartile over voxels, rounded for a file."""
     return [round(float(value), 4) for value in np.percentile(share, _QUARTILES)]
 
 
@@ -30,9 +30,9 @@ def share_figures(share: npt.NDArray[np.float64]) -> list[float]:
 class Provenance:
     """Content of ``synthetic.json``.
 
-    ``signal_share``: subject -> session -> [lower quartile, median, upper quartile] over the
-    region's voxels of (variance of the evoked response / total variance of the series as written,
-    drift and spikes included), both variances pooled over the runs of the session.
+    ``signal_share``: by subject and session, [lower quartile, median, upper quartile] over the ROI's voxels
+    of the variance of the evoked response over the total variance of the written series, which includes drift
+    and spikes. Both variances are pooled over the runs of the session.
     """
 
     seed: int
@@ -43,9 +43,9 @@ class Provenance:
 
     @staticmethod
     def open(root: Path, *, settings: CortexSettings, seed: int) -> Provenance:
-        """Read what ``root`` holds, or begin.
+        """Read the record in ``root``, or make a new one.
 
-        :raises SimError: ``root`` holds data of another seed or other settings, or not synthetic data.
+        :raises SimError: when ``root`` contains data of another seed or other settings, or no synthetic data
         """
         if not (root / FILE_NAME).exists():
             if (root / "nsddata_timeseries").exists():
@@ -68,21 +68,21 @@ class Provenance:
         return found
 
     def has_session(self, subject: int, session: int) -> bool:
-        """Whether the session was written to its end."""
+        """Whether the session was written completely."""
         return str(session) in self.signal_share.get(str(subject), {})
 
     def with_session(self, subject: int, session: int, share: npt.NDArray[np.float64]) -> Provenance:
-        """Return a copy that records a session's measured signal share ``[V]``."""
+        """Return a copy with a session's measured signal share ``[V]``."""
         sessions = {**self.signal_share.get(str(subject), {}), str(session): share_figures(share)}
         return replace(self, signal_share={**self.signal_share, str(subject): sessions})
 
-    def median_share(self, subject: int) -> list[float]:
+    def share_quartiles(self, subject: int) -> list[float]:
         """[Lower quartile, median, upper quartile] of a subject's signal share, averaged over sessions."""
         figures = np.array(list(self.signal_share.get(str(subject), {}).values()))
         return [round(float(value), 4) for value in figures.mean(axis=0)] if figures.size else []
 
     def write(self, root: Path) -> None:
-        """Write ``synthetic.json`` whole."""
+        """Write ``synthetic.json`` atomically."""
         content = {
             "format": FORMAT,
             "what": "Synthetic data in NSD's layout: scenes of OpenMoji pictures, simulated cortex.",
@@ -91,20 +91,17 @@ class Provenance:
             "settings": self.settings,
             "versions": self.versions,
             "signal_share_quartiles": {
-                subject: {"mean_over_sessions": self.median_share(int(subject)), "sessions": sessions}
+                subject: {"mean_over_sessions": self.share_quartiles(int(subject)), "sessions": sessions}
                 for subject, sessions in self.signal_share.items()
             },
         }
-        root.mkdir(parents=True, exist_ok=True)
-        partial = root / f".{FILE_NAME}.{os.getpid()}"
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        partial.replace(root / FILE_NAME)
+        write_whole(root / FILE_NAME, json.dumps(content, indent=1) + "\n")
 
 
 def read_provenance(root: Path) -> Provenance:
     """Read ``synthetic.json``.
 
-    :raises SimError: absent, damaged, or of a format this release does not know.
+    :raises SimError: when the file is absent or damaged, or has an unknown format
     """
     path = root / FILE_NAME
     try:

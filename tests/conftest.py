@@ -1,4 +1,4 @@
-"""What holds for all tests: outside tools, signal stacks, and a certificate for those that need one."""
+"""Settings for all tests: outside tools, signal stacks, and a certificate for those that need one."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ class _Allowed:
         """Whether a client that owns this public key (Z85) may connect."""
         if key in self._keys:
             return True
-        self._tell(f"refused a peer: its key {key.decode()} is not among the {domain}")
+        self._tell(f"turned away a peer: its key {key.decode()} is not among the {domain}")
         return False
 
 
@@ -207,7 +207,7 @@ def _write(path: Path, data: bytes) -> None:
 def _load_pair(path: Path) -> KeyPair:
     public, secret = _load(path)
     if secret is None:
-        raise ServeError(f"expected a secret key in {path}, found a public key only; see `realtime keys`")
+        raise ServeError(f"expected a secret key in {path}, found only a public one; see `realtime keys`")
     if os.name == "posix" and path.stat().st_mode & 0o077:
         raise ServeError(
             f"expected that only its owner can read {path}, found mode {path.stat().st_mode & 0o777:o}; "

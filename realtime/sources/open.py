@@ -105,5 +105,5 @@ def _plan(address: str, options: SourceOptions, spec: Spec) -> Plan:
         n_volumes = msgspec.convert(options.n_volumes, wire.RunLength)
         run_id = msgspec.convert(options.run_id or f"sub-{spec.subject:02d}_task-realtime", wire.RunId)
     except msgspec.ValidationError as error:
-        raise ServeError(f"expected valid --volumes and --run-id: {error}") from error
+        raise ServeError(f"expected --volumes and --run-id of a valid run: {error}") from error
     return Plan(subject=spec.subject, run_id=run_id, n_volumes=n_volumes, tr_s=spec.tr_s)

@@ -1,4 +1,4 @@
-"""A data set in NSD's layout written by hand here, so that reading is not tested with our own writer."""
+"""A data set in NSD's layout, written here by hand so that reading is tested without our own writer."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def test_rows_are_trials_and_values_percent_signal_change(
     np.testing.assert_allclose(betas, np.transpose(expected), rtol=1e-6)
 
 
-def test_a_session_is_never_held_whole(tmp_path: Path) -> None:
+def test_a_session_is_read_in_blocks(tmp_path: Path) -> None:
     grid = (30, 30, 30)
     layout = Layout(tmp_path)
     save(np.zeros((*grid, 750), dtype=np.int16), layout.betas(1, 1), AFFINE)  # 40 MB
@@ -58,7 +58,7 @@ def test_a_session_is_never_held_whole(tmp_path: Path) -> None:
     assert peak < 6e6  # a block of 25 of the 750 trials is 1.35 MB
 
 
-def test_what_is_not_there_is_named(hand_made: HandMade) -> None:
+def test_missing_files_and_sessions_are_named(hand_made: HandMade) -> None:
     with pytest.raises(
         MissingFile, match=r"betas_session03\.nii\.gz: expected the single-trial responses of"
     ):
@@ -88,9 +88,7 @@ def test_another_unit_is_refused(hand_made: HandMade, values: npt.NDArray[np.int
         read(hand_made)
 
 
-def test_bytes_in_the_other_order_are_the_same_numbers(
-    hand_made: HandMade, values: npt.NDArray[np.int16]
-) -> None:
+def test_big_endian_files_give_the_same_numbers(hand_made: HandMade, values: npt.NDArray[np.int16]) -> None:
     expected = read(hand_made)
     header = nib.Nifti1Header(endianness=">")
     header.set_data_dtype(np.int16)
@@ -100,7 +98,7 @@ def test_bytes_in_the_other_order_are_the_same_numbers(
     assert np.array_equal(read(hand_made), expected)
 
 
-def test_another_grid_or_place_is_refused_with_both_files(hand_made: HandMade) -> None:
+def test_another_grid_is_refused_and_both_files_named(hand_made: HandMade) -> None:
     rewrite(hand_made, np.zeros((3, 4, 6, 750), dtype=np.int16))
     with pytest.raises(GridMismatch, match=r"betas_session03.*nsdgeneral.*\(3, 4, 5\), found \(3, 4, 6\)"):
         read(hand_made)
@@ -111,7 +109,7 @@ def test_another_grid_or_place_is_refused_with_both_files(hand_made: HandMade) -
         read(hand_made)
 
 
-def test_a_torn_or_foreign_file_is_named(hand_made: HandMade, values: npt.NDArray[np.int16]) -> None:
+def test_a_damaged_or_foreign_file_is_named(hand_made: HandMade, values: npt.NDArray[np.int16]) -> None:
     path = hand_made.root / BETAS
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])

@@ -11,7 +11,7 @@ from nsd import BadFile, BadRequest, Layout, MissingFile, read_expdesign, shared
 
 
 def variables() -> dict[str, Any]:
-    """Like the file itself: MATLAB doubles that count from 1."""
+    """MATLAB doubles that count from 1, like the file."""
     rng = np.random.default_rng(0)
     slots = np.zeros((40, 12, 75))
     slots[:, 0::2, 3:66] = 1
@@ -32,7 +32,7 @@ def write(tmp_path: Path, content: dict[str, Any]) -> Layout:
     return layout
 
 
-def test_everything_counts_from_0_here(tmp_path: Path) -> None:
+def test_indices_count_from_0(tmp_path: Path) -> None:
     content = variables()
     layout = write(tmp_path, content)
     plan = read_expdesign(layout)

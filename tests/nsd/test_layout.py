@@ -60,6 +60,6 @@ def test_runs_lists_task_runs_on_disk_in_order(tmp_path: Path) -> None:
     assert runs(layout, 1) == [RunKey(1, 1, 12), RunKey(1, 2, 1), RunKey(1, 21, 13)]
 
 
-def test_no_runs_at_all_is_an_error_that_names_where_they_were_expected(tmp_path: Path) -> None:
+def test_missing_runs_are_an_error_that_names_the_expected_path(tmp_path: Path) -> None:
     with pytest.raises(MissingFile, match=r"session01_run01\.nii\.gz: expected at least one task run"):
         runs(Layout(tmp_path), 1)

@@ -64,7 +64,7 @@ def test_scaled_series_come_in_their_units(hand_made: HandMade) -> None:
     assert np.allclose(run.volume(3), values[..., 3], atol=1e-3)
 
 
-def test_making_a_run_reads_nothing(tmp_path: Path) -> None:
+def test_creating_a_run_reads_no_file(tmp_path: Path) -> None:
     run = Run(Layout(tmp_path), 1, 1, 1)
     with pytest.raises(MissingFile, match=r"session01_run01\.nii\.gz: expected the volumes of subject 1"):
         run.volume(0)
@@ -86,7 +86,7 @@ def test_volumes_outside_the_run_are_refused(hand_made: HandMade) -> None:
             run_of(hand_made).volume(index)
 
 
-def test_a_torn_series_is_named(hand_made: HandMade) -> None:
+def test_a_truncated_series_is_named(hand_made: HandMade) -> None:
     path = Layout(hand_made.root).timeseries(1, 1, 2)
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(BadFile, match=r"run02.nii.gz: expected volumes 200 to 224|expected volume"):
@@ -102,7 +102,7 @@ def test_a_series_whose_compression_is_damaged_is_named(hand_made: HandMade) -> 
         run_of(hand_made).roi_series(read_roi(Layout(hand_made.root), 1))
 
 
-def test_a_series_that_is_no_image_is_named(hand_made: HandMade) -> None:
+def test_a_series_that_is_not_an_image_is_named(hand_made: HandMade) -> None:
     Layout(hand_made.root).timeseries(1, 1, 2).write_text("no image")
     with pytest.raises(BadFile, match=r"run02.nii.gz: expected a NIfTI series"):
         run_of(hand_made).volume(0)

@@ -1,4 +1,4 @@
-"""A bundle small enough to make in a test: real arithmetic, a picture that depends on the window."""
+"""A bundle small enough to make in a test, with real arithmetic and pictures that depend on the window."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ IMAGE_TO_IMAGE = bundle_spec.Sampler(
 
 @pytest.fixture(scope="session")
 def starting_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny bundle whose brain graph also predicts the latents to start from; not to be changed."""
+    """A tiny bundle whose brain graph also predicts initial latents; do not change it."""
     folder = tmp_path_factory.mktemp("bundle") / "starting"
     graphs = {name: _graph(name) for name in ("brain", "denoise", "vae")}
     start = bundle_spec.Tensor(name="start", dtype="float32", shape=(1, *LATENTS))
@@ -61,7 +61,7 @@ def starting_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny bundle; not to be changed (see ``make_tiny_bundle``)."""
+    """The folder of a tiny bundle; do not change it (see ``make_tiny_bundle``)."""
     return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
 
 

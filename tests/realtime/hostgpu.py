@@ -31,7 +31,7 @@ Work = Callable[[], Any]
 
 
 class HostGpu:
-    """Stands in for the functions of the CUDA runtime that need a device."""
+    """Replaces the functions of the CUDA runtime that need a device."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.memory: dict[int, tuple[Any, int]] = {}
@@ -119,7 +119,7 @@ class HostGpu:
 
 
 class HostRuntime:
-    """Stands in for TensorRT's runtime: a plan is an ONNX graph."""
+    """Replaces TensorRT's runtime; a plan is an ONNX graph."""
 
     gpu: HostGpu
 

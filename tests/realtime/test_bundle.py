@@ -1,4 +1,4 @@
-"""A bundle opens whole, or says which file is wrong and what to do."""
+"""A bundle opens completely, or the error names the wrong file and says what to do."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def folder(make_tiny_bundle: Callable[..., Path], tmp_path: Path) -> Path:
 
 
 def put(folder: Path, file: str, write: Callable[[Path], object]) -> None:
-    """Write a file of a bundle anew and list it as it now is."""
+    """Overwrite a file of a bundle and update its digest in ``bundle.json``."""
     write(folder / file)
     spec = bundle_spec.decode_spec((folder / "bundle.json").read_bytes())
     listed = {**spec.files, file: file_sha256(folder / file)}
@@ -50,7 +50,7 @@ def edit_json(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_an_opened_bundle_holds_what_was_written(tiny_bundle: Path) -> None:
+def test_an_opened_bundle_has_the_written_content(tiny_bundle: Path) -> None:
     opened = Bundle.open(tiny_bundle)
     voxels = opened.spec.roi.n_voxels
     assert opened.sha256 == file_sha256(tiny_bundle / "bundle.json")
@@ -67,7 +67,7 @@ def test_an_opened_bundle_holds_what_was_written(tiny_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_a_changed_byte_is_found_and_its_file_named(folder: Path, file: str) -> None:
+def test_a_changed_byte_is_detected_and_its_file_named(folder: Path, file: str) -> None:
     content = bytearray((folder / file).read_bytes())
     content[len(content) // 2] ^= 1
     (folder / file).write_bytes(content)
@@ -88,13 +88,13 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["old.onnx", "brain.onnx.data", "sm89.plan", "prior-2.NPZ", "null.npy"])
-def test_a_graph_or_numbers_that_nothing_lists_are_named(folder: Path, name: str) -> None:
+def test_unlisted_graphs_and_arrays_are_named(folder: Path, name: str) -> None:
     (folder / name).write_bytes(b"of another model")
     with pytest.raises(BundleError, match=rf"found also {name}; move these files away"):
         Bundle.open(folder)
 
 
-def test_notes_and_engines_may_lie_beside(folder: Path) -> None:
+def test_notes_and_engines_are_allowed_in_a_bundle(folder: Path) -> None:
     (folder / "notes.txt").write_text("used in session 3")
     (folder / "engines" / "sm89").mkdir(parents=True)
     (folder / "engines" / "sm89" / "denoise.plan").write_bytes(b"compiled later")
@@ -102,7 +102,7 @@ def test_notes_and_engines_may_lie_beside(folder: Path) -> None:
 
 
 def table(**changes: Any) -> dict[str, Any]:
-    """A sampler as it stands in ``bundle.json``."""
+    """A sampler in the form of ``bundle.json``."""
     steps: dict[str, Any] = {"timesteps": [501, 1], "coefficients": [[0.5, 0.5, 0], [0, 1, 0]]}
     return {"name": "a", **steps, "guidance": [3.0, 1.0], **changes}
 
@@ -133,7 +133,7 @@ def test_a_sampler_that_no_engine_could_run_is_refused(
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_a_sampler_of_no_numbers_cannot_be_made(number: float) -> None:
+def test_a_sampler_with_nonfinite_numbers_cannot_be_made(number: float) -> None:
     with pytest.raises(ValueError, match="'a': expected finite"):
         bundle_spec.Sampler(name="a", timesteps=(1,), coefficients=((0.0, number, 0.0),), guidance=(1.0,))
 
@@ -162,19 +162,19 @@ def test_another_format_version_says_what_to_do(folder: Path, version: int, todo
         ({"latent_shape": [4, 0, 8]}, "latent_shape"),
     ],
 )
-def test_a_specification_that_cannot_be_is_refused(folder: Path, changes: dict[str, Any], named: str) -> None:
+def test_an_inconsistent_specification_is_refused(folder: Path, changes: dict[str, Any], named: str) -> None:
     edit_json(folder, **changes)
     with pytest.raises(BundleError, match=named):
         Bundle.open(folder)
 
 
-def test_the_first_latents_are_noise_where_a_bundle_does_not_say(folder: Path) -> None:
+def test_initial_latents_are_noise_by_default(folder: Path) -> None:
     opened = Bundle.open(folder)
     assert [sampler.start for sampler in opened.spec.samplers] == [(0.0, 1.0)] * 2
     assert "start" not in (folder / "bundle.json").read_text(), "an older runtime reads it too"
 
 
-def test_brain_and_samplers_agree_on_where_to_start(folder: Path, starting_bundle: Path) -> None:
+def test_brain_and_samplers_must_agree_on_initial_latents(folder: Path, starting_bundle: Path) -> None:
     assert Bundle.open(starting_bundle).spec.starts_from_brain
     samplers = json.loads((starting_bundle / "bundle.json").read_text())["samplers"]
     edit_json(folder, samplers=samplers)
@@ -204,7 +204,7 @@ def test_any_bytes_are_a_specification_or_a_bundle_error(tiny_bundle: Path, data
 
 
 class _Payload:
-    """Would run when unpickled."""
+    """Executes code when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (pytest.fail, ("unpickled",))
@@ -219,7 +219,7 @@ class _Payload:
         (np.array([_Payload()] * 30, dtype=object), "object"),
     ],
 )
-def test_a_prior_of_another_form_is_refused(folder: Path, mean: np.ndarray, found: str) -> None:
+def test_a_prior_of_wrong_shape_or_dtype_is_refused(folder: Path, mean: np.ndarray, found: str) -> None:
     sd = np.ones(30, np.float32)
     put(folder, "prior.npz", lambda path: np.savez(path, mean=mean, sd=sd))
     with pytest.raises(BundleError, match=rf"prior.npz, mean: .*{found}"):
@@ -233,7 +233,7 @@ def test_a_prior_without_its_parts_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no array", b"\x93NUMPY\x01\x00\xff\xff"])
-def test_files_that_are_no_arrays_are_refused(folder: Path, content: bytes) -> None:
+def test_files_that_are_not_arrays_are_refused(folder: Path, content: bytes) -> None:
     put(folder, "null_condition.npy", lambda path: path.write_bytes(content))
     with pytest.raises(BundleError, match=r"null_condition.npy: expected an array"):
         Bundle.open(folder)
@@ -242,7 +242,7 @@ def test_files_that_are_no_arrays_are_refused(folder: Path, content: bytes) -> N
         Bundle.open(folder)
 
 
-def test_an_array_cut_short_is_refused(folder: Path) -> None:
+def test_a_truncated_array_is_refused(folder: Path) -> None:
     put(folder, "null_condition.npy", lambda path: path.write_bytes(path.read_bytes()[:-4]))
     with pytest.raises(BundleError, match="expected 32 bytes of numbers, found 28"):
         Bundle.open(folder)
@@ -253,7 +253,7 @@ def test_an_array_cut_short_is_refused(folder: Path) -> None:
     [b"", b"no gzip", gzip.compress(b"no NIfTI"), gzip.compress(bytes(400))],
     ids=["empty", "no gzip", "no NIfTI", "zeros"],
 )
-def test_a_region_that_is_no_nifti_is_refused(folder: Path, content: bytes) -> None:
+def test_an_roi_that_is_not_nifti_is_refused(folder: Path, content: bytes) -> None:
     put(folder, "roi.nii.gz", lambda path: path.write_bytes(content))
     with pytest.raises(BundleError, match=r"roi.nii.gz"):
         Bundle.open(folder)
@@ -267,7 +267,7 @@ def test_a_region_that_is_no_nifti_is_refused(folder: Path, content: bytes) -> N
         {"affine": ((2.0, 0, 0, -5.4), (0, 1.8, 0, -5.4), (0, 0, 1.8, 0), (0, 0, 0, 1))},
     ],
 )
-def test_a_region_other_than_specified_is_refused(folder: Path, changes: dict[str, Any]) -> None:
+def test_an_roi_that_differs_from_the_specification_is_refused(folder: Path, changes: dict[str, Any]) -> None:
     spec = bundle_spec.decode_spec((folder / "bundle.json").read_bytes())
     roi = msgspec.structs.replace(spec.roi, **changes)
     bundle_spec.write_spec(folder, msgspec.structs.replace(spec, roi=roi))
@@ -275,7 +275,7 @@ def test_a_region_other_than_specified_is_refused(folder: Path, changes: dict[st
         Bundle.open(folder)
 
 
-def test_a_specification_is_written_whole_or_not_at_all(folder: Path) -> None:
+def test_a_specification_is_written_atomically(folder: Path) -> None:
     before = (folder / "bundle.json").read_bytes()
     spec = bundle_spec.decode_spec(before)
     with pytest.raises(BundleError):
@@ -301,7 +301,7 @@ def start(opened: Bundle, **changes: Any) -> wire.RunStart:
     return wire.RunStart(run_id="run", n_volumes=225, dtype="int16", **(fields | changes))
 
 
-def test_a_run_of_the_subject_on_the_grid_is_taken(tiny_bundle: Path) -> None:
+def test_a_matching_run_is_accepted(tiny_bundle: Path) -> None:
     opened = Bundle.open(tiny_bundle)
     opened.check_run(start(opened))
     opened.check_run(start(opened, tr_s=1.333))
@@ -319,7 +319,9 @@ def test_a_run_of_the_subject_on_the_grid_is_taken(tiny_bundle: Path) -> None:
         ("tr", {"tr_s": 1.6}),
     ],
 )
-def test_a_run_that_does_not_fit_is_refused(tiny_bundle: Path, code: str, changes: dict[str, Any]) -> None:
+def test_a_run_that_does_not_match_the_bundle_is_refused(
+    tiny_bundle: Path, code: str, changes: dict[str, Any]
+) -> None:
     opened = Bundle.open(tiny_bundle)
     with pytest.raises(WireError, match="expected .* got") as caught:
         opened.check_run(start(opened, **changes))

@@ -1,4 +1,4 @@
-"""Which sampler is chosen for the time there is, in virtual time."""
+"""The choice of the sampler for the time left, in virtual time."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ tables = st.lists(
 )
 
 
-def test_a_decode_takes_its_parts() -> None:
+def test_the_time_of_a_decode_is_the_sum_of_its_parts() -> None:
     times = StepTimes(brain_s=0.5, guided_s=0.2, unguided_s=0.1, vae_s=1.0)
     assert times.decode_s(sampler(6, 4)) == pytest.approx(0.5 + 6 * 0.2 + 4 * 0.1 + 1.0)
 
@@ -58,7 +58,7 @@ def test_the_first_that_fits_is_chosen_else_the_quickest(
 def test_more_time_never_makes_the_choice_worse(
     times: StepTimes, samplers: list[Sampler], first_s: float, more_s: float
 ) -> None:
-    """By the bundle's order, once anything fits at all."""
+    """Best by the bundle's order, if any sampler fits."""
     pace = Pace(times)
     short, long = pace.choose(samplers, first_s), pace.choose(samplers, first_s + more_s)
     if times.decode_s(short) <= first_s:
@@ -70,10 +70,10 @@ def test_more_time_never_makes_the_choice_worse(
     slowness=st.lists(st.floats(0.1, 20), min_size=5, max_size=5),
     noted=st.lists(st.sampled_from(BEST_FIRST), min_size=5, max_size=5),
 )
-def test_the_machine_is_as_slow_as_it_mostly_was_lately(
+def test_the_slowdown_is_the_median_of_recent_decodes(
     times: StepTimes, slowness: list[float], noted: list[Sampler]
 ) -> None:
-    """Whatever samplers were used, and whatever was before."""
+    """For any samplers used and any earlier decodes."""
     pace = Pace(times)
     pace.note(BEST_FIRST[0], 1e6)
     for factor, each in zip(slowness, noted, strict=True):
@@ -82,7 +82,7 @@ def test_the_machine_is_as_slow_as_it_mostly_was_lately(
     assert pace.decode_s(BEST_FIRST[0]) == pytest.approx(pace.factor * times.decode_s(BEST_FIRST[0]))
 
 
-def test_one_slow_decode_changes_nothing() -> None:
+def test_a_single_slow_decode_has_no_effect() -> None:
     times = StepTimes(brain_s=0.01, guided_s=0.05, unguided_s=0.025, vae_s=0.05)
     pace = Pace(times)
     for _ in range(3):
@@ -91,7 +91,7 @@ def test_one_slow_decode_changes_nothing() -> None:
     assert pace.choose(BEST_FIRST, TR_S * (1 - MARGIN_TR)) == BEST_FIRST[0]
 
 
-def test_the_time_is_that_until_the_next_volume_less_a_margin() -> None:
+def test_the_time_left_ends_a_margin_before_the_next_volume() -> None:
     assert left_s(received_s=100.0, now_s=100.0, tr_s=2.0) == pytest.approx(2.0 - 0.2)
     assert left_s(received_s=100.0, now_s=101.0, tr_s=2.0) == pytest.approx(0.8)
     assert left_s(received_s=100.0, now_s=103.0, tr_s=2.0) < 0

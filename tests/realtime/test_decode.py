@@ -86,7 +86,7 @@ def test_a_table_is_run_as_written(opened: Bundle, engine: Engine, name: str, se
         assert image.std() > 20  # and there is something to see
 
 
-def test_a_table_may_start_from_what_the_brain_predicts(starting_bundle: Path) -> None:
+def test_a_table_may_start_from_latents_of_the_brain_graph(starting_bundle: Path) -> None:
     opened = Bundle.open(starting_bundle)
     decoder, reference = Decoder(opened, open_engine(opened, "onnxruntime-cpu"), seed=4), Reference(opened)
     for sampler in reversed(opened.spec.samplers):
@@ -106,7 +106,7 @@ def test_the_window_decides_the_picture(opened: Bundle, engine: Engine) -> None:
     assert np.abs(images[0].astype(int) - images[1]).mean() > 10
 
 
-def test_a_decode_leaves_its_window_and_the_pictures_before_it_alone(opened: Bundle, engine: Engine) -> None:
+def test_a_decode_does_not_change_its_window_or_earlier_pictures(opened: Bundle, engine: Engine) -> None:
     decoder = Decoder(opened, engine)
     first, second = windows(2)
     kept = first.copy()
@@ -117,7 +117,7 @@ def test_a_decode_leaves_its_window_and_the_pictures_before_it_alone(opened: Bun
     np.testing.assert_array_equal(image, seen)
 
 
-def test_engines_opened_anew_decode_the_same(opened: Bundle) -> None:
+def test_a_reopened_engine_decodes_the_same(opened: Bundle) -> None:
     (window,) = windows(1)
     first, second = (Decoder(opened, open_engine(opened), seed=3).decode(window).image for _ in range(2))
     np.testing.assert_array_equal(first, second)
@@ -130,7 +130,7 @@ def test_the_stages_are_timed(opened: Bundle, engine: Engine) -> None:
 
 
 class Counting:
-    """Passes everything on and notes how many conditions each step was given."""
+    """Forwards all calls and records the number of conditions of each step."""
 
     description = "counting"
 
@@ -178,7 +178,7 @@ class Looping(Counting):
         return latents
 
 
-def test_an_engine_may_run_whole_tables(opened: Bundle, engine: Engine) -> None:
+def test_an_engine_can_run_whole_tables(opened: Bundle, engine: Engine) -> None:
     looping = Looping(engine)
     assert isinstance(looping, LoopEngine)
     assert not isinstance(engine, LoopEngine)
@@ -196,7 +196,7 @@ def test_an_engine_may_run_whole_tables(opened: Bundle, engine: Engine) -> None:
 
 
 class Slow(Counting):
-    """Takes a known time at least for every run of a graph."""
+    """Takes at least a known time for every run of a graph."""
 
     def run(self, graph: str, inputs: Mapping[str, Handle]) -> dict[str, Handle]:
         n_conditions = len(self.engine.get(inputs["conditions"])) if graph == "denoise" else 1
@@ -227,7 +227,7 @@ def test_a_window_of_another_shape_is_refused(opened: Bundle, engine: Engine) ->
         Decoder(opened, engine, name="special")
 
 
-def test_noise_is_the_same_for_ever() -> None:
+def test_noise_is_the_same_in_every_release() -> None:
     noise = initial_noise((2, 3), seed=0)
     expected = [
         [-0.14246037602424622, 2.9167699813842773, 1.0293543338775635],

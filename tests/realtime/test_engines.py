@@ -1,4 +1,4 @@
-"""Graphs run as written, or the engine says what is wrong with them."""
+"""Engines compute what the graphs define, or report what is wrong with them."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_threads_are_the_cores_this_process_may_use(tiny_bundle: Path, name: str
 
 
 def test_graphs_bound_to_fixed_addresses_compute_the_same(tiny_bundle: Path, starting_bundle: Path) -> None:
-    """What the CUDA engine does, on the CPU's provider: copy in, replay, hand out where it is."""
+    """Tests the CUDA engine's logic on the CPU provider: copy inputs, run, return bound outputs."""
     for folder in (tiny_bundle, starting_bundle):
         opened = Bundle.open(folder)
         bound = BoundEngine(opened, onnxruntime.CPU, "cpu", {})
@@ -148,7 +148,7 @@ def test_an_unknown_engine_is_refused(tiny_bundle: Path) -> None:
         open_engine(Bundle.open(tiny_bundle), "abacus")
 
 
-def test_cuda_is_not_replaced_in_silence(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_cuda_device_is_an_error(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime_cuda, "_has_cuda_device", lambda: False)
     opened = Bundle.open(tiny_bundle)
     with pytest.raises(EngineError, match="expected a CUDA device, found none"):
@@ -156,7 +156,7 @@ def test_cuda_is_not_replaced_in_silence(tiny_bundle: Path, monkeypatch: pytest.
     assert not probe(opened, "onnxruntime-cuda").available
 
 
-def test_the_first_of_the_line_is_taken_and_the_others_are_named(
+def test_auto_takes_the_first_available_engine_and_names_the_others(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(onnxruntime_cuda, "_has_cuda_device", lambda: False)
@@ -178,7 +178,7 @@ def test_the_first_of_the_line_is_taken_and_the_others_are_named(
 def test_an_engine_that_does_not_open_is_passed_over(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A device answers, but the provider does not load: the CPU is taken, and the error is told."""
+    """A device exists, but the provider does not load: the CPU is used, and the error is reported."""
     monkeypatch.setattr(onnxruntime_cuda, "_has_cuda_device", lambda: True)
     opened = Bundle.open(tiny_bundle)
     with pytest.raises(EngineError) as failed:
@@ -193,7 +193,7 @@ def test_an_engine_that_does_not_open_is_passed_over(
 def test_weights_in_files_that_the_bundle_does_not_list_are_refused(
     name: str, folder: Path, elsewhere: str, held_by: str
 ) -> None:
-    """Whatever they are changed to, the bundle's digest would be the same."""
+    """The bundle's digest does not cover such files, so changes would not be detected."""
     model = onnx.load(folder / "brain.onnx")
     (weights,) = (tensor for tensor in model.graph.initializer if tensor.name == "brain_weights")
     (folder / elsewhere).parent.mkdir(exist_ok=True)
@@ -212,7 +212,7 @@ def test_weights_in_files_that_the_bundle_does_not_list_are_refused(
         open_engine(Bundle.open(folder), name)
 
 
-def test_where_weights_lie_is_read_from_any_graph(tiny_bundle: Path) -> None:
+def test_external_weights_of_any_graph_are_listed(tiny_bundle: Path) -> None:
     assert [weight_files(tiny_bundle / f"{graph}.onnx") for graph in ("brain", "denoise", "vae")] == [
         set()
     ] * 3
@@ -230,7 +230,7 @@ def test_any_bytes_are_a_graph_or_refused_and_nothing_else(
 
 
 def test_an_engine_that_opens_and_fails_in_use_is_passed_over(tiny_bundle: Path) -> None:
-    """As on a device whose memory is full, or whose libraries are not those that are needed."""
+    """As on a device whose memory is full, or with mismatched libraries."""
     opened = Bundle.open(tiny_bundle)
     tried: list[str] = []
     failed: list[weakref.ref[Engine]] = []
@@ -257,14 +257,14 @@ def test_an_engine_that_opens_and_fails_in_use_is_passed_over(tiny_bundle: Path)
 
 @pytest.mark.parametrize("content", [b"", b"no graph", b"\x08\x0a" * 50])
 @pytest.mark.parametrize("graph", ["brain", "denoise", "vae"])
-def test_a_file_that_is_no_graph_is_named(name: str, folder: Path, graph: str, content: bytes) -> None:
+def test_a_file_that_is_not_a_graph_is_named(name: str, folder: Path, graph: str, content: bytes) -> None:
     (folder / f"{graph}.onnx").write_bytes(content)
     relist(folder, f"{graph}.onnx")
     with pytest.raises(EngineError, match=rf"{graph}.onnx: (inputs: )?expected"):
         open_engine(Bundle.open(folder), name)
 
 
-def test_a_graph_cut_short_is_named(name: str, folder: Path) -> None:
+def test_a_truncated_graph_is_named(name: str, folder: Path) -> None:
     path = folder / "brain.onnx"
     path.write_bytes(path.read_bytes()[:-100])
     relist(folder, "brain.onnx")

@@ -1,4 +1,4 @@
-"""Faces are blurred: on photographs that scikit-image ships, with real faces in them."""
+"""Faces are blurred, tested on photographs of real faces that scikit-image ships."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from realtime.decoding.faces import Box, FaceBlur
 
 CENTRE = (0.23, 0.43)
-"""Of the astronaut's face, as shares of the picture's height and width."""
+"""Box of the astronaut's face, as shares of the picture's height and width."""
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def has(box: Box, row: float, column: float) -> bool:
 
 
 def detail(image: NDArray[np.uint8]) -> float:
-    """Energy of edges: what features are made of."""
+    """Energy of edges, which facial features consist of."""
     return float(np.square(cv2.Laplacian(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.CV_64F)).mean())
 
 
@@ -75,12 +75,12 @@ def test_a_picture_without_a_face_is_left_as_it_is(blur: FaceBlur, name: str) ->
     assert blur(image) is image
 
 
-def test_faces_too_small_to_know_somebody_by_are_not_looked_for(blur: FaceBlur) -> None:
+def test_faces_too_small_to_identify_are_not_searched(blur: FaceBlur) -> None:
     image = astronaut(48)  # the face is 10 px wide
     assert blur(image) is image
 
 
-def test_the_same_picture_becomes_the_same_in_every_process(blur: FaceBlur) -> None:
+def test_blurring_is_the_same_in_every_process(blur: FaceBlur) -> None:
     code = (
         "import hashlib, skimage.data; from realtime.decoding.faces import FaceBlur\n"
         "print(hashlib.sha256(FaceBlur()(skimage.data.astronaut()).tobytes()).hexdigest())"

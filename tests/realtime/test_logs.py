@@ -34,7 +34,7 @@ def test_every_message_is_one_line_of_json(text: str) -> None:
     assert datetime.fromisoformat(line["time"]).utcoffset() == timedelta(0)
 
 
-def test_what_a_call_gives_besides_is_a_field() -> None:
+def test_extra_arguments_are_fields() -> None:
     [line] = logged(lambda logger: logger.info("begins", extra={"run_id": "run-01", "folder": Path("runs")}))
     assert (line["run_id"], line["folder"]) == ("run-01", "runs")
     assert line.keys() == {"time", "level", "logger", "message", "run_id", "folder"}
@@ -53,6 +53,6 @@ def test_an_exception_is_a_field() -> None:
 
 
 @pytest.mark.parametrize("path", ["undecodable \udcff"])
-def test_names_that_are_no_text_do_not_stop_the_log(path: str) -> None:
+def test_invalid_unicode_does_not_stop_the_log(path: str) -> None:
     [line] = logged(lambda logger: logger.info("%s", path))
     assert line["message"] == path

@@ -1,4 +1,4 @@
-"""What OpenVINO computes once for several steps, or side by side, gives what computing all of it would."""
+"""Splitting, caching and concurrent conditions on OpenVINO do not change the results."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def shaped(folder: Path, n_conditions: int) -> openvino.Model:
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_every_sampler_gives_what_onnx_runtime_gives(threads: int, tiny_bundle: Path) -> None:
-    """With one thread two conditions are a batch, with more each has its own."""
+    """With one thread two conditions are a batch; with an even number each runs separately."""
     opened = Bundle.open(tiny_bundle)
     steps = {value == 1 for sampler in opened.spec.samplers for value in sampler.guidance}
     assert steps == {True, False}, "guided ones and others"
@@ -57,7 +57,7 @@ def test_every_sampler_gives_what_onnx_runtime_gives(threads: int, tiny_bundle: 
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_what_is_kept_of_a_window_is_not_taken_for_the_next(threads: int, tiny_bundle: Path) -> None:
+def test_cached_outputs_are_not_used_for_other_inputs(threads: int, tiny_bundle: Path) -> None:
     opened = Bundle.open(tiny_bundle)
     windows = np.random.default_rng(5).standard_normal((6, 30, 6)).astype(np.float32)
     used = Decoder(opened, open_engine(opened, "openvino", threads))
@@ -71,7 +71,7 @@ def test_what_is_kept_of_a_window_is_not_taken_for_the_next(threads: int, tiny_b
 
 @pytest.mark.parametrize("is_paired", [True, False])
 def test_the_demos_steps_are_those_of_its_graph(is_paired: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is kept, and however little: conditions and timesteps come and come again."""
+    """For any cache sizes: conditions and timesteps recur."""
     monkeypatch.setattr(openvino_denoise, "_CACHE_SIZES", {"conditions": 2, "timestep": 1})
     whole = cpu_core().compile_model(shaped(DEMO, 2), "CPU")
     shapes = {name_of(port): tuple(port.shape) for port in whole.inputs}
@@ -92,7 +92,7 @@ def test_the_demos_steps_are_those_of_its_graph(is_paired: bool, monkeypatch: py
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_inputs_that_do_not_fit_are_refused(threads: int, tiny_bundle: Path) -> None:
+def test_inconsistent_inputs_are_refused(threads: int, tiny_bundle: Path) -> None:
     opened = Bundle.open(tiny_bundle)
     engine = open_engine(opened, "openvino", threads)
     shapes = {name_of(port): tuple(port.shape) for port in shaped(tiny_bundle, 2).inputs}
@@ -119,8 +119,8 @@ def of_two(build: Callable[[openvino.Node, openvino.Node], list[openvino.Node]])
     return openvino.Model([operators.result(node) for node in build(*inputs)], inputs, "of_two")
 
 
-def test_what_is_taken_apart_is_put_together_again() -> None:
-    """An input that is used elsewhere too; one of which nothing is apart; one that makes an output alone."""
+def test_a_split_model_computes_the_same() -> None:
+    """An input that the rest also uses; one without a separate part; one that determines an output alone."""
     used_twice = of_two(lambda a, b: [operators.add(operators.multiply(operators.exp(a), b), a)])
     a, b = np.array([1, 2], np.float32), np.array([3, 4], np.float32)
     steps, parts = split_by_input(used_twice, ("a",))
@@ -137,8 +137,8 @@ def test_what_is_taken_apart_is_put_together_again() -> None:
 
 
 @pytest.mark.parametrize("n_conditions", [1, 2])
-def test_the_demo_steps_without_its_conditions_and_timestep(n_conditions: int) -> None:
-    """Keys and values of every cross-attention are apart, and what every block adds for the timestep."""
+def test_parts_of_the_demo_that_depend_on_one_input_are_split_off(n_conditions: int) -> None:
+    """Keys and values of every cross-attention are split off, and every block's timestep embedding."""
     whole = shaped(DEMO, n_conditions)
     n_cross_attentions = len(
         {

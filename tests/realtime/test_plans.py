@@ -43,7 +43,7 @@ def bundle(make_tiny_bundle: Callable[..., Path], tmp_path: Path) -> Bundle:
 
 
 def write_plans(bundle: Bundle, version: str = VERSION, sm: str = SM) -> Path:
-    """Plans as the command leaves them, but for what is in them."""
+    """Write plan files like the command does, with other content."""
     folder = plans_folder(bundle.folder, version, sm)
     folder.mkdir(parents=True)
     plans = {}
@@ -167,7 +167,7 @@ DAMAGES: dict[Callable[[Bundle, Path], None], str] = {
 }
 
 
-def test_plans_that_fit_are_found(bundle: Bundle) -> None:
+def test_matching_plans_are_found(bundle: Bundle) -> None:
     folder = write_plans(bundle)
     Bundle.open(bundle.folder)  # which takes no offence at them
     paths = check_plans(bundle, find_plans(bundle, VERSION, SM, GPU))
@@ -175,7 +175,7 @@ def test_plans_that_fit_are_found(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_what_does_not_fit_is_named_with_what_to_rebuild(
+def test_mismatched_plans_are_named_with_the_command_to_rebuild(
     bundle: Bundle, damage: Callable[[Bundle, Path], None]
 ) -> None:
     damage(bundle, write_plans(bundle))
@@ -186,7 +186,7 @@ def test_what_does_not_fit_is_named_with_what_to_rebuild(
 
 @pytest.fixture
 def tensorrt(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The engine's module on a machine that has a GPU of architecture 90, by its own word."""
+    """The engine's module on a machine that reports a GPU of architecture 90."""
     if not find_spec("tensorrt"):
         monkeypatch.setitem(sys.modules, "tensorrt", pytest.importorskip("tensorrt_rtx"))
     module = importlib.import_module("realtime.decoding.engines.tensorrt")
@@ -208,7 +208,7 @@ def test_the_next_engine_is_taken_and_says_why(
     assert f"tensorrt: {raised.value}" in description
 
 
-def test_a_probe_looks_at_no_plan(bundle: Bundle, tensorrt: ModuleType) -> None:
+def test_a_probe_reads_no_plan(bundle: Bundle, tensorrt: ModuleType) -> None:
     folder = write_plans(bundle)
     truncated(bundle, folder)
     candidate = probe(bundle, "tensorrt")
@@ -218,8 +218,8 @@ def test_a_probe_looks_at_no_plan(bundle: Bundle, tensorrt: ModuleType) -> None:
     assert "engines.json: expected a record" in probe(bundle, "tensorrt").reason
 
 
-def test_what_is_no_plan_is_passed_over(bundle: Bundle, tensorrt: ModuleType) -> None:
-    """All digests fit, and yet it does not load: without a device, or because it is none."""
+def test_files_that_are_not_plans_are_passed_over(bundle: Bundle, tensorrt: ModuleType) -> None:
+    """All digests match, but the plan does not load: there is no device, or it is not a plan."""
     write_plans(bundle)
     with pytest.raises(EngineError, match=r"cuda\w+ failed: |expected a plan that TensorRT"):
         open_engine(bundle, "tensorrt")

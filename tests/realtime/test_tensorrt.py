@@ -55,7 +55,7 @@ def plans(bundle: Bundle) -> dict[str, Path]:
 
 
 class Steps:
-    """An engine that must be led through the steps."""
+    """Hides ``sample``, so that the decoder runs one step per call."""
 
     def __init__(self, engine: Engine) -> None:
         self.description, self.put, self.get = engine.description, engine.put, engine.get
@@ -91,7 +91,7 @@ def test_recorded_loops_single_steps_and_the_cpu_decode_the_same(
     assert engine.description == f"TensorRT {tensorrt.trt.__version__}, A GPU"
 
 
-def test_what_cannot_be_recorded_runs_step_by_step_and_says_so(
+def test_a_sampler_that_cannot_be_recorded_runs_step_by_step(
     tiny_bundle: Path, tensorrt: ModuleType, gpu: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     bundle = Bundle.open(tiny_bundle)
@@ -106,7 +106,7 @@ def test_what_cannot_be_recorded_runs_step_by_step_and_says_so(
     assert "operation not permitted when stream is capturing" in caplog.text
 
 
-def test_all_memory_is_given_back(tiny_bundle: Path, tensorrt: ModuleType, gpu: Any) -> None:
+def test_all_device_memory_is_freed(tiny_bundle: Path, tensorrt: ModuleType, gpu: Any) -> None:
     bundle = Bundle.open(tiny_bundle)
     decoder = Decoder(bundle, tensorrt.TensorRtEngine(bundle, plans(bundle)))
     decoder.decode(windows(1)[0])
@@ -131,7 +131,7 @@ def test_outputs_outlive_the_next_run(tiny_bundle: Path, tensorrt: ModuleType) -
     assert np.abs(engine.get(first) - engine.get(second)).max() > 0.1
 
 
-def test_tensors_that_do_not_fit_are_refused(tiny_bundle: Path, tensorrt: ModuleType) -> None:
+def test_tensors_of_wrong_shape_are_refused(tiny_bundle: Path, tensorrt: ModuleType) -> None:
     bundle = Bundle.open(tiny_bundle)
     engine = tensorrt.TensorRtEngine(bundle, plans(bundle))
     with pytest.raises(
@@ -163,7 +163,7 @@ def test_a_plan_that_does_not_load_is_named_and_the_log_says_why(
     assert "TensorRT: " in caplog.text
 
 
-def test_without_a_device_cuda_says_so() -> None:
+def test_a_missing_cuda_device_is_reported() -> None:
     code, count = cudart.cudaGetDeviceCount()
     if code == cudart.cudaError_t.cudaSuccess and count:
         pytest.skip("a device answers")

@@ -1,4 +1,4 @@
-"""Any message goes through unchanged; any bytes are a message or a WireError."""
+"""Messages survive encoding and decoding; any other bytes raise WireError."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ to_scanner = st.one_of(
 
 
 def refusal(decode: Callable[[bytes], object], header: bytes) -> str | None:
-    """The code with which a header is refused; None where it is taken. Anything else fails the test."""
+    """Return the code with which a header is refused, None if it is accepted; other exceptions pass."""
     try:
         decode(header)
     except WireError as error:
@@ -74,12 +74,12 @@ def refusal(decode: Callable[[bytes], object], header: bytes) -> str | None:
 
 
 @given(to_runtime)
-def test_what_a_scanner_says_arrives(message: wire.ToRuntime) -> None:
+def test_scanner_messages_survive_encoding(message: wire.ToRuntime) -> None:
     assert wire.decode_to_runtime(wire.encode(message)) == message
 
 
 @given(to_scanner)
-def test_what_the_runtime_says_arrives(message: wire.ToScanner) -> None:
+def test_runtime_replies_survive_encoding(message: wire.ToScanner) -> None:
     assert wire.decode_to_scanner(wire.encode(message)) == message
 
 
@@ -152,7 +152,7 @@ def test_hostile_headers_are_refused(header: bytes) -> None:
         ("subject", "1", "subject"),
     ],
 )
-def test_a_run_start_that_cannot_be_is_refused_by_name(field: str, value: object, named: str) -> None:
+def test_an_invalid_run_start_is_refused_and_its_field_named(field: str, value: object, named: str) -> None:
     header = msgspec.msgpack.encode({**msgspec.to_builtins(START), field: value})
     with pytest.raises(WireError, match=named) as caught:
         wire.decode_to_runtime(header)
@@ -160,7 +160,7 @@ def test_a_run_start_that_cannot_be_is_refused_by_name(field: str, value: object
 
 
 @pytest.mark.parametrize("version", [0, 2, 2**40])
-def test_another_version_is_told_before_anything_else(version: int) -> None:
+def test_another_version_is_reported_before_other_errors(version: int) -> None:
     header = msgspec.msgpack.encode({"version": version, "kind": "from_the_future", "what": [1, 2]})
     with pytest.raises(WireError, match=f"expected wire version 1, got {version}") as caught:
         wire.decode_to_runtime(header)
@@ -181,7 +181,7 @@ def test_the_longest_list_of_held_volumes_fits_a_reply() -> None:
 
 
 @pytest.mark.parametrize("dtype", wire.DTYPES)
-def test_a_volume_arrives_voxel_by_voxel(dtype: str) -> None:
+def test_a_volume_survives_encoding(dtype: str) -> None:
     start = msgspec.structs.replace(START, dtype=dtype)
     voxels = np.arange(60).reshape(3, 4, 5).astype(np.dtype(dtype).newbyteorder("<"))
     for buffer in (voxels.tobytes(), voxels.data):

@@ -1,4 +1,4 @@
-"""One tiny synthetic subject for all tests of the simulator: the real code on a small grid."""
+"""A tiny synthetic subject for all tests of the simulator, made by the real code on a small grid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The runtime's side of the wire contract, for tests of the scanner: it holds volumes and can be killed."""
+"""The runtime's side of the wire protocol for tests of the scanner; stores volumes and can be killed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from realtime import wire
 
 
 class ContractRuntime:
-    """What it has taken in outlives `restart`, as a journal does; what is open does not."""
+    """Stored volumes survive `restart`, like a journal; the open run does not."""
 
     def __init__(self) -> None:
         self.journal: dict[int, bytes] = {}

@@ -40,7 +40,7 @@ SESSION_1 = [RunKey(1, 1, run) for run in task_runs(1, 1)]
 
 @dataclasses.dataclass(frozen=True)
 class Estimated:
-    """A copy of the tiny subject with its betas, what is true of it, and a plain estimate for comparison."""
+    """A copy of the tiny subject with its betas, the true amplitudes, and a simple estimate to compare."""
 
     root: Path
     layout: Layout
@@ -91,7 +91,7 @@ def session_designs() -> list[npt.NDArray[np.int64]]:
 
 
 def explicit_regressors(design: npt.NDArray[np.int64], response: F64) -> F64:
-    """One column a trial, by convolution of an impulse: ``[225, N]``."""
+    """One column per trial, by convolution of an impulse: ``[225, N]``."""
     impulses = np.zeros((N_ROWS, np.count_nonzero(design)))
     impulses[np.flatnonzero(design), np.arange(impulses.shape[1])] = 1
     return np.stack([np.convolve(impulse, response)[:N_ROWS] for impulse in impulses.T], axis=1)
@@ -120,7 +120,7 @@ def test_without_noise_the_true_amplitudes_come_back() -> None:
 
 @pytest.mark.parametrize("penalty", [0.0, 3.0])
 def test_estimates_are_those_of_an_explicit_least_squares(penalty: float) -> None:
-    """Oracle: trials and drift in one design; the penalty as rows that ask the trials to be the mean."""
+    """Oracle: trials and drift in one design; the penalty as rows that pull trials to the mean."""
     rng = np.random.default_rng(1)
     design = session_designs()[3]
     response = response_library()[:, 4]
@@ -142,8 +142,8 @@ def test_estimates_are_those_of_an_explicit_least_squares(penalty: float) -> Non
 
 
 @pytest.mark.parametrize("penalty", [0.0, 3.0])
-def test_a_picture_in_the_runs_last_volume_is_answered_by_the_mean(penalty: float) -> None:
-    """No sample of its response was taken; the other trials are what they would be without it."""
+def test_a_picture_in_the_last_volume_gets_the_mean_response(penalty: float) -> None:
+    """The run has no sample of its response; the other trials are the same without it."""
     rng = np.random.default_rng(2)
     design = session_designs()[3]
     with_last = design.copy()
@@ -201,7 +201,7 @@ def test_betas_are_in_percent_signal_change(estimated: Estimated) -> None:
     assert np.median((error**2).mean(axis=0) / (no_difference**2).mean(axis=0)) < 0.9
 
 
-def test_a_picture_shown_again_is_answered_alike(estimated: Estimated) -> None:
+def test_repetitions_of_a_picture_have_similar_betas(estimated: Estimated) -> None:
     images, runs = estimated.images, estimated.runs
     first, second = np.nonzero((images[:, None] == images) & (runs[:, None] < runs))
     assert len(first) > 30
@@ -239,7 +239,7 @@ def test_fitted_responses_follow_the_true_time_to_peak(estimated: Estimated, tin
     assert np.corrcoef(chosen, true_peak_s)[0, 1] > 0.6
 
 
-def test_files_are_nsds(estimated: Estimated, tiny: Tiny) -> None:
+def test_files_have_nsds_format(estimated: Estimated, tiny: Tiny) -> None:
     image = nib.Nifti1Image.from_filename(estimated.layout.betas(1, 1))
     roi = read_roi(estimated.layout, 1)
     assert image.shape == (*tiny.settings.grid, 750)
@@ -266,15 +266,15 @@ def test_voxels_without_signal_stay_0() -> None:
     assert not betas[:, 1].any()
 
 
-def test_the_command_keeps_what_is_there(estimated: Estimated, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_keeps_existing_files(estimated: Estimated, capsys: pytest.CaptureFixture[str]) -> None:
     path = estimated.layout.betas(1, 1)
     before = path.stat().st_mtime_ns
     assert main(["betas", "--nsd", str(estimated.root), "--sessions", "1"]) == 0
     assert path.stat().st_mtime_ns == before
-    assert capsys.readouterr().out == "single-trial responses: 0 sessions written, 1 were there\n"
+    assert capsys.readouterr().out == "single-trial responses: 0 sessions written, 1 existed already\n"
 
 
-def test_an_interrupted_command_leaves_no_half_file_and_goes_on(
+def test_an_interrupted_command_leaves_no_partial_file_and_continues(
     estimated: Estimated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = estimated.layout.betas(1, 1)
@@ -295,7 +295,7 @@ def test_an_interrupted_command_leaves_no_half_file_and_goes_on(
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_what_cannot_be_estimated_is_explained(
+def test_errors_of_the_command_are_explained(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "nsd"

@@ -43,7 +43,7 @@ def test_nsd_itself_is_never_copied(tiny: Tiny, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_not_there_cannot_be_copied(tiny: Tiny, tmp_path: Path) -> None:
+def test_missing_runs_cannot_be_copied(tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(MissingFile, match="session02_run01"):
         excerpt(tiny.root, tmp_path / "out", subject=1, session=2, run=1)
     with pytest.raises(SimError, match="expected another folder"):

@@ -29,11 +29,11 @@ def recording(tiny: Tiny) -> Iterator[Recording]:
 
 
 class Wire:
-    """A link that keeps what it is given."""
+    """A link that stores sent messages."""
 
     def __init__(self) -> None:
         self.sent: list[tuple[bytes, bytes] | None] = []
-        """None: a reconnect."""
+        """Sent messages; None stands for a reconnect."""
 
     def send(self, header: bytes, buffer: bytes) -> None:
         self.sent.append((header, buffer))
@@ -81,12 +81,12 @@ def test_rates_are_read_from_a_command_line() -> None:
         parse_rates(["drop=0.6", "nan=0.6"])
 
 
-def test_what_will_happen_is_said() -> None:
+def test_the_plan_is_described() -> None:
     plan = {4: fault("drop"), 2: fault("drop"), 9: fault("nan")}
     assert describe(plan) == ["drop: 2 volumes, 2, 4", "nan: 1 volumes, 9"]
 
 
-def test_a_stall_holds_back_all_that_comes_while_it_lasts() -> None:
+def test_a_stall_delays_all_volumes_during_it() -> None:
     plan = {3: fault("stall", late_tr=4.5), 5: fault("delay", late_tr=0.5), 8: fault("drop")}
     late = late_tr(plan, 7)
     assert late == {3: 4.5, 4: 3.5, 5: 2.5, 6: 1.5, 8: math.inf}
@@ -123,7 +123,7 @@ def read_volume(header: bytes) -> wire.Volume:
 
 
 @given(seed=st.integers(0, 2**32 - 1))
-def test_a_changed_byte_never_passes_for_the_volume_that_was_sent(seed: int) -> None:
+def test_a_corrupted_volume_is_always_detected(seed: int) -> None:
     link = Wire()
     buffer = bytes(range(64))
     sent = wire.with_checksum(wire.Volume(run_id="sub-01", index=3, acquired_s=5.25), buffer)
@@ -137,7 +137,7 @@ def test_a_changed_byte_never_passes_for_the_volume_that_was_sent(seed: int) -> 
     assert caught.value.code in ("header", "version", "checksum")
 
 
-def test_messages_fare_as_planned_the_first_time_only() -> None:
+def test_faults_of_messages_apply_only_once() -> None:
     link = Wire()
     faulty = FaultyLink(link, {1: fault("duplicate"), 2: fault("disconnect")})
     messages = [wire.encode(wire.Volume(run_id="r", index=index, acquired_s=1.0)) for index in range(3)]

@@ -33,7 +33,7 @@ RUN_ID = "sub-01_ses-nsd01_task-nsdcore_run-01"
 
 
 class VirtualLink:
-    """Time passes only here: while the scanner waits, and while it sends (``send_s`` for each message)."""
+    """Time passes only here: while the scanner waits and while it sends (``send_s`` per message)."""
 
     def __init__(self, runtime: ContractRuntime, send_s: Iterator[float]) -> None:
         self.now_s = 0.0
@@ -70,7 +70,7 @@ def recording(tiny: Tiny) -> Iterator[Recording]:
 
 @given(delays=st.lists(st.floats(0, 0.3), min_size=1, max_size=20), speed=st.sampled_from([1.0, 2.0]))
 @settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_pacing_does_not_drift_whatever_sending_costs(
+def test_pacing_does_not_drift_with_the_time_of_sending(
     recording: Recording, delays: list[float], speed: float
 ) -> None:
     def forever() -> Iterator[float]:
@@ -86,7 +86,7 @@ def test_pacing_does_not_drift_whatever_sending_costs(
     assert max(late_s) <= max(delays) + 1e-6  # at most the message under way; it never adds up
 
 
-def test_what_is_sent_is_what_was_recorded(recording: Recording, tiny: Tiny) -> None:
+def test_the_recorded_volumes_are_sent(recording: Recording, tiny: Tiny) -> None:
     runtime = ContractRuntime()
     link = VirtualLink(runtime, iter(lambda: 0.0, None))
     sender = Sender(recording.start, recording.markers, speed=100.0)
@@ -109,7 +109,7 @@ def test_what_is_sent_is_what_was_recorded(recording: Recording, tiny: Tiny) -> 
 
 
 def real_looking_copy(tiny: Tiny, root: Path, *, dtype: type, with_pictures: bool) -> Layout:
-    """The run as it would lie in a copy of NSD: no ``synthetic.json``, perhaps floats, perhaps big endian."""
+    """The run like in a copy of NSD: without ``synthetic.json``, as floats or big endian."""
     import h5py
     import nibabel as nib
 
@@ -173,13 +173,13 @@ def test_runs_that_cannot_be_replayed_are_refused(tiny: Tiny) -> None:
         Recording(layout, subject=1, session=1, run=1, run_id="no good id")
 
 
-def test_addresses_that_mean_nothing_are_refused() -> None:
+def test_invalid_addresses_are_refused() -> None:
     with pytest.raises(SimError, match=r"foo: expected an address like tcp://127\.0\.0\.1:5555"):
         ZmqLink("foo")
 
 
 class RouterRuntime:
-    """The contract's runtime behind a real socket, in a thread; ``step`` sees every message first."""
+    """The test runtime behind a real socket in a thread; ``step`` sees every message first."""
 
     def __init__(self, runtime: ContractRuntime) -> None:
         self.runtime = runtime
@@ -264,7 +264,7 @@ def test_a_runtime_restarted_in_mid_run_misses_nothing(tiny: Tiny) -> None:
     assert_complete(runtime, tiny)
 
 
-def test_a_scanner_killed_in_mid_run_goes_on_when_started_again(tiny: Tiny) -> None:
+def test_a_scanner_killed_in_mid_run_continues_after_a_restart(tiny: Tiny) -> None:
     runtime = ContractRuntime()
     router = RouterRuntime(runtime)
     with router.serving():
@@ -277,7 +277,7 @@ def test_a_scanner_killed_in_mid_run_goes_on_when_started_again(tiny: Tiny) -> N
         with replay_process(tiny, router.port, "--speed", "100") as scanner:
             assert scanner.wait(60) == 0
             assert scanner.stderr is not None
-            assert f"it holds {n_held} of 225 volumes" in scanner.stderr.read()
+            assert f"it has {n_held} of 225 volumes" in scanner.stderr.read()
     assert_complete(runtime, tiny)
 
 
@@ -300,7 +300,7 @@ def test_a_scanner_waits_for_a_runtime_and_says_so(tiny: Tiny) -> None:
         pass
     with replay_process(tiny, router.port, "--speed", "200") as scanner:
         assert scanner.stderr is not None
-        assert "no answer from the runtime; trying on" in scanner.stderr.readline()
+        assert "no answer from the runtime; trying again" in scanner.stderr.readline()
         with router.serving():
             assert scanner.wait(60) == 0
     assert_complete(runtime, tiny)

@@ -82,7 +82,7 @@ def test_a_run_without_trouble() -> None:
     assert sender.is_finished
 
 
-def test_a_scanner_started_again_goes_on_at_the_first_volume_not_held() -> None:
+def test_a_restarted_scanner_continues_at_the_first_missing_volume() -> None:
     sender = Sender(run_start(225), [], speed=1.0)
     sender.poll(0.0)
     sender.on_reply(accepted((0, 100)), 0.0)
@@ -134,7 +134,7 @@ def test_a_volume_that_a_runtime_in_trouble_refuses_is_offered_again() -> None:
     assert volume_indices(sender.poll(TR_S + 1.0)) == [0]
 
 
-def test_no_more_than_some_volumes_are_under_way() -> None:
+def test_volumes_in_flight_are_limited() -> None:
     sender = Sender(run_start(225), [], speed=1000.0)
     sender.poll(0.0)
     sender.on_reply(accepted(), 0.0)
@@ -174,7 +174,7 @@ def test_an_end_that_a_runtime_in_trouble_refuses_is_sent_again() -> None:
     assert sender.poll(1.0) == [Reconnect(), end]
 
 
-def test_what_the_scanner_hands_on_late_comes_late_and_what_it_never_does_is_not_waited_for() -> None:
+def test_late_volumes_are_sent_late_and_dropped_ones_are_not_waited_for() -> None:
     sender = Sender(run_start(4), [], speed=2.0, late_tr={0: 2.5, 2: math.inf})
     sender.poll(0.0)
     sender.on_reply(accepted(), 0.0)
@@ -192,7 +192,7 @@ def test_what_the_scanner_hands_on_late_comes_late_and_what_it_never_does_is_not
 
 
 @pytest.mark.parametrize("state", [State.OPENING, State.SENDING])
-def test_a_refusal_ends_with_the_runtimes_words(state: State) -> None:
+def test_a_permanent_refusal_raises_with_the_runtimes_message(state: State) -> None:
     sender = Sender(run_start(9), [], speed=1.0)
     sender.poll(0.0)
     if state is State.SENDING:
@@ -220,14 +220,14 @@ def test_an_interrupt_ends_the_run_as_aborted() -> None:
     assert sender.is_finished
 
 
-def test_an_interrupt_before_the_run_was_taken_leaves_nothing_to_end() -> None:
+def test_an_interrupt_before_the_run_is_accepted_finishes_at_once() -> None:
     sender = Sender(run_start(9), [], speed=1.0)
     sender.poll(0.0)
     sender.abort()
     assert sender.is_finished
 
 
-def test_a_lost_farewell_starts_no_new_take() -> None:
+def test_a_lost_run_closed_reply_starts_no_new_take() -> None:
     sender = Sender(run_start(1), [], speed=1.0, resend_s=1.0)
     sender.poll(0.0)
     sender.on_reply(accepted((0, 1)), 0.0)
@@ -242,7 +242,7 @@ def test_a_lost_farewell_starts_no_new_take() -> None:
 
 
 @pytest.mark.parametrize("speed", [0.0, -1.0, math.inf, math.nan])
-def test_speeds_that_mean_nothing_are_refused(speed: float) -> None:
+def test_invalid_speeds_are_refused(speed: float) -> None:
     with pytest.raises(SimError, match="speed: expected a number above 0"):
         Sender(run_start(9), [], speed=speed)
 
@@ -256,10 +256,10 @@ EVENTS = st.sampled_from(["pass", "pass", "pass", "lose", "lose reply", "restart
     speed=st.sampled_from([1.0, 8.0, 200.0]),
 )
 @settings(deadline=None, max_examples=200)
-def test_every_volume_is_held_in_the_end_whatever_breaks(
+def test_every_volume_arrives_despite_losses_and_kills(
     events: list[str], n_volumes: int, speed: float
 ) -> None:
-    """Messages and replies get lost, both sides are killed; then trouble ends, and so must the run."""
+    """Messages and replies get lost and both sides are killed; once faults stop, the run must finish."""
     start, shown = run_start(n_volumes), markers(n_volumes)
     runtime = ContractRuntime()
     sender = Sender(start, shown, speed=speed)
@@ -292,8 +292,8 @@ def test_every_volume_is_held_in_the_end_whatever_breaks(
 
 @given(outages=st.lists(st.tuples(st.floats(0, 250), st.floats(0, 20)), max_size=4))
 @settings(deadline=None, max_examples=30)
-def test_the_scan_goes_on_while_the_runtime_is_away(outages: list[tuple[float, float]]) -> None:
-    """No volume is sent before it is acquired; after an outage the scan is where it would have been."""
+def test_the_scan_continues_while_the_runtime_is_down(outages: list[tuple[float, float]]) -> None:
+    """No volume is sent before it is acquired; an outage does not delay the acquisition."""
     sender = Sender(run_start(225), [], speed=1.0)
     runtime = ContractRuntime()
     now_s, begun_s = 0.0, math.nan

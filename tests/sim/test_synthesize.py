@@ -104,7 +104,7 @@ def test_measured_share_is_what_evoked_series_explain_of_the_files(tiny: Tiny) -
     assert np.median(np.mean(explained, axis=0)) == pytest.approx(recorded, abs=0.04)
 
 
-def test_an_interrupted_synthesis_goes_on_to_the_same_files(tiny: Tiny, tmp_path: Path) -> None:
+def test_an_interrupted_synthesis_continues_to_the_same_files(tiny: Tiny, tmp_path: Path) -> None:
     root = tmp_path / "nsd"
     shutil.copytree(tiny.root, root)
     layout = Layout(root)
@@ -137,7 +137,7 @@ def test_real_data_are_never_written_to(tmp_path: Path, tiny: Tiny) -> None:
         synthesize(tmp_path, settings=tiny.settings, seed=1, subject=1, n_sessions=1)
 
 
-def test_what_nsd_does_not_have_is_refused_before_anything_is_written(tmp_path: Path, tiny: Tiny) -> None:
+def test_unknown_sessions_are_refused_before_anything_is_written(tmp_path: Path, tiny: Tiny) -> None:
     with pytest.raises(BadRequest, match="session 41: expected 1 to 40"):
         synthesize(tmp_path / "nsd", settings=tiny.settings, seed=1, subject=1, n_sessions=41)
     assert not (tmp_path / "nsd").exists()
@@ -158,7 +158,7 @@ def test_damaged_provenance_is_named(tmp_path: Path) -> None:
             read_provenance(tmp_path)
 
 
-def test_interrupted_pictures_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_pictures_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layout = Layout(tmp_path)
     n_images = 130
     monkeypatch.setattr(sim.synthesize, "CHUNK_IMAGES", 10)
@@ -185,7 +185,7 @@ def test_interrupted_pictures_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert np.array_equal(file["imgBrick"][:], [scenes.render(image) for image in range(n_images)])
 
 
-def test_pictures_of_another_seed_are_not_taken(tmp_path: Path) -> None:
+def test_pictures_of_another_seed_are_refused(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     write_stimuli(layout, 1, 3)
     write_stimuli(layout, 1, 2)
@@ -195,7 +195,7 @@ def test_pictures_of_another_seed_are_not_taken(tmp_path: Path) -> None:
         write_stimuli(layout, 1, 4)
 
 
-def test_the_command_explains_what_it_cannot_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_reports_errors_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["synthesize", "--out", str(tmp_path), "--subject", "9", "--sessions", "1"]) == 2
     assert capsys.readouterr().err == "sim: subject 9: expected 1 to 8\n"
 

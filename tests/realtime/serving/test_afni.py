@@ -1,4 +1,4 @@
-"""A sender that speaks AFNI's real-time protocol, and nothing of ours, against a served runtime."""
+"""A sender that implements AFNI's real-time protocol, without our code, against a served runtime."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def free_port() -> int:
 
 
 def connect(port: int) -> socket.socket:
-    """To a port that the other side is about to open."""
+    """Connect to a port that the other side is about to open."""
     end_s = time.monotonic() + PATIENCE_S
     while True:
         try:
@@ -53,7 +53,7 @@ def control_port(address: str) -> int:
 
 
 def begin(address: str, commands: list[str]) -> socket.socket:
-    """Say where the data will be, then send the commands there."""
+    """Send the data port to the control port, then the commands to the data port."""
     port = free_port()
     with connect(control_port(address)) as control:
         control.sendall(f"tcp:localhost:{port}\0".encode())
@@ -87,10 +87,10 @@ def x_fastest(voxels: np.ndarray, dtype: str = "<i2") -> bytes:
 
 
 @pytest.mark.slow
-def test_the_demos_run_comes_to_the_same_frames_as_in_our_own_messages(
+def test_the_demos_run_gives_the_same_frames_as_over_our_own_messages(
     same_as_ours: Callable[..., None], demo_scan: DemoScan
 ) -> None:
-    """Sent as a scanner may have it: to the left, the back and up, slice by slice, every second first."""
+    """Sent like a scanner may send it: LPS+ axes, slice by slice, interleaved."""
     senders = []
 
     def connect(address: str) -> Callable[[int], None]:
@@ -141,7 +141,7 @@ def test_runs_are_recorded(
     assert "Traceback" not in served.log()
 
 
-def test_what_is_no_run_is_let_go_of_and_the_next_is_taken(
+def test_an_invalid_run_is_closed_and_the_next_is_accepted(
     serve: Callable[..., Served], make_scan: type[Scan], closed_account: Callable[[Path], dict[str, Any]]
 ) -> None:
     scan = make_scan(n_volumes=12)
@@ -175,7 +175,7 @@ def test_what_is_no_run_is_let_go_of_and_the_next_is_taken(
     assert "Traceback" not in log
 
 
-def test_a_second_sender_is_not_taken_while_one_sends(
+def test_a_second_sender_is_refused_while_one_sends(
     serve: Callable[..., Served], make_scan: type[Scan], closed_account: Callable[[Path], dict[str, Any]]
 ) -> None:
     scan = make_scan(n_volumes=12)
@@ -199,10 +199,10 @@ def sent(header: Header, voxels: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("axes", [p for p in itertools.product(("RL", "LR"), ("AP", "PA"), ("IS", "SI"))])
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
-def test_axes_in_any_direction_and_order_come_out_to_the_right_front_and_up(
+def test_axes_in_any_direction_and_order_become_ras(
     axes: tuple[str, str, str], order: tuple[int, int, int]
 ) -> None:
-    """Each voxel is where the sender said: its indices times the voxel's size along each axis."""
+    """Each voxel has the sender's position: its indices times the voxel's size along each axis."""
     codes, shape, sizes_mm = [axes[axis] for axis in order], (3, 4, 5), np.array([1.0, 2.0, 3.0])
     header = parse(
         "\n".join(
@@ -230,7 +230,7 @@ def test_axes_in_any_direction_and_order_come_out_to_the_right_front_and_up(
         assert turned[tuple(np.rint(found).astype(int))] == voxels[indices]
 
 
-def test_without_an_origin_the_volume_is_in_the_middle_and_a_later_word_counts() -> None:
+def test_the_default_origin_is_the_centre_and_the_last_command_counts() -> None:
     said = "XYZAXES R-L A-P I-S\nXYFOV 8 0 10\nXYMATRIX 4 4 5"
     assert np.allclose(parse(said.encode()).affine[:3, 3], (3, 3, -4))
     said += "\nXYZFIRST 1 2A 3\nZFIRST 7S"
@@ -238,7 +238,7 @@ def test_without_an_origin_the_volume_is_in_the_middle_and_a_later_word_counts()
     assert np.allclose(parse(f"{said}\nXYZFIRST 1 2 3".encode()).affine[:3, 3], (1, 2, -3))
 
 
-def test_slices_that_come_every_second_first_are_put_in_order() -> None:
+def test_interleaved_slices_are_sorted() -> None:
     said = "XYZAXES L-R P-A I-S\nXYFOV 2 2 5\nXYMATRIX 2 2 5\nDATUM byte"
     voxels = np.arange(20).reshape(2, 2, 5)
     for order, slices in (("alt", (0, 2, 4, 1, 3)), ("seq", range(5))):

@@ -1,4 +1,4 @@
-"""Runs are made of volumes alone: what the pipeline is told for all that a scanner can do."""
+"""Starts and ends of runs are derived from volumes, whatever a scanner sends."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Scanner:
 
 
 class Pipeline:
-    """Answers as the pipeline does; knows of the run that is open only what it is told."""
+    """Answers like the pipeline, from the messages it receives only."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Pipeline:
         refuses: str = "",
         refuses_ends: int = 0,
     ) -> None:
-        """``refuses``: the code with which it refuses starts; ``refuses_ends``: how many find no room."""
+        """``refuses``: code with which starts are refused; ``refuses_ends``: number of ends refused."""
         self.source = source
         self.heard: list[str] = []
         self.held = held
@@ -75,7 +75,7 @@ class Pipeline:
         self._no_room_for = 0
 
     def has_no_room(self, times: int) -> None:
-        """For as many starts and volumes."""
+        """Refuse this number of starts and volumes."""
         self._no_room_for = times
 
     async def serve(self) -> None:
@@ -156,7 +156,7 @@ def test_a_run_begins_with_its_first_volume_and_ends_with_its_last() -> None:
     asyncio.run(run())
 
 
-def test_volume_0_again_with_other_voxels_is_another_run_and_with_the_same_it_is_not() -> None:
+def test_volume_0_again_begins_another_run_only_with_other_voxels() -> None:
     async def run() -> None:
         async with serving() as (scanner, pipeline):
             for index, seed in ((0, 0), (1, 0), (0, 0), (0, 1)):
@@ -178,7 +178,7 @@ def test_a_run_of_another_series_begins_at_any_volume() -> None:
     asyncio.run(run())
 
 
-def test_the_scanners_end_ends_a_run_and_an_end_without_a_run_is_nothing() -> None:
+def test_the_scanners_end_ends_a_run_and_is_ignored_without_one() -> None:
     async def run() -> None:
         async with serving() as (scanner, pipeline):
             scanner.queue.put_nowait(RunOver())
@@ -201,7 +201,7 @@ def test_after_its_last_volume_a_run_waits_only_some_tr_for_what_is_missing() ->
     asyncio.run(run())
 
 
-def test_what_an_earlier_runtime_left_open_goes_on_unless_the_scanner_begins_again() -> None:
+def test_a_run_left_open_continues_unless_the_scanner_begins_again() -> None:
     async def run(first: int, *heard: str) -> None:
         async with serving(held={PLAN.run_id: {0, 1}}) as (scanner, pipeline):
             scanner.send(first)
@@ -211,8 +211,8 @@ def test_what_an_earlier_runtime_left_open_goes_on_unless_the_scanner_begins_aga
     asyncio.run(run(0, START, "aborted", START, VOLUMES[0]))
 
 
-def test_a_run_that_goes_on_ends_when_the_scanner_begins_again() -> None:
-    """Its first volume is not known to this runtime, so that it cannot be compared."""
+def test_a_continued_run_ends_when_the_scanner_begins_again() -> None:
+    """This runtime does not know the run's first volume, so it cannot compare it."""
 
     async def run(held: set[int]) -> None:
         async with serving(held={PLAN.run_id: held}) as (scanner, pipeline):
@@ -223,7 +223,7 @@ def test_a_run_that_goes_on_ends_when_the_scanner_begins_again() -> None:
     asyncio.run(run({0, 1}))
 
 
-def test_a_first_volume_that_comes_late_belongs_to_its_run() -> None:
+def test_a_late_first_volume_belongs_to_its_run() -> None:
     async def run() -> None:
         async with serving() as (scanner, pipeline):
             for index in (1, 2, 0, 3):
@@ -234,7 +234,7 @@ def test_a_first_volume_that_comes_late_belongs_to_its_run() -> None:
 
 
 @pytest.mark.parametrize("n_before", [0, 1], ids=["at the start", "within the run"])
-def test_what_finds_no_room_comes_again_before_anything_else_and_is_answered_once(n_before: int) -> None:
+def test_temporarily_refused_messages_are_repeated_first_and_answered_once(n_before: int) -> None:
     async def run() -> None:
         async with serving() as (scanner, pipeline):
             for index in range(n_before):
@@ -252,7 +252,7 @@ def test_what_finds_no_room_comes_again_before_anything_else_and_is_answered_onc
 
 
 def test_a_run_that_was_left_open_with_another_plan_is_ended_for_the_new_one() -> None:
-    """As when an operator starts the runtime again with another --volumes."""
+    """As after a restart of the runtime with another --volumes."""
 
     async def run() -> None:
         async with serving(held={PLAN.run_id: {0, 1}}, refuses="run-start") as (scanner, pipeline):
@@ -266,8 +266,8 @@ ENDS_OFTEN = 4
 
 
 @pytest.mark.parametrize("sent", [(0, 1, None, 0), (0, 1, 2, 3, 0)], ids=["the scanner's end", "complete"])
-def test_an_end_for_which_there_is_no_room_is_made_again_before_anything_else(sent: Sequence[Any]) -> None:
-    """Otherwise the pipeline keeps the run open, and takes the next one for its going on."""
+def test_a_temporarily_refused_end_is_repeated_first(sent: Sequence[Any]) -> None:
+    """Otherwise the pipeline keeps the run open and treats the next run as its continuation."""
 
     async def run() -> None:
         async with serving(refuses_ends=ENDS_OFTEN - 1) as (scanner, pipeline):
@@ -286,10 +286,8 @@ def test_an_end_for_which_there_is_no_room_is_made_again_before_anything_else(se
 
 
 @pytest.mark.parametrize(("refuses", "first"), [("", 0), ("run-start", 2)], ids=["begun again", "other plan"])
-def test_a_run_that_was_left_open_is_ended_when_there_is_room_and_asked_for_once_a_tr(
-    refuses: str, first: int
-) -> None:
-    """At once, again and again, nothing else of the runtime would have a turn: no page, no Ctrl-C."""
+def test_the_end_of_a_run_left_open_is_repeated_once_per_tr(refuses: str, first: int) -> None:
+    """Immediate retries would block the event loop: no page, no Ctrl-C."""
 
     async def run() -> None:
         async with serving(held={PLAN.run_id: {0, 1}}, refuses=refuses, refuses_ends=ENDS_OFTEN - 1) as (
@@ -302,7 +300,7 @@ def test_a_run_that_was_left_open_is_ended_when_there_is_room_and_asked_for_once
     asyncio.run(run())
 
 
-def test_what_is_refused_is_told_to_the_scanner() -> None:
+def test_refusals_are_sent_to_the_scanner() -> None:
     async def run() -> None:
         async with serving() as (scanner, pipeline):
             scanner.send(0)
@@ -332,7 +330,7 @@ def test_what_is_refused_is_told_to_the_scanner() -> None:
         max_size=30,
     )
 )
-def test_whatever_comes_volumes_are_only_between_a_start_and_an_end_and_each_is_answered(
+def test_volumes_lie_between_a_start_and_an_end_and_each_is_answered(
     sent: Sequence[Any],
 ) -> None:
     async def run() -> None:
@@ -375,7 +373,7 @@ def test_our_own_messages_need_nothing_from_the_operator(tiny_bundle: Path) -> N
         ("afni+tcp://0.0.0.0:7961", SourceOptions(n_volumes=1), "without authentication; forward the port"),
     ],
 )
-def test_what_an_operator_must_say_is_asked_for(
+def test_missing_or_invalid_options_are_named(
     tiny_bundle: Path, address: str, told: SourceOptions, said: str
 ) -> None:
     with pytest.raises(ServeError, match=said):

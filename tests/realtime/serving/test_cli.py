@@ -157,7 +157,7 @@ def test_the_log_is_json_where_asked_for_and_the_figures_are_served(
         (["--source", "folder:/", "--volumes", "9", "--run-id", "a/b"], "expected --volumes and --run-id"),
     ],
 )
-def test_a_source_that_cannot_be_is_one_line(
+def test_an_invalid_source_is_one_line(
     tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str
 ) -> None:
     common = ["--bundle", str(tiny_bundle), "--out", str(tmp_path), "--headless"]

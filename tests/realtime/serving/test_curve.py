@@ -1,4 +1,4 @@
-"""Who may reach the ZeroMQ ports: keys on the disk, and peers with and without them on real sockets."""
+"""Authentication of ZeroMQ ports: keys on disk, and peers with and without keys on real sockets."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def mode(path: Path) -> int:
 # Keys on the disk
 
 
-def test_keys_are_made_for_their_owners_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_the_owner_can_read_the_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "keys"
     assert cli.main(["keys", str(folder), "--subscriber", "screen"]) == 0
     said = capsys.readouterr().out
@@ -78,7 +78,7 @@ def test_keys_are_made_for_their_owners_alone(tmp_path: Path, capsys: pytest.Cap
         assert ("secret-key" in path.read_text()) == (path.suffix == ".key_secret")
 
 
-def test_made_again_they_stay_and_a_subscriber_can_be_added(
+def test_existing_keys_stay_when_a_subscriber_is_added(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_keys(tmp_path / "keys")
@@ -97,7 +97,7 @@ def test_made_again_they_stay_and_a_subscriber_can_be_added(
 
 
 @pytest.mark.parametrize("name", ["", "scanner", "runtime", "../out", "a/b", ".hidden", "x" * 65, "a\n"])
-def test_a_subscribers_name_leads_nowhere_else(tmp_path: Path, name: str) -> None:
+def test_a_subscribers_name_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(ServeError, match="expected a subscriber's name"):
         make_keys(tmp_path / "keys", [name])
     assert list(tmp_path.iterdir()) == []
@@ -119,9 +119,7 @@ def test_a_public_key_in_place_of_the_secret_is_refused(tmp_path: Path) -> None:
 
 
 @given(damaged=st.binary(max_size=120))
-def test_what_is_no_key_is_refused_in_one_line(
-    tmp_path_factory: pytest.TempPathFactory, damaged: bytes
-) -> None:
+def test_an_invalid_key_is_one_line(tmp_path_factory: pytest.TempPathFactory, damaged: bytes) -> None:
     folder = tmp_path_factory.mktemp("keys")
     make_keys(folder)
     (folder / "scanner" / "server.key").write_bytes(b'public-key = "' + damaged + b'"')
@@ -130,10 +128,10 @@ def test_what_is_no_key_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize("source", ["pyneal+tcp://127.0.0.1:0", "afni+tcp://127.0.0.1:0", "folder:."])
-def test_keys_for_which_nothing_would_ask_are_refused(
+def test_keys_without_a_zeromq_port_are_refused(
     keys: Path, capsys: pytest.CaptureFixture[str], source: str
 ) -> None:
-    """An operator who gives keys takes what listens for protected."""
+    """An operator who gives keys expects every port to be protected."""
     given = ["--keys", str(keys / "runtime"), "--source", source, "--volumes", "3"]
     assert cli.main(["serve", "--headless", "--bundle", str(keys), *given]) == 2
     assert f"expected no --keys with {source} and without --publish" in capsys.readouterr().err
@@ -154,7 +152,7 @@ def test_a_secret_key_is_not_printed(keys: Path) -> None:
 
 
 @pytest.mark.parametrize("address", ["tcp://0.0.0.0:5555", "tcp://192.168.1.7:5555", "tcp://[::]:5555"])
-def test_with_keys_other_networks_are_listened_on(address: str) -> None:
+def test_keys_allow_addresses_on_the_network(address: str) -> None:
     assert check_address(address, has_keys=True)[1] == 5555
 
 
@@ -167,7 +165,7 @@ def password(socket: zmq.Socket[bytes]) -> None:
 
 
 def unlisted_key(keys: Path) -> Callable[[zmq.Socket[bytes]], None]:
-    """Knows the runtime's public key, and has a pair of its own making."""
+    """Knows the runtime's public key and uses an unlisted key pair."""
 
     def prepare(socket: zmq.Socket[bytes]) -> None:
         socket.curve_serverkey = load_client_keys(keys / "scanner").server
@@ -177,7 +175,7 @@ def unlisted_key(keys: Path) -> Callable[[zmq.Socket[bytes]], None]:
 
 
 def wrong_server(keys: Path) -> Callable[[zmq.Socket[bytes]], None]:
-    """The right scanner, which takes this runtime for another."""
+    """A listed scanner that expects another runtime's key."""
 
     def prepare(socket: zmq.Socket[bytes]) -> None:
         own = load_client_keys(keys / "scanner").own
@@ -188,7 +186,7 @@ def wrong_server(keys: Path) -> Callable[[zmq.Socket[bytes]], None]:
 
 
 def stolen_public_key(keys: Path) -> Callable[[zmq.Socket[bytes]], None]:
-    """Knows both public keys, and not the secret that belongs to the scanner's."""
+    """Knows both public keys, but not the scanner's secret key."""
 
     def prepare(socket: zmq.Socket[bytes]) -> None:
         client = load_client_keys(keys / "scanner")
@@ -198,7 +196,7 @@ def stolen_public_key(keys: Path) -> Callable[[zmq.Socket[bytes]], None]:
     return prepare
 
 
-def test_only_the_scanner_gets_an_answer_and_the_runtime_goes_on(
+def test_only_the_scanner_gets_an_answer_and_the_runtime_keeps_running(
     serve: Callable[..., Served],
     connect: Callable[..., Client],
     keys: Path,
@@ -229,7 +227,7 @@ def test_only_the_scanner_gets_an_answer_and_the_runtime_goes_on(
     assert account_of(served.run_folder(scan))["received"] == scan.n_volumes
     log = served.log()
     assert "refused" not in log
-    assert log.count("refused a peer") == 2  # the unlisted key and the subscriber's, each once
+    assert log.count("turned away a peer") == 2  # the unlisted key and the subscriber's, each once
 
 
 def test_the_simulated_scanner_replays_a_run_with_its_keys(
@@ -251,8 +249,8 @@ def test_the_simulated_scanner_says_what_is_wrong_with_its_keys(tmp_path: Path, 
     assert done.stderr.startswith("sim: expected a ZeroMQ key")
 
 
-def test_a_guard_that_does_not_answer_lets_nobody_in(keys: Path, dealer: Connect) -> None:
-    """Whatever happens to the guard, a socket it protects does not fall back to letting everyone in."""
+def test_a_guard_that_is_not_running_admits_nobody(keys: Path, dealer: Connect) -> None:
+    """A protected socket refuses everybody if its guard fails."""
 
     async def check() -> None:
         context = zmq.asyncio.Context()

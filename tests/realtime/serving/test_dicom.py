@@ -1,4 +1,4 @@
-"""DICOM as scanners write it, made here from the standard and from what is known of Siemens' mosaics."""
+"""DICOM files like those of scanners, made here from the standard and the known format of Siemens mosaics."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from realtime.sources.files.volume_file import NotWholeError
 from .conftest import DemoScan
 
 VOXELS = np.random.default_rng(0).integers(0, 4_000, (6, 7, 5)).astype(np.uint16)
-"""[x, y, z], to the right, front and up."""
+"""[x, y, z], RAS+."""
 GRID = {"sizes_mm": (1.5, 2.0, 3.0), "origin_mm": (-4.0, 8.0, 20.0)}
 AFFINE = np.array([[1.5, 0, 0, -4], [0, 2, 0, 8], [0, 0, 3, 20], [0, 0, 0, 1]])
 AXIAL = [1, 0, 0, 0, 1, 0]
@@ -43,12 +43,12 @@ AXIAL = [1, 0, 0, 0, 1, 0]
 
 
 def images(voxels: np.ndarray = VOXELS) -> np.ndarray:
-    """Axial slices as DICOM has them: [slice, row, column]."""
+    """Axial slices in DICOM's order [slice, row, column]."""
     return voxels[::-1, ::-1].transpose(2, 1, 0)
 
 
 def first_pixel_mm(voxels: np.ndarray = VOXELS, slice_: int = 0) -> list[float]:
-    """To the left, back and up."""
+    """Position in DICOM's LPS+ coordinates."""
     x, y, z = (
         o + s * n
         for o, s, n in zip(
@@ -179,7 +179,7 @@ def written(data: FileDataset) -> bytes:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [mosaic, enhanced, single])
-def test_the_demos_run_comes_to_the_same_frames_as_in_our_own_messages(
+def test_the_demos_run_gives_the_same_frames_as_over_our_own_messages(
     same_as_ours: Callable[..., None],
     demo_scan: DemoScan,
     tmp_path: Path,
@@ -216,7 +216,7 @@ def test_the_demos_run_comes_to_the_same_frames_as_in_our_own_messages(
         enhanced(order=(0, 2, 4, 1, 3)),
     ],
 )
-def test_a_volume_comes_out_to_the_right_front_and_up(data: FileDataset) -> None:
+def test_a_dicom_volume_becomes_ras(data: FileDataset) -> None:
     volume = read(written(data))
     assert np.allclose(volume.affine, AFFINE, atol=1e-4)
     assert np.array_equal(volume.voxels, VOXELS)
@@ -263,7 +263,7 @@ def test_a_volume_that_lacks_slices_is_given_up_when_too_many_wait(caplog: pytes
         assert slices.add(slice_of(single(VOXELS, slice_, 1, 1))) is None
 
 
-def test_slices_that_make_no_volume_are_refused() -> None:
+def test_slices_that_form_no_volume_are_refused() -> None:
     slices = Slices(VOXELS.shape)
     for slice_ in (0, 1, 2, 3):
         slices.add(slice_of(single(VOXELS, slice_, 1, 1)))
@@ -287,8 +287,8 @@ def test_series_of_one_number_in_two_sessions_are_told_apart() -> None:
     assert all(name.startswith("7x") and name.isalnum() for name in names)
 
 
-def test_a_file_that_was_cut_off_anywhere_is_not_whole() -> None:
-    """It may only be on its way: were it refused, the rest of it would never be looked at."""
+def test_a_truncated_file_is_incomplete() -> None:
+    """A truncated file may still be written; if it were refused, it would never be read again."""
     for data in (written(mosaic()), written(enhanced()), written(single(VOXELS, 0, 1, 1))):
         for n_bytes in (*range(min(len(data), 1_200)), *range(1_200, len(data), 61), len(data) - 1):
             with pytest.raises(NotWholeError):
@@ -303,7 +303,7 @@ def refused(data: FileDataset, **changes: object) -> str:
     return str(raised.value)
 
 
-def test_what_is_no_volume_is_refused_and_says_why() -> None:
+def test_unsupported_images_are_refused_with_a_reason() -> None:
     assert "an MR image" in refused(mosaic(), SOPClassUID="1.2.840.10008.5.1.4.1.1.2")
     assert "uncompressed DICOM" in refused(mosaic(syntax=DeflatedExplicitVRLittleEndian))
     assert "16 bits with 3" in refused(mosaic(), SamplesPerPixel=3)
@@ -347,5 +347,5 @@ def test_a_damaged_file_is_a_volume_or_refused_and_nothing_else(
         assert held.voxels.ndim == (2 if isinstance(held, SliceFile) else 3)
 
 
-def test_a_mark_is_where_the_standard_has_it() -> None:
+def test_the_dicm_mark_is_at_its_standard_position() -> None:
     assert whole("mosaic")[dicom.MARK_AT :].startswith(dicom.MARK)

@@ -1,4 +1,4 @@
-"""What ``realtime doctor`` and ``realtime bench`` say, of the machine that the tests run on."""
+"""``realtime doctor`` and ``realtime bench`` on the machine that runs the tests."""
 
 from __future__ import annotations
 
@@ -60,8 +60,10 @@ def test_it_says_what_the_runtime_will_do(said: tuple[Diagnosis, str]) -> None:
     assert found.disk_per_hour_bytes == 2700 * (6**3 * 4 + 32 * 32 * 3)
 
 
-def test_a_model_too_slow_for_the_tr_is_said(make_tiny_bundle: Callable[..., Path], tmp_path: Path) -> None:
-    """A thousand steps within a microsecond: no machine is that fast."""
+def test_a_model_too_slow_for_the_tr_is_reported(
+    make_tiny_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A thousand steps within a microsecond, which no machine can do."""
     steps = 1000
     long, longer = (
         Sampler(

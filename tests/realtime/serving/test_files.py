@@ -1,4 +1,4 @@
-"""Files in a folder: real files, virtual time, and any bytes in them."""
+"""Files in a folder: real files with any content, in virtual time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .test_dicom import mosaic, written
 
 PATIENCE_S = 5.0
 AFFINE = np.array([[-2.0, 0, 0, 9], [0, 0, 2, -9], [0, -3, 0, 20], [0, 0, 0, 1]])
-"""To the left, down and to the front: nothing like what the runtime takes."""
+"""Axes to the left, down and to the front, unlike the runtime's RAS+."""
 VOXELS = np.random.default_rng(0).integers(0, 999, (4, 5, 6)).astype(np.int16)
 
 
@@ -51,7 +51,7 @@ def names(found: list[Found]) -> list[str]:
     return [each.name for each in found]
 
 
-def test_a_file_is_told_once_when_it_has_not_changed_between_two_looks(files: Files, tmp_path: Path) -> None:
+def test_a_file_is_reported_once_after_two_equal_polls(files: Files, tmp_path: Path) -> None:
     whole = nifti_bytes()
     (tmp_path / "run_0001.nii").write_bytes(whole)
     assert look(files, 0.0) == []
@@ -64,7 +64,7 @@ def test_a_file_is_told_once_when_it_has_not_changed_between_two_looks(files: Fi
     assert (found.name, found.holds.number, found.whole_s) == ("run_0002.nii", 2, 5.0)
 
 
-def test_a_file_that_stays_cut_off_is_given_up_with_a_warning(
+def test_a_file_that_stays_truncated_is_given_up_with_a_warning(
     files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "run_0001.nii").write_bytes(nifti_bytes()[:-9])
@@ -93,7 +93,7 @@ def test_only_regular_files_of_the_folder_itself_are_opened(
     ]
 
 
-def test_foreign_files_are_told_in_one_line_for_each_kind(
+def test_foreign_files_are_logged_once_per_suffix(
     files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("notes.txt", "more.txt", "table.tsv"):
@@ -105,7 +105,7 @@ def test_foreign_files_are_told_in_one_line_for_each_kind(
     assert sum("neither NIfTI nor DICOM" in message for message in caplog.messages) == 2
 
 
-def test_a_folder_that_is_away_for_a_while_is_looked_into_again(
+def test_an_unavailable_folder_is_polled_again(
     files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     away = tmp_path.parent / "away"
@@ -117,10 +117,8 @@ def test_a_folder_that_is_away_for_a_while_is_looked_into_again(
     assert len(look(files, 1.0, 2.0)) == 1
 
 
-def test_a_file_without_a_telling_name_is_not_given_up_before_it_has_begun(
-    files: Files, tmp_path: Path
-) -> None:
-    """As on a network share, where what another machine writes is empty for a while."""
+def test_an_empty_file_without_a_suffix_is_not_given_up(files: Files, tmp_path: Path) -> None:
+    """As on a network share, where a file that another machine writes is empty at first."""
     image = written(mosaic())
     path = tmp_path / "MR.1.3.12.2.1107"
     for n_bytes, now_s in ((0, 0.0), (131, 2.0), (len(image) - 1, 4.0)):
@@ -131,7 +129,7 @@ def test_a_file_without_a_telling_name_is_not_given_up_before_it_has_begun(
     assert names(look(files, 6.0, 7.0)) == [path.name]
 
 
-def test_a_file_that_is_written_anew_under_its_old_name_is_told_again(tmp_path: Path) -> None:
+def test_an_overwritten_file_is_reported_again(tmp_path: Path) -> None:
     path = tmp_path / "run_0001.nii"
     path.write_bytes(nifti_bytes())
     os.utime(path, (0, 0))
@@ -145,7 +143,7 @@ def test_a_file_that_is_written_anew_under_its_old_name_is_told_again(tmp_path: 
         assert (found.name, found.was_there_before) == (path.name, False)
 
 
-def test_of_many_files_that_are_done_some_are_looked_at_each_time(
+def test_a_share_of_many_finished_files_is_checked_in_each_poll(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("realtime.sources.files.watch.LOOKED_AT_AGAIN", 4)
@@ -161,7 +159,7 @@ def test_of_many_files_that_are_done_some_are_looked_at_each_time(
     assert sorted(name for each in seen for name in each) == [path.name for path in paths]
 
 
-def test_there_must_be_a_folder(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ServeError, match="expected a folder to watch"):
         Files(tmp_path / "none", PATIENCE_S)
 
@@ -169,9 +167,7 @@ def test_there_must_be_a_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "float32", "float64", ">i2"])
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-def test_a_nifti_volume_comes_out_to_the_right_front_and_up(
-    kind: type[nibabel.Nifti1Image], dtype: str, suffix: str
-) -> None:
+def test_a_nifti_volume_becomes_ras(kind: type[nibabel.Nifti1Image], dtype: str, suffix: str) -> None:
     data = nifti_bytes((VOXELS % 200).astype(dtype), kind)
     volume = parse(f"run-2_bold_0007{suffix}", gzip.compress(data) if suffix == ".nii.gz" else data)
     assert volume is not None
@@ -182,7 +178,7 @@ def test_a_nifti_volume_comes_out_to_the_right_front_and_up(
     assert np.array_equal(volume.voxels, np.asarray(expected.dataobj))
 
 
-def test_a_scale_is_applied_and_a_fourth_axis_of_one_is_none() -> None:
+def test_a_scale_is_applied_and_a_fourth_axis_of_size_1_is_dropped() -> None:
     data = nifti_bytes(VOXELS[..., None], scl_slope=0.5, scl_inter=3)
     expected = nibabel.as_closest_canonical(nibabel.Nifti1Image(VOXELS * 0.5 + 3, AFFINE)).get_fdata()
     assert np.array_equal(nifti.read("1.nii", data).voxels, expected.astype(np.float32))
@@ -198,7 +194,7 @@ def test_a_scale_is_applied_and_a_fourth_axis_of_one_is_none() -> None:
         nifti_bytes(vox_offset=8),
     ],
 )
-def test_a_nifti_file_that_is_no_volume_is_refused(data: bytes) -> None:
+def test_a_nifti_file_that_is_not_a_volume_is_refused(data: bytes) -> None:
     with pytest.raises(WireError) as raised:
         nifti.read("run_1.nii", data)
     assert not isinstance(raised.value, NotWholeError)
@@ -214,7 +210,7 @@ changes = st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_s
 
 
 def damaged(data: bytes, spots: list[tuple[int, int]], n_cut: int, near: int) -> bytes:
-    """Some bytes changed, in the first ``near`` of them, and the end cut off."""
+    """Change some bytes among the first ``near`` and truncate the data."""
     changed = bytearray(data)
     for place, value in spots:
         changed[place % min(near, len(data))] = value
@@ -239,6 +235,6 @@ def test_any_bytes_under_any_name_are_refused(data: bytes, name: str) -> None:
                 assert parse(each, text) is None
 
 
-def test_a_dicom_head_alone_is_not_whole() -> None:
+def test_a_dicom_header_alone_is_incomplete() -> None:
     with pytest.raises(NotWholeError):
         dicom.read(bytes(128) + b"DICM")

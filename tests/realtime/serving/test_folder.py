@@ -1,4 +1,4 @@
-"""Which files of a folder make a run: a served runtime, and a scanner in this process, on real files."""
+"""Files of a folder become runs: a served runtime and a scanner in this process, with real files."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def nifti(scan: conftest.Scan, index: int) -> bytes:
 
 
 def put(folder: Path, name: str, data: bytes) -> None:
-    """As copying does it: in two pieces."""
+    """Write in two pieces, like copying does."""
     with (folder / name).open("wb", buffering=0) as file:
         file.write(data[: len(data) // 2])
         file.write(data[len(data) // 2 :])
 
 
 def moved_in(folder: Path, name: str, data: bytes) -> None:
-    """As careful programs do it: whole at once."""
+    """Write atomically, like careful programs do."""
     (folder / f".{name}.part").write_bytes(data)
     (folder / f".{name}.part").rename(folder / name)
 
@@ -51,7 +51,7 @@ def export(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_the_demos_run_comes_to_the_same_frames_as_in_our_own_messages(
+def test_the_demos_run_gives_the_same_frames_as_over_our_own_messages(
     same_as_ours: Callable[..., None], demo_scan: DemoScan, export: Path
 ) -> None:
     def send(index: int) -> None:
@@ -61,7 +61,7 @@ def test_the_demos_run_comes_to_the_same_frames_as_in_our_own_messages(
 
 
 @pytest.mark.parametrize("write", [put, moved_in])
-def test_files_become_a_run_and_what_was_there_before_does_not(
+def test_new_files_become_a_run_and_existing_files_do_not(
     serve: Callable[..., Served],
     make_scan: type[conftest.Scan],
     closed_account: Callable[[Path], dict[str, Any]],
@@ -82,7 +82,7 @@ def test_files_become_a_run_and_what_was_there_before_does_not(
     assert "Traceback" not in served.log()
 
 
-def test_a_cut_off_file_is_missing_and_the_run_ends_without_it(
+def test_a_truncated_file_is_missing_and_the_run_ends_without_it(
     serve: Callable[..., Served],
     make_scan: type[conftest.Scan],
     closed_account: Callable[[Path], dict[str, Any]],
@@ -98,7 +98,7 @@ def test_a_cut_off_file_is_missing_and_the_run_ends_without_it(
     assert "run-1_0005.nii' is ignored: incomplete" in served.log()
 
 
-def test_a_run_that_a_kill_left_open_goes_on_with_all_its_files(
+def test_a_run_left_open_by_a_kill_continues_with_all_its_files(
     serve: Callable[..., Served],
     make_scan: type[conftest.Scan],
     closed_account: Callable[[Path], dict[str, Any]],
@@ -123,7 +123,7 @@ def test_a_run_that_a_kill_left_open_goes_on_with_all_its_files(
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Another process's files are all there is to see it by."""
+    """Wait by the files that another process writes."""
 
     async def wait() -> None:
         async with asyncio.timeout(PATIENCE_S):
@@ -134,7 +134,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 class Watched:
-    """A scanner of a folder, all of whose volumes are taken but for those of series that the test refuses."""
+    """A folder scanner; all volumes are acknowledged except those of series that the test refuses."""
 
     def __init__(self, scanner: FolderScanner, folder: Path, scan: conftest.Scan) -> None:
         self._scans = scanner.scans()
@@ -147,7 +147,7 @@ class Watched:
             moved_in(self._folder, name, nifti(self._scan, 0))
 
     async def asserts_to_hear(self, *expected: tuple[str, int] | None) -> None:
-        """The next volumes, each as its series and index; None: a run was broken off."""
+        """Expect the next volumes, each as series and index; None means the end of an aborted run."""
         async with asyncio.timeout(PATIENCE_S):
             for each in expected:
                 news = await anext(self._scans)
@@ -178,9 +178,7 @@ async def watching(folder: Path, scan: conftest.Scan, **options: Any) -> AsyncIt
         await watched._scans.aclose()
 
 
-def test_a_series_that_runs_beside_another_is_passed_over(
-    export: Path, make_scan: type[conftest.Scan]
-) -> None:
+def test_a_parallel_series_is_ignored(export: Path, make_scan: type[conftest.Scan]) -> None:
     """Such as the motion-corrected copy of each volume."""
 
     async def run() -> None:
@@ -196,10 +194,10 @@ def test_a_series_that_runs_beside_another_is_passed_over(
     asyncio.run(run())
 
 
-def test_files_that_appear_at_once_are_taken_in_the_order_in_which_they_were_written(
+def test_files_that_appear_at_once_are_read_in_order_of_writing(
     export: Path, make_scan: type[conftest.Scan]
 ) -> None:
-    """As after a network share was away: the next run has begun meanwhile."""
+    """As after a network share was unavailable while the next run began."""
 
     async def run() -> None:
         async with watching(export, make_scan()) as watched:
@@ -214,7 +212,7 @@ def test_files_that_appear_at_once_are_taken_in_the_order_in_which_they_were_wri
     asyncio.run(run())
 
 
-def test_a_run_that_is_begun_again_is_followed_from_its_first_volume(
+def test_a_repeated_run_is_followed_from_its_first_volume(
     export: Path, make_scan: type[conftest.Scan]
 ) -> None:
     async def run() -> None:
@@ -229,9 +227,7 @@ def test_a_run_that_is_begun_again_is_followed_from_its_first_volume(
     asyncio.run(run())
 
 
-def test_a_series_whose_run_is_refused_makes_room_for_the_next(
-    export: Path, make_scan: type[conftest.Scan]
-) -> None:
+def test_the_next_series_is_followed_after_a_refusal(export: Path, make_scan: type[conftest.Scan]) -> None:
     async def run() -> None:
         async with watching(export, make_scan()) as watched:
             watched.refuses.add("localizer")
@@ -246,7 +242,7 @@ def test_a_series_whose_run_is_refused_makes_room_for_the_next(
 def test_a_series_is_not_over_because_the_runtime_was_busy(
     export: Path, make_scan: type[conftest.Scan]
 ) -> None:
-    """As while its disk is full: nobody looked, and what came meanwhile is there."""
+    """As while its disk is full: nobody polled, and files arrived meanwhile."""
 
     async def run() -> None:
         async with watching(export, make_scan()) as watched:
@@ -265,10 +261,10 @@ def test_a_series_is_not_over_because_the_runtime_was_busy(
     asyncio.run(run())
 
 
-def test_after_a_run_that_was_broken_off_the_next_is_followed_and_not_its_copy(
+def test_after_an_aborted_run_the_next_is_followed_and_not_its_copy(
     export: Path, make_scan: type[conftest.Scan]
 ) -> None:
-    """Raw and motion-corrected volumes come in turn; that the old run is over shows after some TR only."""
+    """Raw and motion-corrected volumes alternate; the end of the old run is detected after some TR only."""
 
     async def run() -> None:
         async with watching(export, make_scan()) as watched:
@@ -283,7 +279,7 @@ def test_after_a_run_that_was_broken_off_the_next_is_followed_and_not_its_copy(
     asyncio.run(run())
 
 
-def test_files_under_names_of_before_are_a_run_and_of_a_run_that_is_over_are_told_of(
+def test_reused_names_are_a_new_run_and_late_files_of_a_closed_run_are_logged(
     export: Path, make_scan: type[conftest.Scan], caplog: pytest.LogCaptureFixture
 ) -> None:
     async def run() -> None:
@@ -302,9 +298,7 @@ def test_files_under_names_of_before_are_a_run_and_of_a_run_that_is_over_are_tol
     assert said.startswith("'run_1.nii' and further files of its series are ignored")
 
 
-def test_an_operator_can_choose_series_and_say_where_numbers_begin(
-    export: Path, make_scan: type[conftest.Scan]
-) -> None:
+def test_series_and_first_number_can_be_chosen(export: Path, make_scan: type[conftest.Scan]) -> None:
     async def run() -> None:
         async with watching(export, make_scan(), series="moco", first_number=0) as watched:
             watched.write("raw_0.nii", "run1_moco_0.nii")
@@ -316,7 +310,7 @@ def test_an_operator_can_choose_series_and_say_where_numbers_begin(
     asyncio.run(run())
 
 
-def test_only_the_files_of_an_unfinished_run_are_taken_when_they_were_there_before(
+def test_existing_files_are_read_only_for_an_unfinished_run(
     export: Path, make_scan: type[conftest.Scan]
 ) -> None:
     scan = make_scan()

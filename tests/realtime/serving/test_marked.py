@@ -1,4 +1,4 @@
-"""Pictures from presentation software, beside scanners that know nothing of them."""
+"""Markers from presentation software beside scanners that send none."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LONG_TR_S, SHORT_TR_S, NO_TIME_S = 60.0, 0.05, 1e-9
 
 
 class Presentation:
-    """The example as a process of its own, told line by line what is on screen."""
+    """The example as a process; lines on its standard input say what is on screen."""
 
     def __init__(self, address: str, *keys: str) -> None:
         self._process = subprocess.Popen(
@@ -151,7 +151,7 @@ def test_only_keys_of_scanners_open_the_port_of_markers(
     assert [picture.onset_volume for picture in read_recorded(served.out / RUN_ID).pictures] == [4]
 
 
-def test_our_own_messages_bring_their_markers_themselves(
+def test_markers_option_is_refused_with_our_own_messages(
     tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ["--source", "tcp://127.0.0.1:0", "--markers", "tcp://127.0.0.1:0"]
@@ -172,7 +172,7 @@ async def marked(tr_s: float) -> AsyncIterator[tuple[QueueSource, QueueSource, M
         await source.stop()
 
 
-def test_a_marker_waits_for_its_run_and_goes_before_what_comes_with_it(make_scan: type[Scan]) -> None:
+def test_a_marker_waits_for_its_run_and_precedes_volumes(make_scan: type[Scan]) -> None:
     scan = make_scan(n_volumes=3)
     marker = wire.Marker(run_id="presentation", onset_volume=0, name="a picture")
 
@@ -191,8 +191,8 @@ def test_a_marker_waits_for_its_run_and_goes_before_what_comes_with_it(make_scan
     asyncio.run(run())
 
 
-def test_a_marker_of_a_run_whose_first_volume_comes_late_is_its_own(make_scan: type[Scan]) -> None:
-    """The first image of a scan may take long to be made; no run was before it."""
+def test_a_marker_belongs_to_its_run_even_if_the_first_volume_is_late(make_scan: type[Scan]) -> None:
+    """The first volume of a scan can take long; there was no earlier run."""
     scan = make_scan(n_volumes=3)
 
     async def run() -> None:
@@ -212,7 +212,7 @@ def test_a_marker_of_a_run_whose_first_volume_comes_late_is_its_own(make_scan: t
     asyncio.run(run())
 
 
-def test_a_marker_without_a_run_is_refused_in_the_end(make_scan: type[Scan]) -> None:
+def test_a_marker_without_a_run_is_refused_after_a_timeout(make_scan: type[Scan]) -> None:
     scan = make_scan(n_volumes=3)
 
     async def run() -> None:
@@ -228,8 +228,8 @@ def test_a_marker_without_a_run_is_refused_in_the_end(make_scan: type[Scan]) -> 
     asyncio.run(run())
 
 
-def test_a_marker_of_a_run_that_is_over_is_not_one_of_the_next(make_scan: type[Scan]) -> None:
-    """One that was sent late waits as the next run begins, which can have shown nothing at volume 2 yet."""
+def test_a_marker_of_a_closed_run_is_not_assigned_to_the_next(make_scan: type[Scan]) -> None:
+    """A late marker for volume 2 waits when the next run begins, which has no volume 2 yet."""
     first, second = make_scan(n_volumes=3), make_scan(n_volumes=3, run_id="next")
 
     async def run() -> None:
@@ -253,8 +253,8 @@ def test_a_marker_of_a_run_that_is_over_is_not_one_of_the_next(make_scan: type[S
     asyncio.run(run())
 
 
-def test_a_marker_after_a_run_has_fallen_silent_waits_for_what_comes_next(make_scan: type[Scan]) -> None:
-    """The run was broken off, and nothing tells before the next begins."""
+def test_a_marker_after_a_silent_run_waits_for_the_next_volume(make_scan: type[Scan]) -> None:
+    """The run was aborted, which is known only when the next begins."""
     first, second = make_scan(n_volumes=3), make_scan(n_volumes=3, run_id="next")
 
     async def run() -> None:
@@ -279,7 +279,7 @@ def test_a_marker_after_a_run_has_fallen_silent_waits_for_what_comes_next(make_s
     asyncio.run(run())
 
 
-def test_what_is_no_marker_is_refused_where_markers_are(make_scan: type[Scan]) -> None:
+def test_other_messages_are_refused_at_the_marker_port(make_scan: type[Scan]) -> None:
     scan = make_scan(n_volumes=3)
 
     async def run() -> None:

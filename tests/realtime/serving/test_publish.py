@@ -1,4 +1,4 @@
-"""Results out, over real sockets: what subscribers get, who gets nothing, and what a slow one costs."""
+"""Publishing over real sockets: messages, authentication and slow subscribers."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Published:
             self.broadcast.send(event)
 
     async def until_heard(self, socket: zmq.Socket[bytes]) -> None:
-        """Begin runs until the subscriber, whose subscription takes a moment, hears of the newest."""
+        """Begin runs until the subscriber receives the newest, because a subscription takes a moment."""
         while not await asyncio.to_thread(socket.poll, 10):
             self._begun += 1
             self.send(status("warming", f"before-{self._begun}", f"/runs/before-{self._begun}"))
@@ -127,7 +127,7 @@ def with_publisher(check: Callable[[Published], Any], **options: Any) -> None:
 # What subscribers get
 
 
-def test_a_run_its_frames_and_its_end(subscribe: Subscribe) -> None:
+def test_start_frames_and_end_of_a_run_are_published(subscribe: Subscribe) -> None:
     async def check(published: Published) -> None:
         socket = subscribe(published.address)
         await published.until_heard(socket)
@@ -181,7 +181,7 @@ def test_topics_can_be_chosen(subscribe: Subscribe) -> None:
     with_publisher(check)
 
 
-def test_who_takes_frames_alone_sees_no_gap_where_runs_end_and_begin(subscribe: Subscribe) -> None:
+def test_sequence_numbers_count_per_topic(subscribe: Subscribe) -> None:
     async def check(published: Published) -> None:
         def only_frames(socket: zmq.Socket[bytes]) -> None:
             socket.unsubscribe("")
@@ -252,7 +252,7 @@ def test_a_slow_subscriber_knows_what_it_missed_and_others_miss_nothing(subscrib
 # Who gets nothing
 
 
-def test_only_a_subscribers_key_opens_it(subscribe: Subscribe, tmp_path: Path) -> None:
+def test_only_subscribers_keys_are_admitted(subscribe: Subscribe, tmp_path: Path) -> None:
     make_keys(tmp_path, ["screen"])
     screen = load_client_keys(tmp_path / "screen")
 
@@ -276,7 +276,7 @@ def test_only_a_subscribers_key_opens_it(subscribe: Subscribe, tmp_path: Path) -
     with_publisher(check, keys=load_server_keys(tmp_path / "runtime"))
 
 
-def test_without_keys_it_is_on_loopback_alone(
+def test_without_keys_it_listens_on_loopback_only(
     tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ServeError, match="realtime keys"):

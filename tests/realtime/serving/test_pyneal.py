@@ -1,4 +1,4 @@
-"""A scanner's side that speaks Pyneal's protocol, and nothing of ours, against a served runtime."""
+"""A scanner side that implements Pyneal's protocol, without our code, against a served runtime."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Pyneal:
         return self._socket.recv_string()
 
     def insist(self, greeting: bytes) -> None:
-        """Greet until there is an answer, and no other under way: what a waiting connection says is lost."""
+        """Greet until an answer comes; messages of a waiting connection are lost, so greet repeatedly."""
         while not self._socket.poll(200):
             self._socket.send(greeting)
         while self._socket.poll(200):
@@ -58,7 +58,7 @@ class Pyneal:
         return self.say(*self._volume(index, voxels, affine, tr, **changes))
 
     def leave(self, index: int, voxels: np.ndarray, affine: ArrayLike) -> None:
-        """Send a volume and go without waiting for the answer."""
+        """Send a volume without waiting for the answer."""
         self._socket.send_multipart(self._volume(index, voxels, affine, "1333.3333"))
         self._socket.close(linger=PATIENCE_MS)
 
@@ -91,7 +91,7 @@ def pyneal() -> Iterator[Callable[[str], Pyneal]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", "uint16"])
-def test_the_demos_run_comes_to_the_same_frames_as_in_our_own_messages(
+def test_the_demos_run_gives_the_same_frames_as_over_our_own_messages(
     same_as_ours: Callable[..., None], pyneal: Callable[[str], Pyneal], demo_scan: DemoScan, dtype: str
 ) -> None:
     def connect(address: str) -> Callable[[int], None]:
@@ -165,7 +165,7 @@ def header(affine: ArrayLike) -> dict[str, Any]:
     }
 
 
-def test_a_scanner_that_goes_on_after_a_kill_goes_on_with_its_run(
+def test_a_scanner_continues_its_run_after_a_kill_of_the_runtime(
     serve: Callable[..., Served],
     pyneal: Callable[[str], Pyneal],
     make_scan: type[Scan],
@@ -185,7 +185,7 @@ def test_a_scanner_that_goes_on_after_a_kill_goes_on_with_its_run(
     assert second.interrupt() == 0
 
 
-def test_a_second_scanner_waits_and_is_served_once_the_first_has_gone(
+def test_a_second_scanner_is_served_once_the_first_disconnects(
     serve: Callable[..., Served], pyneal: Callable[[str], Pyneal], make_scan: type[Scan]
 ) -> None:
     scan = make_scan(n_volumes=12)
@@ -204,10 +204,10 @@ def test_a_second_scanner_waits_and_is_served_once_the_first_has_gone(
     assert read_recorded(served.out / RUN_ID).received == {0, 1, 2, 3, 4}
 
 
-def test_a_connection_that_says_nothing_is_not_the_scanners(
+def test_a_silent_connection_is_not_the_scanner(
     serve: Callable[..., Served], pyneal: Callable[[str], Pyneal], make_scan: type[Scan]
 ) -> None:
-    """Such as that of a tunnel, or of a tool that looks which ports are open."""
+    """For example of a tunnel or a port scanner."""
     scan = make_scan(n_volumes=12)
     served = serve("--volumes", "12", source="pyneal+tcp://127.0.0.1:0")
     with socket.create_connection(("127.0.0.1", int(served.address.rpartition(":")[2]))):

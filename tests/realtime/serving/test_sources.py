@@ -24,7 +24,7 @@ from .conftest import Client, Scan
         ("tcp://[::1]:5555", ("::1", 5555)),
     ],
 )
-def test_loopback_addresses_are_taken(address: str, expected: tuple[str, int]) -> None:
+def test_loopback_addresses_are_accepted(address: str, expected: tuple[str, int]) -> None:
     assert check_address(address) == expected
 
 
@@ -89,13 +89,13 @@ def header(**changes: object) -> bytes:
         ),
     ],
 )
-def test_what_is_no_message_is_refused_with_a_code(frames: list[bytes], code: str) -> None:
+def test_invalid_messages_are_refused_with_a_code(frames: list[bytes], code: str) -> None:
     with pytest.raises(WireError) as raised:
         parse([memoryview(frame) for frame in frames])
     assert raised.value.code == code
 
 
-def test_over_a_socket_bad_messages_are_answered_and_good_ones_come_through(
+def test_over_a_socket_invalid_messages_are_refused_and_valid_ones_received(
     connect: Callable[..., Client], make_scan: type[Scan]
 ) -> None:
     scan = make_scan()
