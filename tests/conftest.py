@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, settings
 from .signal_stack import signal_stack
 from .tools import CHROMIUM, COMPILER, CURL, told
 
-# Before torch is loaded, and for the processes that tests start: models are so small here that a second thread
+# Before torch is loaded, and for the processes that tests start. The models are so small that a second thread
 # gains nothing, and threads that spin while they wait for each other take the cores from other processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
