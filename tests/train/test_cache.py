@@ -69,8 +69,7 @@ def test_causal_windows_are_the_runtimes(cache: Cache, tiny_nsd: Path, tiny_reci
         225,
         4 / 3,
         streaming_settings(tiny_recipe.preprocessing),
-        cache.prior.mean,
-        cache.prior.sd,
+        cache.prior,
         6,
     )
     windows = {}

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from nsd import TR_S
 from realtime.bundle import spec as bundle_spec
+from realtime.bundle.statistics import VoxelStatistics
 from realtime.preprocessing.stream import causal_windows, cosine_basis
-from train.data.prior import Prior
 from train.recipe import Preprocessing, Recipe
 
 
@@ -34,11 +34,11 @@ def drift_basis(n_volumes: int, preprocessing: Preprocessing) -> NDArray[np.floa
 
 
 def streamed(
-    rows: NDArray[np.float32], recipe: Recipe, prior: Prior, ends: Sequence[int], n_volumes: int
+    rows: NDArray[np.float32], recipe: Recipe, prior: VoxelStatistics, ends: Sequence[int], n_volumes: int
 ) -> NDArray[np.float32]:
     """Windows ``[n, V, T]`` of one run ``[225, V]`` that end with volumes ``ends``, as the runtime sees.
 
     :param n_volumes: T
     """
     settings = streaming_settings(recipe.preprocessing)
-    return causal_windows(rows, TR_S, settings, prior.mean, prior.sd, n_volumes, list(ends))
+    return causal_windows(rows, TR_S, settings, prior, n_volumes, list(ends))
