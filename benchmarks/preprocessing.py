@@ -30,6 +30,7 @@ import numpy as np
 from machine import machine
 
 from realtime.bundle.spec import Preprocessing
+from realtime.bundle.statistics import VoxelStatistics
 from realtime.preprocessing.spikes import SpikeRule
 from realtime.preprocessing.stream import StreamingPreprocessor, cosine_basis
 
@@ -61,8 +62,8 @@ def stream(folder: Path) -> dict[str, float]:
     run = volumes()
     volume = next(run)
     before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    prior = np.full(N_VOXELS, 1300, np.float32), np.full(N_VOXELS, 20, np.float32)
-    one = StreamingPreprocessor(mask, N_VOLUMES, TR_S, SETTINGS, *prior, WINDOW, SpikeRule())
+    prior = VoxelStatistics(mean=np.full(N_VOXELS, 1300, np.float32), sd=np.full(N_VOXELS, 20, np.float32))
+    one = StreamingPreprocessor(mask, N_VOLUMES, TR_S, SETTINGS, prior, WINDOW, SpikeRule())
     for index in range(N_VOLUMES):
         begun = time.perf_counter()
         one.push(index, volume)

@@ -121,8 +121,7 @@ def streamed(bundle: Bundle, layout: Layout, trials: Sequence[RunTrial]) -> NDAr
             Run(layout, *key).roi_series(roi),
             spec.tr_s,
             spec.preprocessing,
-            bundle.prior_mean,
-            bundle.prior_sd,
+            bundle.prior,
             window.length_volumes,
             run_ends,
         )

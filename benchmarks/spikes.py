@@ -18,6 +18,7 @@ import numpy as np
 
 from nsd import TR_S, Layout, Run, read_roi, task_runs
 from realtime.bundle.spec import Preprocessing
+from realtime.bundle.statistics import VoxelStatistics
 from realtime.preprocessing.spikes import SpikeRule
 from realtime.preprocessing.stream import StreamingPreprocessor
 from sim.settings import read_settings
@@ -45,8 +46,8 @@ def censored(rows: np.ndarray) -> set[int]:
     """Return the volumes of a run [n, V] that the runtime censors."""
     voxels = rows.shape[1]
     mask = np.ones((voxels, 1, 1), dtype=bool)
-    prior = np.full(voxels, 1000.0), np.full(voxels, 20.0)
-    stream = StreamingPreprocessor(mask, len(rows), TR_S, SETTINGS, *prior, 6, SpikeRule())
+    prior = VoxelStatistics(mean=np.full(voxels, 1000, np.float32), sd=np.full(voxels, 20, np.float32))
+    stream = StreamingPreprocessor(mask, len(rows), TR_S, SETTINGS, prior, 6, SpikeRule())
     return {index for index, row in enumerate(rows) if stream.push_row(index, row).status == "censored"}
 
 

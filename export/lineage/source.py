@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from export.errors import ExportError
 from realtime.bundle import files
 from realtime.bundle import spec as bundle_spec
 from realtime.bundle.spec import NULL_CONDITION_FILE, PRIOR_FILE
+from realtime.bundle.statistics import VoxelStatistics
 from realtime.errors import BundleError
 from train.checkpoints.checkpoint import Checkpoint, CheckpointInfo, load_checkpoint, read_info
 from train.errors import TrainError
@@ -24,11 +24,10 @@ ADAPTER_FILE = "adapter/pytorch_lora_weights.safetensors"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Subject:
-    """The subject's region on the scanner's grid, and prior mean and SD of its voxels, float32 ``[V]``."""
+    """The subject's region on the scanner's grid, and the prior of its voxels."""
 
     roi: bundle_spec.Roi
-    prior_mean: NDArray[np.float32]
-    prior_sd: NDArray[np.float32]
+    prior: VoxelStatistics
 
 
 def read_info_of(folder: Path) -> CheckpointInfo:
@@ -88,7 +87,7 @@ def read_subject(checkpoint: Checkpoint) -> Subject:
     path = folder / ROI_FILE
     try:
         mask, affine = files.read_mask(path)
-        prior = files.read_npz(folder / PRIOR_FILE, {"mean": (n_voxels,), "sd": (n_voxels,)})
+        prior = VoxelStatistics.read(folder / PRIOR_FILE, n_voxels)
     except (BundleError, OSError) as error:
         raise ExportError(
             f"{error}; `python -m train fit` writes it into the checkpoint at its end"
@@ -101,13 +100,13 @@ def read_subject(checkpoint: Checkpoint) -> Subject:
     x, y, z = mask.shape
     r0, r1, r2, r3 = ((float(a), float(b), float(c), float(d)) for a, b, c, d in affine)
     roi = bundle_spec.Roi(file=ROI_FILE, n_voxels=n_voxels, shape=(x, y, z), affine=(r0, r1, r2, r3))
-    return Subject(roi=roi, prior_mean=prior["mean"], prior_sd=prior["sd"])
+    return Subject(roi=roi, prior=prior)
 
 
 def write_subject(checkpoint: Checkpoint, subject: Subject, folder: Path) -> None:
     """Write what the runtime needs besides the graphs: region, prior and null condition."""
     shutil.copyfile(checkpoint.subject_folder / ROI_FILE, folder / ROI_FILE)
-    np.savez(folder / PRIOR_FILE, mean=subject.prior_mean, sd=subject.prior_sd)
+    (folder / PRIOR_FILE).write_bytes(subject.prior.as_npz())
     np.save(folder / NULL_CONDITION_FILE, np.ascontiguousarray(checkpoint.null_NW.numpy(), dtype=np.float32))
 
 

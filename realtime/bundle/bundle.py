@@ -43,6 +43,7 @@ from realtime.bundle.spec import (
     Spec,
     decode_spec,
 )
+from realtime.bundle.statistics import VoxelStatistics
 from realtime.errors import BundleError, WireError
 from realtime.wire import RunStart
 
@@ -63,10 +64,7 @@ class Bundle:
     """SHA-256 of ``bundle.json``, which identifies the whole bundle."""
     roi_mask: NDArray[np.bool_]
     """[x, y, z]"""
-    prior_mean: NDArray[np.float32]
-    """[V]"""
-    prior_sd: NDArray[np.float32]
-    """[V]"""
+    prior: VoxelStatistics
     null_conditions: Mapping[str, NDArray[np.float32]]
     """[tokens, width], by the name of the decoder."""
 
@@ -84,15 +82,12 @@ class Bundle:
             bundle_files.check_sha256(folder / file, expected)
         bundle_files.check_no_unlisted_files(folder, spec.files.keys())
         mask = _read_roi(folder, spec.roi)
-        voxels = (spec.roi.n_voxels,)
-        prior = bundle_files.read_npz(folder / PRIOR_FILE, {"mean": voxels, "sd": voxels})
         return cls(
             folder=folder,
             spec=spec,
             sha256=hashlib.sha256(encoded).hexdigest(),
             roi_mask=mask,
-            prior_mean=prior["mean"],
-            prior_sd=prior["sd"],
+            prior=VoxelStatistics.read(folder / PRIOR_FILE, spec.roi.n_voxels),
             null_conditions={
                 decoder.name: bundle_files.read_npy(folder / decoder.null_condition, spec.condition_shape)
                 for decoder in spec.decoders

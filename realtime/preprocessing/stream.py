@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from realtime.bundle.bundle import Bundle
 from realtime.bundle.spec import Preprocessing
+from realtime.bundle.statistics import VoxelStatistics
 from realtime.errors import PreprocessError
 from realtime.preprocessing.least_squares import FLAT, Floats, StreamingFit
 from realtime.preprocessing.spikes import SpikeRule, SpikeWatch, rms_sd
@@ -81,8 +82,7 @@ class StreamingPreprocessor:
 
     :param mask: bool [x, y, z], the region on the scanner's grid
     :param n_volumes: planned length of the run; fixes the drift basis
-    :param prior_mean: float [V], per-voxel mean over earlier runs
-    :param prior_sd: float [V], per-voxel SD over time within earlier runs, after detrending
+    :param prior: per-voxel mean and SD of earlier runs
     :param spikes: which volumes to censor although they are finite; None: none
     :raises PreprocessError: when these do not fit each other
     """
@@ -93,18 +93,17 @@ class StreamingPreprocessor:
         n_volumes: int,
         tr_s: float,
         settings: Preprocessing,
-        prior_mean: NDArray[np.floating[Any]],
-        prior_sd: NDArray[np.floating[Any]],
+        prior: VoxelStatistics,
         window_volumes: int,
         spikes: SpikeRule | None = None,
     ) -> None:
         n_voxels = int(np.count_nonzero(mask))
-        _check_prior(n_voxels, prior_mean, prior_sd)
+        _check_prior(n_voxels, prior.mean, prior.sd)
         self._shape = mask.shape
         self._voxels = np.flatnonzero(mask)
         self._settings = settings
-        self._prior_mean = prior_mean.astype(np.float64)
-        self._prior_variance = np.square(prior_sd.astype(np.float64))
+        self._prior_mean = prior.mean.astype(np.float64)
+        self._prior_variance = np.square(prior.sd.astype(np.float64))
         self._basis = cosine_basis(n_volumes, tr_s, settings.high_pass_hz)
         # The fit wants regressors of size about 1; their scale does not change what they span.
         self._basis /= np.abs(self._basis).max(axis=0)
@@ -157,22 +156,20 @@ class StreamingPreprocessor:
         self._accept(values)
         return Pushed(status=self._status(), repaired_voxels=n_bad)
 
-    def row_z(self) -> NDArray[np.float32]:
-        """Z-scores [V] of the newest volume as of now; of a censored one, those of the row in its place."""
-        return self._z_scores((0,))[:, 0]
-
     def window(self) -> NDArray[np.float32] | None:
         """Z-scores [V, T] of the last T volumes, all by the fit as of now; None while the run is shorter."""
         if self._first is None or self._index + 1 < len(self._ages):
             return None
-        return self._z_scores(self._ages)
+        if self._fit.n_rows >= self._needed:
+            return self._fit.z_scores(self._ages)
+        return self._prior_z_scores(self._first)
 
-    def statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
-        """Mean and SD over time, after detrending, of the volumes so far, [V] each; None: too few to tell."""
+    def statistics(self) -> VoxelStatistics | None:
+        """Mean and SD of the volumes so far; None while there are too few for a fit."""
         if self._first is None or self._fit.n_rows < self._needed:
             return None
         mean, sd = self._first + self._fit.mean(), self._fit.sd()
-        return mean.astype(np.float32), sd.astype(np.float32)
+        return VoxelStatistics(mean=mean.astype(np.float32), sd=sd.astype(np.float32))
 
     def _check(self, index: int, row: NDArray[Any]) -> None:
         if not self._index < index < len(self._basis):
@@ -217,34 +214,23 @@ class StreamingPreprocessor:
         warm = self._index + 1 >= self._settings.warmup_volumes and self._fit.n_rows >= self._needed
         return "trusted" if warm else "warming"
 
-    def _z_scores(self, ages: Sequence[int]) -> NDArray[np.float32]:
-        """Z-scores [V, len(ages)] of recent rows; zeros before the first good volume."""
-        if self._first is None:
-            return np.zeros((self._last.size, len(ages)), dtype=np.float32)
-        if self._fit.n_rows >= self._needed:
-            return self._fit.z_scores(ages)
-        return self._prior_z_scores(self._first, ages)
-
-    def _prior_z_scores(self, first: Floats, ages: Sequence[int]) -> NDArray[np.float32]:
+    def _prior_z_scores(self, first: Floats) -> NDArray[np.float32]:
+        """Z-scores [V, T] of the last T volumes with the help of the prior."""
         n, k = self._fit.n_rows, self._settings.prior_volumes
         mean = (n * self._fit.mean() + k * (self._prior_mean - first)) / (n + k)
         around_mean = self._fit.sum_squares() - 2 * n * mean * self._fit.mean() + n * mean**2
         variance = (np.maximum(around_mean, 0.0) + k * self._prior_variance) / (n + k)
-        z = self._fit.recent(ages) - mean
+        z = self._fit.recent(self._ages) - mean
         z = np.divide(z, np.sqrt(variance), out=np.zeros_like(z), where=variance > 0)
         return np.ascontiguousarray(z.T, dtype=np.float32)
 
 
-def whole_run(rows: NDArray[Any], tr_s: float, high_pass_hz: float) -> NDArray[np.float32]:
-    """Z-score a recorded run [n, V] as a whole, slow cosines removed; otherwise as :func:`z_scored`."""
-    return z_scored(rows, cosine_basis(len(rows), tr_s, high_pass_hz))
-
-
 def z_scored(rows: NDArray[Any], basis: Floats) -> NDArray[np.float32]:
-    """Z-score a recorded run [n, V] as a whole: what ``basis`` [n, K] spans removed, a constant among it.
+    """Z-score a recorded run [n, V] as a whole, after its fit on ``basis`` [n, K] has been subtracted.
 
-    SD with ddof 1, flat voxels 0; float32 [n, V].
+    The basis must hold a constant. SD with ddof 1; voxels that do not vary become 0.
 
+    :returns: float32 [n, V]
     :raises PreprocessError: when a value is not finite, or there are not enough volumes for the basis
     """
     basis, _ = np.linalg.qr(basis)
@@ -268,14 +254,13 @@ def causal_windows(
     rows: NDArray[Any],
     tr_s: float,
     settings: Preprocessing,
-    prior_mean: NDArray[np.floating[Any]],
-    prior_sd: NDArray[np.floating[Any]],
+    prior: VoxelStatistics,
     window_volumes: int,
     ends: Sequence[int],
 ) -> NDArray[np.float32]:
-    """What the runtime would have fed the decoder at volumes ``ends`` of a recorded run [n, V].
+    """The windows that the runtime would have decoded at volumes ``ends`` of a recorded run [n, V].
 
-    Spikes are left in: the runtime shows nothing at them, and here every end gets its window.
+    No volume is censored as a spike, so that every end has its window.
 
     :returns: float32 [len(ends), V, T], in the order of ``ends``
     :raises PreprocessError: when an end has no window before it, or lies beyond the run
@@ -286,7 +271,7 @@ def causal_windows(
             f"expected window ends from {window_volumes - 1} to {n_volumes - 1}, got {sorted(ends)}"
         )
     stream = StreamingPreprocessor(
-        np.ones((n_voxels, 1, 1), dtype=bool), n_volumes, tr_s, settings, prior_mean, prior_sd, window_volumes
+        np.ones((n_voxels, 1, 1), dtype=bool), n_volumes, tr_s, settings, prior, window_volumes
     )
     places: dict[int, list[int]] = {}
     for place, end in enumerate(ends):

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from realtime import wire
+from realtime.atomic import whole, write_whole
 from realtime.errors import RecordError
 from realtime.events import DecoderUsed
 from realtime.record import tables
@@ -72,24 +72,23 @@ class RunFolder:
 
     @classmethod
     def create(cls, root: Path, info: RunFile, files: Mapping[str, bytes] | None = None) -> RunFolder:
-        """Make the next take's folder of a run under ``root``, with these files in it from the start.
+        """Make the folder of a run's next take under ``root``, with these files in it from the start.
 
-        It appears whole, so that one that a crash left half-made is no take.
+        It appears whole: what a crash leaves half-made is no take.
         """
         takes = list(takes_of(root, info.start.run_id))
         path = take_path(root, info.start.run_id, len(takes) + 1)
-        partial = path.with_name(f".{path.name}.part")
         try:
-            shutil.rmtree(partial, ignore_errors=True)
-            for folder in (partial, partial / "frames", partial / "shown"):
-                folder.mkdir(parents=True)
-            cls._fill(partial, info, files or {})
-            partial.rename(path)
+            with whole(path) as partial:
+                for folder in (partial, partial / "frames", partial / "shown"):
+                    folder.mkdir(parents=True)
+                cls._fill(partial, info, files or {})
+                if path.exists():  # it would be replaced
+                    raise RecordError(
+                        f"another runtime has just made the run folder {path}; start the run again"
+                    )
         except OSError as error:
             raise RecordError(f"cannot make the run folder {path}: {error.strerror or error}") from error
-        except RecordError:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
         return cls(path, info)
 
     @classmethod
@@ -229,15 +228,11 @@ class RunFolder:
         self._journal.close()
 
     def _save(self, info: RunFile) -> None:
-        text = msgspec.json.format(msgspec.json.encode(info), indent=2)
-        temporary = self.path / "run.json.part"
-        self._write(temporary, text)
+        file = self.path / "run.json"
         try:
-            temporary.replace(self.path / "run.json")
+            write_whole(file, msgspec.json.format(msgspec.json.encode(info), indent=2))
         except OSError as error:
-            raise RecordError(
-                f"cannot replace {self.path / 'run.json'}: {error.strerror or error}"
-            ) from error
+            raise RecordError(f"cannot write {file}: {error.strerror or error}") from error
         self.info = info
 
     def _describe(self) -> None:

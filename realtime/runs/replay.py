@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from realtime import wire
+from realtime.atomic import write_whole
 from realtime.bundle.bundle import Bundle
 from realtime.bundle.locate import choose_bundle
 from realtime.bundle.spec import Sampler
@@ -270,7 +271,7 @@ def _changed(options: Options, info: RunFile, bundle: Bundle, used: EngineUsed) 
     changed += [f"its {what}, another after a restart, is one throughout" for what in info.changed_midway]
     if info.prior_from and bundle.sha256 != info.bundle_sha256:
         changed.append(
-            f"statistics begin with the bundle's prior, recorded with what {info.prior_from} came to"
+            f"statistics begin with the bundle's prior, recorded with those at the end of {info.prior_from}"
         )
     if options.sampler:
         changed.append(f"all frames with the sampler {options.sampler}")
@@ -311,6 +312,6 @@ def _states_differ(recorded: Recorded, folder: RunFolder) -> Iterator[int]:
 
 def _save(path: Path, compared: Compared) -> None:
     try:
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(compared), indent=2) + b"\n")
+        write_whole(path, msgspec.json.format(msgspec.json.encode(compared), indent=2) + b"\n")
     except OSError as error:
         raise RecordError(f"cannot write {path}: {error.strerror or error}") from error

@@ -30,7 +30,7 @@ def open_folders(out: Path, bundle_sha256: str) -> list[Path]:
         try:
             info = read_run_file(file.parent)
         except RecordError as error:
-            _log.warning("passed over: %s", error)
+            _log.warning("ignored a run folder: %s", error)
             continue
         is_ours = info.replay_of is None and info.bundle_sha256 == bundle_sha256
         if info.state == "open" and is_ours:
@@ -115,7 +115,7 @@ def begin(
     run = Run(RunFolder.create(out, info, files), bundle)
     begins_with = f"its statistics begin with {in_words(info)}"
     if carry and not carried:
-        begins_with += ", for want of an earlier run with this bundle"
+        begins_with += ", because there is no earlier run with this bundle"
     if carry:
         run.folder.note(begins_with)
     run.tell(f"{start.run_id} begins; {begins_with}; it is recorded in {run.folder.path}")

@@ -28,7 +28,7 @@ from realtime.record.tables import Row, frame_row
 from realtime.runs.account import Account
 from realtime.runs.queue import NewestWins
 from realtime.runs.reorder import Reorder, Turn
-from realtime.runs.statistics import STATISTICS_FILE, Statistics, prior_of
+from realtime.runs.statistics import STATISTICS_FILE, prior_of
 
 GAP_PATIENCE_TR = 2
 """A gap in the volumes is given up after this many TR."""
@@ -106,14 +106,12 @@ class Run:
             GAP_PATIENCE_TR * self.start.tr_s,
             given_up=[row.volume for row in rows if row.state == "missing"],
         )
-        prior = prior_of(folder, bundle)
         self._preprocessor = StreamingPreprocessor(
             bundle.roi_mask,
             self.start.n_volumes,
             self.start.tr_s,
             bundle.spec.preprocessing,
-            prior.mean,
-            prior.sd,
+            prior_of(folder, bundle),
             window_volumes=bundle.window_volumes,
             spikes=folder.info.spikes,
         )
@@ -186,8 +184,7 @@ class Run:
             if self.account.state_of(volume) is not None:
                 self.skip(volume, _TOO_LATE)
         if statistics := self._preprocessor.statistics():
-            mean, sd = statistics
-            self.folder.write_file(STATISTICS_FILE, Statistics(mean=mean, sd=sd).as_npz())
+            self.folder.write_file(STATISTICS_FILE, statistics.as_npz())
         self.folder.close(note)
         self.alarm = ""  # the disk has taken all that waited
 

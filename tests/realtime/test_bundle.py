@@ -56,8 +56,8 @@ def test_an_opened_bundle_has_the_written_content(tiny_bundle: Path) -> None:
     assert opened.sha256 == file_sha256(tiny_bundle / "bundle.json")
     assert opened.roi_mask.shape == opened.spec.roi.shape
     assert opened.roi_mask.sum() == voxels
-    np.testing.assert_array_equal(opened.prior_mean, np.full(voxels, 1000, np.float32))
-    np.testing.assert_array_equal(opened.prior_sd, np.full(voxels, 10, np.float32))
+    np.testing.assert_array_equal(opened.prior.mean, np.full(voxels, 1000, np.float32))
+    np.testing.assert_array_equal(opened.prior.sd, np.full(voxels, 10, np.float32))
     np.testing.assert_array_equal(
         opened.null_conditions["general"], np.load(tiny_bundle / "null_condition.npy")
     )

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from scipy.linalg import qr
 
 from realtime.bundle.spec import Preprocessing
+from realtime.bundle.statistics import VoxelStatistics
 from realtime.errors import PreprocessError
-from realtime.preprocessing.stream import StreamingPreprocessor, causal_windows, cosine_basis, whole_run
+from realtime.preprocessing.stream import StreamingPreprocessor, causal_windows, cosine_basis, z_scored
 
 pytestmark = pytest.mark.filterwarnings("ignore:When confounds are provided")
 
@@ -38,8 +39,12 @@ def preprocessing(high_pass_hz: float = 0.008, warmup: int = 30, prior: float = 
     return Preprocessing(high_pass_hz=high_pass_hz, warmup_volumes=warmup, prior_volumes=prior)
 
 
+def prior_of(n_voxels: int, mean: float = 990, sd: float = 12) -> VoxelStatistics:
+    return VoxelStatistics(mean=np.full(n_voxels, mean, np.float32), sd=np.full(n_voxels, sd, np.float32))
+
+
 def stream_for(
-    rows: NDArray[Any], settings: Preprocessing, planned: int | None = None
+    rows: NDArray[Any], settings: Preprocessing, planned: int | None = None, window_volumes: int = T
 ) -> StreamingPreprocessor:
     voxels = rows.shape[1]
     return StreamingPreprocessor(
@@ -47,9 +52,8 @@ def stream_for(
         planned or len(rows),
         TR_S,
         settings,
-        prior_mean=np.full(voxels, 990.0),
-        prior_sd=np.full(voxels, 12.0),
-        window_volumes=T,
+        prior_of(voxels),
+        window_volumes,
     )
 
 
@@ -104,8 +108,8 @@ def test_at_the_last_volume_the_stream_equals_the_whole_run(dtype: str, high_pas
     )
     assert window is not None
     np.testing.assert_allclose(window.T, expected[-T:], rtol=RTOL, atol=ATOL)
-    np.testing.assert_allclose(stream.row_z(), expected[-1], rtol=RTOL, atol=ATOL)
-    np.testing.assert_allclose(whole_run(rows, TR_S, high_pass_hz), expected, rtol=RTOL, atol=ATOL)
+    whole_run = z_scored(rows, cosine_basis(len(rows), TR_S, high_pass_hz))
+    np.testing.assert_allclose(whole_run, expected, rtol=RTOL, atol=ATOL)
 
 
 @pytest.mark.parametrize("dtype", ["int16", "float32"])
@@ -220,11 +224,11 @@ def test_until_there_is_a_fit_the_prior_helps() -> None:
 
 def test_without_a_prior_the_first_volume_says_nothing() -> None:
     rows = recording(n=225, voxels=30)
-    stream = stream_for(rows, preprocessing(prior=0.0))
+    stream = stream_for(rows, preprocessing(prior=0.0), window_volumes=1)
     stream.push_row(0, rows[0])
-    np.testing.assert_array_equal(stream.row_z(), np.zeros(30))
+    np.testing.assert_array_equal(stream.window(), np.zeros((30, 1)))
     stream.push_row(1, rows[1])
-    np.testing.assert_allclose(np.abs(stream.row_z()), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(np.abs(stream.window()), 1.0, rtol=1e-6)
 
 
 def test_trust_comes_with_the_warm_up_and_enough_volumes() -> None:
@@ -257,12 +261,12 @@ def test_a_few_bad_voxels_are_repaired_with_their_last_good_value() -> None:
 
 def test_the_first_volume_is_repaired_with_the_prior() -> None:
     rows = recording(voxels=200)
-    stream, expected = stream_for(rows, preprocessing()), stream_for(rows, preprocessing())
+    stream, expected = (stream_for(rows, preprocessing(), window_volumes=1) for _ in range(2))
     damaged, mended = rows[0].copy(), rows[0].copy()
     damaged[11], mended[11] = np.nan, 990.0
     stream.push_row(0, damaged)
     expected.push_row(0, mended)
-    np.testing.assert_array_equal(stream.row_z(), expected.row_z())
+    np.testing.assert_array_equal(stream.window(), expected.window())
 
 
 @pytest.mark.parametrize(
@@ -274,15 +278,18 @@ def test_more_than_one_percent_bad_voxels_censor_a_volume(n_bad: int, status: st
     stream = stream_for(rows, preprocessing())
     for index, row in enumerate(rows[:-1]):
         stream.push_row(index, row)
-    before = stream.row_z()
+    before = stream.window()
+    assert before is not None
     damaged = rows[-1].copy()
     damaged[:n_bad] = value
     last = stream.push_row(59, damaged)
     assert last.status == status
     assert last.repaired_voxels == (n_bad if status == "trusted" else 0)
-    assert np.isfinite(stream.row_z()).all()
+    window = stream.window()
+    assert window is not None
+    assert np.isfinite(window).all()
     if status == "censored":
-        np.testing.assert_array_equal(stream.row_z(), before)
+        np.testing.assert_array_equal(window[:, -1], before[:, -1])
 
 
 def test_a_run_that_begins_censored_goes_on() -> None:
@@ -290,7 +297,6 @@ def test_a_run_that_begins_censored_goes_on() -> None:
     stream = stream_for(rows, preprocessing())
     first = stream.push_row(0, np.full(20, np.nan))
     assert first.status == "censored"
-    np.testing.assert_array_equal(stream.row_z(), np.zeros(20))
     for index in range(1, T):
         assert stream.window() is None
         stream.push_row(index, rows[index])
@@ -314,7 +320,7 @@ def test_voxels_that_do_not_vary_are_zero() -> None:
     assert window is not None
     assert np.abs(window[0]).max() > 0.1
     np.testing.assert_array_equal(window[3], 0)
-    np.testing.assert_array_equal(whole_run(rows, TR_S, 0.008)[:, 1:], 0)
+    np.testing.assert_array_equal(z_scored(rows, cosine_basis(len(rows), TR_S, 0.008))[:, 1:], 0)
 
 
 @pytest.mark.parametrize("dtype", ["<i2", ">i2", "<u2", "<f4", "<f8"])
@@ -323,12 +329,14 @@ def test_a_volume_is_masked_in_c_order_whatever_its_layout(dtype: str) -> None:
     mask = rng.random((5, 6, 7)) < 0.3
     volume = rng.integers(0, 1000, mask.shape).astype(dtype)
     voxels = int(mask.sum())
-    prior = np.full(voxels, 500.0), np.full(voxels, 100.0)
+    prior = prior_of(voxels, 500, 100)
 
     def first_z(array: NDArray[Any]) -> NDArray[np.float32]:
-        stream = StreamingPreprocessor(mask, 225, TR_S, preprocessing(), *prior, window_volumes=T)
+        stream = StreamingPreprocessor(mask, 225, TR_S, preprocessing(), prior, window_volumes=1)
         stream.push(0, array)
-        return stream.row_z()
+        window = stream.window()
+        assert window is not None
+        return window[:, 0]
 
     x, y, z = np.nonzero(mask)
     mean = (volume[x, y, z] + 5000.0) / 11
@@ -360,26 +368,26 @@ def test_inputs_are_not_changed_and_outputs_are_not_shared() -> None:
 
 def test_causal_windows_are_what_the_runtime_feeds() -> None:
     rows = recording(n=60, voxels=20, dtype="int16")
-    prior_mean, prior_sd = np.full(20, 990.0), np.full(20, 12.0)
+    prior = prior_of(20)
     stream = stream_for(rows, preprocessing())
     fed = {}
     for index, row in enumerate(rows):
         stream.push_row(index, row)
         fed[index] = stream.window()
     ends = [50, 5, 8, 59, 8]
-    windows = causal_windows(rows, TR_S, preprocessing(), prior_mean, prior_sd, T, ends)
+    windows = causal_windows(rows, TR_S, preprocessing(), prior, T, ends)
     assert windows.dtype == np.float32
     assert windows.shape == (5, 20, T)
     for window, end in zip(windows, ends, strict=True):
         np.testing.assert_array_equal(window, fed[end])
-    assert causal_windows(rows, TR_S, preprocessing(), prior_mean, prior_sd, T, []).shape == (0, 20, T)
+    assert causal_windows(rows, TR_S, preprocessing(), prior, T, []).shape == (0, 20, T)
 
 
 @pytest.mark.parametrize("end", [4, 60, -1])
 def test_causal_windows_that_do_not_fit_the_run_are_refused(end: int) -> None:
     rows = recording(n=60, voxels=3)
     with pytest.raises(PreprocessError, match="expected window ends from 5 to 59"):
-        causal_windows(rows, TR_S, preprocessing(), np.zeros(3), np.ones(3), T, [10, end])
+        causal_windows(rows, TR_S, preprocessing(), prior_of(3, 0, 1), T, [10, end])
 
 
 @pytest.mark.parametrize(("index", "again"), [(4, 4), (4, 3), (4, -1), (4, 225)])
@@ -400,20 +408,22 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(PreprocessError, match="expected 3 voxels"):
         stream.push_row(0, rows[0, :2])
     mask = np.ones((3, 1, 1), dtype=bool)
-    for prior in (np.ones(2), np.array([1.0, np.nan, 1.0])):
+    ones = np.ones(3, np.float32)
+    for mean in (ones[:2], np.array([1, np.nan, 1], np.float32)):
+        prior = VoxelStatistics(mean=mean, sd=ones)
         with pytest.raises(
             PreprocessError, match="expected a finite prior for each of the region's 3 voxels"
         ):
-            StreamingPreprocessor(mask, 225, TR_S, preprocessing(), prior, np.ones(3), window_volumes=T)
+            StreamingPreprocessor(mask, 225, TR_S, preprocessing(), prior, window_volumes=T)
 
 
 def test_a_recorded_run_must_be_finite_and_long_enough() -> None:
     rows = recording(n=50, voxels=3)
     rows[3, 1] = np.inf
     with pytest.raises(PreprocessError, match="finite"):
-        whole_run(rows, TR_S, 0.008)
+        z_scored(rows, cosine_basis(len(rows), TR_S, 0.008))
     with pytest.raises(PreprocessError, match="expected more than 3 volumes"):
-        whole_run(rows[:3], TR_S, 0.3)
+        z_scored(rows[:3], cosine_basis(3, TR_S, 0.3))
 
 
 def test_no_warning_is_raised_on_the_way() -> None:

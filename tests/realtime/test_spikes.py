@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from realtime.bundle.statistics import VoxelStatistics
 from realtime.preprocessing.least_squares import StreamingFit
 from realtime.preprocessing.spikes import SpikeRule, SpikeWatch, rms_sd
 from realtime.preprocessing.stream import StreamingPreprocessor, cosine_basis
@@ -22,8 +23,8 @@ RULE = SpikeRule()
 def stream_for(rows: NDArray[Any], rule: SpikeRule | None = RULE) -> StreamingPreprocessor:
     voxels = rows.shape[1]
     mask = np.ones((voxels, 1, 1), dtype=bool)
-    prior = np.full(voxels, 1000.0), np.full(voxels, 12.0)
-    return StreamingPreprocessor(mask, len(rows), TR_S, preprocessing(), *prior, T, rule)
+    prior = VoxelStatistics(mean=np.full(voxels, 1000, np.float32), sd=np.full(voxels, 12, np.float32))
+    return StreamingPreprocessor(mask, len(rows), TR_S, preprocessing(), prior, T, rule)
 
 
 def censored(rows: NDArray[Any], rule: SpikeRule | None = RULE) -> list[int]:
@@ -59,7 +60,7 @@ def test_a_spike_says_what_it_is_and_the_row_before_stands_for_it() -> None:
     assert (pushed.status, pushed.repaired_voxels) == ("censored", 0)
     assert pushed.reason.startswith("a spike: 10.0 SD off the run so far, ")
     assert before is not None
-    np.testing.assert_array_equal(stream.row_z(), before[:, -1])
+    np.testing.assert_array_equal(stream.window()[:, -1], before[:, -1])
     stream.push_row(101, rows[101])
     without.push_row(101, rows[101])  # volume 100 never came
     np.testing.assert_array_equal(stream.window(), without.window())

@@ -13,7 +13,7 @@ from nilearn.glm.first_level import make_first_level_design_matrix
 import sim.singletrial
 from nsd import Layout, RunKey, read_betas, read_roi, run_trials, task_runs
 from nsd import Run as RecordedRun
-from realtime.preprocessing.stream import cosine_basis, whole_run
+from realtime.preprocessing.stream import cosine_basis, z_scored
 from sim.__main__ import main
 from sim.cortex import Cortex
 from sim.errors import SimError
@@ -60,9 +60,8 @@ def estimated(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Estimated
     roi = read_roi(layout, 1)
     trials = run_trials(layout, SESSION_1)
     images = np.array([item.trial.image for item in trials])
-    series = {
-        key: whole_run(RecordedRun(layout, *key).roi_series(roi), TR_S, HIGH_PASS_HZ) for key in SESSION_1
-    }
+    rows = {key: RecordedRun(layout, *key).roi_series(roi) for key in SESSION_1}
+    series = {key: z_scored(run, cosine_basis(len(run), TR_S, HIGH_PASS_HZ)) for key, run in rows.items()}
     windows = [series[key][trial.onset_volume + 3 : trial.onset_volume + 7] for key, trial in trials]
     settings = tiny.settings
     voxels = draw_voxel_noise(settings, np.random.default_rng([SEED, 1, 2]))

@@ -68,8 +68,7 @@ def test_causal_windows_are_the_runtimes(cache: Cache, tiny_nsd: Path, tiny_reci
         225,
         4 / 3,
         tiny_recipe.preprocessing,
-        cache.prior.mean,
-        cache.prior.sd,
+        cache.prior,
         6,
     )
     windows = {}

@@ -221,7 +221,8 @@ def _write_subject(layout: Layout, subject: int, recipe: Recipe, folder: Path) -
     shutil.copy(layout.roi(subject), folder / "roi.nii.gz")
     roi = read_roi(layout, subject)
     series = (Run(layout, *key).roi_series(roi) for key in tqdm(runs(layout, subject), "prior"))
-    measure_prior(series, recipe.preprocessing.high_pass_hz).save(folder / "prior.npz")
+    prior = measure_prior(series, recipe.preprocessing.high_pass_hz)
+    (folder / "prior.npz").write_bytes(prior.as_npz())
 
 
 def _region_size(layout: Layout | None, subject: int, n_voxels: int) -> int:

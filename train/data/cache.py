@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 
 from nsd import Layout, RunKey, read_roi, run_trials, runs, shared_images, time_resolved_split
 from nsd.splits import RunTrial
+from realtime.bundle.statistics import VoxelStatistics
 from train.data.cache_arrays import Making, of_sessions, open_array, prior_path
 from train.data.cache_settings import claim, made_from, made_from_besides
-from train.data.prior import Prior
 from train.errors import TrainError
 from train.recipe import Form, Recipe
 from train.store.fingerprints import subject_identity
@@ -65,9 +65,10 @@ class Cache:
         return np.array([item.trial.image for item in self.trials], dtype=np.int64)
 
     @cached_property
-    def prior(self) -> Prior:
+    def prior(self) -> VoxelStatistics:
         """Mean and SD of the training runs."""
-        return Prior.load(prior_path(self.folder, self.n_sessions))
+        path = prior_path(self.folder, self.n_sessions)
+        return VoxelStatistics.read(path, self.rows.shape[-1])
 
     @property
     def has_prior(self) -> bool:

@@ -18,9 +18,10 @@ from tqdm import tqdm
 from nsd import N_DESIGN_ROWS, BadFile, Layout, Run, RunKey, read_betas, read_roi
 from nsd.splits import RunTrial
 from realtime.atomic import whole
+from realtime.bundle.statistics import VoxelStatistics
 from realtime.preprocessing.stream import z_scored
 from train.data.preprocessing import drift_basis, streamed
-from train.data.prior import Prior, measure_prior
+from train.data.prior import measure_prior
 from train.data.workers import over_items
 from train.recipe import Preprocessing, Recipe
 
@@ -63,7 +64,7 @@ class Making:
         trains = tqdm([self.keys.index(key) for key in self.prior_keys], desc="prior", unit="run")
         prior = measure_prior((rows[index] for index in trains), self.recipe.preprocessing.high_pass_hz)
         with whole(path) as unfinished:
-            prior.save(unfinished)
+            unfinished.write_bytes(prior.as_npz())
 
     def _whole_run(self) -> None:
         shape = (len(self.keys), N_DESIGN_ROWS, self.n_voxels)
@@ -123,7 +124,8 @@ def _stream_run(
     index: int,
     key: RunKey,
 ) -> None:
-    rows, prior = open_array(folder, "rows")[index], Prior.load(prior_path(folder, n_sessions))
+    rows = open_array(folder, "rows")[index]
+    prior = VoxelStatistics.read(prior_path(folder, n_sessions), rows.shape[-1])
     windows = streamed(rows, recipe, prior, ends[places[index]], recipe.window.length_volumes)
     _write(folder, of_sessions("causal", n_sessions), places[index], windows.transpose(0, 2, 1))
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nsd import TR_S
+from realtime.bundle.statistics import VoxelStatistics
 from realtime.preprocessing.stream import causal_windows, cosine_basis
-from train.data.prior import Prior
 from train.recipe import Preprocessing, Recipe
 
 
@@ -24,11 +24,11 @@ def drift_basis(n_volumes: int, preprocessing: Preprocessing) -> NDArray[np.floa
 
 
 def streamed(
-    rows: NDArray[np.float32], recipe: Recipe, prior: Prior, ends: Sequence[int], n_volumes: int
+    rows: NDArray[np.float32], recipe: Recipe, prior: VoxelStatistics, ends: Sequence[int], n_volumes: int
 ) -> NDArray[np.float32]:
     """Windows ``[n, V, T]`` of one run ``[225, V]``, preprocessed as in the runtime.
 
     :param ends: the last volume of each window
     :param n_volumes: T
     """
-    return causal_windows(rows, TR_S, recipe.preprocessing, prior.mean, prior.sd, n_volumes, list(ends))
+    return causal_windows(rows, TR_S, recipe.preprocessing, prior, n_volumes, list(ends))

@@ -189,7 +189,7 @@ def _copy_subject(layout: Layout, number: int, cache: Cache, folder: Path) -> No
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(layout.roi(number), folder / "roi.nii.gz")
     if cache.has_prior:
-        cache.prior.save(folder / "prior.npz")
+        (folder / "prior.npz").write_bytes(cache.prior.as_npz())
 
 
 def _parent(order: Order) -> Parent | None:

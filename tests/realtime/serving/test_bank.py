@@ -130,9 +130,7 @@ def test_a_frame_is_what_its_decoder_alone_makes_of_the_window(
     settled(run, decoders, paced)
     run.finish()
     run.close()
-    stream = StreamingPreprocessor(
-        bundle.roi_mask, 30, 4 / 3, bundle.spec.preprocessing, bundle.prior_mean, bundle.prior_sd, 6
-    )
+    stream = StreamingPreprocessor(bundle.roi_mask, 30, 4 / 3, bundle.spec.preprocessing, bundle.prior, 6)
     windows = {}
     for volume in range(30):
         stream.push(volume, paced.voxels(volume))

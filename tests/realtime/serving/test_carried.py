@@ -80,7 +80,7 @@ def test_asked_for_a_run_begins_with_what_the_last_came_to_and_says_so(
 ) -> None:
     first = record("first", carry=True)
     assert first.folder.info.notes == (
-        "its statistics begin with the bundle's prior, for want of an earlier run with this bundle",
+        "its statistics begin with the bundle's prior, because there is no earlier run with this bundle",
     )
     left = read_statistics(first.folder.path / "statistics.npz", bundle.spec.roi.n_voxels)
     rows = rows_of(first, bundle)
@@ -90,7 +90,7 @@ def test_asked_for_a_run_begins_with_what_the_last_came_to_and_says_so(
     np.testing.assert_allclose(left.sd, residuals.std(axis=0, ddof=1), rtol=1e-5)
     second = record("second", carry=True, level=3.0)
     assert read_run_file(second.folder.path).prior_from == "first"
-    assert second.folder.info.notes == ("its statistics begin with what first came to",)
+    assert second.folder.info.notes == ("its statistics begin with those at the end of first",)
     third = record("third", carry=True)
     assert third.folder.info.prior_from == "second"
     prior = read_statistics(third.folder.path / "prior.npz", bundle.spec.roi.n_voxels)
@@ -169,4 +169,4 @@ def test_the_command_carries_over_when_told_to(
         client.send_run(make_scan(run_id=run_id, n_volumes=N_VOLUMES))
     assert read_run_file(served.out / "first").prior_from is None
     assert read_run_file(served.out / "second").prior_from == "first"
-    assert "second begins; its statistics begin with what first came to;" in served.log()
+    assert "second begins; its statistics begin with those at the end of first;" in served.log()

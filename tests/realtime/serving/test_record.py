@@ -280,7 +280,7 @@ def test_a_run_that_is_recorded_again_gets_a_folder_of_its_own(make_scan: type[S
 
 def test_a_folder_that_a_crash_left_half_made_is_no_take(make_scan: type[Scan], tmp_path: Path) -> None:
     scan = make_scan()
-    partial = tmp_path / f".{scan.run_id}.part"
+    partial = tmp_path / f".partial-{scan.run_id}"
     (partial / "frames").mkdir(parents=True)
     (partial / "run.json").write_text("{")
     assert open_folders(tmp_path, "ab" * 32) == []
