@@ -2,8 +2,9 @@
 
     python docs/examples/decode_a_run.py runs/sub-01_task-demo bundles/sub-01 frames
 
-On the engine and with the sampler of the recording, the frames are the recorded ones bit for bit, but for
-faces: the runtime blurs them unless it was told not to. (`realtime replay` does all of this and compares.)
+The frames are the recorded ones bit for bit if the run was decoded on the same engine with the bundle's first
+sampler, if it began with the bundle's prior, and if faces were shown: the runtime blurs them by default.
+`realtime replay` follows a recording in all of this, and compares.
 """
 
 import sys
