@@ -125,8 +125,7 @@ class StreamingPreprocessor:
             n_volumes,
             tr_s,
             bundle.spec.preprocessing,
-            bundle.prior_mean,
-            bundle.prior_sd,
+            bundle.prior,
             bundle.window_volumes,
             spikes,
         )

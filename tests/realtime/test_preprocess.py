@@ -228,7 +228,9 @@ def test_without_a_prior_the_first_volume_says_nothing() -> None:
     stream.push_row(0, rows[0])
     np.testing.assert_array_equal(stream.window(), np.zeros((30, 1)))
     stream.push_row(1, rows[1])
-    np.testing.assert_allclose(np.abs(stream.window()), 1.0, rtol=1e-6)
+    window = stream.window()
+    assert window is not None
+    np.testing.assert_allclose(np.abs(window), 1.0, rtol=1e-6)
 
 
 def test_trust_comes_with_the_warm_up_and_enough_volumes() -> None:

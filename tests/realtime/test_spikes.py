@@ -59,8 +59,10 @@ def test_a_spike_says_what_it_is_and_the_row_before_stands_for_it() -> None:
     pushed = stream.push_row(100, rows[100])
     assert (pushed.status, pushed.repaired_voxels) == ("censored", 0)
     assert pushed.reason.startswith("a spike: 10.0 SD off the run so far, ")
+    after = stream.window()
     assert before is not None
-    np.testing.assert_array_equal(stream.window()[:, -1], before[:, -1])
+    assert after is not None
+    np.testing.assert_array_equal(after[:, -1], before[:, -1])
     stream.push_row(101, rows[101])
     without.push_row(101, rows[101])  # volume 100 never came
     np.testing.assert_array_equal(stream.window(), without.window())

@@ -126,9 +126,7 @@ def test_a_preprocessor_for_a_bundle_is_that_of_a_run(
 ) -> None:
     bundle, scan = Bundle.open(tiny_bundle), make_scan(n_volumes=8)
     spec = bundle.spec
-    by_hand = StreamingPreprocessor(
-        bundle.roi_mask, 8, spec.tr_s, spec.preprocessing, bundle.prior_mean, bundle.prior_sd, 6
-    )
+    by_hand = StreamingPreprocessor(bundle.roi_mask, 8, spec.tr_s, spec.preprocessing, bundle.prior, 6)
     stream = StreamingPreprocessor.for_bundle(bundle, 8, spec.tr_s)
     for index in range(8):
         assert stream.push(index, scan.voxels(index)) == by_hand.push(index, scan.voxels(index))
