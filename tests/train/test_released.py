@@ -183,9 +183,7 @@ def test_what_is_not_a_released_checkpoint_is_refused(
     with pytest.raises(TrainError, match=r"expected a weight model\.brain_modules\.clip_image\.lin1\.weight"):
         brain_from_released(without, tiny_recipe)
     wrong = state | {f"{BRAIN}lin1.bias": torch.zeros(3)}
-    with pytest.raises(
-        TrainError, match=r"expected output\.bias with .* \(272,\), found \(3,\)"
-    ):
+    with pytest.raises(TrainError, match=r"expected output\.bias with .* \(272,\), found \(3,\)"):
         brain_from_released(wrong, tiny_recipe)
     frozen = {name: weight for name, weight in state.items() if "lora_A" not in name}
     with pytest.raises(TrainError, match="expected LoRA weights for"):

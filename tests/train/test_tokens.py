@@ -70,9 +70,7 @@ def test_clips_tokens_are_those_that_diffusers_feeds_versatile_diffusion(clip_fo
 
 
 def test_a_base_model_without_clip_is_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        TrainError, match=r"image_encoder/config\.json, found no file; download"
-    ):
+    with pytest.raises(TrainError, match=r"image_encoder/config\.json, found no file; download"):
         load_token_encoder(tmp_path, VersatileDiffusion())
 
 
