@@ -1,4 +1,4 @@
-"""``python -m export``: a trained checkpoint becomes the bundle that the runtime serves, with its engines."""
+"""``python -m export``: makes bundles from checkpoints, banks from bundles, and TensorRT engines."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from export.precision_forms import Form
 from realtime.errors import RealtimeError
 
 _DESCRIPTION = """\
-Write a bundle: one folder with all that `realtime` needs to decode a subject, without torch.
+Write a bundle: one folder with everything that `realtime` needs to decode a subject without torch.
 
 LoRA is merged into the UNet; the brain module, one step of the sampler and the VAE's decoder become ONNX
-graphs; DDIM becomes a table. Every step is compared with the one before, and a bundle appears only if all of
-them stay within their limits. The figures, and the SHA-256 of everything on the way, go into the bundle.
+graphs; DDIM becomes a table. Every step is compared with the one before, and the bundle is written only if
+all differences are within their limits. The bundle contains these figures and the SHA-256 of every step.
 """
 
 _EPILOG = """\
@@ -30,18 +30,19 @@ forms of the graphs:
 
   (neither option)    compact: fp32 arithmetic, big weights stored as fp16; half the size, for CPUs
   --precision fp32    arithmetic and weights in fp32 (add --compact for the form above)
-  --precision fp16    networks compute in fp16: what a GPU wants, several times as fast there; from it
-                      `python -m export engines` builds TensorRT engines. A CPU runs it, but slowly
+  --precision fp16    networks compute in fp16: several times as fast on a GPU; `python -m export engines`
+                      builds TensorRT engines from it. It runs on a CPU too, but slowly
 
---out is written whole or not at all. A bundle that is already there is replaced; anything else is left alone.
-Disk and memory are looked at first. The demo's checkpoint takes about a minute.
+--out is written completely or not at all. An existing bundle there is replaced, anything else is not. Free
+disk space and memory are checked first. The demo's checkpoint takes about a minute.
 """
 
 _BANK_DESCRIPTION = """\
-Put a bank together: one bundle of a general decoder and specialised ones, from bundles of one decoder each.
+Make a bank: one bundle with a general decoder and specialised ones, from bundles with one decoder each.
 
-`realtime serve` decodes every volume with the general one and, of each picture that markers tell of, the
-window that each specialised one was trained for. Graphs that compute the same are stored, and loaded, once.
+`realtime serve` decodes every volume with the general decoder. For each picture that markers announce, it
+also decodes the window that each specialised decoder was trained for. Equal graphs are stored and loaded
+once.
 """
 
 _BANK_EPILOG = """\
@@ -53,10 +54,12 @@ example:
 """
 
 _ENGINES_DESCRIPTION = """\
-Build TensorRT engines of a bundle for the GPU of this machine, into the bundle, beside those for others.
+Build TensorRT engines of a bundle for this machine's GPU. They are written into the bundle, which can hold
+the engines of several GPUs.
 
-Each engine's layers are read back: one of a float16 graph that computes in float32 for no reason is an error.
-Each is compared with ONNX Runtime on the CPU, and so is a whole picture. The engines appear all or none.
+The precision of each engine's layers is checked: it is an error if a layer of a float16 graph computes in
+float32 without need. Each engine and a whole picture are compared with ONNX Runtime on the CPU. Either all
+engines are written or none.
 """
 
 _ENGINES_EPILOG = """\
@@ -65,13 +68,13 @@ example:
   python -m export engines --bundle bundles/sub-01 --timing-cache timing.cache
   realtime serve --subject 1 --bundle bundles/sub-01
 
-Needs an NVIDIA GPU and pip install '.[tensorrt]', and no torch. An engine fits the version of TensorRT, the
-architecture and the graphs that it was built from; after a change of any of them, build again.
+Needs an NVIDIA GPU and pip install '.[tensorrt]', but not torch. An engine works only with the version of
+TensorRT, the GPU architecture and the graphs that it was built for; build again when one of them changes.
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 2 for anything that the message explains."""
+    """Run one command and return the exit code: 2 for an error that the message explains."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("export").setLevel(logging.INFO)
@@ -109,14 +112,14 @@ def _parser() -> argparse.ArgumentParser:
         "--base",
         type=Path,
         metavar="DIR",
-        help="base model, if it is not where it was when the checkpoint was made",
+        help="folder of the base model, if it has been moved since the checkpoint was made",
     )
     command.add_argument(
-        "--subject", type=int, help="whose decoder, where the checkpoint has several subjects"
+        "--subject", type=int, help="whose decoder, when the checkpoint has several subjects"
     )
     command.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="folder of the bundle")
     command.add_argument(
-        "--precision", choices=("fp32", "fp16"), help="what the networks compute in (default: fp32 --compact)"
+        "--precision", choices=("fp32", "fp16"), help="precision of the arithmetic (default: fp32 --compact)"
     )
     command.add_argument(
         "--compact", action="store_true", help="with fp32 arithmetic: store big weights as fp16"
@@ -125,19 +128,19 @@ def _parser() -> argparse.ArgumentParser:
         "--nsd",
         type=Path,
         metavar="DIR",
-        help="root of the recordings: decode held-out windows, and see whether identification changes",
+        help="root of the recordings: decode held-out windows, and check that identification does not change",
     )
     command.add_argument(
         "--cache",
         type=Path,
         metavar="DIR",
-        help="what `python -m train prepare` wrote (default: in the checkpoint)",
+        help="folder that `python -m train prepare` wrote (default: in the checkpoint)",
     )
     command.add_argument(
         "--evaluation",
         type=Path,
         metavar="FILE",
-        help="table.md of `python -m train evaluate`, for the model card",
+        help="table.md that `python -m train evaluate` wrote, for the model card",
     )
     command.add_argument("--name", help="name that the runtime shows (default: the subject, as sub-01)")
     command.set_defaults(run=_bundle)
@@ -149,13 +152,13 @@ def _parser() -> argparse.ArgumentParser:
 def _add_bank(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command = commands.add_parser(
         "bank",
-        help="put bundles of specialised decoders together with a general one",
+        help="combine bundles of specialised decoders with that of a general one",
         description=_BANK_DESCRIPTION,
         epilog=_BANK_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument(
-        "--general", type=Path, required=True, metavar="DIR", help="bundle of the decoder of every volume"
+        "--general", type=Path, required=True, metavar="DIR", help="bundle of the decoder for every volume"
     )
     command.add_argument(
         "--specialised",
@@ -163,7 +166,7 @@ def _add_bank(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         required=True,
         nargs="+",
         metavar="DIR",
-        help="bundles of one subject and base model, each of a model of another window",
+        help="bundles of the same subject and base model, each of a model for another window",
     )
     command.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="folder of the bank")
     command.set_defaults(run=_bank)
@@ -182,13 +185,13 @@ def _add_engines(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--optimization-level",
         type=int,
         choices=range(6),
-        help="how long TensorRT searches for fast kernels: 0 least, 5 longest (default: its own, 3)",
+        help="effort of TensorRT's search for fast kernels, 0 to 5 (default: TensorRT's own, 3)",
     )
     command.add_argument(
         "--timing-cache",
         type=Path,
         metavar="FILE",
-        help="file of measured kernels, read if it exists, and written: the next build is faster",
+        help="file with kernel timings; read if it exists, and written, so that the next build is faster",
     )
     command.set_defaults(run=_engines)
 
@@ -197,7 +200,8 @@ def _form(options: argparse.Namespace) -> Form:
     if options.precision == "fp16":
         if options.compact:
             raise ExportError(
-                "expected --compact with fp32 arithmetic alone: fp16 weights are half as big as they are"
+                "expected --compact only with fp32 arithmetic, because fp16 weights are small already; leave "
+                "out one of the two"
             )
         return "fp16"
     return "compact" if options.compact or options.precision is None else "fp32"
@@ -205,9 +209,9 @@ def _form(options: argparse.Namespace) -> Form:
 
 def _bundle(options: argparse.Namespace) -> None:
     form = _form(options)
-    from export.bundle.build import export_bundle  # imports torch, which sets up logging of its own
+    from export.bundle.build import export_bundle  # imports torch, which sets up its own logging
 
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # warns that torchvision is not installed
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # hides the warning that torchvision is missing
     bundle = export_bundle(
         options.checkpoint,
         options.out,
@@ -235,11 +239,11 @@ def _bank(options: argparse.Namespace) -> None:
 
 def _engines(options: argparse.Namespace) -> None:
     try:
-        from export.tensorrt_plans.build import build_engines  # needs what only a machine with a GPU has
+        from export.tensorrt_plans.build import build_engines  # needs packages for machines with a GPU
     except ImportError as error:
         raise ExportError(
-            f"expected TensorRT, polygraphy and CUDA's bindings: {error}; on a machine with an NVIDIA GPU: "
-            "pip install '.[tensorrt]'"
+            f"expected TensorRT, polygraphy and CUDA's bindings: {error}; install them on a machine with an "
+            "NVIDIA GPU: pip install '.[tensorrt]'"
         ) from error
     built = build_engines(
         options.bundle, optimization_level=options.optimization_level, timing_cache=options.timing_cache

@@ -38,9 +38,9 @@ def staging(out: Path, check: Callable[[Path], None] | None = None) -> Iterator[
 
 
 def check_replaceable(out: Path) -> None:
-    """See that nothing but an older bundle would be lost.
+    """Check that ``out`` holds nothing but an older bundle, which may be replaced.
 
-    :raises ExportError: what is in the way, and what to do
+    :raises ExportError: ``out`` holds something else
     """
     if not out.exists() and not out.is_symlink():
         return
@@ -55,28 +55,28 @@ def check_replaceable(out: Path) -> None:
             "--out"
         )
     try:
-        # Engines fit the graphs they were built from and no others: they go with them.
+        # Engines are replaced too, because they work only with the graphs that they were built from.
         known = {SPEC_FILE, ENGINES_FOLDER, *decode_spec(read_bytes(out / SPEC_FILE, MAX_SPEC_BYTES)).files}
     except BundleError as error:
         raise ExportError(
-            f"{out} is in the way and is not read as a bundle ({error}); remove it first"
+            f"expected {out} to be a bundle, but it cannot be read as one ({error}); remove it first"
         ) from error
     if found - known:
         raise ExportError(
-            f"the bundle in {out} would be replaced, but {_some(found - known)} beside it is no part of it; "
-            "move that away, or choose another --out"
+            f"the bundle in {out} would be replaced, but the folder also holds {_some(found - known)}; move "
+            "that away, or choose another --out"
         )
 
 
 def check_engines_replaceable(out: Path) -> None:
-    """See that nothing but older engines would be lost; raises as :func:`check_replaceable`."""
+    """Check that ``out`` holds nothing but older engines; raises as :func:`check_replaceable`."""
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise ExportError(f"expected {out} to be a folder of engines or not to exist, found a file or a link")
     if out.exists():
         found = {path.name for path in out.iterdir() if path.suffix != ".plan"}
         if found - {RECORD_FILE}:
             others = _some(found - {RECORD_FILE})
-            raise ExportError(f"expected {out} to hold engines only; it holds {others}; move that away")
+            raise ExportError(f"expected {out} to hold only engines; it holds {others}; move that away")
 
 
 def _some(names: set[str]) -> str:

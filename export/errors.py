@@ -1,5 +1,5 @@
-"""Errors of the export: one root, so that a command can catch what it can explain."""
+"""Errors of the export. They have one base class, so that a command can catch and print them."""
 
 
 class ExportError(Exception):
-    """Anything the export can name: says what was expected, what came and what to do."""
+    """An error that the user can act on: it says what was expected, what was found and what to do."""

@@ -1,4 +1,4 @@
-"""The forms a bundle's graphs can have, and what a person should know to choose one."""
+"""The forms of a bundle's graphs: precision of arithmetic and weights."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Literal
 Form = Literal["compact", "fp32", "fp16"]
 
 PRECISIONS: dict[Form, str] = {"compact": "float32", "fp32": "float32", "fp16": "float16"}
-"""What the networks compute in."""
+"""Precision of the networks' arithmetic."""
 
 FINAL_STEPS: dict[Form, str] = {"compact": "stored", "fp32": "onnx", "fp16": "fp16"}
-"""Name of the last step of each graph: what lies in the bundle."""
+"""Name of the last step of each graph, whose file is in the bundle."""
 
 DESCRIPTIONS: dict[Form, str] = {
     "compact": (
@@ -30,5 +30,5 @@ DESCRIPTIONS: dict[Form, str] = {
 
 
 def stored_bytes(form: Form) -> int:
-    """Bytes of a weight in the bundle; the few that stay wider do not count."""
+    """Bytes of a weight in the bundle; the few weights that are stored wider are ignored."""
     return 4 if form == "fp32" else 2

@@ -154,7 +154,7 @@ class Ridge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A whole recipe file."""
+    """The content of a recipe file."""
 
     split: Literal["time-resolved", "standard"]
     """What is held out: whole runs, or the images that every subject saw (paper 2.3)."""

@@ -1,1 +1,1 @@
-"""Assembles a bundle from a checkpoint, and a bank from several bundles."""
+"""Makes a bundle from a checkpoint, and a bank from several bundles."""

@@ -1,8 +1,8 @@
-"""A bank: one bundle of a general decoder and specialised ones, put together from bundles of one decoder.
+"""Makes a bank: one bundle with a general decoder and specialised ones, from bundles with one decoder each.
 
-The general bundle's files stay as they are; a specialised one adds its brain graph, its null condition and,
-unless its diffusion model computes the same as one that is there already, its denoise graph. The VAE is one
-for all. What was measured when the bundles were exported comes along, for nothing is computed anew.
+The general bundle's files are copied unchanged. Each specialised bundle adds its brain graph, its null
+condition and its denoise graph, unless an equal denoise graph is in the bank already. All decoders share the
+VAE. Parity figures are copied from the bundles, because no graph changes.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from realtime.bundle.files import file_sha256
 from realtime.bundle.spec import Decoder, Stage
 
 _ALIKE = ("subject", "tr_s", "roi", "preprocessing", "latent_shape", "condition_shape", "samplers")
-"""Of the specification: the same for all decoders of a stream of volumes, on one engine."""
+"""Fields of the specification that all decoders of a bank must share."""
 
 
 def make_bank(general: Path, specialised: Sequence[Path], out: Path) -> Bundle:
-    """Put a bank together; ``out`` appears whole, or stays as it was.
+    """Make a bank; ``out`` is written completely or stays as it was.
 
-    Specialised decoders are named by the start of their windows: ``after-5``, five volumes after a picture's
-    onset, or ``before-4``.
+    Specialised decoders are named after the start of their windows: ``after-5`` starts five volumes after a
+    picture's onset, ``before-4`` four volumes before it.
 
-    :raises ExportError: when a bundle is a bank itself, two are of one window, or they do not fit each other
-    :raises BundleError: when one is no bundle
+    :raises ExportError: a bundle is itself a bank, two bundles have the same window, or they do not match
+    :raises BundleError: a folder is not a bundle
     """
     check_replaceable(out)
     first = Bundle.open(general)
@@ -51,7 +51,7 @@ def make_bank(general: Path, specialised: Sequence[Path], out: Path) -> Bundle:
 
 
 class _Bank:
-    """A bank on its way."""
+    """A bank that is being made."""
 
     def __init__(self, folder: Path, general: Bundle) -> None:
         _check_single(general)
@@ -63,24 +63,24 @@ class _Bank:
         self._graphs = dict(general.spec.graphs)
         self._stages = list(general.spec.provenance)
         self._denoisers = {_content(general.graph_path(decoder.denoise)): decoder.denoise}
-        """Graphs by what they compute."""
+        """Names of denoise graphs by the hash of what they compute."""
         self._rows: list[str] = []
 
     def add(self, source: Bundle) -> None:
-        """Take a specialised decoder in."""
+        """Add the decoder of a specialised bundle."""
         _check_single(source)
         self._check_alike(source)
         own = source.decoder()
         if own.window.delay_volumes < 0:
             raise ExportError(
                 f"expected a window that ends after the picture's onset, but that of {source.folder} ends "
-                f"{-own.window.delay_volumes} volumes before it: nobody knows then that it will be shown"
+                f"{-own.window.delay_volumes} volumes before it, when no marker has announced the picture"
             )
         name = _name(own.window.offset_volumes)
         if name in (decoder.name for decoder in self._decoders):
             raise ExportError(
-                f"expected specialised decoders of different windows, but {source.folder} is the second "
-                f"whose window starts {own.window.offset_volumes} volumes after the onset"
+                f"expected specialised decoders with different windows, but {source.folder} is the second "
+                f"whose window starts {own.window.offset_volumes} volumes after the onset; leave one out"
             )
         null_condition = f"null_condition-{name}.npy"
         shutil.copyfile(source.folder / own.null_condition, self._folder / null_condition)
@@ -101,7 +101,7 @@ class _Bank:
         self._rows.append(f"| `{name}` | {own.window.offset_volumes} | `{source.sha256}` |")
 
     def spec(self) -> bundle_spec.Spec:
-        """What the bank's ``bundle.json`` says, once its card is written."""
+        """Complete the bank's model card, and return the content of its ``bundle.json``."""
         card = self._folder / CARD_FILE
         card.write_text(card.read_text(encoding="utf-8") + self._chapter(), encoding="utf-8")
         return msgspec.structs.replace(
@@ -123,7 +123,7 @@ class _Bank:
         )
 
     def _denoiser(self, source: Bundle, name: str) -> str:
-        """The bank's denoise graph for a source: one that is there already, where it computes the same."""
+        """Name of the bank's denoise graph for a bundle: an equal graph, or one that is added."""
         own = source.decoder().denoise
         content = _content(source.graph_path(own))
         if content not in self._denoisers:
@@ -131,7 +131,7 @@ class _Bank:
         return self._denoisers[content]
 
     def _take(self, source: Bundle, graph: str, name: str) -> str:
-        """Copy a graph under another name; a file beside it that has its weights is renamed in it, too."""
+        """Copy a graph under another name, with the file of its weights, if there is one."""
         path, entry = source.graph_path(graph), source.spec.graphs[graph]
         file = f"{name}.onnx"
         data = path.with_name(f"{path.name}.data")
@@ -164,9 +164,9 @@ class _Bank:
             different.append("VAE")
         if different:
             raise ExportError(
-                f"expected bundles of one subject, stream and base model, but {source.folder} differs from "
-                f"{general.folder} in {', '.join(different)}; export both in one form from checkpoints that "
-                "were trained alike but for the window"
+                f"expected bundles of the same subject, stream and base model, but {source.folder} differs "
+                f"from {general.folder} in {', '.join(different)}; export both in the same form, from "
+                "checkpoints that differ only in the window"
             )
 
 
@@ -176,11 +176,11 @@ def _name(offset_volumes: int) -> str:
 
 def _check_single(source: Bundle) -> None:
     if len(source.spec.decoders) != 1:
-        raise ExportError(f"expected bundles of one decoder each, but {source.folder} is a bank already")
+        raise ExportError(f"expected bundles with one decoder each, but {source.folder} is a bank")
 
 
 def _content(path: Path) -> str:
-    """SHA-256 of what a graph computes: its file without what it says of its origin, and its weights."""
+    """SHA-256 of what a graph computes: its file without the metadata on its origin, and its weights."""
     model = onnx.load(path, load_external_data=False)
     del model.metadata_props[:]
     for location in _locations(model):
@@ -193,6 +193,6 @@ def _content(path: Path) -> str:
 
 
 def _locations(model: onnx.ModelProto) -> Iterator[onnx.StringStringEntryProto]:
-    """Where a graph says that its weights lie."""
+    """The entries of a graph that name the file of its weights."""
     for tensor in model.graph.initializer:
         yield from (entry for entry in tensor.external_data if entry.key == "location")

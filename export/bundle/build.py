@@ -1,9 +1,9 @@
-"""A bundle from a checkpoint, step by step; each is measured against the one before and gated.
+"""Makes a bundle from a checkpoint in steps; each step must stay within a limit of the one before.
 
 base model, checkpoint ─► merged ─► brain, denoise, vae in ONNX (fp32) ─► stored, or fp16 ─► decodes
 
-Where nothing was tuned beside the weights, *model* takes the place of *merged*: there is nothing to merge.
-Weights are held once: LoRA is merged in place, and a module is given up when its graph is written.
+Without LoRA there is nothing to merge, and *model* takes the place of *merged*. Weights are in memory once:
+LoRA is merged in place, and a module is freed when its graph has been written.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ from train.model.finetune import merge_adapter
 SEED = 1
 CARD_FILE = "README.md"
 _LARGE = 10**8
-"""Weights from which on whole decodes are of one window by the shortest sampler: on a CPU, a step of the
-paper's model takes seconds."""
+"""Number of weights above which only one window is decoded, with the shortest sampler: on a CPU, one step of
+the paper's model takes seconds."""
 
 
 def export_bundle(
@@ -65,16 +65,16 @@ def export_bundle(
     cache: Path | None = None,
     limits: Limits | None = None,
 ) -> Bundle:
-    """Export a checkpoint; ``out`` appears whole, or stays as it was.
+    """Export a checkpoint; ``out`` is written completely or stays as it was.
 
-    :param form: of the graphs: see :mod:`export.precision_forms`
-    :param base: folder of the base model, where it has moved since training
-    :param subject: whose decoder, where the checkpoint has several
-    :param name: of the bundle; by default the subject, as ``sub-01``
-    :param evaluation: ``table.md`` of ``python -m train evaluate``, for the model card
+    :param form: form of the graphs, see :mod:`export.precision_forms`
+    :param base: folder of the base model, if it has been moved since training
+    :param subject: number of the subject; needed when the checkpoint has several
+    :param name: name of the bundle; by default the subject's, such as ``sub-01``
+    :param evaluation: ``table.md`` that ``python -m train evaluate`` wrote, for the model card
     :param nsd: root of the recordings, to measure whether identification changes
-    :param cache: what ``python -m train prepare`` wrote; by default in the checkpoint
-    :raises ExportError: what is missing, in the way, or too far from the step before
+    :param cache: folder that ``python -m train prepare`` wrote; by default in the checkpoint's folder
+    :raises ExportError: something is missing, ``out`` may not be replaced, or a step exceeds its limit
     """
     check_replaceable(out)
     n_weights = count_weights(checkpoint_folder, read_info_of(checkpoint_folder))
@@ -84,7 +84,7 @@ def export_bundle(
         checkpoint = read_checkpoint(checkpoint_folder, base, subject)
         region, quality = read_subject(checkpoint), read_evaluation(evaluation)
         seen = recorded_windows(checkpoint, nsd, cache, SEED) if nsd else None
-        # The fp32 graphs are written beside the others, and gone before the bundle takes its place.
+        # A place for the fp32 graphs of other forms, which is removed before the bundle takes its place.
         with staging(out) as folder, TemporaryDirectory(dir=folder, prefix="exact-") as scratch:
             export = Export(
                 checkpoint=checkpoint,
@@ -98,11 +98,11 @@ def export_bundle(
                 is_large=n_weights > _LARGE,
             )
             made = _build(export, seen)
-    except Exception as error:  # ONNX Runtime's share no base class but this one
+    except Exception as error:  # ONNX Runtime's exceptions have no narrower base class
         if not is_out_of_memory(error):
             raise
         raise ExportError(
-            f"memory ran out ({error}); nothing was written. End other programs, or take a larger machine"
+            f"out of memory ({error}); nothing was written. End other programs, or use a larger machine"
         ) from error
     return replace(made, folder=out)
 
@@ -142,7 +142,7 @@ def _convert(export: Export, decodes: Decodes) -> dict[str, bundle_spec.Graph]:
 
 
 def _samplers(export: Export) -> tuple[Sampler, ...]:
-    """The tables of the recipe, each proven against diffusers."""
+    """The samplers' tables for the recipe, each checked against diffusers."""
     recipe, limit = export.checkpoint.recipe, export.limits.sampler
     is_baseline = export.checkpoint.info.method == "brain-diffuser"
     strength = recipe.ridge.diffusion_strength if is_baseline else None
@@ -159,7 +159,7 @@ def _samplers(export: Export) -> tuple[Sampler, ...]:
 
 
 def _decodes(export: Export, seen: Seen | None, samplers: tuple[Sampler, ...]) -> Decodes:
-    """Whole decodes by the first and the last sampler or, of a large model, by the last alone."""
+    """Whole decodes with the first and the last sampler, or with the last one only for a large model."""
     is_large = export.is_large
     return Decodes(
         seen=seen or random_windows(export.checkpoint, 1 if is_large else N_RANDOM, SEED),
@@ -201,7 +201,7 @@ def _in_torch(export: Export, decodes: Decodes) -> tuple[list[Graph], dict[str, 
 
 
 def _graphs(export: Export, sampler: Sampler) -> list[Graph]:
-    """The three graphs; a large model is measured at fewer cases."""
+    """The three graphs, with fewer cases for a large model."""
     checkpoint, shape = export.checkpoint, latent_shape(export.checkpoint)
     brain = brain_graph(checkpoint.brain, SEED)
     condition = torch.from_numpy(torch_runner(brain)(brain.cases[0])["condition"])

@@ -1,4 +1,4 @@
-"""The model card: what a person should know about a bundle before using it."""
+"""Writes the model card, with what people should know before they use a bundle."""
 
 from __future__ import annotations
 
@@ -95,9 +95,9 @@ def card(
 ) -> str:
     """The text of a bundle's ``README.md``.
 
-    :param sizes: bytes of its files
-    :param quality: how well it decodes, in Markdown
-    :raises ExportError: when the checkpoint's ``synthetic.json`` cannot be read
+    :param sizes: sizes of the bundle's files in bytes
+    :param quality: how well the model decodes, in Markdown
+    :raises ExportError: the checkpoint's ``synthetic.json`` cannot be read
     """
     recipe = checkpoint.recipe
     stages = list(stages)
@@ -106,7 +106,7 @@ def card(
     facts = {
         "subject": spec.subject,
         "length": window.length_volumes,
-        # The picture's onset to the end of the window's last volume.
+        # From the picture's onset to the end of the window's last volume.
         "delay_s": (window.delay_volumes + 1) * spec.tr_s,
     }
     return _CARD.format(
@@ -147,7 +147,7 @@ def _guidance(sampler: Sampler) -> str:
 
 
 def _recordings(folder: Path) -> str:
-    """Whether the subject is synthetic: then the checkpoint has a copy of the data set's note."""
+    """The paragraph on the recordings; a synthetic subject's checkpoint has a copy of ``synthetic.json``."""
     path = folder / SYNTHETIC_FILE
     if not path.exists():
         return _RECORDED
@@ -156,7 +156,7 @@ def _recordings(folder: Path) -> str:
         return _SYNTHETIC.format(seed=made["seed"], settings=made["settings_sha256"][:12])
     except (ValueError, KeyError, TypeError) as error:
         raise ExportError(
-            f"{path}: expected the note that `python -m sim synthesize` writes: {error!r}"
+            f"{path}: expected the file that `python -m sim synthesize` writes, got {error!r}"
         ) from error
 
 
@@ -169,7 +169,7 @@ def _held_out(checkpoint: Checkpoint) -> str:
 
 
 def _drift(preprocessing: Preprocessing) -> str:
-    """What a decoder of detrended runs should be known for, as the runtime knows cosines alone."""
+    """A warning about decoders trained with linear drift, because the runtime removes cosines only."""
     if preprocessing.drift == "cosine" or "whole_run" not in preprocessing.train_on:
         return ""
     return (
@@ -197,14 +197,14 @@ def _times(sizes: Iterable[int]) -> str:
 
 
 def _tuned(finetune: Finetune) -> str:
-    """What of the UNet learned with the brain module."""
+    """The tuned part of the UNet."""
     if finetune.layers == "lora":
         return f"LoRA of rank {finetune.rank} merged"
     return "as pretrained" if finetune.layers == "none" else f"tuned: {finetune.layers}"
 
 
 def _training(checkpoint: Checkpoint) -> str:
-    """What it learned from, for how long, and from where on."""
+    """The data, the length and the start of the training."""
     info = checkpoint.info
     if info.imported_from:
         return (

@@ -48,7 +48,7 @@ def specification(
 
 
 def _streaming(preprocessing: Preprocessing) -> bundle_spec.Preprocessing:
-    """What the runtime needs of a recipe's preprocessing."""
+    """The part of a recipe's preprocessing that the runtime needs."""
     return msgspec.convert(preprocessing, bundle_spec.Preprocessing, from_attributes=True)
 
 
@@ -67,14 +67,14 @@ def facts(export: Export) -> dict[str, str]:
 
 
 def hash_files(folder: Path, names: Iterable[str] | None = None) -> dict[str, str]:
-    """SHA-256 of files of a bundle's folder by name; by default of all but the specification."""
+    """SHA-256 of files in a bundle's folder by name; by default of all except ``bundle.json``."""
     if names is None:
         names = [path.name for path in folder.iterdir() if path.is_file() and path.name != SPEC_FILE]
     return {name: file_sha256(folder / name) for name in sorted(names)}
 
 
 def sizes(folder: Path) -> dict[str, int]:
-    """Bytes of the files of a bundle's folder by name, but for the specification."""
+    """Sizes in bytes of the files in a bundle's folder by name, except ``bundle.json``."""
     return {
         path.name: path.stat().st_size
         for path in sorted(folder.iterdir())

@@ -1,1 +1,1 @@
-"""A model's graphs: from torch modules to ONNX files."""
+"""A model's graphs, from torch modules to ONNX files."""

@@ -1,14 +1,14 @@
-"""The three graphs of a bundle as modules: tensors in, tensors out, as
-:func:`realtime.decoding.engines.signature.signature` says.
+"""The three graphs of a bundle as torch modules, with the inputs and outputs that
+:func:`realtime.decoding.engines.signature.signature` describes.
 
-Edges are fp32 whatever the network between them computes in: :meth:`GraphModule.to_half` makes it fp16, with
-casts where tensors enter and leave; what is made of them outside (guidance, the sampler's arithmetic, scaling
-and rounding of pictures) stays fp32.
+Inputs and outputs are fp32. :meth:`GraphModule.to_half` makes the network between them fp16, with casts at
+its inputs and outputs; arithmetic outside the network (guidance, the sampler, scaling and rounding of
+pictures) stays in fp32.
 
-Keys and values of cross-attention do not change between the steps of one window, and yet are computed anew
-in each: as inputs of the graph they would make a step of the demo's UNet 4 % faster, and are 1.4 % of the
-multiplications of the paper's. That does not pay for a second kind of graph; an engine that can take a graph
-apart does so by itself (:mod:`realtime.decoding.engines.openvino_denoise`).
+Keys and values of cross-attention are the same in all steps of a window, but every step computes them again.
+As inputs of the graph they would make a step of the demo's UNet 4 % faster; in the paper's UNet they are 1.4
+% of the multiplications. That is too little for a second kind of graph. An engine that can split a graph
+computes them once (:mod:`realtime.decoding.engines.openvino_denoise`).
 
 Legend: n conditions, N tokens, W token width, c, h, w latents, V voxels, T volumes.
 """
@@ -35,33 +35,33 @@ _DOCS = {
 
 
 class GraphModule(nn.Module):
-    """A network with edges in fp32."""
+    """A network whose inputs and outputs are fp32."""
 
     network_name: str
     _inside: torch.dtype | None = None
 
     @property
     def network(self) -> nn.Module:
-        """What holds the weights."""
+        """The module with the weights."""
         network: nn.Module = getattr(self, self.network_name)
         return network
 
     @property
     def precision(self) -> str:
-        """What the network computes in, as a bundle says it."""
+        """Precision of the network's arithmetic, as named in ``bundle.json``."""
         return "float32" if self._inside is None else "float16"
 
     def to_half(self) -> None:
-        """Let the network compute in fp16, in place."""
+        """Change the network to fp16, in place."""
         self.network.half()
         self._inside = torch.float16
 
     def release(self) -> None:
-        """Give the weights' memory back; what is left has shapes alone and cannot run."""
+        """Free the weights; the module keeps its shapes but cannot run."""
         self.network.to("meta")
 
     def enter(self, tensor: Tensor) -> Tensor:
-        """A tensor in the precision of the network."""
+        """Cast a tensor to the precision of the network."""
         return tensor if self._inside is None else tensor.to(self._inside)
 
 
@@ -77,13 +77,13 @@ class BrainGraph(GraphModule):
         self.register_buffer("subject", torch.tensor([subject_index]))
 
     def forward(self, window: Tensor) -> Tensor:
-        """A window ``[1, V, T]`` of z-scores: the condition ``[1, N, W]``."""
+        """A window ``[1, V, T]`` of z-scores to the condition ``[1, N, W]``."""
         condition: Tensor = self.brain(self.enter(window), self.subject)
         return condition.to(window.dtype)
 
 
 class BaselineGraph(GraphModule):
-    """The baseline's brain module: it also predicts the latents that the diffusion starts from."""
+    """The baseline's brain module, which also predicts the latents that the diffusion starts from."""
 
     network_name = "brain"
 
@@ -92,7 +92,7 @@ class BaselineGraph(GraphModule):
         self.brain = brain
 
     def forward(self, window: Tensor) -> tuple[Tensor, Tensor]:
-        """A window ``[1, V, T]`` of z-scores: the condition ``[1, N, W]`` and latents ``[1, c, h, w]``."""
+        """A window ``[1, V, T]`` of z-scores to the condition ``[1, N, W]`` and latents ``[1, c, h, w]``."""
         seen = self.enter(window)
         condition: Tensor = self.brain(seen)
         return condition.to(window.dtype), self.brain.start(seen).to(window.dtype)
@@ -101,8 +101,8 @@ class BaselineGraph(GraphModule):
 class DenoiseGraph(GraphModule):
     """One step of any sampler that is a table of timesteps and coefficients.
 
-    :param unet: noise of latents ``[n, c, h, w]`` at a timestep given conditions ``[n, N, W]``
-    :param alphas_cumprod: share of signal in the variance of noisy latents, by timestep
+    :param unet: predicts the noise of latents ``[n, c, h, w]`` at a timestep, given conditions ``[n, N, W]``
+    :param alphas_cumprod: share of the signal in the variance of noisy latents, by timestep
     """
 
     network_name = "unet"
@@ -124,10 +124,10 @@ class DenoiseGraph(GraphModule):
         weights: Tensor,
         coefficients: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """The next latents ``[1, c, h, w]`` and the prediction of the clean ones, ``[1, c, h, w]``.
+        """The next latents ``[1, c, h, w]`` and the prediction of the clean latents, ``[1, c, h, w]``.
 
-        The noises predicted under the ``n`` conditions are summed by ``weights`` ``[n]``: ``[1 - g, g]`` is
-        classifier-free guidance g (Ho and Salimans 2022), ``[1]`` is none.
+        The noise is the sum of the predictions under the ``n`` conditions, weighted by ``weights`` ``[n]``:
+        ``[1 - g, g]`` is classifier-free guidance g (Ho and Salimans 2022), ``[1]`` is no guidance.
         """
         repeated = self.enter(latents).expand(conditions.shape[0], -1, -1, -1)
         noises = self.unet(repeated, timestep, self.enter(conditions), return_dict=False)[0].to(latents.dtype)
@@ -138,7 +138,7 @@ class DenoiseGraph(GraphModule):
 
 
 class VaeGraph(GraphModule):
-    """Latents to a picture; scaling and rounding are those of ``train.model.vae.decode_latents``."""
+    """Latents to a picture, with the scaling and rounding of ``train.model.vae.decode_latents``."""
 
     network_name = "vae"
 
@@ -149,30 +149,30 @@ class VaeGraph(GraphModule):
         self.shift = float(vae.config.shift_factor or 0.0)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Latents ``[1, c, h, w]`` as the sampler leaves them: the picture, uint8 ``[H, W, 3]``."""
+        """Latents ``[1, c, h, w]`` from the sampler to the picture, uint8 ``[H, W, 3]``."""
         scaled = self.enter(latents / self.scale + self.shift)
         picture = self.vae.decode(scaled, return_dict=False)[0].to(latents.dtype)
         levels = ((picture / 2 + 0.5).clamp(0, 1) * 255).round()
-        # The cast comes last: TensorRT takes uint8 for a graph's inputs and outputs only.
+        # The cast comes last, because TensorRT accepts uint8 only as inputs and outputs of a graph.
         image: Tensor = levels[0].permute(1, 2, 0).to(torch.uint8)
         return image
 
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """A module on its way to ONNX."""
+    """A module to convert to ONNX, and the inputs at which it is compared."""
 
     name: str
     module: GraphModule
     outputs: tuple[str, ...]
     cases: list[Inputs]
-    """Inputs at which parity is measured, by name in the order of ``forward``; the first one is traced."""
+    """Inputs at which parity is measured, by name in the order of ``forward``; tracing uses the first."""
     free: dict[str, str] = field(default_factory=dict)
-    """Inputs whose first dimension is free, and its name."""
+    """Name of the first dimension of inputs in which it is free."""
 
     @property
     def doc(self) -> str:
-        """What the graph does, in a sentence."""
+        """What the graph does, in one sentence."""
         return _DOCS[self.name]
 
 
@@ -203,9 +203,10 @@ def denoise_graph(
     latent_shape: tuple[int, ...],
     seed: int,
 ) -> Graph:
-    """The denoise graph; its cases are the first, middle and last step of a sampler, guided and not.
+    """The denoise graph; its cases are the first, middle and last step of a sampler, with and without
+    guidance.
 
-    :param conditions: null and another condition, ``[2, N, W]``
+    :param conditions: the null condition and another one, ``[2, N, W]``
     """
     draw = torch.Generator().manual_seed(seed)
     last = len(sampler.timesteps) - 1
@@ -233,7 +234,7 @@ def denoise_graph(
 
 
 def vae_graph(vae: AutoencoderKL, latent_shape: tuple[int, ...], seed: int, n_cases: int = 3) -> Graph:
-    """The VAE graph, with standard normal latents as cases: the scaling factor makes theirs so."""
+    """The VAE graph, with standard normal latents as cases, since its scaling factor normalises latents."""
     draw = torch.Generator().manual_seed(seed)
     latents = [torch.randn(1, *latent_shape, generator=draw) for _ in range(n_cases)]
     return Graph(

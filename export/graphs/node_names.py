@@ -1,8 +1,8 @@
-"""Names in a graph that a person can read: where in the model a node stands, not what a tracer counted.
+"""Gives a graph's nodes readable names: the paths of the modules that they come from.
 
-torch names nodes ``node_conv2d_17`` and constants ``val_705``, and notes beside each node the modules that it
-comes from and the lines of source, with the folders of the machine. The modules become the names, as those of
-weights already are (``unet.down_blocks.0.resnets.0.conv1.weight``); all notes go.
+torch names nodes ``node_conv2d_17`` and constants ``val_705``. The metadata of each node has its modules, and
+the lines of source with the folders of the machine. The modules become the names, as for weights
+(``unet.down_blocks.0.resnets.0.conv1.weight``); the metadata is removed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from onnxscript import ir
 from onnxscript.ir.passes.common import ClearMetadataAndDocStringPass
 
 FLOAT32_NODES = "float32_nodes"
-"""Metadata of an fp16 graph: the nodes, by name, that an engine is expected to compute in fp32."""
+"""Metadata key of an fp16 graph: names of the nodes that an engine is expected to compute in fp32."""
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _NO_SCOPE = "_empty_nn_module_stack_from_metadata_hook"
@@ -36,9 +36,9 @@ _MEANINGS = {
 
 
 def name_by_module(model: ir.Model, name: str, weights: Container[str]) -> None:
-    """Name the graph, and nodes, what they give and constants by the modules they come from.
+    """Name the graph; name nodes, their outputs and constants after the modules that they come from.
 
-    :param weights: names of the modules' own tensors, which they keep
+    :param weights: names of the modules' own tensors, which do not change
     """
     graph = model.graph
     graph.name = name
@@ -55,7 +55,7 @@ def name_by_module(model: ir.Model, name: str, weights: Container[str]) -> None:
 
 
 def replace_notes(model: ir.Model, doc: str, facts: Mapping[str, str]) -> None:
-    """Replace torch's notes on the source by what the graph does and is of."""
+    """Replace torch's metadata by a description of the graph and by ``facts`` on its origin."""
     ClearMetadataAndDocStringPass()(model)
     for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
@@ -66,7 +66,7 @@ def replace_notes(model: ir.Model, doc: str, facts: Mapping[str, str]) -> None:
 
 
 def float32_nodes(model: ir.Model) -> list[str]:
-    """Names of nodes that give fp32: of an fp16 graph, its edges and what is computed outside the network."""
+    """Names of nodes with fp32 outputs; in an fp16 graph, casts and the arithmetic outside the network."""
     return [
         str(node.name)
         for node in model.graph
@@ -75,7 +75,7 @@ def float32_nodes(model: ir.Model) -> list[str]:
 
 
 def _module_of(node: ir.Node) -> str:
-    """Path of the module a node comes from; empty where there is none."""
+    """Path of the module that a node comes from; empty if there is none."""
     noted = node.metadata_props.get(_SCOPES)
     scopes: list[str] = ast.literal_eval(noted) if noted else []
     modules = [scope for scope in scopes[:-1] if scope and scope != _NO_SCOPE]
@@ -83,7 +83,7 @@ def _module_of(node: ir.Node) -> str:
 
 
 def _free(wanted: str, taken: set[str]) -> str:
-    """``wanted``, or with the first number behind it that is free; taken from then on."""
+    """``wanted``, or ``wanted`` with the first unused number; the name is added to ``taken``."""
     name, number = wanted, 1
     while name in taken:
         number += 1

@@ -1,12 +1,12 @@
-"""Modules to ONNX files: traced, named so that a person can read them, weights stored as fp16 where asked.
+"""Converts modules to ONNX files: tracing, readable names, and weights stored as fp16.
 
-Opsets are chosen so that ONNX Runtime and TensorRT 10.12 and 11 take every graph. Attention stays decomposed
-(MatMul, Softmax, MatMul), which TensorRT fuses by itself: the operator ``Attention`` (opset 23) is unknown
-to TensorRT 10.12, does not build in version 11 with heads of 512 (the VAE) or in fp32, and gains nothing on
-CPUs. From opset 21 there is ``GroupNormalization``, which computes its statistics in fp32 whatever its input:
-right for fp16, where sums of squares would overflow, but 7 % slower on ONNX Runtime's CPU than what torch
-makes of it at opset 20 (a step of the demo's UNet at 20, 21 and 23: 10.9, 11.7 and 11.6 ms; the VAE: 6.0, 6.9
-and 6.8 ms; one core of an EPYC, ONNX Runtime 1.31. OpenVINO 2026.4 does not mind: 24.9, 26.1 and 25.8 ms).
+The opsets are accepted by ONNX Runtime and by TensorRT 10.12 and 11. Attention stays decomposed (MatMul,
+Softmax, MatMul), which TensorRT fuses by itself. The operator ``Attention`` (opset 23) is unknown to TensorRT
+10.12, does not build in version 11 with heads of 512 (the VAE) or in fp32, and is not faster on CPUs. From
+opset 21, ``GroupNormalization`` computes its statistics in fp32 for any input. That is right for fp16, where
+sums of squares would overflow, but 7 % slower on ONNX Runtime's CPU than torch's decomposition at opset 20 (a
+step of the demo's UNet at 20, 21 and 23: 10.9, 11.7 and 11.6 ms; the VAE: 6.0, 6.9 and 6.8 ms; one core of an
+EPYC, ONNX Runtime 1.31; OpenVINO 2026.4 takes 24.9, 26.1 and 25.8 ms).
 """
 
 from __future__ import annotations
@@ -31,14 +31,11 @@ from realtime.bundle.files import file_sha256
 from realtime.bundle.spec import Tensor
 
 OPSETS = {"float32": 20, "float16": 21}
-"""By what the network computes in."""
+"""ONNX opset by precision of the network."""
 MIN_STORED_ELEMENTS = 2**14
-"""Smaller weights stay in fp32: they are few, and biases, norms and schedules are among them."""
+"""Smaller weights stay in fp32: they take little space, and include biases, norms and schedules."""
 MAX_INLINE_BYTES = 2**26
-"""Above this the weights lie in a file beside the graph: viewers stay quick, and a protobuf message ends at
-2 GiB."""
-
-
+"""Larger models have their weights in a second file: viewers stay fast, and protobuf ends at 2 GiB."""
 _LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
 
 Arrays = dict[str, NDArray[Any]]
@@ -46,16 +43,16 @@ Runner = Callable[[Inputs], Arrays]
 
 
 def trace(graph: Graph, facts: Mapping[str, str] | None = None) -> ir.Model:
-    """The ONNX model of a graph, in the precision that its network is in.
+    """Trace a graph into an ONNX model, in the network's current precision.
 
-    :param facts: to be found in the file's metadata
-    :raises ExportError: when torch gives none
+    :param facts: entries for the file's metadata
+    :raises ExportError: torch returns no graph
     """
     example = graph.cases[0]
     free = {name: {0: graph.free[name]} if name in graph.free else None for name in example}
     precision = graph.module.precision
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of torch about its own parts; what comes out is measured
+        warnings.simplefilter("ignore")  # torch warns about its own internals; the result is measured
         program = torch.onnx.export(
             graph.module,
             tuple(example.values()),
@@ -68,7 +65,7 @@ def trace(graph: Graph, facts: Mapping[str, str] | None = None) -> ir.Model:
             optimize=False,
         )
         if program is None:
-            raise ExportError(f"{graph.name}: expected an ONNX graph of torch.onnx.export, got none")
+            raise ExportError(f"{graph.name}: expected an ONNX graph from torch.onnx.export, got none")
         model = program.model
         weights = list(model.graph.initializers.values())
         program.optimize()
@@ -82,9 +79,9 @@ def trace(graph: Graph, facts: Mapping[str, str] | None = None) -> ir.Model:
 
 
 def store_compactly(model: ir.Model) -> int:
-    """Store big fp32 weights as fp16, each followed by a cast to fp32; returns how many.
+    """Store big fp32 weights as fp16, each followed by a cast to fp32; returns their number.
 
-    The arithmetic stays in fp32, and ONNX Runtime applies the casts once, while it loads.
+    The arithmetic stays in fp32. ONNX Runtime applies the casts once, when it loads the model.
     """
     first = next(iter(model.graph))
     weights = [value for value in model.graph.initializers.values() if _is_big_weight(value)]
@@ -104,7 +101,7 @@ def store_compactly(model: ir.Model) -> int:
 
 
 def _in_half(value: ir.Value) -> ir.LazyTensor:
-    """A weight rounded to fp16, when it is written: no second copy of all of them is held."""
+    """A weight that is rounded to fp16 when it is written, so that no second copy of all is in memory."""
     name, exact = f"{value.name}.float16", _array(value)
     return ir.LazyTensor(
         lambda: ir.tensor(exact.astype(np.float16), name=name),
@@ -115,7 +112,7 @@ def _in_half(value: ir.Value) -> ir.LazyTensor:
 
 
 def _is_big_weight(value: ir.Value) -> bool:
-    """A matrix or kernel of fp32 whose numbers fp16 can hold."""
+    """Whether a value is a large fp32 matrix or kernel whose numbers are in fp16's range."""
     if value.dtype != ir.DataType.FLOAT or value.shape is None:
         return False
     if len(value.shape) < 2 or math.prod(value.shape.numpy()) < MIN_STORED_ELEMENTS:
@@ -125,12 +122,12 @@ def _is_big_weight(value: ir.Value) -> bool:
 
 def _array(value: ir.Value) -> NDArray[Any]:
     if value.const_value is None:
-        raise ExportError(f"expected initializer {value.name!r} to hold its numbers, found none")
+        raise ExportError(f"expected numbers in initializer {value.name!r}, found none")
     return value.const_value.numpy()
 
 
 def save(model: ir.Model, path: Path) -> None:
-    """Write a model; the weights of a very big one go into ``<path>.data``."""
+    """Write a model; the weights of a large one are written to ``<path>.data``."""
     n_bytes = sum(
         v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None
     )
@@ -138,25 +135,25 @@ def save(model: ir.Model, path: Path) -> None:
 
 
 def drop_weights(model: ir.Model) -> None:
-    """Give up the weights of a model that was written."""
+    """Free the weights of a model that has been written."""
     _forget(model.graph.initializers.values())
 
 
 def _forget(values: Iterable[ir.Value]) -> None:
-    """Let go of torch's memory: the optimizer's rules remember the last graph that they were tried on."""
+    """Release torch's memory, because the optimizer's rules keep a reference to the last graph."""
     for value in values:
         value.const_value = None
 
 
 def files_sha256(path: Path) -> str:
-    """SHA-256 of a model's file or, where its weights lie beside it, of the list of both."""
+    """SHA-256 of a model's file or, if its weights are in a second file, of the list of both."""
     if path.with_name(f"{path.name}.data").exists():
         return folder_sha256(path.parent, [path.name, f"{path.name}.data"])
     return file_sha256(path)
 
 
 def signature_of(model: ir.Model) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Inputs and outputs as a bundle lists them."""
+    """A model's inputs and outputs, as listed in ``bundle.json``."""
     inputs, outputs = (
         tuple(_tensor(value) for value in values) for values in (model.graph.inputs, model.graph.outputs)
     )
@@ -165,18 +162,18 @@ def signature_of(model: ir.Model) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...
 
 def _tensor(value: ir.Value) -> Tensor:
     if value.name is None or value.dtype is None or value.shape is None:
-        raise ExportError(f"expected a named tensor of known type and shape, got {value}")
+        raise ExportError(f"expected a named tensor with known type and shape, got {value}")
     shape = tuple(size if isinstance(size, int) else str(size.value) for size in value.shape)
     return Tensor(name=value.name, dtype=value.dtype.numpy().name, shape=shape)
 
 
 def outputs_of(graph: Graph, run: Runner) -> list[Arrays]:
-    """What a way to run a graph gives for each of its cases."""
+    """The outputs of a runner for each of a graph's cases."""
     return [run(case) for case in graph.cases]
 
 
 def torch_runner(graph: Graph) -> Runner:
-    """Run a graph's module."""
+    """A runner of a graph's module in torch."""
 
     @torch.no_grad()
     def run(inputs: Inputs) -> Arrays:
@@ -188,7 +185,7 @@ def torch_runner(graph: Graph) -> Runner:
 
 
 def onnx_runner(path: Path) -> Runner:
-    """Run an ONNX file with ONNX Runtime on the CPU."""
+    """A runner of an ONNX file on ONNX Runtime's CPU."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3

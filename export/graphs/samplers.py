@@ -1,26 +1,26 @@
-"""Samplers as tables, and the proof that a table is what diffusers' scheduler does.
+"""Samplers as tables, and a comparison of each table with diffusers' scheduler.
 
 DDIM (Song et al. 2021, eta 0) takes latents x at timestep t to timestep t' by
 
     next = sqrt(a') x0 + sqrt(1 - a') eps,    eps = (x - sqrt(a) x0) / sqrt(1 - a)
 
-with a the noise schedule's ``alphas_cumprod`` and x0 the prediction of the clean latents. Collected by x and
+with a the noise schedule's ``alphas_cumprod`` and x0 the prediction of the clean latents. In terms of x and
 x0 this is ``next = c0 x + c1 x0`` with ``c0 = sqrt((1 - a') / (1 - a))`` and ``c1 = sqrt(a') - c0 sqrt(a)``.
 
-Of strength s < 1 it is the last steps of such a schedule, from predicted latents z with noise on them
-(SDEdit, Meng et al. 2022; diffusers' img2img): the first x is ``sqrt(a) z + sqrt(1 - a) eps`` at the first
-timestep left.
+With a strength s < 1, only the last steps of such a schedule are run, from predicted latents z with noise
+added (SDEdit, Meng et al. 2022; diffusers' img2img): the first x is ``sqrt(a) z + sqrt(1 - a) eps`` at the
+first of these timesteps.
 
 DPM-Solver++(2M) (Lu et al. 2022, algorithm 2) also uses the x0 of the step before, p. With the log signal-to-
 noise ratio ``l = log(sqrt(a) / sqrt(1 - a))``, the step ``h = l' - l`` and that of the step before, h0,
 
     next = sqrt((1 - a') / (1 - a)) x + sqrt(a') (1 - exp(-h)) ((1 + r) x0 - r p),    r = h / (2 h0)
 
-The first step has no p and takes r = 0; the last one ends without noise (a' = 1), where next = x0.
+The first step has no p and uses r = 0; the last step ends without noise (a' = 1), where next = x0.
 
-Guidance matters most while there is much noise, and dropping it in the last 30 to 50 % of the steps costs
-little (Castillo et al. 2023; Kynkäänniemi et al. 2024): each table comes with guidance throughout and in its
-first 60 % alone.
+Guidance matters most at high noise, and leaving it out in the last 30 to 50 % of the steps costs little
+(Castillo et al. 2023; Kynkäänniemi et al. 2024). Each table therefore exists with guidance in all steps, and
+in the first 60 % only.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ _SHAPE = (4, 4, 4)
 
 Row = tuple[float, float, float]
 NoiseModel = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Noise of latents ``[n, c, h, w]`` at a timestep given conditions ``[n, N, W]``."""
+"""Predicts the noise of latents ``[n, c, h, w]`` at a timestep, given conditions ``[n, N, W]``."""
 
 
 def bundle_samplers(settings: Diffusion, strength: float | None = None) -> tuple[Sampler, ...]:
-    """A bundle's samplers, best first: the recipe's DDIM, then ever fewer steps for slower machines.
+    """A bundle's samplers, best first: the recipe's DDIM, then samplers with fewer steps for slower machines.
 
-    :param strength: of the baseline, which starts from predicted latents; it has DDIM's tables alone
+    :param strength: for the baseline, which starts from predicted latents; it has only DDIM's tables
     """
     n_steps, guidance = settings.inference_steps, settings.guidance
     if strength is not None:
@@ -69,7 +69,7 @@ def bundle_samplers(settings: Diffusion, strength: float | None = None) -> tuple
 
 
 def guided_at_first(sampler: Sampler) -> Sampler:
-    """The same sampler without guidance in its last steps, which then cost half."""
+    """The same sampler without guidance in its last steps, which halves their cost."""
     n_steps = len(sampler.timesteps)
     n_guided = max(1, round(GUIDED_SHARE * n_steps))
     guidance = sampler.guidance[:n_guided] + (1.0,) * (n_steps - n_guided)
@@ -77,11 +77,11 @@ def guided_at_first(sampler: Sampler) -> Sampler:
 
 
 def ddim(n_steps: int, guidance: float, strength: float | None = None) -> Sampler:
-    """DDIM over ``n_steps`` evenly spaced timesteps, the last of which is 1, with one guidance throughout.
+    """DDIM over ``n_steps`` evenly spaced timesteps, the last of which is 1, with one guidance for all steps.
 
-    :param strength: share of the steps that are run, from latents that the brain predicts; by default all of
-        them, from noise
-    :raises ExportError: when the noise schedule has not so many timesteps to choose from
+    :param strength: share of the steps that are run, from latents that the brain module predicts; by default
+        all steps are run, from noise
+    :raises ExportError: the noise schedule has too few timesteps
     """
     alphas = make_scheduler().alphas_cumprod.double().tolist()
     stride = len(alphas) // n_steps if n_steps > 0 else 0
@@ -112,9 +112,9 @@ def _ddim_row(alpha: float, alpha_after: float) -> Row:
 
 
 def multistep(n_steps: int, guidance: float) -> Sampler:
-    """DPM-Solver++(2M) as users of Stable Diffusion have it: timesteps evenly spaced from 999 down.
+    """DPM-Solver++(2M) as commonly used with Stable Diffusion: timesteps evenly spaced from 999 down.
 
-    :raises ExportError: when there are fewer than two steps, or more than timesteps to choose from
+    :raises ExportError: fewer than two steps were asked for, or more than there are timesteps
     """
     alphas = make_scheduler().alphas_cumprod.double().tolist()
     last = len(alphas) - 1
@@ -147,13 +147,13 @@ def _log_snr(alpha: float) -> float:
 
 
 def diffusers_scheduler(sampler: Sampler) -> Any:
-    """The scheduler of diffusers that a table stands for, its timesteps set, by the table's name.
+    """The scheduler of diffusers for a table, found by the table's name, with its timesteps set.
 
-    :raises ExportError: when the table is of no known kind, or its timesteps are not the scheduler's
+    :raises ExportError: the table's name is unknown, or its timesteps differ from the scheduler's
     """
     named = _NAME.fullmatch(sampler.name)
     if named is None:
-        raise ExportError(f"expected a sampler named as ddim-20 or dpm++-10-g6 are, got {sampler.name!r}")
+        raise ExportError(f"expected a sampler's name such as ddim-20 or dpm++-10-g6, got {sampler.name!r}")
     scheduler = make_scheduler()
     if named["kind"] == "dpm++":
         scheduler = DPMSolverMultistepScheduler.from_config(scheduler.config)
@@ -175,12 +175,12 @@ def diffusers_steps(
     noise: Tensor,
     start: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    """Latents ``[B, c, h, w]`` before the first step and after each, by diffusers' scheduler.
+    """Latents ``[B, c, h, w]`` before the first step and after each step of diffusers' scheduler.
 
-    The table gives the guidance alone.
+    Only the guidance is taken from the table.
 
     :param conditions: ``[B, N, W]``; ``null``: ``[N, W]``; ``noise``: ``[B, c, h, w]``
-    :param start: predicted latents, for a table that begins at them
+    :param start: predicted latents, for a table that starts from them
     """
     scheduler = diffusers_scheduler(sampler)
     timesteps = scheduler.timesteps[-len(sampler.timesteps) :]
@@ -198,7 +198,7 @@ def diffusers_steps(
 
 
 class _SmoothNoise(nn.Module):
-    """Stands in for a UNet: a smooth function of latents, timestep and condition, by seeded weights."""
+    """Replaces a UNet: a smooth function of latents, timestep and condition, with seeded weights."""
 
     mix: Tensor
 
@@ -217,10 +217,9 @@ class _SmoothNoise(nn.Module):
 
 @torch.no_grad()
 def diffusers_error(sampler: Sampler) -> float:
-    """Largest difference from diffusers' scheduler over whole trajectories, in float64.
+    """Largest difference from diffusers' scheduler over whole trajectories, relative to the largest latent.
 
-    The table runs through :class:`export.graphs.graphs.DenoiseGraph`, as in the bundle; relative to
-    the largest latent.
+    The table is run by :class:`export.graphs.graphs.DenoiseGraph`, as in the bundle, but in float64.
 
     :raises ExportError: as :func:`diffusers_scheduler`
     """
@@ -246,7 +245,7 @@ def diffusers_error(sampler: Sampler) -> float:
 def _table_steps(
     sampler: Sampler, unet: nn.Module, conditions: Tensor, noise: Tensor, predicted: Tensor
 ) -> Iterator[Tensor]:
-    """Latents before the first step and after each, by the table; ``conditions`` are null and another."""
+    """Latents before the first step and after each step of a table; the first condition is the null one."""
     step = DenoiseGraph(unet, make_scheduler().alphas_cumprod).double()
     latents = sampler.start[0] * predicted + sampler.start[1] * noise
     previous = torch.zeros_like(latents)

@@ -1,1 +1,1 @@
-"""Where a bundle comes from: the checkpoint that it reads, and the hashes that link it to the bundle."""
+"""A bundle's origin: reads the checkpoint, and records the hashes that link it to the bundle."""

@@ -1,4 +1,4 @@
-"""The way from base model and checkpoint to the files of a bundle, as stages linked by SHA-256."""
+"""The provenance of a bundle: stages from base model and checkpoint to its files, linked by SHA-256."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ _log = logging.getLogger(__name__)
 
 
 class Ledger:
-    """The stages so far, in order. What a stage was made from is named, and linked by its SHA-256."""
+    """The stages so far, in order; each has the SHA-256 of the stages that it was made from."""
 
     def __init__(self) -> None:
         self._stages: dict[str, Stage] = {}
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """All stages noted."""
+        """All stages so far."""
         return tuple(self._stages.values())
 
     def sha256(self, name: str) -> str:
-        """Of a stage that was noted."""
+        """SHA-256 of a stage."""
         return self._stages[name].sha256
 
     def note(
@@ -53,7 +53,7 @@ class Ledger:
         parity: Mapping[str, float] | None = None,
         notes: Mapping[str, str] | None = None,
     ) -> None:
-        """Add a stage, and say how close it stayed."""
+        """Add a stage, and log its parity figures."""
         self._stages[name] = Stage(
             name=name,
             sha256=sha256,
@@ -66,7 +66,7 @@ class Ledger:
 
 
 def note_sources(ledger: Ledger, checkpoint: Checkpoint) -> None:
-    """Add the stages ``base model`` and ``checkpoint``: what was read."""
+    """Add the stages ``base model`` and ``checkpoint``, the inputs of an export."""
     ledger.note(
         "base model",
         folder_sha256(checkpoint.base_folder, BASE_FILES),
@@ -96,12 +96,12 @@ def _training_notes(info: CheckpointInfo, subject: TrainedSubject) -> dict[str, 
 
 
 def model_stage(checkpoint: Checkpoint) -> str:
-    """Name of the stage that holds all weights, from which the graphs are made."""
+    """Name of the stage with all weights, from which the graphs are made."""
     return "merged" if checkpoint.recipe.finetune.layers == "lora" else "model"
 
 
 def folder_sha256(folder: Path, patterns: Iterable[str]) -> str:
-    """SHA-256 of the lines ``<sha256>  <path>`` of a folder's files by path, as ``sha256sum`` prints them."""
+    """SHA-256 of lines ``<sha256>  <path>`` for a folder's files, sorted by path, as ``sha256sum`` prints."""
     found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
     named = sorted((path.relative_to(folder).as_posix(), path) for path in found)
     return lines_sha256(f"{file_sha256(path)}  {name}" for name, path in named)
@@ -123,6 +123,6 @@ def weights_sha256(modules: Mapping[str, nn.Module]) -> str:
 
 
 def library_versions() -> dict[str, str]:
-    """What exported: versions of the libraries that had a part in it."""
+    """Versions of the libraries that make an export."""
     versions = {name: version(name) for name in _LIBRARIES}
     return versions | {"onnxruntime": onnxruntime.__version__}

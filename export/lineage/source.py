@@ -1,4 +1,4 @@
-"""What an export starts from: the checkpoint, its base model, and the subject's region and prior."""
+"""Reads the inputs of an export: the checkpoint, its base model, and the subject's ROI and prior."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ ADAPTER_FILE = "adapter/pytorch_lora_weights.safetensors"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Subject:
-    """The subject's region on the scanner's grid, and the prior of its voxels."""
+    """The subject's ROI on the scanner's grid, and the prior mean and SD of its voxels."""
 
     roi: bundle_spec.Roi
     prior: VoxelStatistics
 
 
 def read_info_of(folder: Path) -> CheckpointInfo:
-    """What a checkpoint says of itself; raises as :func:`read_checkpoint`."""
+    """Read a checkpoint's ``checkpoint.json``; raises as :func:`read_checkpoint`."""
     try:
         return read_info(folder)
     except TrainError as error:
@@ -39,33 +39,35 @@ def read_info_of(folder: Path) -> CheckpointInfo:
 
 
 def read_checkpoint(folder: Path, base: Path | None = None, subject: int | None = None) -> Checkpoint:
-    """Read a checkpoint and the base model that it was trained on.
+    """Load a checkpoint and the base model that it was trained on.
 
-    :raises ExportError: when a file is missing or does not hold what it should
+    :raises ExportError: a file is missing or damaged, or the files do not fit each other
     """
     try:
         info = read_info(folder)
         if info.recipe.finetune.layers == "lora" and not (folder / ADAPTER_FILE).exists():
-            raise ExportError(f"expected {folder / ADAPTER_FILE}, found no file; is the checkpoint whole?")
+            raise ExportError(
+                f"expected {folder / ADAPTER_FILE}, found no file; the checkpoint is incomplete"
+            )
         if "betas" in info.recipe.preprocessing.train_on:
             raise ExportError(
                 f"expected a decoder of volumes, but {folder} decodes betas, which are estimated when a "
-                "session is over; train one on windows to serve it"
+                "session is over; train a decoder on windows to serve it"
             )
         return load_checkpoint(folder, base, subject)
     except TrainError as error:
         raise ExportError(str(error)) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ExportError(
-            f"expected weights that fit each other in {folder} and its base model: {error}; name the base "
+            f"expected weights that fit each other in {folder} and its base model: {error}; give the base "
             "model that the checkpoint was trained on with --base, or train again"
         ) from error
 
 
 def read_evaluation(path: Path | None) -> str | None:
-    """The table that `python -m train evaluate` wrote, for the model card.
+    """Read the table that `python -m train evaluate` wrote, for the model card.
 
-    :raises ExportError: when there is no text at ``path``
+    :raises ExportError: ``path`` is not a text file
     """
     if path is None:
         return None
@@ -79,9 +81,9 @@ def read_evaluation(path: Path | None) -> str | None:
 
 
 def read_subject(checkpoint: Checkpoint) -> Subject:
-    """Read region and prior; they must fit the brain module.
+    """Read the subject's ROI and prior, which must fit the brain module.
 
-    :raises ExportError: naming the file that is missing or does not fit
+    :raises ExportError: a file is missing or does not fit
     """
     folder, n_voxels = checkpoint.subject_folder, checkpoint.subject.n_voxels
     path = folder / ROI_FILE
@@ -89,9 +91,7 @@ def read_subject(checkpoint: Checkpoint) -> Subject:
         mask, affine = files.read_mask(path)
         prior = VoxelStatistics.read(folder / PRIOR_FILE, n_voxels)
     except (BundleError, OSError) as error:
-        raise ExportError(
-            f"{error}; `python -m train fit` writes it into the checkpoint at its end"
-        ) from error
+        raise ExportError(f"{error}; `python -m train fit` writes this file at its end") from error
     found = int(np.count_nonzero(mask))
     if found != n_voxels:
         raise ExportError(
@@ -104,7 +104,7 @@ def read_subject(checkpoint: Checkpoint) -> Subject:
 
 
 def write_subject(checkpoint: Checkpoint, subject: Subject, folder: Path) -> None:
-    """Write what the runtime needs besides the graphs: region, prior and null condition."""
+    """Write the ROI, the prior and the null condition, which the runtime needs besides the graphs."""
     shutil.copyfile(checkpoint.subject_folder / ROI_FILE, folder / ROI_FILE)
     (folder / PRIOR_FILE).write_bytes(subject.prior.as_npz())
     np.save(folder / NULL_CONDITION_FILE, np.ascontiguousarray(checkpoint.null_NW.numpy(), dtype=np.float32))

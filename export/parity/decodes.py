@@ -1,4 +1,4 @@
-"""The last measure: whole decodes by every way from checkpoint to bundle, beside torch and diffusers.
+"""The last comparison: whole decodes by each step from checkpoint to bundle, against torch and diffusers.
 
 torch, LoRA beside the weights ─► torch, merged ─► ONNX in fp32 ─► the bundle, on every engine that runs here
 """
@@ -46,28 +46,28 @@ N_RANDOM, N_HELD_OUT = 4, 100
 _COMPARED_PX = 64
 _EVERYWHERE = AUTO_ORDER[-1]
 _TAKES_TWICE = "openvino"
-"""Compiles the UNet, with weights of its own, once for each number of conditions: too much of a large one."""
+"""Compiles the UNet for each number of conditions with separate weights: too much for a large one."""
 
 _UNTIMED = StepTimes(brain_s=1, guided_s=1, unguided_s=1, vae_s=1)
-"""Pictures matter here, not how long they take; and warming up would take as long again."""
+"""Step times that are not measured: they do not affect pictures, and measuring them takes long."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Seen:
-    """Windows to decode and, where they are of recordings, what was shown."""
+    """Windows to decode and, if they come from recordings, the pictures that were shown."""
 
     windows: NDArray[np.float32]
     """[n, V, T]"""
     shown: Pictures | None
     description: str
     identification: str
-    """What identification is among, or why there is none."""
+    """What identification is measured on, or why it is not measured."""
 
 
 def random_windows(checkpoint: Checkpoint, n: int, seed: int) -> Seen:
-    """Standard normal windows, as z-scores are where nothing is shown."""
+    """Standard normal windows, like z-scores without a stimulus."""
     shape = (n, checkpoint.subject.n_voxels, checkpoint.recipe.window.length_volumes)
     return Seen(
         windows=np.random.default_rng(seed).standard_normal(shape, dtype=np.float32),
@@ -78,14 +78,14 @@ def random_windows(checkpoint: Checkpoint, n: int, seed: int) -> Seen:
 
 
 def recorded_windows(checkpoint: Checkpoint, nsd: Path, cache: Path | None, seed: int) -> Seen:
-    """Held-out windows as the runtime sees them, and the pictures that were shown.
+    """Held-out windows, preprocessed as in the runtime, and the pictures that were shown.
 
-    :raises ExportError: when they cannot be had of ``nsd``
+    :raises ExportError: the recordings in ``nsd`` cannot be read or do not match the checkpoint
     """
     try:
         windows, shown = held_out_windows(checkpoint, nsd, cache, N_HELD_OUT, seed)
     except (TrainError, OSError) as error:
-        raise ExportError(f"expected held-out windows of {nsd}: {error}") from error
+        raise ExportError(f"cannot read held-out windows from {nsd}: {error}") from error
     return Seen(
         windows=windows.astype(np.float32),
         shown=shown,
@@ -99,9 +99,9 @@ def recorded_windows(checkpoint: Checkpoint, nsd: Path, cache: Path | None, seed
 
 @dataclass(kw_only=True)
 class Decodes:
-    """Pictures of the same windows by ever more ways; the first one is what all others are compared with.
+    """Decodes of the same windows in several ways; all are compared with the first one.
 
-    Identification is by the first sampler.
+    Identification uses the pictures of the first sampler.
     """
 
     seen: Seen
@@ -111,7 +111,7 @@ class Decodes:
     is_large: bool = False
     rows: list[DecodeParity] = field(default_factory=list)
     digest: str = ""
-    """SHA-256 of the last pictures."""
+    """SHA-256 of the pictures that were decoded last."""
     _reference: Pictures | None = None
 
     def by_torch(self, way: str, checkpoint: Checkpoint) -> None:
@@ -123,12 +123,12 @@ class Decodes:
         self._add(way, f"torch {torch.__version__}, diffusers' scheduler", np.concatenate(by_sampler))
 
     def by_engine(self, way: str, bundle: Bundle, name: str) -> None:
-        """Decode by the runtime; an engine that cannot run here is noted with the reason.
+        """Decode with the runtime; for an engine that cannot run here, the reason is recorded.
 
-        :raises ExportError: when it is the one that can run everywhere
+        :raises ExportError: the engine that every machine can run does not run
         """
         _log.info("%-15s decoding …", way)
-        measured = msgspec.structs.replace(bundle.spec, samplers=self.samplers)  # no other is made ready
+        measured = msgspec.structs.replace(bundle.spec, samplers=self.samplers)  # others are not prepared
         try:
             engine = open_engine(bundle, name)
             decoder = Decoder(replace(bundle, spec=measured), engine, seed=self.seed, step_times=_UNTIMED)
@@ -140,7 +140,7 @@ class Decodes:
         except EngineError as error:
             if name == _EVERYWHERE:
                 raise ExportError(
-                    f"{way}: expected that it decodes here: {error}; no bundle was written"
+                    f"{way}: cannot decode on this machine: {error}; no bundle was written"
                 ) from error
             self.rows.append(DecodeParity(way=way, reason=str(error)))
             return
@@ -150,7 +150,7 @@ class Decodes:
         self._add(way, description, np.stack(pictures))
 
     def by_every_engine(self, form: str, bundle: Bundle) -> None:
-        """Decode the bundle on each engine; ONNX Runtime's CPU, which every machine has, is the last."""
+        """Decode the bundle on each engine; the last is ONNX Runtime's CPU engine, which runs everywhere."""
         for name in AUTO_ORDER:
             way = f"{form}, {name}"
             if self.is_large and name == _TAKES_TWICE:
@@ -159,7 +159,7 @@ class Decodes:
                 self.by_engine(way, bundle, name)
 
     def note(self, ledger: Ledger, made_from: list[str]) -> None:
-        """Add the stage ``decodes``."""
+        """Add the stage ``decodes`` to the provenance."""
         ran = [row for row in self.rows if row.runs_on is not None]
         ledger.note(
             "decodes",
@@ -176,7 +176,7 @@ class Decodes:
         )
 
     def report(self, form: str, graphs: list[GraphParity]) -> Parity:
-        """All that was measured."""
+        """The parity report."""
         return Parity(
             form=form,
             windows=self.seen.description,
@@ -239,7 +239,7 @@ def _changes(found: Mapping[str, Identification], before: Mapping[str, Identific
 def torch_pictures(
     checkpoint: Checkpoint, windows: NDArray[np.float32], sampler: Sampler, seed: int
 ) -> NDArray[np.uint8]:
-    """Pictures uint8 ``[B, H, W, 3]`` of windows ``[B, V, T]``: diffusers' scheduler, LoRA unmerged."""
+    """Decode windows ``[B, V, T]`` to pictures uint8 ``[B, H, W, 3]`` with torch and diffusers' scheduler."""
     brain, seen = checkpoint.brain, torch.from_numpy(windows)
     conditions = brain(seen, torch.zeros(len(windows), dtype=torch.long))
     start = brain.start(seen) if isinstance(brain, LinearBrain) else None

@@ -1,4 +1,4 @@
-"""How close each step stays to the one before, and the limits beyond which no bundle is made."""
+"""Compares each step with the one before, and raises when a difference exceeds its limit."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ from export.parity.differences import Difference, difference
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Largest differences; all but the last relative to the largest number of what is compared."""
+    """Largest allowed differences, relative to the largest number compared unless a field says otherwise."""
 
     merged: float = 1e-4
-    """LoRA merged against LoRA beside the weights."""
+    """Merged LoRA against unmerged LoRA."""
     onnx: float = 1e-4
     """ONNX Runtime against torch, both fp32."""
     stored: float = 1e-2
-    """fp16, of weights alone or of the network's arithmetic, against fp32."""
+    """fp16 weights, or fp16 arithmetic, against fp32."""
     sampler: float = 1e-5
     """A sampler's table against diffusers' scheduler."""
     psnr_db: float = 30.0
-    """Least PSNR of a picture against the one by torch and diffusers, unmerged."""
+    """Smallest PSNR of a picture against that of torch and diffusers with unmerged LoRA."""
     identification: float = 0.01
-    """Largest change of two-way identification, as a share of 1, against torch and diffusers, unmerged."""
+    """Largest change of two-way identification, as a fraction, against the same decodes."""
 
 
 def gate(step: str, parity: dict[str, float], limit: float) -> dict[str, float]:
-    """The same figures, once none exceeds the limit.
+    """Return the figures unchanged if none exceeds the limit.
 
-    :raises ExportError: naming the step and the figure
+    :raises ExportError: a figure exceeds the limit, or is NaN
     """
     for name, value in parity.items():
-        if not value <= limit:  # also where it is not a number
+        if not value <= limit:  # also when it is NaN
             raise ExportError(
                 f"{step}: expected {name} to stay within {limit:g} of the step before, got {value:.2e}; no "
-                "bundle was written. Weights that are not finite, or a changed version of torch or "
-                "onnxruntime, are the usual causes"
+                "bundle was written. Usual causes are weights that are not finite, or another version of "
+                "torch or onnxruntime"
             )
     return parity
 
 
 def gate_psnr(step: str, parity: dict[str, float], least_db: float) -> dict[str, float]:
-    """The same figures, once none is below the least PSNR; raises as :func:`gate`."""
+    """Return the figures unchanged if no PSNR is too small; raises as :func:`gate`."""
     for name, value in parity.items():
         if not value >= least_db:
             raise ExportError(
@@ -60,7 +60,7 @@ def gate_psnr(step: str, parity: dict[str, float], least_db: float) -> dict[str,
 
 
 def compare(graph: Graph, found: Sequence[Arrays], expected: Sequence[Arrays]) -> dict[str, Difference]:
-    """Largest differences over the outputs of a graph's cases, by what is compared."""
+    """Largest differences between two sets of outputs over a graph's cases, by name of the output."""
     worst: dict[str, Difference] = {}
     for case, ours, theirs in zip(graph.cases, found, expected, strict=True):
         ours, theirs = _comparable(graph, case, ours), _comparable(graph, case, theirs)
@@ -70,19 +70,19 @@ def compare(graph: Graph, found: Sequence[Arrays], expected: Sequence[Arrays]) -
 
 
 def relative(differences: Mapping[str, Difference]) -> dict[str, float]:
-    """The relative ones, which limits are about."""
+    """The relative differences, to which limits apply."""
     return {name: each.relative for name, each in differences.items()}
 
 
 def _comparable(graph: Graph, case: Inputs, outputs: Arrays) -> Arrays:
-    """Outputs in a form whose errors matter alike at every timestep.
+    """Outputs in a form in which errors are equally important at every timestep.
 
-    The prediction of the clean latents at a noisy timestep is the predicted noise, many times enlarged, and
-    hardly counts in the next latents: the noise is compared instead.
+    At a noisy timestep, the prediction of the clean latents contains the predicted noise enlarged many times,
+    although it hardly affects the next latents. The noise is therefore compared instead.
     """
     if not isinstance(graph.module, DenoiseGraph):
         return outputs
-    # The tables are no part of the network: they are there after its weights were released.
+    # The tables are not part of the network, so they remain when its weights have been released.
     timestep = case["timestep"]
     signal, noise = (_double(table[timestep]) for table in (graph.module.signal, graph.module.noise))
     predicted_noise = (_double(case["latents"]) - signal * outputs["prediction"]) / noise

@@ -21,34 +21,34 @@ _TEMPLATES = Environment(
 
 
 class GraphParity(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a step of a graph is from what it is compared with, at most over the graph's cases."""
+    """The largest difference of a step of a graph from what it is compared with, over the graph's cases."""
 
     step: str
     against: str
     what: str
     largest: float
-    """As a number; of pictures, in levels of 255."""
+    """As a number; for pictures, in levels of 255."""
     relative: float
-    """As a share of the largest number; of pictures, beyond the one level that rounding can flip."""
+    """As a share of the largest number; for pictures, beyond the one level that rounding can change."""
     limit: float
 
 
 class DecodeParity(msgspec.Struct, frozen=True, kw_only=True):
-    """How far whole decodes by one way are from those of torch and diffusers, before any merge."""
+    """The difference of whole decodes from those of torch and diffusers with unmerged LoRA."""
 
     way: str
     runs_on: str | None = None
-    """What ran it; None where it cannot run here."""
+    """The engine; None when it cannot run here."""
     reason: str = ""
-    """Why it cannot."""
+    """Why it cannot run here."""
     psnr_db: float | None = None
-    """Of the worst picture."""
+    """PSNR of the worst picture."""
     largest_levels: int | None = None
-    """Largest difference of a number of a picture, of 255."""
+    """Largest difference in a picture, in levels of 255."""
     relative: float | None = None
-    """The same as a share of the largest number."""
+    """The same, as a share of the largest number."""
     identification: dict[str, Identification] = {}
-    """By features; empty where it was not measured."""
+    """Identification by features; empty when it was not measured."""
 
 
 class Parity(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,18 +56,18 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
 
     form: str
     windows: str
-    """What was decoded."""
+    """Description of the windows that were decoded."""
     samplers: list[str]
     seed: int
     identification: str
-    """What is identified among what, or why it was not measured."""
+    """What identification was measured on, or why it was not measured."""
     limits: dict[str, float]
     graphs: list[GraphParity]
     decodes: list[DecodeParity]
 
 
 def rows(step: str, against: str, differences: Mapping[str, Difference], limit: float) -> list[GraphParity]:
-    """Rows of the report for one measure."""
+    """Rows of the report for one comparison."""
     return [
         GraphParity(
             step=step,

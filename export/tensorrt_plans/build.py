@@ -1,4 +1,4 @@
-"""TensorRT engines of a bundle for this machine's GPU: built, inspected, compared with the CPU, recorded."""
+"""Builds a bundle's TensorRT engines for this machine's GPU, checks them, and compares them with the CPU."""
 
 from __future__ import annotations
 
@@ -35,15 +35,16 @@ _log = logging.getLogger(__name__)
 def build_engines(
     folder: Path, *, optimization_level: int | None = None, timing_cache: Path | None = None
 ) -> Path:
-    """Build a bundle's engines; they appear in it whole, or what was there stays.
+    """Build a bundle's engines; all of them are written, or existing ones stay.
 
-    :param folder: of the bundle
-    :param optimization_level: 0 to 5, as TensorRT has it; its own default without one
-    :param timing_cache: file of measured kernels, read where it exists, and written: a second build is faster
+    :param folder: folder of the bundle
+    :param optimization_level: TensorRT's optimization level, 0 to 5; by default TensorRT's own
+    :param timing_cache: file with kernel timings; read if it exists, and written, so that a second build is
+        faster
     :returns: the folder of the engines
-    :raises ExportError: when TensorRT does not take a graph, or computes in other types or too far off, and
-        when the timing cache cannot be written
-    :raises RealtimeError: of the bundle, and where no CUDA device answers
+    :raises ExportError: TensorRT does not accept a graph, an engine has another precision or differs too
+        much, or the timing cache cannot be written
+    :raises RealtimeError: the bundle cannot be opened, or there is no CUDA device
     """
     bundle, device = Bundle.open(folder), first_device()
     version = str(plan.trt.__version__)
@@ -84,25 +85,25 @@ def build_engines(
 
 
 def _make_writable(timing_cache: Path) -> None:
-    """See that it can be written, before the minutes that fill it."""
+    """Check that the timing cache can be written, before a build that takes minutes."""
     try:
         timing_cache.parent.mkdir(parents=True, exist_ok=True)
         timing_cache.open("ab").close()
     except OSError as error:
         raise ExportError(
-            f"expected a file that can be written for --timing-cache, got {timing_cache}: {error.strerror}"
+            f"expected a writable file for --timing-cache, got {timing_cache}: {error.strerror}"
         ) from error
 
 
 def _check_graph(bundle: Bundle, graph: str) -> None:
-    """See what can be seen before anything is built: operators, their types, and the precision."""
+    """Check a graph's operators, their types and the precision, before anything is built."""
     path = bundle.graph_path(graph)
     nodes = typed_nodes(path)
     if lines := unsupported(nodes):
         found = "\n  ".join(lines)
         raise ExportError(
-            f"{path}: expected operators that TensorRT takes, found\n  {found}\nExport the bundle again with "
-            "this release"
+            f"{path}: expected operators that TensorRT supports, found\n  {found}\nExport the bundle again "
+            "with this release"
         )
     check_graph(path, nodes, bundle.spec.graphs[graph].precision)
 
@@ -110,7 +111,7 @@ def _check_graph(bundle: Bundle, graph: str) -> None:
 def _build(
     bundle: Bundle, graph: str, staged: Path, optimization_level: int | None, timing_cache: Path | None
 ) -> Precisions:
-    """Build one graph's engine into the staged folder, once its layers compute in what they should."""
+    """Build one graph's engine, check the precision of its layers, and write it to the staged folder."""
     _log.info("%-10s building …", graph)
     path, started = bundle.graph_path(graph), perf_counter()
     built = plan.build(path, optimization_level=optimization_level, timing_cache=timing_cache)
@@ -129,8 +130,8 @@ def _write(path: Path, content: bytes | memoryview) -> None:
         path.write_bytes(content)
     except OSError as error:
         raise ExportError(
-            f"expected room for {len(content) / 1e6:.0f} MB in {path.parent.parent}: {error.strerror}; make "
-            "room and build again; no engine was written"
+            f"cannot write {len(content) / 1e6:.0f} MB to {path.parent.parent}: {error.strerror}; no engine "
+            "was written. Free disk space and build again"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""The operators of an ONNX graph with the types they compute on, and which of them TensorRT does not take."""
+"""Lists the operators of an ONNX graph with their types, and those that TensorRT does not support."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from export.errors import ExportError
 _TABLE = "tensorrt_operators.toml"
 _OWN_DOMAINS = ("", "ai.onnx")
 _NO_NUMBERS = {"tensor(int32)", "tensor(int64)", "tensor(bool)"}
-"""Types of what are shapes, indices and truth values, where an operator allows nothing else."""
+"""Types of shapes, indices and booleans: a parameter with no other types is not data."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """An operator of a graph, with types as in ``onnx.TensorProto``, in lower case."""
+    """A node of a graph, with types named as in ``onnx.TensorProto``, in lower case."""
 
     name: str
     operator: str
     domain: str
     data: frozenset[str]
-    """Types of the tensors it computes on: shapes, indices and truth values are left out."""
+    """Types of the tensors that it computes on, without shapes, indices and booleans."""
     inner: frozenset[str]
-    """Types of those of its outputs that are no output of the graph."""
+    """Types of those outputs that are not outputs of the graph."""
 
 
 def typed_nodes(path: Path) -> list[Node]:
-    """The nodes of an ONNX file in order, their types inferred; weights beside the file are not read.
+    """The nodes of an ONNX file in order, with inferred types; weights in a second file are not read.
 
-    :raises ExportError: when it is not read as ONNX, or a type is not to be told
+    :raises ExportError: the file is not an ONNX graph, or a type cannot be inferred
     """
     try:
         model = onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False))
     except (OSError, ValueError, DecodeError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"{path}: expected an ONNX graph: {error}; export the bundle again") from error
+        raise ExportError(f"{path}: cannot read an ONNX graph: {error}; export the bundle again") from error
     graph = model.graph
     types = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info)}
     types |= {value.name: value.type.tensor_type.elem_type for value in graph.output}
@@ -53,22 +53,22 @@ def typed_nodes(path: Path) -> list[Node]:
     try:
         return [_typed(node, names, versions.get("", 0), outputs) for node in graph.node]
     except KeyError as error:
-        raise ExportError(f"{path}: expected a type for every tensor, found none of {error}") from error
+        raise ExportError(f"{path}: expected a type for every tensor, found none for {error}") from error
 
 
 def unsupported(nodes: list[Node]) -> list[str]:
-    """What TensorRT does not take of a graph, a line for each node; empty where it takes all of it."""
+    """One line for each node that TensorRT does not support; empty if it supports all."""
     table, lines = _operators(), []
     for node in nodes:
         where = f"{node.name} ({node.operator})"
         if node.domain not in _OWN_DOMAINS or node.operator not in table:
-            lines.append(f"{where}: the operator is not among those of TensorRT's parser")
+            lines.append(f"{where}: TensorRT's parser does not have this operator")
             continue
         if unknown := node.data - table[node.operator]:
             known = ", ".join(sorted(table[node.operator]))
-            lines.append(f"{where}: computes on {', '.join(sorted(unknown))}, TensorRT's on {known}")
+            lines.append(f"{where}: computes on {', '.join(sorted(unknown))}, TensorRT only on {known}")
         if "uint8" in node.inner:
-            lines.append(f"{where}: gives uint8 inside the graph; TensorRT has it at the edges only")
+            lines.append(f"{where}: has uint8 inside the graph; TensorRT has it only at inputs and outputs")
     return lines
 
 
@@ -91,9 +91,10 @@ def _typed(node: onnx.NodeProto, types: dict[str, str], opset: int, outputs: set
 
 
 def _is_data(parameters: Sequence[onnx.defs.OpSchema.FormalParameter], index: int) -> bool:
-    """Whether a tensor is one that an operator computes on; the last parameter may take any number.
+    """Whether a tensor is data that an operator computes on; the last parameter may be variadic.
 
-    It is none where only one type is allowed, as for the scales of Resize, or only what counts.
+    It is not data if the operator allows a single type, as for the scales of Resize, or only types of shapes,
+    indices and booleans.
     """
     allowed = set(parameters[min(index, len(parameters) - 1)].types)
     return len(allowed) > 1 and not allowed <= _NO_NUMBERS
@@ -101,7 +102,7 @@ def _is_data(parameters: Sequence[onnx.defs.OpSchema.FormalParameter], index: in
 
 @cache
 def _operators() -> dict[str, frozenset[str]]:
-    """Types by operator, as TensorRT's documentation lists them."""
+    """Types that TensorRT supports, by operator, from TensorRT's documentation."""
     table = tomllib.loads(files("export").joinpath(_TABLE).read_text(encoding="utf-8"))
     return {
         operator: frozenset(group["types"]) for group in table["group"] for operator in group["operators"]

@@ -1,4 +1,7 @@
-"""One ONNX graph to one TensorRT engine, by polygraphy; strongly typed: its types are its precision."""
+"""Builds a TensorRT engine from an ONNX graph with polygraphy.
+
+Networks are strongly typed: the types of the graph determine the precision.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +24,18 @@ from polygraphy.mod.trt_importer import lazy_import_trt
 from export.errors import ExportError
 
 FREE = (1, 2, 2)
-"""Least, usual and most conditions of ``denoise``: without guidance, with it, with it."""
+"""Smallest, usual and largest number of conditions of ``denoise``: 1 without guidance, 2 with it."""
 
-trt = lazy_import_trt()  # TensorRT, or TensorRT-RTX where polygraphy is told so
+trt = lazy_import_trt()  # TensorRT, or TensorRT-RTX if polygraphy is set to use it
 
 
 def parse(path: Path) -> tuple[Any, Any, Any]:
     """Builder, network and parser of a graph.
 
-    :raises ExportError: when TensorRT does not take it
+    :raises ExportError: TensorRT cannot parse the graph
     """
-    typed = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") or None  # else all networks are
+    # Releases without this flag have only strongly typed networks.
+    typed = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") or None
     with _explained(path, "parses"):
         builder, network, parser = network_from_onnx_path(str(path), strongly_typed=typed)
     return builder, network, parser
@@ -52,11 +56,11 @@ def profiles(network: Any) -> list[Profile]:
 def build(
     path: Path, *, optimization_level: int | None = None, timing_cache: Path | None = None
 ) -> memoryview:
-    """The engine of a graph, serialized, for the GPU of this machine.
+    """Build the engine of a graph for this machine's GPU, and return it serialized.
 
-    :param optimization_level: 0 to 5, as TensorRT has it; its own default without one
-    :param timing_cache: file of measured kernels, read where there is something in it, and written
-    :raises ExportError: when TensorRT does not take it, or builds none
+    :param optimization_level: TensorRT's optimization level, 0 to 5; by default TensorRT's own
+    :param timing_cache: file with kernel timings; read unless it is empty, and written
+    :raises ExportError: TensorRT cannot parse the graph or build an engine
     """
     builder, network, parser = parse(path)
     cache = str(timing_cache) if timing_cache else None
@@ -72,9 +76,9 @@ def build(
 
 
 def inspect(path: Path, plan: memoryview) -> str:
-    """What TensorRT's inspector says of an engine's layers, as JSON.
+    """The report of TensorRT's inspector on an engine's layers, as JSON.
 
-    Of layers whose shapes depend on an input's it knows types only in a context that has that input's.
+    For layers whose shape depends on an input, it knows the types only in a context with that input's shape.
     """
     with _explained(path, "loads"):
         engine = EngineFromBytes(plan)()
@@ -100,6 +104,7 @@ def _explained(path: Path, what: str) -> Iterator[None]:
             yield
         except PolygraphyException as error:
             raise ExportError(
-                f"{path}: expected a graph that TensorRT {trt.__version__} {what}: {error} (its reasons are "
-                "above); no engine was written"
+                f"{path}: expected a graph that TensorRT {trt.__version__} {what}: {error} (TensorRT's "
+                "messages are above); no engine was written. Export the bundle again, or use another release "
+                "of TensorRT"
             ) from error

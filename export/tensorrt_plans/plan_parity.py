@@ -1,4 +1,4 @@
-"""How close an engine stays to ONNX Runtime on the CPU on the same graphs: at each graph and in a picture."""
+"""Compares an engine with ONNX Runtime on the CPU: the outputs of every graph, and a whole picture."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from realtime.decoding.decoder import Decoder, initial_noise
 from realtime.decoding.engines.contract import Engine
 
 LIMITS = {"float32": 1e-3, "float16": 2e-2}
-"""Largest differences, relative to the largest number. Both ways of float16 are within 1e-2 of float32."""
+"""Largest relative differences allowed. Both float16 results are within 1e-2 of float32."""
 LEAST_PSNR_DB = 30.0
 
 Arrays = dict[str, NDArray[Any]]
@@ -25,7 +25,7 @@ Arrays = dict[str, NDArray[Any]]
 def worst_differences(bundle: Bundle, engine: Engine, reference: Engine) -> dict[str, dict[str, float]]:
     """Largest relative difference over all cases, by graph and output.
 
-    :raises ExportError: naming the graph and the output past its limit
+    :raises ExportError: an output exceeds its limit
     """
     worst: dict[str, dict[str, float]] = {}
     for graph, inputs, compared in _cases(bundle, reference):
@@ -34,7 +34,7 @@ def worst_differences(bundle: Bundle, engine: Engine, reference: Engine) -> dict
         for name in compared:
             apart = difference(found[name], expected[name]).relative
             limit = LIMITS[bundle.spec.graphs[graph].precision]
-            if not apart <= limit:  # also where it is not a number
+            if not apart <= limit:  # also when it is NaN
                 raise ExportError(
                     f"{graph}: expected {name} within {limit:g} of ONNX Runtime on the CPU, got {apart:.2e}; "
                     "no engine was written. Build again at a lower --optimization-level, or with another "
@@ -45,7 +45,10 @@ def worst_differences(bundle: Bundle, engine: Engine, reference: Engine) -> dict
 
 
 def picture_psnr_db(bundle: Bundle, engine: Engine, reference: Engine) -> float:
-    """PSNR of a picture, decoded with the shortest of the bundle's tables; raises as above."""
+    """PSNR of a picture that is decoded with the bundle's shortest sampler.
+
+    :raises ExportError: it is too small
+    """
     sampler = min(bundle.spec.samplers, key=lambda sampler: len(sampler.timesteps))
     window = initial_noise((bundle.spec.roi.n_voxels, bundle.decoder().window.length_volumes), seed=1)
     images = [Decoder(bundle, each).decode(window, sampler).image for each in (engine, reference)]
@@ -59,10 +62,10 @@ def picture_psnr_db(bundle: Bundle, engine: Engine, reference: Engine) -> float:
 
 
 def _cases(bundle: Bundle, reference: Engine) -> Iterator[tuple[str, Arrays, tuple[str, ...]]]:
-    """Graph, inputs, and the outputs to compare.
+    """Each graph with inputs, and the names of the outputs to compare.
 
-    Of ``denoise`` the next latents, at three steps, guided and not: its prediction at a noisy step is the
-    error of the noise, many times enlarged.
+    For ``denoise`` only the next latents are compared, at three steps, with and without guidance: at a noisy
+    step its prediction contains the error of the noise enlarged many times.
     """
     shape = (1, *bundle.spec.latent_shape)
     seen: set[str] = set()
@@ -79,7 +82,7 @@ def _cases(bundle: Bundle, reference: Engine) -> Iterator[tuple[str, Arrays, tup
 
 
 def _steps(sampler: Sampler, conditions: NDArray[Any], shape: tuple[int, ...]) -> Iterator[Arrays]:
-    """Inputs of a ``denoise`` graph at a table's first, middle and last step, guided and not."""
+    """Inputs of ``denoise`` at a sampler's first, middle and last step, with and without guidance."""
     for step in (0, len(sampler.timesteps) // 2, len(sampler.timesteps) - 1):
         for weights in ([-2.0, 3.0], [1.0]):
             yield {

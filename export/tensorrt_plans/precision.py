@@ -1,7 +1,7 @@
-"""What a built engine computes in, layer by layer, against the types of the ONNX graph it was built from.
+"""Checks the precision of a built engine, layer by layer, against the types of its ONNX graph.
 
-TensorRT's networks are strongly typed: a layer computes in the types that the graph gives it. A float16 graph
-that became a float32 engine runs, correctly and several times too slow, and nothing else tells.
+TensorRT's networks are strongly typed: a layer computes in the types of the graph. If a float16 graph became
+a float32 engine, it would run correctly but several times too slowly, and only this check would notice.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _SUMS = {
     "RMSNormalization",
     "Softmax",
 }
-"""TensorRT keeps their sums in float32, and may do so in layers of their own."""
+"""Operators whose sums TensorRT keeps in float32, possibly in separate layers."""
 _MOVES = {"Constant", "NoOp", "Reformat"}
 _COMPILERS_MOVE = re.compile(r"__myl_(?:Cast|Conc|Copy|Move|Repl|Resh|Slic|Tran)+_")
-"""Names of moves that TensorRT's compiler adds of its own and that name no layer of the graph."""
+"""Names of data movements that TensorRT's compiler adds, which name no layer of the graph."""
 _MOST_NAMED = 20
 _SOURCE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 _NAMES = {"Float": "float32", "FP32": "float32", "Half": "float16", "FP16": "float16"}
@@ -37,9 +37,9 @@ _NAME = re.compile(r"\b(Float|FP32|Half|FP16)\b")
 
 
 class _Tensor(msgspec.Struct):
-    """A tensor between layers; its type stands alone (``Half``) or in a phrase (``... FP16 format``).
+    """A tensor between layers; its type is a word (``Half``) or part of a phrase (``... FP16 format``).
 
-    Releases before 11 have both in one field, later ones in two.
+    Releases before 11 have one field for type and format, later ones two.
     """
 
     either: str = msgspec.field(name="Format/Datatype", default="")
@@ -49,12 +49,12 @@ class _Tensor(msgspec.Struct):
 
     @property
     def said(self) -> str:
-        """What tells the type."""
+        """The text that contains the type."""
         return self.type_ or self.datatype or self.either or self.format
 
 
 class _Layer(msgspec.Struct):
-    """A layer as TensorRT's inspector describes it, at detailed verbosity; the rest is passed over."""
+    """A layer in the report of TensorRT's inspector at detailed verbosity; other fields are ignored."""
 
     name: str = msgspec.field(name="Name")
     kind: str = msgspec.field(name="LayerType", default="")
@@ -64,7 +64,7 @@ class _Layer(msgspec.Struct):
 
     @property
     def types(self) -> set[str]:
-        """Floating-point types of all that it reads and writes."""
+        """Floating-point types of all inputs and outputs."""
         found = (_NAME.search(tensor.said) for tensor in (*self.inputs, *self.outputs))
         return {_NAMES[match[1]] for match in found if match}
 
@@ -75,18 +75,18 @@ class _Engine(msgspec.Struct):
 
 @dataclass(frozen=True, kw_only=True)
 class Precisions:
-    """What was found in an engine."""
+    """The precision of an engine's layers."""
 
     layers: dict[str, int]
-    """How many layers touch float32, how many float16 alone, how many neither."""
+    """Number of layers with float32 tensors, with float16 tensors only, and with neither."""
     float32: tuple[str, ...]
-    """Names of those of a float16 graph that touch float32, as expected."""
+    """In a float16 graph, names of the layers with float32 tensors, which are all expected."""
 
 
 def check_graph(path: Path, nodes: list[Node], precision: str) -> None:
-    """See that a graph that is said to compute in float16 has its products so: its engine will have no other.
+    """Check that a float16 graph has its matrix products and convolutions in float16, as its engine will.
 
-    :raises ExportError: naming the nodes in float32
+    :raises ExportError: some of these nodes are in float32
     """
     wrong = [node.name for node in nodes if node.operator in _PRODUCTS and "float" in node.data]
     if precision == "float16" and wrong:
@@ -99,19 +99,19 @@ def check_graph(path: Path, nodes: list[Node], precision: str) -> None:
 def check_precisions(plan: Path, inspected: str, nodes: list[Node], precision: str) -> Precisions:
     """Compare an engine's layers with the graph's types.
 
-    Expected in float32 are, of a float16 graph, layers made from nodes that the graph itself has in float32
-    (casts at its edges, the sampler's arithmetic), sums of normalisations and softmax, and mere moves.
+    In a float16 graph, three kinds of layers may be in float32: those from nodes that are float32 in the
+    graph (casts at inputs and outputs, the sampler's arithmetic), sums of normalisations and softmax, and
+    data movements.
 
     :param inspected: JSON of TensorRT's engine inspector
-    :param nodes: of the ONNX graph
-    :param precision: what the bundle says the graph computes in
-    :raises ExportError: naming the layers that compute in float32 for no reason, or when no layer is said to
-        compute in what the graph does
+    :param nodes: nodes of the ONNX graph
+    :param precision: the graph's precision in ``bundle.json``
+    :raises ExportError: a layer computes in float32 without need, or no layer has the graph's precision
     """
     try:
         layers = msgspec.json.decode(inspected, type=_Engine).layers
     except msgspec.MsgspecError as error:
-        raise ExportError(f"{plan}: expected the inspector's list of layers in detail: {error}") from error
+        raise ExportError(f"{plan}: expected the inspector's detailed list of layers: {error}") from error
     counts = Counter(_main_type(layer) for layer in layers)
     by_name = {node.name: node for node in nodes}
     touching = [layer for layer in layers if precision == "float16" and "float32" in layer.types]
@@ -125,8 +125,8 @@ def check_precisions(plan: Path, inspected: str, nodes: list[Node], precision: s
     if not counts[precision]:
         raise ExportError(
             f"{plan.name}: expected layers that compute in {precision}, as the graph does, found none among "
-            f"{len(layers)}; no engine was written. If this release of TensorRT describes its layers in "
-            "another way than those before, this check has to learn it first"
+            f"{len(layers)}; no engine was written. Use another release of TensorRT: this one may describe "
+            "its layers in a way that this check does not know"
         )
     return Precisions(layers=dict(sorted(counts.items())), float32=tuple(layer.name for layer in touching))
 

@@ -62,7 +62,7 @@ def test_an_engine_that_cannot_run_here_is_noted_with_its_reason(exported: Expor
 
 
 def test_recordings_that_are_not_there(exported: Exported, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="expected held-out windows of"):
+    with pytest.raises(ExportError, match="cannot read held-out windows from"):
         recorded_windows(exported.checkpoint, tmp_path / "none", tmp_path / "cache", seed=1)
 
 

@@ -114,7 +114,7 @@ def test_compact_is_of_fp32_alone(
 ) -> None:
     command = ["bundle", "--checkpoint", str(tiny_checkpoint), "--out", str(tmp_path / "out")]
     assert main([*command, "--precision", "fp16", "--compact"]) == 2
-    assert "expected --compact with fp32 arithmetic alone" in capsys.readouterr().err
+    assert "expected --compact only with fp32 arithmetic" in capsys.readouterr().err
 
 
 @pytest.fixture

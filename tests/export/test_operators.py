@@ -69,21 +69,21 @@ UINT8: dict[str, int] = {"y": TensorProto.UINT8}
 @pytest.mark.parametrize(
     ("nodes", "types", "said"),
     [
-        ([node("Det", "x", "y")], {}, "node_Det (Det): the operator is not among those of TensorRT's parser"),
+        ([node("Det", "x", "y")], {}, "node_Det (Det): TensorRT's parser does not have this operator"),
         (
             [node("Erf", "x", "y", domain="house")],
             {},
-            "node_Erf (Erf): the operator is not among those of TensorRT's parser",
+            "node_Erf (Erf): TensorRT's parser does not have this operator",
         ),
         (
             [node("Sin", "x", "y")],
             DOUBLE,
-            "node_Sin (Sin): computes on double, TensorRT's on bfloat16, float, float16",
+            "node_Sin (Sin): computes on double, TensorRT only on bfloat16, float, float16",
         ),
         (
             [node("Cast", "x", "z", to=TensorProto.UINT8), node("Identity", "z", "y")],
             UINT8,
-            "node_Cast (Cast): gives uint8 inside the graph; TensorRT has it at the edges only",
+            "node_Cast (Cast): has uint8 inside the graph; TensorRT has it only at inputs and outputs",
         ),
     ],
 )
@@ -114,7 +114,7 @@ def test_shapes_indices_and_truth_values_are_no_data(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_graph_is_named(tmp_path: Path) -> None:
     (tmp_path / "vae.onnx").write_bytes(b"no graph")
-    with pytest.raises(ExportError, match=r"vae\.onnx: expected an ONNX graph"):
+    with pytest.raises(ExportError, match=r"vae\.onnx: cannot read an ONNX graph"):
         typed_nodes(tmp_path / "vae.onnx")
 
 

@@ -144,9 +144,7 @@ def test_a_graph_has_its_products_in_its_precision(traced: Path, graph: str) -> 
     "said", ["", "[]", json.dumps({"Layers": ["conv_in", "query"]}), json.dumps({"Bindings": []})]
 )
 def test_an_inspector_that_gives_no_detail_is_no_proof(said: str) -> None:
-    with pytest.raises(
-        ExportError, match=r"denoise\.plan: expected the inspector's list of layers in detail"
-    ):
+    with pytest.raises(ExportError, match=r"denoise\.plan: expected the inspector's detailed list of layers"):
         check_precisions(PLAN, said, NODES, "float16")
 
 

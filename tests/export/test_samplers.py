@@ -76,7 +76,7 @@ def test_multistep_needs_steps_to_choose(n_steps: int) -> None:
 
 
 def test_a_table_without_a_known_name_is_refused() -> None:
-    with pytest.raises(ExportError, match="expected a sampler named as ddim-20"):
+    with pytest.raises(ExportError, match="expected a sampler's name such as ddim-20"):
         diffusers_error(msgspec.structs.replace(ddim(4, 3.0), name="euler-4"))
 
 

@@ -70,7 +70,7 @@ def test_what_is_no_bundle_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="found a file"):
         check_replaceable(tmp_path / "thesis.tex")
     (tmp_path / "bundle.json").write_text("{}")
-    with pytest.raises(ExportError, match="is not read as a bundle .* remove it first"):
+    with pytest.raises(ExportError, match="cannot be read as one .* remove it first"):
         check_replaceable(tmp_path)
 
 
@@ -78,7 +78,7 @@ def test_files_beside_a_bundle_are_not_lost(tmp_path: Path, exported: Exported) 
     out = copy_of(exported.folder, tmp_path / "sub-01")
     check_replaceable(out)
     (out / "notes.txt").write_text("of this subject")
-    with pytest.raises(ExportError, match=r"notes\.txt beside it is no part of it; move that away"):
+    with pytest.raises(ExportError, match=r"the folder also holds notes\.txt; move that away"):
         check_replaceable(out)
 
 

@@ -31,7 +31,7 @@ from train.store.fingerprints import Method, Terms, base_identity
 
 
 class TrainedSubject(msgspec.Struct, frozen=True, kw_only=True):
-    """A subject whose recordings a decoder was trained on."""
+    """A subject that a decoder was trained on."""
 
     number: int
     n_voxels: int
@@ -218,7 +218,7 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], Tensor]:
     """
     path = folder / "brain.safetensors"
     if not path.exists():
-        raise TrainError(f"expected {path}, found no file; {folder} is not a complete checkpoint")
+        raise TrainError(f"expected {path}, found no file; give the folder of a complete checkpoint")
     weights = load_file(path)
     brain = {k.removeprefix("brain."): v for k, v in weights.items() if k.startswith("brain.")}
     # A copy, because any tensor of the file keeps the whole file mapped.

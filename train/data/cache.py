@@ -29,7 +29,7 @@ from nsd import Layout, RunKey, read_roi, run_trials, runs, shared_images, time_
 from nsd.splits import RunTrial
 from realtime.bundle.statistics import VoxelStatistics
 from train.data.cache_arrays import Making, of_sessions, open_array, prior_path
-from train.data.cache_settings import claim, made_from, made_from_besides
+from train.data.cache_settings import claim, optional_settings, required_settings
 from train.errors import TrainError
 from train.recipe import Form, Recipe
 from train.store.fingerprints import subject_identity
@@ -130,8 +130,8 @@ def prepare(
     )
     data = subject_identity(layout, trials)
     with alone_in(folder, wait=True):
-        settings = made_from(keys, train_keys, making.n_voxels, data, recipe)
-        claim(folder, settings, made_from_besides(layout, trials, recipe))
+        settings = required_settings(keys, train_keys, making.n_voxels, data, recipe)
+        claim(folder, settings, optional_settings(layout, trials, recipe))
         making.all()
     return Cache(
         folder=folder,

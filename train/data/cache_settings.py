@@ -18,7 +18,7 @@ from train.store.fingerprints import betas_identity
 _JSON = "cache.json"
 
 
-def made_from(
+def required_settings(
     keys: list[RunKey], train_keys: list[RunKey], n_voxels: int, data: str, recipe: Recipe
 ) -> dict[str, Any]:
     """Settings that must be equal for every recipe that uses a cache.
@@ -40,7 +40,7 @@ def made_from(
     return as_read_back
 
 
-def made_from_besides(layout: Layout, trials: list[RunTrial], recipe: Recipe) -> dict[str, Any]:
+def optional_settings(layout: Layout, trials: list[RunTrial], recipe: Recipe) -> dict[str, Any]:
     """Settings that must be equal if both have them: the window of causal windows, the files of betas."""
     forms = recipe.preprocessing.train_on
     return {
@@ -49,10 +49,10 @@ def made_from_besides(layout: Layout, trials: list[RunTrial], recipe: Recipe) ->
     }
 
 
-def claim(folder: Path, settings: dict[str, Any], besides: dict[str, Any]) -> None:
+def claim(folder: Path, settings: dict[str, Any], optional: dict[str, Any]) -> None:
     """Write ``cache.json`` in a new cache; check it in an existing one.
 
-    :param besides: settings that may be added to an existing cache
+    :param optional: settings that may be added to an existing cache
     :raises TrainError: ``folder`` holds a cache that was made from something else, or other files
     """
     path = folder / _JSON
@@ -61,16 +61,16 @@ def claim(folder: Path, settings: dict[str, Any], besides: dict[str, Any]) -> No
             raise TrainError(
                 f"expected {folder} to be empty or to hold a cache, found other files; choose another folder"
             )
-        write_whole(path, json.dumps(settings | besides, indent=1))
+        write_whole(path, json.dumps(settings | optional, indent=1))
         return
     theirs = json.loads(path.read_text())
     different = [name for name in settings if theirs.get(name) != settings[name]]
-    different += [name for name, value in besides.items() if value and theirs.get(name) not in (None, value)]
+    different += [name for name, value in optional.items() if value and theirs.get(name) not in (None, value)]
     if different:
         raise TrainError(
             f"{folder} was prepared with other {', '.join(different)} than this recipe and data set have; "
             "choose another folder, or remove this one to prepare it again"
         )
-    grown = settings | {name: value or theirs.get(name) for name, value in besides.items()}
+    grown = settings | {name: value or theirs.get(name) for name, value in optional.items()}
     if grown != theirs:
         write_whole(path, json.dumps(grown, indent=1))

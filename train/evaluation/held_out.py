@@ -52,7 +52,10 @@ def held_out_groups(
     else:
         groups = list(trials[:, None])
     if len(groups) < 2:
-        raise TrainError(f"expected at least two held-out presentations to decode, found {len(groups)}")
+        raise TrainError(
+            f"expected at least two held-out presentations to decode, found {len(groups)}; use more runs, or "
+            "windows that fit into them"
+        )
     chosen = np.sort(np.random.default_rng(seed).permutation(len(groups))[:n_groups])
     return [groups[index] for index in chosen]
 

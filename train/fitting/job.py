@@ -167,7 +167,10 @@ def _training_trials(caches: Sequence[Cache], order: Order) -> list[Trials]:
         if "betas" not in order.recipe.preprocessing.train_on:
             trials = inside_run(cache, trials, window)
         if not len(trials):
-            raise TrainError(f"expected presentations of subject {number} to train on, found none")
+            raise TrainError(
+                f"expected presentations of subject {number} to train on, found none; use more sessions, or "
+                "another split in the recipe"
+            )
         _log.info(
             "subject %d: %d presentations to train on, %d held out", number, len(trials), cache.is_test.sum()
         )

@@ -119,7 +119,8 @@ def resume(engine: Any, folder: Path, training: Training, seed: int) -> list[flo
     path, state = engine.load_checkpoint(str(folder), tag=tag, load_module_strict=False)
     if path is None:
         raise TrainError(
-            f"expected a checkpoint in {folder / tag}, which {folder / 'latest'} names, found none"
+            f"expected a checkpoint in {folder / tag}, which {folder / 'latest'} names, found none; remove "
+            f"{folder} to start again"
         )
     if is_main_process():
         _log.info("continuing at step %d of %d", len(state["losses"]), training.steps)
@@ -162,7 +163,7 @@ def _check_same_run(folder: Path, ours: dict[str, Any]) -> None:
         theirs = json.loads((folder / "run.json").read_text())
     except (OSError, ValueError) as error:
         raise TrainError(
-            f"cannot read {folder / 'run.json'}, which belongs to the checkpoint: {error}"
+            f"cannot read {folder / 'run.json'}: {error}; remove {folder} to start again"
         ) from error
     for name, value in ours.items():
         if theirs.get(name) != value:

@@ -124,7 +124,7 @@ def load_vae(folder: Path) -> AutoencoderKL:
 def _load(kind: Any, part: Path) -> Any:
     if not (part / "config.json").exists():  # else diffusers would look for it on the hub
         raise TrainError(
-            f"expected {part / 'config.json'}, found no file; the base model's folder is not complete"
+            f"expected {part / 'config.json'}, found no file; give the folder of a complete base model"
         )
     try:
         return kind.from_pretrained(part).eval()

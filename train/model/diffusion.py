@@ -40,7 +40,7 @@ def offset_noise(like: Tensor, strength: float) -> Tensor:
 
 
 def drop_conditions(conditions_BNW: Tensor, null_NW: Tensor, share: float) -> Tensor:
-    """Replace whole conditions by the null embedding with probability ``share``."""
+    """Replace each condition by the null condition with probability ``share``."""
     dropped = torch.rand(len(conditions_BNW), 1, 1, device=conditions_BNW.device) < share
     return torch.where(dropped, null_NW.to(conditions_BNW.dtype), conditions_BNW)
 

@@ -1,1 +1,1 @@
-"""The networks whose features the metrics compare, and where their weights lie."""
+"""The networks whose features the metrics compare, and the places of their weights."""

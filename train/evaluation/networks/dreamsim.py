@@ -145,7 +145,9 @@ def load_dreamsim(folder: Path) -> nn.Module:
         ]
         return _with_adapter(DreamSim(extractors), folder / ADAPTER).eval()
     except UNREADABLE_WEIGHTS as error:
-        raise TrainError(f"expected the files of DreamSim's ensemble in {folder}: {error}") from error
+        raise TrainError(
+            f"cannot read DreamSim's ensemble from {folder}: {error}; download it again"
+        ) from error
 
 
 def _with_projection(state: dict[str, Tensor], *, kind: str) -> tuple[VisionTransformer, Tensor]:

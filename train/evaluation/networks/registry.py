@@ -119,9 +119,13 @@ def _load_file(network: nn.Module, path: Path, prefix: str) -> None:
         kept = {name.removeprefix(prefix): weight for name, weight in state.items()}
         missing = network.load_state_dict(kept, strict=False).missing_keys
     except UNREADABLE_WEIGHTS as error:
-        raise TrainError(f"cannot read weights of {type(network).__name__} from {path}: {error}") from error
+        raise TrainError(
+            f"cannot read weights of {type(network).__name__} from {path}: {error}; download it again"
+        ) from error
     if missing:
-        raise TrainError(f"expected {missing[0]} in {path} ({len(missing)} missing in all), found none")
+        raise TrainError(
+            f"{path} lacks {missing[0]} ({len(missing)} weights missing in all); download it again"
+        )
 
 
 def _normalising(
@@ -164,9 +168,11 @@ def _load_transformers(kind: Any, path: Path) -> Any:
     try:
         network, told = kind.from_pretrained(path, local_files_only=True, output_loading_info=True)
     except UNREADABLE_WEIGHTS as error:
-        raise TrainError(f"cannot read a {kind.__name__} from {path}: {error}") from error
+        raise TrainError(f"cannot read a {kind.__name__} from {path}: {error}; download it again") from error
     if missing := sorted(told["missing_keys"]):
-        raise TrainError(f"expected {missing[0]} in {path} ({len(missing)} missing in all), found none")
+        raise TrainError(
+            f"{path} lacks {missing[0]} ({len(missing)} weights missing in all); download it again"
+        )
     return network.eval()
 
 
