@@ -20,7 +20,7 @@ DEMO = """
 import sys
 from pathlib import Path
 from realtime.service.demo import Replay, demo
-from realtime.service import Options
+from realtime.service.service import Options
 
 bundle, nsd, out = map(Path, sys.argv[1:])
 options = Options(bundle=bundle, bundle_is_demo=True, source="tcp://127.0.0.1:0", port=None, out=out)
