@@ -1,8 +1,8 @@
-"""What the pipeline tells whoever listens (page, publisher, metrics): one snapshot and two kinds of event.
+"""What the pipeline tells its listeners (page, publisher, metrics): a status, frames, and pictures shown.
 
-A listener gets every event in order through a bounded queue; one that does not keep up loses the oldest
-events, never the newest, and the pipeline never waits for it. What takes no time, such as handing a message
-to a socket that does not block, can be called at once instead.
+A listener gets every event in order through a bounded queue. One that does not keep up loses the oldest
+events, never the newest, and the pipeline never waits for it. A function that returns at once, such as one
+that hands a message to a socket that does not block, can be called directly instead.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class DecoderUsed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status", tag_field="kind"):
-    """Where the run stands; sent on every change and to every new listener first."""
+    """The state of the run; sent on every change, and first to every new listener."""
 
     state: State
     run_id: str | None
@@ -57,7 +57,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status", tag_field=
     counts: Counts
     tr_s: float
     decode_delay_s: float
-    """From an image's onset to the end of its window: the haemodynamic response, not compute."""
+    """From a picture's onset to the end of its window: the haemodynamic response, not compute."""
     bundle_name: str
     bundle_sha256: str
     bundle_is_demo: bool
@@ -65,11 +65,11 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status", tag_field=
     """In the bundle's order, the general one first."""
     run_folder: str | None
     statistics: str = ""
-    """What the run's statistics began with, in words."""
+    """The statistics that the run began with, in words."""
     alarm: str = ""
-    """Why the recording has stopped and no volume is acknowledged; empty when all is well."""
+    """Why recording has stopped, so that no volume is acknowledged; empty while the disk works."""
     message: str
-    """The latest thing an operator should know: why something was skipped, that a run was resumed."""
+    """The latest message to the operator, such as why a volume was skipped, or that a run was resumed."""
 
 
 class LatencyMs(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,7 +85,7 @@ class LatencyMs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Frame(msgspec.Struct, frozen=True, kw_only=True, tag="frame", tag_field="kind"):
-    """One decoded frame; its picture travels beside it (see :class:`Event`)."""
+    """One decoded frame, without its picture (see :class:`Event`)."""
 
     run_id: str
     volume: int
@@ -97,7 +97,7 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True, tag="frame", tag_field="k
     sampler: str
     latency_ms: LatencyMs
     shown_onset: int | None
-    """Onset volume of the picture that was on screen for this window, where the scanner's markers tell."""
+    """Onset volume of the picture that was on screen for this window; None without markers."""
 
 
 class Shown(msgspec.Struct, frozen=True, kw_only=True, tag="shown", tag_field="kind"):
@@ -115,7 +115,7 @@ class Event(msgspec.Struct, frozen=True):
     image: NDArray[np.uint8] | None = None
     png: bytes | None = None
     is_recorded: bool = False
-    """Of an earlier process, read from the run folder: not new to who has listened to that one."""
+    """Read from the run folder after a restart; the earlier process has sent it already."""
 
 
 KEPT = 500
@@ -123,7 +123,7 @@ KEPT = 500
 
 
 class Broadcast:
-    """Hands events to any number of listeners; keeps the open run's newest for those who come late."""
+    """Hands events to any number of listeners; keeps the open run's newest for late listeners."""
 
     def __init__(self, status: Status, queue_length: int = 64) -> None:
         self.status = status
@@ -138,7 +138,7 @@ class Broadcast:
     def send(self, event: Event) -> None:
         """Give an event to every listener.
 
-        A status replaces the snapshot; one of another run folder drops the old run's frames and pictures.
+        A status replaces the one before; one of another run folder drops the old run's frames and pictures.
         """
         message = event.message
         if isinstance(message, Status):
@@ -162,7 +162,7 @@ class Broadcast:
             queue.put_nowait(event)
 
     def call(self, take: Callable[[Event], None]) -> None:
-        """Call this with every event from now on, at once; it must not wait for anything, nor raise."""
+        """Call ``take`` at once with every event from now on; it must neither wait nor raise."""
         self._called.append(take)
 
     @asynccontextmanager

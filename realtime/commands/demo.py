@@ -6,7 +6,8 @@ import argparse
 import logging
 import math
 
-from realtime.commands.options import add_running_options, say
+from realtime.commands.engines import say
+from realtime.commands.options import add_running_options
 
 
 def add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -15,7 +16,7 @@ def add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "demo",
         help="replay the shipped run and decode it",
         description="Replay a held-out run of a simulated subject, which comes with this package, as a "
-        "scanner would send it; decode it and report how well the frames match what was shown.",
+        "scanner would send it; decode it, and report how well the frames match the pictures shown.",
     )
     parser.add_argument(
         "--speed",

@@ -1,4 +1,4 @@
-"""The commands ``realtime doctor`` and ``realtime bench``, and the options on engines that others share."""
+"""The commands ``realtime doctor`` and ``realtime bench``, and the options for engines of other commands."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from pathlib import Path
 
 from realtime.errors import EngineError
 
-_say = partial(print, flush=True)
+say = partial(print, flush=True)
+"""Print a line for the operator at once."""
 
 NAMES = "tensorrt, onnxruntime-cuda, openvino, openvino-bf16, onnxruntime-cpu"
 _DOCTOR = """\
-Say what can decode a bundle on this machine: which engines run and why the others do not, how long a step
-takes on each, which of the bundle's samplers fits into a TR, and how much memory and disk there is. Each
+Show what can decode a bundle on this machine: which engines run and why the others do not, how long a step
+takes on each, which of the bundle's samplers fits into a TR, and how much memory and disk space is free. Each
 engine that can run is opened and measured, which takes seconds for a small model and minutes for a full-size
-one on a CPU. Give it the bundle that is to be served, on the machine that is to serve, before the scan.
+one on a CPU. Run it before the scan, with the bundle and on the machine that will serve.
 """
 _BENCH = """\
-Measure whole decodes for every engine that can run here and every sampler of the bundle. A sampler whose
-95th percentile is below the TR keeps up with the scanner. `realtime serve` chooses anew at every volume: the
-best that is expected to leave a tenth of the TR free; --sampler makes it keep to one. Nothing else should run
+Measure whole decodes with every engine that can run here and every sampler of the bundle. A sampler whose
+95th percentile is below the TR keeps up with the scanner. `realtime serve` chooses a sampler at every volume:
+the best that is expected to leave a tenth of the TR free, or the one given as --sampler. Run nothing else
 meanwhile.
 """
 
@@ -36,7 +37,7 @@ def add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         type=Path,
         default=Path("runs"),
         metavar="DIR",
-        help="where runs would be recorded: whose disk is looked at (default ./runs)",
+        help="where runs would be recorded; the free space of its disk is shown (default ./runs)",
     )
     parser.set_defaults(command=_doctor)
 
@@ -67,7 +68,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         "--engine",
         default="auto",
         metavar="NAME",
-        help=f"what decodes: {NAMES}; by default the first that can run here, but for openvino-bf16, whose "
+        help=f"what decodes: {NAMES}; by default the first that can run here except openvino-bf16, whose "
         "pictures differ a little (see `realtime doctor`)",
     )
     parser.add_argument(
@@ -79,7 +80,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
 
 def add_faces_option(
     parser: argparse.ArgumentParser,
-    default: str = "by default what is shown, published and recorded has them blurred",
+    default: str = "by default they are blurred on the page, in published messages and in the run folder",
 ) -> None:
     """Add ``--show-faces`` to a command that decodes."""
     parser.add_argument(
@@ -113,7 +114,9 @@ def _doctor(arguments: argparse.Namespace) -> None:
     found = doctor.diagnose(Bundle.open(folder), arguments.out)
     _print(found, doctor.lines(found), as_json=arguments.json)
     if not found.engine:
-        raise EngineError("expected an engine that runs this bundle here, found none; the reasons are above")
+        raise EngineError(
+            "expected an engine that runs this bundle here, found none; the lines above say why each does not"
+        )
 
 
 def _bench(arguments: argparse.Namespace) -> None:
@@ -124,7 +127,7 @@ def _bench(arguments: argparse.Namespace) -> None:
     folder, _ = choose_bundle(arguments.bundle, None)
     bundle = Bundle.open(folder)
     samplers = [bundle.sampler(name) for name in arguments.sampler] or bundle.spec.samplers
-    tell = (lambda line: None) if arguments.json else _say
+    tell = (lambda line: None) if arguments.json else say
     found = bench.bench(bundle, arguments.engine, samplers, arguments.n, tell)
     _print(found, bench.lines(found), as_json=arguments.json)
 
@@ -133,7 +136,7 @@ def _print(found: object, lines: list[str], *, as_json: bool) -> None:
     import msgspec
 
     if as_json:
-        _say(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+        say(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
     else:
         for line in lines:
-            _say(line)
+            say(line)

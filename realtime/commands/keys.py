@@ -1,18 +1,16 @@
-"""The command ``realtime keys``, and the options that say who may reach a runtime."""
+"""The command ``realtime keys``, and the options for connections from other machines."""
 
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from pathlib import Path
 
-_say = partial(print, flush=True)
+from realtime.commands.engines import say
 
 _KEYS = """\
-Make key pairs for a runtime that others than this machine can reach: its own, one for a scanner, and one for
-each --subscriber that may read its results. Those who have a key already keep it, so that the same command
-adds a subscriber later. To take a key's right away, delete its file from the runtime's folder and start
-serve again.
+Make key pairs for a runtime that other machines can reach: its own, one for a scanner, and one for each
+--subscriber that may read its results. Existing keys are kept, so the same command adds a subscriber later.
+To revoke a key, delete its file from the runtime's folder and start serve again.
 """
 _GOES_TO = {
     "runtime": "stays on the runtime's machine: realtime serve --keys {folder}",
@@ -24,7 +22,7 @@ _SUBSCRIBER_GOES_TO = "move it to the machine of the program that reads the resu
 def add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command ``keys``."""
     parser = commands.add_parser(
-        "keys", help="make the keys by which runtime and scanner know each other", description=_KEYS
+        "keys", help="make keys for encrypted connections to a runtime", description=_KEYS
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="where to make the folders of keys")
     parser.add_argument(
@@ -44,7 +42,7 @@ def add_keys_option(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="the runtime's folder from `realtime keys`: then only scanners and subscribers whose keys are "
-        "in it get anything",
+        "in it can connect",
     )
 
 
@@ -54,11 +52,11 @@ def add_page_options(parser: argparse.ArgumentParser) -> None:
         "--page-host",
         default="127.0.0.1",
         metavar="IP",
-        help="where the page listens; another address than this machine's loopback, such as 0.0.0.0, needs a "
-        "certificate, and whoever looks needs the token in the URL that is printed (default %(default)s)",
+        help="where the page listens; any address but this machine's loopback, such as 0.0.0.0, needs a "
+        "certificate, and opening the page needs the token in the printed URL (default %(default)s)",
     )
     parser.add_argument(
-        "--tls-cert", type=Path, metavar="PEM", help="the page's certificate, with the names it is reached by"
+        "--tls-cert", type=Path, metavar="PEM", help="the page's certificate, with the names of its address"
     )
     parser.add_argument("--tls-key", type=Path, metavar="PEM", help="the certificate's key")
 
@@ -69,8 +67,8 @@ def _make_keys(arguments: argparse.Namespace) -> None:
     made = make_keys(arguments.folder, arguments.subscriber)
     for folder in made:
         where = _GOES_TO.get(folder.name, _SUBSCRIBER_GOES_TO).format(folder=folder)
-        _say(f"{folder}  {where}")
+        say(f"{folder}  {where}")
     if made:
-        _say("Each holds a secret: move it by a way you trust, leave no copy behind, and keep its mode 0600.")
+        say("Each holds a secret: move it over a secure channel, leave no copy, and keep its mode 0600.")
     else:
-        _say(f"{arguments.folder}: all of them have a key already; nothing was made")
+        say(f"{arguments.folder}: every key exists already; none was made")

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from pathlib import Path
 
 from realtime.commands.engines import add_engine_options, add_faces_option
 
-say = partial(print, flush=True)
-"""Tell the operator, at once."""
-
 
 def add_running_options(parser: argparse.ArgumentParser, *, opens: bool) -> None:
-    """Add the options of a runtime that decodes and shows: page, record, engine.
+    """Add the options of a runtime: page, run folders, engine.
 
     :param opens: whether the page opens in a browser by default
     """

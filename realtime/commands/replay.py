@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from pathlib import Path
 
-from realtime.commands.engines import NAMES, add_faces_option
-
-_say = partial(print, flush=True)
+from realtime.commands.engines import NAMES, add_faces_option, say
 
 _REPLAY = """\
-Decode a recorded run again, from the journal in its folder, and compare every frame with the recorded one:
-with the same bundle on the same engine they are the same bit for bit. Each frame is made with the sampler
-that the record names, and what was missing or skipped then is so again. The result is another run folder.
+Decode a recorded run again, from the journal in its folder, and compare every frame with the recorded one.
+With the same bundle on the same engine they are the same bit for bit. Each frame is made with the sampler of
+the recording, and volumes that were missing or skipped are so again. The result is another run folder.
 Exit code 0: all frames and states are the recorded ones; 1: some are not; 2: an error.
 """
 
@@ -33,7 +30,7 @@ def add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--bundle",
         type=Path,
         metavar="DIR",
-        help="decode with this bundle (default: the recording's, if it is in ./bundles/sub-NN or the demo's)",
+        help="decode with this bundle (default: the recording's, if it is ./bundles/sub-NN or the demo's)",
     )
     parser.add_argument(
         "--engine", metavar="NAME", help=f"what decodes: {NAMES} (default: the engine of the recording)"
@@ -41,11 +38,12 @@ def add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--sampler", metavar="NAME", help="decode with this sampler (default: each frame's own)"
     )
-    add_faces_option(parser, "by default they are as the recording's")
+    add_faces_option(parser, "by default they are as in the recording")
     parser.set_defaults(command=_replay)
 
 
 def _replay(arguments: argparse.Namespace) -> int:
+    from realtime.report.write import write_report
     from realtime.runs import replay
 
     compared = replay.replay(
@@ -57,8 +55,9 @@ def _replay(arguments: argparse.Namespace) -> int:
             sampler=arguments.sampler,
             show_faces=arguments.show_faces,
         ),
-        _say,
+        say,
     )
+    write_report(Path(compared.run_folder))
     for line in replay.lines(compared):
-        _say(line)
+        say(line)
     return 0 if compared.is_same else 1

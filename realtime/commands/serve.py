@@ -6,8 +6,9 @@ import argparse
 import logging
 from pathlib import Path
 
+from realtime.commands.engines import say
 from realtime.commands.keys import add_keys_option, add_page_options
-from realtime.commands.options import add_running_options, say
+from realtime.commands.options import add_running_options
 from realtime.commands.sources import add_source_options, source_options
 
 
@@ -17,18 +18,17 @@ def add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "serve",
         help="decode the runs that a scanner sends",
         description="Decode the runs that a scanner sends, one after the other, until Ctrl-C. A run that\n"
-        "was left open, by a crash or a stop, goes on where it was when serve starts again with the\n"
-        "same --out.",
+        "was left open, by a crash or a stop, is resumed when serve starts again with the same --out.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--subject", type=int, metavar="N", help="who is scanned (default: whom the bundle is of)"
+        "--subject", type=int, metavar="N", help="number of the subject (default: the bundle's subject)"
     )
     parser.add_argument(
         "--bundle",
         type=Path,
         metavar="DIR",
-        help="the subject's bundle (default: ./bundles/sub-NN, of subject 1 without --subject; where there "
+        help="the subject's bundle (default: ./bundles/sub-NN, that of subject 1 without --subject; if there "
         "is none, the shipped demo bundle, which is of subject 1)",
     )
     add_source_options(parser)
@@ -44,14 +44,14 @@ def add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--log-format",
         choices=("text", "json"),
         default="text",
-        help="of the log on standard error: lines for people, or a JSON object a line (default %(default)s)",
+        help="format of the log on standard error: text, or one JSON object per line (default %(default)s)",
     )
     parser.add_argument(
         "--statistics",
         choices=("reset", "carry"),
         default="reset",
-        help="what a run is z-scored by while it is young: reset begins every run with the bundle's prior, "
-        "carry with what the last closed run in --out came to (default %(default)s)",
+        help="the statistics that z-score the first volumes of a run: reset takes the bundle's prior, carry "
+        "those at the end of the last closed run in --out (default %(default)s)",
     )
     add_running_options(parser, opens=False)
     parser.set_defaults(command=_serve)

@@ -1,4 +1,4 @@
-"""Options of ``realtime serve`` for the source of volumes."""
+"""The options of ``realtime serve`` for the source of volumes."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ if TYPE_CHECKING:
 
 DEFAULT = "tcp://127.0.0.1:5555"
 _HELP = f"""\
-Where volumes come from; but for tcp:// with --keys, all of it on this machine:
+Where volumes come from. All addresses are on this machine, except tcp:// with --keys:
 
   tcp://127.0.0.1:5555         this project's own messages, as `python -m sim replay` sends them;
-                               they say all about a run, and a crash on either side loses nothing
+                               they describe runs in full, and a crash on either side loses nothing
                                (default {DEFAULT})
-  pyneal+tcp://127.0.0.1:5555  Pyneal's scanner side connects here; it hears of each volume that
-                               is recorded
+  pyneal+tcp://127.0.0.1:5555  Pyneal's scanner side connects here; each volume is acknowledged
+                               once it is recorded
   afni+tcp://127.0.0.1:7961    AFNI's senders (Dimon, rtfeedme) connect here; their protocol has no
-                               acknowledgements: what is under way in a crash is lost
+                               acknowledgements, so a crash loses volumes that are in transit
   folder:/path                 files that a scanner writes into a folder: NIfTI (a volume each),
-                               Siemens mosaics, enhanced DICOM, classic DICOM (a slice each); those
-                               already there are passed over
+                               Siemens mosaics, enhanced DICOM, classic DICOM (a slice each); files
+                               that are already there are ignored
 
-All but the first need --volumes, and know nothing of pictures: --markers takes from presentation
-software what is on screen. Forward the port of a scanner elsewhere through an SSH tunnel.
+All but the first need --volumes. They carry no pictures: presentation software sends those to
+--markers. For a scanner on another machine, forward the port through an SSH tunnel.
 """
 
 
@@ -35,13 +35,12 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         "--source", default=DEFAULT, metavar="ADDRESS", help="one of the above (default %(default)s)"
     )
     group.add_argument(
-        "--volumes", type=int, metavar="N", help="how many volumes a run has, where its scanner does not say"
+        "--volumes", type=int, metavar="N", help="volumes of a run, for sources that do not say"
     )
     group.add_argument(
         "--run-id",
         metavar="ID",
-        help="what runs are called; one that comes again is recorded as ID_take-2 "
-        "(default sub-NN_task-realtime)",
+        help="name of the runs; one of the same name is recorded as ID_take-2 (default sub-NN_task-realtime)",
     )
     group.add_argument(
         "--series",
@@ -52,7 +51,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         "--first-number",
         type=int,
         metavar="N",
-        help="in a folder, the number that a run's first volume has (default 1)",
+        help="in a folder, the number of a run's first volume (default 1)",
     )
     group.add_argument(
         "--markers",
@@ -63,7 +62,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
 
 
 def source_options(arguments: argparse.Namespace) -> SourceOptions:
-    """Collect the options of the source from the arguments."""
+    """What the operator says about the runs."""
     from realtime.sources.open import SourceOptions
 
     return SourceOptions(

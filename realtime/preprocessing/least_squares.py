@@ -5,9 +5,9 @@ far ``F = Q R``, the state is ``R`` [K, K], ``Q' Y`` [K, V], the residual sum of
 rows of ``Q``. A new row is rotated into it by K Givens rotations: O(K) work per series, however long the run
 already is (Gentleman 1974, "Basic procedures for large, sparse or weighted linear least squares problems").
 
-Why not the normal equations ``beta = inv(F'F) F'Y``: over the first volumes of a run slow cosines look alike
-(five of them over 8 of 225 volumes have a condition number of 4e12), and ``F'F`` squares that. Rotations
-invert nothing, and they add the residual sum of squares up from squares, so that it cannot cancel.
+The normal equations ``beta = inv(F'F) F'Y`` would not do: over the first volumes of a run, slow cosines are
+nearly collinear (five of them over 8 of 225 volumes have a condition number of 4e12), and ``F'F`` squares
+that. Rotations invert nothing, and they sum the residual sum of squares from squares, without cancellation.
 
 Legend: K regressors, T recent rows, V series (voxels).
 """
@@ -25,20 +25,20 @@ from scipy.linalg.blas import daxpy, drot
 Floats = NDArray[np.float64]
 
 RANK_TOLERANCE = 100 * float(np.finfo(np.float64).eps)
-"""A regressor (of size about 1) that adds less than this to the others is left out, as in nilearn."""
+"""A regressor (of size about 1) that adds less than this to the others' span is left out, as in nilearn."""
 
 FLAT = 1e-24
 """A series whose residual sum of squares is below this share of its sum of squares does not vary."""
 
 
 class StreamingFit:
-    """Fits V series on K regressors of size about 1, row by row; remembers the last T rows."""
+    """Fits V series on K regressors of size about 1, row by row; keeps the last T rows."""
 
     def __init__(self, n_regressors: int, n_series: int, recent_rows: int) -> None:
         self.n_rows = 0
         self._k, self._t = n_regressors, recent_rows
         self._newest = -1
-        self._all_told_apart = False
+        self._has_full_rank = False
         # R, the recent rows of Q (as columns) and Q'Y side by side, so that a rotation is one operation.
         self._state = np.zeros((n_regressors, n_regressors + recent_rows + n_series))
         self._incoming = np.zeros(self._state.shape[1])
@@ -47,7 +47,7 @@ class StreamingFit:
         self._sum_squares = np.zeros(n_series)
 
     def add(self, regressors: Floats, row: Floats) -> None:
-        """Take the next row: regressors [K] and series [V]."""
+        """Add the next row to the fit: regressors [K] and series [V]."""
         k, t, incoming = self._k, self._t, self._incoming
         self._newest = (self._newest + 1) % t
         self._recent[self._newest] = row
@@ -64,14 +64,14 @@ class StreamingFit:
         self.n_rows += 1
 
     def innovation(self, regressors: Floats, row: Floats) -> Floats:
-        """How far a row that is not in the fit lies from it: its recursive residual [V].
+        """The recursive residual [V] of a row that is not in the fit: its distance from the fit.
 
-        That is the error of the fit's forecast over ``sqrt(1 + x' inv(F'F) x)``. Were the fit's model true,
-        all recursive residuals would have the variance of its errors and be independent (Brown, Durbin and
-        Evans 1975, "Techniques for testing the constancy of regression relationships over time").
+        That is the error of the fit's forecast over ``sqrt(1 + x' inv(F'F) x)``. If the fit's model is true,
+        recursive residuals are independent and have the variance of its errors (Brown, Durbin and Evans 1975,
+        "Techniques for testing the constancy of regression relationships over time").
         """
         x, error = regressors.copy(), row.copy()
-        for pivot in range(self._k):  # as in `add`, which would turn the row into the state
+        for pivot in range(self._k):  # as in `add`, but the state stays as it is
             if x[pivot] == 0.0:
                 continue
             kept = self._state[pivot]
@@ -83,7 +83,7 @@ class StreamingFit:
         return error
 
     def repeat(self) -> None:
-        """Let the newest row stand for one more that is not fitted."""
+        """Repeat the newest row in place of a row that is not fitted."""
         previous = self._newest
         self._newest = (previous + 1) % self._t
         self._recent[self._newest] = self._recent[previous]
@@ -99,12 +99,12 @@ class StreamingFit:
         return total / self.n_rows
 
     def variance(self) -> Floats:
-        """Variance [V] of the residuals by their degrees of freedom; 0 where a series does not vary."""
+        """Variance [V] of the residuals, over their degrees of freedom; 0 for a series that does not vary."""
         varies = self._rss > FLAT * self._sum_squares
         return np.where(varies, self._rss, 0.0) / max(self.n_rows - self._k, 1)
 
     def sd(self) -> Floats:
-        """SD (ddof 1) [V] of the residuals, by which z-scores are scaled; 0 where a series does not vary."""
+        """SD (ddof 1) [V] of the residuals, which scales z-scores; 0 for a series that does not vary."""
         sd: Floats = np.sqrt(self.variance() * (max(self.n_rows - self._k, 1) / max(self.n_rows - 1, 1)))
         return sd
 
@@ -113,15 +113,15 @@ class StreamingFit:
         return self._sum_squares
 
     def z_scores(self, ages: Sequence[int]) -> NDArray[np.float32]:
-        """Residuals of recent rows by today's fit, over the SD (ddof 1) of all residuals: [V, len(ages)]."""
+        """Residuals of recent rows in the fit so far, over the SD (ddof 1) of all: [V, len(ages)]."""
         slots = self._slots(ages)
         q_rows = self._state[:, self._k + slots].T
-        alike = self._alike()
-        if alike.shape[1]:
-            q_rows = q_rows - (q_rows @ alike) @ alike.T
+        null = self._null_space()
+        if null.shape[1]:
+            q_rows = q_rows - (q_rows @ null) @ null.T
         residuals = self._recent[slots]
         residuals -= q_rows @ self._projections
-        residuals *= self._inverse_sd(alike)
+        residuals *= self._inverse_sd(null)
         return np.ascontiguousarray(residuals.T, dtype=np.float32)
 
     @property
@@ -138,7 +138,7 @@ class StreamingFit:
         return kept / radius, regressor / radius
 
     def _rotate(self, pivot: int) -> None:
-        """Turn ``incoming`` into row ``pivot`` of the state so that its regressor ``pivot`` becomes 0."""
+        """Rotate ``incoming`` into row ``pivot`` of the state so that its regressor ``pivot`` becomes 0."""
         kept, incoming = self._state[pivot], self._incoming
         if incoming[pivot] == 0.0:
             return
@@ -146,21 +146,21 @@ class StreamingFit:
         drot(kept, incoming, cosine, sine, overwrite_x=True, overwrite_y=True)  # one pass over the memory
         incoming[pivot] = 0.0
 
-    def _alike(self) -> Floats:
-        """Directions [K, K - rank] in which the regressors so far cannot be told apart from the others."""
-        if not self._all_told_apart:
+    def _null_space(self) -> Floats:
+        """Directions [K, K - rank] in which the regressors so far are collinear; the fit leaves them out."""
+        if not self._has_full_rank:
             q, r, _ = qr(self._state[:, : self._k], pivoting=True)
-            alike: Floats = q[:, np.abs(np.diag(r)) <= RANK_TOLERANCE]
-            if alike.shape[1]:
-                return alike
-            self._all_told_apart = True  # for good: more rows never make them more alike
+            null: Floats = q[:, np.abs(np.diag(r)) <= RANK_TOLERANCE]
+            if null.shape[1]:
+                return null
+            self._has_full_rank = True  # for good: more rows never lower the rank
         return np.empty((self._k, 0))
 
-    def _inverse_sd(self, alike: Floats) -> Floats:
-        """``alike``: directions that the fit leaves out; what it lost by that is residual, too."""
+    def _inverse_sd(self, null: Floats) -> Floats:
+        """One over the SD [V] of the residuals, of which the projections on ``null`` are a part."""
         rss = self._rss
-        if alike.shape[1]:
-            lost = alike.T @ self._projections
+        if null.shape[1]:
+            lost = null.T @ self._projections
             rss = rss + np.einsum("rv,rv->v", lost, lost)
         scale = np.zeros_like(rss)
         np.divide(self.n_rows - 1, rss, out=scale, where=rss > FLAT * self._sum_squares)

@@ -1,24 +1,24 @@
-"""Volumes that a jerk of the head or a fault of the scanner spoilt, found as they come. Pure.
+"""Finds, as they come, volumes that a jerk of the head or a fault of the scanner has spoilt. Pure.
 
-Two numbers of a volume are watched, both RMS over the region's voxels in SDs of the voxel (of its residuals
-from the drift fit so far), because a jerk moves all voxels at once:
+Two numbers of each volume are watched. Both are the RMS over the region's voxels, in SDs of the voxel (of its
+residuals from the drift fit so far), because a jerk changes all voxels at once:
 
 - its *distance* from the fit of the volumes before it, about 1 in a quiet run: the recursive residual of
   :meth:`realtime.preprocessing.least_squares.StreamingFit.innovation`;
 - its *change* from the last volume that was no spike: DVARS (Power et al. 2012, "Spurious but systematic
-  correlations in functional connectivity MRI networks arise from subject motion") but for gaps and spikes,
-  over which it reaches back, so that the return to normal does not stand out.
+  correlations in functional connectivity MRI networks arise from subject motion"), except that it reaches
+  back over gaps and spikes, so that the return to normal is no spike.
 
 A volume is a spike when both are far above those of the volumes before it, by their median and their median
 absolute deviation (Hampel's identifier; Davies and Gather 1993, "The identification of multiple outliers").
-The distance alone would go on after a spike, because a fit that has not seen the newest volumes lies farther
-off. Only the past decides, and a spike itself does not count. Where volume after volume is a spike, that is
-how the run is now: it is taken, and what is usual is learnt anew.
+The distance alone would stay large after a spike, because a fit without the newest volumes predicts them
+less well. Only earlier volumes that are no spikes define what is usual. After several spikes in a row the
+signal has changed for good: volumes are accepted again, and what is usual is learnt from then on.
 
-Counted by ``benchmarks/spikes.py`` on synthetic runs of 2 000 voxels with evoked responses, drift, and shared
-and autocorrelated noise: of 8 100 volumes without a jerk none is censored (with 95 % confidence fewer than 4
-in 10 000); of 53 jerks of 3 SD 52 are, of the volumes after them, which are half as much disturbed, 46, and
-one other volume.
+``benchmarks/spikes.py`` counts on synthetic runs of 2 000 voxels with evoked responses, drift, and shared and
+autocorrelated noise. Of 8 100 volumes without a jerk none is censored (fewer than 4 in 10 000 with 95 %
+confidence). Of 53 jerks of 3 SD, 52 are censored, and 46 of the volumes after them, which are half as much
+disturbed, and one other volume.
 
 Legend: V voxels.
 """
@@ -34,24 +34,24 @@ import numpy as np
 from realtime.preprocessing.least_squares import Floats
 
 LARGEST_SD = 10.0
-"""A voxel counts no more than this, so that a single broken one does not look like a jerk."""
+"""Limit of a voxel's value, so that a single broken voxel does not look like a jerk."""
 REMEMBERED = 200
-"""Volumes that tell what is usual; with a bound, a volume is the same work in a long run."""
+"""Volumes that define what is usual; bounded, so that a volume of a long run takes no more work."""
 _SD_OF_MAD = 1.4826
 """SD of normal numbers over their median absolute deviation."""
 
 
 class SpikeRule(msgspec.Struct, frozen=True, kw_only=True):
-    """From when on a volume is a spike."""
+    """When a volume is a spike."""
 
     n_sd: float = 5.0
-    """So many SDs (by the median absolute deviation) above the median of the volumes before it,"""
+    """It is at least this many SDs (by the median absolute deviation) above the median of those before it."""
     at_least: float = 0.25
-    """and at least by this share above it."""
+    """It is at least this share of the median above it."""
     after_volumes: int = 12
-    """That have to be known first."""
+    """Volumes that must be known before any is a spike."""
     in_a_row: int = 5
-    """More than this are taken for how the run is now."""
+    """After this many spikes in a row, the next volume is accepted."""
 
 
 class SpikeWatch:
@@ -64,7 +64,7 @@ class SpikeWatch:
         self._in_a_row = 0
 
     def is_spike(self, distance: float, change: float) -> bool:
-        """Whether the next volume is one; where it is not, it counts among the usual."""
+        """Whether the next volume is a spike; if it is not, it counts for what is usual."""
         if distance > self._distances.limit and change > self._changes.limit:
             if self._in_a_row < self._rule.in_a_row:
                 self._in_a_row += 1
@@ -77,13 +77,13 @@ class SpikeWatch:
 
 
 class _Usual:
-    """What one number is in volumes that are no spikes."""
+    """The usual values of one number, from volumes that are no spikes."""
 
     def __init__(self, rule: SpikeRule) -> None:
         self._rule = rule
         self._values: deque[float] = deque(maxlen=REMEMBERED)
         self.limit = math.inf
-        """The largest value that is not far above the usual; infinite while that is not known."""
+        """The largest value that is still usual; infinite until enough volumes are known."""
 
     def add(self, value: float) -> None:
         self._values.append(value)

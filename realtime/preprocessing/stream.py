@@ -4,19 +4,19 @@ At volume n, in this order:
 
 1. mask to the region of interest;
 2. *censor* the volume if more than 1 % of the region is not finite, else *repair* the few bad voxels with
-   their last good value; censor it, too, if it is a spike (where a rule is given:
+   their last good value; censor it also if it is a spike (if a rule is given:
    :mod:`realtime.preprocessing.spikes`);
-3. subtract the run's first volume (only for the numbers: a fit with a constant does not see it);
+3. subtract the run's first volume, for numerical precision only: a fit with a constant is invariant to it;
 4. update the least-squares fit of slow cosine drifts; their basis is that of the whole planned run;
 5. z-score the residuals of the last T volumes by the fit on volumes 0..n.
 
-That is ``nilearn.signal.clean`` on the prefix 0..n with the basis as confounds and ddof 1, as far as float64
-determines that fit: a basis whose prefix has condition number c fixes it to about ``c * 2e-16``. At 0.008 Hz
-that is 1e-6 after 15 of 225 volumes; at 0.01 Hz, where two more cosines fit, after 40. Until there are more
-than K + 2 volumes, mean and SD come from a per-voxel prior: ``mean = (sum + k * prior_mean) / (n + k)``, and
-likewise the variance; after that nothing of the prior is left.
+The result equals ``nilearn.signal.clean`` on the prefix 0..n with the basis as confounds and ddof 1, to the
+precision that float64 allows: about ``c * 2e-16`` for a basis whose prefix has condition number c. That is
+1e-6 at 0.008 Hz after 15 of 225 volumes, and at 0.01 Hz, which adds two cosines, after 40. Until there are
+more than K + 2 volumes, mean and SD come from a per-voxel prior: ``mean = (sum + k * prior_mean) / (n + k)``,
+and likewise the variance. After that the prior has no influence.
 
-A censored or missing volume is not fitted; in windows the row before it stands for it.
+A censored or missing volume is not fitted; in windows the row before it takes its place.
 
 Legend: V voxels of the region in C order, T volumes of a window, K regressors, n volumes.
 """
@@ -41,18 +41,18 @@ CENSOR_SHARE = 0.01
 """A volume with a larger share of non-finite voxels in the region is censored."""
 
 LARGEST = float(np.finfo(np.float32).max)
-"""Values beyond float32's range count as not finite: they would overflow in the sums of squares."""
+"""Larger values count as not finite: their squares would overflow."""
 
 State = Literal["warming", "trusted", "censored"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pushed:
-    """What became of a volume."""
+    """The result of pushing a volume."""
 
     status: State
     repaired_voxels: int
-    """How many voxels were not finite and got their last good value."""
+    """Voxels that were not finite and got their last good value."""
     reason: str = ""
     """Why it was censored."""
 
@@ -60,16 +60,16 @@ class Pushed:
 def cosine_basis(n_volumes: int, tr_s: float, high_pass_hz: float) -> Floats:
     """Slow drifts of a run: cosines (DCT-II) below ``high_pass_hz`` and, last, a constant; [n_volumes, K].
 
-    Equal to nilearn's ``create_cosine_drift`` also where rounding decides the number of columns.
+    Equal to nilearn's ``create_cosine_drift``, also when rounding decides the number of columns.
 
-    :raises PreprocessError: when there is no volume, or the times are not positive.
+    :raises PreprocessError: when there is no volume, or the times are not positive
     """
     if n_volumes < 1 or not tr_s > 0 or not high_pass_hz > 0:
         raise PreprocessError(
             f"expected at least one volume, a positive TR and a positive high-pass frequency, "
             f"got {n_volumes} volumes, {tr_s} s and {high_pass_hz} Hz"
         )
-    # Computed as in nilearn: 2 * 225 * 0.01 Hz * 4/3 s is 6, and rounding decides whether a cosine is in.
+    # Computed as in nilearn: 2 * 225 * 0.01 Hz * 4/3 s is 6, and rounding decides whether the sixth is in.
     step_s = (n_volumes - 1) * tr_s / (n_volumes - 1) if n_volumes > 1 else tr_s
     order = min(n_volumes - 1, int(np.floor(2 * n_volumes * high_pass_hz * step_s)))
     phase = np.pi / n_volumes * (np.arange(n_volumes) + 0.5)
@@ -78,12 +78,12 @@ def cosine_basis(n_volumes: int, tr_s: float, high_pass_hz: float) -> Floats:
 
 
 class StreamingPreprocessor:
-    """One run's preprocessing: push volumes in order, ask for the window after any of them.
+    """Preprocesses one run: push volumes in order, and take the window after any of them.
 
     :param mask: bool [x, y, z], the region on the scanner's grid
     :param n_volumes: planned length of the run; fixes the drift basis
     :param prior: per-voxel mean and SD of earlier runs
-    :param spikes: which volumes to censor although they are finite; None: none
+    :param spikes: which finite volumes to censor; None: none
     :raises PreprocessError: when these do not fit each other
     """
 
@@ -131,7 +131,7 @@ class StreamingPreprocessor:
         )
 
     def push(self, index: int, volume: NDArray[Any]) -> Pushed:
-        """Take volume ``index`` [x, y, z]; indices must rise, and those left out count as missing.
+        """Add volume ``index`` [x, y, z]; indices must rise, and those left out count as missing.
 
         :raises PreprocessError: on a wrong shape, or an index that is not next or beyond the planned run
         """
@@ -140,7 +140,7 @@ class StreamingPreprocessor:
         return self.push_row(index, volume.reshape(-1)[self._voxels])
 
     def push_row(self, index: int, row: NDArray[Any]) -> Pushed:
-        """Take the region's voxels [V] of volume ``index``; otherwise as :meth:`push`."""
+        """Add the region's voxels [V] of volume ``index``; otherwise as :meth:`push`."""
         self._check(index, row)
         self._fill(index - self._index - 1)
         self._index = index
@@ -184,7 +184,7 @@ class StreamingPreprocessor:
         return Pushed(status="censored", repaired_voxels=0, reason=reason)
 
     def _spike(self, row: Floats) -> str:
-        """Why a volume's row is to be censored as a spike; nothing where it is none."""
+        """Why a volume's row is censored as a spike; empty if it is none."""
         if self._spikes is None or self._first is None or self._fit.n_rows < self._needed:
             return ""
         residual = self._fit.innovation(self._basis[self._index], row - self._first)
@@ -195,7 +195,7 @@ class StreamingPreprocessor:
         return f"a spike: {distance:.1f} SD off the run so far, {change:.1f} SD off the last good volume"
 
     def _fill(self, n_volumes: int) -> None:
-        """Let the last good row stand for missing or censored ones; before the first there is none yet."""
+        """Repeat the last good row in place of missing or censored ones, if there was one."""
         if self._first is not None:
             for _ in range(min(n_volumes, len(self._ages))):
                 self._fit.repeat()
@@ -207,7 +207,7 @@ class StreamingPreprocessor:
             self._first = row
         self._fit.add(self._basis[self._index], row - self._first)
         if is_first:
-            self._fill(len(self._ages) - 1)  # stands also for volumes lost before it
+            self._fill(len(self._ages) - 1)  # in place of volumes that were lost before it
 
     def _status(self) -> State:
         warm = self._index + 1 >= self._settings.warmup_volumes and self._fit.n_rows >= self._needed

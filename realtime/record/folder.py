@@ -48,9 +48,9 @@ from realtime.record.run_json import (
 
 EVENT_COLUMNS: dict[str, dict[str, Any]] = {
     "onset": {"Description": "Start of the volume at which the picture appeared.", "Units": "s"},
-    "duration": {"Description": "How long it was shown; the scanner's marker does not tell.", "Units": "s"},
+    "duration": {"Description": "How long it was shown: markers do not say.", "Units": "s"},
     "onset_volume": {"Description": "Index of that volume, from 0."},
-    "name": {"Description": "What presentation software calls the picture."},
+    "name": {"Description": "The picture's name in presentation software."},
     "stim_file": {"Description": "The picture: a PNG, relative to this file's folder."},
 }
 
@@ -58,7 +58,7 @@ EVENT_COLUMNS: dict[str, dict[str, Any]] = {
 class RunFolder:
     """Writes a run folder; one process at a time.
 
-    :raises RecordError: from every method, when the disk does not take what is written.
+    :raises RecordError: from every method, when the disk does not take what is written
     """
 
     def __init__(self, path: Path, info: RunFile) -> None:
@@ -107,7 +107,7 @@ class RunFolder:
 
     @classmethod
     def reopen(cls, path: Path, decoders: Sequence[DecoderUsed]) -> RunFolder:
-        """Go on with a run that a crash left open.
+        """Open the folder of a run that is to be resumed.
 
         Torn ends are cut off, and frames whose row was lost are removed. A folder of format 1 becomes one of
         format 2.
@@ -132,14 +132,14 @@ class RunFolder:
                     orphan.unlink()
         except OSError as error:
             run._journal.close()
-            raise RecordError(f"cannot go on with {path}: {error.strerror or error}") from error
+            raise RecordError(f"cannot resume {path}: {error.strerror or error}") from error
         except RecordError:
             run._journal.close()
             raise
         return run
 
     def entries(self) -> Iterator[Entry]:
-        """The journal from its start, one record at a time."""
+        """The records of the journal, from its start."""
         return read_journal(self.path / "volumes.journal")
 
     def rows(self) -> list[tables.Row]:
@@ -147,7 +147,7 @@ class RunFolder:
         return tables.read_table(self._table)[0]
 
     def journal(self, message: wire.ToRuntime, payload: bytes | memoryview = b"") -> None:
-        """Put a message into the journal."""
+        """Append a message to the journal."""
         self._journal.append(wire.encode(message), payload, datetime.now(UTC).timestamp())
 
     def write_frame(self, volume: int, decoder: str, image: NDArray[np.uint8]) -> str:
@@ -161,7 +161,7 @@ class RunFolder:
         return name
 
     def write_file(self, name: str, content: bytes) -> None:
-        """Save a file of the run's own."""
+        """Save a file in the folder."""
         self._write(self.path / name, content)
 
     def write_row(self, row: tables.Row) -> None:
@@ -178,7 +178,10 @@ class RunFolder:
         self._write(self.path / _picture_file(marker), png)
 
     def picture(self, marker: wire.Marker) -> bytes:
-        """The picture that was shown at a marker's volume. :raises RecordError: when it cannot be read"""
+        """The PNG of the picture that a marker put on screen.
+
+        :raises RecordError: when it cannot be read
+        """
         path = self.path / _picture_file(marker)
         try:
             return path.read_bytes()
@@ -196,7 +199,10 @@ class RunFolder:
         self._write(self._events, ("\t".join(EVENT_COLUMNS) + "\n").encode())
 
     def changes(self, what: Literal["engine", "faces"], note: str) -> None:
-        """Note that the run goes on in another way; where faces are shown in a part, they are in the run."""
+        """Record that the run goes on with another engine or other faces.
+
+        A run in which faces are shown in any part counts as one that shows them.
+        """
         self._save(
             msgspec.structs.replace(
                 self.info,
@@ -207,13 +213,13 @@ class RunFolder:
         )
 
     def note(self, text: str) -> None:
-        """Add a sentence to ``run.json`` for whoever reads the run later."""
+        """Add a note for people to ``run.json``."""
         self._save(msgspec.structs.replace(self.info, notes=(*self.info.notes, text)))
 
     def close(self, note: str = "") -> None:
-        """Sync the journal to the disk, then mark the run closed, with a last sentence if there is one.
+        """Sync the journal to the disk, then mark the run closed, with a last note if there is one.
 
-        A run whose disk fails stays open: it can go on, and be closed later.
+        A run whose disk fails stays open, and can be closed later.
         """
         for path, rest in list(self._unwritten.items()):
             if rest:
@@ -224,7 +230,7 @@ class RunFolder:
         self.suspend()
 
     def suspend(self) -> None:
-        """Let go of the folder and leave the run open, to go on later."""
+        """Close the journal and leave the run open, to be resumed later."""
         self._journal.close()
 
     def _save(self, info: RunFile) -> None:
@@ -264,16 +270,16 @@ class RunFolder:
         try:
             path.write_bytes(data)
         except OSError as error:
-            with contextlib.suppress(OSError):  # a part of it, or what a read-only disk does not give up
+            with contextlib.suppress(OSError):  # a read-only disk refuses this too
                 path.unlink()
             raise RecordError(f"cannot write {path}: {error.strerror or error}") from error
 
     def _append(self, path: Path, line: bytes) -> None:
-        """Append a line; what the disk does not take now goes before the next, so that no row is lost."""
+        """Append a line; what the disk does not take now is written before the next, so no row is lost."""
         self._unwritten[path] += line
         try:
             with path.open("ab", buffering=0) as file:
-                while rest := self._unwritten[path]:  # a full disk may take a part
+                while rest := self._unwritten[path]:  # a full disk may take only a part
                     self._unwritten[path] = rest[file.write(rest) :]
         except OSError as error:
             raise RecordError(f"cannot write {path}: {error.strerror or error}") from error

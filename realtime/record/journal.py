@@ -1,14 +1,14 @@
-"""The journal of a run: every message that was taken, in the order it came, in one append-only file.
+"""The journal of a run: every message that was accepted, in order of arrival, in one append-only file.
 
     file    = magic, record*
     record  = head, header (the message's msgpack header), payload (voxels or PNG, as they came)
     head    = "RTJ1", header bytes u32, payload bytes u64, received (UTC seconds) f64, CRC-32 u32
 
-Numbers are little endian. A record is written before its message is acknowledged, and not synced to the disk
-one by one: it outlives the process however that dies (``kill -9`` too), but the last seconds may not outlive
-a power cut. The file is synced when the run closes. What a full disk takes only a part of is taken back, so
-that the file stays whole. Voxels are stored as they came: to compress a whole-brain volume takes longer than
-the rest of its way to the decoder.
+Numbers are little endian. A record is written before its message is acknowledged. It survives the death of
+the process, ``kill -9`` too. Records are not synced to the disk one by one, so a power cut may lose the last
+seconds; the file is synced when the run closes. A record that a full disk takes only in part is removed
+again, so that the file stays whole. Voxels are stored as they came, because compressing a whole-brain volume
+takes longer than everything else between its arrival and the decoder.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _BLOCK_BYTES = 2**20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One record as it stands in the file."""
+    """One record of the file."""
 
     header: bytes
     payload: bytes
@@ -69,14 +69,14 @@ class Journal:
     def append(self, header: bytes, payload: bytes | memoryview, received_utc_s: float) -> None:
         """Write one record and hand it to the operating system.
 
-        :raises RecordError: when the disk does not take it; what was written of it is taken back.
+        :raises RecordError: when the disk does not take it; the part that was written is removed again
         """
         head = _HEAD.pack(_MARK, len(header), len(payload), received_utc_s)
         checksum = zlib.crc32(payload, zlib.crc32(header, zlib.crc32(head)))
         self._write(b"".join((head, _CRC.pack(checksum), header, payload)))
 
     def cut(self, end: int) -> None:
-        """Drop everything from offset ``end`` on: a torn record; below the magic, start afresh."""
+        """Drop a torn record: everything from offset ``end`` on. Within the magic, begin the file again."""
         self._end = end if end >= len(MAGIC) else 0
         self._take_back()
         if self._end == 0:
@@ -85,7 +85,7 @@ class Journal:
     def sync(self) -> None:
         """Wait until the disk has what was written.
 
-        :raises RecordError: when the disk fails; the journal stays open, and more can be appended.
+        :raises RecordError: when the disk fails; the journal stays open, and more can be appended
         """
         try:
             os.fsync(self._file.fileno())
@@ -95,7 +95,7 @@ class Journal:
     def close(self) -> None:
         """Sync to the disk, then close and unlock.
 
-        :raises RecordError: when the disk fails; closed it is all the same.
+        :raises RecordError: when the disk fails; the journal is closed nevertheless
         """
         if self._file.closed:
             return
@@ -117,7 +117,7 @@ class Journal:
         self._end += len(data)
 
     def _take_back(self) -> None:
-        """Drop what stands behind the last whole record."""
+        """Drop what follows the last whole record."""
         try:
             self._file.truncate(self._end)
         except OSError as error:
@@ -127,7 +127,7 @@ class Journal:
 def read_journal(path: Path) -> Iterator[Entry]:
     """Every whole record of a journal in order; a last record that was torn by a crash is left out.
 
-    :raises RecordError: when the file is no journal, cannot be read, or is damaged before its end.
+    :raises RecordError: when the file is no journal, cannot be read, or is damaged before its end
     """
     try:
         size = path.stat().st_size
@@ -142,7 +142,7 @@ def read_journal(path: Path) -> Iterator[Entry]:
 
 
 def _read_entry(file: BinaryIO, path: Path, size: int) -> Entry | None:
-    """The next record, or None at the end of the file or at a torn record, which nothing follows."""
+    """The next record; None at the end of the file, and at a torn record that nothing follows."""
     start = file.tell()
     head = file.read(_OVERHEAD)
     if len(head) < _OVERHEAD or _is_blank(head, file):
@@ -151,9 +151,9 @@ def _read_entry(file: BinaryIO, path: Path, size: int) -> Entry | None:
     if mark != _MARK or n_header > MAX_HEADER_BYTES or n_payload > MAX_VOLUME_BYTES:
         raise RecordError(f"{path} is damaged at byte {start}: expected the head of a record")
     end = start + _OVERHEAD + n_header + n_payload
-    if end > size:  # before memory is taken for it
+    if end > size:  # checked before memory is allocated for the payload
         if _holds_another(file, start + 1, size):
-            raise RecordError(f"{path} is damaged at byte {start}: a record ends beyond the next")
+            raise RecordError(f"{path} is damaged at byte {start}: a record overlaps the next")
         return None
     header, payload = file.read(n_header), file.read(n_payload)
     checksum = zlib.crc32(payload, zlib.crc32(header, zlib.crc32(head[: _HEAD.size])))
@@ -165,7 +165,7 @@ def _read_entry(file: BinaryIO, path: Path, size: int) -> Entry | None:
 
 
 def _is_blank(head: bytes, file: BinaryIO) -> bool:
-    """Whether nothing but zeros follows, as a power cut can leave where a file was being appended to."""
+    """Whether only zeros follow: a power cut can leave them at the end of a file that was growing."""
     if any(head):
         return False
     after = file.tell()
@@ -177,7 +177,7 @@ def _is_blank(head: bytes, file: BinaryIO) -> bool:
 
 
 def _holds_another(file: BinaryIO, start: int, size: int) -> bool:
-    """Whether a whole record begins at or after ``start``; then one before it is damaged, not torn."""
+    """Whether a whole record begins at or after ``start``; if so, the one before it is damaged, not torn."""
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         at = data.find(_MARK, start)
         while 0 <= at <= size - _OVERHEAD:
@@ -192,7 +192,7 @@ def _holds_another(file: BinaryIO, start: int, size: int) -> bool:
 
 
 def _lock(descriptor: int) -> None:
-    """Take the file for this process; the system frees it when the process ends, however it ends."""
+    """Lock the file for this process; the system unlocks it when the process ends, however it ends."""
     if sys.platform == "win32":
         import msvcrt
 

@@ -1,4 +1,4 @@
-"""Pictures that come from outside: looked at before they are believed."""
+"""Reads PNGs from outside, after checking what their headers promise."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _AROUND_CHUNK = 12
 
 
 def check_png(data: bytes) -> bytes:
-    """The same bytes, once they are known to be a PNG of bearable size that can be decoded.
+    """Return the same bytes if they are a PNG of an allowed size that can be decoded.
 
-    :raises WireError: code ``picture``.
+    :raises WireError: code ``picture``
     """
     decode_png(data)
     return data
 
 
 def decode_png(data: bytes) -> NDArray[np.uint8]:
-    """RGB ``[H, W, 3]``. Sizes are read from the headers, before any memory is taken for what they promise.
+    """RGB ``[H, W, 3]``. Sizes in the headers are checked before memory is allocated for them.
 
-    :raises WireError: code ``picture``.
+    :raises WireError: code ``picture``
     """
     if not data.startswith(_PNG_START) or len(data) < len(_PNG_START) + 8:
         raise WireError("picture", "expected a PNG with the marker, got something else or nothing")
@@ -49,7 +49,7 @@ def decode_png(data: bytes) -> NDArray[np.uint8]:
 
 
 def _check_chunks(data: bytes) -> None:
-    """See that every chunk is there: OpenCV takes memory for one as soon as it reads how long it is."""
+    """Check that every chunk is complete: OpenCV allocates a chunk's memory once it has read its length."""
     at, kind = len(_SIGNATURE), b""
     while at < len(data) and kind != b"IEND":
         kind = data[at + 4 : at + 8]

@@ -1,4 +1,4 @@
-"""Reading a run folder: the account, the frames, and what was shown beside what was decoded."""
+"""Reads a run folder: the rows of the table, the frames, and the pictures that were shown."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from realtime.record.run_json import RunFile, events_path, read_run_file, table_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """What was on screen from ``onset_volume`` on."""
+    """A picture that was on screen from ``onset_volume`` on."""
 
     onset_volume: int
     name: str
@@ -35,14 +35,14 @@ class Picture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """A picture and the frame of the window that belongs to its onset."""
+    """A picture and the frame that was decoded from its window."""
 
     picture: Picture
     row: tables.Row
     frame: Path
 
     def shown_image(self) -> NDArray[np.uint8]:
-        """What was on screen, RGB ``[H, W, 3]``, at the size of the frame."""
+        """The picture, RGB ``[H, W, 3]``, resized to the frame."""
         shown, frame = read_image(self.picture.path), self.decoded_image()
         if shown.shape == frame.shape:
             return shown
@@ -56,7 +56,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recorded:
-    """A run folder as it stands on the disk; the run may still be open."""
+    """The content of a run folder; the run may still be open."""
 
     path: Path
     info: RunFile
@@ -107,7 +107,7 @@ class Recorded:
 
 
 class _Shown(msgspec.Struct, frozen=True):
-    """A row of the events table, as far as it is read."""
+    """The columns of the events table that are read."""
 
     onset_volume: wire.Count
     name: str
@@ -141,7 +141,7 @@ def read_recorded(path: Path) -> Recorded:
 def read_image(path: Path) -> NDArray[np.uint8]:
     """A PNG of a run folder as RGB ``[H, W, 3]``.
 
-    :raises RecordError: when it is missing or damaged.
+    :raises RecordError: when it is missing or damaged
     """
     try:
         return decode_png(path.read_bytes())
@@ -168,6 +168,6 @@ def _volumes(path: Path) -> Iterator[tuple[int, bytes]]:
         try:
             message = wire.decode_to_runtime(entry.header)
         except WireError as error:
-            raise RecordError(f"the journal in {path} has a record that is none: {error}") from error
+            raise RecordError(f"a record of the journal in {path} is no message: {error}") from error
         if isinstance(message, wire.Volume):
             yield message.index, entry.payload

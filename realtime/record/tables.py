@@ -21,7 +21,7 @@ NOT_AVAILABLE = "n/a"
 FrameFile = Annotated[
     str, msgspec.Meta(pattern=r"^frames/[0-9]{6,}(_[A-Za-z0-9][A-Za-z0-9._-]{0,127})?\.png\Z")
 ]
-"""Nothing but the run's own frames: who reads a table opens them."""
+"""Only a frame of the run's own folder: readers of a table open the files that it names."""
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,7 +121,7 @@ def row_frame(row: Row, run_id: str) -> Frame | None:
 
 
 def header_line() -> bytes:
-    """The first line of a table."""
+    """The first line of the table."""
     return ("\t".join(Row.__struct_fields__) + "\n").encode()
 
 

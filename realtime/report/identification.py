@@ -1,4 +1,4 @@
-"""Two-way identification: do decoded frames resemble what was shown more than what else was shown? Pure.
+"""Two-way identification: is a decoded frame more like the picture shown than like other pictures? Pure.
 
 Legend: n trials, d features.
 """
@@ -23,7 +23,7 @@ N_ORIENTATIONS = 9
 
 
 class Identification(msgspec.Struct, frozen=True, kw_only=True):
-    """Mean over trials with a bootstrap interval; all three are None where there are less than two trials."""
+    """Mean over trials with a bootstrap interval; all three are None if there are fewer than two trials."""
 
     value: float | None
     low: float | None
@@ -33,19 +33,16 @@ class Identification(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def correlations(true: Features, decoded: Features) -> NDArray[np.float64]:
-    """Pearson correlation of every true row i with every decoded row j, ``[i, j]``.
-
-    A row without variance correlates with nothing: 0.
-    """
+    """Pearson correlation of every true row i with every decoded row j, ``[i, j]``; 0 for constant rows."""
     return _standardise(true) @ _standardise(decoded).T
 
 
 def two_way(true: Features, decoded: Features) -> NDArray[np.float64]:
     """Score of each trial j, ``[n]``: the share of other i with corr(true_i, dec_j) < corr(true_j, dec_j).
 
-    As in the Dynadiff paper's evaluation. Chance is 0.5.
+    As in the evaluation of the Dynadiff paper. Chance is 0.5.
 
-    :raises ValueError: when the two differ in shape or hold less than two trials.
+    :raises ValueError: when the two differ in shape or hold fewer than two trials
     """
     if true.shape != decoded.shape or true.ndim != 2 or len(true) < 2:
         raise ValueError(f"expected two arrays [n >= 2, d], got {true.shape} and {decoded.shape}")
@@ -68,7 +65,7 @@ def identification(
 
 
 def pixels(image: Image) -> NDArray[np.float64]:
-    """The picture itself, ``[H * W * 3]`` in [0, 1]; correlating two of these is PixCorr."""
+    """The picture's values, ``[H * W * 3]`` in [0, 1]; the correlation of two pictures' is PixCorr."""
     return image.astype(np.float64).ravel() / 255.0
 
 
@@ -92,7 +89,7 @@ def hog(image: Image) -> NDArray[np.float64]:
 
 
 def stack(features: Sequence[NDArray[np.float64]]) -> Features:
-    """Rows of features as one array ``[n, d]``; ``[0, 0]`` where there are none."""
+    """Rows of features as one array ``[n, d]``; ``[0, 0]`` without rows."""
     return np.stack(features) if features else np.zeros((0, 0))
 
 
@@ -100,7 +97,7 @@ def _standardise(rows: Features) -> Features:
     """Rows centred and of unit length, so that a dot product is a correlation; constant rows become 0."""
     centred = rows - rows.mean(axis=1, keepdims=True)
     length = np.linalg.norm(centred, axis=1, keepdims=True)
-    # Rounding leaves a constant row a length of some ulps of its values, not exactly none.
+    # Through rounding, the length of a constant row is not exactly 0 but some ulps of its values.
     flat = length <= 1e-12 * np.linalg.norm(rows, axis=1, keepdims=True)
     return np.where(flat, 0.0, centred / np.where(flat, 1.0, length))
 

@@ -36,7 +36,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
     run_id: str
     state: str
-    """``closed``; or ``open``, when the run can still go on: what has not come counts as missing."""
+    """``closed``, or ``open`` when the run can still go on; volumes that have not come count as missing."""
     planned: int
     received: int
     decoded: int
@@ -152,7 +152,7 @@ def _latency(recorded: Recorded) -> Latency:
 def _notes(recorded: Recorded, n_trials: int) -> list[str]:
     notes = list(recorded.info.notes)
     if recorded.info.state == "open":
-        notes.append("the run is still open: what has not come yet is counted as missing")
+        notes.append("the run is still open: volumes that have not come yet are counted as missing")
     if n_trials < 2:
         notes.append(
             f"identification was not scored: it takes two trials with a trusted frame, there are {n_trials}"

@@ -1,4 +1,4 @@
-"""Writes a run's ``summary.json`` and ``report.html``, with a network's score where there is one."""
+"""Writes ``summary.json`` and ``report.html`` of a run, with a network's score if it is installed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SCORE_TIMEOUT_S = 600
 def write_report(run_folder: Path) -> Summary:
     """Write ``summary.json`` and ``report.html`` into a run folder.
 
-    :raises RecordError: when the folder is damaged or cannot be written.
+    :raises RecordError: when the folder is damaged or cannot be written
     """
     recorded = read_recorded(run_folder)
     summary = summarize(recorded)
@@ -33,7 +33,7 @@ def write_report(run_folder: Path) -> Summary:
 
 
 def add_network(summary: Summary, run_folder: Path) -> None:
-    """Add the score in features of EfficientNet-Lite0 to a summary; a note where there is none."""
+    """Add the score in features of EfficientNet-Lite0 to a summary, or a note that says why it is missing."""
     if summary.identification["pixels"].n_trials < 2:
         return
     score = score_with_network(run_folder)
@@ -46,7 +46,7 @@ def add_network(summary: Summary, run_folder: Path) -> None:
 def save(folder: Path, summary: Summary, recorded: Recorded) -> None:
     """Write both files into ``folder``.
 
-    :raises RecordError: when that is not possible.
+    :raises RecordError: when the folder cannot be written
     """
     try:
         text = msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n"
@@ -57,9 +57,9 @@ def save(folder: Path, summary: Summary, recorded: Recorded) -> None:
 
 
 def score_with_network(run_folder: Path) -> Identification | str:
-    """Two-way identification in features of EfficientNet-Lite0; a sentence where that cannot be had.
+    """Two-way identification in features of EfficientNet-Lite0, or a sentence that says why not.
 
-    The network needs torch, which this package never imports: another process runs it.
+    The network needs torch, which this package never imports, so it runs in another process.
     """
     if importlib.util.find_spec(_NETWORK_PACKAGE) is None:
         return f"features of EfficientNet-Lite0 were not scored: {_NETWORK_PACKAGE} is not installed"

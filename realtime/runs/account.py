@@ -8,12 +8,12 @@ from realtime.events import STATES, Counts, VolumeState
 
 
 class Account:
-    """Which volumes came and what became of each.
+    """Which volumes came, and the final state of each.
 
-    decoded   a frame was made of its window, with trusted statistics
-    warming   the run was too young to trust; its frame, where a full window existed, is marked so
+    decoded   the first decoder made a frame of its window, with trusted statistics
+    warming   the run was too young to trust its statistics; if a full window existed, there is a frame
     censored  too many of its voxels were not finite, or it is a spike; no frame
-    skipped   no frame, because a newer window was ready first, a restart came between, or the decode failed
+    skipped   no frame: a newer window was ready first, the runtime was restarted, or the decode failed
     missing   it did not come, or came after its gap had been given up
     """
 
@@ -23,7 +23,7 @@ class Account:
         self._settled: dict[int, VolumeState] = {}
 
     def receive(self, index: int) -> bool:
-        """Note that a volume came; False when it had come before."""
+        """Note that a volume came; False if it had come before."""
         if index in self._received:
             return False
         self._received.add(index)
@@ -36,8 +36,8 @@ class Account:
     def settle(self, index: int, state: VolumeState) -> None:
         """Give a volume its final state.
 
-        :raises ValueError: for a volume outside the run or one that has a state already; both are mistakes of
-            the caller, since an outsider's index is checked before it comes here.
+        :raises ValueError: for a volume outside the run or one that has a state already. Both are mistakes of
+            the caller: indices from outside are checked before.
         """
         if not 0 <= index < self.n_volumes:
             raise ValueError(f"expected a volume in [0, {self.n_volumes}), got {index}")
@@ -72,7 +72,7 @@ class Account:
 
     @property
     def counts(self) -> Counts:
-        """The account so far."""
+        """How many volumes have come and are in each state."""
         tally = Counter(self._settled.values())
         return Counts(
             planned=self.n_volumes,

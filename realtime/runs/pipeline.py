@@ -2,8 +2,8 @@
 
     source ─► journal ─► acknowledge ─► reorder ─► preprocess ─► newest window ─► decoders ─► frames
 
-The compute latency of a frame runs from the moment its volume's message is whole to the moment the frame is
-handed to the listeners; writing it to the run folder comes after that.
+The compute latency of a frame runs from the arrival of the last byte of its volume to the moment the frame is
+handed to the listeners; after that it is written to the run folder.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What stays the same from run to run."""
+    """What all runs have in common."""
 
     bundle: Bundle
     bundle_is_demo: bool
@@ -52,11 +52,11 @@ class Settings:
     carry: bool = False
     """Whether a run begins with the statistics of the run before, not with the bundle's prior."""
     out: Path
-    """Run folders are made in it."""
+    """Where run folders are made."""
 
 
 class Pipeline:
-    """Serves one run after the other until it is stopped."""
+    """Serves one run after the other until it is cancelled."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class Pipeline:
             tasks.create_task(self._decoding.run())
 
     def resume_last(self) -> None:
-        """Before :meth:`run`: go on with the last run that was left open, if any."""
+        """Before :meth:`run`: resume the last run that was left open, if any."""
         for path in open_folders(self._settings.out, self._settings.bundle.sha256)[:1]:
             try:
                 self._adopt(reopen(path, self._settings.bundle, self._engine, self._settings.faces))
@@ -106,10 +106,10 @@ class Pipeline:
                 _log.warning("%s", error)
 
     def stop(self, *, end_run: bool) -> Path | None:
-        """Once :meth:`run` is over: let go of the open run, if any, and return its folder.
+        """Once :meth:`run` is over: release the open run, if any, and return its folder.
 
-        :param end_run: close it for good; otherwise, and where the disk does not take that, a later runtime
-            can go on with it.
+        :param end_run: close it for good; otherwise, or if the disk does not take that, a later runtime can
+            resume it
         """
         self._decoding.stop()
         run = self._open_run
@@ -117,7 +117,7 @@ class Pipeline:
             return None
         try:
             self._let_go(run, end_run=end_run)
-        except RecordError as error:  # it can go on all the same: the journal has what was acknowledged
+        except RecordError as error:  # it can be resumed: the journal has all that was acknowledged
             _log.error("%s", error)
         self._is_open = False
         return run.folder.path
@@ -154,7 +154,7 @@ class Pipeline:
         if run and run.start.run_id == message.run_id and isinstance(error, RecordError):
             run.disk_failed(error)
         elif run:
-            run.tell(said)  # stays on the page when the next volume's status comes
+            run.tell(said)  # so that it stays on the page after the next volume's status
         self._send_status(said)
 
     async def _handle(self, received: Received) -> None:
@@ -179,8 +179,8 @@ class Pipeline:
         if run.start != message:
             raise WireError(
                 "run-start",
-                f"expected the run start with which {message.run_id} was opened, got another; give the new "
-                "run an id of its own",
+                f"expected the run start with which {message.run_id} was opened, got a different one; give "
+                "the new run an id of its own",
             )
         if run.position is not None:
             run.tell(f"the scanner is back; the run goes on after {run.where()}")
@@ -241,7 +241,7 @@ class Pipeline:
         return run
 
     async def _make_room(self, run: Run, message: wire.RunStart) -> None:
-        """End a run whose scanner has gone, so that another can begin; refuse where it has not."""
+        """End a run whose scanner is gone, so that another can begin; refuse if it is not."""
         if perf_counter() - self._heard_s <= STALE_TR * run.start.tr_s:
             raise WireError(
                 "busy",
@@ -260,7 +260,7 @@ class Pipeline:
         return run
 
     async def _finish(self, run: Run, note: str) -> None:
-        """Let the last decode end, account what has not come, and close the run."""
+        """Settle the volumes that have not come, wait for the last decode, and close the run."""
         run.finish()
         await self._decoding.drain(run)
         self._close(run, note)

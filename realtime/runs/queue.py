@@ -9,13 +9,13 @@ Item = TypeVar("Item")
 
 
 class InTurn(Generic[Item]):
-    """Every window, one after the other: for a recorded run, whose time is over."""
+    """Every window, one after the other: for a recorded run, where there is no deadline."""
 
     def __init__(self) -> None:
         self._waiting: deque[Item] = deque()
 
     def offer(self, item: Item) -> Item | None:
-        """Put a window forward; none is ever replaced."""
+        """Add a window; it replaces none."""
         self._waiting.append(item)
         return None
 
@@ -32,7 +32,7 @@ class NewestWins(Generic[Item]):
         self._busy = False
 
     def offer(self, item: Item) -> Item | None:
-        """Put a window forward; return the older one that it replaces and that is never decoded."""
+        """Add a window; return the older one that it replaces, which is then never decoded."""
         replaced, self._waiting = self._waiting, item
         return replaced
 
@@ -44,15 +44,15 @@ class NewestWins(Generic[Item]):
         return item
 
     def done(self) -> None:
-        """The decode that :meth:`take` began is over."""
+        """Say that the decode of the window from :meth:`take` is over."""
         self._busy = False
 
     @property
     def is_waiting(self) -> bool:
-        """Whether a window waits for the decode that runs."""
+        """Whether a window waits for the running decode to end."""
         return self._waiting is not None
 
     @property
     def idle(self) -> bool:
-        """Nothing runs and nothing waits."""
+        """Whether no decode runs and no window waits."""
         return not self._busy and self._waiting is None

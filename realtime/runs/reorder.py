@@ -1,7 +1,7 @@
-"""The order of volumes: what comes early waits until the gap before it fills or is given up. Pure.
+"""Brings volumes into order: one that comes early waits until the gap before it fills or is given up. Pure.
 
-Volumes of every source pass through here, once they are in the journal. Time comes in as an argument, in
-seconds of any monotonic clock, so that tests run in virtual time.
+Volumes of every source pass through here once they are in the journal. Time is an argument, in seconds of any
+monotonic clock, so that tests run in virtual time.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class _Early(Generic[Item]):
 class Reorder(Generic[Item]):
     """Hands volumes on in order, each at most once.
 
-    :param patience_s: a gap is given up this long after the first volume behind it came.
-    :param given_up: volumes that an earlier process gave up: they are passed over without a turn.
-    :param max_volumes: when more than these wait, or more bytes than ``max_bytes``, the gap before the first
-        of them is given up at once.
+    :param patience_s: a gap is given up this long after the first volume behind it came
+    :param given_up: volumes that an earlier process gave up; they get no turn
+    :param max_volumes: when more volumes than this wait, or more bytes than ``max_bytes``, the gap before the
+        first of them is given up at once
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Reorder(Generic[Item]):
     def push(self, index: int, item: Item, now_s: float, n_bytes: int) -> list[Turn[Item]]:
         """Take a volume of ``n_bytes`` that came at ``now_s``; return those whose turn it now is.
 
-        A volume whose turn is over, because it came twice or after its gap was given up, changes nothing.
+        A volume that came twice, or after its gap was given up, changes nothing.
         """
         if index < self.next_index:
             return []
@@ -87,14 +87,14 @@ class Reorder(Generic[Item]):
         return turns + self._give_up_before(self.n_volumes)
 
     def restart_clock(self, now_s: float) -> None:
-        """Let every waiting volume count as just come: its sender was away and may now fill the gap."""
+        """Count every waiting volume as just arrived: its sender was away and may now fill the gap."""
         self._early = {
             index: _Early(early.item, now_s, early.n_bytes) for index, early in self._early.items()
         }
 
     @property
     def deadline_s(self) -> float:
-        """When the next gap is given up; infinite where nothing waits."""
+        """When the next gap is given up; infinite if no volume waits."""
         return min((early.came_s for early in self._early.values()), default=math.inf) + self.patience_s
 
     @property

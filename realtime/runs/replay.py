@@ -1,11 +1,11 @@
-"""``realtime replay``: decode a recorded run again from its journal, and say which frames are the same.
+"""``realtime replay``: decodes a recorded run again from its journal, and says which frames are the same.
 
-    journal, in the order it came ─► the code of a live run ─► frame ─► compared with the recorded one
-    table: what was missing, what was skipped, the sampler of each frame ──┘
+    journal, in order of arrival ─► the code of a live run ─► frame ─► compared with the recorded one
+    table: which volumes were missing or skipped, the sampler of each frame ──┘
 
-With the recorded bundle, engine and samplers the frames are the recorded ones bit for bit; another bundle,
-engine or sampler may be asked for. Nothing is skipped that was not skipped then, and the run folder that is
-made is like any other, with the timings of this time.
+With the recorded bundle, engine and samplers, the frames are the recorded ones bit for bit. Another bundle,
+engine or sampler may be given. No volume is skipped that was not skipped in the recording. The new run folder
+is like any other, with the timings of the replay.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from realtime.record.journal import read_journal
 from realtime.record.reader import Recorded, read_image, read_recorded
 from realtime.record.run_json import EngineUsed, Faces, RunFile, new_run_file
 from realtime.record.tables import Row
-from realtime.report import write
 from realtime.runs.queue import InTurn
 from realtime.runs.run import Ready, Run, decoders_of
 from realtime.runs.statistics import PRIOR_FILE, read_statistics
@@ -45,7 +44,7 @@ _NOT_THEN = "it was not decoded in the recorded run"
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to decode again, and with what; None: with what it was recorded with."""
+    """The run to decode again, and with what; None: as in the recording."""
 
     run: Path
     out: Path
@@ -53,7 +52,7 @@ class Options:
     engine: str | None = None
     sampler: str | None = None
     show_faces: bool = False
-    """Whether or not they were blurred in the recording."""
+    """Even if they were blurred in the recording."""
 
 
 class FrameCompared(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,9 +61,9 @@ class FrameCompared(msgspec.Struct, frozen=True, kw_only=True):
     volume: int
     decoder: str
     largest_difference: int | None
-    """Of 255 levels; 0: bit for bit the same; None: only one of the runs has a frame here, of this size."""
+    """Of 255 levels. 0: bit for bit the same. None: only one run has a frame here, or their sizes differ."""
     differing_share: float | None
-    """Of all values."""
+    """Share of the values that differ."""
 
     @property
     def is_same(self) -> bool:
@@ -78,23 +77,23 @@ class Compared(msgspec.Struct, frozen=True, kw_only=True):
     replay_of: str
     run_folder: str
     changed: tuple[str, ...]
-    """What was not as in the recorded run: bundle, engine, samplers, faces."""
+    """What differs from the recorded run: bundle, engine, samplers, faces."""
     frames: tuple[FrameCompared, ...]
     states_differ: tuple[int, ...]
-    """Volumes that ended in another state."""
+    """Volumes whose final state differs."""
 
     @property
     def is_same(self) -> bool:
-        """Whether frames and account are those of the recorded run."""
+        """Whether all frames and states are those of the recorded run."""
         return not self.states_differ and all(frame.is_same for frame in self.frames)
 
 
 def replay(options: Options, tell: Callable[[str], None]) -> Compared:
     """Decode a recorded run again, into a folder of its own under ``options.out``.
 
-    :param tell: takes a line for every frame, and some before and after
-    :raises RealtimeError: when the recording, the bundle or the engine is not to be had, or a frame cannot be
-        decoded or written
+    :param tell: takes lines for the user
+    :raises RealtimeError: when the recording or the bundle cannot be read, the engine does not run here, or a
+        frame cannot be decoded or written
     """
     recorded = read_recorded(options.run)
     bundle = _bundle(options.bundle, recorded.info)
@@ -127,7 +126,6 @@ def replay(options: Options, tell: Callable[[str], None]) -> Compared:
         states_differ=tuple(_states_differ(recorded, folder)),
     )
     _save(folder.path / "replay.json", compared)
-    write.write_report(folder.path)
     return compared
 
 
@@ -137,7 +135,7 @@ def lines(compared: Compared) -> list[str]:
     found = [f"{n_same} of {len(compared.frames)} frames are the recorded ones bit for bit"]
     if compared.states_differ:
         volumes = ", ".join(map(str, compared.states_differ))
-        found.append(f"the account differs: volumes {volumes} ended in another state")
+        found.append(f"the final state differs at volumes {volumes}")
     return [*found, f"recorded in {compared.run_folder}"]
 
 
@@ -157,12 +155,12 @@ class _Again:
         """By volume and decoder of the bundle that decodes now."""
 
     def frames(self, folder: RunFolder) -> Iterator[FrameCompared]:
-        """Decode into ``folder``; yield a comparison for each volume that has a frame in either run."""
+        """Decode into ``folder``; yield a comparison for each frame of either run."""
         first = self._decoders[0].spec.name
         for row in self._rows.values():
             if row.state == "missing":
                 folder.write_row(Row(volume=row.volume, state="missing", reason=row.reason, decoder=first))
-        windows: InTurn[Ready] = InTurn()  # what was skipped then stands in the rows
+        windows: InTurn[Ready] = InTurn()  # the recorded rows say what was skipped
         run = Run(folder, self._bundle, windows.offer)
         for message, payload in self._messages():
             if isinstance(message, wire.Marker):
@@ -187,7 +185,10 @@ class _Again:
             yield from self._decode(run, ready)
 
     def _decode(self, run: Run, ready: Ready) -> Iterator[FrameCompared]:
-        """By the decoders that decoded it then: their markers may stand behind the volume in the journal."""
+        """Decode a window by the decoders that did in the recording.
+
+        The rows say which, not the markers: in the journal those may come after the volume.
+        """
         reason = _NOT_THEN
         for decoder in self._decoders:
             row = self._rows.get((ready.volume, decoder.spec.name))
@@ -206,7 +207,7 @@ class _Again:
         return _compare(frame, then, decoded.image)
 
     def _sampler_of(self, row: Row) -> Sampler:
-        """The sampler a frame was made with; of a bundle without it, the first."""
+        """The sampler that a frame was made with; the first of the bundle if it has none of that name."""
         names = {sampler.name for sampler in self._bundle.spec.samplers}
         return self._bundle.sampler(row.sampler if row.sampler in names else None)
 
@@ -235,7 +236,7 @@ def _told(
     for frame in frames:
         which = f"volume {frame.volume}" + (f" by {frame.decoder}" if is_bank else "")
         if frame.largest_difference is None or frame.differing_share is None:
-            tell(f"{which}: nothing to compare with")
+            tell(f"{which}: only one of the runs has a frame of this size")
         elif frame.is_same:
             tell(f"{which}: the same, bit for bit")
         else:
@@ -247,7 +248,7 @@ def _told(
 
 
 def _bundle(folder: Path | None, info: RunFile) -> Bundle:
-    """The bundle that was asked for, else the one of the recording, where it is."""
+    """The bundle in ``folder``; without one, that of the recording if it is in its usual place."""
     if folder is not None:
         return Bundle.open(folder)
     bundle = Bundle.open(choose_bundle(None, info.start.subject)[0])
@@ -261,14 +262,16 @@ def _bundle(folder: Path | None, info: RunFile) -> Bundle:
 
 
 def _changed(options: Options, info: RunFile, bundle: Bundle, used: EngineUsed) -> list[str]:
-    """What is not as in the recorded run, in words."""
+    """What differs from the recorded run, in words."""
     changed = []
     if bundle.sha256 != info.bundle_sha256:
         changed.append(f"bundle {bundle.spec.name} ({bundle.sha256}), recorded with {info.bundle_sha256}")
     if used != info.engine:
-        then = info.engine.description or "an engine that the record does not name"
+        then = info.engine.description or "an engine that run.json does not name"
         changed.append(f"engine {used.description}, recorded with {then}")
-    changed += [f"its {what}, another after a restart, is one throughout" for what in info.changed_midway]
+    changed += [
+        f"the same {what} throughout, recorded with another after a restart" for what in info.changed_midway
+    ]
     if info.prior_from and bundle.sha256 != info.bundle_sha256:
         changed.append(
             f"statistics begin with the bundle's prior, recorded with those at the end of {info.prior_from}"
@@ -296,7 +299,7 @@ def _run_file(recorded: Recorded, bundle: Bundle, used: EngineUsed, faces: Faces
 
 
 def _prior(recorded: Recorded, bundle: Bundle) -> dict[str, bytes]:
-    """The statistics that the recorded run carried over; they fit the region of its own bundle only."""
+    """The statistics that the recorded run began with if they were carried over; they fit its bundle only."""
     if recorded.info.prior_from is None or bundle.sha256 != recorded.info.bundle_sha256:
         return {}
     return {PRIOR_FILE: read_statistics(recorded.path / PRIOR_FILE, bundle.spec.roi.n_voxels).as_npz()}

@@ -1,4 +1,4 @@
-"""Beginning a run, and going on with one that a crash, or a stop of the runtime, left open."""
+"""Begins a run, or resumes one that a crash or a stop of the runtime left open."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _log = logging.getLogger(__name__)
 
 
 def open_folders(out: Path, bundle_sha256: str) -> list[Path]:
-    """Run folders under ``out`` that were left open with this bundle, the last opened first."""
+    """Run folders under ``out`` that were left open with this bundle, the newest first."""
     found = []
-    for file in out.glob("[!.]*/run.json"):  # not what a crash left half-made
+    for file in out.glob("[!.]*/run.json"):  # a hidden folder is one that a crash left half-made
         try:
             info = read_run_file(file.parent)
         except RecordError as error:
@@ -39,7 +39,7 @@ def open_folders(out: Path, bundle_sha256: str) -> list[Path]:
 
 
 def unfinished_run(out: Path, bundle_sha256: str) -> wire.RunStart | None:
-    """The start of the run that would go on with this bundle, if any was left open."""
+    """The start of the run that would be resumed with this bundle, if any was left open."""
     for path in open_folders(out, bundle_sha256)[:1]:
         return read_run_file(path).start
     return None
@@ -52,12 +52,13 @@ def is_closed(out: Path, run_id: str) -> bool:
 
 
 def reopen(path: Path, bundle: Bundle, engine: EngineUsed | None = None, faces: Faces | None = None) -> Run:
-    """Bring a run back to where its journal ends: the same statistics, and what was accounted stays.
+    """Restore a run from its journal: it has the same statistics, and volumes with a row keep their state.
 
-    Of the volumes that came and were not yet accounted, the newest is decoded; the others are skipped.
+    Of the volumes that came and have no row, the newest is decoded; the others are skipped.
 
-    :param engine: what decodes from now on; ``faces``: how they are recorded from now on
-    :raises RecordError: when the folder is damaged, or another runtime writes it.
+    :param engine: the one that decodes from now on
+    :param faces: how faces are recorded from now on
+    :raises RecordError: when the folder is damaged, or another runtime writes it
     """
     folder = RunFolder.reopen(path, decoders_of(bundle))
     try:
@@ -70,9 +71,9 @@ def reopen(path: Path, bundle: Bundle, engine: EngineUsed | None = None, faces: 
             folder.changes("engine", f"from here on decoded on another engine: {engine.description}")
         if faces and faces != folder.info.faces:
             folder.changes("faces", f"from here on faces are {faces}")
-    except (RealtimeError, ValueError) as error:  # the latter of a row that belongs to no run like this
+    except (RealtimeError, ValueError) as error:  # ValueError: a row that does not belong to this run
         folder.suspend()
-        raise RecordError(f"cannot go on with {path}: {error}") from error
+        raise RecordError(f"cannot resume {path}: {error}") from error
     return run
 
 
@@ -86,19 +87,13 @@ def begin(
     *,
     carry: bool = False,
 ) -> Run:
-    """Go on with the run's last take where it is open and was made with this bundle; else begin the next.
+    """Resume the run's last take if it is open and was made with this bundle; else begin the next take.
 
-    :param carry: begin with the statistics of the run before, where there is one
-    :raises RecordError: when no run folder can be made.
+    :param carry: begin with the statistics of the run before, if there is one
+    :raises RecordError: when no run folder can be made
     """
-    for path in list(takes_of(out, start.run_id))[-1:]:
-        try:
-            info = read_run_file(path)
-            theirs = (info.state, info.bundle_sha256, info.start, info.replay_of)
-            if theirs == ("open", bundle.sha256, start, None):
-                return reopen(path, bundle, engine, faces)
-        except RecordError as error:
-            _log.warning("%s", error)
+    if resumed := _resume_last_take(out, bundle, start, engine, faces):
+        return resumed
     carried = last_run(out, bundle) if carry else None
     info = new_run_file(
         start,
@@ -122,8 +117,22 @@ def begin(
     return run
 
 
+def _resume_last_take(
+    out: Path, bundle: Bundle, start: wire.RunStart, engine: EngineUsed, faces: Faces
+) -> Run | None:
+    for path in list(takes_of(out, start.run_id))[-1:]:
+        try:
+            info = read_run_file(path)
+            theirs = (info.state, info.bundle_sha256, info.start, info.replay_of)
+            if theirs == ("open", bundle.sha256, start, None):
+                return reopen(path, bundle, engine, faces)
+        except RecordError as error:
+            _log.warning("%s", error)
+    return None
+
+
 def recorded_events(run: Run) -> Iterator[Event]:
-    """The newest frames and pictures in the run folder, as they were sent when they were new."""
+    """The newest frames and pictures in the run folder, as events."""
     folder = run.folder
     for entry in folder.entries():
         message = wire.decode_to_runtime(entry.header)

@@ -1,6 +1,6 @@
-"""One run from its start to its end: what came, what is ready to decode, what became of every volume.
+"""One run from its start to its end: volumes in order, windows that are ready, each volume's final state.
 
-No waiting and no sockets in here: the pipeline brings messages and times and takes windows away.
+It neither waits nor opens sockets: the pipeline brings messages and times, the decode loop takes windows.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ Line = TypeVar("Line")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
-    """A volume in the journal; ``voxels`` is ``[x, y, z]``."""
+    """A volume that is in the journal; ``voxels`` is ``[x, y, z]``."""
 
     voxels: NDArray[np.generic]
     received_s: float
     journal_ms: float
     restored: bool = False
-    """Read back from the journal by a restarted runtime."""
+    """Read from the journal after a restart of the runtime."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
-    """What can be decoded: ``[V, T]``, z-scores of as many volumes up to ``volume`` as any decoder sees."""
+    """A window to decode: ``[V, T]``, z-scores of the T volumes up to ``volume``, enough for any decoder."""
 
     volume: int
     window: NDArray[np.float32]
@@ -64,7 +64,7 @@ class Ready:
     arrival: Arrival
 
     def window_of(self, decoder: Decoder) -> NDArray[np.float32]:
-        """The part that a decoder sees, ``[V, T]``."""
+        """The part of the window that a decoder takes, ``[V, T]``."""
         return np.ascontiguousarray(self.window[:, -decoder.window.length_volumes :])
 
 
@@ -86,9 +86,9 @@ class Run:
         self.queue: NewestWins[Ready] = NewestWins()
         self._offer = offer or self.queue.offer
         self.message = ""
-        """The latest thing an operator should know."""
+        """The latest message to the operator."""
         self.alarm = ""
-        """Why the recording has stopped; empty while the disk takes what comes."""
+        """Why recording has stopped; empty while the disk works."""
         self.duplicates = 0
         self.account = Account(self.start.n_volumes)
         self._decoders = bundle.spec.decoders
@@ -99,7 +99,7 @@ class Run:
             if self._is_of_first(row):
                 self.account.settle(row.volume, row.state)
         self.trusted = False
-        """Whether the statistics of the newest volume are those of a run old enough."""
+        """Whether the run has had enough volumes for its statistics to be trusted."""
         self._onsets: list[int] = []
         self._reorder: Reorder[Arrival] = Reorder(
             self.start.n_volumes,
@@ -123,21 +123,21 @@ class Run:
 
     @property
     def position(self) -> int | None:
-        """The newest volume whose turn has come; None before the first."""
+        """The newest volume that was preprocessed; None before the first."""
         newest = self.account.newest
         if newest is None or not self._reorder.next_index:
             return None
-        return min(self._reorder.next_index - 1, newest)  # a run's end passes over what has not come
+        return min(self._reorder.next_index - 1, newest)  # the end of a run gives up what has not come
 
     def where(self) -> str:
-        """Where the run stands, in words."""
+        """The run's position, in words."""
         return "its start" if self.position is None else f"volume {self.position}"
 
     def receive(self, message: wire.Volume, payload: memoryview, received_s: float) -> Arrival | None:
-        """Check a volume and put it into the journal; None when it had come before.
+        """Check a volume and put it into the journal; None if it had come before.
 
-        :raises WireError: codes ``checksum``, ``index`` and ``size``.
-        :raises RecordError: when the journal cannot be written.
+        :raises WireError: codes ``checksum``, ``index`` and ``size``
+        :raises RecordError: when the journal cannot be written
         """
         wire.verify_checksum(message, payload)
         if message.index >= self.start.n_volumes:
@@ -158,7 +158,7 @@ class Run:
         return Arrival(voxels=voxels, received_s=received_s, journal_ms=journal_ms)
 
     def take(self, index: int, arrival: Arrival) -> None:
-        """Go on with a volume from the journal, once those before it have come."""
+        """Preprocess a volume that is in the journal, as soon as those before it have been."""
         if index < self._reorder.next_index:
             self.tell(f"volume {index} came after its gap had been given up; it is not used")
         self._advance(self._reorder.push(index, arrival, arrival.received_s, arrival.voxels.nbytes))
@@ -172,13 +172,13 @@ class Run:
         self._reorder.restart_clock(now_s)
 
     def finish(self) -> None:
-        """No more volumes will come: what has not come is missing."""
+        """No more volumes will come: those that have not come are missing."""
         self._advance(self._reorder.close())
 
     def close(self, note: str = "") -> None:
-        """Once nothing is decoded any more: leave what later runs may begin with, and close the folder.
+        """Once all decodes are over: save the statistics for later runs, and close the folder.
 
-        :raises RecordError: when the disk does not take it; to be called again
+        :raises RecordError: when the disk does not take it; it can then be called again
         """
         for volume in range(self.start.n_volumes):
             if self.account.state_of(volume) is not None:
@@ -189,16 +189,15 @@ class Run:
         self.alarm = ""  # the disk has taken all that waited
 
     def abort(self, reason: str) -> None:
-        """Account all that is still open: what has not come is missing, what is not decoded is skipped."""
+        """Settle every open volume: one that has not come is missing, one that is not decoded is skipped."""
         self.finish()
         for volume in self.account.open_volumes:
             self.skip(volume, reason)
 
     def show(self, marker: wire.Marker, payload: memoryview) -> bytes | None:
-        """Record what was on screen; returns its PNG, or None when the marker had come before.
+        """Record the picture that was put on screen; returns its PNG, or None if the marker had come before.
 
-        :raises WireError: codes ``index`` and ``picture``; the latter also for another picture than came for
-            this volume before.
+        :raises WireError: codes ``index`` and ``picture``, the latter also if the volume has another picture
         """
         if marker.onset_volume >= self.start.n_volumes:
             raise WireError(
@@ -210,8 +209,8 @@ class Run:
             if png != self.folder.picture(marker):
                 raise WireError(
                     "picture",
-                    f"expected the picture that came for volume {marker.onset_volume} before, got another; "
-                    "is its marker of another run?",
+                    f"expected the same picture as before for volume {marker.onset_volume}, got another; "
+                    "check that presentation software names the right run",
                 )
             return None
         self.folder.write_picture(marker, png)
@@ -238,7 +237,7 @@ class Run:
         ]
 
     def restore(self, message: wire.ToRuntime, payload: bytes) -> None:
-        """Take a message from the journal of an earlier process; what it accounted stays as it is."""
+        """Take a message from the journal of an earlier process; volumes that have a row keep their state."""
         if isinstance(message, wire.Marker):
             bisect.insort(self._onsets, message.onset_volume)
             self.folder.write_shown(message, payload)
@@ -249,7 +248,7 @@ class Run:
             self._advance(turns)
 
     def frame(self, ready: Ready, decoder: Decoder, sampler: str, stages_ms: dict[str, float]) -> Frame:
-        """The frame that a decode has just made; its latency ends here."""
+        """Describe the frame that a decode has just made; its latency ends here."""
         total_ms = 1e3 * (perf_counter() - ready.arrival.received_s)
         known = {"journal": ready.arrival.journal_ms, "preprocess": ready.preprocess_ms} | stages_ms
         is_first = decoder is self._decoders[0]
@@ -277,7 +276,7 @@ class Run:
         self._account_row(row)
 
     def skip(self, volume: int, reason: str) -> None:
-        """Account the decoders that are due at a volume and will not decode it."""
+        """Write a row for each decoder that is due at a volume and will not decode it."""
         self._settle(volume, "skipped", reason)
 
     def _account_row(self, row: Row) -> None:
@@ -298,7 +297,9 @@ class Run:
             else:
                 self._preprocess(turn.index, turn.item)
         if lost:
-            self.tell(f"{_volumes(lost)} missing: not sent by the scanner, or lost on the way")
+            self.tell(
+                f"{_volumes(lost)} missing: the scanner did not send them, or they were lost on the way"
+            )
 
     def _preprocess(self, volume: int, arrival: Arrival) -> None:
         began_s = perf_counter()
@@ -327,7 +328,7 @@ class Run:
                 self.skip(replaced.volume, _RESTARTED if replaced.arrival.restored else _REPLACED)
 
     def _settle(self, volume: int, state: VolumeState, reason: str) -> None:
-        """Account a volume without a frame; specialised decoders that are due at it skip their window."""
+        """Write the rows of a volume without a frame; specialised decoders that are due skip their window."""
         for decoder in self.due(volume):
             if decoder is self._decoders[0]:
                 self._account_row(Row(volume=volume, state=state, reason=reason, decoder=decoder.name))
@@ -340,8 +341,8 @@ class Run:
             )
 
     def disk_failed(self, error: RecordError) -> None:
-        """Sound the alarm: what the disk does not take is not acknowledged, so the scanner has to keep it."""
-        alarm = f"recording has stopped at {self.where()}: {error}; make room, or the run cannot go on"
+        """Raise the alarm. A volume that the disk does not take is not acknowledged: the scanner keeps it."""
+        alarm = f"recording has stopped at {self.where()}: {error}; free disk space so that the run can go on"
         if alarm != self.alarm:
             _log.error("%s", alarm)
         self.alarm = alarm
@@ -352,14 +353,14 @@ class Run:
             self.tell(f"recording goes on after {self.where()}")
 
     def _write(self, write: Callable[[Line], None], line: Line) -> None:
-        """Write a row, which the folder keeps and writes later where the disk does not take it now."""
+        """Write a row; if the disk does not take it now, the folder keeps it and writes it later."""
         try:
             write(line)
         except RecordError as error:
             self.disk_failed(error)
 
     def tell(self, message: str) -> None:
-        """Let the operator know."""
+        """Send the operator a message."""
         self.message = message
         _log.info("%s", message, extra={"run_id": self.name})
 

@@ -29,33 +29,33 @@ _CHILD_PATIENCE_S = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """What the simulated scanner plays."""
+    """What the simulated scanner replays."""
 
     nsd: Path
-    """A root in NSD's layout that holds one run."""
+    """A folder in NSD's layout that holds one run."""
     speed: float
 
 
 def demo(options: Options, replay: Replay, *, open_browser: bool, tell: Callable[[str], None]) -> None:
     """Replay the run to its end, or until Ctrl-C; write the report and print it.
 
-    :raises RealtimeError: when it cannot start, or the scanner fails.
+    :raises RealtimeError: when it cannot start, or the scanner fails
     """
     command = scanner_command(replay)
     asyncio.run(_demo(Service(options), options, command, open_browser, tell))
 
 
 def scanner_command(replay: Replay) -> list[str]:
-    """The command that replays the one run under ``replay.nsd``; the address is to follow.
+    """The command that replays the one run under ``replay.nsd``; the caller appends the address.
 
-    :raises ServeError: when there is not exactly one.
+    :raises ServeError: when there is not exactly one
     """
     found = sorted(path.relative_to(replay.nsd).as_posix() for path in replay.nsd.glob(_SERIES))
     match = _SERIES_NAME.search(found[0]) if len(found) == 1 else None
     if match is None:
         raise ServeError(f"expected one run to replay, {replay.nsd / _SERIES}, found {len(found)}")
     subject, session, run = (str(int(number)) for number in match.groups())
-    # -P: what is installed, not what lies in the current folder under the same name.
+    # -P: not a package of the same name in the current folder.
     command = [sys.executable, "-P", "-m", "sim", "replay", "--nsd", str(replay.nsd), "--subject", subject]
     return [*command, "--session", session, "--run", run, "--speed", str(replay.speed), "--connect"]
 
@@ -78,7 +78,7 @@ async def _demo(
                 with_network = not stop.is_set()
                 await asyncio.to_thread(_report, folder, options.out, with_network=with_network, tell=tell)
             else:
-                tell("stopped before the run began: there is nothing to report")
+                tell("stopped before the run began, so there is no report")
             scanner.check()
             if service.url and sys.stdin.isatty() and not stop.is_set():
                 tell("the page stays until Ctrl-C")
@@ -88,7 +88,7 @@ async def _demo(
 
 
 async def _follow(service: Service, stop: asyncio.Event, scanner: _Scanner) -> Path | None:
-    """Serve until the run is closed, the scanner is gone or the user stops it; returns the run's folder."""
+    """Serve until the run is closed, the scanner has ended or the user stops it; returns the run's folder."""
     closed = asyncio.create_task(service.closed.get())
     serving = asyncio.create_task(service.pipeline.run())
     tasks: list[asyncio.Task[object]] = [
@@ -111,7 +111,7 @@ async def _follow(service: Service, stop: asyncio.Event, scanner: _Scanner) -> P
 
 
 class _Scanner:
-    """The simulated scanner, a process of its own."""
+    """The simulated scanner, in a process of its own."""
 
     def __init__(self, process: asyncio.subprocess.Process, said: Path) -> None:
         self.process = process
@@ -120,7 +120,7 @@ class _Scanner:
         self._last_line = ""
 
     async def end(self, *, interrupt: bool) -> None:
-        """Wait until it is gone; with ``interrupt`` tell it to end its run now."""
+        """Wait until the process has ended; with ``interrupt``, tell it to end its run now."""
         if interrupt and self.process.returncode is None:
             self._was_ended = True
             self.process.send_signal(signal.SIGINT)
@@ -131,17 +131,17 @@ class _Scanner:
             self.process.kill()
             await self.process.wait()
         said = self._said.read_text(errors="replace").strip().splitlines()
-        self._last_line = (said or ["it said nothing"])[-1]
+        self._last_line = (said or ["it printed no reason"])[-1]
 
     def check(self) -> None:
-        """:raises ServeError: when it failed by itself, with the last line it said."""
+        """:raises ServeError: when the scanner failed by itself, with the last line that it printed."""
         if self.process.returncode and not self._was_ended:
             raise ServeError(f"the simulated scanner failed: {self._last_line}")
 
 
 @asynccontextmanager
 async def _scanner(command: list[str]) -> AsyncIterator[_Scanner]:
-    """Run the scanner; it is gone at the end, whatever happens.
+    """Run the scanner; the process has ended when the block ends, whatever happens.
 
     It has a session of its own, so that a terminal's Ctrl-C reaches this process first.
     """
@@ -150,7 +150,7 @@ async def _scanner(command: list[str]) -> AsyncIterator[_Scanner]:
         with said.open("wb") as file:
             process = await asyncio.create_subprocess_exec(
                 *command,
-                stdin=asyncio.subprocess.PIPE,  # never written: its end tells that this process is gone
+                stdin=asyncio.subprocess.PIPE,  # never written to; closed, it says that this process is gone
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=file,
                 start_new_session=True,
@@ -164,7 +164,7 @@ async def _scanner(command: list[str]) -> AsyncIterator[_Scanner]:
 
 
 async def _show_progress(broadcast: Broadcast) -> None:
-    """One line on the terminal; nothing where there is none."""
+    """A progress bar, if there is a terminal."""
     latency = ""
     with tqdm(unit=" volumes", disable=None, dynamic_ncols=True) as bar:
         async with broadcast.listen() as queue:

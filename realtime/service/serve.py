@@ -1,4 +1,4 @@
-"""``realtime serve``: decode whatever runs a scanner sends, until stopped."""
+"""``realtime serve``: decodes the runs that a scanner sends, until it is stopped."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _log = logging.getLogger(__name__)
 
 
 def serve(options: Options, *, open_browser: bool, tell: Callable[[str], None]) -> None:
-    """Serve until Ctrl-C; a run that is then open stays so, and the next ``serve`` goes on with it.
+    """Serve until Ctrl-C; a run that is open then stays open, and the next ``serve`` resumes it.
 
-    :param tell: takes lines for the operator.
-    :raises RealtimeError: when it cannot start.
+    :param tell: takes lines for the operator
+    :raises RealtimeError: when it cannot start
     """
     asyncio.run(_serve(Service(options), options, open_browser, tell))
 
@@ -52,7 +52,7 @@ async def _serve(service: Service, options: Options, open_browser: bool, tell: C
 
 
 def describe(service: Service, options: Options) -> list[str]:
-    """What an operator should know at the start."""
+    """Lines for the operator at the start."""
     spec = service.bundle.spec
     shipped = "the shipped demo bundle (a simulated subject)" if options.bundle_is_demo else "bundle"
     published = [f"results published at {service.publish_address}"] if service.publish_address else []
@@ -66,7 +66,7 @@ def describe(service: Service, options: Options) -> list[str]:
 
 
 async def cancel(*tasks: asyncio.Task[object]) -> None:
-    """End tasks and wait for them; what they raised stays with them."""
+    """Cancel tasks and wait until they have ended; their exceptions are not raised here."""
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
@@ -82,7 +82,7 @@ def _write(folder: Path) -> None:
     try:
         summary = write.write_report(folder)
     except RealtimeError as error:
-        _log.warning("no report of %s: %s", folder, error)
+        _log.warning("cannot write a report of %s: %s", folder, error)
         return
     for line in (
         f"{summary.run_id} ({summary.state}): {folder / 'report.html'}",

@@ -52,25 +52,25 @@ class Options:
     sampler: str | None = None
     """The bundle's sampler to decode with; by default the best for which there is time."""
     show_faces: bool = False
-    """Leave faces in the frames as they are; by default they are blurred for page, subscribers, record."""
+    """Leave faces in the frames as they are; by default they are blurred on the page and in every output."""
     keys: Path | None = None
     """The runtime's folder of :func:`realtime.network.curve.make_keys`; without it scanners need no key."""
     publish: str | None = None
-    """Where frames are published, ``tcp://127.0.0.1:5556``; None: nowhere."""
+    """Where frames are published, such as ``tcp://127.0.0.1:5556``; None: nowhere."""
     page_host: str = "127.0.0.1"
-    """IP address of the page; another than loopback needs a certificate."""
+    """IP address of the page; any but loopback needs a certificate."""
     tls_cert: Path | None = None
     tls_key: Path | None = None
     source_options: SourceOptions = SourceOptions()
-    """What the operator says where the source does not."""
+    """What the operator says about runs, for sources that do not."""
     carry: bool = False
     """Whether runs begin with the statistics of the run before."""
 
 
 class Service:
-    """Everything that serves, from :meth:`start` to :meth:`stop`.
+    """All parts of a runtime, from :meth:`start` to :meth:`stop`.
 
-    :raises RealtimeError: when the bundle or the source address is not good, or a graph does not run here.
+    :raises RealtimeError: when the bundle or an address is not valid, or a graph does not run here
     """
 
     def __init__(self, options: Options) -> None:
@@ -117,7 +117,10 @@ class Service:
         self.url: str | None = None
 
     async def start(self) -> None:
-        """Listen. :raises ServeError: where a port is in use."""
+        """Begin to listen.
+
+        :raises ServeError: when a port is in use
+        """
         async with contextlib.AsyncExitStack() as started:
             self.source_address = await self._source.start()
             started.push_async_callback(self._source.stop)
@@ -128,7 +131,7 @@ class Service:
             started.pop_all()
 
     async def stop(self, *, end_run: bool) -> Path | None:
-        """Let go of everything, whatever fails; returns the folder of the run that was open, if any."""
+        """Stop every part, whatever fails; returns the folder of the run that was open, if any."""
         async with contextlib.AsyncExitStack() as stopping:  # the last first
             if self.publisher:
                 stopping.callback(self.publisher.stop)
@@ -141,7 +144,7 @@ class Service:
 
 @contextlib.contextmanager
 def _ended_by_ctrl_c() -> Iterator[None]:
-    """Let Ctrl-C end the process at once: an engine that loads on another thread would be waited for."""
+    """Let Ctrl-C end the process at once, without waiting for an engine that loads on another thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -153,13 +156,13 @@ def _ended_by_ctrl_c() -> Iterator[None]:
 
 
 def _keys(options: Options) -> ServerKeys | None:
-    """The keys, where there is a port that asks for them."""
+    """The keys, if there is a port that needs them."""
     if options.keys is None:
         return None
     if not (options.publish or options.source_options.markers or options.source.startswith("tcp:")):
         raise ServeError(
-            f"expected no --keys with {options.source} and without --publish or --markers: they are for "
-            "scanners at tcp://, presentation software and subscribers, and nothing here would ask for one"
+            f"expected no --keys with {options.source} and without --publish or --markers: keys are for "
+            "scanners at tcp://, presentation software and subscribers, and none of these can connect here"
         )
     return load_server_keys(options.keys)
 
@@ -181,7 +184,7 @@ def _page(options: Options, port: int) -> Callable[[Broadcast, Publisher | None]
 
 
 def open_page(url: str) -> None:
-    """Show the page in the user's browser, where there is a screen to show it on."""
+    """Open the page in the user's browser, if there is a screen."""
     has_screen = sys.platform in ("win32", "darwin") or any(
         os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")
     )

@@ -1,8 +1,8 @@
-"""Who may see the page: this machine alone, or with a certificate and a token whoever holds the token.
+"""Who may see the page: users of this machine, or with a certificate anyone who has the token.
 
-Without a certificate the page is on loopback only: plain HTTP, and open to who works on this machine. With
-one it is HTTPS at whatever address, loopback too, answers only to the names in its certificate, and shows
-nothing without the token that this start has drawn.
+Without a certificate the page is served on loopback only, over plain HTTP, to anyone on this machine. With
+one it is served over HTTPS at any address, loopback too. It then answers only to the names in its certificate
+and to requests with the token, which is drawn anew at every start.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _TOKEN_BYTES = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """Where the page listens and what it asks of those who come."""
+    """Where the page listens, and what it asks of a request."""
 
     address: str
     """IP address to listen at."""
     names: tuple[str, ...] = ()
-    """DNS names and IP addresses by which others know it; none: by loopback's names."""
+    """DNS names and IP addresses of the page; empty: those of loopback."""
     tls: ssl.SSLContext | None = None
     token: str | None = field(default=None, repr=False)
-    """Asked for at every route; None: not asked for."""
+    """Needed at every route; None: no token is needed."""
 
     @property
     def scheme(self) -> str:
@@ -45,7 +45,7 @@ class Access:
     def knows(self, host: str) -> bool:
         """Whether a ``Host`` header (``name`` or ``name:port``) is a name of this page.
 
-        A foreign name that leads here is DNS rebinding.
+        Any other name that resolves to this server is DNS rebinding.
         """
         if not self.names:
             return is_loopback_host(host)
@@ -54,7 +54,7 @@ class Access:
         return any(_covers(known, name) for known in self.names)
 
     def url(self, port: int) -> str:
-        """What an operator opens; with the token, where there is one."""
+        """The URL to open, with the token if there is one."""
         named = [name for name in self.names if not name.startswith("*")]
         name = self.address if self.address in named or not named else named[0]
         query = f"?token={self.token}" if self.token else ""
@@ -67,8 +67,8 @@ THIS_MACHINE = Access(address=LOOPBACK)
 def open_access(address: str, certificate: Path | None, key: Path | None) -> Access:
     """Access to a page at an IP address of this machine.
 
-    :param certificate: PEM, the server's own first, then its issuers'; the key is PEM without a password.
-    :raises ServeError: when another address than loopback lacks a certificate, or what is given is not good.
+    :param certificate: PEM, the server's own first, then its issuers'; the key is PEM without a password
+    :raises ServeError: when an address other than loopback has no certificate, or an argument is not valid
     """
     try:
         is_loopback = ipaddress.ip_address(address).is_loopback
@@ -137,7 +137,7 @@ def _names(certificate: Path) -> tuple[str, ...]:
 def _context(certificate: Path, key: Path) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        context.load_cert_chain(certificate, key, password=lambda: "")  # a terminal is not asked for one
+        context.load_cert_chain(certificate, key, password=lambda: "")  # do not ask for one on the terminal
     except OSError as error:  # SSLError is one
         raise ServeError(
             f"expected a certificate in {certificate} and its key, without a password, in {key}: "

@@ -1,7 +1,7 @@
-"""What one page has yet to be told: the same numbers for the data channel and for the WebSocket.
+"""The messages that one page has not had yet: the same for the data channel and for the WebSocket.
 
-The broadcast's memory is the truth and its queue only the bell: a page that was slow, or came late, is
-brought up to date from memory, so that it misses no frame of the open run and nothing piles up for it.
+The broadcast's queue only says that there is news; the messages are read from the broadcast's memory. So a
+page that was slow, or connected late, misses no frame of the open run, and no backlog builds up for it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import msgspec
 from realtime.events import Broadcast, Event, Frame, Shown, Status
 
 BEAT_S = 1.0
-"""After this long without news a page is sent a sign of life."""
+"""After this long without news, a page is sent a :class:`Beat`."""
 BATCH = 32
-"""Messages in one transmission: keeps it well below the 64 KiB every browser's data channel takes."""
+"""Messages in one transmission, which must stay below the 64 KiB that every browser's data channel takes."""
 
 
 class RunKey(msgspec.Struct, frozen=True, tag="run", tag_field="kind"):
-    """What follows belongs to this run; pictures are asked for with its key."""
+    """The messages after this one belong to this run; the page requests pictures with its key."""
 
     key: str
 
@@ -37,9 +37,9 @@ Message = RunKey | Beat | Status | Frame | Shown
 
 
 def run_key(session: str, run_id: str | None) -> str:
-    """Names one run of one server, so that a browser never shows a cached picture of another.
+    """Name one run of one server, so that a browser never shows a cached picture of another.
 
-    A run id does not come back within a server's life: a second take of a run has an id of its own.
+    Run ids are unique within a server's life: a second take of a run has an id of its own.
     """
     return hashlib.blake2s(f"{session}/{run_id}".encode(), digest_size=8).hexdigest()
 
@@ -54,7 +54,7 @@ def newest_frame(broadcast: Broadcast) -> tuple[int, Event] | None:
 
 
 class Feed:
-    """One page's view of the broadcast; ``session`` is the server's random name."""
+    """One page's view of the broadcast; ``session`` is a random name of the server."""
 
     def __init__(self, broadcast: Broadcast, session: str) -> None:
         self._broadcast = broadcast
@@ -64,7 +64,7 @@ class Feed:
         self._told: dict[str, dict[Key, Event]] = {}
 
     async def follow(self) -> AsyncGenerator[str, None]:
-        """JSON arrays of messages: all of the run so far, then what comes, while the caller iterates."""
+        """JSON arrays of messages: first all of the run so far, then each message as it comes."""
         async with self._broadcast.listen() as queue:
             while True:
                 news = self._news(await _drain(queue, BEAT_S))
@@ -72,7 +72,7 @@ class Feed:
                     yield msgspec.json.encode(news[start : start + BATCH]).decode()
 
     def _news(self, events: list[Event]) -> list[Message]:
-        """What to send after these events from the queue."""
+        """The messages to send after these events from the queue."""
         news: list[Message] = []
         status = self._broadcast.status
         key = run_key(self._session, status.run_id)
@@ -92,12 +92,12 @@ class Feed:
     def _untold(self, kind: str, memory: _Memory) -> list[Message]:
         told = self._told.get(kind, {})
         fresh: list[Message] = [event.message for key, event in memory.items() if told.get(key) is not event]
-        self._told[kind] = {key: event for key, event in memory.items()}  # and none that is not kept any more
+        self._told[kind] = {key: event for key, event in memory.items()}  # and none that was dropped
         return fresh
 
 
 async def _drain(queue: asyncio.Queue[Event], timeout_s: float) -> list[Event]:
-    """Every event waiting in the queue; where there is none, the first to come within the time."""
+    """Every event in the queue; if it is empty, the first to come within the time."""
     try:
         events = [await asyncio.wait_for(queue.get(), timeout_s)]
     except TimeoutError:

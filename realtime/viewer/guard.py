@@ -1,11 +1,11 @@
-"""What the page's server asks of every request, and what its answers allow a browser to do.
+"""The checks that every request to the page's server must pass, and the headers of every response.
 
 A browser that can reach the server also runs pages of other sites. Two checks keep them out: the ``Host``
-must be a name of this server (a foreign name that leads to it is DNS rebinding), and a request that says
-where it comes from must come from a page of this very server (``Origin`` equal to its own). Where the server
-asks for a token (see access.py), every route does: the page, its files, pictures, the WebRTC offer, the
-WebSocket, the metrics, and what does not exist. The token comes once in the printed URL and stays as a cookie
-that scripts cannot read and other sites cannot send; programs send it as ``Authorization: Bearer``.
+must be a name of this server (any other is DNS rebinding), and the ``Origin``, if there is one, must be this
+server's own. If the server has a token (see access.py), every route needs it: the page, its files, pictures,
+the WebRTC offer, the WebSocket, the metrics, and routes that do not exist. A browser gets the token from the
+printed URL and keeps it in a cookie that scripts cannot read and other sites cannot send; programs send it as
+``Authorization: Bearer``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from aiohttp.typedefs import Handler, Middleware
 from realtime.viewer.access import Access
 
 COOKIE = "__Host-token"
-"""By this prefix a browser takes the cookie over HTTPS only, and from this very host only."""
+"""With this prefix a browser accepts the cookie only over HTTPS and sends it only to this host."""
 
 _CONTENT_SECURITY_POLICY = "; ".join(
     [
@@ -43,12 +43,12 @@ _HEADERS = {
 
 
 def is_same_origin(origin: str | None, own: str) -> bool:
-    """Whether a request came from a page of this server; programs other than browsers send no ``Origin``."""
+    """Whether a request came from a page of this server; programs that are no browsers send no ``Origin``."""
     return origin is None or origin.lower() == own.lower()
 
 
 def guard(access: Access) -> Middleware:
-    """The middleware that every request passes before any route is looked at."""
+    """Make the middleware that checks every request before it is routed."""
 
     @web.middleware
     async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -72,13 +72,13 @@ def guard(access: Access) -> Middleware:
 
 async def add_headers(_request: web.Request, response: web.StreamResponse) -> None:
     """Add the security headers to every response (an ``on_response_prepare`` signal handler)."""
-    response.headers.pop("Server", None)  # which versions run here is nobody's business
+    response.headers.pop("Server", None)  # do not reveal versions
     response.headers.update(_HEADERS)
     response.headers.setdefault("Cache-Control", "no-cache")
 
 
 def _keep_token(token: str) -> web.Response:
-    """To the page again, without the token in its address, where it would be seen and remembered."""
+    """Redirect to the page without the token in its address, where a browser would show and store it."""
     response = web.Response(status=303, headers={"Location": "/", "Cache-Control": "no-store"})
     response.set_cookie(COOKIE, token, path="/", secure=True, httponly=True, samesite="Strict")
     return response
@@ -91,5 +91,5 @@ def _brings(request: web.Request, token: str) -> bool:
 
 
 def _equal(given: str, token: str) -> bool:
-    """Compared in a time that does not tell how much of it is right."""
+    """Compare in constant time."""
     return secrets.compare_digest(given.encode(errors="surrogateescape"), token.encode())

@@ -1,7 +1,6 @@
 """The newest picture of the run, and a WebRTC video track that shows it.
 
-Live means that the newest frame wins: a track holds no queue, it asks for what is newest when it is ready to
-send.
+The newest frame wins: a track has no queue, it takes the newest picture whenever it is ready to send.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from realtime.viewer.feed import newest_frame
 from realtime.viewer.pictures import VIDEO_PX, KeyframeEncoder
 
 REPEAT_S = 0.5
-"""A picture that stays is sent again this often: it keeps the video alive and repairs a lost packet."""
+"""An unchanged picture is sent again this often: it keeps the video alive and replaces a lost packet."""
 MIN_GAP_S = 0.05
 """At most 20 pictures a second, however fast a run is replayed."""
 
@@ -28,7 +27,7 @@ _DARK = np.full((VIDEO_PX, VIDEO_PX, 3), 16, np.uint8)
 
 
 class LivePicture:
-    """The newest picture, encoded once for all pages and only when one asks."""
+    """The newest picture, encoded once for all pages, and only if one needs it."""
 
     def __init__(self) -> None:
         self.version = 0
@@ -39,7 +38,7 @@ class LivePicture:
         self._changed = asyncio.Event()
 
     async def follow(self, broadcast: Broadcast) -> None:
-        """Keep to the broadcast's newest frame; dark while a run has none yet. Runs until cancelled."""
+        """Follow the broadcast's newest frame until cancelled; a run without frames is dark."""
         shown = None
         async with broadcast.listen() as queue:
             while True:

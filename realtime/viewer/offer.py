@@ -1,9 +1,9 @@
-"""Session descriptions (SDP, RFC 8866) of the page's WebRTC connection: what is checked, dropped, gathered.
+"""Session descriptions (SDP, RFC 8866) of the page's WebRTC connection: checks, candidates, addresses.
 
-aioice gathers every address of the machine but loopback. Here the one address offered is that at which the
-page has reached this server, 127.0.0.1 or another, and the page's own candidates are dropped unread (they
-name other interfaces, or mDNS names that would have to be asked for on the network). The page's checks come
-from its own address, which is learned from them ("peer reflexive", RFC 8445 section 7.3.1.3).
+aioice gathers every address of the machine but loopback. Here only one address is offered, the one at which
+the page has reached this server. The page's own candidates are dropped unread: they name other interfaces, or
+mDNS names that would need a query on the network. The page's address is learned from its connectivity checks
+("peer reflexive", RFC 8445 section 7.3.1.3).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _Gather = Callable[..., Awaitable[list[Candidate]]]
 
 
 class OfferError(ValueError):
-    """A session description that is not the page's kind of offer."""
+    """A session description that is not an offer of the page."""
 
 
 class _Offer(msgspec.Struct, frozen=True):
@@ -27,16 +27,22 @@ class _Offer(msgspec.Struct, frozen=True):
 
 
 def read_offer(body: bytes) -> str:
-    """The session description in the JSON that a page sends. Raise OfferError where there is none."""
+    """The session description in the JSON that a page sends.
+
+    :raises OfferError: when there is none
+    """
     try:
         return msgspec.json.decode(body, type=_Offer).sdp
-    # Beside its own errors msgspec lets through what its string and recursion checks raise.
+    # msgspec lets these errors of Python's through: of text that is not UTF-8, and of deep nesting.
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise OfferError(f"expected an offer as JSON: {error}") from error
 
 
 def check_offer(sdp: str) -> None:
-    """Raise OfferError unless an offer asks for one video and one data channel; before a parser sees it."""
+    """Check, before a parser sees it, that an offer asks for one video and one data channel.
+
+    :raises OfferError: when it does not
+    """
     if not sdp.startswith("v=0"):
         raise OfferError("expected a session description that starts with v=0")
     sections = sorted(line[2:].split(" ")[0] for line in sdp.splitlines() if line.startswith("m="))
@@ -47,22 +53,22 @@ def check_offer(sdp: str) -> None:
 
 
 def without_candidates(sdp: str) -> str:
-    """The description without its candidates, nor the word that no more will come."""
+    """The description without its candidates and without the line that ends them."""
     drop = ("a=candidate:", "a=end-of-candidates")
     return "".join(f"{line}\r\n" for line in sdp.splitlines() if not line.startswith(drop))
 
 
 def candidate_addresses(sdp: str) -> set[str]:
-    """Addresses of all candidates in a description."""
+    """The addresses of all candidates in a description."""
     candidates = [line.split(" ") for line in sdp.splitlines() if line.startswith("a=candidate:")]
     return {fields[4] for fields in candidates}
 
 
 def gather_only(connection: RTCPeerConnection, address: str) -> None:
-    """Make this connection gather one address and nothing else; call between remote and local description.
+    """Make this connection gather one address only; call between remote and local description.
 
-    aioice hands the machine's addresses to ``Connection.get_component_candidates``: on this connection's own
-    instances a function with the one address stands in its place, and nobody else in the process notices.
+    aioice passes the machine's addresses to ``Connection.get_component_candidates``. That method is replaced
+    on this connection's own instances alone, so that other connections in the process are not affected.
     """
     transports = [transceiver.receiver.transport for transceiver in connection.getTransceivers()]
     if connection.sctp is not None:

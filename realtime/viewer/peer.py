@@ -20,9 +20,9 @@ from realtime.viewer.offer import (
 )
 
 CONNECT_TIMEOUT_S = 60.0
-"""A page gives up after 3 s unless told to be patient; what has not connected long after that never will."""
+"""A page gives up after 3 s unless it is told to be patient; one that takes this long will never connect."""
 BUFFER_BYTES = 256 * 1024
-"""A data channel that holds more unsent than this is waited for."""
+"""With more unsent data than this in the data channel, sending waits."""
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Peer:
     def __init__(
         self, feed: Feed, live: LivePicture, address: str, on_closed: Callable[[Peer], None]
     ) -> None:
-        """``address``: of this server, as the page has reached it."""
+        """``address`` is the one at which the page has reached this server."""
         self._feed = feed
         self._address = address
         self._on_closed = on_closed
@@ -49,14 +49,17 @@ class Peer:
         video.setCodecPreferences([codec for codec in codecs if codec.mimeType in ("video/VP8", "video/rtx")])
 
     async def answer(self, offer_sdp: str) -> str:
-        """The answer to a page's offer; OfferError where it is malformed or not one of a page of ours."""
+        """The answer to a page's offer.
+
+        :raises OfferError: when the offer is malformed or not one of our page
+        """
         check_offer(offer_sdp)
         offer = RTCSessionDescription(sdp=without_candidates(offer_sdp), type="offer")
         try:
             await self._connection.setRemoteDescription(offer)
             gather_only(self._connection, self._address)
             await self._connection.setLocalDescription(await self._connection.createAnswer())
-        except Exception as error:  # aiortc's parser raises whatever a malformed line trips over
+        except Exception as error:  # aiortc's parser raises many kinds of errors on malformed lines
             raise OfferError(f"expected an offer aiortc can read, got {error!r}") from error
         answer_sdp = self._connection.localDescription.sdp
         addresses = candidate_addresses(answer_sdp)
@@ -71,7 +74,7 @@ class Peer:
         await asyncio.shield(self._begin_closing())
 
     def _begin_closing(self) -> asyncio.Task[None]:
-        """Close in a task of its own: if one call of aiortc's close is cancelled, the next waits for ever."""
+        """Close in a task of its own: if a call of aiortc's close is cancelled, the next never returns."""
         self._stop_telling()
         if self._closing is None:
             self._closing = asyncio.create_task(self._connection.close())
@@ -100,7 +103,7 @@ class Peer:
             self._telling = asyncio.create_task(self._tell(channel))
 
     async def _tell(self, channel: RTCDataChannel) -> None:
-        """Send the feed; what the channel cannot take yet is waited for, so that nothing piles up."""
+        """Send the feed, and wait whenever the channel is full, so that no backlog builds up."""
         drained = asyncio.Event()
         channel.bufferedAmountLowThreshold = BUFFER_BYTES // 2
         channel.on("bufferedamountlow", drained.set)

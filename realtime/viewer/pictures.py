@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 VIDEO_PX = 512
-"""Long side of the video. VP8 halves the colour resolution: at 512 px a 64 px decode keeps all of its own."""
+"""Long side of the video. VP8 halves the colour resolution; at 512 px a decode of 64 px loses none."""
 
 _TIME_BASE = fractions.Fraction(1, 1000)
 _BIT_RATE = 8_000_000  # far above what a keyframe needs: the quantizer bounds below decide the quality
@@ -35,8 +35,8 @@ def video_size(height: int, width: int) -> tuple[int, int]:
 class KeyframeEncoder:
     """Encodes each picture as one VP8 keyframe, which any decoder can start from.
 
-    A decode changes once a TR, so that a video of keyframes costs one encoding a picture for all pages
-    together: repeating a frame, a page that joins late and a lost packet need no encoder. Not thread-safe.
+    A decode changes once a TR, so a video of keyframes takes one encoding per picture for all pages together.
+    To repeat a frame, for a late page or after a lost packet, needs no encoder. Not thread-safe.
     """
 
     def __init__(self) -> None:
@@ -68,6 +68,6 @@ class KeyframeEncoder:
             codec.gop_size = 1
             codec.qmin, codec.qmax = 2, 20
             codec.thread_count = 1
-            # The decoder shares the cores: encode fast, and hand each frame out at once.
+            # The decoder needs the cores too: encode fast, and return each frame at once.
             codec.options = {"deadline": "realtime", "cpu-used": "-6", "lag-in-frames": "0"}
         return codec

@@ -1,42 +1,39 @@
-"""Figures of a running runtime for Prometheus, at ``/metrics`` on the page's server, behind its guards.
+"""Metrics of a running runtime for Prometheus, at ``/metrics`` on the page's server, behind its checks.
 
-    realtime_volumes_total{state}        volumes by what became of them: each ends in exactly one state
+    realtime_volumes_total{state}        volumes by final state: each has exactly one
     realtime_decode_latency_seconds      compute latency: from a volume's last byte to its frame by
                                          the bundle's first decoder
     realtime_backlog_volumes             volumes whose turn has come and that have no final state yet
-    realtime_pace_drift_seconds          how much later than foretold by first volume and TR the newest came
+    realtime_pace_drift_seconds          delay of the newest volume against the run's first volume and the TR
     realtime_published_messages_total    messages handed to the publisher's socket
     realtime_publish_overruns_total      times that a subscriber's queue was found full
     process_resident_memory_bytes, ...   of this process (Linux only)
 
-Counters are of this process, over all its runs: what an earlier one did with a resumed run is not in them.
+Counters are of this process, over all its runs; of a resumed run, what an earlier process did is not counted.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
-from realtime.events import Counts, Event, Frame, Status, VolumeState
+from realtime.events import STATES, Counts, Event, Frame, Status
 from realtime.network.publish import Publisher
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 LATENCY_BUCKETS_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 4 / 3, 1.6, 2.0, 3.0, 5.0, 10.0)
 """With the TRs of the dataset, 4/3 s and 1.6 s, among the bounds."""
 
-_STATES: tuple[VolumeState, ...] = get_args(VolumeState)
-
 
 class Metrics:
-    """Keeps the figures; hand :meth:`take` to :meth:`realtime.events.Broadcast.call`.
+    """Counts events; pass :meth:`take` to :meth:`realtime.events.Broadcast.call`.
 
-    :param clock: seconds that never go back.
+    :param clock: a monotonic clock, in seconds
     """
 
     def __init__(self, publisher: Publisher | None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -47,10 +44,8 @@ class Metrics:
         self._counts = Counts()
         self._first: tuple[int, float] | None = None
         self._newest: int | None = None
-        self._volumes = Counter(
-            "realtime_volumes", "Volumes by what became of them.", ["state"], registry=registry
-        )
-        for state in _STATES:
+        self._volumes = Counter("realtime_volumes", "Volumes by final state.", ["state"], registry=registry)
+        for state in STATES:
             self._volumes.labels(state)
         self._latency = Histogram(
             "realtime_decode_latency_seconds",
@@ -65,7 +60,7 @@ class Metrics:
         )
         self._drift = Gauge(
             "realtime_pace_drift_seconds",
-            "How much later the newest volume came than the run's first volume and the TR foretold.",
+            "Delay of the newest volume against the time expected from the run's first volume and the TR.",
             registry=registry,
         )
         ProcessCollector(registry=registry)
@@ -73,7 +68,7 @@ class Metrics:
             registry.register(_Published(publisher))
 
     def take(self, event: Event) -> None:
-        """Take note of an event."""
+        """Count an event."""
         message = event.message
         if isinstance(message, Status):
             self._take_status(message)
@@ -81,7 +76,7 @@ class Metrics:
             self._latency.observe(message.latency_ms.total / 1e3)
 
     def text(self) -> bytes:
-        """All figures in Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
     def _take_status(self, status: Status) -> None:
@@ -90,14 +85,14 @@ class Metrics:
             self._folder, self._counts = status.run_folder, status.counts
             self._first = self._newest = None
             self._drift.set(0)
-        for state in _STATES:
-            # Less than before, where a run was taken up anew from its record, takes nothing away.
+        for state in STATES:
+            # Counts can fall when a run is resumed; a counter must not.
             new = max(0, getattr(status.counts, state) - getattr(self._counts, state))
             self._volumes.labels(state).inc(new)
         self._counts = status.counts
         if status.volume is None:
             return
-        settled = sum(getattr(status.counts, state) for state in _STATES)
+        settled = sum(getattr(status.counts, state) for state in STATES)
         self._backlog.set(max(0, status.volume + 1 - settled))
         if self._newest is None or status.volume > self._newest:
             self._newest = status.volume
@@ -111,7 +106,7 @@ class Metrics:
 
 
 class _Published(Collector):
-    """What the publisher counts itself, read when it is asked for."""
+    """The publisher's own counters, read on request."""
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher

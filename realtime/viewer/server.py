@@ -34,7 +34,7 @@ _PICTURE_HEADER = struct.Struct(">I")
 
 
 class Viewer:
-    """Shows a broadcast in the browser; belongs to the event loop the broadcast belongs to."""
+    """Shows a broadcast in the browser; runs in the event loop of the broadcast."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Viewer:
         access: Access = THIS_MACHINE,
         metrics: Metrics | None = None,
     ) -> None:
-        """``port``: 0 takes a free one."""
+        """Port 0 takes any free one."""
         self._broadcast = broadcast
         self._metrics = metrics
         self._port = port
@@ -56,7 +56,10 @@ class Viewer:
         self._sockets: set[web.WebSocketResponse] = set()
 
     async def start(self) -> str:
-        """Serve, and return the page's URL; ServeError where the port cannot be had."""
+        """Serve, and return the page's URL.
+
+        :raises ServeError: when the port cannot be opened
+        """
         access = self._access
         runner = web.AppRunner(self._app(), access_log=None, handle_signals=False, shutdown_timeout=1.0)
         await runner.setup()
@@ -75,7 +78,7 @@ class Viewer:
         return access.url(runner.addresses[0][1])
 
     async def stop(self) -> None:
-        """Say goodbye to every page and free the port; safe to call at any time, and twice."""
+        """Close every connection and free the port; may be called at any time, and more than once."""
         if self._following is not None:
             self._following.cancel()
         sockets = [socket.close(code=WSCloseCode.GOING_AWAY) for socket in self._sockets]
@@ -102,7 +105,7 @@ class Viewer:
         return app
 
     async def _figures(self, _request: web.Request) -> web.Response:
-        """The runtime's figures for Prometheus."""
+        """The runtime's metrics for Prometheus."""
         if self._metrics is None:
             raise web.HTTPNotFound(text="this server keeps no metrics\n")
         return web.Response(body=self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})
@@ -124,7 +127,7 @@ class Viewer:
         return _png_response(request, png)
 
     async def _shown(self, request: web.Request) -> web.Response:
-        """The picture put on screen at an onset, exactly as the scanner's marker brought it."""
+        """The picture put on screen at an onset, with the bytes of its marker."""
         number = int(request.match_info["onset"])
         event = self._recorded(request, self._broadcast.shown, number, f"picture shown at volume {number}")
         if event.png is None:
@@ -140,7 +143,7 @@ class Viewer:
         return memory[wanted]
 
     async def _offer(self, request: web.Request) -> web.Response:
-        """Answer a page's WebRTC offer; what is wrong with it is one line of JSON."""
+        """Answer a page's WebRTC offer; an error is one line of JSON."""
         if request.content_type != "application/json":
             return _refusal(415, "expected application/json")
         try:
@@ -171,7 +174,7 @@ class Viewer:
         self._sockets.add(socket)
         telling = asyncio.create_task(self._tell(socket))
         try:
-            async for _ in socket:  # a page has nothing to say: reading notices when it leaves
+            async for _ in socket:  # a page sends nothing; reading ends when it disconnects
                 pass
         finally:
             self._sockets.discard(socket)
@@ -200,7 +203,7 @@ async def _index(_request: web.Request) -> web.FileResponse:
 
 
 def _png_response(request: web.Request, png: bytes) -> web.Response:
-    """A picture asked for by run key never changes under its URL; without, the next run may replace it."""
+    """With a run key in its URL, a picture never changes; without one, the next run may replace it."""
     caching = "private, max-age=3600, immutable" if "run" in request.query else "no-store"
     return web.Response(body=png, content_type="image/png", headers={"Cache-Control": caching})
 

@@ -1,4 +1,4 @@
-// The strip of all frames of the run: decoded above, below it what was on screen, beginning where it came on.
+// The strip of all frames of the run: above the decoded frame, below the picture that was on screen, from its onset on.
 
 import { find } from "./dom.js";
 

@@ -116,7 +116,7 @@ def test_a_damaged_length_is_no_torn_record(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[starts[1] + 8 + 3] ^= 1  # of the second record's payload: 16 MB longer
     path.write_bytes(content)
-    with pytest.raises(RecordError, match=f"damaged at byte {starts[1]}: a record ends beyond the next"):
+    with pytest.raises(RecordError, match=f"damaged at byte {starts[1]}: a record overlaps the next"):
         list(read_journal(path))
     path.write_bytes(content[: starts[2]])  # the last one may be torn
     assert len(list(read_journal(path))) == 1
@@ -263,7 +263,7 @@ def test_a_run_whose_table_belongs_to_another_is_not_gone_on_with(
     with run.folder._table.open("ab") as rows:
         rows.write(tables.row_line(tables.Row(volume=30, state="missing", decoder="general")))
     run.folder.suspend()
-    with pytest.raises(RecordError, match="cannot go on with"):
+    with pytest.raises(RecordError, match="cannot resume"):
         resume.reopen(run.folder.path, bundle)
 
 

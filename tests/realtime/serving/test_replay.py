@@ -276,4 +276,4 @@ def test_a_recording_that_changed_midway_says_so(
     assert resumed.changed_midway == ("engine", "faces")
     assert resumed.faces == "shown"  # a folder with frames that are not blurred does not say that they are
     main(["replay", str(folder), "--bundle", str(tiny_bundle), "--out", str(tmp_path / "now")])
-    assert "its engine, another after a restart, is one throughout" in capsys.readouterr().out
+    assert "the same engine throughout, recorded with another after a restart" in capsys.readouterr().out
