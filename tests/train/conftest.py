@@ -51,7 +51,8 @@ def tiny_recipe() -> Recipe:
         unet_training=short(3),
     )
     brain = msgspec.structs.replace(demo.brain, hidden_width=24)
-    return msgspec.structs.replace(demo, base=base, brain=brain, fit=short(4))
+    diffusion = msgspec.structs.replace(demo.diffusion, inference_steps=4)
+    return msgspec.structs.replace(demo, base=base, brain=brain, diffusion=diffusion, fit=short(4))
 
 
 @pytest.fixture(scope="session")
