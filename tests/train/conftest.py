@@ -17,6 +17,7 @@ from sim.betas import write_betas
 from sim.scenes import SceneSet
 from sim.settings import read_settings
 from sim.synthesize import synthesize
+from train.data.cache import Cache, prepare
 from train.fitting.fit import fit_subjects
 from train.fitting.job import Order
 from train.fitting.pretrain import BasePictures, train_base
@@ -50,7 +51,8 @@ def tiny_recipe() -> Recipe:
         unet_training=short(3),
     )
     brain = msgspec.structs.replace(demo.brain, hidden_width=24)
-    return msgspec.structs.replace(demo, base=base, brain=brain, fit=short(4))
+    diffusion = msgspec.structs.replace(demo.diffusion, inference_steps=4)
+    return msgspec.structs.replace(demo, base=base, brain=brain, diffusion=diffusion, fit=short(4))
 
 
 @pytest.fixture(scope="session")
@@ -97,6 +99,12 @@ def write_small_subjects(root: Path, *subjects: int) -> Path:
 def tiny_nsd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Subject 1."""
     return write_small_subjects(tmp_path_factory.mktemp("nsd"), 1)
+
+
+@pytest.fixture(scope="session")
+def tiny_cache(tmp_path_factory: pytest.TempPathFactory, tiny_nsd: Path, tiny_recipe: Recipe) -> Cache:
+    """Subject 1, prepared; not to be changed."""
+    return prepare(tiny_nsd, 1, tiny_recipe, tmp_path_factory.mktemp("prepared") / "cache")
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -38,10 +39,12 @@ def ridge_checkpoint(
     tmp_path_factory: pytest.TempPathFactory, tiny_nsd: Path, tiny_base: Path, tiny_recipe: Recipe
 ) -> Path:
     folder = tmp_path_factory.mktemp("ridge")
+    diffusion = msgspec.structs.replace(tiny_recipe.diffusion, inference_steps=20)
+    recipe = msgspec.structs.replace(tiny_recipe, diffusion=diffusion)
     command = ["ridge", "--nsd", str(tiny_nsd), "--subject", "1", "--base", str(tiny_base)]
     command += ["--cache", str(folder / "cache"), "--out", str(folder / "sub-01")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("train.commands.fitting.read_recipe", lambda _: tiny_recipe)
+        patch.setattr("train.commands.fitting.read_recipe", lambda _: recipe)
         assert main(command) == 0
     return folder / "sub-01"
 

@@ -30,9 +30,9 @@ FP16 = 1e-3
 """Rounding of z-scores of some SD to float16, and a little."""
 
 
-@pytest.fixture(scope="module")
-def cache(tiny_nsd: Path, tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Cache:
-    return prepare(tiny_nsd, 1, tiny_recipe, tmp_path_factory.mktemp("prepared") / "cache")
+@pytest.fixture
+def cache(tiny_cache: Cache) -> Cache:
+    return tiny_cache
 
 
 def recorded(root: Path, cache: Cache, index: int) -> NDArray[np.float64]:

@@ -18,9 +18,9 @@ from train.evaluation.held_out import held_out_groups, images_of
 from train.recipe import Recipe
 
 
-@pytest.fixture(scope="module")
-def cache(tiny_nsd: Path, tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Cache:
-    return prepare(tiny_nsd, 1, tiny_recipe, tmp_path_factory.mktemp("trials") / "cache")
+@pytest.fixture
+def cache(tiny_cache: Cache) -> Cache:
+    return tiny_cache
 
 
 @pytest.fixture(scope="module")

@@ -220,7 +220,7 @@ def test_a_run_that_the_command_recorded_is_replayed_by_the_command(
     served = serve()
     faults = [word for fault in ("drop=0.02", "nan=0.02", "reorder=0.05") for word in ("--fault", fault)]
     command = [sys.executable, "-m", "sim", "replay", "--nsd", str(tiny_nsd), "--connect", served.address]
-    subprocess.run([*command, "--speed", "40", *faults], check=True, capture_output=True, timeout=300)
+    subprocess.run([*command, "--speed", "80", *faults], check=True, capture_output=True, timeout=300)
     assert served.interrupt() == 0
     folder = served.out / RUN_ID
     assert {row.state for row in read_recorded(folder).rows} >= {"decoded", "warming", "censored", "missing"}
