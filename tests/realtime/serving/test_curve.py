@@ -93,7 +93,7 @@ def test_existing_keys_stay_when_a_subscriber_is_added(
     assert scanner.server == after.own.public
     assert after.allowed["subscribers"] == {load_client_keys(tmp_path / "keys" / "screen").own.public}
     assert cli.main(["keys", str(tmp_path / "keys")]) == 0
-    assert "nothing was made" in capsys.readouterr().out
+    assert "none was made" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["", "scanner", "runtime", "../out", "a/b", ".hidden", "x" * 65, "a\n"])
