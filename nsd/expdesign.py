@@ -67,13 +67,6 @@ class ExpDesign:
         first = (session - 1) * TRIALS_PER_SESSION + int(per_run[:task_run].sum())
         return self.trial_images(subject)[first : first + int(per_run[task_run])]
 
-    def repetitions(self, subject: int) -> dict[int, tuple[int, ...]]:
-        """Map each 73k index to the trials (0..29999, in order) of ``subject`` that show it."""
-        shown: dict[int, list[int]] = {}
-        for trial, image in enumerate(self.trial_images(subject).tolist()):
-            shown.setdefault(image, []).append(trial)
-        return {image: tuple(found) for image, found in shown.items()}
-
 
 def read_expdesign(layout: Layout) -> ExpDesign:
     """Read ``nsd_expdesign.mat``.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -94,11 +93,6 @@ class Run:
         if not 0 <= index < self.n_volumes:
             raise BadRequest(f"volume {index}: expected 0 to {self.n_volumes - 1} for {self.key}")
         return np.ascontiguousarray(self._read(index, index + 1)[..., 0])
-
-    def volumes(self, start: int = 0) -> Iterator[npt.NDArray[Any]]:
-        """Yield the volumes from ``start`` on in one pass over the file."""
-        for index in range(start, self.n_volumes):
-            yield self.volume(index)
 
     def roi_series(self, roi: Roi) -> npt.NDArray[np.float32]:
         """Return the series of the ROI, ``float32[225, V]``; columns are the mask's voxels in C order.

@@ -11,8 +11,7 @@
     disconnect  the connection breaks and the message is lost
 
 A plan depends on rates, seed and run only. A volume has at most one fault, drawn from its own random numbers,
-so the plan is known in advance. Faults of messages apply when a volume is first sent; repeated messages
-arrive.
+so the plan is known in advance. Faults of messages apply when a volume is first sent; repeats arrive.
 
 Legend: x, y, z the grid of a volume; slices lie along z.
 """

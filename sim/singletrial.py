@@ -8,8 +8,7 @@ The method follows NSD's ``betas_fithrf_GLMdenoise_RR`` (Allen et al. 2022, Meth
    same response (ON-OFF); the amplitude of that fit is the voxel's mean response.
 3. Fit one regressor per trial by ridge regression towards the voxel's mean response.
 4. Choose the session's penalty whose estimates are closest to the unpenalised estimates of the same picture
-in
-   other runs, averaged over voxels. A session repeats about 80 pictures only, so penalties per voxel would
+   in other runs, averaged over voxels. A session repeats about 80 pictures only, so penalties per voxel would
    vary between sessions, and with them the scale of the estimates. With responses of peak 1 the best penalty
    is noise variance over trial variance.
 

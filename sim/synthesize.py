@@ -192,8 +192,7 @@ def synthesize(
 ) -> Provenance:
     """Write or complete a synthetic data set: stimuli, then the design, then ``n_sessions`` sessions.
 
-    :raises SimError: when the folder contains a data set of other settings or seed, or one that is not
-        synthetic
+    :raises SimError: when the folder contains data of other settings or seed, or not synthetic data
     :raises NsdError: when NSD has no such subject or session
     """
     layout = Layout(root)

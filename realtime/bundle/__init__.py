@@ -1,4 +1,4 @@
 """The bundle: one folder with everything the runtime knows about a subject and a model.
 
-May import ``wire`` and ``errors``.
+May import ``wire``, ``errors`` and ``atomic``.
 """

@@ -120,8 +120,7 @@ class Bundle:
     def check_run(self, start: RunStart) -> None:
         """Check that this bundle can decode a run.
 
-        :raises WireError: codes ``subject``, ``grid`` and ``tr``, when the run differs from the bundle in
-            these
+        :raises WireError: codes ``subject``, ``grid`` and ``tr``, when these differ from the bundle's
         """
         spec = self.spec
         if start.subject != spec.subject:

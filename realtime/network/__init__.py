@@ -1,4 +1,4 @@
 """Addresses, CURVE keys and the publisher of frames.
 
-May import ``events`` and ``errors``.
+May import ``events``, ``errors`` and ``atomic``.
 """

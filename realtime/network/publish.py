@@ -15,8 +15,7 @@ after a restart of the runtime, ``run_start`` is sent again with the same id, an
 from 0; earlier frames are not sent again.
 
 Without keys the socket listens on the loopback interface only. With keys (:mod:`realtime.network.curve`) only
-subscribers with a listed public key receive messages. ``docs/examples/subscriber.py`` is a complete
-subscriber.
+subscribers with a listed public key receive messages. ``docs/examples/subscriber.py`` is an example.
 """
 
 from __future__ import annotations

@@ -6,8 +6,7 @@ ends when the sender closes the connection or sends an image that begins with :d
 
 The protocol does not number volumes, so they are counted from 0 in each connection. It has no
 acknowledgements: volumes in transit when either side dies are lost, and the run cannot continue. The data
-port is opened on the loopback interface, whatever host the sender names; this module never connects to a
-host.
+port is opened on the loopback interface, whatever host the sender names; this module never connects.
 """
 
 from __future__ import annotations

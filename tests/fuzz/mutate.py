@@ -1,8 +1,8 @@
-"""Mutations that keep an input's outer form, so that fuzzing reaches what lies behind it.
+"""Mutations that keep an input's outer format valid, so that fuzzing reaches the code behind it.
 
-Random bytes seldom are valid JSON or msgpack, and never have the checksums of a PNG, a gzip stream or a
-journal. Half of all mutations are the fuzzer's own on the bytes as they are; the others take a message apart,
-change a value or a part of it and put it together again.
+Random bytes are seldom valid JSON or msgpack, and never have the checksums of a PNG, a gzip stream or a
+journal. Half of all mutations are the fuzzer's own on the raw bytes; the others decode a message, change a
+value or a part of it, and encode it again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 Mutate = Callable[[bytes, int], bytes]
-"""The fuzzer's own: bytes and the longest result, to bytes."""
+"""The fuzzer's own mutation: takes bytes and the longest result, returns bytes."""
 
 ODD: list[Any] = [
     *(None, True, False, 0, 1, -1, 2**16, 2**31, -(2**31), 2**63 - 1, -(2**63), 2**64 - 1),
@@ -28,7 +28,7 @@ ODD: list[Any] = [
 
 
 def of_target(name: str, mutate: Mutate) -> Callable[[bytes, int, int], bytes]:
-    """The mutation of a target, as the fuzzer calls it: bytes, longest result, seed."""
+    """Return the mutation of a target with the fuzzer's arguments: bytes, longest result, seed."""
     change = {
         "message": _framed,
         "reply": _msgpack,
@@ -47,7 +47,7 @@ def of_target(name: str, mutate: Mutate) -> Callable[[bytes, int, int], bytes]:
         if change is not None and draw.random() < 0.5:
             try:
                 changed = change(data, draw, lambda part: bytes(mutate(part, max(len(part) + 64, 64))))
-            except Exception:  # it has not that form any more
+            except Exception:  # the format is no longer valid
                 changed = b""
             if 0 < len(changed) <= max_size:
                 return changed
@@ -60,7 +60,7 @@ _Part = Callable[[bytes], bytes]
 
 
 def _tree(value: Any, draw: random.Random, *, depth: int = 0) -> Any:
-    """A value with one place in it changed."""
+    """Change one place in a value."""
     if isinstance(value, dict) and value and draw.random() < 0.95:
         key = draw.choice(list(value))
         action = draw.random()
@@ -125,7 +125,7 @@ def _gzip(data: bytes, _draw: random.Random, part: _Part) -> bytes:
 
 
 def _png(data: bytes, draw: random.Random, part: _Part) -> bytes:
-    """Chunks with checksums that fit, and pixels that can be unpacked."""
+    """Chunks with correct checksums, and pixels that can be decompressed."""
     chunks, at = [], 8
     while at + 12 <= len(data):
         (size,) = struct.unpack_from(">I", data, at)
@@ -151,7 +151,7 @@ def _png(data: bytes, draw: random.Random, part: _Part) -> bytes:
 
 
 def _journal(data: bytes, draw: random.Random, part: _Part) -> bytes:
-    """Records with checksums that fit."""
+    """Records with correct checksums."""
     from realtime.record.journal import MAGIC
 
     records, at, head = [], len(MAGIC), struct.Struct("<4sIQdI")

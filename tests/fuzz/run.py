@@ -3,14 +3,13 @@
     pip install '.[fuzz]'
     python tests/fuzz/run.py all --seconds 40      every target, one after the other
     python tests/fuzz/run.py png --seconds 600     one target
-    python tests/fuzz/run.py png FILE              that input alone, to look at what it does
+    python tests/fuzz/run.py png FILE              one input alone, to debug it
 
-atheris (libFuzzer for Python) changes the inputs in tests/fuzz/corpus/TARGET and keeps, in a folder of its
-own, those that reach new code. At the end the shortest of them, a small number of bytes in all, go into the
-corpus. An input that a parser does not refuse by its own errors, or that takes more than 10 s or too much
-memory, stops the target and is written as tests/fuzz/corpus/TARGET/found-SHA1; the command ends with code 1.
-Then mend the parser, give the file a name that says what it is, and name it in tests/fuzz/test_corpus.py,
-where every input of the corpus is tried again.
+atheris (libFuzzer for Python) mutates the inputs in tests/fuzz/corpus/TARGET and keeps those that reach new
+code in a separate folder. At the end the shortest of them, a limited number of bytes, are added to the
+corpus. An input that raises an unexpected exception, takes more than 10 s or too much memory stops the target
+and is written to tests/fuzz/corpus/TARGET/found-SHA1; the command then ends with code 1. Fix the parser, give
+the file a descriptive name, and list it in tests/fuzz/test_corpus.py, which tries every input of the corpus.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ CORPUS = Path(__file__).parent / "corpus"
 TIMEOUT_S = 10
 RSS_LIMIT_MB = 2_048
 KEPT_BYTES = 16_000
-"""Of each target's corpus, beside its seeds and what was found."""
+"""Size limit of each target's corpus, besides its seeds and findings."""
 LIBRARIES = {
     "nifti": ["nibabel.nifti1", "nibabel.spatialimages", "nibabel.wrapstruct"],
     "roi": ["nibabel.nifti1", "nibabel.spatialimages", "nibabel.wrapstruct", "nibabel.arrayproxy"],
@@ -36,11 +35,11 @@ LIBRARIES = {
     "npz": ["zipfile"],
     "keys": ["zmq.auth"],
 }
-"""Which of a target's libraries in Python its coverage is counted in, beside our own code."""
+"""Python libraries of a target that are instrumented besides our own code."""
 
 
 def main() -> int:
-    """Fuzz, or try one file."""
+    """Fuzz targets, or try one file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -60,13 +59,13 @@ def main() -> int:
 
 
 def names() -> list[str]:
-    """All targets, without loading what they fuzz: that has to be instrumented first."""
+    """Return all targets without importing the fuzzed code, which must be instrumented first."""
     text = Path(__file__).with_name("targets.py").read_text()
     return re.findall(r'^    "([a-z-]+)": Target', text, flags=re.MULTILINE)
 
 
 def try_file(target: str, file: Path) -> int:
-    """Let a target take one input; what it raises is seen."""
+    """Run a target on one input; exceptions propagate."""
     import tracemalloc
 
     from targets import TARGETS, try_input  # type: ignore[import-not-found]  # beside this script
@@ -78,7 +77,7 @@ def try_file(target: str, file: Path) -> int:
 
 
 def fuzz(target: str, seconds: int) -> int:
-    """Fuzz in a process of its own, then keep what reached new code; 1 where something was found."""
+    """Fuzz in a separate process, then keep inputs that reached new code; return 1 after a finding."""
     corpus = CORPUS / target
     corpus.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
@@ -104,14 +103,14 @@ def fuzz(target: str, seconds: int) -> int:
 
 
 def figures(log: str) -> str:
-    """Executions and coverage from libFuzzer's log."""
+    """Return executions and coverage from libFuzzer's log."""
     last = (re.findall(r"^#.*cov: .*$", log, flags=re.MULTILINE) or ["no execution"])[-1]
     total = re.findall(r"^Done.*$", log, flags=re.MULTILINE)
     return "; ".join([re.sub(r"\s+", " ", last), *total])
 
 
 def keep(grown: Path, corpus: Path) -> None:
-    """Put what reached new code into the corpus, the shortest first, as far as there is room."""
+    """Add inputs that reached new code to the corpus, shortest first, up to the size limit."""
     room = KEPT_BYTES - sum(file.stat().st_size for file in corpus.glob("kept-*"))
     for file in sorted(grown.iterdir(), key=lambda file: (file.stat().st_size, file.name)):
         if (room := room - file.stat().st_size) < 0:
@@ -121,7 +120,7 @@ def keep(grown: Path, corpus: Path) -> None:
 
 
 def run_inside(target: str, *for_libfuzzer: str) -> subprocess.CompletedProcess[str]:
-    """This file with libFuzzer's options and folders, which end the process when they are done."""
+    """Return the command that runs this file with libFuzzer's options and folders."""
     command = [sys.executable, __file__, target, "--inside", *for_libfuzzer]
     shown = dict.fromkeys(part for part in for_libfuzzer if not part.startswith("-"))
     command = [part for part in command if part not in shown] + ["--", *shown]
@@ -129,7 +128,7 @@ def run_inside(target: str, *for_libfuzzer: str) -> subprocess.CompletedProcess[
 
 
 def fuzz_here(target: str, for_libfuzzer: list[str]) -> None:
-    """Never returns: libFuzzer ends the process."""
+    """Fuzz; never returns, because libFuzzer ends the process."""
     import atheris
 
     with atheris.instrument_imports(include=["realtime", "sim.sender", *LIBRARIES.get(target, [])]):

@@ -1,9 +1,9 @@
-"""Every parser that takes bytes from outside, as a function of bytes that lets only its own errors pass.
+"""Fuzz targets: one function of bytes for every parser of data from outside.
 
-What comes over a network: messages, replies to them, Pyneal's and AFNI's protocols, pictures, WebRTC offers.
-What comes as a file that somebody else may have made: images in a watched folder, bundles, run folders, keys.
-A target calls the parser as the runtime does and lets through only the errors its documentation names.
-Anything else that is raised is a finding; so is memory beyond ``MEMORY_BYTES``, and whatever does not end.
+Data from a network: messages, replies, Pyneal's and AFNI's protocols, pictures, WebRTC offers. Files from
+others: images in a watched folder, bundles, run folders, keys. A target calls the parser like the runtime
+does and ignores only the errors that the parser documents. Any other exception is a finding, and so is memory
+beyond ``MEMORY_BYTES`` or a call that does not return.
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ START = wire.RunStart(
     dtype="int16",
 )
 SHAPE = (2, 4)
-"""Of arrays in .npy and .npz files."""
+"""Shape of arrays in .npy and .npz files."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A parser, and how its documentation says that it refuses."""
+    """A parser and the exceptions that it documents."""
 
     run: Callable[[bytes], object]
     refuses: tuple[type[Exception], ...]
@@ -86,7 +86,7 @@ class TooMuchMemoryError(Exception):
 
 
 def forget_peak() -> None:
-    """Let the process's largest memory be what it has now (Linux), so that earlier ones hide nothing."""
+    """Reset the process's peak memory to its current memory (Linux)."""
     if _CLEAR.exists():
         _CLEAR.write_text("5")
 
@@ -95,7 +95,7 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 
 def _peak_bytes() -> int:
-    """The largest resident memory of this process: what libraries in C take too."""
+    """Return the peak resident memory of this process, which includes C libraries."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1_024)
 
 
@@ -109,7 +109,7 @@ def try_input(target: Target, data: bytes) -> None:
     try:
         target.run(data)
     except target.refuses as error:
-        str(error).encode()  # it goes to whoever sent it, and into logs
+        str(error).encode()  # it must be encodable for replies and logs
     taken = max(tracemalloc.get_traced_memory()[1] - traced, _peak_bytes() - resident)
     if taken > MEMORY_BYTES:
         raise TooMuchMemoryError(f"{taken / 2**20:.0f} MiB for an input of {len(data)} bytes")
@@ -117,7 +117,7 @@ def try_input(target: Target, data: bytes) -> None:
 
 @lru_cache(maxsize=1)
 def _folder() -> tempfile.TemporaryDirectory[str]:
-    """For parsers that take a path; removed when the process ends."""
+    """Folder for parsers that take a path; removed when the process ends."""
     return tempfile.TemporaryDirectory(prefix="fuzz-")
 
 
@@ -309,7 +309,7 @@ def region(data: bytes) -> None:
 
 
 def weights(data: bytes) -> None:
-    """Where an ONNX graph's weights lie; its engine reads the rest."""
+    """The external weight files of an ONNX graph; its engine reads the rest."""
     assert all(isinstance(name, str) for name in weight_files(_file("brain.onnx", data)))
 
 
@@ -342,4 +342,4 @@ TARGETS: dict[str, Target] = {
     "weights": Target(run=weights, refuses=(ValueError,)),
     "keys": Target(run=keys, refuses=(ServeError,), max_bytes=1_024),
 }
-"""By the name that ``run.py`` takes and its corpus has."""
+"""Targets by the name used by ``run.py`` and the corpus."""

@@ -1,4 +1,4 @@
-"""What fuzzing found, and what reaches the most of each parser, is tried again; see run.py."""
+"""Tries the inputs of the corpus: fuzzing's findings, and inputs that cover each parser; see run.py."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from sim.errors import SimError
 from . import run, seeds
 from .targets import TARGETS, forget_peak, try_input
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # pydicom's, of what is damaged
+pytestmark = pytest.mark.filterwarnings("ignore")  # pydicom warns about damaged files
 
 CORPUS = Path(__file__).parent / "corpus"
 PATIENCE_S = 60
-"""Far more than any input takes; one that hangs ends the tests with a trace of where it does."""
+"""Time limit per test, far more than any input takes; after it the tests end with a traceback."""
 
 FOUND = {
     ("events", "bad-utf8"): None,  # a letter is lost, not the table
@@ -41,7 +41,7 @@ FOUND = {
     ("run-json", "nested"): "does not describe a run",
     ("table", "other-folder"): "Expected `str` matching",
 }
-"""What was raised, or taken, where nothing should have been; what is said of it now; None: it is taken."""
+"""Inputs that once failed, and the message that now refuses each; None means that it is accepted."""
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ def _measured() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_every_kept_input_is_taken_or_refused_and_takes_little_memory(name: str) -> None:
+def test_every_input_is_accepted_or_refused_and_takes_little_memory(name: str) -> None:
     kept = sorted((CORPUS / name).iterdir())
     assert kept
     for file in kept:
@@ -67,7 +67,7 @@ def test_every_kept_input_is_taken_or_refused_and_takes_little_memory(name: str)
 
 
 @pytest.mark.parametrize(("target", "name"), FOUND)
-def test_what_was_found_is_mended(target: str, name: str) -> None:
+def test_findings_stay_fixed(target: str, name: str) -> None:
     data = (CORPUS / target / f"found-{name}").read_bytes()
     says = FOUND[target, name]
     if says is None:
@@ -79,7 +79,7 @@ def test_what_was_found_is_mended(target: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_seeds_are_in_the_corpus_and_valid(name: str) -> None:
-    """Not byte for byte: other releases of the libraries that compress them may do it otherwise."""
+    """Not byte for byte, because other releases of the libraries may compress differently."""
     made = list(seeds.SEEDS[name]())
     kept = {file.name for file in (CORPUS / name).glob("seed-*")}
     assert kept == {f"seed-{number}" for number in range(len(made))}, "run python tests/fuzz/seeds.py"

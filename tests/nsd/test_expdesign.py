@@ -51,14 +51,11 @@ def test_runs_take_their_trials_in_turn(tmp_path: Path) -> None:
         plan.run_trials(2, 3, 12)
 
 
-def test_repetitions_find_all_trials_of_an_image(tmp_path: Path) -> None:
+def test_every_image_of_a_subject_is_shown_three_times(tmp_path: Path) -> None:
     plan = read_expdesign(write(tmp_path, variables()))
-    shown = plan.trial_images(1)
-    repetitions = plan.repetitions(1)
-    assert len(repetitions) == 10_000
-    image = int(shown[77])
-    assert list(repetitions[image]) == np.flatnonzero(shown == image).tolist()
-    assert {len(found) for found in repetitions.values()} == {3}
+    images, counts = np.unique(plan.trial_images(1), return_counts=True)
+    assert len(images) == 10_000
+    assert set(counts.tolist()) == {3}
 
 
 @pytest.mark.parametrize(

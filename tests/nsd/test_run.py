@@ -24,7 +24,7 @@ def test_roi_is_what_lies_above_zero(hand_made: HandMade) -> None:
 
 def test_volumes_are_those_on_disk_without_the_trailing_one(hand_made: HandMade) -> None:
     run = run_of(hand_made)
-    volumes = list(run.volumes())
+    volumes = [run.volume(index) for index in range(run.n_volumes)]
     assert len(volumes) == run.n_volumes == 225
     assert np.array_equal(np.stack(volumes, axis=-1), hand_made.series[..., :225])
     assert run.dtype == volumes[0].dtype == np.int16
@@ -34,11 +34,10 @@ def test_volumes_are_those_on_disk_without_the_trailing_one(hand_made: HandMade)
 
 def test_any_volume_in_any_order_is_c_contiguous(hand_made: HandMade) -> None:
     run = run_of(hand_made)
-    for index in (224, 0, 100, 99):
+    for index in (224, 0, 100, 99, 57):
         volume = run.volume(index)
         assert volume.flags.c_contiguous
         assert np.array_equal(volume, hand_made.series[..., index])
-    assert np.array_equal(next(run.volumes(start=57)), hand_made.series[..., 57])
 
 
 def test_trials_count_images_from_0(hand_made: HandMade) -> None:

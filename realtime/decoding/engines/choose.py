@@ -63,11 +63,10 @@ def open_engine(bundle: Bundle, name: str = "auto", threads: int | None = None) 
 def open_and_use(
     bundle: Bundle, name: str, use: Callable[[Engine], T], threads: int | None = None
 ) -> tuple[str, Engine, T]:
-    """Open an engine and call ``use`` with it; return the engine's name, the engine and the result of
-    ``use``.
+    """Open an engine and call ``use`` with it.
 
-    :param name: as for :func:`open_engine`; ``auto`` also passes over an engine that opens but fails in
-        ``use``
+    :param name: as for :func:`open_engine`; ``auto`` also passes over an engine that fails in ``use``
+    :returns: the engine's name, the engine and the result of ``use``
     :raises EngineError: as :func:`open_engine`, and when ``use`` raises it
     """
     if name not in ENGINES:

@@ -1,5 +1,4 @@
-"""ONNX Runtime on CUDA: each graph is captured once as a CUDA graph and then replayed. No fallback to the
-CPU.
+"""ONNX Runtime on CUDA: each graph is captured as a CUDA graph and replayed, without fallback to the CPU.
 
 A CUDA graph replays the same kernels on the same addresses. So there is one session with fixed shapes for
 each graph and each number of conditions that the samplers use, and its inputs and outputs are bound once. A

@@ -158,8 +158,7 @@ def split_by_input(
     """Split a model into parts that depend on one of the named inputs alone, and the rest.
 
     :returns: the rest and the parts by input. The n-th output of the part for input ``x`` is the input
-        ``x.n`` of the rest. An input has no part if nothing depends on it alone, or if an output of the model
-        does.
+        ``x.n`` of the rest. An input has no part if nothing, or an output of the model, depends on it alone.
     """
     folding = Manager()
     folding.register_pass(ConstantFolding())  # afterwards nodes that only read a shape depend on no input

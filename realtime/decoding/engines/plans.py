@@ -77,8 +77,7 @@ def graph_files(spec: Spec, graph: str) -> dict[str, str]:
 
 
 def find_plans(bundle: Bundle, tensorrt: str, sm: str, gpu: str) -> Record:
-    """Return the record of the plans for a version of TensorRT, an architecture and a GPU model; read no
-    plan.
+    """Return the record of the plans for a TensorRT version, an architecture and a GPU model.
 
     :raises EngineError: when there are no plans or they do not match; the message says how to build them
     """

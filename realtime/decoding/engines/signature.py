@@ -63,8 +63,7 @@ def check_graph(
     outputs: Sequence[Tensor],
     n: int | None = None,
 ) -> None:
-    """Check that a loaded graph has the inputs and outputs of :func:`signature`; free dimensions match any
-    size.
+    """Check the inputs and outputs of a loaded graph against :func:`signature`; free dimensions match any.
 
     Its external weights must be files that ``bundle.json`` lists.
 

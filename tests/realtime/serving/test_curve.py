@@ -250,7 +250,7 @@ def test_the_simulated_scanner_says_what_is_wrong_with_its_keys(tmp_path: Path, 
 
 
 def test_a_guard_that_is_not_running_admits_nobody(keys: Path, dealer: Connect) -> None:
-    """A protected socket refuses everybody if its guard fails."""
+    """A protected socket admits nobody if its guard fails."""
 
     async def check() -> None:
         context = zmq.asyncio.Context()
