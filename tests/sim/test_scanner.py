@@ -253,7 +253,7 @@ def test_a_runtime_restarted_in_mid_run_misses_nothing(tiny: Tiny) -> None:
     router = RouterRuntime(runtime)
     with router.serving():
         pass  # takes a port
-    with replay_process(tiny, router.port, "--speed", "100") as scanner:
+    with replay_process(tiny, router.port, "--speed", "40") as scanner:
         with router.serving():
             assert router.held_at[30].wait(60)
         runtime.restart()
