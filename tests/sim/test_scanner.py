@@ -253,7 +253,7 @@ def test_a_runtime_restarted_in_mid_run_misses_nothing(tiny: Tiny) -> None:
     router = RouterRuntime(runtime)
     with router.serving():
         pass  # takes a port
-    with replay_process(tiny, router.port, "--speed", "100") as scanner:
+    with replay_process(tiny, router.port, "--speed", "40") as scanner:
         with router.serving():
             assert router.held_at[30].wait(60)
         runtime.restart()
@@ -268,7 +268,7 @@ def test_a_scanner_killed_in_mid_run_continues_after_a_restart(tiny: Tiny) -> No
     runtime = ContractRuntime()
     router = RouterRuntime(runtime)
     with router.serving():
-        with replay_process(tiny, router.port, "--speed", "60") as scanner:
+        with replay_process(tiny, router.port, "--speed", "20") as scanner:
             assert router.held_at[30].wait(60)
             scanner.send_signal(signal.SIGKILL)
             scanner.wait(10)
@@ -284,7 +284,7 @@ def test_a_scanner_killed_in_mid_run_continues_after_a_restart(tiny: Tiny) -> No
 def test_an_interrupted_scanner_ends_the_run_as_aborted(tiny: Tiny) -> None:
     runtime = ContractRuntime()
     router = RouterRuntime(runtime)
-    with router.serving(), replay_process(tiny, router.port, "--speed", "60") as scanner:
+    with router.serving(), replay_process(tiny, router.port, "--speed", "20") as scanner:
         assert router.held_at[30].wait(60)
         scanner.send_signal(signal.SIGINT)
         assert scanner.wait(20) == 130

@@ -43,7 +43,7 @@ class Replay:
 def replay(tiny_nsd: Path) -> Iterator[Callable[..., Replay]]:
     started: list[Replay] = []
 
-    def start(address: str, speed: float = 100.0) -> Replay:
+    def start(address: str, speed: float = 60.0) -> Replay:
         started.append(Replay(tiny_nsd, address, speed))
         return started[-1]
 

@@ -20,6 +20,6 @@ def test_nothing_is_lost_whoever_dies_when(
         tmp_path / "runs",
         victims=["scanner", "runtime", "runtime", "scanner"],
         rng=random.Random(3),
-        speed=100.0,
+        speed=60.0,
     )
     assert n_frames > 0
