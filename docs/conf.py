@@ -44,13 +44,12 @@ smartquotes = False  # would make one dash of the two before an option
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "fieldlist"]
 myst_heading_anchors = 3
 
-# One page a module, written into reference/api, which git ignores.
+# One page a room, written into reference/api, which git ignores.
 apidoc_modules = [
     {
         "path": str(ROOT / package),
         "destination": f"reference/api/{package}",
         "exclude_patterns": ["**/__main__.py"],
-        "separate_modules": True,
         "module_first": True,
     }
     for package in OURS
@@ -77,15 +76,12 @@ html_css_files = ["custom.css"]
 html_favicon = ICON
 html_show_sourcelink = False
 html_theme_options = {
-    "logo": {
-        "image_light": "_static/icon.svg",
-        "image_dark": "_static/icon.svg",
-        "text": "Real-time Dynadiff",
-    },
+    "logo": {"image_light": ICON, "image_dark": ICON, "text": project},
     "navbar_align": "left",
     "header_links_before_dropdown": 6,
     "show_toc_level": 2,
     "show_nav_level": 1,
+    "collapse_navigation": True,  # a page would else list all others
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["licence"],
     "footer_end": ["theme-version"],

@@ -81,10 +81,8 @@ def test_the_readme_is_a_page_and_says_early_what_was_not_tested() -> None:
 
 
 def test_continuous_integration_runs_the_readmes_test_command_on_every_test() -> None:
-    script = (ROOT / ".ci" / "run").read_text()
-    assert "pip install --quiet '.[test]'\n" in script
-    assert "pytest" in script.splitlines()
-    assert not re.search(r"pytest.*\btests/", script), "it runs folder by folder"
+    lines = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert lines.index("pip install --quiet '.[test]'") + 1 == lines.index("pytest")
 
 
 def split_command(command: str) -> tuple[str, list[str]]:
@@ -230,7 +228,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("sphinx", reason="pip install '.[docs]'")
     out = tmp_path_factory.mktemp("site")
     done = subprocess.run(
-        [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-n", str(DOCS), str(out)],
+        [sys.executable, "-m", "sphinx", "-q", "-j2", "-W", "--keep-going", "-n", str(DOCS), str(out)],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -260,8 +258,9 @@ class Links(HTMLParser):
 
 @pytest.mark.slow
 def test_every_link_of_the_site_leads_somewhere(site: Path) -> None:
-    pages = {page.resolve(): Links(page) for page in site.rglob("*.html")}
-    assert len(pages) > 100
+    themes = site / "_static"  # it has templates, which are no pages
+    pages = {page.resolve(): Links(page) for page in site.rglob("*.html") if not page.is_relative_to(themes)}
+    assert len(pages) > 60
     broken = [
         f"{page.relative_to(site.resolve())}: {target}"
         for page, links in pages.items()
