@@ -80,7 +80,7 @@ def test_pictures_are_the_scenes(tiny: Tiny) -> None:
 
 
 def test_median_signal_share_is_measured_and_within_what_is_promised(tiny: Tiny) -> None:
-    low, median, high = read_provenance(tiny.root).median_share(1)
+    low, median, high = read_provenance(tiny.root).share_quartiles(1)
     assert 0.19 <= median <= 0.25
     assert low < median < high
 
@@ -100,7 +100,7 @@ def test_measured_share_is_what_evoked_series_explain_of_the_files(tiny: Tiny) -
         series = run.roi_series(roi)
         both = [(x - x.mean(axis=0)) / x.std(axis=0) for x in (evoked, series)]
         explained.append((both[0] * both[1]).mean(axis=0) ** 2)
-    recorded = read_provenance(tiny.root).median_share(1)[1]
+    recorded = read_provenance(tiny.root).share_quartiles(1)[1]
     assert np.median(np.mean(explained, axis=0)) == pytest.approx(recorded, abs=0.04)
 
 
