@@ -63,6 +63,6 @@ def test_memory_that_runs_out_is_told_as_such(
         torch.empty(2**55)
 
     monkeypatch.setattr("export.bundle.build.note_sources", too_many)
-    with pytest.raises(ExportError, match=r"^memory ran out \(.*nothing was written"):
+    with pytest.raises(ExportError, match=r"^out of memory \(.*nothing was written"):
         export_bundle(tiny_checkpoint, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pydicom
@@ -32,7 +33,8 @@ from realtime.sources.files.dicom import read
 from realtime.sources.files.slices import SliceFile, Slices
 from realtime.sources.files.volume_file import NotWholeError
 
-from .conftest import DemoScan
+if TYPE_CHECKING:  # the fuzzer's seeds load this file alone
+    from .conftest import DemoScan
 
 VOXELS = np.random.default_rng(0).integers(0, 4_000, (6, 7, 5)).astype(np.uint16)
 """[x, y, z], RAS+."""
