@@ -289,7 +289,7 @@ def test_an_interrupted_scanner_ends_the_run_as_aborted(tiny: Tiny) -> None:
         scanner.send_signal(signal.SIGINT)
         assert scanner.wait(20) == 130
         assert scanner.stderr is not None
-        assert "interrupted; the runtime holds" in scanner.stderr.read()
+        assert "interrupted; the runtime has" in scanner.stderr.read()
     assert runtime.ends == ["aborted"]
 
 
