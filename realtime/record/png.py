@@ -1,4 +1,4 @@
-"""Reads PNGs from outside, after checking what their headers promise."""
+"""Reads PNGs from outside, after checking what their headers state."""
 
 from __future__ import annotations
 
