@@ -74,7 +74,8 @@ class _Bank:
         if own.window.delay_volumes < 0:
             raise ExportError(
                 f"expected a window that ends after the picture's onset, but that of {source.folder} ends "
-                f"{-own.window.delay_volumes} volumes before it, when no marker has announced the picture"
+                f"{-own.window.delay_volumes} volumes before it, when no marker has announced the picture; "
+                "leave it out"
             )
         name = _name(own.window.offset_volumes)
         if name in (decoder.name for decoder in self._decoders):

@@ -95,7 +95,8 @@ def read_subject(checkpoint: Checkpoint) -> Subject:
     found = int(np.count_nonzero(mask))
     if found != n_voxels:
         raise ExportError(
-            f"{path}: expected the {n_voxels} voxels the brain module was trained on, found {found}"
+            f"{path}: expected the {n_voxels} voxels the brain module was trained on, found {found}; "
+            "put the file of the training back, or train again"
         )
     x, y, z = mask.shape
     r0, r1, r2, r3 = ((float(a), float(b), float(c), float(d)) for a, b, c, d in affine)

@@ -19,7 +19,7 @@ class Difference(NamedTuple):
     relative: float
 
     def or_worse(self, other: Difference | None) -> Difference:
-        """The larger of both, figure by figure; NaN counts as the largest."""
+        """The larger of the two, figure by figure; NaN counts as the largest."""
         if other is None:
             return self
         largest, share = (float(np.maximum(*pair)) for pair in zip(self, other, strict=True))

@@ -138,7 +138,8 @@ class Bundle:
         if abs(start.tr_s - spec.tr_s) > TR_TOLERANCE * spec.tr_s:
             raise WireError(
                 "tr",
-                f"expected the TR the decoder was trained for, {spec.tr_s:.4f} s, got {start.tr_s:.4f} s",
+                f"expected the TR the decoder was trained for, {spec.tr_s:.4f} s, got {start.tr_s:.4f} s; "
+                "scan with this TR, or serve a bundle that was trained for the scanner's",
             )
 
 

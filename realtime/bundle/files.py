@@ -93,7 +93,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
     except OSError as error:
         raise BundleError(f"{path}: cannot be read: {error.strerror}; is this folder a bundle?") from error
     if len(content) > limit:
-        raise BundleError(f"{path}: expected at most {limit} bytes, found more")
+        raise BundleError(f"{path}: expected at most {limit} bytes, found more; is this folder a bundle?")
     return content
 
 

@@ -74,7 +74,7 @@ class RunFolder:
     def create(cls, root: Path, info: RunFile, files: Mapping[str, bytes] | None = None) -> RunFolder:
         """Make the folder of a run's next take under ``root``, with these files in it from the start.
 
-        It appears whole: what a crash leaves half-made is no take.
+        The folder appears only when it is complete: one that a crash leaves incomplete is not a take.
         """
         takes = list(takes_of(root, info.start.run_id))
         path = take_path(root, info.start.run_id, len(takes) + 1)
@@ -199,7 +199,7 @@ class RunFolder:
         self._write(self._events, ("\t".join(EVENT_COLUMNS) + "\n").encode())
 
     def changes(self, what: Literal["engine", "faces"], note: str) -> None:
-        """Record that the run goes on with another engine or other faces.
+        """Record that the run continues on another engine, or with faces shown or blurred instead.
 
         A run in which faces are shown in any part counts as one that shows them.
         """
@@ -255,7 +255,7 @@ class RunFolder:
             **tables.COLUMNS,
         }
         shown = {
-            "Description": "What was on screen, by the scanner's markers; decoders do not get it.",
+            "Description": "What was on screen, by presentation software's markers; decoders do not get it.",
             "Sources": ["volumes.journal"],
             **EVENT_COLUMNS,
         }

@@ -1,4 +1,4 @@
-"""Reads PNGs from outside, after checking what their headers promise."""
+"""Reads PNGs from outside, after checking what their headers state."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def decode_png(data: bytes) -> NDArray[np.uint8]:
     width, height = struct.unpack_from(">II", data, len(_PNG_START))
     if not (0 < width <= MAX_EDGE_PX and 0 < height <= MAX_EDGE_PX):
         raise WireError(
-            "picture", f"expected a picture of at most {MAX_EDGE_PX} px a side, got {width} x {height}"
+            "picture",
+            f"expected a picture of at most {MAX_EDGE_PX} px a side, got {width} x {height}; "
+            "send a smaller one",
         )
     _check_chunks(data)
     try:

@@ -168,6 +168,6 @@ def _volumes(path: Path) -> Iterator[tuple[int, bytes]]:
         try:
             message = wire.decode_to_runtime(entry.header)
         except WireError as error:
-            raise RecordError(f"a record of the journal in {path} is no message: {error}") from error
+            raise RecordError(f"a record of the journal in {path} is not a message: {error}") from error
         if isinstance(message, wire.Volume):
             yield message.index, entry.payload

@@ -1,4 +1,4 @@
-"""``report.html``: one file that holds its pictures itself, so that it can be sent and kept."""
+"""``report.html``: one file with all its pictures inside, so that it can be sent and kept."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def _plot(summary: Summary, rows: Sequence[Row]) -> Plot | None:
 
 
 def _as_url(path: Path) -> str:
-    """A PNG as a URL that holds it."""
+    """A PNG as a data URL."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 

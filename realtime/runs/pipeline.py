@@ -241,7 +241,7 @@ class Pipeline:
         return run
 
     async def _make_room(self, run: Run, message: wire.RunStart) -> None:
-        """End a run whose scanner is gone, so that another can begin; refuse if it is not."""
+        """End a run whose scanner is gone, so that another can begin; refuse if it may still send."""
         if perf_counter() - self._heard_s <= STALE_TR * run.start.tr_s:
             raise WireError(
                 "busy",

@@ -12,7 +12,7 @@ STALE_TR = 3
 
 
 def run_state(run: Run | None, *, is_open: bool, silent_s: float) -> State:
-    """Where a run stands.
+    """The state of a run.
 
     :param silent_s: time since its scanner was last heard
     """

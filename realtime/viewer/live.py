@@ -38,7 +38,7 @@ class LivePicture:
         self._changed = asyncio.Event()
 
     async def follow(self, broadcast: Broadcast) -> None:
-        """Follow the broadcast's newest frame until cancelled; a run without frames is dark."""
+        """Follow the broadcast's newest frame until cancelled; dark while a run has no frames."""
         shown = None
         async with broadcast.listen() as queue:
             while True:

@@ -27,7 +27,10 @@ def score_run(folder: Path) -> dict[str, Any]:
     """
     trials = trusted(read_recorded(folder))
     if len(trials) < 2:
-        raise TrainError(f"expected at least two decoded trials in {folder}, found {len(trials)}")
+        raise TrainError(
+            f"expected at least two decoded trials in {folder}, found {len(trials)}; a trial needs the "
+            "marker of its picture, and a frame"
+        )
     shown = np.stack([trial.shown_image() for trial in trials])
     decoded = np.stack([trial.decoded_image() for trial in trials])
     scores = identification(efficientnet_lite0(shown), efficientnet_lite0(decoded))

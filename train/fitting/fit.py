@@ -153,7 +153,8 @@ def untrained_model(
     missing = [name for name in brain.load_state_dict(kept, strict=False).missing_keys]
     if not all(name.startswith(_OF_A_SUBJECT) for name in missing):
         raise TrainError(
-            f"expected the shared weights of a brain module in {pretrained}, but {missing[0]} is missing"
+            f"expected the shared weights of a brain module in {pretrained}, but {missing[0]} is missing; "
+            "choose another checkpoint with --from"
         )
     return Dynadiff(brain, trainable_again(recipe.finetune, pretrained, base_folder), null_NW, recipe)
 
@@ -168,9 +169,9 @@ def _check_parent(folder: Path, info: CheckpointInfo, recipe: Recipe, base_folde
     theirs = info.recipe
     if theirs.split != recipe.split or (theirs.split == "time-resolved" and len(info.subjects) == 1):
         raise TrainError(
-            f"expected that {folder} was not trained on pictures that the new subject is tested on, which "
-            f"holds for several subjects or the standard split, and with the recipe's split {recipe.split}; "
-            f"found split {theirs.split} and {len(info.subjects)} subject(s)"
+            f"expected a checkpoint in {folder} that was not trained on pictures that the new subject is "
+            f"tested on: one with the recipe's split, {recipe.split}, and of several subjects if that is "
+            f"time-resolved; found split {theirs.split} and {len(info.subjects)} subject(s)"
         )
     # The length of the training may differ, and the baseline's settings do not matter.
     different = [name for name in recipe_differences(recipe, theirs) if name not in ("fit", "ridge")]

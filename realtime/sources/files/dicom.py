@@ -107,7 +107,9 @@ def _check_syntax(data: bytes) -> None:
     meta = pydicom.filereader.read_dataset(io.BytesIO(data[_META_LENGTH.stop : end]), False, True)
     if meta.get("TransferSyntaxUID") not in _SYNTAXES:
         raise WireError(
-            "file", f"expected uncompressed DICOM, got transfer syntax {meta.get('TransferSyntaxUID')}"
+            "file",
+            f"expected uncompressed DICOM, got transfer syntax {meta.get('TransferSyntaxUID')}; turn "
+            "compression off in the scanner's export",
         )
 
 

@@ -74,7 +74,9 @@ def _voxels(data: bytes) -> tuple[NDArray[Any], NDArray[Any]]:
     if not header["magic"].item().startswith((b"n+1", b"n+2")):
         raise WireError("file", "expected header and voxels in one file, got a header only")
     if header["sform_code"] <= 0 and header["qform_code"] <= 0:
-        raise WireError("grid", "expected an affine in the header, got neither sform nor qform")
+        raise WireError(
+            "grid", "expected an affine in the header, got neither sform nor qform; export with one"
+        )
     shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), int(header.get_data_offset())
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
