@@ -84,7 +84,7 @@ def test_another_subject_in_the_data_set_leaves_a_subject_what_it_was(tiny_nsd: 
     (root / SYNTHETIC_FILE).write_text(json.dumps(note))
     assert identity_of(root) == identity_of(tiny_nsd)
     (root / SYNTHETIC_FILE).write_text("{")
-    with pytest.raises(TrainError, match=r"synthetic\.json: expected the note"):
+    with pytest.raises(TrainError, match=r"synthetic\.json: expected the file that"):
         identity_of(root)
 
 
