@@ -121,8 +121,9 @@ class RunFolder:
                 end = entry.end
             run._journal.cut(end)
             if run.info.format_version == 1:
-                run._save(upgrade(path, run.info, decoders))
+                upgraded = upgrade(path, run.info, decoders)
                 run._describe()
+                run._save(upgraded)  # last: until then all of this can be repeated
             rows, table_end = tables.read_table(run._table)
             os.truncate(run._table, table_end)
             run._begin_events()  # written again from the journal, which has every marker whole
