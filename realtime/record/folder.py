@@ -79,11 +79,11 @@ class RunFolder:
         takes = list(takes_of(root, info.start.run_id))
         path = take_path(root, info.start.run_id, len(takes) + 1)
         try:
-            with whole(path) as partial:
+            with whole(path, replaces=False) as partial:
                 for folder in (partial, partial / "frames", partial / "shown"):
                     folder.mkdir(parents=True)
                 cls._fill(partial, info, files or {})
-                if path.exists():  # it would be replaced
+                if path.exists():
                     raise RecordError(
                         f"another runtime has just made the run folder {path}; start the run again"
                     )
