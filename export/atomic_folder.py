@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ from realtime.errors import BundleError
 def staging(out: Path, check: Callable[[Path], None] | None = None) -> Iterator[Path]:
     """A new folder that takes the place of ``out`` when the block ends without an error, else is removed.
 
+    Every process has a folder of its own, so that exports to the same ``out`` do not mix their files.
+
     :param check: called before and after the block; raises where ``out`` must not be replaced: by default,
         where it holds anything but a bundle
     :raises ExportError: ``check`` raised it, or no folder can be made beside ``out``
@@ -27,7 +30,7 @@ def staging(out: Path, check: Callable[[Path], None] | None = None) -> Iterator[
     out = out.absolute()
     with ExitStack() as stack:
         try:
-            staged = stack.enter_context(whole(out))
+            staged = stack.enter_context(whole(out, str(os.getpid())))
             staged.mkdir()
         except OSError as error:
             raise ExportError(

@@ -9,19 +9,26 @@ from pathlib import Path
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def whole(path: Path, writer: str = "", *, replaces: bool = True) -> Iterator[Path]:
     """Where to write what becomes ``path``, a file or a folder, when the block ends without an error.
 
     Until then ``path`` stays as it was, and after an error too. One process at a time may write a path: the
     place to write has one name, so that what a killed process left there is removed by the next.
+
+    :param writer: where several processes may write a path, a name of this one; the last to end wins
+    :param replaces: whether a folder with content may be at ``path``; if not, it stays, and OSError is raised
     """
     # The suffix stays, because numpy adds one of its own to a name with another suffix.
-    partial = path.with_name(f".partial-{path.name}")
+    name = f"{writer}-{path.name}" if writer else path.name
+    partial = path.with_name(f".partial-{name}")
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove(partial)
     try:
         yield partial
-        _take_place(partial, path)
+        if replaces and path.is_dir():
+            _replace_folder(partial, path, path.with_name(f".older-{name}"))
+        else:
+            partial.replace(path)
     except BaseException:
         _remove(partial)
         raise
@@ -34,12 +41,8 @@ def write_whole(path: Path, content: bytes | str) -> None:
         partial.write_bytes(encoded)
 
 
-def _take_place(partial: Path, path: Path) -> None:
-    if not path.is_dir():
-        partial.replace(path)
-        return
+def _replace_folder(partial: Path, path: Path, older: Path) -> None:
     # A folder replaces another only where that is empty; the older one comes back if the second rename fails.
-    older = path.with_name(f".older-{path.name}")
     _remove(older)
     path.rename(older)
     try:

@@ -181,7 +181,7 @@ def _make_client(folder: Path, runtime: Path, right: Right) -> None:
     """Make a client's folder atomically, then add its key to the runtime's."""
     if folder.exists():
         raise ServeError(f"expected that {folder} does not exist, since its key was revoked; move it away")
-    with whole(folder) as partial:
+    with whole(folder, replaces=False) as partial:
         partial.mkdir(mode=0o700)
         public = _create(partial, _CLIENT)
         _write(partial / "server.key", (runtime / "server.key").read_bytes())

@@ -79,11 +79,11 @@ class RunFolder:
         takes = list(takes_of(root, info.start.run_id))
         path = take_path(root, info.start.run_id, len(takes) + 1)
         try:
-            with whole(path) as partial:
+            with whole(path, replaces=False) as partial:
                 for folder in (partial, partial / "frames", partial / "shown"):
                     folder.mkdir(parents=True)
                 cls._fill(partial, info, files or {})
-                if path.exists():  # it would be replaced
+                if path.exists():
                     raise RecordError(
                         f"another runtime has just made the run folder {path}; start the run again"
                     )
@@ -121,8 +121,9 @@ class RunFolder:
                 end = entry.end
             run._journal.cut(end)
             if run.info.format_version == 1:
-                run._save(upgrade(path, run.info, decoders))
+                upgraded = upgrade(path, run.info, decoders)
                 run._describe()
+                run._save(upgraded)  # last: until then all of this can be repeated
             rows, table_end = tables.read_table(run._table)
             os.truncate(run._table, table_end)
             run._begin_events()  # written again from the journal, which has every marker whole

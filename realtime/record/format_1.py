@@ -31,8 +31,10 @@ def read_format_1(folder: Path, info: RunFile) -> tuple[RunFile, list[tables.Row
     :raises RecordError: as :func:`realtime.record.tables.read_table`
     """
     rows = tables.parse_table(_one_table(folder, info.start, GENERAL), table_path(folder, info.start))
-    general = DecoderUsed(name=GENERAL, window_delay_volumes=info.window_delay_volumes)
-    return msgspec.structs.replace(info, decoders=(general, *_specialised(rows))), rows
+    # An upgrade that was cut short has written the bundle's names, with the general decoder's rows first.
+    name = rows[0].decoder if rows else GENERAL
+    general = DecoderUsed(name=name, window_delay_volumes=info.window_delay_volumes)
+    return msgspec.structs.replace(info, decoders=(general, *_specialised(rows, name))), rows
 
 
 def upgrade(folder: Path, info: RunFile, decoders: Sequence[DecoderUsed]) -> RunFile:
@@ -78,11 +80,11 @@ def _lines(path: Path) -> list[bytes]:
     return table[: table.rfind(b"\n") + 1].splitlines(keepends=True)
 
 
-def _specialised(rows: Iterable[tables.Row]) -> list[DecoderUsed]:
+def _specialised(rows: Iterable[tables.Row], general: str) -> list[DecoderUsed]:
     """The specialised decoders that rows name, by how soon after a picture's onset their windows end."""
     found = {
         DecoderUsed(name=row.decoder, window_delay_volumes=row.volume - row.shown_onset)
         for row in rows
-        if row.decoder != GENERAL and row.shown_onset is not None
+        if row.decoder != general and row.shown_onset is not None
     }
     return sorted(found, key=lambda decoder: decoder.window_delay_volumes)

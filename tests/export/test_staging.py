@@ -56,6 +56,22 @@ def test_an_older_bundle_is_replaced_or_stays(tmp_path: Path, exported: Exported
     assert names(tmp_path) == ["sub-01"]
 
 
+def test_exports_of_two_processes_do_not_mix_their_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "bundle"
+    out.mkdir()
+    with staging(out, check=lambda _: None) as first:
+        (first / "one").write_text("one")
+        monkeypatch.setattr("os.getpid", lambda: 0)
+        with staging(out, check=lambda _: None) as second:
+            assert names(first) == ["one"]
+            (second / "two").write_text("two")
+        assert names(out) == ["two"]
+    assert names(out) == ["one"]
+    assert names(tmp_path) == ["bundle"]
+
+
 def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
     (tmp_path / "bundle").mkdir()
     with staging(tmp_path / "bundle") as folder:

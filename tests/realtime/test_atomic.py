@@ -37,6 +37,21 @@ def test_an_error_leaves_the_old_file_and_no_part_of_the_new(tmp_path: Path) -> 
     assert names(tmp_path) == {"a.txt"}
 
 
+def test_a_folder_that_must_not_be_replaced_stays(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+
+    def make_while_another_does() -> None:
+        with whole(path, replaces=False) as partial:
+            partial.mkdir()
+            path.mkdir()
+            (path / "journal").write_text("acknowledged")
+
+    with pytest.raises(OSError, match="not empty"):
+        make_while_another_does()
+    assert names(path) == {"journal"}
+    assert names(tmp_path) == {"run"}
+
+
 def test_a_folder_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
     for content in ("old", "new"):
         with whole(tmp_path / "folder") as partial:

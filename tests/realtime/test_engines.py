@@ -175,6 +175,23 @@ def test_auto_takes_the_first_available_engine_and_names_the_others(
     assert "onnxruntime" in candidates["onnxruntime-cpu"].versions
 
 
+def test_openvino_without_its_cpu_plugin_is_passed_over(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("cannot load library libopenvino_intel_cpu_plugin.so")
+
+    monkeypatch.setattr(onnxruntime_cuda, "_has_cuda_device", lambda: False)
+    monkeypatch.setitem(choose._MODULES, "tensorrt", "realtime.decoding.engines.none_such")
+    monkeypatch.setattr(openvino, "_load_cpu_plugin", fail)
+    monkeypatch.setattr(openvino, "cpu_core", openvino.cpu_core.__wrapped__)  # not the core that was loaded
+    opened = Bundle.open(tiny_bundle)
+    assert "libopenvino_intel_cpu_plugin" in probe(opened, "openvino-bf16").reason
+    description = open_engine(opened, "auto").description
+    assert description.startswith("ONNX Runtime")
+    assert "openvino: OpenVINO's plugin for the CPU does not load: cannot load library" in description
+
+
 def test_an_engine_that_does_not_open_is_passed_over(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

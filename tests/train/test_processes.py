@@ -146,7 +146,7 @@ import os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[-2])
 from line import X, Line, batch_of, training
-from train.loop import fit
+from train.loop.loop import fit
 folder = Path(sys.argv[-1]) / os.environ["RANK"]
 fit(Line(), batch_of, len(X), training(3), folder=folder, seed=3, name="line")
 """

@@ -71,9 +71,14 @@ def cpu_core() -> openvino.Core:
     SIGINT, kills the process. Therefore the plugin is loaded on a thread that ends right after, and the core
     is never freed. Saving and restoring the caller's stack would do too, but needs the C layout of
     ``stack_t`` of every platform.
+
+    :raises EngineError: when the plugin does not load
     """
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        return thread.submit(_load_cpu_plugin).result()
+    try:
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            return thread.submit(_load_cpu_plugin).result()
+    except _FAILURES as error:
+        raise EngineError(f"OpenVINO's plugin for the CPU does not load: {error}") from error
 
 
 def _load_cpu_plugin() -> openvino.Core:

@@ -18,7 +18,7 @@ from realtime.errors import RecordError
 from realtime.record import format_1
 from realtime.record.folder import RunFolder
 from realtime.record.reader import read_recorded
-from realtime.record.run_json import read_run_file
+from realtime.record.run_json import RunFile, read_run_file
 from realtime.report.summary import summarize
 from realtime.runs import replay, resume
 from realtime.runs.run import decoders_of
@@ -122,6 +122,38 @@ def test_an_upgrade_that_was_cut_short_is_done_again(
     folder.suspend()
     assert read_recorded(left_open).rows == before.rows
     assert {row.decoder for row in folder.rows()} == DELAYS.keys()
+
+
+def test_an_upgrade_that_was_cut_short_keeps_the_names_of_the_bundle(left_open: Path) -> None:
+    named = {"general": "whole", "before-2": "before-2", "after-1": "after-1"}
+    decoders = [
+        msgspec.structs.replace(each, name=named[each.name]) for each in decoders_of(Bundle.open(BANK))
+    ]
+    before = read_recorded(left_open)
+    format_1.upgrade(left_open, read_run_file(left_open), decoders)
+    recorded = read_recorded(left_open)
+    assert recorded.info.first_decoder == "whole"
+    assert [each.name for each in recorded.info.decoders] == [
+        named[each.name] for each in before.info.decoders
+    ]
+    assert len(recorded.rows_by("whole")) == len(before.rows_by("general")) > 0
+    assert [trial.frame for trial in recorded.trials()] == [trial.frame for trial in before.trials()]
+
+
+def test_the_table_is_described_before_the_folder_counts_as_upgraded(
+    left_open: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described = []
+
+    def save(self: RunFolder, info: RunFile) -> None:
+        (sidecar,) = self.path.glob("*dynadiff_decoding.json")
+        described.append("decoder" in json.loads(sidecar.read_bytes()))
+        original(self, info)
+
+    original = RunFolder._save
+    monkeypatch.setattr(RunFolder, "_save", save)
+    RunFolder.reopen(left_open, decoders_of(Bundle.open(BANK))).suspend()
+    assert described == [True]
 
 
 def test_a_table_that_is_lost_or_damaged_is_an_error(left_open: Path) -> None:
