@@ -106,28 +106,13 @@ class Brain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     residual_blocks: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
-class Preprocessing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The runtime's settings for detrending and z-scoring, and how the training windows are made.
-
-    Fingerprints depend on the order of the fields: with another, decodes that are kept would be made again.
-    """
+class Preprocessing(bundle_spec.Preprocessing, frozen=True, kw_only=True):
+    """The runtime's settings for detrending and z-scoring, and how the training windows are made."""
 
     drift: Literal["cosine", "linear"] = "cosine"
     """What is removed from whole runs: cosines, as in the paper, or a line, as in the released code."""
-    high_pass_hz: Annotated[float, msgspec.Meta(gt=0)]
-    warmup_volumes: Positive
-    prior_volumes: Annotated[float, msgspec.Meta(ge=0)]
     train_on: Annotated[tuple[Form, ...], msgspec.Meta(min_length=1)]
     """The forms of each presentation that the decoder is trained on."""
-
-    @property
-    def streaming(self) -> bundle_spec.Preprocessing:
-        """The part of it that the runtime needs."""
-        return bundle_spec.Preprocessing(
-            high_pass_hz=self.high_pass_hz,
-            warmup_volumes=self.warmup_volumes,
-            prior_volumes=self.prior_volumes,
-        )
 
 
 class Finetune(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

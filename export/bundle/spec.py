@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import msgspec
+
 from export.bundle.export import Export
 from export.lineage.provenance import model_stage
 from export.lineage.source import latent_shape
 from realtime.bundle import spec as bundle_spec
 from realtime.bundle.files import file_sha256
 from realtime.bundle.spec import SPEC_FILE, Sampler
+from train.recipe import Preprocessing
 
 
 def specification(
@@ -32,7 +35,7 @@ def specification(
         subject=checkpoint.subject.number,
         roi=export.subject.roi,
         tr_s=checkpoint.info.tr_s,
-        preprocessing=checkpoint.recipe.preprocessing.streaming,
+        preprocessing=_streaming(checkpoint.recipe.preprocessing),
         latent_shape=latent_shape(checkpoint),
         image_size_px=(int(height), int(width)),
         condition_shape=(tokens, token_width),
@@ -42,6 +45,11 @@ def specification(
         files=dict(hashes),
         provenance=export.ledger.stages,
     )
+
+
+def _streaming(preprocessing: Preprocessing) -> bundle_spec.Preprocessing:
+    """The part of a recipe's preprocessing that the runtime needs."""
+    return msgspec.convert(preprocessing, bundle_spec.Preprocessing, from_attributes=True)
 
 
 def facts(export: Export) -> dict[str, str]:

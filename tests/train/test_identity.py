@@ -14,15 +14,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from nsd import Layout, run_trials, runs
-from realtime.bundle.spec import Window
 from train.errors import TrainError
 from train.model.base_model import UNET_FOLDER, latent_size_px, load_unet
-from train.recipe import Preprocessing, Recipe
+from train.recipe import Recipe
 from train.store.fingerprints import (
     SYNTHETIC_FILE,
     Terms,
     base_identity,
-    digest,
     file_identity,
     subject_identity,
     vae_identity,
@@ -119,14 +117,6 @@ def test_the_size_of_latents_needs_no_weights(tiny_base: Path, tmp_path: Path) -
     (tmp_path / UNET_FOLDER).mkdir()
     shutil.copy(tiny_base / UNET_FOLDER / "config.json", tmp_path / UNET_FOLDER)
     assert latent_size_px(tmp_path) == load_unet(tiny_base).config.sample_size
-
-
-def test_fingerprints_of_recipes_are_those_of_earlier_versions() -> None:
-    """Decodes that are kept on disk are found by them."""
-    preprocessing = Preprocessing(
-        high_pass_hz=0.0078125, warmup_volumes=30, prior_volumes=10.0, train_on=("whole_run",)
-    )
-    assert digest([preprocessing, Window(offset_volumes=3, length_volumes=6)]) == "7f8451fb16d17d72"
 
 
 def test_terms_name_what_differs(tiny_recipe: Recipe) -> None:

@@ -31,4 +31,4 @@ def streamed(
     :param ends: the last volume of each window
     :param n_volumes: T
     """
-    return causal_windows(rows, TR_S, recipe.preprocessing.streaming, prior, n_volumes, list(ends))
+    return causal_windows(rows, TR_S, recipe.preprocessing, prior, n_volumes, list(ends))
