@@ -292,7 +292,7 @@ def test_a_row_is_json(unaided: dict[str, Seen]) -> None:
 @pytest.mark.parametrize(("n_shown", "n_decoded"), [(3, 2), (1, 1), (0, 0)])
 def test_trials_that_do_not_pair_are_refused(n_shown: int, n_decoded: int, unaided: dict[str, Seen]) -> None:
     shown, decoded = (unaided["shown"].reordered(np.arange(n)) for n in (n_shown, n_decoded))
-    with pytest.raises(TrainError, match=f"got {n_decoded}, {n_shown}"):
+    with pytest.raises(TrainError, match=f"got {n_decoded} and {n_shown}"):
         compare(shown, decoded)
 
 
