@@ -228,5 +228,8 @@ def _load(path: Path) -> tuple[bytes, bytes | None]:
         ) from error
     # Invalid Z85 raises KeyError or struct.error, a line without "=" IndexError.
     except (ValueError, KeyError, IndexError, struct.error) as error:
-        raise ServeError(f"expected a ZeroMQ key of 40 characters in {path}: {error!r}") from error
+        raise ServeError(
+            f"expected a ZeroMQ key of 40 characters in {path}, found something else; copy the file again, "
+            "or make new keys with `realtime keys`"
+        ) from error
     return public, secret
