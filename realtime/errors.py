@@ -6,6 +6,7 @@ RealtimeError
 ├── PreprocessError  volumes and settings are inconsistent
 ├── EngineError      a graph cannot be loaded or run
 ├── RecordError      a run folder cannot be written or continued
+│   └── RecordGoneError    it was deleted, replaced or cut while it was written
 └── ServeError       the runtime cannot start or continue: a port in use, an invalid option
 """
 
@@ -38,6 +39,10 @@ class EngineError(RealtimeError):
 
 class RecordError(RealtimeError):
     """A run folder cannot be written or continued."""
+
+
+class RecordGoneError(RecordError):
+    """A run folder was deleted, replaced or cut by another program while it was written."""
 
 
 class ServeError(RealtimeError):

@@ -1,7 +1,8 @@
-"""What the pipeline tells its listeners (page, publisher, metrics): a status, frames, and pictures shown.
+"""What recorder and decoder tell their listeners (page, publisher, metrics): status, frames, pictures shown.
 
-A listener gets every event in order through a bounded queue. One that does not keep up loses the oldest
-events, never the newest, and the pipeline never waits for it. A function that returns at once, such as one
+The processes of a runtime send each other these events (:mod:`realtime.network.channel`); within a process a
+:class:`Broadcast` hands them on. A listener gets every event in order through a bounded queue. One that does not keep up loses the oldest
+events, never the newest, and the sender never waits for it. A function that returns at once, such as one
 that hands a message to a socket that does not block, can be called directly instead.
 """
 
@@ -108,10 +109,40 @@ class Shown(msgspec.Struct, frozen=True, kw_only=True, tag="shown", tag_field="k
     name: str
 
 
+class Recording(msgspec.Struct, frozen=True, kw_only=True, tag="recording", tag_field="kind"):
+    """What the recorder does; sent on every change, and each second as a sign of life."""
+
+    run_folder: str | None = None
+    """Of the run that is open, or was open last."""
+    is_open: bool = False
+    received: int = 0
+    """Volumes in the journal."""
+    alarm: str = ""
+    """Why recording has stopped, so that no volume is acknowledged; empty while it works."""
+    message: str = ""
+    """The latest message to the operator, such as why a volume was refused."""
+
+
+class Reported(msgspec.Struct, frozen=True, kw_only=True, tag="reported", tag_field="kind"):
+    """The report of a run was written into its folder, or could not be."""
+
+    run_folder: str
+    error: str = ""
+
+
+class Publishing(msgspec.Struct, frozen=True, kw_only=True, tag="publishing", tag_field="kind"):
+    """What was sent to subscribers since the decoder started."""
+
+    messages: int
+    overruns: int
+    """How often a subscriber's queue was found full."""
+
+
 class Event(msgspec.Struct, frozen=True):
     """An event with its picture: RGB uint8 ``[H, W, 3]`` for a frame, PNG bytes for what was shown."""
 
     message: Status | Frame | Shown
+    """What a :class:`Broadcast` hands on."""
     image: NDArray[np.uint8] | None = None
     png: bytes | None = None
     is_recorded: bool = False

@@ -104,7 +104,8 @@ class Marker(_Message, frozen=True, kw_only=True, tag="marker", tag_field="kind"
 class RunEnd(_Message, frozen=True, kw_only=True, tag="run_end", tag_field="kind"):
     """The run is over; no more volumes follow."""
 
-    reason: Literal["complete", "aborted"]
+    reason: Literal["complete", "aborted", "given_up"]
+    """``given_up``: by the recorder, because another run began."""
 
 
 class RunAccepted(_Message, frozen=True, kw_only=True, tag="run_accepted", tag_field="kind"):

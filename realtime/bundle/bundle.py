@@ -22,7 +22,6 @@ Legend: V voxels of the ROI, T volumes of a window, c, h, w latent channels, hei
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,23 +32,11 @@ from numpy.typing import NDArray
 
 from realtime.bundle import files as bundle_files
 from realtime.bundle.grid import same_grid
-from realtime.bundle.spec import (
-    MAX_SPEC_BYTES,
-    PRIOR_FILE,
-    SPEC_FILE,
-    Decoder,
-    Roi,
-    Sampler,
-    Spec,
-    decode_spec,
-)
+from realtime.bundle.match import check_run, read_spec
+from realtime.bundle.spec import PRIOR_FILE, Decoder, Roi, Sampler, Spec
 from realtime.bundle.statistics import VoxelStatistics
-from realtime.errors import BundleError, WireError
+from realtime.errors import BundleError
 from realtime.wire import RunStart
-
-TR_TOLERANCE = 0.005
-"""Allowed relative difference of a scanner's TR from the bundle's; some scanners round 4/3 s to 1.33 s."""
-
 
 N = TypeVar("N", Sampler, Decoder)
 
@@ -76,8 +63,7 @@ class Bundle:
         """
         if not folder.is_dir():
             raise BundleError(f"expected a bundle's folder, found none at {folder}")
-        encoded = bundle_files.read_bytes(folder / SPEC_FILE, MAX_SPEC_BYTES)
-        spec = decode_spec(encoded, folder / SPEC_FILE)
+        spec, sha256 = read_spec(folder)
         for file, expected in spec.files.items():
             bundle_files.check_sha256(folder / file, expected)
         bundle_files.check_no_unlisted_files(folder, spec.files.keys())
@@ -85,7 +71,7 @@ class Bundle:
         return cls(
             folder=folder,
             spec=spec,
-            sha256=hashlib.sha256(encoded).hexdigest(),
+            sha256=sha256,
             roi_mask=mask,
             prior=VoxelStatistics.read(folder / PRIOR_FILE, spec.roi.n_voxels),
             null_conditions={
@@ -122,25 +108,7 @@ class Bundle:
 
         :raises WireError: codes ``subject``, ``grid`` and ``tr``, when these differ from the bundle's
         """
-        spec = self.spec
-        if start.subject != spec.subject:
-            raise WireError(
-                "subject",
-                f"expected subject {spec.subject} of bundle {spec.name!r}, got subject {start.subject}; "
-                "start the runtime with that subject's bundle",
-            )
-        if start.shape != spec.roi.shape or not same_grid(start.affine, spec.roi.affine, spec.roi.shape):
-            raise WireError(
-                "grid",
-                f"expected volumes on the grid {spec.roi.shape} with affine {spec.roi.affine}, got "
-                f"{start.shape} with {start.affine}; send volumes on the grid of the subject's region",
-            )
-        if abs(start.tr_s - spec.tr_s) > TR_TOLERANCE * spec.tr_s:
-            raise WireError(
-                "tr",
-                f"expected the TR the decoder was trained for, {spec.tr_s:.4f} s, got {start.tr_s:.4f} s; "
-                "scan with this TR, or serve a bundle that was trained for the scanner's",
-            )
+        check_run(self.spec, start)
 
 
 def _named(items: tuple[N, ...], name: str | None, what: str) -> N:

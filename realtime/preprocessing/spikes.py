@@ -27,11 +27,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
-from realtime.preprocessing.least_squares import Floats
+if TYPE_CHECKING:
+    from realtime.preprocessing.least_squares import Floats
 
 LARGEST_SD = 10.0
 """Limit of a voxel's value, so that a single broken voxel does not look like a jerk."""

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from realtime.errors import RecordError
+from realtime.errors import RecordError, RecordGoneError
 from realtime.wire import MAX_HEADER_BYTES, MAX_VOLUME_BYTES
 
 MAGIC = b"realtime journal 1\n"
@@ -54,7 +54,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = path.open("ab", buffering=0)
+            self._file = path.open("a+b", buffering=0)
         except OSError as error:
             raise RecordError(f"cannot write {path}: {error.strerror or error}") from error
         try:
@@ -107,7 +107,12 @@ class Journal:
     def _write(self, data: bytes) -> None:
         rest = memoryview(data)
         try:
-            if os.fstat(self._file.fileno()).st_size != self._end:
+            size = os.fstat(self._file.fileno()).st_size
+            if size < self._end:
+                raise RecordGoneError(
+                    f"expected {self._end} bytes in {self.path}, found {size}: another program has cut the file"
+                )
+            if size > self._end:
                 self._take_back()  # a part that could not be taken back when it was written
             while rest:
                 rest = rest[self._file.write(rest) :]
@@ -115,6 +120,42 @@ class Journal:
             self._take_back()
             raise RecordError(f"cannot write {self.path}: {error.strerror or error}") from error
         self._end += len(data)
+        self._check_in_place()
+
+    def _check_in_place(self) -> None:
+        """What is written to a file without a name is lost when the process ends, so it is not acknowledged."""
+        try:
+            is_in_place = os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path))
+        except FileNotFoundError:
+            is_in_place = False
+        except OSError as error:
+            raise RecordError(f"cannot look for {self.path}: {error.strerror or error}") from error
+        if not is_in_place:
+            raise RecordGoneError(f"{self.path} was deleted or replaced while the run was recorded")
+
+    def checksum(self, start: int, stop: int) -> int:
+        """CRC-32 of a part of the file.
+
+        :raises RecordError: when it cannot be read
+        """
+        try:
+            return zlib.crc32(os.pread(self._file.fileno(), stop - start, start))
+        except OSError as error:
+            raise RecordError(f"cannot read {self.path}: {error.strerror or error}") from error
+
+    def copy_to(self, path: Path) -> None:
+        """Write what was appended so far to a new file; possible also after this one was deleted.
+
+        :raises RecordError: when the new file cannot be written
+        """
+        try:
+            with path.open("xb") as file:
+                copied = 0
+                while block := os.pread(self._file.fileno(), _BLOCK_BYTES, copied):
+                    file.write(block)
+                    copied += len(block)
+        except OSError as error:
+            raise RecordError(f"cannot copy {self.path} to {path}: {error.strerror or error}") from error
 
     def _take_back(self) -> None:
         """Drop what follows the last whole record."""
@@ -124,21 +165,115 @@ class Journal:
             raise RecordError(f"cannot cut {self.path}: {error.strerror or error}") from error
 
 
+class JournalReader:
+    """Reads records in order, of a journal that is complete or one that a recorder still appends to.
+
+    :raises RecordError: when the file is no journal or cannot be opened
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file = path.open("rb")
+        except OSError as error:
+            raise RecordError(f"cannot read {path}: {error.strerror or error}") from error
+        self._at = 0
+
+    def __enter__(self) -> JournalReader:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+    def read(self) -> Entry | None:
+        """The next whole record; None if there is none yet, or only a part of one.
+
+        :raises RecordError: when the file cannot be read, or is damaged before its end
+        """
+        try:
+            size = os.fstat(self._file.fileno()).st_size
+            self._file.seek(self._at)
+            if self._at == 0:
+                magic = self._file.read(len(MAGIC))
+                if magic != MAGIC and not MAGIC.startswith(magic):
+                    raise RecordError(f"expected a run's journal in {self.path}, found another file")
+                if len(magic) < len(MAGIC):
+                    return None
+                self._at = len(MAGIC)
+            entry = _read_entry(self._file, self.path, size)
+        except OSError as error:
+            raise RecordError(f"cannot read {self.path}: {error.strerror or error}") from error
+        if entry:
+            self._at = entry.end
+        return entry
+
+    def heads(self) -> Iterator[Head]:
+        """As :func:`read_heads`, from the next record on."""
+        while True:
+            try:
+                head = self._skip()
+            except OSError as error:
+                raise RecordError(f"cannot read {self.path}: {error.strerror or error}") from error
+            if head is None:
+                return
+            yield head
+
+    def _skip(self) -> Head | None:
+        """The next record's head; whatever is unusual, and the last record, is read in full instead."""
+        size = os.fstat(self._file.fileno()).st_size
+        start = self._at
+        if start:
+            self._file.seek(start)
+            head = self._file.read(_OVERHEAD)
+            if len(head) == _OVERHEAD:
+                mark, n_header, n_payload, _ = _HEAD.unpack_from(head)
+                end = start + _OVERHEAD + n_header + n_payload
+                if mark == _MARK and n_header <= MAX_HEADER_BYTES and end < size:
+                    header = self._file.read(n_header)
+                    self._at = end
+                    return Head(header=header, payload_start=end - n_payload, end=end)
+        entry = self.read()
+        if entry is None:
+            return None
+        return Head(header=entry.header, payload_start=entry.end - len(entry.payload), end=entry.end)
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the file is still what its path names; False once it was deleted or replaced."""
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path))
+        except OSError:
+            return False
+
+
 def read_journal(path: Path) -> Iterator[Entry]:
     """Every whole record of a journal in order; a last record that was torn by a crash is left out.
 
     :raises RecordError: when the file is no journal, cannot be read, or is damaged before its end
     """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            magic = file.read(len(MAGIC))
-            if magic != MAGIC and not MAGIC.startswith(magic):
-                raise RecordError(f"expected a run's journal in {path}, found another file")
-            while entry := _read_entry(file, path, size):
-                yield entry
-    except OSError as error:
-        raise RecordError(f"cannot read {path}: {error.strerror or error}") from error
+    with JournalReader(path) as reader:
+        while entry := reader.read():
+            yield entry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """A record without its payload, and where that lies in the file."""
+
+    header: bytes
+    payload_start: int
+    end: int
+
+
+def read_heads(path: Path) -> Iterator[Head]:
+    """Every record's head in order, without reading payloads: 10 000 volumes take a fraction of a second.
+
+    Only the last record's checksum is verified, because a crash can tear only that one; it is left out then.
+
+    :raises RecordError: when the file is no journal, cannot be read, or is damaged before its end
+    """
+    with JournalReader(path) as reader:
+        yield from reader.heads()
 
 
 def _read_entry(file: BinaryIO, path: Path, size: int) -> Entry | None:

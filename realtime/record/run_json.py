@@ -33,6 +33,15 @@ class EngineUsed(msgspec.Struct, frozen=True, kw_only=True):
     """Its version and the hardware that it ran on."""
 
 
+class Owner(msgspec.Struct, frozen=True, kw_only=True):
+    """Who started a run: only this peer may add volumes to it, and end it."""
+
+    key: str
+    """Public key of the peer; empty for sources without keys."""
+    secret_sha256: str | None = None
+    """Of the secret that came with the run's start, if one did."""
+
+
 class RunFile(msgspec.Struct, frozen=True, kw_only=True):
     """``run.json``."""
 
@@ -45,6 +54,8 @@ class RunFile(msgspec.Struct, frozen=True, kw_only=True):
     """Of the first decoder."""
     decoders: tuple[DecoderUsed, ...] = ()
     """In the bundle's order, the general one first; empty in folders of format 1."""
+    owner: Owner | None = None
+    """None in records of earlier releases."""
     seed: int
     """Of the initial noise."""
     engine: EngineUsed = EngineUsed()
@@ -81,6 +92,7 @@ def new_run_file(
     faces: Faces = "shown",
     spikes: SpikeRule | None = None,
     prior_from: str | None = None,
+    owner: Owner | None = None,
 ) -> RunFile:
     """``run.json`` of a run that begins now.
 
@@ -97,6 +109,7 @@ def new_run_file(
         faces=faces,
         spikes=spikes,
         prior_from=prior_from,
+        owner=owner,
         versions=_versions(),
         opened_utc=utc_now(),
     )

@@ -1,0 +1,60 @@
+"""What the recorder needs of a bundle: its spec, its identity, and whether it can decode a run.
+
+Nothing here opens a graph, so that a process which only records stays small.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from realtime.bundle.grid import same_grid
+from realtime.bundle.spec import MAX_SPEC_BYTES, SPEC_FILE, Spec, decode_spec
+from realtime.errors import BundleError, WireError
+from realtime.wire import RunStart
+
+TR_TOLERANCE = 0.005
+"""Allowed relative difference of a scanner's TR from the bundle's; some scanners round 4/3 s to 1.33 s."""
+
+
+def read_spec(folder: Path) -> tuple[Spec, str]:
+    """The spec of a bundle and its SHA-256, which identifies the whole bundle.
+
+    The files that the spec lists are not read.
+
+    :raises BundleError: when there is no bundle, or its spec is too new or inconsistent
+    """
+    path = folder / SPEC_FILE
+    try:
+        with path.open("rb") as file:
+            encoded = file.read(MAX_SPEC_BYTES + 1)
+    except OSError as error:
+        raise BundleError(f"expected a bundle in {folder}: {error.strerror or error}: {path}") from error
+    if len(encoded) > MAX_SPEC_BYTES:
+        raise BundleError(f"expected at most {MAX_SPEC_BYTES} bytes in {path}, got more")
+    return decode_spec(encoded, path), hashlib.sha256(encoded).hexdigest()
+
+
+def check_run(spec: Spec, start: RunStart) -> None:
+    """Check that a bundle can decode a run.
+
+    :raises WireError: codes ``subject``, ``grid`` and ``tr``, when these differ from the bundle's
+    """
+    if start.subject != spec.subject:
+        raise WireError(
+            "subject",
+            f"expected subject {spec.subject} of bundle {spec.name!r}, got subject {start.subject}; "
+            "start the runtime with that subject's bundle",
+        )
+    if start.shape != spec.roi.shape or not same_grid(start.affine, spec.roi.affine, spec.roi.shape):
+        raise WireError(
+            "grid",
+            f"expected volumes on the grid {spec.roi.shape} with affine {spec.roi.affine}, got "
+            f"{start.shape} with {start.affine}; send volumes on the grid of the subject's region",
+        )
+    if abs(start.tr_s - spec.tr_s) > TR_TOLERANCE * spec.tr_s:
+        raise WireError(
+            "tr",
+            f"expected the TR the decoder was trained for, {spec.tr_s:.4f} s, got {start.tr_s:.4f} s; "
+            "scan with this TR, or serve a bundle that was trained for the scanner's",
+        )

@@ -1,0 +1,240 @@
+"""A run as the recorder writes it: its folder with ``run.json``, once, and the journal, message by message.
+
+The recorder keeps of each volume and picture only a checksum, so that its memory does not grow with the run.
+Everything else in the folder is the decoder's (:mod:`realtime.record.folder`).
+"""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+
+from realtime import wire
+from realtime.atomic import whole, write_whole
+from realtime.errors import RecordError, WireError
+from realtime.record.journal import Journal, read_heads
+from realtime.record.run_json import RunFile, read_run_file, take_path, takes_of
+
+JOURNAL = "volumes.journal"
+_UNKNOWN = -1
+"""Checksum of a volume that was recorded without one."""
+
+_log = logging.getLogger(__name__)
+
+
+class RunJournal:
+    """An open run; one process at a time may have it.
+
+    :raises RecordError: from every method, when the disk does not take what is written
+    """
+
+    def __init__(self, path: Path, info: RunFile, journal: Journal) -> None:
+        """Use :meth:`create` or :meth:`reopen`."""
+        self.path = path
+        self.info = info
+        self.start = info.start
+        self.is_over = False
+        """Whether its end is in the journal."""
+        self._journal = journal
+        self._volumes: dict[int, int] = {}
+        self._pictures: dict[int, int] = {}
+
+    @classmethod
+    def create(cls, root: Path, info: RunFile) -> RunJournal:
+        """Make the folder of a run's next take under ``root``; it appears when it is complete."""
+        path = _next_take(root, info.start.run_id)
+        try:
+            with whole(path, replaces=False) as partial:
+                partial.mkdir(parents=True, mode=0o700)
+                _write_run_file(partial, info)
+                first = Journal(partial / JOURNAL)
+                first.append(wire.encode(info.start), b"", _opened_s(info))
+                first.close()
+                if path.exists():
+                    raise RecordError(f"another runtime has just made the folder {path}; start the run again")
+        except OSError as error:
+            raise RecordError(f"cannot make the run folder {path}: {error.strerror or error}") from error
+        return cls(path, info, Journal(path / JOURNAL))
+
+    @classmethod
+    def reopen(cls, path: Path) -> RunJournal:
+        """Go on with a run that was left open; a record that a crash tore is cut off."""
+        run = cls(path, read_run_file(path), Journal(path / JOURNAL))
+        try:
+            run._journal.cut(run._take_heads())
+        except RecordError:
+            run.close()
+            raise
+        return run
+
+    @property
+    def held(self) -> list[tuple[int, int]]:
+        """The volumes in the journal, as half-open ranges."""
+        ranges: list[tuple[int, int]] = []
+        for index in sorted(self._volumes):
+            if ranges and ranges[-1][1] == index:
+                ranges[-1] = (ranges[-1][0], index + 1)
+            else:
+                ranges.append((index, index + 1))
+        return ranges
+
+    @property
+    def n_volumes(self) -> int:
+        """How many volumes are in the journal."""
+        return len(self._volumes)
+
+    @property
+    def newest(self) -> int | None:
+        """The highest index in the journal."""
+        return max(self._volumes, default=None)
+
+    def add_volume(self, message: wire.Volume, payload: memoryview, received_utc_s: float) -> bool:
+        """Append a volume with a checksum; False if the same volume is there already.
+
+        :raises WireError: code ``duplicate``, when a volume of this index with other voxels is there
+        """
+        if message.crc32 is None:
+            message = wire.with_checksum(message, payload)
+        assert message.crc32 is not None
+        known = self._volumes.get(message.index)
+        if known is not None:
+            if known not in (_UNKNOWN, message.crc32):
+                raise WireError(
+                    "duplicate",
+                    f"volume {message.index} came again with other voxels; the first that came is kept",
+                )
+            return False
+        self._journal.append(wire.encode(message), payload, received_utc_s)
+        self._volumes[message.index] = message.crc32
+        return True
+
+    def add_marker(self, message: wire.Marker, png: memoryview, received_utc_s: float) -> bool:
+        """Append a marker with its picture; False if the same marker is there already.
+
+        :raises WireError: code ``picture``, when the volume has another picture
+        """
+        known, checksum = self._pictures.get(message.onset_volume), zlib.crc32(png)
+        if known is not None:
+            if known != checksum:
+                raise WireError(
+                    "picture",
+                    f"expected the same picture as before for volume {message.onset_volume}, got another; "
+                    "check that presentation software names the right run",
+                )
+            return False
+        self._journal.append(wire.encode(message), png, received_utc_s)
+        self._pictures[message.onset_volume] = checksum
+        return True
+
+    def add_return(self, received_utc_s: float) -> None:
+        """Append that the scanner is back: its start once more. The decoder gives it time to fill gaps."""
+        self._journal.append(wire.encode(self.start), b"", received_utc_s)
+
+    def end(self, message: wire.RunEnd, received_utc_s: float) -> None:
+        """Append the run's end and wait until the disk has all of the journal."""
+        if not self.is_over:
+            self._journal.append(wire.encode(message), b"", received_utc_s)
+            self.is_over = True
+        self._journal.sync()
+
+    def close(self) -> None:
+        """Close the journal; a run without its end stays open, to be gone on with later."""
+        self._journal.close()
+
+    def rescue(self, root: Path) -> RunJournal:
+        """Go on after another program has deleted the folder, or cut the journal.
+
+        What was appended to a deleted journal is copied to a new folder under ``root``: the file's content is
+        there as long as it is open. What was cut off is lost, and no longer held.
+
+        :raises RecordError: when the run cannot go on
+        """
+        if (self.path / JOURNAL).exists() and (self.path / "run.json").exists():
+            self.abandon()
+            return RunJournal.reopen(self.path)
+        path = _next_take(root, self.start.run_id)
+        try:
+            with whole(path, replaces=False) as partial:
+                partial.mkdir(parents=True, mode=0o700)
+                _write_run_file(partial, self.info)
+                self._journal.copy_to(partial / JOURNAL)
+        except OSError as error:
+            raise RecordError(f"cannot make the run folder {path}: {error.strerror or error}") from error
+        self.abandon()
+        return RunJournal.reopen(path)
+
+    def abandon(self) -> None:
+        """Close a journal that is gone, whatever the disk says."""
+        try:
+            self._journal.close()
+        except RecordError:
+            return
+
+    def _take_heads(self) -> int:
+        """Learn what the journal holds; returns where its last whole record ends."""
+        end = 0
+        for head in read_heads(self.path / JOURNAL):
+            end = head.end
+            message = wire.decode_to_runtime(head.header)
+            if isinstance(message, wire.Volume):
+                self._volumes[message.index] = _UNKNOWN if message.crc32 is None else message.crc32
+            elif isinstance(message, wire.Marker):
+                self._pictures[message.onset_volume] = self._journal.checksum(head.payload_start, head.end)
+            self.is_over = isinstance(message, wire.RunEnd)
+        return end
+
+
+def has_ended(path: Path) -> bool:
+    """Whether a run's end was recorded.
+
+    :raises RecordError: when the folder cannot be read
+    """
+    if read_run_file(path).state == "closed":
+        return True
+    last = None
+    for head in read_heads(path / JOURNAL):
+        last = head
+    return last is not None and isinstance(wire.decode_to_runtime(last.header), wire.RunEnd)
+
+
+def open_folders(out: Path, bundle_sha256: str) -> list[Path]:
+    """Run folders under ``out`` that are not closed and were begun with this bundle, the newest first."""
+    found = []
+    for path in _folders(out):
+        try:
+            info = read_run_file(path)
+        except RecordError as error:
+            _log.warning("ignored a run folder: %s", error)
+            continue
+        is_ours = info.replay_of is None and info.bundle_sha256 == bundle_sha256
+        if info.state == "open" and is_ours:
+            found.append((info.opened_utc, path))
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def _folders(out: Path) -> list[Path]:
+    """The folders under ``out`` with a ``run.json``; a hidden one is one that a crash left half-made."""
+    try:
+        return [file.parent for file in out.glob("[!.]*/run.json")]
+    except OSError as error:
+        _log.warning("cannot look for runs in %s: %s", out, error.strerror or error)
+        return []
+
+
+def _next_take(root: Path, run_id: str) -> Path:
+    try:
+        return take_path(root, run_id, len(list(takes_of(root, run_id))) + 1)
+    except OSError as error:
+        raise RecordError(f"cannot look for earlier takes in {root}: {error.strerror or error}") from error
+
+
+def _write_run_file(folder: Path, info: RunFile) -> None:
+    write_whole(folder / "run.json", msgspec.json.format(msgspec.json.encode(info), indent=2))
+
+
+def _opened_s(info: RunFile) -> float:
+    return datetime.fromisoformat(info.opened_utc).timestamp()

@@ -1,0 +1,349 @@
+"""The recorder: messages of a source into the journal of their run, each answered once it is there.
+
+    source ─► owner? ─► checksum, index, size ─► journal ─► acknowledge ─► tell decoder and page
+
+It decodes nothing and waits for nobody. A run belongs to the peer that started it: the recorder refuses
+volumes, ends and restarts of others. Time comes in with the messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from realtime import wire
+from realtime.bundle.match import check_run
+from realtime.bundle.spec import Spec
+from realtime.errors import RealtimeError, RecordError, RecordGoneError, WireError
+from realtime.events import DecoderUsed, Recording
+from realtime.preprocessing.spikes import SpikeRule
+from realtime.record.png import check_png_structure
+from realtime.record.run_journal import RunJournal, has_ended, open_folders
+from realtime.record.run_json import Owner, RunFile, new_run_file, read_run_file, takes_of
+from realtime.sources import Peer, Received, Source
+
+STALE_TR = 3
+"""After this many TR without a volume, another run may begin."""
+FAR_AHEAD = 32
+"""A volume that comes this many before its turn is an alarm; it is kept, and waits for those before it."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What all runs have in common."""
+
+    spec: Spec
+    bundle_sha256: str
+    seed: int
+    """Of the decoder's noise."""
+    out: Path
+    """Where run folders are made."""
+    fallback_out: Path | None = None
+    """Where a run goes on whose folder is gone; by default in ``out``."""
+
+
+class Recorder:
+    """Serves one run after the other until it is cancelled.
+
+    :param tell: takes what the recorder does, on every change
+    """
+
+    def __init__(self, settings: Settings, source: Source, tell: Callable[[Recording], None]) -> None:
+        self._settings = settings
+        self._source = source
+        self._tell = tell
+        self._run: RunJournal | None = None
+        self._owner: Owner | None = None
+        self._peer: Peer | None = None
+        """The owner's connection; None until it has sent its start to this process."""
+        self._heard_s = float("-inf")
+        self.recording = Recording()
+
+    async def run(self) -> None:
+        """Take messages until cancelled."""
+        while True:
+            received = await self._source.receive()
+            try:
+                await self._handle(received)
+            except RecordGoneError as error:
+                await self._refuse(received, self._go_on_elsewhere(error))
+            except RealtimeError as error:
+                await self._refuse(received, error)
+
+    def adopt_last(self) -> None:
+        """Before :meth:`run`: go on with the last run that was left open, if there is one."""
+        for path in open_folders(self._settings.out, self._settings.bundle_sha256)[:1]:
+            try:
+                self._adopt(RunJournal.reopen(path))
+            except RecordError as error:
+                _log.warning("cannot go on with %s: %s", path, error)
+
+    def stop(self) -> None:
+        """Close the journal; the run stays open, and the next recorder goes on with it."""
+        run, self._run = self._run, None
+        if run:
+            try:
+                run.close()
+            except RecordError as error:
+                _log.error("%s", error)
+
+    # Messages
+
+    async def _handle(self, received: Received) -> None:
+        message = received.message
+        if isinstance(message, wire.RunStart):
+            await self._start(message, received)
+        elif isinstance(message, wire.RunEnd):
+            await self._end(message, received)
+        elif isinstance(message, wire.Volume):
+            await self._volume(message, received)
+        else:
+            await self._marker(message, received)
+
+    async def _refuse(self, received: Received, error: RealtimeError) -> None:
+        message = received.message
+        code = error.code if isinstance(error, WireError) else "runtime"
+        index = message.index if isinstance(message, wire.Volume) else None
+        said = f"refused a {type(message).__name__} of {message.run_id}: {error}"
+        _log.warning("%s", said)
+        await received.reply(
+            wire.Refused(run_id=message.run_id, code=code, message=str(error), index=index)
+        )
+        if isinstance(error, RecordError):
+            alarm = f"recording has stopped: {error}; free or repair the disk so that the run can go on"
+            self._say(message=said, alarm=alarm)
+        else:
+            self._say(message=said)
+
+    async def _start(self, message: wire.RunStart, received: Received) -> None:
+        check_run(self._settings.spec, message)
+        start = msgspec.structs.replace(message, secret=None)
+        run = self._open_run
+        if run and run.start.run_id != start.run_id:
+            self._make_room(run, start)
+            run = None
+        claim = _claim(message, received.peer)
+        is_new = run is None
+        run = run or self._adopt(self._begin(start, claim))
+        self._check_owner(run, claim, received.received_s)
+        if run.start != start:
+            raise WireError(
+                "run-start",
+                f"expected the run start with which {start.run_id} was opened, got a different one; give the "
+                "new run an id of its own",
+            )
+        if not is_new and run.n_volumes:
+            run.add_return(_utc_s(received))
+        self._owner, self._peer = claim, received.peer
+        self._heard_s = received.received_s
+        await received.reply(wire.RunAccepted(run_id=start.run_id, held=run.held))
+        self._say(message=f"{start.run_id} begins" if is_new else f"the scanner of {start.run_id} is back")
+
+    async def _volume(self, message: wire.Volume, received: Received) -> None:
+        run = self._run_of(message, received.peer)
+        wire.verify_checksum(message, received.payload)
+        if message.index >= run.start.n_volumes:
+            raise WireError(
+                "index",
+                f"expected a volume below {run.start.n_volumes}, as planned in the run's start, got index "
+                f"{message.index}",
+            )
+        wire.volume_array(run.start, received.payload)  # checks its size
+        newest = run.newest
+        is_new = run.add_volume(message, received.payload, _utc_s(received))
+        await received.reply(wire.Ack(run_id=message.run_id, index=message.index))
+        self._heard_s = received.received_s
+        if not is_new:
+            _log.info("a volume came again; the first is kept")
+            return
+        ahead = message.index - (-1 if newest is None else newest)
+        said = self.recording.message
+        if ahead > FAR_AHEAD:
+            said = f"volume {message.index} came {ahead} volumes ahead; it waits for those before it"
+            _log.warning("%s", said)
+        self._say(message=said, alarm="")
+
+    async def _marker(self, message: wire.Marker, received: Received) -> None:
+        run = self._open_run
+        if run is None or run.start.run_id != message.run_id:
+            raise _no_run(message)
+        if message.onset_volume >= run.start.n_volumes:
+            raise WireError(
+                "index",
+                f"expected a marker below volume {run.start.n_volumes}, got one at {message.onset_volume}",
+            )
+        check_png_structure(received.payload)
+        run.add_marker(message, received.payload, _utc_s(received))
+        await received.reply(wire.MarkerAck(run_id=message.run_id, onset_volume=message.onset_volume))
+        self._say()
+
+    async def _end(self, message: wire.RunEnd, received: Received) -> None:
+        run = self._open_run
+        if run and run.start.run_id == message.run_id:
+            self._run_of(message, received.peer)
+            await self._finish(run, message, _utc_s(received))
+        elif not self._is_closed(message.run_id):
+            raise _no_run(message)
+        await received.reply(wire.RunClosed(run_id=message.run_id))
+
+    # Runs
+
+    @property
+    def _open_run(self) -> RunJournal | None:
+        return self._run if self._run and not self._run.is_over else None
+
+    def _run_of(self, message: wire.Volume | wire.RunEnd, peer: Peer) -> RunJournal:
+        """The open run, which a message must belong to, from the peer that owns it."""
+        run = self._open_run
+        if run is None or run.start.run_id != message.run_id:
+            raise _no_run(message)
+        if peer != self._peer:
+            if self._owner is None or self._owner.key == peer.key:
+                raise _no_run(message)  # on another connection a scanner sends its start again
+            raise WireError(
+                "not-owner",
+                f"{message.run_id} belongs to the peer that started it; only that one can add to it or end it",
+            )
+        return run
+
+    def _check_owner(self, run: RunJournal, claim: Owner, now_s: float) -> None:
+        """Let the run's owner send its start again; the same scanner as another process, once it is silent.
+
+        :raises WireError: code ``not-owner``, for any other peer
+        """
+        owner = self._owner
+        if owner is None:  # recorded by an earlier release
+            return
+        is_silent = now_s - self._heard_s > STALE_TR * run.start.tr_s
+        has_secret = secrets.compare_digest(owner.secret_sha256 or "", claim.secret_sha256 or "")
+        if owner.key != claim.key or not (has_secret or is_silent):
+            raise WireError(
+                "not-owner",
+                f"{run.start.run_id} is open and belongs to the peer that started it; give another run an id "
+                f"of its own, or wait {STALE_TR} TR without a volume",
+            )
+
+    def _begin(self, start: wire.RunStart, owner: Owner) -> RunJournal:
+        """Go on with the run's last take if it is open and was made with this bundle; else begin the next."""
+        settings = self._settings
+        for path in self._takes(start.run_id)[-1:]:
+            try:
+                info = read_run_file(path)
+                theirs = (info.state, info.bundle_sha256, info.start, info.replay_of)
+                if theirs == ("open", settings.bundle_sha256, start, None) and not has_ended(path):
+                    return RunJournal.reopen(path)
+            except RecordError as error:
+                _log.warning("%s", error)
+        info = new_run_file(
+            start,
+            bundle_name=settings.spec.name,
+            bundle_sha256=settings.bundle_sha256,
+            decoders=decoders_of(settings.spec),
+            seed=settings.seed,
+            spikes=SpikeRule(),
+            owner=owner,
+        )
+        return RunJournal.create(settings.out, info)
+
+    def _adopt(self, run: RunJournal) -> RunJournal:
+        self._run, self._owner, self._peer = run, run.info.owner, None
+        self._heard_s = float("-inf")
+        self._say(message=f"{run.start.run_id} is recorded in {run.path}")
+        return run
+
+    def _make_room(self, run: RunJournal, start: wire.RunStart) -> None:
+        """End a run whose scanner is gone, so that another can begin; refuse if it may still send."""
+        if time.perf_counter() - self._heard_s <= STALE_TR * run.start.tr_s:
+            raise WireError(
+                "busy",
+                f"expected messages of {run.start.run_id}, which is open, got the start of {start.run_id}; "
+                f"end the open run, or wait {STALE_TR} TR without a volume",
+            )
+        try:
+            run.end(wire.RunEnd(run_id=run.start.run_id, reason="given_up"), time.time())
+        except RecordError as error:  # it stays open; the next run must not wait for it
+            _log.error("let go of %s: %s", run.path, error)
+        run.abandon()
+
+    async def _finish(self, run: RunJournal, message: wire.RunEnd, received_utc_s: float) -> None:
+        await asyncio.to_thread(run.end, message, received_utc_s)  # the disk may take long to sync
+        run.close()
+        self._say(message=f"{run.start.run_id} has ended", alarm="")
+
+    def _go_on_elsewhere(self, error: RecordGoneError) -> RealtimeError:
+        """After a run's folder was deleted or its journal cut: save what is left, and tell the scanner.
+
+        The scanner sends its start again, learns which volumes are held, and repeats the others.
+        """
+        run, 
+        assert run is not None
+        root = self._settings.fallback_out or self._settings.out
+        try:
+            saved = run.move_to(root) if run.is_gone else RunJournal.reopen_cut(run)
+        except RecordError as failure:
+            run.abandon()
+            self._say(alarm=f"{error}; the run is let go of: {failure}")
+            return failure
+        _log.error("%s; the run goes on in %s", error, saved.path)
+        self._adopt(saved)
+        self._say(message=f"{error}; the run goes on in {saved.path}")
+        return WireError("no-run", f"{error}; send the run start again")
+
+    def _is_closed(self, run_id: str) -> bool:
+        return any(has_ended(path) for path in self._takes(run_id)[-1:])
+
+    def _takes(self, run_id: str) -> list[Path]:
+        try:
+            return list(takes_of(self._settings.out, run_id))
+        except OSError as error:
+            raise RecordError(
+                f"cannot look for runs in {self._settings.out}: {error.strerror or error}"
+            ) from error
+
+    def _say(self, message: str | None = None, alarm: str | None = None) -> None:
+        run = self._run
+        now = self.recording
+        self.recording = Recording(
+            run_folder=str(run.path) if run else now.run_folder,
+            is_open=bool(run and not run.is_over),
+            received=run.n_volumes if run else now.received,
+            alarm=now.alarm if alarm is None else alarm,
+            message=now.message if message is None else message,
+        )
+        self._tell(self.recording)
+
+
+def decoders_of(spec: Spec) -> tuple[DecoderUsed, ...]:
+    """A bundle's decoders as ``run.json`` and the page name them."""
+    return tuple(
+        DecoderUsed(name=each.name, window_delay_volumes=each.window.delay_volumes) for each in spec.decoders
+    )
+
+
+def _claim(message: wire.RunStart, peer: Peer) -> Owner:
+    return Owner(key=peer.key, secret_sha256=_digest(message.secret) if message.secret else None)
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _no_run(message: wire.Volume | wire.Marker | wire.RunEnd) -> WireError:
+    return WireError(
+        "no-run", f"expected a message of an open run, got one of {message.run_id}; send its run start first"
+    )
+
+
+def _utc_s(received: Received) -> float:
+    """When a message was complete, as UTC; its own time is of a clock that never jumps."""
+    return time.time() - (time.perf_counter() - received.received_s)
