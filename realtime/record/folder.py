@@ -1,7 +1,7 @@
-"""The run folder: the messages that came in and the frames that were decoded, written as it happens.
+"""The run folder as the decoder writes it: tables, frames and pictures, as they are made.
 
     run.json                    what the run is; bundle, engine, seed, versions; whether it is open or closed
-    volumes.journal             every message taken (see :mod:`realtime.record.journal`)
+    volumes.journal             every message taken, the recorder's (:mod:`realtime.record.run_journal`)
     statistics.npz, prior.npz   per-voxel statistics (see :mod:`realtime.runs.statistics`)
     frames/000123.png           the frame that the bundle's first decoder made at volume 123
     frames/000123_<decoder>.png the same by another decoder of a bank
@@ -10,16 +10,16 @@
     <name>_desc-shown_events.tsv, .json         one row per picture shown
     dataset_description.json    a BIDS-style derivative
 
-A run that is started again after it was closed gets a folder of its own, ``<run_id>_take-2``. Folders of the
-first format had two tables of decodes (see :mod:`realtime.record.format_1`).
+The recorder makes the folder with ``run.json`` and the journal; from then on it writes only the journal, and
+the decoder everything else. A run that is started again after it was closed gets a folder of its own,
+``<run_id>_take-2``. Folders of the first format had two tables of decodes (see
+:mod:`realtime.record.format_1`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,22 +29,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from realtime import wire
-from realtime.atomic import whole, write_whole
 from realtime.errors import RecordError
 from realtime.events import DecoderUsed
 from realtime.record import tables
 from realtime.record.format_1 import upgrade
-from realtime.record.journal import Entry, Journal, read_journal
 from realtime.record.run_json import (
     PACKAGE,
+    EngineUsed,
+    Faces,
     RunFile,
     events_path,
     read_run_file,
     table_path,
-    take_path,
-    takes_of,
     utc_now,
 )
+from realtime.record.storage import Folder
 
 EVENT_COLUMNS: dict[str, dict[str, Any]] = {
     "onset": {"Description": "Start of the volume at which the picture appeared.", "Units": "s"},
@@ -61,95 +60,82 @@ class RunFolder:
     :raises RecordError: from every method, when the disk does not take what is written
     """
 
-    def __init__(self, path: Path, info: RunFile) -> None:
-        """Use :meth:`create` or :meth:`reopen`."""
-        self.path = path
+    def __init__(self, folder: Folder, info: RunFile) -> None:
+        """Use :meth:`open`."""
+        self.path = folder.path
         self.info = info
-        self._journal = Journal(path / "volumes.journal")
-        self._table = table_path(path, info.start)
-        self._events = events_path(path, info.start)
+        self._folder = folder
+        self._table = table_path(folder.path, info.start).name
+        self._events = events_path(folder.path, info.start).name
         self._unwritten = {self._table: b"", self._events: b""}
+        self.is_fresh = False
+        """Whether no decoder had this run before."""
 
     @classmethod
-    def create(cls, root: Path, info: RunFile, files: Mapping[str, bytes] | None = None) -> RunFolder:
-        """Make the folder of a run's next take under ``root``, with these files in it from the start.
-
-        The folder appears only when it is complete: one that a crash leaves incomplete is not a take.
-        """
-        takes = list(takes_of(root, info.start.run_id))
-        path = take_path(root, info.start.run_id, len(takes) + 1)
-        try:
-            with whole(path, replaces=False) as partial:
-                for folder in (partial, partial / "frames", partial / "shown"):
-                    folder.mkdir(parents=True)
-                cls._fill(partial, info, files or {})
-                if path.exists():
-                    raise RecordError(
-                        f"another runtime has just made the run folder {path}; start the run again"
-                    )
-        except OSError as error:
-            raise RecordError(f"cannot make the run folder {path}: {error.strerror or error}") from error
-        return cls(path, info)
-
-    @classmethod
-    def _fill(cls, path: Path, info: RunFile, files: Mapping[str, bytes]) -> None:
-        run = cls(path, info)
-        try:
-            run._describe()
-            for name, content in files.items():
-                run.write_file(name, content)
-            run._append(run._table, tables.header_line())
-            run._begin_events()
-            run.journal(info.start)
-            run._save(info)
-        finally:
-            run.suspend()
-
-    @classmethod
-    def reopen(cls, path: Path, decoders: Sequence[DecoderUsed]) -> RunFolder:
-        """Open the folder of a run that is to be resumed.
+    def open(cls, path: Path, decoders: Sequence[DecoderUsed]) -> RunFolder:
+        """Open the folder of a run that has just begun, or was decoded in part.
 
         Torn ends are cut off, and frames whose row was lost are removed. A folder of format 1 becomes one of
         format 2.
 
         :param decoders: of the bundle that the run was recorded with
         """
-        run = cls(path, read_run_file(path))
+        folder = Folder.open(path, to_write=True)
+        run = cls(folder, read_run_file(path))
         try:
-            end = 0
-            for entry in run.entries():
-                end = entry.end
-            run._journal.cut(end)
-            if run.info.format_version == 1:
-                upgraded = upgrade(path, run.info, decoders)
-                run._describe()
-                run._save(upgraded)  # last: until then all of this can be repeated
-            rows, table_end = tables.read_table(run._table)
-            os.truncate(run._table, table_end)
-            run._begin_events()  # written again from the journal, which has every marker whole
-            named = {row.frame for row in rows}
-            for orphan in (path / "frames").iterdir():
-                if f"frames/{orphan.name}" not in named:
-                    orphan.unlink()
+            run._prepare(decoders)
         except OSError as error:
-            run._journal.close()
-            raise RecordError(f"cannot resume {path}: {error.strerror or error}") from error
+            folder.close()
+            raise RecordError(f"cannot go on with {path}: {error.strerror or error}") from error
         except RecordError:
-            run._journal.close()
+            folder.close()
             raise
         return run
 
-    def entries(self) -> Iterator[Entry]:
-        """The records of the journal, from its start."""
-        return read_journal(self.path / "volumes.journal")
+    def _prepare(self, decoders: Sequence[DecoderUsed]) -> None:
+        for name in ("frames", "shown"):
+            if not self._folder.has(name):
+                self._folder.make_sub(name).close()
+        if self.info.format_version == 1:
+            upgraded = upgrade(self.path, self.info, decoders)
+            self._describe()
+            self._save(upgraded)  # last: until then all of this can be repeated
+        if not self._folder.has(self._table):
+            self._describe()
+            self._append(self._table, tables.header_line())
+        rows, table_end = tables.read_table(self.path / self._table)
+        self.is_fresh = not rows and self.info.engine == EngineUsed()
+        self._cut_table(table_end)
+        self._write(self._events, ("\t".join(EVENT_COLUMNS) + "\n").encode())  # filled from the journal again
+        named = {row.frame for row in rows}
+        with self._folder.sub("frames") as frames:
+            for orphan in frames.names():
+                if f"frames/{orphan}" not in named:
+                    frames.unlink(orphan)
+
+    def _cut_table(self, end: int) -> None:
+        descriptor = self._folder.open_append(self._table)
+        try:
+            os.ftruncate(descriptor, end)
+        finally:
+            os.close(descriptor)
+        if end == 0:
+            self._append(self._table, tables.header_line())
+
+    def begin(self, engine: EngineUsed, faces: Faces, prior_from: str | None) -> None:
+        """Say in ``run.json`` what decodes a fresh run."""
+        self._save(
+            msgspec.structs.replace(self.info, engine=engine, faces=faces, prior_from=prior_from)
+        )
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the folder is still there."""
+        return self._folder.is_in_place()
 
     def rows(self) -> list[tables.Row]:
         """The whole rows of the table of decodes."""
-        return tables.read_table(self._table)[0]
-
-    def journal(self, message: wire.ToRuntime, payload: bytes | memoryview = b"") -> None:
-        """Append a message to the journal."""
-        self._journal.append(wire.encode(message), payload, datetime.now(UTC).timestamp())
+        return tables.read_table(self.path / self._table)[0]
 
     def write_frame(self, volume: int, decoder: str, image: NDArray[np.uint8]) -> str:
         """Save a frame, RGB ``[H, W, 3]``, as PNG; returns its name for the table."""
@@ -158,12 +144,12 @@ class RunFolder:
             raise RecordError(f"cannot encode the frame of volume {volume}, an image of {image.shape}")
         suffix = "" if decoder == self.info.first_decoder else f"_{decoder}"
         name = f"frames/{volume:06d}{suffix}.png"
-        self._write(self.path / name, png.tobytes())
+        self._write(name, png.tobytes())
         return name
 
     def write_file(self, name: str, content: bytes) -> None:
         """Save a file in the folder."""
-        self._write(self.path / name, content)
+        self._write(name, content)
 
     def write_row(self, row: tables.Row) -> None:
         """Append a row to the table of decodes."""
@@ -171,33 +157,11 @@ class RunFolder:
 
     def write_shown(self, marker: wire.Marker, png: bytes) -> None:
         """Save the picture of a marker and its row in the events table."""
-        self.write_picture(marker, png)
-        self.write_event(marker)
-
-    def write_picture(self, marker: wire.Marker, png: bytes) -> None:
-        """Save the picture of a marker."""
-        self._write(self.path / _picture_file(marker), png)
-
-    def picture(self, marker: wire.Marker) -> bytes:
-        """The PNG of the picture that a marker put on screen.
-
-        :raises RecordError: when it cannot be read
-        """
-        path = self.path / _picture_file(marker)
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise RecordError(f"cannot read {path}: {error.strerror or error}") from error
-
-    def write_event(self, marker: wire.Marker) -> None:
-        """Append a marker's row to the events table."""
+        self._write(_picture_file(marker), png)
         onset_s = marker.onset_volume * self.info.start.tr_s
         name = " ".join(marker.name.split()) or tables.NOT_AVAILABLE
         row = (f"{onset_s:.4f}", tables.NOT_AVAILABLE, str(marker.onset_volume), name, _picture_file(marker))
         self._append(self._events, ("\t".join(row) + "\n").encode())
-
-    def _begin_events(self) -> None:
-        self._write(self._events, ("\t".join(EVENT_COLUMNS) + "\n").encode())
 
     def changes(self, what: Literal["engine", "faces"], note: str) -> None:
         """Record that the run continues on another engine, or with faces shown or blurred instead.
@@ -218,28 +182,23 @@ class RunFolder:
         self._save(msgspec.structs.replace(self.info, notes=(*self.info.notes, text)))
 
     def close(self, note: str = "") -> None:
-        """Sync the journal to the disk, then mark the run closed, with a last note if there is one.
+        """Mark the run closed, with a last note if there is one.
 
         A run whose disk fails stays open, and can be closed later.
         """
-        for path, rest in list(self._unwritten.items()):
+        for name, rest in list(self._unwritten.items()):
             if rest:
-                self._append(path, b"")
-        self._journal.sync()
+                self._append(name, b"")
         notes = (*self.info.notes, note) if note else self.info.notes
         self._save(msgspec.structs.replace(self.info, state="closed", closed_utc=utc_now(), notes=notes))
-        self.suspend()
+        self.let_go()
 
-    def suspend(self) -> None:
-        """Close the journal and leave the run open, to be resumed later."""
-        self._journal.close()
+    def let_go(self) -> None:
+        """Leave the run as it is; if it is open, it can be gone on with later."""
+        self._folder.close()
 
     def _save(self, info: RunFile) -> None:
-        file = self.path / "run.json"
-        try:
-            write_whole(file, msgspec.json.format(msgspec.json.encode(info), indent=2))
-        except OSError as error:
-            raise RecordError(f"cannot write {file}: {error.strerror or error}") from error
+        self._folder.write_whole("run.json", msgspec.json.format(msgspec.json.encode(info), indent=2))
         self.info = info
 
     def _describe(self) -> None:
@@ -260,30 +219,33 @@ class RunFolder:
             "Sources": ["volumes.journal"],
             **EVENT_COLUMNS,
         }
-        for path, content in (
-            (self.path / "dataset_description.json", description),
-            (self._table.with_suffix(".json"), decoding),
-            (self._events.with_suffix(".json"), shown),
+        for name, content in (
+            ("dataset_description.json", description),
+            (Path(self._table).with_suffix(".json").name, decoding),
+            (Path(self._events).with_suffix(".json").name, shown),
         ):
-            self._write(path, msgspec.json.format(msgspec.json.encode(content), indent=2))
+            self._write(name, msgspec.json.format(msgspec.json.encode(content), indent=2))
 
-    def _write(self, path: Path, data: bytes) -> None:
-        try:
-            path.write_bytes(data)
-        except OSError as error:
-            with contextlib.suppress(OSError):  # a read-only disk refuses this too
-                path.unlink()
-            raise RecordError(f"cannot write {path}: {error.strerror or error}") from error
+    def _write(self, name: str, data: bytes) -> None:
+        """Write a file of the folder, or of one of its two subfolders."""
+        sub, _, file = name.rpartition("/")
+        if sub:
+            with self._folder.sub(sub) as folder:
+                folder.write_whole(file, data)
+        else:
+            self._folder.write_whole(file, data)
 
-    def _append(self, path: Path, line: bytes) -> None:
+    def _append(self, name: str, line: bytes) -> None:
         """Append a line; what the disk does not take now is written before the next, so no row is lost."""
-        self._unwritten[path] += line
+        self._unwritten[name] += line
+        descriptor = self._folder.open_append(name)
         try:
-            with path.open("ab", buffering=0) as file:
-                while rest := self._unwritten[path]:  # a full disk may take only a part
-                    self._unwritten[path] = rest[file.write(rest) :]
+            while rest := self._unwritten[name]:  # a full disk may take only a part
+                self._unwritten[name] = rest[os.write(descriptor, rest) :]
         except OSError as error:
-            raise RecordError(f"cannot write {path}: {error.strerror or error}") from error
+            raise RecordError(f"cannot write {self.path / name}: {error.strerror or error}") from error
+        finally:
+            os.close(descriptor)
 
 
 def _picture_file(marker: wire.Marker) -> str:

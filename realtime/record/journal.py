@@ -16,7 +16,6 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,8 +23,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from realtime.errors import RecordError, RecordGoneError
+from realtime.record.storage import Folder, is_same, lock, write_all
 from realtime.wire import MAX_HEADER_BYTES, MAX_VOLUME_BYTES
 
+JOURNAL = "volumes.journal"
 MAGIC = b"realtime journal 1\n"
 _MARK = b"RTJ1"
 _HEAD = struct.Struct("<4sIQd")
@@ -46,25 +47,32 @@ class Entry:
 
 
 class Journal:
-    """Appends to a journal; holds a lock on it, so that two runtimes never write the same run.
+    """Appends to a journal; holds a lock on it, so that two recorders never write the same run.
 
     :raises RecordError: when the file cannot be written or another process holds it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, folder: Folder, name: str = JOURNAL) -> None:
+        self.path = folder.path / name
+        self._folder, self._name = folder, name
+        self._descriptor = folder.open_append(name)
         try:
-            self._file = path.open("a+b", buffering=0)
-        except OSError as error:
-            raise RecordError(f"cannot write {path}: {error.strerror or error}") from error
+            self._reading = folder.open_read(name)
+        except RecordError:
+            os.close(self._descriptor)
+            raise
+        self._is_closed = False
         try:
-            _lock(self._file.fileno())
+            lock(self._descriptor)
+            self._end = os.fstat(self._descriptor).st_size
+            if self._end < len(MAGIC):
+                self.cut(0)
         except OSError as error:
-            self._file.close()
-            raise RecordError(f"{path} is in use by another runtime; choose another --out") from error
-        self._end = path.stat().st_size
-        if self._end < len(MAGIC):
-            self.cut(0)
+            self._close()
+            raise RecordError(f"{self.path} is in use by another runtime; choose another --out") from error
+        except RecordError:
+            self._close()
+            raise
 
     def append(self, header: bytes, payload: bytes | memoryview, received_utc_s: float) -> None:
         """Write one record and hand it to the operating system.
@@ -88,7 +96,7 @@ class Journal:
         :raises RecordError: when the disk fails; the journal stays open, and more can be appended
         """
         try:
-            os.fsync(self._file.fileno())
+            os.fsync(self._descriptor)
         except OSError as error:
             raise RecordError(f"cannot sync {self.path} to the disk: {error.strerror or error}") from error
 
@@ -97,41 +105,12 @@ class Journal:
 
         :raises RecordError: when the disk fails; the journal is closed nevertheless
         """
-        if self._file.closed:
+        if self._is_closed:
             return
         try:
             self.sync()
         finally:
-            self._file.close()
-
-    def _write(self, data: bytes) -> None:
-        rest = memoryview(data)
-        try:
-            size = os.fstat(self._file.fileno()).st_size
-            if size < self._end:
-                raise RecordGoneError(
-                    f"expected {self._end} bytes in {self.path}, found {size}: another program has cut the file"
-                )
-            if size > self._end:
-                self._take_back()  # a part that could not be taken back when it was written
-            while rest:
-                rest = rest[self._file.write(rest) :]
-        except OSError as error:
-            self._take_back()
-            raise RecordError(f"cannot write {self.path}: {error.strerror or error}") from error
-        self._end += len(data)
-        self._check_in_place()
-
-    def _check_in_place(self) -> None:
-        """What is written to a file without a name is lost when the process ends, so it is not acknowledged."""
-        try:
-            is_in_place = os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path))
-        except FileNotFoundError:
-            is_in_place = False
-        except OSError as error:
-            raise RecordError(f"cannot look for {self.path}: {error.strerror or error}") from error
-        if not is_in_place:
-            raise RecordGoneError(f"{self.path} was deleted or replaced while the run was recorded")
+            self._close()
 
     def checksum(self, start: int, stop: int) -> int:
         """CRC-32 of a part of the file.
@@ -139,28 +118,55 @@ class Journal:
         :raises RecordError: when it cannot be read
         """
         try:
-            return zlib.crc32(os.pread(self._file.fileno(), stop - start, start))
+            return zlib.crc32(os.pread(self._reading, stop - start, start))
         except OSError as error:
             raise RecordError(f"cannot read {self.path}: {error.strerror or error}") from error
 
-    def copy_to(self, path: Path) -> None:
-        """Write what was appended so far to a new file; possible also after this one was deleted.
+    def copy_to(self, folder: Folder) -> None:
+        """Write what was appended so far to a journal in another folder; possible after this was deleted.
 
         :raises RecordError: when the new file cannot be written
         """
+        descriptor = folder.open_append(self._name)
         try:
-            with path.open("xb") as file:
-                copied = 0
-                while block := os.pread(self._file.fileno(), _BLOCK_BYTES, copied):
-                    file.write(block)
-                    copied += len(block)
+            copied = 0
+            while block := os.pread(self._reading, _BLOCK_BYTES, copied):
+                write_all(descriptor, block)
+                copied += len(block)
         except OSError as error:
-            raise RecordError(f"cannot copy {self.path} to {path}: {error.strerror or error}") from error
+            raise RecordError(
+                f"cannot copy {self.path} to {folder.path}: {error.strerror or error}"
+            ) from error
+        finally:
+            os.close(descriptor)
+
+    def _close(self) -> None:
+        self._is_closed = True
+        os.close(self._descriptor)
+        os.close(self._reading)
+
+    def _write(self, data: bytes) -> None:
+        try:
+            size = os.fstat(self._descriptor).st_size
+            if size < self._end:
+                raise RecordGoneError(
+                    f"expected {self._end} bytes in {self.path}, found {size}: another program has cut the file"
+                )
+            if size > self._end:
+                self._take_back()  # a part that could not be taken back when it was written
+            write_all(self._descriptor, data)
+        except OSError as error:
+            self._take_back()
+            raise RecordError(f"cannot write {self.path}: {error.strerror or error}") from error
+        self._end += len(data)
+        # What is written to a file without a name is lost when the process ends, so it is not acknowledged.
+        if not is_same(self._descriptor, self._folder, self._name):
+            raise RecordGoneError(f"{self.path} was deleted or replaced while the run was recorded")
 
     def _take_back(self) -> None:
         """Drop what follows the last whole record."""
         try:
-            self._file.truncate(self._end)
+            os.ftruncate(self._descriptor, self._end)
         except OSError as error:
             raise RecordError(f"cannot cut {self.path}: {error.strerror or error}") from error
 
@@ -173,10 +179,8 @@ class JournalReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self._file = path.open("rb")
-        except OSError as error:
-            raise RecordError(f"cannot read {path}: {error.strerror or error}") from error
+        with Folder.open(path.parent, to_write=False) as folder:
+            self._file = os.fdopen(folder.open_read(path.name), "rb")
         self._at = 0
 
     def __enter__(self) -> JournalReader:
@@ -236,6 +240,11 @@ class JournalReader:
         if entry is None:
             return None
         return Head(header=entry.header, payload_start=entry.end - len(entry.payload), end=entry.end)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file now."""
+        return os.fstat(self._file.fileno()).st_size
 
     @property
     def is_in_place(self) -> bool:
@@ -324,15 +333,3 @@ def _holds_another(file: BinaryIO, start: int, size: int) -> bool:
                     return True
             at = data.find(_MARK, at + 1)
     return False
-
-
-def _lock(descriptor: int) -> None:
-    """Lock the file for this process; the system unlocks it when the process ends, however it ends."""
-    if sys.platform == "win32":
-        import msvcrt
-
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

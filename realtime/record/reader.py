@@ -125,7 +125,7 @@ def read_recorded(path: Path) -> Recorded:
             info, rows = read_format_1(path, info)
         else:
             rows, _ = tables.read_table(table_path(path, info.start))
-        pictures = sorted(_pictures(path, info), key=lambda picture: picture.onset_volume)
+        pictures = read_pictures(path, info)
         received = frozenset(index for index, _ in _volumes(path))
     except OSError as error:
         raise RecordError(f"cannot read the run in {path}: {error.strerror or error}") from error
@@ -136,6 +136,14 @@ def read_recorded(path: Path) -> Recorded:
         pictures=tuple(pictures),
         received=received,
     )
+
+
+def read_pictures(path: Path, info: RunFile) -> list[Picture]:
+    """The pictures that were shown, in the order of onsets; none if no decoder had the run yet.
+
+    :raises RecordError: when the events table is damaged
+    """
+    return sorted(_pictures(path, info), key=lambda picture: picture.onset_volume)
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -151,6 +159,8 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 def _pictures(path: Path, info: RunFile) -> Iterator[Picture]:
     file = events_path(path, info.start)
+    if not file.exists():
+        return
     lines = file.read_bytes().decode(errors="replace").split("\n")[:-1]  # a torn last one is dropped
     try:
         for row in csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE):

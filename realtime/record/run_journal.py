@@ -6,20 +6,22 @@ Everything else in the folder is the decoder's (:mod:`realtime.record.folder`).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import zlib
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 
 import msgspec
 
 from realtime import wire
-from realtime.atomic import whole, write_whole
+from realtime.atomic import whole
 from realtime.errors import RecordError, WireError
-from realtime.record.journal import Journal, read_heads
+from realtime.record.journal import JOURNAL, Journal, read_heads, read_journal
 from realtime.record.run_json import RunFile, read_run_file, take_path, takes_of
+from realtime.record.storage import Folder
 
-JOURNAL = "volumes.journal"
 _UNKNOWN = -1
 """Checksum of a volume that was recorded without one."""
 
@@ -32,38 +34,33 @@ class RunJournal:
     :raises RecordError: from every method, when the disk does not take what is written
     """
 
-    def __init__(self, path: Path, info: RunFile, journal: Journal) -> None:
+    def __init__(self, folder: Folder, info: RunFile) -> None:
         """Use :meth:`create` or :meth:`reopen`."""
-        self.path = path
+        self.path = folder.path
         self.info = info
         self.start = info.start
         self.is_over = False
         """Whether its end is in the journal."""
-        self._journal = journal
+        self._folder = folder
+        self._journal = Journal(folder)
         self._volumes: dict[int, int] = {}
         self._pictures: dict[int, int] = {}
 
     @classmethod
     def create(cls, root: Path, info: RunFile) -> RunJournal:
         """Make the folder of a run's next take under ``root``; it appears when it is complete."""
-        path = _next_take(root, info.start.run_id)
-        try:
-            with whole(path, replaces=False) as partial:
-                partial.mkdir(parents=True, mode=0o700)
-                _write_run_file(partial, info)
-                first = Journal(partial / JOURNAL)
-                first.append(wire.encode(info.start), b"", _opened_s(info))
-                first.close()
-                if path.exists():
-                    raise RecordError(f"another runtime has just made the folder {path}; start the run again")
-        except OSError as error:
-            raise RecordError(f"cannot make the run folder {path}: {error.strerror or error}") from error
-        return cls(path, info, Journal(path / JOURNAL))
+
+        def fill(folder: Folder) -> None:
+            journal = Journal(folder)
+            journal.append(wire.encode(info.start), b"", _opened_s(info))
+            journal.close()
+
+        return cls(_make_take(root, info, fill), info)
 
     @classmethod
     def reopen(cls, path: Path) -> RunJournal:
         """Go on with a run that was left open; a record that a crash tore is cut off."""
-        run = cls(path, read_run_file(path), Journal(path / JOURNAL))
+        run = cls(Folder.open(path, to_write=True), read_run_file(path))
         try:
             run._journal.cut(run._take_heads())
         except RecordError:
@@ -143,7 +140,10 @@ class RunJournal:
 
     def close(self) -> None:
         """Close the journal; a run without its end stays open, to be gone on with later."""
-        self._journal.close()
+        try:
+            self._journal.close()
+        finally:
+            self._folder.close()
 
     def rescue(self, root: Path) -> RunJournal:
         """Go on after another program has deleted the folder, or cut the journal.
@@ -156,23 +156,15 @@ class RunJournal:
         if (self.path / JOURNAL).exists() and (self.path / "run.json").exists():
             self.abandon()
             return RunJournal.reopen(self.path)
-        path = _next_take(root, self.start.run_id)
-        try:
-            with whole(path, replaces=False) as partial:
-                partial.mkdir(parents=True, mode=0o700)
-                _write_run_file(partial, self.info)
-                self._journal.copy_to(partial / JOURNAL)
-        except OSError as error:
-            raise RecordError(f"cannot make the run folder {path}: {error.strerror or error}") from error
+        folder = _make_take(root, self.info, self._journal.copy_to)
+        folder.close()
         self.abandon()
-        return RunJournal.reopen(path)
+        return RunJournal.reopen(folder.path)
 
     def abandon(self) -> None:
         """Close a journal that is gone, whatever the disk says."""
-        try:
-            self._journal.close()
-        except RecordError:
-            return
+        with contextlib.suppress(RecordError):
+            self.close()
 
     def _take_heads(self) -> int:
         """Learn what the journal holds; returns where its last whole record ends."""
@@ -186,6 +178,25 @@ class RunJournal:
                 self._pictures[message.onset_volume] = self._journal.checksum(head.payload_start, head.end)
             self.is_over = isinstance(message, wire.RunEnd)
         return end
+
+
+def copy_run(recorded: Path, root: Path, info: RunFile, files: Mapping[str, bytes]) -> Path:
+    """Make a run folder with the journal of a recorded run, and these files.
+
+    :param info: becomes its ``run.json``
+    :raises RecordError: when the journal is damaged, or the folder cannot be made
+    """
+
+    def fill(folder: Folder) -> None:
+        journal = Journal(folder)
+        for entry in read_journal(recorded / JOURNAL):
+            journal.append(entry.header, entry.payload, entry.received_utc_s)
+        journal.close()
+        for name, content in files.items():
+            folder.write_whole(name, content)
+
+    with _make_take(root, info, fill) as folder:
+        return folder.path
 
 
 def has_ended(path: Path) -> bool:
@@ -232,8 +243,19 @@ def _next_take(root: Path, run_id: str) -> Path:
         raise RecordError(f"cannot look for earlier takes in {root}: {error.strerror or error}") from error
 
 
-def _write_run_file(folder: Path, info: RunFile) -> None:
-    write_whole(folder / "run.json", msgspec.json.format(msgspec.json.encode(info), indent=2))
+def _make_take(root: Path, info: RunFile, fill: Callable[[Folder], None]) -> Folder:
+    """Make the folder of a run's next take; it appears when ``fill`` has made it complete."""
+    path = _next_take(root, info.start.run_id)
+    try:
+        with whole(path, replaces=False) as partial:
+            with Folder.create(partial) as folder:
+                folder.write_whole("run.json", msgspec.json.format(msgspec.json.encode(info), indent=2))
+                fill(folder)
+            if path.exists():
+                raise RecordError(f"another runtime has just made the folder {path}; start the run again")
+    except OSError as error:
+        raise RecordError(f"cannot make the run folder {path}: {error.strerror or error}") from error
+    return Folder.open(path, to_write=True)
 
 
 def _opened_s(info: RunFile) -> float:

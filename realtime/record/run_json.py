@@ -13,6 +13,7 @@ from typing import Literal
 import msgspec
 
 from realtime import wire
+from realtime.bundle.spec import Spec
 from realtime.errors import RecordError
 from realtime.events import DecoderUsed
 from realtime.preprocessing.spikes import SpikeRule
@@ -136,6 +137,13 @@ def read_run_file(path: Path) -> RunFile:
     if info.format_version == FORMAT_VERSION and not info.decoders:
         raise RecordError(f"expected at least one decoder in {file}, got none")
     return info
+
+
+def decoders_of(spec: Spec) -> tuple[DecoderUsed, ...]:
+    """A bundle's decoders as ``run.json`` and the page name them."""
+    return tuple(
+        DecoderUsed(name=each.name, window_delay_volumes=each.window.delay_volumes) for each in spec.decoders
+    )
 
 
 def take_path(root: Path, run_id: str, take: int) -> Path:

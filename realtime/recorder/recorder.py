@@ -23,11 +23,11 @@ from realtime import wire
 from realtime.bundle.match import check_run
 from realtime.bundle.spec import Spec
 from realtime.errors import RealtimeError, RecordError, RecordGoneError, WireError
-from realtime.events import DecoderUsed, Recording
+from realtime.events import Recording
 from realtime.preprocessing.spikes import SpikeRule
 from realtime.record.png import check_png_structure
 from realtime.record.run_journal import RunJournal, has_ended, open_folders
-from realtime.record.run_json import Owner, RunFile, new_run_file, read_run_file, takes_of
+from realtime.record.run_json import Owner, decoders_of, new_run_file, read_run_file, takes_of
 from realtime.sources import Peer, Received, Source
 
 STALE_TR = 3
@@ -321,13 +321,6 @@ class Recorder:
             message=now.message if message is None else message,
         )
         self._tell(self.recording)
-
-
-def decoders_of(spec: Spec) -> tuple[DecoderUsed, ...]:
-    """A bundle's decoders as ``run.json`` and the page name them."""
-    return tuple(
-        DecoderUsed(name=each.name, window_delay_volumes=each.window.delay_volumes) for each in spec.decoders
-    )
 
 
 def _claim(message: wire.RunStart, peer: Peer) -> Owner:

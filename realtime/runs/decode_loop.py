@@ -1,12 +1,14 @@
-"""The decode loop: takes each window of the open run when it is ready and makes frames, on one thread."""
+"""The decode loop: takes each window of a run when it is ready and makes frames, on one thread."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
+from typing import Protocol
 
 from realtime.bundle.spec import Sampler
 from realtime.decoding.decoder import Decoder
@@ -16,91 +18,71 @@ from realtime.events import Event
 from realtime.runs.run import Ready, Run
 
 
-class DecodeLoop:
-    """Decodes until it is cancelled.
+@dataclass(frozen=True, kw_only=True)
+class Decode:
+    """What to do with a window next: let a decoder make a frame of it."""
 
-    :param decoders: the bundle's, in its order: the first decodes every volume
-    :param samplers: the bundle's, best first; each decode takes the best for which there is time
-    :param sampler: the one to decode everything with instead
-    :param open_run: gives the run that is open now, if any
+    decoder: str
+    sampler: Sampler
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skip:
+    """What to do with a window next: leave out every decoder that has not had it."""
+
+    reason: str
+
+
+class Policy(Protocol):
+    """Decides what is made of each window."""
+
+    def next(self, run: Run, ready: Ready) -> Decode | Skip | None:
+        """The next thing to do with a window; None when all is done."""
+        ...
+
+    def failed(self, run: Run, ready: Ready, error: EngineError) -> None:
+        """A decode has failed. :raises EngineError: where the run must not go on without it"""
+        ...
+
+
+class DecodeLoop:
+    """Makes frames of windows.
+
+    :param decoders: the bundle's, in its order
     :param send: takes every frame the moment it is decoded
-    :param decoded: is called after each window
     :param worker: the one thread on which the decoders were made, where that matters to their engine
     """
 
     def __init__(
         self,
         decoders: Sequence[Decoder],
-        samplers: Sequence[Sampler],
-        sampler: Sampler | None,
-        *,
-        open_run: Callable[[], Run | None],
+        policy: Policy,
         send: Callable[[Event], None],
-        decoded: Callable[[Run], None],
         worker: ThreadPoolExecutor | None = None,
     ) -> None:
-        self._first = decoders[0]
         self._decoders = {decoder.spec.name: decoder for decoder in decoders}
-        self._samplers = samplers
-        self._fixed_sampler = sampler
-        self._told_sampler = sampler or samplers[0]
-        """The sampler that the operator knows to be in use."""
-        self._open_run = open_run
+        self._policy = policy
         self._send = send
-        self._decoded = decoded
         self._worker = worker or ThreadPoolExecutor(1, thread_name_prefix="decode")
-        self._wake = asyncio.Event()
-        self._drained = asyncio.Event()
 
-    async def run(self) -> None:
-        """Decode what is ready, whenever :meth:`wake` says that something may be."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while (run := self._open_run()) and (ready := run.queue.take()):
-                await self._decode(run, ready)
-                run.queue.done()
-                self._decoded(run)
-            self._drained.set()
-
-    def wake(self) -> None:
-        """Look whether a window is ready."""
-        self._wake.set()
-
-    async def drain(self, run: Run) -> None:
-        """Return once the open run has no window left to decode."""
-        while not run.queue.idle:
-            self._drained.clear()
-            self._wake.set()
-            await self._drained.wait()
+    async def decode_waiting(self, run: Run) -> None:
+        """Decode until no window waits."""
+        while ready := run.queue.take():
+            await self._decode(run, ready)
 
     def stop(self) -> None:
-        """Once :meth:`run` is over: wait for the decode under way and end the thread."""
+        """Wait for the decode under way and end the thread."""
         self._worker.shutdown(wait=True, cancel_futures=True)
 
     async def _decode(self, run: Run, ready: Ready) -> None:
-        """Make a frame by each decoder that is due at a volume, the bundle's first decoder before the others.
-
-        Each may take an equal share of the time that is left when its turn comes. A specialised decoder is
-        left out where there is none; so are those after it.
-        """
-        while due := run.due(ready.volume):
-            decoder = self._decoders[due[0].name]
-            if decoder is self._first:
-                sampler = self._choose_for_every_volume(run, ready, len(due))
-            elif run.queue.is_waiting:
-                run.skip(ready.volume, "a newer window was ready before its decode began")
+        while todo := self._policy.next(run, ready):
+            if isinstance(todo, Skip):
+                run.skip(ready.volume, todo.reason)
                 return
-            else:
-                sampler = self._choose(decoder, self._left_s(run, ready, SPECIALISED_MARGIN_TR) / len(due))
-                if decoder.pace.decode_s(sampler) > self._left_s(run, ready):
-                    run.skip(ready.volume, "there was no time left before the next volume")
-                    return
             try:
-                await self._make_frame(run, ready, decoder, sampler)
+                await self._make_frame(run, ready, self._decoders[todo.decoder], todo.sampler)
             except EngineError as error:
-                run.skip(ready.volume, f"its decode failed: {error}")
-                return
+                self._policy.failed(run, ready, error)
 
     async def _make_frame(self, run: Run, ready: Ready, decoder: Decoder, sampler: Sampler) -> None:
         decode = partial(decoder.decode, ready.window_of(decoder.spec), sampler)
@@ -108,6 +90,49 @@ class DecodeLoop:
         frame = run.frame(ready, decoder.spec, sampler.name, decoded.stages_ms)
         self._send(Event(frame, image=decoded.image))
         run.record(frame, decoded.image, ready.repaired_voxels)
+
+
+class ByDeadline:
+    """Each decode takes the best sampler for which there is time before the next volume.
+
+    :param decoders: the bundle's, in its order: the first decodes every volume
+    :param samplers: the bundle's, best first
+    :param sampler: the one to decode everything with instead
+    """
+
+    def __init__(
+        self, decoders: Sequence[Decoder], samplers: Sequence[Sampler], sampler: Sampler | None
+    ) -> None:
+        self._first = decoders[0]
+        self._decoders = {decoder.spec.name: decoder for decoder in decoders}
+        self._samplers = samplers
+        self._fixed_sampler = sampler
+        self._told_sampler = sampler or samplers[0]
+        """The sampler that the operator knows to be in use."""
+
+    def next(self, run: Run, ready: Ready) -> Decode | Skip | None:
+        """The decoders that are due at a volume, the bundle's first before the others.
+
+        Each may take an equal share of the time that is left when its turn comes. A specialised decoder is
+        left out where there is none; so are those after it.
+        """
+        due = run.due(ready.volume)
+        if not due:
+            return None
+        decoder = self._decoders[due[0].name]
+        if decoder is self._first:
+            sampler = self._choose_for_every_volume(run, ready, len(due))
+        elif run.queue.is_waiting:
+            return Skip(reason="a newer window was ready before its decode began")
+        else:
+            sampler = self._choose(decoder, self._left_s(run, ready, SPECIALISED_MARGIN_TR) / len(due))
+            if decoder.pace.decode_s(sampler) > self._left_s(run, ready):
+                return Skip(reason="there was no time left before the next volume")
+        return Decode(decoder=decoder.spec.name, sampler=sampler)
+
+    def failed(self, run: Run, ready: Ready, error: EngineError) -> None:
+        """The next window may succeed."""
+        run.skip(ready.volume, f"its decode failed: {error}")
 
     def _choose_for_every_volume(self, run: Run, ready: Ready, n_decodes: int) -> Sampler:
         """The first decoder's sampler; the operator is told when it is another than for the volume before.

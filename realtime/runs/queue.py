@@ -1,4 +1,4 @@
-"""Queues of windows that wait for the decoder. Pure."""
+"""Queues of windows that wait for the decoder, which takes one at a time. Pure."""
 
 from __future__ import annotations
 
@@ -23,13 +23,17 @@ class InTurn(Generic[Item]):
         """The next window."""
         return self._waiting.popleft() if self._waiting else None
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether there is one."""
+        return bool(self._waiting)
+
 
 class NewestWins(Generic[Item]):
-    """One decode at a time; while it runs only the newest window waits."""
+    """Only the newest window waits."""
 
     def __init__(self) -> None:
         self._waiting: Item | None = None
-        self._busy = False
 
     def offer(self, item: Item) -> Item | None:
         """Add a window; return the older one that it replaces, which is then never decoded."""
@@ -37,22 +41,11 @@ class NewestWins(Generic[Item]):
         return replaced
 
     def take(self) -> Item | None:
-        """The window to decode now; None while a decode runs or nothing waits."""
-        if self._busy or self._waiting is None:
-            return None
-        item, self._waiting, self._busy = self._waiting, None, True
+        """The window to decode now."""
+        item, self._waiting = self._waiting, None
         return item
-
-    def done(self) -> None:
-        """Say that the decode of the window from :meth:`take` is over."""
-        self._busy = False
 
     @property
     def is_waiting(self) -> bool:
-        """Whether a window waits for the running decode to end."""
+        """Whether there is one."""
         return self._waiting is not None
-
-    @property
-    def idle(self) -> bool:
-        """Whether no decode runs and no window waits."""
-        return not self._busy and self._waiting is None

@@ -1,6 +1,6 @@
 """``realtime replay``: decodes a recorded run again from its journal, and says which frames are the same.
 
-    journal, in order of arrival ─► the code of a live run ─► frame ─► compared with the recorded one
+    copy of the journal ─► follow, as a live run ─► frame ─► compared with the recorded one
     table: which volumes were missing or skipped, the sampler of each frame ──┘
 
 With the recorded bundle, engine and samplers, the frames are the recorded ones bit for bit. Another bundle,
@@ -10,33 +10,31 @@ is like any other, with the timings of the replay.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import asyncio
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from realtime import wire
 from realtime.atomic import write_whole
 from realtime.bundle.bundle import Bundle
 from realtime.bundle.locate import choose_bundle
 from realtime.bundle.spec import Sampler
-from realtime.decoding.decoder import Decoder
-from realtime.decoding.engines.choose import open_and_use
-from realtime.decoding.engines.contract import Engine
-from realtime.decoding.faces import FaceBlur
-from realtime.errors import BundleError, RecordError
-from realtime.events import Frame
+from realtime.decoding.open import open_decoders
+from realtime.errors import BundleError, EngineError, RecordError
+from realtime.events import Event, Frame
 from realtime.record.folder import RunFolder
-from realtime.record.journal import read_journal
 from realtime.record.reader import Recorded, read_image, read_recorded
-from realtime.record.run_json import EngineUsed, Faces, RunFile, new_run_file
-from realtime.record.tables import Row
+from realtime.record.run_journal import copy_run
+from realtime.record.run_json import EngineUsed, Faces, RunFile, decoders_of, new_run_file, table_path
+from realtime.record.tables import Row, read_table
+from realtime.runs import follow
+from realtime.runs.decode_loop import Decode, DecodeLoop, Skip
 from realtime.runs.queue import InTurn
-from realtime.runs.run import Ready, Run, decoders_of
+from realtime.runs.run import Ready, Run
 from realtime.runs.statistics import PRIOR_FILE, read_statistics
 
 _NOT_THEN = "it was not decoded in the recorded run"
@@ -99,33 +97,40 @@ def replay(options: Options, tell: Callable[[str], None]) -> Compared:
     bundle = _bundle(options.bundle, recorded.info)
     bundle.check_run(recorded.info.start)
     faces = "shown" if options.show_faces else recorded.info.faces
-    blur = FaceBlur() if faces == "blurred" else None
-    seed = recorded.info.seed
-
-    def make(engine: Engine) -> list[Decoder]:
-        return [Decoder(bundle, engine, seed, each.name, blur) for each in bundle.spec.decoders]
-
     wanted = options.engine or recorded.info.engine.name or "auto"
-    name, engine, decoders = open_and_use(bundle, wanted, make)
-    used = EngineUsed(name=name, description=engine.description)
+    opened = open_decoders(bundle, wanted, recorded.info.seed, blurs_faces=faces == "blurred")
+    used = EngineUsed(name=opened.engine_name, description=opened.engine_description)
     changed = _changed(options, recorded.info, bundle, used)
     for line in changed:
         tell(line)
-    again = _Again(recorded, bundle, decoders, options.sampler)
+    policy = _AsRecorded(recorded, bundle, options.sampler)
     info, prior = _run_file(recorded, bundle, used, faces), _prior(recorded, bundle)
-    folder = RunFolder.create(options.out.absolute(), info, prior)
+    path = copy_run(recorded.path, options.out.absolute(), info, prior)
+    folder = RunFolder.open(path, info.decoders)
+    frames: list[FrameCompared] = []
+
+    def compare(event: Event) -> None:
+        if found := _compared(event, policy, recorded):
+            frames.append(found)
+            tell(_in_words(found, is_bank=len(bundle.spec.decoders) > 1))
+
     try:
-        frames = tuple(_told(again.frames(folder), tell, is_bank=len(decoders) > 1))
+        _missing(recorded, info.first_decoder, folder)
+        run = Run(folder, bundle, InTurn())
+        asyncio.run(follow.replay(run, DecodeLoop(opened.decoders, policy, compare, opened.worker), compare))
     finally:
-        folder.suspend()
+        folder.let_go()
+    for found in _without_a_frame_now(policy, path, info):
+        frames.append(found)
+        tell(_in_words(found, is_bank=len(bundle.spec.decoders) > 1))
     compared = Compared(
         replay_of=str(recorded.path.absolute()),
-        run_folder=str(folder.path),
+        run_folder=str(path),
         changed=tuple(changed),
-        frames=frames,
-        states_differ=tuple(_states_differ(recorded, folder)),
+        frames=tuple(frames),
+        states_differ=tuple(_states_differ(recorded, path, info)),
     )
-    _save(folder.path / "replay.json", compared)
+    _save(path / "replay.json", compared)
     return compared
 
 
@@ -139,85 +144,66 @@ def lines(compared: Compared) -> list[str]:
     return [*found, f"recorded in {compared.run_folder}"]
 
 
-class _Again:
-    """A recorded run, ready to be decoded again."""
+class _AsRecorded:
+    """The rows of the recording say which decoders had a window, and with which sampler.
 
-    def __init__(
-        self, recorded: Recorded, bundle: Bundle, decoders: Sequence[Decoder], sampler: str | None
-    ) -> None:
-        self._recorded = recorded
+    Not the markers: in the journal those may come after the volume.
+    """
+
+    def __init__(self, recorded: Recorded, bundle: Bundle, sampler: str | None) -> None:
         self._bundle = bundle
-        self._decoders = decoders
         self._sampler = bundle.sampler(sampler) if sampler else None
-        first = decoders[0].spec.name  # another bundle may have another name for it
+        first = bundle.decoder().name  # another bundle may have another name for it
         names = {recorded.info.first_decoder: first}
-        self._rows = {(row.volume, names.get(row.decoder, row.decoder)): row for row in recorded.rows}
+        self.rows = {(row.volume, names.get(row.decoder, row.decoder)): row for row in recorded.rows}
         """By volume and decoder of the bundle that decodes now."""
 
-    def frames(self, folder: RunFolder) -> Iterator[FrameCompared]:
-        """Decode into ``folder``; yield a comparison for each frame of either run."""
-        first = self._decoders[0].spec.name
-        for row in self._rows.values():
-            if row.state == "missing":
-                folder.write_row(Row(volume=row.volume, state="missing", reason=row.reason, decoder=first))
-        windows: InTurn[Ready] = InTurn()  # the recorded rows say what was skipped
-        run = Run(folder, self._bundle, windows.offer)
-        for message, payload in self._messages():
-            if isinstance(message, wire.Marker):
-                run.show(message, memoryview(payload))
-            elif arrival := run.receive(message, memoryview(payload), perf_counter()):
-                run.take(message.index, arrival)
-                yield from self._decode_all(run, windows)
-        run.finish()
-        yield from self._decode_all(run, windows)
-        run.close()
-        yield from self._without_a_frame_now(folder)
-
-    def _messages(self) -> Iterator[tuple[wire.Marker | wire.Volume, bytes]]:
-        """Markers and volumes of the journal; the start has been written already."""
-        for entry in read_journal(self._recorded.path / "volumes.journal"):
-            message = wire.decode_to_runtime(entry.header)
-            if isinstance(message, wire.Marker | wire.Volume):
-                yield message, entry.payload
-
-    def _decode_all(self, run: Run, windows: InTurn[Ready]) -> Iterator[FrameCompared]:
-        while ready := windows.take():
-            yield from self._decode(run, ready)
-
-    def _decode(self, run: Run, ready: Ready) -> Iterator[FrameCompared]:
-        """Decode a window by the decoders that did in the recording.
-
-        The rows say which, not the markers: in the journal those may come after the volume.
-        """
-        reason = _NOT_THEN
-        for decoder in self._decoders:
-            row = self._rows.get((ready.volume, decoder.spec.name))
+    def next(self, run: Run, ready: Ready) -> Decode | Skip | None:
+        """The next decoder that made a frame of this window; the others had none."""
+        decoders = [each.name for each in self._bundle.spec.decoders]
+        open_rows = {
+            decoder: self.rows.get((ready.volume, decoder))
+            for decoder in decoders
+            if not run.is_accounted(ready.volume, decoder)
+        }
+        for decoder, row in open_rows.items():
             if row is not None and row.state != "skipped":
-                yield self._frame(run, ready, decoder, row)
-            elif row is not None and decoder is self._decoders[0]:
-                reason = row.reason or _NOT_THEN
-        run.skip(ready.volume, reason)
+                return Decode(decoder=decoder, sampler=self._sampler or self._sampler_of(row))
+        first = open_rows.get(decoders[0])
+        return Skip(reason=(first.reason if first else None) or _NOT_THEN)
 
-    def _frame(self, run: Run, ready: Ready, decoder: Decoder, row: Row) -> FrameCompared:
-        sampler = self._sampler or self._sampler_of(row)
-        decoded = decoder.decode(ready.window_of(decoder.spec), sampler)
-        frame = run.frame(ready, decoder.spec, sampler.name, decoded.stages_ms)
-        run.record(frame, decoded.image, ready.repaired_voxels)
-        then = read_image(self._recorded.path / row.frame) if row.frame else None
-        return _compare(frame, then, decoded.image)
+    def failed(self, run: Run, ready: Ready, error: EngineError) -> None:
+        """A replay is worth nothing without the frame."""
+        raise error
 
     def _sampler_of(self, row: Row) -> Sampler:
         """The sampler that a frame was made with; the first of the bundle if it has none of that name."""
         names = {sampler.name for sampler in self._bundle.spec.samplers}
         return self._bundle.sampler(row.sampler if row.sampler in names else None)
 
-    def _without_a_frame_now(self, folder: RunFolder) -> Iterator[FrameCompared]:
-        has_frame = {(row.volume, row.decoder) for row in folder.rows() if row.frame}
-        for (volume, decoder), row in self._rows.items():
-            if row.frame and (volume, decoder) not in has_frame:
-                yield FrameCompared(
-                    volume=volume, decoder=decoder, largest_difference=None, differing_share=None
-                )
+
+def _missing(recorded: Recorded, first: str, folder: RunFolder) -> None:
+    """Volumes that were missing are so again, whether they came too late or not at all."""
+    for row in recorded.rows_by(recorded.info.first_decoder):
+        if row.state == "missing":
+            folder.write_row(Row(volume=row.volume, state="missing", reason=row.reason, decoder=first))
+
+
+def _compared(event: Event, policy: _AsRecorded, recorded: Recorded) -> FrameCompared | None:
+    frame = event.message
+    if not isinstance(frame, Frame) or event.image is None:
+        return None
+    row = policy.rows[frame.volume, frame.decoder]
+    then = read_image(recorded.path / row.frame) if row.frame else None
+    return _compare(frame, then, event.image)
+
+
+def _without_a_frame_now(policy: _AsRecorded, folder: Path, info: RunFile) -> Iterator[FrameCompared]:
+    rows, _ = read_table(table_path(folder, info.start))
+    has_frame = {(row.volume, row.decoder) for row in rows if row.frame}
+    for (volume, decoder), row in policy.rows.items():
+        if row.frame and (volume, decoder) not in has_frame:
+            yield FrameCompared(volume=volume, decoder=decoder, largest_difference=None, differing_share=None)
 
 
 def _compare(frame: Frame, then: NDArray[np.uint8] | None, now: NDArray[np.uint8]) -> FrameCompared:
@@ -230,21 +216,16 @@ def _compare(frame: Frame, then: NDArray[np.uint8] | None, now: NDArray[np.uint8
     )
 
 
-def _told(
-    frames: Iterator[FrameCompared], tell: Callable[[str], None], *, is_bank: bool
-) -> Iterator[FrameCompared]:
-    for frame in frames:
-        which = f"volume {frame.volume}" + (f" by {frame.decoder}" if is_bank else "")
-        if frame.largest_difference is None or frame.differing_share is None:
-            tell(f"{which}: only one of the runs has a frame of this size")
-        elif frame.is_same:
-            tell(f"{which}: the same, bit for bit")
-        else:
-            tell(
-                f"{which}: differs in {100 * frame.differing_share:.2f} % of its values, "
-                f"by {frame.largest_difference} of 255 levels at most"
-            )
-        yield frame
+def _in_words(frame: FrameCompared, *, is_bank: bool) -> str:
+    which = f"volume {frame.volume}" + (f" by {frame.decoder}" if is_bank else "")
+    if frame.largest_difference is None or frame.differing_share is None:
+        return f"{which}: only one of the runs has a frame of this size"
+    if frame.is_same:
+        return f"{which}: the same, bit for bit"
+    return (
+        f"{which}: differs in {100 * frame.differing_share:.2f} % of its values, "
+        f"by {frame.largest_difference} of 255 levels at most"
+    )
 
 
 def _bundle(folder: Path | None, info: RunFile) -> Bundle:
@@ -288,7 +269,7 @@ def _run_file(recorded: Recorded, bundle: Bundle, used: EngineUsed, faces: Faces
         recorded.info.start,
         bundle_name=bundle.spec.name,
         bundle_sha256=bundle.sha256,
-        decoders=decoders_of(bundle),
+        decoders=decoders_of(bundle.spec),
         seed=recorded.info.seed,
         engine=used,
         faces=faces,
@@ -305,8 +286,9 @@ def _prior(recorded: Recorded, bundle: Bundle) -> dict[str, bytes]:
     return {PRIOR_FILE: read_statistics(recorded.path / PRIOR_FILE, bundle.spec.roi.n_voxels).as_npz()}
 
 
-def _states_differ(recorded: Recorded, folder: RunFolder) -> Iterator[int]:
-    now = {row.volume: row.state for row in folder.rows() if row.decoder == folder.info.first_decoder}
+def _states_differ(recorded: Recorded, folder: Path, info: RunFile) -> Iterator[int]:
+    rows, _ = read_table(table_path(folder, info.start))
+    now = {row.volume: row.state for row in rows if row.decoder == info.first_decoder}
     then = {row.volume: row.state for row in recorded.rows_by(recorded.info.first_decoder)}
     for volume in range(recorded.info.start.n_volumes):
         if volume in then and now[volume] != then[volume]:

@@ -1,6 +1,7 @@
 """One run from its start to its end: volumes in order, windows that are ready, each volume's final state.
 
-It neither waits nor opens sockets: the pipeline brings messages and times, the decode loop takes windows.
+It neither waits nor reads files: :mod:`realtime.runs.follow` brings the journal's records and the time, the
+decode loop takes windows.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Literal, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -20,13 +21,13 @@ from realtime import wire
 from realtime.bundle.bundle import Bundle
 from realtime.bundle.spec import Decoder
 from realtime.errors import RecordError, WireError
-from realtime.events import DecoderUsed, Frame, LatencyMs, VolumeState
+from realtime.events import Event, Frame, LatencyMs, Shown, VolumeState
 from realtime.preprocessing.stream import StreamingPreprocessor
 from realtime.record.folder import RunFolder
+from realtime.record.journal import Entry
 from realtime.record.png import check_png
 from realtime.record.tables import Row, frame_row
 from realtime.runs.account import Account
-from realtime.runs.queue import NewestWins
 from realtime.runs.reorder import Reorder, Turn
 from realtime.runs.statistics import STATISTICS_FILE, prior_of
 
@@ -34,7 +35,7 @@ GAP_PATIENCE_TR = 2
 """A gap in the volumes is given up after this many TR."""
 _REPLACED = "a newer window was ready before its decode began"
 _TOO_LATE = "the picture's marker came after its window"
-_RESTARTED = "the runtime was restarted before it was decoded"
+_RESTARTED = "the decoder was restarted before it was decoded"
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class Arrival:
     received_s: float
     journal_ms: float
     restored: bool = False
-    """Read from the journal after a restart of the runtime."""
+    """It was in the journal before this process followed the run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,28 +69,39 @@ class Ready:
         return np.ascontiguousarray(self.window[:, -decoder.window.length_volumes :])
 
 
+class Queue(Protocol):
+    """Windows that wait for the decoder (:mod:`realtime.runs.queue`)."""
+
+    def offer(self, item: Ready) -> Ready | None:
+        """Add a window; return the one that it replaces, if any."""
+        ...
+
+    def take(self) -> Ready | None:
+        """The window to decode now."""
+        ...
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether there is one."""
+        ...
+
+
 class Run:
     """A run in a folder that is open for writing."""
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        bundle: Bundle,
-        offer: Callable[[Ready], Ready | None] | None = None,
-    ) -> None:
-        """Volumes that have a row in the folder keep the state that it names.
-
-        :param offer: takes every window that is ready and returns the one it replaces; by default ``queue``
-        """
+    def __init__(self, folder: RunFolder, bundle: Bundle, queue: Queue) -> None:
+        """Volumes that have a row in the folder keep the state that it names."""
         self.folder = folder
         self.start = folder.info.start
-        self.queue: NewestWins[Ready] = NewestWins()
-        self._offer = offer or self.queue.offer
+        self.queue = queue
         self.message = ""
         """The latest message to the operator."""
         self.alarm = ""
-        """Why recording has stopped; empty while the disk works."""
-        self.duplicates = 0
+        """Why results are not recorded; empty while the disk works."""
+        self.end: wire.RunEnd | None = None
+        """Its end, once that was read."""
+        self.heard_s = float("-inf")
+        """When its newest volume was received."""
         self.account = Account(self.start.n_volumes)
         self._decoders = bundle.spec.decoders
         rows = folder.rows()
@@ -100,6 +112,7 @@ class Run:
                 self.account.settle(row.volume, row.state)
         self.trusted = False
         """Whether the run has had enough volumes for its statistics to be trusted."""
+        self._has_begun = False
         self._onsets: list[int] = []
         self._reorder: Reorder[Arrival] = Reorder(
             self.start.n_volumes,
@@ -133,91 +146,61 @@ class Run:
         """The run's position, in words."""
         return "its start" if self.position is None else f"volume {self.position}"
 
-    def receive(self, message: wire.Volume, payload: memoryview, received_s: float) -> Arrival | None:
-        """Check a volume and put it into the journal; None if it had come before.
+    def take(self, entry: Entry, received_s: float, *, is_past: bool = False) -> Event | None:
+        """Take the next record of the journal; returns what listeners are told of it.
 
-        :raises WireError: codes ``checksum``, ``index`` and ``size``
-        :raises RecordError: when the journal cannot be written
+        :param received_s: when it was received, by ``time.perf_counter``
+        :param is_past: whether it was in the journal before this process followed the run
+        :raises WireError: when the record is no message of this run
         """
-        wire.verify_checksum(message, payload)
-        if message.index >= self.start.n_volumes:
-            raise WireError(
-                "index",
-                f"expected a volume below {self.start.n_volumes}, as planned in the run's start, "
-                f"got index {message.index}",
-            )
-        voxels = wire.volume_array(self.start, payload)
-        if self.account.has(message.index):
-            self.duplicates += 1
-            _log.info("volume %d came again (%d duplicates so far)", message.index, self.duplicates)
-            return None
-        self.folder.journal(message, payload)
-        self._disk_is_well()
-        self.account.receive(message.index)
-        journal_ms = 1e3 * (perf_counter() - received_s)
-        return Arrival(voxels=voxels, received_s=received_s, journal_ms=journal_ms)
+        message = wire.decode_to_runtime(entry.header)
+        if isinstance(message, wire.Volume):
+            self.heard_s = received_s
+            self._take_volume(message, entry.payload, received_s, is_past=is_past)
+        elif isinstance(message, wire.Marker):
+            return self._show(message, entry.payload, is_past=is_past)
+        elif isinstance(message, wire.RunEnd):
+            self.end = message
+        elif self._has_begun and not is_past:
+            self.tell(f"the scanner is back; the run goes on after {self.where()}")
+            self._reorder.restart_clock(received_s)  # it may now fill gaps that it could not fill before
+        self._has_begun = True
+        return None
 
-    def take(self, index: int, arrival: Arrival) -> None:
-        """Preprocess a volume that is in the journal, as soon as those before it have been."""
-        if index < self._reorder.next_index:
-            self.tell(f"volume {index} came after its gap had been given up; it is not used")
-        self._advance(self._reorder.push(index, arrival, arrival.received_s, arrival.voxels.nbytes))
+    def _take_volume(
+        self, message: wire.Volume, payload: bytes, received_s: float, *, is_past: bool
+    ) -> None:
+        """Preprocess a volume as soon as those before it have been."""
+        if not self.account.receive(message.index):
+            return
+        if is_past:  # its deadline is long over, and its sender may fill a gap before it yet
+            received_s = perf_counter()
+        elif message.index < self._reorder.next_index:
+            self.tell(f"volume {message.index} came after its gap had been given up; it is not used")
+        arrival = Arrival(
+            voxels=wire.volume_array(self.start, payload),
+            received_s=received_s,
+            journal_ms=1e3 * (perf_counter() - received_s),
+            restored=is_past,
+        )
+        self._advance(self._reorder.push(message.index, arrival, received_s, arrival.voxels.nbytes))
 
-    def expire(self, now_s: float) -> None:
-        """Give up the gaps whose time is over."""
-        self._advance(self._reorder.expire(now_s))
-
-    def scanner_is_back(self, now_s: float) -> None:
-        """Give the sender time to fill gaps that it could not fill while it was away."""
-        self._reorder.restart_clock(now_s)
-
-    def finish(self) -> None:
-        """No more volumes will come: those that have not come are missing."""
-        self._advance(self._reorder.close())
-
-    def close(self, note: str = "") -> None:
-        """Once all decodes are over: save the statistics for later runs, and close the folder.
-
-        :raises RecordError: when the disk does not take it; it can then be called again
-        """
-        for volume in range(self.start.n_volumes):
-            if self.account.state_of(volume) is not None:
-                self.skip(volume, _TOO_LATE)
-        if statistics := self._preprocessor.statistics():
-            self.folder.write_file(STATISTICS_FILE, statistics.as_npz())
-        self.folder.close(note)
-        self.alarm = ""  # the disk has taken all that waited
-
-    def abort(self, reason: str) -> None:
-        """Settle every open volume: one that has not come is missing, one that is not decoded is skipped."""
-        self.finish()
-        for volume in self.account.open_volumes:
-            self.skip(volume, reason)
-
-    def show(self, marker: wire.Marker, payload: memoryview) -> bytes | None:
-        """Record the picture that was put on screen; returns its PNG, or None if the marker had come before.
-
-        :raises WireError: codes ``index`` and ``picture``, the latter also if the volume has another picture
-        """
-        if marker.onset_volume >= self.start.n_volumes:
-            raise WireError(
-                "index",
-                f"expected a marker below volume {self.start.n_volumes}, got one at {marker.onset_volume}",
-            )
-        png = check_png(bytes(payload))
+    def _show(self, marker: wire.Marker, png: bytes, *, is_past: bool) -> Event | None:
+        """Record the picture that was put on screen, if it is one."""
         if marker.onset_volume in self._onsets:
-            if png != self.folder.picture(marker):
-                raise WireError(
-                    "picture",
-                    f"expected the same picture as before for volume {marker.onset_volume}, got another; "
-                    "check that presentation software names the right run",
-                )
             return None
-        self.folder.write_picture(marker, png)
-        self.folder.journal(marker, png)
-        self._write(self.folder.write_event, marker)
+        try:
+            check_png(png)
+        except WireError as error:
+            self.tell(f"the picture at volume {marker.onset_volume} is left out: {error}")
+            return None
+        try:
+            self.folder.write_shown(marker, png)
+        except RecordError as error:
+            self.disk_failed(error)
         bisect.insort(self._onsets, marker.onset_volume)
-        return png
+        shown = Shown(run_id=self.name, onset_volume=marker.onset_volume, name=marker.name)
+        return Event(shown, png=png, is_recorded=is_past)
 
     def shown_onset(self, volume: int) -> int | None:
         """Onset of the newest picture that the first decoder can see in the window ending at ``volume``."""
@@ -235,17 +218,6 @@ class Run:
             if (volume, decoder.name) not in self._accounted
             and (decoder is self._decoders[0] or volume - decoder.window.delay_volumes in self._onsets)
         ]
-
-    def restore(self, message: wire.ToRuntime, payload: bytes) -> None:
-        """Take a message from the journal of an earlier process; volumes that have a row keep their state."""
-        if isinstance(message, wire.Marker):
-            bisect.insort(self._onsets, message.onset_volume)
-            self.folder.write_shown(message, payload)
-        elif isinstance(message, wire.Volume) and self.account.receive(message.index):
-            voxels = wire.volume_array(self.start, payload)
-            arrival = Arrival(voxels=voxels, received_s=perf_counter(), journal_ms=0.0, restored=True)
-            turns = self._reorder.push(message.index, arrival, arrival.received_s, voxels.nbytes)
-            self._advance(turns)
 
     def frame(self, ready: Ready, decoder: Decoder, sampler: str, stages_ms: dict[str, float]) -> Frame:
         """Describe the frame that a decode has just made; its latency ends here."""
@@ -274,6 +246,10 @@ class Run:
             self.disk_failed(error)
             row = msgspec.structs.replace(row, reason="the disk did not take its frame")
         self._account_row(row)
+
+    def is_accounted(self, volume: int, decoder: str) -> bool:
+        """Whether a decoder has its row at a volume."""
+        return (volume, decoder) in self._accounted
 
     def skip(self, volume: int, reason: str) -> None:
         """Write a row for each decoder that is due at a volume and will not decode it."""
@@ -323,7 +299,7 @@ class Run:
                 preprocess_ms=preprocess_ms,
                 arrival=arrival,
             )
-            replaced = self._offer(ready)
+            replaced = self.queue.offer(ready)
             if replaced:
                 self.skip(replaced.volume, _RESTARTED if replaced.arrival.restored else _REPLACED)
 
@@ -341,16 +317,11 @@ class Run:
             )
 
     def disk_failed(self, error: RecordError) -> None:
-        """Raise the alarm. A volume that the disk does not take is not acknowledged: the scanner keeps it."""
-        alarm = f"recording has stopped at {self.where()}: {error}; free disk space so that the run can go on"
+        """Raise the alarm. Rows wait until the disk takes them; a frame is decoded again by a replay."""
+        alarm = f"results are not recorded at {self.where()}: {error}; free disk space so that they are"
         if alarm != self.alarm:
             _log.error("%s", alarm)
         self.alarm = alarm
-
-    def _disk_is_well(self) -> None:
-        if self.alarm:
-            self.alarm = ""
-            self.tell(f"recording goes on after {self.where()}")
 
     def _write(self, write: Callable[[Line], None], line: Line) -> None:
         """Write a row; if the disk does not take it now, the folder keeps it and writes it later."""
@@ -358,19 +329,15 @@ class Run:
             write(line)
         except RecordError as error:
             self.disk_failed(error)
+        else:
+            if self.alarm:
+                self.alarm = ""
+                self.tell(f"results are recorded again after {self.where()}")
 
     def tell(self, message: str) -> None:
         """Send the operator a message."""
         self.message = message
         _log.info("%s", message, extra={"run_id": self.name})
-
-
-def decoders_of(bundle: Bundle) -> tuple[DecoderUsed, ...]:
-    """The bundle's decoders as ``run.json`` and the page name them."""
-    return tuple(
-        DecoderUsed(name=each.name, window_delay_volumes=each.window.delay_volumes)
-        for each in bundle.spec.decoders
-    )
 
 
 def _volumes(indices: list[int]) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from realtime.bundle.bundle import Bundle
+from realtime.bundle.spec import Spec
 from realtime.events import Counts, State, Status
-from realtime.runs.run import Run, decoders_of
+from realtime.record.run_json import decoders_of
+from realtime.runs.run import Run
 from realtime.runs.statistics import in_words
 
 STALE_TR = 3
@@ -27,26 +28,30 @@ def run_state(run: Run | None, *, is_open: bool, silent_s: float) -> State:
     return "trusted" if run.trusted else "warming"
 
 
-def status_of(run: Run | None, state: State, message: str, bundle: Bundle, *, is_demo: bool) -> Status:
+def status_of(
+    run: Run | None, state: State, message: str, alarm: str, spec: Spec, sha256: str, *, is_demo: bool
+) -> Status:
     """The snapshot that is sent to listeners.
 
+    :param alarm: the recorder's
+    :param sha256: the bundle's
     :param is_demo: whether the bundle is the shipped demo's
     """
-    delay_volumes = bundle.decoder().window.delay_volumes
+    delay_volumes = spec.decoders[0].window.delay_volumes
     return Status(
         state=state,
         run_id=run.name if run else None,
         subject=run.start.subject if run else None,
         volume=run.position if run else None,
         counts=run.account.counts if run else Counts(),
-        tr_s=bundle.spec.tr_s,
-        decode_delay_s=(delay_volumes + 1) * bundle.spec.tr_s,
-        bundle_name=bundle.spec.name,
-        bundle_sha256=bundle.sha256,
+        tr_s=spec.tr_s,
+        decode_delay_s=(delay_volumes + 1) * spec.tr_s,
+        bundle_name=spec.name,
+        bundle_sha256=sha256,
         bundle_is_demo=is_demo,
-        decoders=decoders_of(bundle),
+        decoders=decoders_of(spec),
         run_folder=str(run.folder.path) if run else None,
         statistics=in_words(run.folder.info) if run else "",
-        alarm=run.alarm if run else "",
+        alarm=alarm or (run.alarm if run else ""),
         message=message,
     )

@@ -1,1 +1,1 @@
-"""A runtime as a whole: bundle, engine, source, pipeline and page."""
+"""A runtime as a whole: recorder, decoder and page, a process each, and what starts and watches them."""

@@ -1,0 +1,54 @@
+"""Opens the run in a folder for decoding: one that has just begun, or one that was decoded in part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from realtime.bundle.bundle import Bundle
+from realtime.errors import RealtimeError, RecordError
+from realtime.record.folder import RunFolder
+from realtime.record.run_json import EngineUsed, Faces, decoders_of
+from realtime.runs.queue import NewestWins
+from realtime.runs.run import Run
+from realtime.runs.statistics import PRIOR_FILE, in_words, last_run
+
+
+def open_run(path: Path, bundle: Bundle, engine: EngineUsed, faces: Faces, *, carry: bool = False) -> Run:
+    """Open a run; volumes that have a row keep their state.
+
+    :param engine: the one that decodes from now on
+    :param faces: how faces are recorded from now on
+    :param carry: a run that has just begun starts with the statistics of the run before, if there is one
+    :raises RecordError: when the folder is damaged, or another user's
+    """
+    folder = RunFolder.open(path, decoders_of(bundle.spec))
+    try:
+        begins_with = ""
+        if folder.is_fresh:
+            begins_with = _begin(folder, bundle, engine, faces, carry=carry)
+        else:
+            if engine != folder.info.engine:
+                folder.changes("engine", f"from here on decoded on another engine: {engine.description}")
+            if faces != folder.info.faces:
+                folder.changes("faces", f"from here on faces are {faces}")
+        run = Run(folder, bundle, NewestWins())
+    except (RealtimeError, ValueError) as error:  # ValueError: a row that does not belong to this run
+        folder.let_go()
+        raise RecordError(f"cannot go on with {path}: {error}") from error
+    if begins_with:
+        run.tell(f"{run.start.run_id} begins; {begins_with}; it is recorded in {path}")
+    return run
+
+
+def _begin(folder: RunFolder, bundle: Bundle, engine: EngineUsed, faces: Faces, *, carry: bool) -> str:
+    """Say what decodes a run that has just begun; returns the statistics that it begins with, in words."""
+    carried = last_run(folder.path.parent, bundle) if carry else None
+    if carried:
+        folder.write_file(PRIOR_FILE, carried.statistics.as_npz())
+    folder.begin(engine, faces, carried.run if carried else None)
+    begins_with = f"its statistics begin with {in_words(folder.info)}"
+    if carry and not carried:
+        begins_with += ", because there is no earlier run with this bundle"
+    if carry:
+        folder.note(begins_with)
+    return begins_with

@@ -1,0 +1,97 @@
+"""The recorder as a process: a source of volumes, and the journals that they go to."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from realtime.bundle.match import read_spec
+from realtime.errors import ServeError
+from realtime.network.channel import BEAT_S, ChannelSender
+from realtime.network.curve import ServerKeys, load_server_keys
+from realtime.record.run_journal import open_folders
+from realtime.record.run_json import read_run_file
+from realtime.record.storage import lock_role
+from realtime.recorder.recorder import Recorder, Settings
+from realtime.service.process import Ready, every, say_ready, set_budget, until_stopped
+from realtime.sources.open import SourceOptions, open_source
+
+SEED = 0
+"""Of the initial noise: the same for every run, so that what changes on screen is the brain."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to record."""
+
+    bundle: Path
+    """Which runs are accepted: those that it can decode."""
+    source: str
+    """Where volumes come from, such as ``tcp://127.0.0.1:5555``; port 0 takes a free one."""
+    source_options: SourceOptions = SourceOptions()
+    """What the operator says about runs, for sources that do not."""
+    out: Path
+    fallback_out: Path | None = None
+    keys: Path | None = None
+    """The runtime's folder of :func:`realtime.network.curve.make_keys`."""
+    is_supervised: bool = False
+
+
+def record(options: Options) -> None:
+    """Record until Ctrl-C; a run that is open then stays open, and the next recorder goes on with it.
+
+    :raises RealtimeError: when it cannot start
+    """
+    set_budget("record")
+    asyncio.run(_record(options))
+
+
+async def _record(options: Options) -> None:
+    spec, sha256 = read_spec(options.bundle)
+    out = options.out.absolute()
+    with lock_role(out, "recorder"):
+        unfinished = [read_run_file(path).start for path in open_folders(out, sha256)[:1]]
+        source = open_source(
+            options.source,
+            options.source_options,
+            spec,
+            keys=_keys(options),
+            unfinished=unfinished[0] if unfinished else None,
+        )
+        settings = Settings(
+            spec=spec,
+            bundle_sha256=sha256,
+            seed=SEED,
+            out=out,
+            fallback_out=options.fallback_out.absolute() if options.fallback_out else None,
+        )
+        with ChannelSender(out, "recorder") as channel:
+            recorder = Recorder(settings, source, channel.send)
+            address = await source.start()
+            try:
+                recorder.adopt_last()
+                lines = [f"volumes from {address}, runs recorded in {out}"]
+                say_ready(Ready(lines=lines, address=address), is_supervised=options.is_supervised)
+                await until_stopped(_serve(recorder, channel), is_supervised=options.is_supervised)
+            finally:
+                recorder.stop()
+                await source.stop()
+
+
+async def _serve(recorder: Recorder, channel: ChannelSender) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(recorder.run())
+        tasks.create_task(every(BEAT_S, lambda: channel.send(recorder.recording)))
+
+
+def _keys(options: Options) -> ServerKeys | None:
+    """The keys, if there is a port that needs them."""
+    if options.keys is None:
+        return None
+    if not (options.source_options.markers or options.source.startswith("tcp:")):
+        raise ServeError("placeholder until the network's keys are merged")
+    return load_server_keys(options.keys)

@@ -1,0 +1,157 @@
+"""Starts the processes of a runtime and watches them: one that dies is started again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+import msgspec
+
+from realtime.errors import ServeError
+from realtime.service.process import Ready, Role
+
+TITLES: Mapping[Role, str] = {"record": "recorder", "decode": "decoder", "page": "page"}
+_MEANS: Mapping[Role, str] = {
+    "record": "no volume is taken until it is back; the scanner keeps what is not acknowledged",
+    "decode": "volumes are recorded meanwhile",
+    "page": "recording and decoding go on",
+}
+_AGAIN_S, _AGAIN_AT_MOST_S = 0.1, 5.0
+"""How soon a process is started again, twice as late each time that it dies before it serves."""
+_STOP_S = 2.0
+"""A process that has not ended this long after SIGTERM is killed; the decoder finishes a decode first."""
+_DECODER_STOP_S = 70.0
+
+_log = logging.getLogger(__name__)
+
+
+class Child:
+    """One process of the runtime.
+
+    :param arguments: of ``realtime``, the subcommand first
+    :param again: what to change in the arguments when it is started again, by what it said
+    """
+
+    def __init__(
+        self,
+        role: Role,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        again: Callable[[Sequence[str], Ready], Sequence[str]],
+    ) -> None:
+        self.role = role
+        self._arguments = list(arguments)
+        self._environment = environment
+        self._again = again
+        self._process: asyncio.subprocess.Process | None = None
+        self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
+        """What it said when it first served. :raises ServeError: if it ended before"""
+
+    async def run(self) -> None:
+        """Keep it running until cancelled."""
+        patience_s = _AGAIN_S
+        while True:
+            ready = await self._serve_once()
+            if not self.ready.done():
+                self.ready.set_exception(ServeError(f"the {TITLES[self.role]} did not start; its reason is above"))
+                return
+            patience_s = _AGAIN_S if ready else min(2 * patience_s, _AGAIN_AT_MOST_S)
+            await asyncio.sleep(patience_s)
+
+    async def _serve_once(self) -> bool:
+        """Start it and wait until it has ended; whether it served."""
+        process = self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-P",  # not a package of the same name in the current folder
+            "-m",
+            "realtime",
+            *self._arguments,
+            "--supervised",
+            stdin=asyncio.subprocess.PIPE,  # never written to; closed, it says that this process is gone
+            stdout=asyncio.subprocess.PIPE,
+            env=dict(self._environment),
+            start_new_session=True,  # so that a terminal's Ctrl-C reaches this process first
+        )
+        assert process.stdout is not None
+        line = await process.stdout.readline()
+        ready = None
+        with contextlib.suppress(msgspec.DecodeError):
+            ready = msgspec.json.decode(line, type=Ready)
+        if ready and not self.ready.done():
+            self._arguments = list(self._again(self._arguments, ready))
+            self.ready.set_result(ready)
+        elif ready:
+            _log.warning("the %s is back", TITLES[self.role])
+        status = await process.wait()
+        if self.ready.done():
+            how = signal.Signals(-status).name if status < 0 else f"exit code {status}"
+            _log.error(
+                "the %s has died (%s) and is started again: %s", TITLES[self.role], how, _MEANS[self.role]
+            )
+        return ready is not None
+
+    async def stop(self) -> None:
+        """Once :meth:`run` is cancelled: let it end; kill it if it does not."""
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        process.terminate()
+        patience_s = _DECODER_STOP_S if self.role == "decode" else _STOP_S
+        try:
+            await asyncio.wait_for(process.wait(), patience_s)
+        except TimeoutError:
+            _log.warning("the %s did not end in %.0f s and is killed", TITLES[self.role], patience_s)
+            process.kill()
+            await process.wait()
+
+
+class Runtime:
+    """The processes of a runtime, all of them serving."""
+
+    def __init__(self, children: Sequence[Child], tasks: Sequence[asyncio.Task[None]]) -> None:
+        self._children = {child.role: child for child in children}
+        self.tasks = tasks
+
+    async def ready(self, role: Role) -> Ready | None:
+        """What a process said when it first served; None if the runtime has none of this role.
+
+        :raises ServeError: when it ended before
+        """
+        child = self._children.get(role)
+        return await asyncio.shield(child.ready) if child else None
+
+
+@asynccontextmanager
+async def running(
+    arguments: Mapping[Role, Sequence[str]], environment: Mapping[str, str]
+) -> AsyncIterator[Runtime]:
+    """Run the processes with these arguments; all have ended when the block ends, the recorder first."""
+    children = [
+        Child(role, (role, *options), environment, _at_same_place) for role, options in arguments.items()
+    ]
+    tasks = [asyncio.create_task(child.run()) for child in children]
+    try:
+        yield Runtime(children, tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        for child in children:  # the recorder first: what comes now is not acknowledged
+            await child.stop()
+
+
+def _at_same_place(arguments: Sequence[str], ready: Ready) -> Sequence[str]:
+    """Arguments that take the port again which the process had taken."""
+    changed = list(arguments)
+    if "--source" in changed and (at := changed.index("--source") + 1) and changed[at].endswith(":0"):
+        kind = changed[at].partition(":")[0]
+        changed[at] = f"{kind}:{ready.address.partition(',')[0].partition(':')[2]}"
+    if "--port" in changed:
+        port = ready.address.rpartition(":")[2].partition("/")[0]
+        changed[changed.index("--port") + 1] = port
+    return changed
