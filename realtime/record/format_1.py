@@ -48,7 +48,7 @@ def upgrade(folder: Path, info: RunFile, decoders: Sequence[DecoderUsed]) -> Run
     path = table_path(folder, info.start)
     table = _one_table(folder, info.start, decoders[0].name)
     tables.parse_table(table, path)
-    write_whole(path, table)
+    write_whole(path, table, private=True)
     second = _specialised_path(folder, info.start)
     for file in (second, second.with_suffix(".json")):
         file.unlink(missing_ok=True)

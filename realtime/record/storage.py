@@ -47,7 +47,7 @@ class Folder:
         """Open a folder, which must not be a link.
 
         :param to_write: whether files will be written; the folder must then belong to this user, without a
-            right to write for everybody, and becomes private
+            right to write for everybody
         """
         return cls._open(path, str(path), None, to_write=to_write)
 
@@ -86,7 +86,7 @@ class Folder:
             with _told("open", path):
                 status = os.fstat(descriptor)
             _check_folder(path, status, to_write=to_write, is_new=is_new)
-            if to_write:
+            if is_new:
                 _set_mode(descriptor, FOLDER_MODE)
         except BaseException:
             os.close(descriptor)
@@ -109,6 +109,12 @@ class Folder:
     def fd(self) -> int:
         """The folder's descriptor; -1 where folders have none."""
         return -1 if self._descriptor is None else self._descriptor
+
+    def make_private(self) -> None:
+        """Take from others what rights they have: runs of earlier releases could be read by every user."""
+        if self._descriptor is not None:
+            self._check_writable(".")
+            _set_mode(self._descriptor, FOLDER_MODE)
 
     def is_in_place(self) -> bool:
         """Whether the folder's path still leads to the folder that is open."""
