@@ -20,6 +20,7 @@ from realtime.errors import RecordError
 from realtime.events import DecoderUsed
 from realtime.record import tables
 from realtime.record.run_json import FORMAT_VERSION, RunFile, bids_name, table_path
+from realtime.record.storage import read_file
 
 GENERAL = "general"
 """What exporting has always called the first decoder of a bundle."""
@@ -76,7 +77,7 @@ def _specialised_path(folder: Path, start: wire.RunStart) -> Path:
 
 def _lines(path: Path) -> list[bytes]:
     """The lines of a table without a torn last one; none where there is no table."""
-    table = path.read_bytes() if path.exists() else b""
+    table = read_file(path, tables.MAX_TABLE_BYTES, missing=b"")
     return table[: table.rfind(b"\n") + 1].splitlines(keepends=True)
 
 

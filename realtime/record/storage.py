@@ -244,6 +244,30 @@ def is_same(descriptor: int, folder: Folder, name: str) -> bool:
     return _is_same(descriptor, folder.path / name)
 
 
+def read_file(path: Path, max_bytes: int, *, missing: bytes | None = None) -> bytes:
+    """The content of a regular file of a run folder, read as :meth:`Folder.read` does.
+
+    :param missing: what counts as the content of a file that does not exist; None: that is an error
+    """
+    with Folder.open(path.parent, to_write=False) as folder:
+        if missing is not None and not folder.has(path.name):
+            return missing
+        return folder.read(path.name, max_bytes)
+
+
+def exists(path: Path) -> bool:
+    """Whether something is at a path, be it a link that leads nowhere.
+
+    :raises RecordError: when that cannot be seen
+    """
+    with _told("read", path):
+        try:
+            os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+    return True
+
+
 def write_all(descriptor: int, content: bytes | memoryview) -> None:
     """Write all bytes; the system may take them in parts.
 
