@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,11 +36,18 @@ def whole(path: Path, writer: str = "", *, replaces: bool = True) -> Iterator[Pa
         raise
 
 
-def write_whole(path: Path, content: bytes | str) -> None:
-    """Write a file, text as UTF-8, so that it is the old one or the new one at any moment."""
+def write_whole(path: Path, content: bytes | str, *, private: bool = False) -> None:
+    """Write a file, text as UTF-8, so that it is the old one or the new one at any moment.
+
+    A link in the file's place is replaced; what it leads to stays.
+
+    :param private: whether only this user may read it; if not, the umask says who may
+    """
     encoded = content.encode() if isinstance(content, str) else content
-    with whole(path) as partial:
-        partial.write_bytes(encoded)
+    opener = functools.partial(os.open, mode=0o600 if private else 0o666)
+    # "x": nothing is written into what another process put there in the meantime.
+    with whole(path) as partial, open(partial, "xb", opener=opener) as file:
+        file.write(encoded)
 
 
 def _replace_folder(partial: Path, path: Path, older: Path) -> None:

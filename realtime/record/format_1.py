@@ -20,6 +20,7 @@ from realtime.errors import RecordError
 from realtime.events import DecoderUsed
 from realtime.record import tables
 from realtime.record.run_json import FORMAT_VERSION, RunFile, bids_name, table_path
+from realtime.record.storage import read_file
 
 GENERAL = "general"
 """What exporting has always called the first decoder of a bundle."""
@@ -48,7 +49,7 @@ def upgrade(folder: Path, info: RunFile, decoders: Sequence[DecoderUsed]) -> Run
     path = table_path(folder, info.start)
     table = _one_table(folder, info.start, decoders[0].name)
     tables.parse_table(table, path)
-    write_whole(path, table)
+    write_whole(path, table, private=True)
     second = _specialised_path(folder, info.start)
     for file in (second, second.with_suffix(".json")):
         file.unlink(missing_ok=True)
@@ -76,7 +77,7 @@ def _specialised_path(folder: Path, start: wire.RunStart) -> Path:
 
 def _lines(path: Path) -> list[bytes]:
     """The lines of a table without a torn last one; none where there is no table."""
-    table = path.read_bytes() if path.exists() else b""
+    table = read_file(path, tables.MAX_TABLE_BYTES, missing=b"")
     return table[: table.rfind(b"\n") + 1].splitlines(keepends=True)
 
 

@@ -17,9 +17,11 @@ from realtime.bundle.spec import Spec
 from realtime.errors import RecordError
 from realtime.events import DecoderUsed
 from realtime.preprocessing.spikes import SpikeRule
+from realtime.record.storage import exists, read_file
 
 FORMAT_VERSION = 2
 """Folders of format 1 are read as well: see :mod:`realtime.record.format_1`."""
+MAX_RUN_FILE_BYTES = 2**20
 Faces = Literal["blurred", "shown"]
 PACKAGE = "realtime-dynadiff"
 _BIDS_NAME = re.compile(r"sub-[a-zA-Z0-9]+(_ses-[a-zA-Z0-9]+)?_task-[a-zA-Z0-9]+(_[a-z]+-[a-zA-Z0-9]+)*")
@@ -123,9 +125,11 @@ def read_run_file(path: Path) -> RunFile:
     """
     file = path / "run.json"
     try:
-        info = msgspec.json.decode(file.read_bytes(), type=RunFile)
-    except OSError as error:
-        raise RecordError(f"expected a run folder in {path}: {error.strerror or error}: {file}") from error
+        content = read_file(file, MAX_RUN_FILE_BYTES)
+    except RecordError as error:
+        raise RecordError(f"expected a run folder in {path}: {error}") from error
+    try:
+        info = msgspec.json.decode(content, type=RunFile)
     # msgspec lets these errors of Python's through: of text that is not UTF-8, and of deep nesting.
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise RecordError(f"{file} does not describe a run: {error}") from error
@@ -152,9 +156,12 @@ def take_path(root: Path, run_id: str, take: int) -> Path:
 
 
 def takes_of(root: Path, run_id: str) -> Iterator[Path]:
-    """The folders of a run, in order of their takes."""
+    """The folders of a run, in order of their takes.
+
+    :raises RecordError: when the folder of runs cannot be read
+    """
     take = 1
-    while (path := take_path(root, run_id, take)).exists():
+    while exists(path := take_path(root, run_id, take)):
         yield path
         take += 1
 

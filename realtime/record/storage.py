@@ -47,7 +47,7 @@ class Folder:
         """Open a folder, which must not be a link.
 
         :param to_write: whether files will be written; the folder must then belong to this user, without a
-            right to write for everybody, and becomes private
+            right to write for everybody
         """
         return cls._open(path, str(path), None, to_write=to_write)
 
@@ -86,7 +86,7 @@ class Folder:
             with _told("open", path):
                 status = os.fstat(descriptor)
             _check_folder(path, status, to_write=to_write, is_new=is_new)
-            if to_write:
+            if is_new:
                 _set_mode(descriptor, FOLDER_MODE)
         except BaseException:
             os.close(descriptor)
@@ -109,6 +109,12 @@ class Folder:
     def fd(self) -> int:
         """The folder's descriptor; -1 where folders have none."""
         return -1 if self._descriptor is None else self._descriptor
+
+    def make_private(self) -> None:
+        """Take from others what rights they have: runs of earlier releases could be read by every user."""
+        if self._descriptor is not None:
+            self._check_writable(".")
+            _set_mode(self._descriptor, FOLDER_MODE)
 
     def is_in_place(self) -> bool:
         """Whether the folder's path still leads to the folder that is open."""
@@ -236,6 +242,30 @@ def is_same(descriptor: int, folder: Folder, name: str) -> bool:
     :raises RecordError: when that cannot be seen now, because the path cannot be read
     """
     return _is_same(descriptor, folder.path / name)
+
+
+def read_file(path: Path, max_bytes: int, *, missing: bytes | None = None) -> bytes:
+    """The content of a regular file of a run folder, read as :meth:`Folder.read` does.
+
+    :param missing: what counts as the content of a file that does not exist; None: that is an error
+    """
+    with Folder.open(path.parent, to_write=False) as folder:
+        if missing is not None and not folder.has(path.name):
+            return missing
+        return folder.read(path.name, max_bytes)
+
+
+def exists(path: Path) -> bool:
+    """Whether something is at a path, be it a link that leads nowhere.
+
+    :raises RecordError: when that cannot be seen
+    """
+    with _told("read", path):
+        try:
+            os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+    return True
 
 
 def write_all(descriptor: int, content: bytes | memoryview) -> None:

@@ -16,7 +16,10 @@ import msgspec
 
 from realtime.errors import RecordError
 from realtime.events import Frame, LatencyMs, VolumeState
+from realtime.record.storage import read_file
 
+MAX_TABLE_BYTES = 2**28
+"""Of a million volumes; a larger one is damaged, and is not read into memory."""
 NOT_AVAILABLE = "n/a"
 FrameFile = Annotated[
     str, msgspec.Meta(pattern=r"^frames/[0-9]{6,}(_[A-Za-z0-9][A-Za-z0-9._-]{0,127})?\.png\Z")
@@ -133,9 +136,10 @@ def row_line(row: Row) -> bytes:
 def read_table(path: Path) -> tuple[list[Row], int]:
     """All whole rows of a table, and the offset where a torn last line, if any, begins.
 
-    :raises RecordError: when a row does not fit the columns, or one decoder has two rows at a volume.
+    :raises RecordError: when the table cannot be read, a row does not fit the columns, or one decoder has two
+        rows at a volume.
     """
-    table = path.read_bytes() if path.exists() else b""
+    table = read_file(path, MAX_TABLE_BYTES, missing=b"")
     end = table.rfind(b"\n") + 1
     return parse_table(table[:end], path), end
 

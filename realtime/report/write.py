@@ -44,14 +44,14 @@ def add_network(summary: Summary, run_folder: Path) -> None:
 
 
 def save(folder: Path, summary: Summary, recorded: Recorded) -> None:
-    """Write both files into ``folder``.
+    """Write both files into ``folder``, for this user only.
 
     :raises RecordError: when the folder cannot be written
     """
     try:
         text = msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n"
-        write_whole(folder / "summary.json", text)
-        write_whole(folder / "report.html", page(summary, recorded))
+        write_whole(folder / "summary.json", text, private=True)
+        write_whole(folder / "report.html", page(summary, recorded), private=True)
     except OSError as error:
         raise RecordError(f"cannot write the report into {folder}: {error.strerror or error}") from error
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +22,58 @@ def test_a_file_is_replaced_and_nothing_is_left_beside_it(tmp_path: Path) -> Non
     write_whole(path, "zwölf".encode())
     assert path.read_text(encoding="utf-8") == "zwölf"
     assert names(path.parent) == {"a.txt"}
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022])
+def test_a_private_file_is_private_from_its_first_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: int
+) -> None:
+    modes: dict[str, int] = {}
+
+    def watched(path: str, flags: int, mode: int = 0o777, **options: Any) -> int:
+        descriptor = os_open(path, flags, mode, **options)
+        modes[Path(path).name] = stat.S_IMODE(os.fstat(descriptor).st_mode)
+        return descriptor
+
+    os_open, before = os.open, os.umask(umask)
+    monkeypatch.setattr(os, "open", watched)
+    try:
+        write_whole(tmp_path / "private", "new", private=True)
+        write_whole(tmp_path / "open", "new")
+    finally:
+        os.umask(before)
+    assert modes == {".partial-private": 0o600, ".partial-open": 0o666 & ~umask}
+    assert {name: stat.S_IMODE((tmp_path / name).stat().st_mode) for name in names(tmp_path)} == {
+        "private": 0o600,
+        "open": 0o666 & ~umask,
+    }
+
+
+@pytest.mark.parametrize("name", ["a.txt", ".partial-a.txt"])
+def test_a_link_in_the_place_of_a_file_is_replaced_and_not_followed(tmp_path: Path, name: str) -> None:
+    (tmp_path / "outside").write_text("stays")
+    path = tmp_path / "folder" / "a.txt"
+    path.parent.mkdir()
+    (path.parent / name).symlink_to(tmp_path / "outside")
+    write_whole(path, "new")
+    assert (path.read_text(), path.is_symlink()) == ("new", False)
+    assert (tmp_path / "outside").read_text() == "stays"
+    assert names(path.parent) == {"a.txt"}
+
+
+def test_a_link_that_is_put_there_in_the_meantime_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "outside").write_text("stays")
+
+    def put_a_link(path: Path) -> None:
+        path.unlink(missing_ok=True)
+        path.symlink_to(tmp_path / "outside")
+
+    monkeypatch.setattr("realtime.atomic._remove", put_a_link)
+    with pytest.raises(FileExistsError):
+        write_whole(tmp_path / "a.txt", "new")
+    assert (tmp_path / "outside").read_text() == "stays"
 
 
 def test_an_error_leaves_the_old_file_and_no_part_of_the_new(tmp_path: Path) -> None:

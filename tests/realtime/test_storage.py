@@ -97,6 +97,8 @@ def test_a_run_of_an_earlier_release_becomes_private_when_it_goes_on(tmp_path: P
     (path / "volumes.journal").touch()
     (path / "volumes.journal").chmod(0o664)
     with Folder.open(path, to_write=True) as folder:
+        assert mode(path) == 0o775
+        folder.make_private()
         append(folder, "volumes.journal", b"one")
     assert (mode(path), mode(path / "volumes.journal")) == (0o700, 0o600)
 
@@ -120,6 +122,7 @@ def test_a_folder_that_was_opened_to_be_read_is_not_written(tmp_path: Path, way:
             lambda: folder.write_whole("a", b""),
             lambda: folder.unlink("a"),
             lambda: folder.make_sub("a"),
+            *([] if way == "by path" else [folder.make_private]),
         ]
         for write in writers:
             with pytest.raises(RecordError, match="opened to be read only"):

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import re
+import stat
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -110,6 +111,17 @@ def run(make_scan: type[Scan], tmp_path: Path) -> Path:
     folder = make_run(tmp_path, make_scan(), noise=30.0)
     folder.close()
     return folder.path
+
+
+def test_a_report_is_private_and_is_not_written_through_a_link(run: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("stays")
+    for name in ("summary.json", ".partial-report.html"):
+        (run / name).symlink_to(outside)
+    write.write_report(run)
+    for name in ("summary.json", "report.html"):
+        assert stat.S_IMODE((run / name).lstat().st_mode) == 0o600
+    assert outside.read_text() == "stays"
 
 
 def test_summary_json_has_the_promised_keys_and_adds_up(
