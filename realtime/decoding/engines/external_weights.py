@@ -9,8 +9,11 @@ https://protobuf.dev/programming-guides/encoding, https://github.com/onnx/onnx/b
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterator
 from pathlib import Path
+
+from realtime.bundle.files import open_regular
 
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _CHILDREN = {
@@ -32,9 +35,10 @@ def weight_files(path: Path) -> set[str]:
 
     :raises OSError: when the file cannot be read
     :raises ValueError: when the file is not an ONNX graph
+    :raises BundleError: when it is not a regular file
     """
-    with path.open("rb") as file:
-        if not path.stat().st_size:
+    with open_regular(path) as file:
+        if not os.fstat(file.fileno()).st_size:
             return set()
         with (
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
