@@ -28,6 +28,7 @@ from realtime.decoding.decoder import Decoder
 from realtime.decoding.engines.choose import open_and_use
 from realtime.decoding.engines.contract import Engine
 from realtime.decoding.faces import FaceBlur
+from realtime.decoding.trial import try_bundle
 from realtime.errors import BundleError, RecordError
 from realtime.events import Frame
 from realtime.record.folder import RunFolder
@@ -106,6 +107,7 @@ def replay(options: Options, tell: Callable[[str], None]) -> Compared:
         return [Decoder(bundle, engine, seed, each.name, blur) for each in bundle.spec.decoders]
 
     wanted = options.engine or recorded.info.engine.name or "auto"
+    try_bundle(bundle, wanted)
     name, engine, decoders = open_and_use(bundle, wanted, make)
     used = EngineUsed(name=name, description=engine.description)
     changed = _changed(options, recorded.info, bundle, used)

@@ -21,6 +21,7 @@ from realtime.decoding.decoder import Decoder
 from realtime.decoding.engines.choose import open_and_use
 from realtime.decoding.engines.contract import Engine
 from realtime.decoding.faces import FaceBlur
+from realtime.decoding.trial import try_bundle
 from realtime.errors import ServeError
 from realtime.events import Broadcast
 from realtime.network.curve import ServerKeys, load_server_keys
@@ -77,6 +78,7 @@ class Service:
         keys = _keys(options)
         page = None if options.port is None else _page(options, options.port)
         self.bundle = Bundle.open(options.bundle)
+        try_bundle(self.bundle, options.engine)
         unfinished = unfinished_run(options.out, self.bundle.sha256)
         self._source = open_source(
             options.source, options.source_options, self.bundle.spec, keys=keys, unfinished=unfinished
