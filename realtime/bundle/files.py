@@ -1,6 +1,8 @@
 """Reads and checks the files of a bundle: digests, the ROI, arrays.
 
-Nothing is unpickled, and shapes are checked before memory is allocated.
+A bundle may come from a stranger. Only regular files are read: to open a FIFO would wait for a writer, and a
+device may never end. A link to a regular file is allowed, because model hubs store files that way and the
+digest covers the content. Nothing is unpickled, and shapes are checked before memory is allocated.
 """
 
 from __future__ import annotations
@@ -8,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import os
+import stat
 import zipfile
 import zlib
 from collections.abc import Collection
@@ -24,6 +28,8 @@ from numpy.typing import NDArray
 from realtime.bundle.gzip import unpack
 from realtime.errors import BundleError
 
+MAX_FILE_BYTES = 2**36
+"""Limit of any file of a bundle, 64 GiB: a sparse file can be so large that to hash it takes days."""
 MAX_GRID_VOXELS = 2**27
 MODEL_SUFFIXES = (".onnx", ".data", ".plan", ".engine", ".npz", ".npy")
 """Suffixes of graphs and arrays; ``.data`` files are external weights, which the engine opens."""
@@ -31,6 +37,7 @@ MODEL_SUFFIXES = (".onnx", ".data", ".plan", ".engine", ".npz", ".npy")
 _HEADER_BYTES = 348
 _MAX_OFFSET_BYTES = 2**20
 """Limit of the offset of an ROI's voxels in its file; only extensions lie between header and voxels."""
+_MAX_MASK_BYTES = _MAX_OFFSET_BYTES + 8 * MAX_GRID_VOXELS
 _NIBABEL_FAILURES = (
     EOFError,
     HeaderDataError,
@@ -42,9 +49,31 @@ _NIBABEL_FAILURES = (
 )
 
 
+def open_regular(path: Path, limit: int = MAX_FILE_BYTES) -> io.BufferedReader:
+    """Open a file for reading, without waiting for anything but the disk; links are followed.
+
+    :raises OSError: when it cannot be opened
+    :raises BundleError: when it is not a regular file, or is larger than ``limit`` bytes
+    """
+    file = open(path, "rb", opener=_open_without_waiting)
+    found = os.fstat(file.fileno())
+    if stat.S_ISREG(found.st_mode) and found.st_size <= limit:
+        return file
+    file.close()
+    if stat.S_ISREG(found.st_mode):
+        problem = f"expected at most {limit} bytes, found {found.st_size}"
+    else:
+        problem = "expected a regular file, found a FIFO or a device"
+    raise BundleError(f"{path}: {problem}; copy the bundle again from a source that you trust")
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # Windows has no such flag, and no FIFOs
+
+
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
-    with path.open("rb") as file:
+    """Return the SHA-256 of a regular file in hexadecimal; raises as :func:`open_regular`."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -85,16 +114,13 @@ def check_no_unlisted_files(folder: Path, listed: Collection[str]) -> None:
 def read_bytes(path: Path, limit: int) -> bytes:
     """Read a small file.
 
-    :raises BundleError: when it cannot be read, or is larger than ``limit`` bytes
+    :raises BundleError: when it cannot be read, is not a regular file, or is larger than ``limit`` bytes
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(limit + 1)
+        with open_regular(path, limit) as file:
+            return file.read(limit)
     except OSError as error:
         raise BundleError(f"{path}: cannot be read: {error.strerror}; is this folder a bundle?") from error
-    if len(content) > limit:
-        raise BundleError(f"{path}: expected at most {limit} bytes, found more; is this folder a bundle?")
-    return content
 
 
 def read_mask(path: Path) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
@@ -103,7 +129,8 @@ def read_mask(path: Path) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     :raises BundleError: when the file cannot be read as a single volume
     """
     try:
-        content = path.read_bytes()
+        with open_regular(path, _MAX_MASK_BYTES) as file:
+            content = file.read(_MAX_MASK_BYTES)
         if path.suffix == ".gz":
             content = unpack(content, _mask_bytes(unpack(content, _HEADER_BYTES)))
         if len(content) < _mask_bytes(content):  # before nibabel allocates memory for the voxels
@@ -138,8 +165,8 @@ def read_npy(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
     :raises BundleError: when the file cannot be read or holds another array
     """
     try:
-        with path.open("rb") as stream:
-            if path.stat().st_size < 4 * math.prod(shape):  # before memory is allocated for it
+        with open_regular(path) as stream:
+            if os.fstat(stream.fileno()).st_size < 4 * math.prod(shape):  # before memory is allocated for it
                 raise BundleError(f"{path}: expected an array of {shape}, found too few bytes")
             return _read_array(stream, str(path), shape)
     except OSError as error:
@@ -153,7 +180,7 @@ def read_npz(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, NDArra
     """
     arrays = {}
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             for name, shape in shapes.items():
                 entry = archive.getinfo(f"{name}.npy")
                 if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):

@@ -33,12 +33,21 @@ def choose_bundle(folder: Path | None, subject: int | None) -> tuple[Path, bool]
     return chosen, is_demo
 
 
+def is_shipped(folder: Path) -> bool:
+    """Whether a bundle is the demo's, which is part of this installation and trusted like its code."""
+    return folder.resolve() == _demo_folder("bundle").resolve()
+
+
+def _demo_folder(name: str) -> Path:
+    return Path(str(resources.files("realtime"))) / "demo_data" / name
+
+
 def demo_data(name: str) -> Path:
     """Return a folder of the shipped demo, ``bundle`` or ``nsd``.
 
     :raises ServeError: when this installation does not contain it
     """
-    folder = Path(str(resources.files("realtime"))) / "demo_data" / name
+    folder = _demo_folder(name)
     if not folder.is_dir():
         raise ServeError(
             f"expected the shipped demo's data in {folder}, found none; install a release, or give --bundle"

@@ -14,6 +14,7 @@ from realtime.decoding.decoder import Decoder
 from realtime.decoding.engines.choose import ENGINES, open_engine, probe
 from realtime.decoding.engines.contract import Engine
 from realtime.decoding.faces import FaceBlur
+from realtime.decoding.trial import try_bundle
 from realtime.errors import EngineError
 
 SEED = 0
@@ -64,6 +65,7 @@ def bench(
             passed_over[name] = candidate.reason
             continue
         try:
+            try_bundle(bundle, name)
             engine = open_engine(bundle, name)
             tell(f"{name}: {engine.description}")
             timings += _time(bundle, name, engine, samplers, n)

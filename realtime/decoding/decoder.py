@@ -81,7 +81,7 @@ class Decoder:
     :param blur: applied to every picture, RGB uint8 [H, W, 3]
     :param step_times: known step times, which skip the warm-up and the measurement
     :raises BundleError: when the bundle has no such decoder
-    :raises EngineError: when a graph fails to run here
+    :raises EngineError: when a graph fails to run here, or gives numbers that are not finite
     """
 
     def __init__(
@@ -208,10 +208,15 @@ class Decoder:
         }
         window = engine.put(np.zeros((1, *self._window_shape), dtype=np.float32))
         outputs = engine.run(self.spec.graph, {"window": window})
+        for name, output in outputs.items():
+            self._check_finite(self.spec.graph, name, output)
         condition, latents = engine.get(outputs["condition"]), self._first_latents(outputs, start_table)
         if isinstance(engine, LoopEngine):  # it prepares each table when it first runs it
             for sampler in self._bundle.spec.samplers:
                 self._denoise(condition, latents, self._table(sampler).steps)
+        for step in by_guidance.values():
+            self._check_finite(self.spec.denoise, "next", self._denoise(condition, latents, (step,)))
+        self._check_picture(latents)
         step_s = {
             is_guided: _time(partial(self._run_step, condition, latents, step))
             for is_guided, step in by_guidance.items()
@@ -222,6 +227,23 @@ class Decoder:
             unguided_s=step_s.get(False, step_s.get(True, 0.0)),
             vae_s=_time(lambda: self._picture(latents)),
         )
+
+    def _check_finite(self, graph: str, name: str, output: Handle) -> None:
+        if not np.isfinite(self._engine.get(output)).all():
+            raise EngineError(
+                f"{self._bundle.graph_path(graph)}: expected finite numbers in {name}, found others on "
+                f"{self._engine.description}; export the bundle again, or use another engine"
+            )
+
+    def _check_picture(self, latents: Handle) -> None:
+        """Check that noise does not become a flat picture: NaN is lost in the conversion to uint8."""
+        image = self._engine.get(self._engine.run("vae", {"latents": latents})["image"])
+        if (image.max(axis=(0, 1)) == image.min(axis=(0, 1))).any():
+            raise EngineError(
+                f"{self._bundle.graph_path('vae')}: expected that noise becomes a picture, found one whose "
+                f"red, green or blue is the same everywhere on {self._engine.description}, as with weights "
+                "that are not finite; export the bundle again, or use another engine"
+            )
 
 
 def _time(run: Callable[[], object]) -> float:

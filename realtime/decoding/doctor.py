@@ -15,6 +15,7 @@ from realtime.decoding.decoder import Decoder
 from realtime.decoding.engines.choose import AUTO_ORDER, ENGINES, counted, open_engine, probe, usable_cores
 from realtime.decoding.faces import FaceBlur
 from realtime.decoding.pace import MARGIN_TR
+from realtime.decoding.trial import try_bundle
 from realtime.errors import EngineError
 
 _HOUR_S = 3600.0
@@ -95,6 +96,7 @@ def _examine(bundle: Bundle, name: str) -> EngineFinding:
     if not candidate.available:
         return EngineFinding(name=name, available=False, reason=candidate.reason, versions=versions)
     try:
+        try_bundle(bundle, name)
         engine = open_engine(bundle, name)
         decoder = Decoder(bundle, engine, blur=FaceBlur())  # `serve` blurs faces by default
     except EngineError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import msgspec
 import nibabel
 import numpy as np
 import onnx
+import platformdirs
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -18,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from realtime.bundle import bundle
 from realtime.bundle import spec as bundle_spec
 from realtime.bundle.files import file_sha256
+from realtime.bundle.user_cache import PACKAGE
 from realtime.decoding.engines.signature import signature
 
 GRID = (6, 6, 6)
@@ -47,6 +49,14 @@ IMAGE_TO_IMAGE = bundle_spec.Sampler(
     guidance=(3.0, 3.0, 3.0),
     start=(0.6, 0.8),
 )
+
+
+@pytest.fixture(scope="package", autouse=True)
+def user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The user's cache, for this process and those that tests start; not the cache of who runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield platformdirs.user_cache_path(PACKAGE)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from realtime import wire
+from realtime.bundle import files as bundle_files
 from realtime.bundle import spec as bundle_spec
 from realtime.bundle.bundle import Bundle
 from realtime.bundle.files import file_sha256
@@ -79,6 +82,68 @@ def test_a_changed_byte_is_detected_and_its_file_named(folder: Path, file: str) 
 def test_a_missing_file_is_named(folder: Path, file: str) -> None:
     (folder / file).unlink()
     with pytest.raises(BundleError, match=file):
+        Bundle.open(folder)
+
+
+def not_regular(kind: str, path: Path) -> None:
+    """Put something that is no regular file in the place of a bundle's file."""
+    path.unlink(missing_ok=True)
+    match kind:
+        case "a FIFO":
+            os.mkfifo(path)
+        case "a link to an endless device":
+            path.symlink_to("/dev/zero")
+        case "a link to a FIFO":
+            os.mkfifo(path.parent.with_name("elsewhere"))
+            path.symlink_to(path.parent.with_name("elsewhere"))
+        case "a socket":
+            with socket.socket(socket.AF_UNIX) as listening:
+                listening.bind(str(path))
+        case "a folder":
+            path.mkdir()
+        case "a sparse file":
+            with path.open("wb") as file:
+                file.truncate(2**37)
+
+
+KINDS = ("a FIFO", "a link to an endless device", "a link to a FIFO", "a socket", "a folder", "a sparse file")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("file", [*FILES, "bundle.json"])
+def test_what_is_no_regular_file_is_refused_at_once(folder: Path, file: str, kind: str) -> None:
+    not_regular(kind, folder / file)
+    with pytest.raises(BundleError, match=rf"{file}: (expected (a regular file|at most)|.*cannot be read)"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_readers_of_a_bundles_files_refuse_what_is_no_regular_file(tmp_path: Path, kind: str) -> None:
+    """Also where a file was replaced after its digest was checked."""
+    path = tmp_path / "bundle" / "file.gz"
+    path.parent.mkdir()
+    not_regular(kind, path)
+    for read in (
+        bundle_files.read_mask,
+        lambda path: bundle_files.read_npy(path, (2, 4)),
+        lambda path: bundle_files.read_npz(path, {"mean": (30,)}),
+        lambda path: bundle_files.read_bytes(path, 2**20),
+    ):
+        with pytest.raises(BundleError, match=r"file\.gz: "):
+            read(path)
+
+
+def test_links_to_regular_files_are_read_and_their_content_is_checked(folder: Path, tmp_path: Path) -> None:
+    """Model hubs keep a folder of links to files that are named by their content."""
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    for name in (*FILES, "bundle.json"):
+        (folder / name).rename(blobs / name)
+        (folder / name).symlink_to(blobs / name)
+    assert Bundle.open(folder).sha256 == file_sha256(blobs / "bundle.json")
+    with (blobs / "vae.onnx").open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(BundleError, match=r"vae.onnx: changed since the bundle was made"):
         Bundle.open(folder)
 
 

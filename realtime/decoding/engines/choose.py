@@ -15,6 +15,7 @@ from typing import TypeVar, cast
 
 from realtime.bundle.bundle import Bundle
 from realtime.decoding.engines.contract import Candidate, Engine, EngineModule
+from realtime.decoding.engines.signature import check_file
 from realtime.errors import EngineError
 
 T = TypeVar("T")
@@ -99,6 +100,8 @@ def _open(bundle: Bundle, name: str, threads: int | None) -> Engine:
     candidate = probe(bundle, name)
     if not candidate.available:
         raise EngineError(candidate.reason)
+    for graph in bundle.spec.graphs:
+        check_file(bundle, graph)
     return _module(name).open_engine(bundle, name, threads)
 
 

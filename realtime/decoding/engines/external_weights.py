@@ -1,7 +1,9 @@
-"""Lists the external weight files of an ONNX graph by parsing the needed part of protobuf's wire format.
+"""Examines an ONNX graph before an engine loads it, by parsing the needed part of protobuf's wire format.
 
 An ONNX file may refer to any file for the data of a tensor. ``bundle.json`` must list these files, so that
-changes are detected. The runtime does not depend on a package that reads ONNX files.
+changes are detected. Control flow and functions are refused, because exported graphs have none: a ``Loop``
+may turn 2**62 times, and functions that call each other grow without bound when an engine inlines them. The
+runtime does not depend on a package that reads ONNX files.
 
 https://protobuf.dev/programming-guides/encoding, https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 """
@@ -9,20 +11,26 @@ https://protobuf.dev/programming-guides/encoding, https://github.com/onnx/onnx/b
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from realtime.bundle.files import open_regular
+
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _CHILDREN = {
-    "model": {7: "graph", 25: "function"},
-    "function": {7: "node", 11: "attribute"},
+    "model": {7: "graph"},
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
     "node": {5: "attribute"},
-    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "attribute": {5: "tensor", 10: "tensor", 22: "sparse", 23: "sparse"},
     "sparse": {1: "tensor", 2: "tensor"},
     "tensor": {13: "entry"},
 }
 """Fields, by message type, that can contain tensors with external data."""
+_REFUSED = {
+    "model": {25: "a function"},
+    "attribute": {6: "control flow", 11: "control flow"},  # a graph inside a node: Loop, Scan, If
+}
 _KEY, _VALUE = 1, 2
 _MAX_DEPTH = 64
 
@@ -31,10 +39,11 @@ def weight_files(path: Path) -> set[str]:
     """Return the external files of a graph's tensors, relative to the graph's folder.
 
     :raises OSError: when the file cannot be read
-    :raises ValueError: when the file is not an ONNX graph
+    :raises ValueError: when the file is not an ONNX graph, or has control flow or functions
+    :raises BundleError: when it is not a regular file
     """
-    with path.open("rb") as file:
-        if not path.stat().st_size:
+    with open_regular(path) as file:
+        if not os.fstat(file.fileno()).st_size:
             return set()
         with (
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
@@ -47,6 +56,8 @@ def _weight_files(kind: str, message: memoryview, depth: int) -> Iterator[str]:
     if depth > _MAX_DEPTH:
         raise ValueError(f"found messages nested more than {_MAX_DEPTH} deep")
     for number, start, stop in _fields(message):
+        if refused := _REFUSED.get(kind, {}).get(number):
+            raise ValueError(f"found {refused}, which exported graphs never have")
         child = _CHILDREN[kind].get(number)
         if child is None:
             continue

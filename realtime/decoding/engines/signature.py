@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from realtime.bundle.bundle import Bundle
 from realtime.bundle.spec import Spec, Tensor
 from realtime.decoding.engines.external_weights import weight_files
-from realtime.errors import EngineError
+from realtime.errors import BundleError, EngineError
 
 
 def signature(spec: Spec, graph: str) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -56,6 +56,25 @@ def input_shapes(spec: Spec, graph: str) -> list[dict[str, tuple[int, ...]]]:
     ]
 
 
+def check_file(bundle: Bundle, name: str) -> None:
+    """Check a graph's file before an engine loads it.
+
+    It must have no control flow, and its external weights must be files that ``bundle.json`` lists.
+
+    :raises EngineError: when it differs; the message names the file
+    """
+    path = bundle.graph_path(name)
+    try:
+        unlisted = sorted(weight_files(path) - set(bundle.spec.files))
+    except (OSError, ValueError, BundleError) as error:
+        raise EngineError(f"{path}: expected an ONNX graph: {error}; export the bundle again") from error
+    if unlisted:
+        raise EngineError(
+            f"{path}: expected weights in files that bundle.json lists, found some in {', '.join(unlisted)}; "
+            "export the bundle again"
+        )
+
+
 def check_graph(
     bundle: Bundle,
     name: str,
@@ -65,21 +84,10 @@ def check_graph(
 ) -> None:
     """Check the inputs and outputs of a loaded graph against :func:`signature`; free dimensions match any.
 
-    Its external weights must be files that ``bundle.json`` lists.
-
     :param n: number of conditions, if it was fixed while loading
     :raises EngineError: when the graph differs; the message names the file, what was expected and found
     """
     path = bundle.graph_path(name)
-    try:
-        unlisted = sorted(weight_files(path) - set(bundle.spec.files))
-    except (OSError, ValueError) as error:
-        raise EngineError(f"{path}: expected an ONNX graph: {error}; export the bundle again") from error
-    if unlisted:
-        raise EngineError(
-            f"{path}: expected weights in files that bundle.json lists, found some in {', '.join(unlisted)}; "
-            "export the bundle again"
-        )
     for what, expected, found in zip(
         ("inputs", "outputs"), signature(bundle.spec, name), (inputs, outputs), strict=True
     ):

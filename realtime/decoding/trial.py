@@ -1,0 +1,139 @@
+"""Tries a bundle on an engine in a process that can be ended, before the bundle is served.
+
+A graph may come from a stranger: it may compute for ever, take all memory, or crash its engine. An engine
+cannot be interrupted in its own process. So every graph runs once in another process, with a time limit. The
+user's cache remembers what passed, so that a restart does not take twice as long.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import multiprocessing
+import os
+import signal
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import msgspec
+
+from realtime.atomic import write_whole
+from realtime.bundle.bundle import Bundle
+from realtime.bundle.locate import is_shipped
+from realtime.bundle.user_cache import PACKAGE, cache_folder, make_cache_folder
+from realtime.decoding.decoder import Decoder
+from realtime.decoding.engines.choose import open_and_use
+from realtime.errors import BundleError, EngineError, RealtimeError
+
+_LIMIT_S = 60.0
+_LIMIT_S_PER_GB = 120.0
+"""A decode of the full-size model, 4 GB, takes minutes on a CPU."""
+_ORPHAN_S = 10.0
+"""How much longer than the limit the trial's process lives if this one was killed."""
+_LIBRARIES = (PACKAGE, "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt")
+_log = logging.getLogger(__name__)
+
+
+def try_bundle(bundle: Bundle, engine: str = "auto", limit_s: float | None = None) -> None:
+    """Run every graph of a bundle once, unless that has been done here with the same libraries.
+
+    The demo's bundle is not tried: it was installed together with this code.
+
+    :param engine: one of :data:`realtime.decoding.engines.choose.ENGINES`
+    :param limit_s: time limit; by default it grows with the size of the graphs
+    :raises EngineError: when the graphs do not end in time, crash the engine, or do not run on it
+    """
+    if is_shipped(bundle.folder):
+        return
+    passed = _Passed(engine=engine, versions=_versions())
+    if passed in (remembered := _remembered(bundle)):
+        return
+    size_gb = sum((bundle.folder / file).stat().st_size for file in bundle.spec.files) / 1e9
+    _run(bundle, engine, limit_s or _LIMIT_S + _LIMIT_S_PER_GB * size_gb)
+    _remember(bundle, [each for each in remembered if each.engine != engine] + [passed])
+
+
+def _run(bundle: Bundle, engine: str, limit_s: float) -> None:
+    _log.info("trying the graphs of %s, for at most %.0f s", bundle.folder, limit_s)
+    spawn = multiprocessing.get_context("spawn")  # a fork would copy the locks of this process's threads
+    receiver, sender = spawn.Pipe(duplex=False)
+    process = spawn.Process(
+        target=_try, args=(bundle.folder, bundle.sha256, engine, limit_s, sender), daemon=True
+    )
+    process.start()
+    sender.close()
+    try:
+        if not receiver.poll(limit_s):
+            raise EngineError(
+                f"{bundle.folder}: expected graphs that run once within {limit_s:.0f} s, these did not end; "
+                "do not use this bundle, or export it again"
+            )
+        problem = receiver.recv()
+    except EOFError:
+        process.join()
+        raise EngineError(
+            f"{bundle.folder}: expected graphs that run, but they ended the engine's process (exit code "
+            f"{process.exitcode}); do not use this bundle, or export it again"
+        ) from None
+    finally:
+        process.kill()
+        process.join()
+        receiver.close()
+    if problem:
+        raise EngineError(problem)
+
+
+def _try(folder: Path, sha256: str, engine: str, limit_s: float, result: Connection) -> None:
+    """Send what is wrong with a bundle, or an empty text; in a process of its own."""
+    faulthandler.dump_traceback_later(limit_s + _ORPHAN_S, exit=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the process that waits, and it ends this one
+    try:
+        bundle = Bundle.open(folder)
+        if bundle.sha256 != sha256:
+            raise BundleError(f"{folder}: the bundle changed while it was opened; start again")
+        open_and_use(
+            bundle,
+            engine,
+            lambda opened: [Decoder(bundle, opened, name=each.name) for each in bundle.spec.decoders],
+        )
+    except RealtimeError as error:
+        result.send(str(error))
+    else:
+        result.send("")
+
+
+class _Passed(msgspec.Struct, frozen=True):
+    """A trial that a bundle passed."""
+
+    engine: str
+    versions: dict[str, str]
+
+
+def _remembered(bundle: Bundle) -> list[_Passed]:
+    try:
+        return msgspec.json.decode(
+            (cache_folder(bundle.sha256) / "tried.json").read_bytes(), type=list[_Passed]
+        )
+    except FileNotFoundError:
+        return []
+    except (OSError, BundleError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        _log.warning("the bundle's graphs are tried again: %s", error)
+        return []
+
+
+def _remember(bundle: Bundle, passed: list[_Passed]) -> None:
+    try:
+        write_whole(make_cache_folder(bundle.sha256) / "tried.json", msgspec.json.encode(passed))
+    except (OSError, BundleError) as error:
+        _log.warning("the next start tries the bundle's graphs again: %s", error)
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
