@@ -54,16 +54,18 @@ def guard(access: Access) -> Middleware:
     async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
         if not access.knows(request.host):
             names = ", ".join(access.names) or "127.0.0.1, localhost or [::1]"
-            raise web.HTTPForbidden(text=f"expected Host {names}: open the printed URL\n")
+            raise _refused(web.HTTPForbidden(text=f"expected Host {names}: open the printed URL\n"))
         if not is_same_origin(request.headers.get("Origin"), f"{access.scheme}://{request.host}"):
-            raise web.HTTPForbidden(text="expected a page of this server: open the printed URL\n")
+            raise _refused(web.HTTPForbidden(text="expected a page of this server: open the printed URL\n"))
         if access.token is not None:
             if request.path == "/" and _equal(request.query.get("token", ""), access.token):
                 return _keep_token(access.token)
             if not _brings(request, access.token):
-                raise web.HTTPUnauthorized(
-                    text="expected the token: open the URL that was printed at the start\n",
-                    headers={"WWW-Authenticate": "Bearer"},
+                raise _refused(
+                    web.HTTPUnauthorized(
+                        text="expected the token: open the URL that was printed at the start\n",
+                        headers={"WWW-Authenticate": "Bearer"},
+                    )
                 )
         return await handler(request)
 
@@ -75,6 +77,12 @@ async def add_headers(_request: web.Request, response: web.StreamResponse) -> No
     response.headers.pop("Server", None)  # do not reveal versions
     response.headers.update(_HEADERS)
     response.headers.setdefault("Cache-Control", "no-cache")
+
+
+def _refused(answer: web.HTTPError) -> web.HTTPError:
+    """With the connection's end: it takes one request from those who do not belong here."""
+    answer.force_close()
+    return answer
 
 
 def _keep_token(token: str) -> web.Response:
