@@ -14,7 +14,7 @@ from aiohttp import WSCloseCode, web
 
 from realtime.errors import ServeError
 from realtime.events import Broadcast, Event
-from realtime.viewer.access import THIS_MACHINE, Access
+from realtime.viewer.access import LOOPBACK, Access
 from realtime.viewer.connections import Connections, keep_known, listen
 from realtime.viewer.feed import Feed, newest_frame, run_key
 from realtime.viewer.guard import add_headers, guard
@@ -41,14 +41,14 @@ class Viewer:
         self,
         broadcast: Broadcast,
         port: int,
-        access: Access = THIS_MACHINE,
+        access: Access | None = None,
         metrics: Metrics | None = None,
     ) -> None:
-        """Port 0 takes any free one."""
+        """Port 0 takes any free one; by default the page is on loopback."""
         self._broadcast = broadcast
         self._metrics = metrics
         self._port = port
-        self._access = access
+        self._access = access or Access(address=LOOPBACK)
         self._session = secrets.token_hex(8)
         self._live = LivePicture()
         self._stack = contextlib.AsyncExitStack()
@@ -56,7 +56,7 @@ class Viewer:
         self._sockets: set[web.WebSocketResponse] = set()
 
     async def start(self) -> str:
-        """Serve, and return the page's URL.
+        """Serve, and return the page's URL with the token.
 
         :raises ServeError: when the port cannot be opened
         """

@@ -54,7 +54,7 @@ class Page:
         assert process.stdout
         self._process = process
         url = process.stdout.readline().strip()
-        self.port = urlsplit(url).port
+        self.port = urlsplit(url).port or 0
         self.token = url.split("token=")[1]
         self.trust = ssl.create_default_context(cafile=str(folder / "cert.pem"))
 
