@@ -1,8 +1,8 @@
-"""Who may see the page: users of this machine, or with a certificate anyone who has the token.
+"""Who may see the page: whoever has the token, which is drawn anew at every start.
 
-Without a certificate the page is served on loopback only, over plain HTTP, to anyone on this machine. With
-one it is served over HTTPS at any address, loopback too. It then answers only to the names in its certificate
-and to requests with the token, which is drawn anew at every start.
+Without a certificate the page is served on loopback only, over plain HTTP: other users of this machine can
+reach it there, and get nothing without the token. With one it is served over HTTPS at any address, loopback
+too, and answers only to the names in its certificate.
 """
 
 from __future__ import annotations
@@ -22,7 +22,14 @@ LOOPBACK = "127.0.0.1"
 
 _LOOPBACK_HOST = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d{1,5})?", re.IGNORECASE | re.ASCII)
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([0-9a-z.-]+))(?::\d{1,5})?", re.IGNORECASE | re.ASCII)
+_PORT = re.compile(r":(\d{1,5})", re.ASCII)
 _TOKEN_BYTES = 32
+_TOKEN_CHARACTERS = 32
+"""At least; one that is drawn here has 43."""
+
+
+def _new_token() -> str:
+    return secrets.token_urlsafe(_TOKEN_BYTES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +41,16 @@ class Access:
     names: tuple[str, ...] = ()
     """DNS names and IP addresses of the page; empty: those of loopback."""
     tls: ssl.SSLContext | None = None
-    token: str | None = field(default=None, repr=False)
-    """Needed at every route; None: no token is needed."""
+    token: str = field(default_factory=_new_token, repr=False)
+    """Needed at every route."""
+
+    def __post_init__(self) -> None:
+        """:raises ServeError: when the token could be guessed"""
+        if len(self.token) < _TOKEN_CHARACTERS:
+            raise ServeError(
+                f"expected a token of at least {_TOKEN_CHARACTERS} characters for the page, got one of "
+                f"{len(self.token)}; leave it out to have one drawn"
+            )
 
     @property
     def scheme(self) -> str:
@@ -53,21 +68,28 @@ class Access:
         name = (match[1] or match[2]).lower() if match else ""
         return any(_covers(known, name) for known in self.names)
 
+    def cookie(self, host: str) -> str:
+        """Name of the cookie that keeps the token, for the page at a ``Host``.
+
+        Browsers send a host's cookies to all its ports; the port in the name keeps two pages apart. With the
+        prefix a browser takes the cookie over HTTPS only, and from this host only.
+        """
+        port = _PORT.search(host, host.rfind("]") + 1)
+        name = f"token-{port[1]}" if port else "token"
+        return name if self.tls is None else f"__Host-{name}"
+
     def url(self, port: int) -> str:
-        """The URL to open, with the token if there is one."""
+        """The URL to open, with the token."""
         named = [name for name in self.names if not name.startswith("*")]
         name = self.address if self.address in named or not named else named[0]
-        query = f"?token={self.token}" if self.token else ""
-        return f"{self.scheme}://{_in_url(name)}:{port}/{query}"
+        return f"{self.scheme}://{_in_url(name)}:{port}/?token={self.token}"
 
 
-THIS_MACHINE = Access(address=LOOPBACK)
-
-
-def open_access(address: str, certificate: Path | None, key: Path | None) -> Access:
+def open_access(address: str, certificate: Path | None, key: Path | None, token: str | None = None) -> Access:
     """Access to a page at an IP address of this machine.
 
     :param certificate: PEM, the server's own first, then its issuers'; the key is PEM without a password
+    :param token: of a page that is started again, whose browsers still have it; by default a new one
     :raises ServeError: when an address other than loopback has no certificate, or an argument is not valid
     """
     try:
@@ -76,6 +98,7 @@ def open_access(address: str, certificate: Path | None, key: Path | None) -> Acc
         raise ServeError(
             f"expected an IP address of this machine for the page, such as 0.0.0.0, got {address!r}"
         ) from error
+    token = _new_token() if token is None else token
     if certificate is None and key is None:
         if not is_loopback:
             raise ServeError(
@@ -83,15 +106,11 @@ def open_access(address: str, certificate: Path | None, key: Path | None) -> Acc
                 "and a person's brain data would pass in the clear; give them, or leave the page at "
                 "127.0.0.1 and reach it through an SSH tunnel"
             )
-        return Access(address=address, names=() if is_loopback_host(_in_url(address)) else (address,))
+        names = () if is_loopback_host(_in_url(address)) else (address,)
+        return Access(address=address, names=names, token=token)
     if certificate is None or key is None:
         raise ServeError("expected --tls-cert and --tls-key together, got one of them")
-    return Access(
-        address=address,
-        names=_names(certificate),
-        tls=_context(certificate, key),
-        token=secrets.token_urlsafe(_TOKEN_BYTES),
-    )
+    return Access(address=address, names=_names(certificate), tls=_context(certificate, key), token=token)
 
 
 def is_loopback_host(host: str) -> bool:

@@ -2,23 +2,21 @@
 
 A browser that can reach the server also runs pages of other sites. Two checks keep them out: the ``Host``
 must be a name of this server (any other is DNS rebinding), and the ``Origin``, if there is one, must be this
-server's own. If the server has a token (see access.py), every route needs it: the page, its files, pictures,
-the WebRTC offer, the WebSocket, the metrics, and routes that do not exist. A browser gets the token from the
-printed URL and keeps it in a cookie that scripts cannot read and other sites cannot send; programs send it as
-``Authorization: Bearer``.
+server's own. Other programs and users can reach it too, so every route needs the token (see access.py): the
+page, its files, pictures, the WebRTC offer, the WebSocket, the metrics, and routes that do not exist. A
+browser gets the token from the printed URL and keeps it in a cookie that scripts cannot read and other sites
+cannot send; programs send it as ``Authorization: Bearer``.
 """
 
 from __future__ import annotations
 
 import secrets
+from urllib.parse import urlencode
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from realtime.viewer.access import Access
-
-COOKIE = "__Host-token"
-"""With this prefix a browser accepts the cookie only over HTTPS and sends it only to this host."""
 
 _CONTENT_SECURITY_POLICY = "; ".join(
     [
@@ -54,17 +52,18 @@ def guard(access: Access) -> Middleware:
     async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
         if not access.knows(request.host):
             names = ", ".join(access.names) or "127.0.0.1, localhost or [::1]"
-            raise web.HTTPForbidden(text=f"expected Host {names}: open the printed URL\n")
+            raise _refused(web.HTTPForbidden(text=f"expected Host {names}: open the printed URL\n"))
         if not is_same_origin(request.headers.get("Origin"), f"{access.scheme}://{request.host}"):
-            raise web.HTTPForbidden(text="expected a page of this server: open the printed URL\n")
-        if access.token is not None:
-            if request.path == "/" and _equal(request.query.get("token", ""), access.token):
-                return _keep_token(access.token)
-            if not _brings(request, access.token):
-                raise web.HTTPUnauthorized(
+            raise _refused(web.HTTPForbidden(text="expected a page of this server: open the printed URL\n"))
+        if request.path == "/" and _equal(request.query.get("token", ""), access.token):
+            return _keep_token(request, access)
+        if not _brings(request, access):
+            raise _refused(
+                web.HTTPUnauthorized(
                     text="expected the token: open the URL that was printed at the start\n",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
+            )
         return await handler(request)
 
     return guarded
@@ -77,17 +76,32 @@ async def add_headers(_request: web.Request, response: web.StreamResponse) -> No
     response.headers.setdefault("Cache-Control", "no-cache")
 
 
-def _keep_token(token: str) -> web.Response:
+def _refused(answer: web.HTTPError) -> web.HTTPError:
+    """With the connection's end: it takes one request from those who do not belong here."""
+    answer.force_close()
+    return answer
+
+
+def _keep_token(request: web.Request, access: Access) -> web.Response:
     """Redirect to the page without the token in its address, where a browser would show and store it."""
-    response = web.Response(status=303, headers={"Location": "/", "Cache-Control": "no-store"})
-    response.set_cookie(COOKIE, token, path="/", secure=True, httponly=True, samesite="Strict")
+    rest = [(name, value) for name, value in request.query.items() if name != "token"]
+    page = "/?" + urlencode(rest) if rest else "/"
+    response = web.Response(status=303, headers={"Location": page, "Cache-Control": "no-store"})
+    response.set_cookie(
+        access.cookie(request.host),
+        access.token,
+        path="/",
+        secure=access.tls is not None,
+        httponly=True,
+        samesite="Strict",
+    )
     return response
 
 
-def _brings(request: web.Request, token: str) -> bool:
+def _brings(request: web.Request, access: Access) -> bool:
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    is_bearer = scheme.lower() == "bearer" and _equal(given, token)
-    return is_bearer or _equal(request.cookies.get(COOKIE, ""), token)
+    is_bearer = scheme.lower() == "bearer" and _equal(given, access.token)
+    return is_bearer or _equal(request.cookies.get(access.cookie(request.host), ""), access.token)
 
 
 def _equal(given: str, token: str) -> bool:

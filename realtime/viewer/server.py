@@ -14,7 +14,8 @@ from aiohttp import WSCloseCode, web
 
 from realtime.errors import ServeError
 from realtime.events import Broadcast, Event
-from realtime.viewer.access import THIS_MACHINE, Access
+from realtime.viewer.access import LOOPBACK, Access
+from realtime.viewer.connections import Connections, keep_known, listen
 from realtime.viewer.feed import Feed, newest_frame, run_key
 from realtime.viewer.guard import add_headers, guard
 from realtime.viewer.live import LivePicture
@@ -40,55 +41,55 @@ class Viewer:
         self,
         broadcast: Broadcast,
         port: int,
-        access: Access = THIS_MACHINE,
+        access: Access | None = None,
         metrics: Metrics | None = None,
     ) -> None:
-        """Port 0 takes any free one."""
+        """Port 0 takes any free one; by default the page is on loopback."""
         self._broadcast = broadcast
         self._metrics = metrics
         self._port = port
-        self._access = access
+        self._access = access or Access(address=LOOPBACK)
         self._session = secrets.token_hex(8)
         self._live = LivePicture()
-        self._following: asyncio.Task[None] | None = None
-        self._runner: web.AppRunner | None = None
+        self._stack = contextlib.AsyncExitStack()
         self._peers: set[Peer] = set()
         self._sockets: set[web.WebSocketResponse] = set()
 
     async def start(self) -> str:
-        """Serve, and return the page's URL.
+        """Serve, and return the page's URL with the token.
 
         :raises ServeError: when the port cannot be opened
         """
         access = self._access
-        runner = web.AppRunner(self._app(), access_log=None, handle_signals=False, shutdown_timeout=1.0)
-        await runner.setup()
         try:
-            await web.TCPSite(runner, access.address, self._port, ssl_context=access.tls).start()
+            listener = listen(access.address, self._port)
         except OSError as error:
-            await runner.cleanup()
             in_use = error.errno == errno.EADDRINUSE
             reason = "is in use" if in_use else f"cannot be opened ({error.strerror})"
             raise ServeError(
                 f"port {self._port} on {access.address} {reason}: choose another with --port, or 0 for any "
                 "free one"
             ) from error
-        self._runner = runner
-        self._following = asyncio.create_task(self._live.follow(self._broadcast))
-        return access.url(runner.addresses[0][1])
+        self._stack.callback(listener.close)
+        runner = web.AppRunner(self._app(), handle_signals=False, shutdown_timeout=1.0)
+        self._stack.push_async_callback(runner.cleanup)
+        await runner.setup()
+        assert runner.server is not None
+        connections = Connections(runner.server, access.tls)
+        self._stack.callback(connections.close)
+        for work in (connections.accept(listener), self._live.follow(self._broadcast)):
+            self._stack.callback(asyncio.create_task(work).cancel)
+        return access.url(listener.getsockname()[1])
 
     async def stop(self) -> None:
         """Close every connection and free the port; may be called at any time, and more than once."""
-        if self._following is not None:
-            self._following.cancel()
         sockets = [socket.close(code=WSCloseCode.GOING_AWAY) for socket in self._sockets]
         await asyncio.gather(*sockets, *(peer.close() for peer in self._peers), return_exceptions=True)
-        if self._runner is not None:
-            await self._runner.cleanup()
-            self._runner = None
+        await self._stack.aclose()
 
     def _app(self) -> web.Application:
-        app = web.Application(middlewares=[guard(self._access)], client_max_size=MAX_OFFER_BYTES)
+        checks = [guard(self._access), keep_known]
+        app = web.Application(middlewares=checks, client_max_size=MAX_OFFER_BYTES)
         app.on_response_prepare.append(add_headers)
         app.add_routes(
             [

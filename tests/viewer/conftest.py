@@ -131,9 +131,10 @@ def serve_and_check(
         assert isinstance(status.message, Status)
         broadcast = Broadcast(status.message)
         viewer = Viewer(broadcast, 0)
-        url = await viewer.start()
+        base, token = (await viewer.start()).split("?token=")
+        brings = {"Authorization": f"Bearer {token}"}
         try:
-            async with aiohttp.ClientSession(url) as session:
+            async with aiohttp.ClientSession(base, headers=brings) as session:
                 await check(session, broadcast)
         finally:
             await viewer.stop()
@@ -158,6 +159,7 @@ class Served:
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
         self.url: str = self._call(self._viewer.start())
+        self.base, self.token = self.url.split("?token=")
         self.port = urlsplit(self.url).port
 
     def send(self, *events: Event) -> None:

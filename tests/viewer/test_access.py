@@ -13,12 +13,12 @@ import aiohttp
 import pytest
 from cryptography.hazmat.primitives import serialization
 from playwright.sync_api import expect
+from yarl import URL
 
 from realtime.errors import ServeError
 from realtime.events import Broadcast
 from realtime.viewer import Viewer, open_access
 from realtime.viewer.access import Access
-from realtime.viewer.guard import COOKIE
 from realtime.viewer.prometheus import Metrics
 
 REACHED_AT = "127.0.0.2"
@@ -43,27 +43,42 @@ def certificate(make_certificate: Make, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture
 def elsewhere(run: Any, certificate: tuple[Path, Path]) -> Callable[[Check], None]:
     """``elsewhere(check)`` awaits ``check(session, token)``; the session has no cookies yet."""
+    return lambda check: serve_to(check, run, open_access("0.0.0.0", *certificate), certificate[0])
 
-    def serve(check: Check) -> None:
-        async def serving() -> None:
-            broadcast = Broadcast(run.status("warming").message)
-            broadcast.send(run.frame(7))
-            broadcast.send(run.shown(3, "apple", (10, 200, 30)))
-            viewer = Viewer(broadcast, 0, open_access("0.0.0.0", *certificate), Metrics(None))
-            url = urlsplit(await viewer.start())
-            token = parse_qs(url.query)["token"][0]
-            trust = aiohttp.TCPConnector(ssl=ssl.create_default_context(cafile=str(certificate[0])))
-            jar = aiohttp.CookieJar(unsafe=True)  # takes cookies of IP addresses too, as browsers do
-            base = f"https://{REACHED_AT}:{url.port}"
-            try:
-                async with aiohttp.ClientSession(base, connector=trust, cookie_jar=jar) as session:
-                    await check(session, token)
-            finally:
-                await viewer.stop()
 
-        asyncio.run(serving())
+@pytest.fixture
+def here(run: Any) -> Callable[[Check], None]:
+    """The same on loopback, without a certificate."""
+    return lambda check: serve_to(check, run, open_access("127.0.0.1", None, None))
 
-    return serve
+
+@pytest.fixture(params=["here", "elsewhere"])
+def anywhere(request: pytest.FixtureRequest) -> Any:
+    """Both, one after the other."""
+    return request.getfixturevalue(request.param)
+
+
+def serve_to(check: Check, run: Any, access: Access, certificate: Path | None = None) -> None:
+    async def serving() -> None:
+        broadcast = Broadcast(run.status("warming").message)
+        broadcast.send(run.frame(7))
+        broadcast.send(run.shown(3, "apple", (10, 200, 30)))
+        viewer = Viewer(broadcast, 0, access, Metrics(None))
+        url = urlsplit(await viewer.start())
+        token = parse_qs(url.query)["token"][0]
+        assert token == access.token
+        trust = aiohttp.TCPConnector(
+            ssl=ssl.create_default_context(cafile=str(certificate)) if certificate else True
+        )
+        jar = aiohttp.CookieJar(unsafe=True)  # takes cookies of IP addresses too, as browsers do
+        base = f"{access.scheme}://{REACHED_AT if certificate else '127.0.0.1'}:{url.port}"
+        try:
+            async with aiohttp.ClientSession(base, connector=trust, cookie_jar=jar) as session:
+                await check(session, token)
+        finally:
+            await viewer.stop()
+
+    asyncio.run(serving())
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "192.0.2.7", "::"])
@@ -78,9 +93,32 @@ def test_the_page_is_at_an_ip_address(address: str) -> None:
         open_access(address, None, None)
 
 
-def test_loopback_needs_neither_certificate_nor_token() -> None:
+def test_loopback_needs_no_certificate_but_a_token_too() -> None:
     access = open_access("127.0.0.1", None, None)
-    assert (access.scheme, access.token) == ("http", None)
+    assert access.scheme == "http"
+    assert len(access.token) >= 43  # 256 bits
+    assert access.token not in repr(access)
+    assert access.url(8765) == f"http://127.0.0.1:8765/?token={access.token}"
+
+
+def test_a_page_that_is_started_again_keeps_its_token(certificate: tuple[Path, Path]) -> None:
+    token = "a-token-of-the-page-that-was-here-before"
+    assert open_access("127.0.0.1", None, None, token).token == token
+    assert open_access("0.0.0.0", *certificate, token).token == token
+
+
+@pytest.mark.parametrize("token", ["", "short"])
+def test_a_token_that_could_be_guessed_is_refused(token: str) -> None:
+    with pytest.raises(ServeError, match="expected a token of at least 32 characters"):
+        open_access("127.0.0.1", None, None, token)
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [("127.0.0.1:8765", "token-8765"), ("[::1]:80", "token-80"), ("[::1]", "token"), ("localhost", "token")],
+)
+def test_the_cookies_of_two_ports_have_two_names(host: str, name: str) -> None:
+    assert open_access("127.0.0.1", None, None).cookie(host) == name
 
 
 def test_what_is_no_certificate_or_not_its_key_is_refused(
@@ -163,13 +201,15 @@ def test_every_route_of_the_server_is_among_those_tried_here(run: Any) -> None:
     [
         {},
         {"Authorization": "Bearer "}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic YTpi"},
-        {"Cookie": f"{COOKIE}=wrong"}, {"Cookie": f"{COOKIE}="}, {"Cookie": f"{COOKIE}=w\u00f6rong"},
+        {"Cookie": "wrong"}, {"Cookie": ""}, {"Cookie": "w\u00f6rong"},
     ],
 )  # fmt: skip
 def test_without_the_token_nothing_is_served_on_any_route(
-    elsewhere: Any, method: str, path: str, headers: dict[str, str]
+    anywhere: Any, method: str, path: str, headers: dict[str, str]
 ) -> None:
     async def check(session: aiohttp.ClientSession, token: str) -> None:
+        if "Cookie" in headers:
+            headers["Cookie"] = f"{cookie_of(session)}={headers['Cookie']}"
         options = {"Connection": "Upgrade", "Upgrade": "websocket"} if path == "/ws" else {}
         body: dict[str, Any] = {"json": {"sdp": "v=0"}} if method == "POST" else {}
         for query in ("", f"token={token[:-1]}", "token=", "token=%00%ff"):
@@ -179,26 +219,34 @@ def test_without_the_token_nothing_is_served_on_any_route(
                 assert not response.cookies
                 assert method == "HEAD" or "expected the token" in await response.text()
 
-    elsewhere(check)
+    anywhere(check)
 
 
-def test_the_token_is_no_key_in_the_query_of_other_routes(elsewhere: Any) -> None:
+def test_the_token_is_no_key_in_the_query_of_other_routes(anywhere: Any) -> None:
     async def check(session: aiohttp.ClientSession, token: str) -> None:
         async with session.get(f"/frames/7.png?token={token}") as response:
             assert response.status == 401
 
-    elsewhere(check)
+    anywhere(check)
 
 
-def test_the_printed_url_leaves_a_cookie_and_no_token_in_the_address(elsewhere: Any) -> None:
+def cookie_of(session: aiohttp.ClientSession) -> str:
+    server = session._base_url
+    assert server is not None
+    return f"{'__Host-' if server.scheme == 'https' else ''}token-{server.port}"
+
+
+def test_the_printed_url_leaves_a_cookie_and_no_token_in_the_address(anywhere: Any) -> None:
     async def check(session: aiohttp.ClientSession, token: str) -> None:
+        assert session._base_url is not None
         async with session.get(f"/?token={token}", allow_redirects=False) as response:
             assert response.status == 303
             assert response.headers["Location"] == "/"
             cookie = response.headers["Set-Cookie"]
             flags = {part.strip().lower() for part in cookie.split(";")[1:]}
-            assert flags == {"httponly", "path=/", "samesite=strict", "secure"}
-            assert cookie.startswith("__Host-")
+            expected = {"httponly", "path=/", "samesite=strict"}
+            assert flags == expected | ({"secure"} if session._base_url.scheme == "https" else set())
+            assert cookie.startswith(f"{cookie_of(session)}={token};")
         for path in ("/", "/static/app.js", "/frames/7.png", "/shown/3.png", "/metrics"):
             async with session.get(path) as response:
                 assert response.status == 200, path
@@ -206,15 +254,24 @@ def test_the_printed_url_leaves_a_cookie_and_no_token_in_the_address(elsewhere: 
         async with session.ws_connect("/ws") as websocket:
             assert (await websocket.receive_json())[0]["kind"] == "run"
 
-    elsewhere(check)
+    anywhere(check)
 
 
-def test_a_program_brings_the_token_in_a_header(elsewhere: Any) -> None:
+def test_what_else_the_address_asks_for_stays_in_it(here: Any) -> None:
+    async def check(session: aiohttp.ClientSession, token: str) -> None:
+        asked = f"/?token={token}&transport=websocket&patience=%2F%2Fevil.test%0d%0a"
+        async with session.get(URL(asked, encoded=True), allow_redirects=False) as response:
+            assert response.headers["Location"] == "/?transport=websocket&patience=%2F%2Fevil.test%0D%0A"
+
+    here(check)
+
+
+def test_a_program_brings_the_token_in_a_header(anywhere: Any) -> None:
     async def check(session: aiohttp.ClientSession, token: str) -> None:
         async with session.get("/frames/7.png", headers={"Authorization": f"Bearer {token}"}) as response:
             assert response.status == 200
 
-    elsewhere(check)
+    anywhere(check)
 
 
 @pytest.mark.parametrize(
@@ -248,13 +305,13 @@ def test_plain_http_gets_nothing(run: Any, certificate: tuple[Path, Path]) -> No
 
 def test_a_second_loopback_address_is_known_by_itself() -> None:
     access = open_access("127.0.0.2", None, None)
-    assert access.url(80) == "http://127.0.0.2:80/"
+    assert access.url(80) == f"http://127.0.0.2:80/?token={access.token}"
     assert access.knows("127.0.0.2:80")
     assert not access.knows("evil.test")
 
 
 def test_ipv6_addresses_are_written_in_brackets() -> None:
-    assert Access(address="::1").url(80) == "http://[::1]:80/"
+    assert Access(address="::1").url(80).startswith("http://[::1]:80/?token=")
 
 
 @pytest.mark.browser

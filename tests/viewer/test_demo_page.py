@@ -45,7 +45,7 @@ def test_the_page_shows_what_the_run_folder_records(
     demo: tuple[subprocess.Popen[str], str], open_page: Any, video_mean_rgb: Any, until: Any, tmp_path: Path
 ) -> None:
     process, url = demo
-    page = open_page(url + "?patience=120")
+    page = open_page(url + "&patience=120")
     expect(page.locator("html")).to_have_attribute("data-transport", "webrtc")
     colours: dict[int, Any] = {}
 

@@ -12,11 +12,12 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from realtime.events import DecoderUsed
+from realtime.viewer import open_access
 
 pytestmark = pytest.mark.browser
 
 # Within the time of a slow machine; the 3 s of the fallback are the page's own affair.
-PATIENT = "?patience=120"
+PATIENT = "&patience=120"
 # A browser that allows no direct UDP; the flag goes by the second name in older Chromiums.
 NO_UDP = (
     "--webrtc-ip-handling-policy=disable_non_proxied_udp",
@@ -72,7 +73,7 @@ def test_video_and_numbers_over_webrtc(
     ice = page.evaluate(ICE)
     assert ice["pair"] == ["127.0.0.1", "127.0.0.1"]
     assert {candidate.split()[4] for candidate in ice["offered"]} == {"127.0.0.1"}
-    assert all(url.startswith(served.url) for url in requests)
+    assert all(url.startswith(served.base) for url in requests)
     served.send(run.status("ended", 33))
     expect(page.get_by_test_id("state")).to_have_text("Run ended")
 
@@ -208,7 +209,7 @@ def test_a_late_page_scrolls_back_by_keyboard_and_mouse(
     [
         ("", NO_UDP, "", "WebRTC did not connect within 3 s"),
         ("", (), NO_WEBRTC, "this browser has no WebRTC"),
-        ("?transport=websocket", (), "", "asked for in the address"),
+        ("&transport=websocket", (), "", "asked for in the address"),
     ],
     ids=["blocked", "missing", "forced"],
 )
@@ -255,7 +256,8 @@ def test_a_runtime_that_dies_is_noticed_and_found_again(
     expect(page.get_by_test_id("state")).to_have_text("No connection")
     expect_root(page, "connection", "lost")
     expect(page.get_by_test_id("still")).to_be_visible()  # the newest frame stays in sight
-    second = serve(run.status("trusted", 31, message="run resumed"), port=first.port)
+    access = open_access("127.0.0.1", None, None, first.token)
+    second = serve(run.status("trusted", 31, message="run resumed"), port=first.port, access=access)
     frame = run.frame(31, COLOURS[0])
     second.send(frame)
     expect_root(page, "connection", "live")
@@ -284,7 +286,7 @@ def test_a_new_run_clears_the_old_one(run: Any, make_run: Any, serve: Any, open_
 
 def test_states_are_words_one_cannot_miss(run: Any, serve: Any, open_page: Any) -> None:
     served = serve(run.status("waiting"))
-    page = open_page(served.url + "?transport=websocket")
+    page = open_page(served.url + "&transport=websocket")
     words: Callable[[str], None] = expect(page.get_by_test_id("state")).to_have_text
     for state, text in [
         ("warming", "Warming"),

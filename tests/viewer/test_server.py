@@ -98,7 +98,9 @@ def test_what_is_not_there_is_not_found(with_viewer: Any, run: Any, path: str) -
         broadcast.send(run.frame(7))
         # As it stands, without the client tidying it up.
         reader, writer = await asyncio.open_connection("127.0.0.1", session._base_url.port)  # type: ignore[union-attr]
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        brings = f"Authorization: {session.headers['Authorization']}"
+        head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{brings}\r\nConnection: close\r\n\r\n"
+        writer.write(head.encode())
         answer = await reader.read()
         writer.close()
         assert answer.split()[1] in {b"403", b"404"}, answer
@@ -182,7 +184,7 @@ def test_port_in_use_is_one_clear_line(run: Any) -> None:
             with pytest.raises(ServeError, match=f"^port {port} on 127.0.0.1 is in use: [^\n]*--port[^\n]*$"):
                 await viewer.start()
             await viewer.stop()
-        assert await viewer.start() == f"http://127.0.0.1:{port}/"  # free again
+        assert (await viewer.start()).startswith(f"http://127.0.0.1:{port}/?token=")  # free again
         await viewer.stop()
         await viewer.stop()
 
@@ -276,8 +278,12 @@ def test_a_new_run_begins_anew(with_viewer: Any, run: Any, make_run: Any) -> Non
 def test_stop_says_goodbye(run: Any) -> None:
     async def check() -> aiohttp.WSCloseCode | int | None:
         viewer = Viewer(Broadcast(run.status("waiting").message), 0)
-        url = await viewer.start()
-        async with aiohttp.ClientSession(url) as session, session.ws_connect("/ws") as websocket:
+        url, token = (await viewer.start()).split("?token=")
+        brings = {"Authorization": f"Bearer {token}"}
+        async with (
+            aiohttp.ClientSession(url, headers=brings) as session,
+            session.ws_connect("/ws") as websocket,
+        ):
             await websocket.receive_json()
             stopping = asyncio.create_task(viewer.stop())
             while not websocket.closed:

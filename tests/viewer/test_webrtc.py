@@ -142,14 +142,14 @@ def test_a_late_page_is_told_a_long_run(with_viewer: Any, run: Any) -> None:
 def test_stop_ends_the_connection(run: Any) -> None:
     async def check() -> None:
         viewer = Viewer(Broadcast(run.status("waiting").message), 0)
-        url = await viewer.start()
+        url, token = (await viewer.start()).split("?token=")
         page = Page()
         closed = asyncio.Event()
         page.connection.on(
             "connectionstatechange",
             lambda: closed.set() if page.connection.connectionState == "closed" else None,
         )
-        async with aiohttp.ClientSession(url) as session:
+        async with aiohttp.ClientSession(url, headers={"Authorization": f"Bearer {token}"}) as session:
             await page.connect(session)
             await page.hear(lambda: len(page.messages) > 0)
         await viewer.stop()
@@ -232,6 +232,7 @@ def test_offers_that_break_off_take_no_place(with_viewer: Any, run: Any) -> None
         server = session._base_url
         assert server is not None
         head = f"POST /offer HTTP/1.1\r\nHost: {server.host}:{server.port}\r\n"
+        head += f"Authorization: {session.headers['Authorization']}\r\n"
         head += "Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
         for _ in range(MAX_PAGES + 1):
             _, writer = await asyncio.open_connection(server.host, server.port)

@@ -130,8 +130,11 @@ def test_the_log_is_json_where_asked_for_and_the_figures_are_served(
     served = serve("--log-format", "json", "--port", "0", "--publish", "tcp://127.0.0.1:0")
     scan = make_scan()
     connect(served.address).send_run(scan)
-    url = served.found(r"page: (\S+)")
-    with urllib.request.urlopen(f"{url}metrics") as response:
+    url, token = served.found(r"page: (\S+)").split("?token=")
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{url}metrics")
+    asked = urllib.request.Request(f"{url}metrics", headers={"Authorization": f"Bearer {token}"})
+    with urllib.request.urlopen(asked) as response:
         assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
         families = list(text_string_to_metric_families(response.read().decode()))
     found = {sample.name: sample.value for family in families for sample in family.samples}

@@ -120,8 +120,9 @@ def test_what_leaves_the_decoder_is_the_same_everywhere(
     for frame in frames_of(recorded):
         np.testing.assert_array_equal(frame, expected)
     volume = next(row.volume for row in recorded.rows if row.frame)
-    page = served.found(r"page: (\S+)")
-    with urllib.request.urlopen(f"{page}frames/{volume}.png") as response:
+    page, token = served.found(r"page: (\S+)").split("?token=")
+    asked = urllib.request.Request(f"{page}frames/{volume}.png", headers={"Authorization": f"Bearer {token}"})
+    with urllib.request.urlopen(asked) as response:
         np.testing.assert_array_equal(decode_png(response.read()), expected)
 
 

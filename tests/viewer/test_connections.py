@@ -1,0 +1,232 @@
+"""Connections to the page: those without the token neither use it up nor keep a page out. Real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import ssl
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import msgspec
+import pytest
+
+from realtime.viewer import connections, open_access
+
+PATIENCE_S = 120
+N_IDLE = 1_500
+SERVER_DESCRIPTORS = 400
+"""Far fewer than the idle connections, and not many more than the page allows itself."""
+
+# The page in a process of its own, with few descriptors, until its input ends. It says its URL, then how many
+# descriptors it has open whenever it is asked.
+SERVER = """
+import asyncio, logging, msgspec, os, pathlib, resource, sys
+from realtime.events import Broadcast, Status
+from realtime.viewer import Viewer, open_access
+
+async def serve():
+    folder = pathlib.Path(sys.argv[1])
+    status = msgspec.json.decode(sys.argv[3], type=Status)
+    viewer = Viewer(Broadcast(status), 0, open_access("0.0.0.0", folder / "cert.pem", folder / "key.pem"))
+    print(await viewer.start(), flush=True)
+    while await asyncio.to_thread(sys.stdin.readline):
+        print(len(os.listdir("/proc/self/fd")), flush=True)
+    await viewer.stop()
+
+logging.basicConfig(level=logging.INFO)
+n = int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_NOFILE, (n, n))
+asyncio.run(serve())
+"""
+
+
+class Page:
+    """The page's process."""
+
+    def __init__(self, process: subprocess.Popen[str], folder: Path) -> None:
+        assert process.stdout
+        self._process = process
+        url = process.stdout.readline().strip()
+        self.port = urlsplit(url).port or 0
+        self.token = url.split("token=")[1]
+        self.trust = ssl.create_default_context(cafile=str(folder / "cert.pem"))
+
+    def n_descriptors(self) -> int:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def stop(self) -> str:
+        """Returns what it has logged."""
+        return self._process.communicate(timeout=PATIENCE_S)[1]
+
+    async def get(self, host: str = "127.0.0.1") -> int:
+        connector = aiohttp.TCPConnector(ssl=self.trust, local_addr=(host, 0))
+        headers = {"Authorization": f"Bearer {self.token}"}
+        async with (
+            asyncio.timeout(PATIENCE_S),
+            aiohttp.ClientSession(connector=connector, headers=headers) as session,
+            session.get(f"https://127.0.0.1:{self.port}/static/app.js") as response,
+        ):
+            assert "store" in await response.text()
+            return response.status
+
+
+@pytest.fixture
+def page(make_certificate: Any, run: Any, tmp_path: Path) -> Iterator[Page]:
+    make_certificate(tmp_path, "127.0.0.1")
+    status = msgspec.json.encode(run.status("waiting").message).decode()
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER, str(tmp_path), str(SERVER_DESCRIPTORS), status],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield Page(process, tmp_path)
+        process.kill()
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = N_IDLE + 500
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        pytest.skip(f"needs {wanted} open files, this machine allows {hard}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts descriptors in /proc, binds to 127.0.0.2")
+def test_1500_idle_tls_connections_neither_use_up_descriptors_nor_keep_a_page_out(
+    page: Page, many_descriptors: None
+) -> None:
+    async def check() -> None:
+        loop = asyncio.get_running_loop()
+        trust = page.trust
+        held: list[asyncio.Transport] = []
+
+        async def idle() -> None:
+            with contextlib.suppress(OSError):  # the server may close it as soon as it is open
+                transport, _ = await loop.create_connection(
+                    asyncio.Protocol, "127.0.0.1", page.port, ssl=trust, ssl_handshake_timeout=PATIENCE_S
+                )
+                held.append(transport)
+
+        before = page.n_descriptors()
+        for _ in range(N_IDLE // 50):
+            await asyncio.gather(*(idle() for _ in range(50)))
+            assert page.n_descriptors() - before <= connections.MAX_UNKNOWN + 10
+        assert len(held) > N_IDLE // 2
+        assert await page.get() == 200  # from the same address
+        assert await page.get("127.0.0.2") == 200  # and from another
+        assert page.n_descriptors() - before <= connections.MAX_UNKNOWN + 10
+        for transport in held:
+            transport.abort()
+
+    asyncio.run(check())
+    log = page.stop()
+    assert "Traceback" not in log
+    assert len(log.splitlines()) < 20
+    assert log.count("closed to make room") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="binds to 127.0.0.2")
+def test_one_address_takes_no_place_from_another(page: Page) -> None:
+    async def check() -> None:
+        early = await _open(page, b"", "127.0.0.2")  # slow, but not one of many
+        many = [await _open(page, b"") for _ in range(connections.MAX_UNKNOWN + 10)]
+        closed = await asyncio.gather(*(_is_closed(reader) for reader, _ in many))
+        assert closed.count(False) == connections.MAX_UNKNOWN_AT_ADDRESS
+        assert not any(closed[-connections.MAX_UNKNOWN_AT_ADDRESS :])  # the oldest were closed
+        assert not await _is_closed(early[0])
+        for _, writer in [early, *many]:
+            writer.close()
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: ",
+        b"POST /offer HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{",
+    ],
+    ids=["nothing", "half a header", "half a body"],
+)
+def test_slow_requests_without_the_token_end(
+    run: Any, with_viewer: Any, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr(connections, "UNKNOWN_S", 0.2)
+
+    async def check(session: aiohttp.ClientSession, _: Any) -> None:
+        server = session._base_url
+        assert server is not None
+        reader, writer = await asyncio.open_connection(server.host, server.port)
+        writer.write(sent)
+        trickle = asyncio.create_task(_trickle(writer))
+        async with asyncio.timeout(PATIENCE_S):
+            with contextlib.suppress(ConnectionError):
+                assert b" 200 " not in await reader.read()
+        trickle.cancel()
+        writer.close()
+
+    with_viewer(run.status("waiting"), check)
+
+
+def test_a_tls_handshake_that_stops_half_way_ends(
+    run: Any,
+    make_certificate: Any,
+    tmp_path: Path,
+    serve: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connections, "UNKNOWN_S", 0.2)
+    access = open_access("127.0.0.1", *make_certificate(tmp_path, "127.0.0.1"))
+    served = serve(run.status("waiting"), access=access)
+
+    async def check() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        writer.write(b"\x16\x03\x01\x02\x00\x01")  # the first bytes of a ClientHello
+        async with asyncio.timeout(PATIENCE_S):
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+        writer.close()
+
+    asyncio.run(check())
+
+
+async def _open(
+    page: Page, sent: bytes, host: str = "127.0.0.1"
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", page.port, ssl=page.trust, local_addr=(host, 0)
+    )
+    writer.write(sent)
+    return reader, writer
+
+
+async def _is_closed(reader: asyncio.StreamReader) -> bool:
+    try:
+        return await asyncio.wait_for(reader.read(), 0.5) == b""
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        return True
+
+
+async def _trickle(writer: asyncio.StreamWriter) -> None:
+    while True:
+        await asyncio.sleep(0.02)
+        writer.write(b"x")
