@@ -1,9 +1,9 @@
 """What recorder and decoder tell their listeners (page, publisher, metrics): status, frames, pictures shown.
 
 The processes of a runtime send each other these events (:mod:`realtime.network.channel`); within a process a
-:class:`Broadcast` hands them on. A listener gets every event in order through a bounded queue. One that does not keep up loses the oldest
-events, never the newest, and the sender never waits for it. A function that returns at once, such as one
-that hands a message to a socket that does not block, can be called directly instead.
+:class:`Broadcast` hands them on. A listener gets every event in order through a bounded queue. One that does
+not keep up loses the oldest events, never the newest, and the sender never waits for it. A function that
+returns at once, such as one that hands a message to a socket that does not block, can be called directly.
 """
 
 from __future__ import annotations

@@ -67,6 +67,7 @@ class RunStart(_Message, frozen=True, kw_only=True, tag="run_start", tag_field="
     shape: tuple[Edge, Edge, Edge]
     affine: Affine
     dtype: Literal["int16", "uint16", "int32", "float32", "float64"]
+    secret: str | None = None
 
     def __post_init__(self) -> None:
         if not all(math.isfinite(number) for row in self.affine for number in row):

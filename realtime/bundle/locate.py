@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from realtime.bundle.bundle import Bundle
+from realtime.bundle.match import read_spec
 from realtime.bundle.spec import SPEC_FILE
 from realtime.errors import ServeError
 
@@ -23,7 +23,7 @@ def choose_bundle(folder: Path | None, subject: int | None) -> tuple[Path, bool]
     is_demo = folder is None and not (found / SPEC_FILE).is_file()
     chosen = demo_data("bundle") if is_demo else found
     if subject is not None:
-        bundle_subject = Bundle.open(chosen).spec.subject
+        bundle_subject = read_spec(chosen)[0].subject
         if bundle_subject != subject:
             looked = f" (found no bundle in {found})" if is_demo else ""
             raise ServeError(

@@ -5,9 +5,16 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+from collections.abc import Sequence
 
 from realtime.commands.engines import say
-from realtime.commands.options import add_running_options
+from realtime.commands.options import (
+    add_decoding_options,
+    add_out_option,
+    add_port_option,
+    add_screen_options,
+)
+from realtime.commands.supervised import arguments_of
 
 
 def add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -24,28 +31,28 @@ def add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         default=1.0,
         help="1 is the scan's own pace, 8 eight times as fast (default 1)",
     )
-    add_running_options(parser, opens=True)
+    add_out_option(parser)
+    add_decoding_options(parser)
+    add_port_option(parser)
+    add_screen_options(parser, opens=True)
     parser.set_defaults(command=_demo)
 
 
 def _demo(arguments: argparse.Namespace) -> None:
     from realtime.bundle.locate import demo_data
     from realtime.service.demo import Replay, demo
-    from realtime.service.service import Options
+    from realtime.service.process import Role
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    options = Options(
-        bundle=demo_data("bundle"),
-        bundle_is_demo=True,
-        source="tcp://127.0.0.1:0",
-        port=None if arguments.headless else arguments.port,
-        out=arguments.out,
-        engine=arguments.engine,
-        sampler=arguments.sampler,
-        show_faces=arguments.show_faces,
-    )
+    common = ["--bundle", str(demo_data("bundle")), "--out", str(arguments.out), "--quiet"]
+    processes: dict[Role, Sequence[str]] = {
+        "record": [*common, "--source", "tcp://127.0.0.1:0"],
+        "decode": [*common, *arguments_of(add_decoding_options, arguments)],
+    }
+    if not arguments.headless:
+        processes["page"] = [*common, "--port", str(arguments.port)]
     replay = Replay(nsd=demo_data("nsd"), speed=arguments.speed)
-    demo(options, replay, open_browser=arguments.open, tell=say)
+    demo(processes, arguments.out, replay, open_browser=arguments.open, tell=say)
 
 
 def _speed(text: str) -> float:

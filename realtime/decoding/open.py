@@ -14,6 +14,7 @@ from realtime.decoding.decoder import Decoder
 from realtime.decoding.engines.choose import open_and_use
 from realtime.decoding.engines.contract import Engine
 from realtime.decoding.faces import FaceBlur
+from realtime.decoding.trial import try_bundle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +35,14 @@ def open_decoders(bundle: Bundle, engine: str, seed: int, *, blurs_faces: bool) 
 
     :param engine: one of :data:`realtime.decoding.engines.choose.ENGINES`
     :param seed: of the initial noise
-    :raises EngineError: when the engine does not run here
+    :raises EngineError: when the engine does not run here, or a graph does not run in time
     """
     blur = FaceBlur() if blurs_faces else None
 
     def make(opened: Engine) -> list[Decoder]:
         return [Decoder(bundle, opened, seed, each.name, blur) for each in bundle.spec.decoders]
 
+    try_bundle(bundle, engine)
     worker = ThreadPoolExecutor(1, thread_name_prefix="decode")
     with _ended_by_ctrl_c():
         name, opened, decoders = worker.submit(open_and_use, bundle, engine, make).result()

@@ -124,9 +124,7 @@ class RunFolder:
 
     def begin(self, engine: EngineUsed, faces: Faces, prior_from: str | None) -> None:
         """Say in ``run.json`` what decodes a fresh run."""
-        self._save(
-            msgspec.structs.replace(self.info, engine=engine, faces=faces, prior_from=prior_from)
-        )
+        self._save(msgspec.structs.replace(self.info, engine=engine, faces=faces, prior_from=prior_from))
 
     @property
     def is_in_place(self) -> bool:

@@ -150,7 +150,7 @@ class Journal:
             size = os.fstat(self._descriptor).st_size
             if size < self._end:
                 raise RecordGoneError(
-                    f"expected {self._end} bytes in {self.path}, found {size}: another program has cut the file"
+                    f"expected {self._end} bytes in {self.path}, found {size}: another program cut the file"
                 )
             if size > self._end:
                 self._take_back()  # a part that could not be taken back when it was written

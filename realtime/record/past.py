@@ -9,7 +9,9 @@ from realtime.errors import RecordError
 from realtime.events import KEPT, Event, Shown
 from realtime.record.reader import read_image, read_pictures
 from realtime.record.run_json import read_run_file, table_path
+from realtime.record.storage import read_file
 from realtime.record.tables import read_table, row_frame
+from realtime.wire import MAX_PICTURE_BYTES
 
 
 def past_events(path: Path) -> Iterator[Event]:
@@ -21,8 +23,8 @@ def past_events(path: Path) -> Iterator[Event]:
     for picture in read_pictures(path, info)[-KEPT:]:
         shown = Shown(run_id=path.name, onset_volume=picture.onset_volume, name=picture.name)
         try:
-            png = picture.path.read_bytes()
-        except OSError:
+            png = read_file(picture.path, MAX_PICTURE_BYTES)
+        except RecordError:
             continue
         yield Event(shown, png=png, is_recorded=True)
     rows, _ = read_table(table_path(path, info.start))

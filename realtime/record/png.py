@@ -1,4 +1,4 @@
-"""Checks and reads PNGs from outside.
+"""Checks PNGs from outside; :mod:`realtime.record.image` reads them.
 
     PNG     = signature, chunk*: IHDR first, then others (PLTE is the palette, IDAT the pixels), IEND last
     chunk   = length u32, kind, content, CRC-32 u32 of kind and content; numbers are big endian
@@ -13,10 +13,6 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-
-import cv2
-import numpy as np
-from numpy.typing import NDArray
 
 from realtime.errors import WireError
 from realtime.wire import MAX_PICTURE_BYTES
@@ -70,7 +66,7 @@ class _Chunk:
 def check_png_structure(data: bytes | memoryview) -> None:
     """Check that this is a whole PNG of an allowed size, without inflating it: that takes a millisecond.
 
-    Its pixels may be damaged nevertheless: :func:`decode_png` tells.
+    Its pixels may be damaged nevertheless: reading it tells.
 
     :raises WireError: code ``picture``
     """
@@ -81,30 +77,14 @@ def check_png_structure(data: bytes | memoryview) -> None:
     _read(data)
 
 
-def check_png(data: bytes) -> bytes:
-    """Return the same bytes if they are a PNG of an allowed size that can be decoded.
-
-    :raises WireError: code ``picture``
-    """
-    decode_png(data)
-    return data
-
-
-def decode_png(data: bytes | memoryview) -> NDArray[np.uint8]:
-    """RGB ``[H, W, 3]``; alpha is left out, and an orientation in the metadata is not applied.
+def plain_png(data: bytes | memoryview) -> bytes:
+    """The same picture with nothing but header, palette and pixels, which were inflated once to check them.
 
     :raises WireError: code ``picture``
     """
     header, chunks = _read(data)
     _check_inflated(b"".join(chunk.content for chunk in chunks if chunk.kind == b"IDAT"), header)
-    plain = b"".join((_SIGNATURE, *(chunk.raw for chunk in chunks if chunk.kind in _CRITICAL)))
-    try:
-        image = cv2.imdecode(np.frombuffer(plain, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error:
-        image = None
-    if image is None:
-        raise WireError("picture", f"the marker's PNG of {len(data)} bytes cannot be decoded; it is damaged")
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+    return b"".join((_SIGNATURE, *(chunk.raw for chunk in chunks if chunk.kind in _CRITICAL)))
 
 
 def _read(data: bytes | memoryview) -> tuple[_Header, list[_Chunk]]:

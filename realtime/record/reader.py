@@ -19,8 +19,8 @@ from realtime.errors import RecordError, WireError
 from realtime.record import tables
 from realtime.record.folder import EVENT_COLUMNS
 from realtime.record.format_1 import read_format_1
+from realtime.record.image import decode_png
 from realtime.record.journal import read_journal
-from realtime.record.png import decode_png
 from realtime.record.run_json import RunFile, events_path, read_run_file, table_path
 from realtime.record.storage import read_file
 
@@ -124,24 +124,12 @@ def read_recorded(path: Path) -> Recorded:
     :raises RecordError: when the path is no run folder, or the folder is damaged
     """
     info = read_run_file(path)
-<<<<<<< HEAD
-    try:
-        if info.format_version == 1:
-            info, rows = read_format_1(path, info)
-        else:
-            rows, _ = tables.read_table(table_path(path, info.start))
-        pictures = read_pictures(path, info)
-        received = frozenset(index for index, _ in _volumes(path))
-    except OSError as error:
-        raise RecordError(f"cannot read the run in {path}: {error.strerror or error}") from error
-=======
     if info.format_version == 1:
         info, rows = read_format_1(path, info)
     else:
         rows, _ = tables.read_table(table_path(path, info.start))
-    pictures = sorted(_pictures(path, info), key=lambda picture: picture.onset_volume)
+    pictures = read_pictures(path, info)
     received = frozenset(index for index, _ in _volumes(path))
->>>>>>> storage
     return Recorded(
         path=path,
         info=info,
@@ -172,14 +160,8 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 def _pictures(path: Path, info: RunFile) -> Iterator[Picture]:
     file = events_path(path, info.start)
-<<<<<<< HEAD
-    if not file.exists():
-        return
-    lines = file.read_bytes().decode(errors="replace").split("\n")[:-1]  # a torn last one is dropped
-=======
-    table = read_file(file, tables.MAX_TABLE_BYTES)
+    table = read_file(file, tables.MAX_TABLE_BYTES, missing=b"")
     lines = table.decode(errors="replace").split("\n")[:-1]  # a torn last one is dropped
->>>>>>> storage
     try:
         for row in csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE):
             if row.keys() != EVENT_COLUMNS.keys():

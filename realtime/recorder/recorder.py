@@ -116,9 +116,7 @@ class Recorder:
         index = message.index if isinstance(message, wire.Volume) else None
         said = f"refused a {type(message).__name__} of {message.run_id}: {error}"
         _log.warning("%s", said)
-        await received.reply(
-            wire.Refused(run_id=message.run_id, code=code, message=str(error), index=index)
-        )
+        await received.reply(wire.Refused(run_id=message.run_id, code=code, message=str(error), index=index))
         if isinstance(error, RecordError):
             alarm = f"recording has stopped: {error}; free or repair the disk so that the run can go on"
             self._say(message=said, alarm=alarm)
@@ -212,7 +210,7 @@ class Recorder:
                 raise _no_run(message)  # on another connection a scanner sends its start again
             raise WireError(
                 "not-owner",
-                f"{message.run_id} belongs to the peer that started it; only that one can add to it or end it",
+                f"{message.run_id} belongs to the peer that started it; only that one adds to it or ends it",
             )
         return run
 
@@ -285,11 +283,10 @@ class Recorder:
 
         The scanner sends its start again, learns which volumes are held, and repeats the others.
         """
-        run, 
+        run, self._run = self._run, None
         assert run is not None
-        root = self._settings.fallback_out or self._settings.out
         try:
-            saved = run.move_to(root) if run.is_gone else RunJournal.reopen_cut(run)
+            saved = run.rescue(self._settings.fallback_out or self._settings.out)
         except RecordError as failure:
             run.abandon()
             self._say(alarm=f"{error}; the run is let go of: {failure}")

@@ -145,6 +145,8 @@ def _take(
     try:
         event = run.take(entry, received_s, is_past=is_past)
     except WireError as error:
-        raise RecordError(f"a record of the journal in {run.folder.path} is not a message: {error}") from error
+        raise RecordError(
+            f"a record of the journal in {run.folder.path} is not a message: {error}"
+        ) from error
     if event:
         send(event)

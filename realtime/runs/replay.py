@@ -23,19 +23,9 @@ from realtime.atomic import write_whole
 from realtime.bundle.bundle import Bundle
 from realtime.bundle.locate import choose_bundle
 from realtime.bundle.spec import Sampler
-<<<<<<< HEAD
 from realtime.decoding.open import open_decoders
 from realtime.errors import BundleError, EngineError, RecordError
 from realtime.events import Event, Frame
-=======
-from realtime.decoding.decoder import Decoder
-from realtime.decoding.engines.choose import open_and_use
-from realtime.decoding.engines.contract import Engine
-from realtime.decoding.faces import FaceBlur
-from realtime.decoding.trial import try_bundle
-from realtime.errors import BundleError, RecordError
-from realtime.events import Frame
->>>>>>> bundle
 from realtime.record.folder import RunFolder
 from realtime.record.reader import Recorded, read_image, read_recorded
 from realtime.record.run_journal import copy_run
@@ -108,14 +98,8 @@ def replay(options: Options, tell: Callable[[str], None]) -> Compared:
     bundle.check_run(recorded.info.start)
     faces = "shown" if options.show_faces else recorded.info.faces
     wanted = options.engine or recorded.info.engine.name or "auto"
-<<<<<<< HEAD
     opened = open_decoders(bundle, wanted, recorded.info.seed, blurs_faces=faces == "blurred")
     used = EngineUsed(name=opened.engine_name, description=opened.engine_description)
-=======
-    try_bundle(bundle, wanted)
-    name, engine, decoders = open_and_use(bundle, wanted, make)
-    used = EngineUsed(name=name, description=engine.description)
->>>>>>> bundle
     changed = _changed(options, recorded.info, bundle, used)
     for line in changed:
         tell(line)

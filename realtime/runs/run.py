@@ -24,8 +24,8 @@ from realtime.errors import RecordError, WireError
 from realtime.events import Event, Frame, LatencyMs, Shown, VolumeState
 from realtime.preprocessing.stream import StreamingPreprocessor
 from realtime.record.folder import RunFolder
+from realtime.record.image import decode_png
 from realtime.record.journal import Entry
-from realtime.record.png import check_png
 from realtime.record.tables import Row, frame_row
 from realtime.runs.account import Account
 from realtime.runs.reorder import Reorder, Turn
@@ -167,9 +167,7 @@ class Run:
         self._has_begun = True
         return None
 
-    def _take_volume(
-        self, message: wire.Volume, payload: bytes, received_s: float, *, is_past: bool
-    ) -> None:
+    def _take_volume(self, message: wire.Volume, payload: bytes, received_s: float, *, is_past: bool) -> None:
         """Preprocess a volume as soon as those before it have been."""
         if not self.account.receive(message.index):
             return
@@ -185,12 +183,33 @@ class Run:
         )
         self._advance(self._reorder.push(message.index, arrival, received_s, arrival.voxels.nbytes))
 
+    def expire(self, now_s: float) -> None:
+        """Give up the gaps whose time is over."""
+        self._advance(self._reorder.expire(now_s))
+
+    def finish(self) -> None:
+        """No more volumes will come: those that have not come are missing."""
+        self._advance(self._reorder.close())
+
+    def close(self, note: str = "") -> None:
+        """Once all decodes are over: save the statistics for later runs, and close the folder.
+
+        :raises RecordError: when the disk does not take it; it can then be called again
+        """
+        for volume in range(self.start.n_volumes):
+            if self.account.state_of(volume) is not None:
+                self.skip(volume, _TOO_LATE)
+        if statistics := self._preprocessor.statistics():
+            self.folder.write_file(STATISTICS_FILE, statistics.as_npz())
+        self.folder.close(note)
+        self.alarm = ""  # the disk has taken all that waited
+
     def _show(self, marker: wire.Marker, png: bytes, *, is_past: bool) -> Event | None:
         """Record the picture that was put on screen, if it is one."""
         if marker.onset_volume in self._onsets:
             return None
         try:
-            check_png(png)
+            decode_png(png)
         except WireError as error:
             self.tell(f"the picture at volume {marker.onset_volume} is left out: {error}")
             return None

@@ -153,9 +153,9 @@ class DecoderService:
         for path in self._left_open():
             await self._follow(path)
         while True:
-            path = self._recording.run_folder
-            if path and path not in self._done and _is_open(Path(path)):
-                await self._follow(Path(path))
+            current = self._recording.run_folder
+            if current and current not in self._done and _is_open(Path(current)):
+                await self._follow(Path(current))
             else:
                 await self._wait(BEAT_S)
 
@@ -238,9 +238,8 @@ class DecoderService:
 
     def _send_status(self) -> None:
         spec, sha256 = self._bundle.spec, self._bundle.sha256
-        status = status_of(
-            self._run, self._state(), self._message, self._recording.alarm, spec, sha256, is_demo=self._is_demo
-        )
+        alarm, is_demo = self._recording.alarm, self._is_demo
+        status = status_of(self._run, self._state(), self._message, alarm, spec, sha256, is_demo=is_demo)
         self._send(Event(status))
 
     def _send(self, event: Event) -> None:

@@ -1,4 +1,4 @@
-"""``realtime demo``: a simulated scanner replays the shipped run to a runtime in this process."""
+"""``realtime demo``: a runtime, and a simulated scanner that replays the shipped run to it."""
 
 from __future__ import annotations
 
@@ -7,24 +7,28 @@ import re
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tqdm import tqdm
 
 from realtime.errors import ServeError
-from realtime.events import Broadcast, Frame, Status
+from realtime.events import Event, Frame, Reported, Shown, Status
+from realtime.network.channel import Heard, listening
 from realtime.record.reader import read_recorded
 from realtime.report import summary as report_summary
 from realtime.report import write
-from realtime.service.serve import cancel, describe
-from realtime.service.service import Options, Service, interrupts, open_page
+from realtime.service.process import Role, cancel, stop_signals
+from realtime.service.serve import environment, say_start
+from realtime.service.supervisor import running
 
 _SERIES = "nsddata_timeseries/ppdata/subj*/func1pt8mm/timeseries/timeseries_session*_run*.nii.gz"
 _SERIES_NAME = re.compile(r"subj(\d+)/.*timeseries_session(\d+)_run(\d+)\.nii\.gz\Z")
 _CHILD_PATIENCE_S = 5.0
+_REPORT_PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +40,22 @@ class Replay:
     speed: float
 
 
-def demo(options: Options, replay: Replay, *, open_browser: bool, tell: Callable[[str], None]) -> None:
+def demo(
+    arguments: Mapping[Role, Sequence[str]],
+    out: Path,
+    replay: Replay,
+    *,
+    open_browser: bool,
+    tell: Callable[[str], None],
+) -> None:
     """Replay the run to its end, or until Ctrl-C; write the report and print it.
 
+    :param arguments: of each process of the runtime
+    :param out: where it records
     :raises RealtimeError: when it cannot start, or the scanner fails
     """
     command = scanner_command(replay)
-    asyncio.run(_demo(Service(options), options, command, open_browser, tell))
+    asyncio.run(_demo(arguments, out, command, open_browser, tell))
 
 
 def scanner_command(replay: Replay) -> list[str]:
@@ -61,53 +74,90 @@ def scanner_command(replay: Replay) -> list[str]:
 
 
 async def _demo(
-    service: Service, options: Options, command: list[str], open_browser: bool, tell: Callable[[str], None]
+    arguments: Mapping[Role, Sequence[str]],
+    out: Path,
+    command: list[str],
+    open_browser: bool,
+    tell: Callable[[str], None],
 ) -> None:
-    with interrupts() as stop:
-        await service.start()
-        try:
-            if service.url:
-                tell(f"open {service.url}")
-            for line in describe(service, options):
-                tell(line)
-            if open_browser and service.url:
-                await asyncio.to_thread(open_page, service.url)
-            async with _scanner([*command, service.source_address, "--stop-with-stdin"]) as scanner:
-                folder = await _follow(service, stop, scanner)
-            if folder:
-                with_network = not stop.is_set()
-                await asyncio.to_thread(_report, folder, options.out, with_network=with_network, tell=tell)
-            else:
-                tell("stopped before the run began, so there is no report")
-            scanner.check()
-            if service.url and sys.stdin.isatty() and not stop.is_set():
-                tell("the page stays until Ctrl-C")
-                await stop.wait()
-        finally:
-            await service.stop(end_run=True)
+    async with (
+        stop_signals() as stop,
+        listening(out, "decoder") as heard,
+        running(arguments, environment()) as runtime,
+    ):
+        stopped = asyncio.create_task(stop.wait())
+        starting = asyncio.create_task(say_start(runtime, tell, open_browser=open_browser))
+        await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            await cancel(starting)
+            tell("stopped before the run began, so there is no report")
+            return
+        async with _scanner([*command, starting.result(), "--stop-with-stdin"]) as scanner:
+            folder = await _until_reported(heard, stopped, scanner)
+        if folder:
+            with_network = not stop.is_set()
+            await asyncio.to_thread(_report, folder, out, with_network=with_network, tell=tell)
+        else:
+            tell("stopped before the run began, so there is no report")
+        scanner.check()
+        if "page" in arguments and sys.stdin.isatty() and not stop.is_set():
+            tell("the page stays until Ctrl-C")
+            await stopped
 
 
-async def _follow(service: Service, stop: asyncio.Event, scanner: _Scanner) -> Path | None:
-    """Serve until the run is closed, the scanner has ended or the user stops it; returns the run's folder."""
-    closed = asyncio.create_task(service.closed.get())
-    serving = asyncio.create_task(service.pipeline.run())
-    tasks: list[asyncio.Task[object]] = [
-        serving,
-        asyncio.create_task(stop.wait()),
-        asyncio.create_task(scanner.process.wait()),
-        asyncio.create_task(_show_progress(service.pipeline.broadcast)),
-    ]
+async def _until_reported(
+    heard: Heard, stopped: asyncio.Task[Literal[True]], scanner: _Scanner
+) -> Path | None:
+    """Serve until the run's report is written, the scanner has failed, or the user stops it.
+
+    :returns: the run's folder, if it began
+    """
+    progress = _Progress()
+    reported = asyncio.create_task(progress.follow(heard))
+    ended = asyncio.create_task(scanner.process.wait())
     try:
-        done, _ = await asyncio.wait([closed, *tasks], return_when=asyncio.FIRST_COMPLETED)
-        await scanner.end(interrupt=closed not in done)
+        await asyncio.wait({reported, stopped, ended}, return_when=asyncio.FIRST_COMPLETED)
+        await scanner.end(interrupt=stopped.done())
+        if progress.folder and not reported.done():
+            await asyncio.wait({reported}, timeout=_REPORT_PATIENCE_S)
     finally:
-        await cancel(*tasks)
-        left_open = service.pipeline.stop(end_run=True)
-    if serving in done:
-        serving.result()
-    folder = closed.result() if closed.done() else left_open
-    closed.cancel()
-    return folder
+        await cancel(reported, ended)
+        progress.close()
+    return progress.folder
+
+
+class _Progress:
+    """A progress bar, if there is a terminal, and the run that it is of."""
+
+    def __init__(self) -> None:
+        self.folder: Path | None = None
+        """Of the run, once it has begun."""
+        self._latency = ""
+        self._bar = tqdm(unit=" volumes", disable=None, dynamic_ncols=True)
+
+    async def follow(self, heard: Heard) -> None:
+        """Return once the report of the run is written."""
+        while True:
+            message = await heard.receive()
+            if isinstance(message, Reported):
+                return
+            if isinstance(message, Event):
+                self._show(message.message)
+
+    def close(self) -> None:
+        """End the bar."""
+        self._bar.close()
+
+    def _show(self, message: Status | Frame | Shown) -> None:
+        if isinstance(message, Frame):
+            self._latency = f", {message.latency_ms.total:.0f} ms"
+        elif isinstance(message, Status):
+            if message.run_folder:
+                self.folder = Path(message.run_folder)
+            self._bar.total = message.counts.planned or None
+            self._bar.set_description_str(message.state, refresh=False)
+            self._bar.set_postfix_str(f"{message.counts.decoded} decoded{self._latency}", refresh=False)
+            self._bar.update(message.counts.received - self._bar.n)
 
 
 class _Scanner:
@@ -161,22 +211,6 @@ async def _scanner(command: list[str]) -> AsyncIterator[_Scanner]:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
-
-
-async def _show_progress(broadcast: Broadcast) -> None:
-    """A progress bar, if there is a terminal."""
-    latency = ""
-    with tqdm(unit=" volumes", disable=None, dynamic_ncols=True) as bar:
-        async with broadcast.listen() as queue:
-            while True:
-                message = (await queue.get()).message
-                if isinstance(message, Frame):
-                    latency = f", {message.latency_ms.total:.0f} ms"
-                elif isinstance(message, Status):
-                    bar.total = message.counts.planned or None
-                    bar.set_description_str(message.state, refresh=False)
-                    bar.set_postfix_str(f"{message.counts.decoded} decoded{latency}", refresh=False)
-                    bar.update(message.counts.received - bar.n)
 
 
 def _report(folder: Path, out: Path, *, with_network: bool, tell: Callable[[str], None]) -> None:

@@ -53,7 +53,7 @@ def page(options: Options) -> None:
 
 async def _page(options: Options) -> None:
     service = PageService(options)
-    access = open_access(options.page_host, options.tls_cert, options.tls_key)
+    access = open_access(options.page_host, options.tls_cert, options.tls_key, options.token)
     metrics = Metrics(lambda: service.publishing)
     service.broadcast.call(metrics.take)
     viewer = Viewer(service.broadcast, options.port, access, metrics)
@@ -72,9 +72,7 @@ class PageService:
         spec, sha256 = read_spec(options.bundle)
         self._out = options.out.absolute()
         message = "the decoder is starting"
-        self._status = status_of(
-            None, "waiting", message, "", spec, sha256, is_demo=options.bundle_is_demo
-        )
+        self._status = status_of(None, "waiting", message, "", spec, sha256, is_demo=options.bundle_is_demo)
         self._recording = Recording()
         self._began_s = time.monotonic()
         self._heard_s: dict[str, float] = {}

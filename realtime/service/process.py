@@ -41,7 +41,8 @@ def say_ready(ready: Ready, *, is_supervised: bool) -> None:
     """Tell the supervisor, or else the operator, that the process serves."""
     lines = [msgspec.json.encode(ready).decode()] if is_supervised else ready.lines
     for line in lines:
-        print(line, flush=True)
+        sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def set_budget(role: Role) -> None:

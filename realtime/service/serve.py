@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 
 from realtime.service.process import Role, cancel, stop_signals
 from realtime.service.supervisor import Runtime, running
+from realtime.viewer.open import open_page
 
+READY = "ready for the scanner"
+"""The last line of the start."""
+_IN_ORDER: tuple[Role, ...] = ("page", "record", "decode")
+"""As they become ready."""
+TOKEN_VARIABLE = "REALTIME_PAGE_TOKEN"  # noqa: S105
+"""The page's token for the process that serves it: so it stays the same when that is started again."""
 
 
 def serve(
@@ -26,7 +34,7 @@ def serve(
 async def _serve(
     arguments: Mapping[Role, Sequence[str]], open_browser: bool, tell: Callable[[str], None]
 ) -> None:
-    async with stop_signals() as stop, running(arguments, page_environment()) as runtime:
+    async with stop_signals() as stop, running(arguments, environment()) as runtime:
         telling = asyncio.create_task(say_start(runtime, tell, open_browser=open_browser))
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait({telling, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -35,3 +43,29 @@ async def _serve(
         else:
             await cancel(telling)
         await stopped
+
+
+def environment() -> dict[str, str]:
+    """The variables of this process, and a token for the page."""
+    return {TOKEN_VARIABLE: secrets.token_urlsafe(32)} | os.environ
+
+
+async def say_start(runtime: Runtime, tell: Callable[[str], None], *, open_browser: bool) -> str:
+    """Tell the operator what serves, and where, once it does; returns the address for scanners.
+
+    :raises ServeError: when a process does not start
+    """
+    address = ""
+    for role in _IN_ORDER:
+        ready = await runtime.ready(role)
+        if ready is None:
+            tell("no page (headless)")
+            continue
+        for line in ready.lines:
+            tell(line)
+        if role == "record":
+            address = ready.address
+        if role == "page" and open_browser:
+            await asyncio.to_thread(open_page, ready.address)
+    tell(READY)
+    return address

@@ -58,7 +58,9 @@ class Child:
         while True:
             ready = await self._serve_once()
             if not self.ready.done():
-                self.ready.set_exception(ServeError(f"the {TITLES[self.role]} did not start; its reason is above"))
+                self.ready.set_exception(
+                    ServeError(f"the {TITLES[self.role]} did not start; its reason is above")
+                )
                 return
             patience_s = _AGAIN_S if ready else min(2 * patience_s, _AGAIN_AT_MOST_S)
             await asyncio.sleep(patience_s)

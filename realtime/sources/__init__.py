@@ -13,6 +13,14 @@ from realtime import wire
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """Who sent a message."""
+
+    key: str = ""
+    connection: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Received:
     """A message with a valid header; its content is not yet checked against the run."""
 
@@ -22,6 +30,7 @@ class Received:
     received_s: float
     """Time when the message was complete, by ``time.perf_counter``."""
     reply: Callable[[wire.ToScanner], Awaitable[None]]
+    peer: Peer = Peer()
 
 
 class Source(Protocol):

@@ -22,8 +22,7 @@ from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
-from realtime.events import STATES, Counts, Event, Frame, Status
-from realtime.network.publish import Publisher
+from realtime.events import STATES, Counts, Event, Frame, Publishing, Status
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 LATENCY_BUCKETS_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 4 / 3, 1.6, 2.0, 3.0, 5.0, 10.0)
@@ -33,10 +32,13 @@ LATENCY_BUCKETS_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 4 / 3, 1.6, 2.0, 3.0, 
 class Metrics:
     """Counts events; pass :meth:`take` to :meth:`realtime.events.Broadcast.call`.
 
+    :param publishing: gives what was sent to subscribers; None if results are published nowhere
     :param clock: a monotonic clock, in seconds
     """
 
-    def __init__(self, publisher: Publisher | None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, publishing: Callable[[], Publishing | None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._registry = registry = CollectorRegistry()
         self._clock = clock
         self._first_decoder = ""
@@ -64,8 +66,7 @@ class Metrics:
             registry=registry,
         )
         ProcessCollector(registry=registry)
-        if publisher:
-            registry.register(_Published(publisher))
+        registry.register(_Published(publishing))
 
     def take(self, event: Event) -> None:
         """Count an event."""
@@ -106,20 +107,23 @@ class Metrics:
 
 
 class _Published(Collector):
-    """The publisher's own counters, read on request."""
+    """The publisher's own counters, read on request; none where nothing is published."""
 
-    def __init__(self, publisher: Publisher) -> None:
-        self._publisher = publisher
+    def __init__(self, publishing: Callable[[], Publishing | None]) -> None:
+        self._publishing = publishing
 
     def collect(self) -> Iterator[Metric]:
         """The publisher's two counters."""
+        publishing = self._publishing()
+        if publishing is None:
+            return
         yield CounterMetricFamily(
             "realtime_published_messages",
             "Messages handed to the publisher's socket.",
-            value=self._publisher.published.total(),
+            value=publishing.messages,
         )
         yield CounterMetricFamily(
             "realtime_publish_overruns",
             "Times that a subscriber's queue was found full.",
-            value=self._publisher.overruns,
+            value=publishing.overruns,
         )

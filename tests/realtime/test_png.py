@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from realtime.errors import WireError
-from realtime.record.png import check_png_structure, decode_png
+from realtime.record.image import decode_png
+from realtime.record.png import check_png_structure
 from realtime.wire import MAX_PICTURE_BYTES
 
 Check = Callable[[bytes], object]

@@ -24,7 +24,7 @@ from realtime.bundle.files import file_sha256
 from realtime.bundle.spec import write_spec
 from realtime.decoding.engines.signature import signature
 from realtime.decoding.faces import FaceBlur
-from realtime.record.png import decode_png
+from realtime.record.image import decode_png
 from realtime.record.reader import Recorded, read_image, read_recorded
 
 from .conftest import Client, Scan, Served

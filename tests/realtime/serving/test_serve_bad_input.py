@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from realtime import cli, wire
 from realtime.errors import WireError
-from realtime.record.png import decode_png
+from realtime.record.image import decode_png
 
 from .conftest import Client, Scan, Served
 
