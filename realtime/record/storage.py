@@ -118,12 +118,12 @@ class Folder:
 
     def is_in_place(self) -> bool:
         """Whether the folder's path still leads to the folder that is open."""
-        if self._descriptor is None:
-            return self.path.is_dir()
-        return _is_same(self._descriptor, self.path)
+        self._check_open()
+        return exists(self.path) if self._descriptor is None else _is_same(self._descriptor, self.path)
 
     def names(self) -> list[str]:
         """What is in the folder, sorted."""
+        self._check_open()
         with _told("read", self.path):
             return sorted(os.listdir(self.path if self._descriptor is None else self._descriptor))
 
@@ -225,11 +225,13 @@ class Folder:
         """A file's name for the system: relative to the descriptor, or a path where there is none."""
         if name in ("", ".", "..") or set(name) & {"/", "\\", "\0"}:
             raise RecordError(f"expected the name of one file in {self.path}, got {name!r}")
-        if self._descriptor is not None:
-            return name
-        if _BY_DESCRIPTOR:  # without this, a name would be looked for in the working directory
+        self._check_open()
+        return str(self.path / name) if self._descriptor is None else name
+
+    def _check_open(self) -> None:
+        # Without its descriptor, names of files would be looked for in the working directory.
+        if _BY_DESCRIPTOR and self._descriptor is None:
             raise RecordError(f"{self.path} has been closed")
-        return str(self.path / name)
 
     def _check_writable(self, name: str) -> None:
         if not self._to_write:

@@ -344,6 +344,9 @@ def test_a_closed_folder_is_not_looked_for_in_the_working_directory(
         folder.unlink("outside.txt")
     with pytest.raises(RecordError, match="has been closed"):
         folder.read("outside.txt", 100)
+    for look in (folder.names, folder.is_in_place):
+        with pytest.raises(RecordError, match="has been closed"):
+            look()
     assert outside.exists()
 
 
