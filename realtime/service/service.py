@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
-import sys
 import threading
-import webbrowser
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -185,11 +182,9 @@ def _page(options: Options, port: int) -> Callable[[Broadcast, Publisher | None]
 
 def open_page(url: str) -> None:
     """Open the page in the user's browser, if there is a screen."""
-    has_screen = sys.platform in ("win32", "darwin") or any(
-        os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")
-    )
-    if has_screen:
-        webbrowser.open(url)
+    from realtime.viewer import open as opening
+
+    opening.open_page(url)
 
 
 @contextlib.contextmanager

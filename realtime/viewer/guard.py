@@ -58,12 +58,7 @@ def guard(access: Access) -> Middleware:
         if request.path == "/" and _equal(request.query.get("token", ""), access.token):
             return _keep_token(request, access)
         if not _brings(request, access):
-            raise _refused(
-                web.HTTPUnauthorized(
-                    text="expected the token: open the URL that was printed at the start\n",
-                    headers={"WWW-Authenticate": "Bearer"},
-                )
-            )
+            raise _refused(_unauthorized(request))
         return await handler(request)
 
     return guarded
@@ -80,6 +75,19 @@ def _refused(answer: web.HTTPError) -> web.HTTPError:
     """With the connection's end: it takes one request from those who do not belong here."""
     answer.force_close()
     return answer
+
+
+def _unauthorized(request: web.Request) -> web.HTTPUnauthorized:
+    """Sends a browser to the page once more if a link elsewhere, or a file, led it here.
+
+    In that case it has kept its ``SameSite=Strict`` cookie back. When this answer leads it on, it does not.
+    """
+    headers = {"WWW-Authenticate": "Bearer"}
+    fetch = [request.headers.get(f"Sec-Fetch-{name}") for name in ("Site", "Mode", "Dest")]
+    if request.path == "/" and fetch == ["cross-site", "navigate", "document"]:
+        headers["Refresh"] = f"0; url={request.path_qs}"
+    text = "expected the token: open the URL that was printed at the start\n"
+    return web.HTTPUnauthorized(text=text, headers=headers)
 
 
 def _keep_token(request: web.Request, access: Access) -> web.Response:

@@ -266,6 +266,26 @@ def test_what_else_the_address_asks_for_stays_in_it(here: Any) -> None:
     here(check)
 
 
+@pytest.mark.parametrize(
+    ("path", "site", "dest", "leads_on"),
+    [
+        ("/?patience=9", "cross-site", "document", "0; url=/?patience=9"),
+        ("/", "cross-site", "iframe", None), ("/", "same-origin", "document", None),
+        ("/metrics", "cross-site", "document", None), ("//evil.test/", "cross-site", "document", None),
+    ],
+)  # fmt: skip
+def test_only_a_page_that_a_link_led_here_is_led_on_to_where_its_cookie_counts(
+    here: Any, path: str, site: str, dest: str, leads_on: str | None
+) -> None:
+    async def check(session: aiohttp.ClientSession, token: str) -> None:
+        fetch = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": dest}
+        async with session.get(URL(f"{session._base_url}".rstrip("/") + path), headers=fetch) as response:
+            assert response.status == 401
+            assert response.headers.get("Refresh") == leads_on
+
+    here(check)
+
+
 def test_a_program_brings_the_token_in_a_header(anywhere: Any) -> None:
     async def check(session: aiohttp.ClientSession, token: str) -> None:
         async with session.get("/frames/7.png", headers={"Authorization": f"Bearer {token}"}) as response:
