@@ -38,6 +38,8 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+_HTTPS_HEADERS = {"Strict-Transport-Security": "max-age=86400"}
+"""For a day only: a browser holds the whole host to it, and other ports may speak HTTP."""
 
 
 def is_same_origin(origin: str | None, own: str) -> bool:
@@ -58,28 +60,41 @@ def guard(access: Access) -> Middleware:
         if request.path == "/" and _equal(request.query.get("token", ""), access.token):
             return _keep_token(request, access)
         if not _brings(request, access):
-            raise _refused(
-                web.HTTPUnauthorized(
-                    text="expected the token: open the URL that was printed at the start\n",
-                    headers={"WWW-Authenticate": "Bearer"},
-                )
-            )
+            raise _refused(_unauthorized(request))
         return await handler(request)
 
     return guarded
 
 
-async def add_headers(_request: web.Request, response: web.StreamResponse) -> None:
+async def add_headers(request: web.BaseRequest, response: web.StreamResponse) -> None:
     """Add the security headers to every response (an ``on_response_prepare`` signal handler)."""
     response.headers.pop("Server", None)  # do not reveal versions
-    response.headers.update(_HEADERS)
+    response.headers.update(security_headers(request))
     response.headers.setdefault("Cache-Control", "no-cache")
+
+
+def security_headers(request: web.BaseRequest) -> dict[str, str]:
+    """The headers of every response, those to requests that nobody can read included."""
+    return _HEADERS | (_HTTPS_HEADERS if request.secure else {})
 
 
 def _refused(answer: web.HTTPError) -> web.HTTPError:
     """With the connection's end: it takes one request from those who do not belong here."""
     answer.force_close()
     return answer
+
+
+def _unauthorized(request: web.Request) -> web.HTTPUnauthorized:
+    """Sends a browser to the page once more if a link elsewhere, or a file, led it here.
+
+    In that case it has kept its ``SameSite=Strict`` cookie back. When this answer leads it on, it does not.
+    """
+    headers = {"WWW-Authenticate": "Bearer"}
+    fetch = [request.headers.get(f"Sec-Fetch-{name}") for name in ("Site", "Mode", "Dest")]
+    if request.path == "/" and fetch == ["cross-site", "navigate", "document"]:
+        headers["Refresh"] = f"0; url={request.path_qs}"
+    text = "expected the token: open the URL that was printed at the start\n"
+    return web.HTTPUnauthorized(text=text, headers=headers)
 
 
 def _keep_token(request: web.Request, access: Access) -> web.Response:
