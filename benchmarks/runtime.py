@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,9 +20,6 @@ HERE = Path(__file__).parent.parent
 SUBCOMMANDS = {"record": "recorder", "decode": "decoder", "page": "page"}
 """What `realtime serve` starts as processes of their own, and their roles."""
 PATIENCE_S = 600.0
-
-_ADDRESS = re.compile(r"volumes from (tcp://[^\s,]+)")
-_URL = re.compile(r"\bhttps?://\S+")
 
 
 def start(
@@ -46,6 +43,18 @@ def replay(
 ) -> subprocess.Popen[bytes]:
     """Start a simulated scanner that sends a recorded run."""
     return start("sim", ["replay", "--connect", address, *options], work=work, checkout=checkout)
+
+
+def find_address(said: str) -> str:
+    """Where a runtime takes volumes, from what it printed; empty: it has not said so yet."""
+    found = re.search(r"volumes from (tcp://[^\s,]+),", said)
+    return found[1] if found else ""
+
+
+def find_url(said: str) -> str:
+    """The page's URL, from what a runtime printed; empty: it has not said so yet."""
+    found = re.search(r"\b(https?://\S+)\s", said)
+    return found[1] if found else ""
 
 
 class Runtime:
@@ -75,19 +84,18 @@ class Runtime:
         self._said = log.stat().st_size if log.exists() else 0
         arguments = ["serve", "--source", self.address, *self._options]
         self.serve = start("realtime", arguments, work=self.work, checkout=self._checkout)
-        self.address = self.wait_for(_ADDRESS)
+        self.address = self._wait_for(find_address)
         if "--headless" not in self._options:
-            self.url = self.wait_for(_URL)
+            self.url = self._wait_for(find_url)
         self.is_split = len(self.processes) > 1
 
-    def wait_for(self, line: re.Pattern[str]) -> str:
-        """The last group of a pattern in what the runtime printed since its start."""
+    def _wait_for(self, find: Callable[[str], str]) -> str:
         deadline_s = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline_s and self.serve.poll() is None:
-            if found := line.search(self.said()):
-                return found[found.re.groups]
+            if found := find(self.said()):
+                return found
             time.sleep(0.01)
-        raise SystemExit(f"expected {line.pattern!r} from the runtime, which printed: {self.said()[-4000:]}")
+        raise SystemExit(f"the runtime did not start; it printed: {self.said()[-4000:]}")
 
     def said(self) -> str:
         """What the runtime printed since its start."""
