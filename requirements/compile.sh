@@ -3,8 +3,10 @@
 # Versions that still fit stay as they are; options (--upgrade, --upgrade-package NAME) go to uv.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-for extra in dev test-runtime; do
+lock() {  # FILE OPTION...
     uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-        --custom-compile-command requirements/compile.sh \
-        --extra "$extra" --output-file "requirements/$extra.txt" "$@" pyproject.toml
-done
+        --custom-compile-command requirements/compile.sh --output-file "requirements/$1" "${@:2}" pyproject.toml
+}
+lock runtime.txt "$@"  # the base install
+lock test-runtime.txt --extra test-runtime "$@"
+lock dev.txt --extra dev "$@"

@@ -16,7 +16,7 @@ from train.evaluation.bootstrap import resample
 from train.recipe import read_recipe
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-BENCHMARKS = sorted(path for path in FOLDER.glob("*.py") if path.stem != "machine")
+BENCHMARKS = sorted(path for path in FOLDER.glob("*.py") if path.stem not in ("machine", "runtime"))
 SAMPLERS = bundle_samplers(read_recipe().diffusion)
 
 

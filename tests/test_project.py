@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import re
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from packaging.requirements import Requirement
@@ -109,9 +113,10 @@ def requirements(extra: str) -> Iterator[Requirement]:
             yield requirement
 
 
-@pytest.mark.parametrize("extra", ["dev", "test-runtime"])
-def test_locked_versions_fit_the_project_and_name_no_place(extra: str) -> None:
-    text = (ROOT / "requirements" / f"{extra}.txt").read_text()
+@pytest.mark.parametrize("lock", ["dev", "runtime", "test-runtime"])
+def test_locked_versions_fit_the_project_and_name_no_place(lock: str) -> None:
+    extra = "" if lock == "runtime" else lock
+    text = (ROOT / "requirements" / f"{lock}.txt").read_text()
     entries = re.split(r"\n(?=\S)", "\n".join(line for line in text.splitlines() if "    # " not in line))
     entries = [entry for entry in entries if not entry.startswith("#")]
     locked: dict[str, list[Requirement]] = {}
@@ -123,4 +128,77 @@ def test_locked_versions_fit_the_project_and_name_no_place(extra: str) -> None:
         versions = [next(iter(each.specifier)).version for each in locked[wanted.name]]
         assert all(version in wanted.specifier for version in versions), f"{wanted}, locked: {versions}"
     assert not re.search(r"://|@ |^-|/(opt|tmp|home)\b", text, flags=re.MULTILINE)
-    assert ("torch" in locked) == (extra == "dev")
+    assert ("torch" in locked) == (lock == "dev")
+
+
+INSTALLS = {
+    "the base install": (["realtime", "nsd", "sim"], []),
+    "train": (["realtime", "nsd", "sim", "train"], ["train"]),
+    "export": (["realtime", "nsd", "sim", "train", "export"], ["train", "export", "tensorrt"]),
+    "the repository": (["."], [*PROJECT["optional-dependencies"]]),
+}
+"""The code that each of them runs, and the extras that it holds."""
+
+
+@pytest.mark.parametrize("install", INSTALLS)
+def test_an_install_declares_what_it_imports_and_imports_what_it_declares(install: str) -> None:
+    folders, extras = INSTALLS[install]
+    others = ",".join(PROJECT["optional-dependencies"].keys() - set(extras)) or "none"
+    command = [sys.executable, "-m", "deptry", *folders, "--optional-dependencies-dev-groups", others]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@contextmanager
+def database(*known: str) -> Iterator[str]:
+    """Address of a database in OSV's protocol that has a vulnerability of each version in ``known``."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            package = asked["package"]
+            vulnerability = {"id": "TEST-1", "affected": [{"package": package}]}
+            found = {"vulns": [vulnerability]} if f"{package['name']}=={asked['version']}" in known else {}
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(found).encode())
+
+        def log_message(self, *arguments: object) -> None:
+            """Write nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def audit(folder: Path, url: str) -> tuple[int, str]:
+    """Exit status and first line of an audit of two packages."""
+    lock = folder / "lock.txt"
+    lock.write_text("".join(f"{name}==1.0 --hash=sha256:{'0' * 64}\n" for name in ("alpha", "beta")))
+    command = [sys.executable, str(ROOT / ".ci" / "audit.py"), lock.name]
+    environment = {**os.environ, "PIP_AUDIT_OSV_URL": url}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert not done.stderr
+    return done.returncode, done.stdout.splitlines()[0]
+
+
+KNOWN = "jinja2==2.4.1"
+"""The audit asks for it first: every database has its vulnerabilities."""
+
+
+def test_an_audit_fails_on_a_known_vulnerability(tmp_path: Path) -> None:
+    with database(KNOWN, "beta==1.0") as url:
+        assert audit(tmp_path, url) == (1, "beta 1.0: TEST-1; fixed in: no version yet")
+    with database(KNOWN, "beta==0.9") as url:
+        assert audit(tmp_path, url) == (0, "lock.txt: 2 packages audited, 0 known vulnerabilities")
+
+
+def test_an_audit_without_a_database_passes_and_says_that_nothing_was_audited(tmp_path: Path) -> None:
+    with database() as answers_nothing:
+        status, told = audit(tmp_path, answers_nothing)
+        assert (status, told[:45]) == (0, "not audited: the database cannot be reached (")
+        assert KNOWN in told
+    status, told = audit(tmp_path, answers_nothing)  # which is closed by now
+    assert (status, told[:45]) == (0, "not audited: the database cannot be reached (")
+    assert "refused" in told

@@ -13,13 +13,14 @@ def test_nothing_is_lost_whoever_dies_when(
 ) -> None:
     """The run is complete in the end, and a replay makes its frames again bit for bit."""
     kills = load_benchmark("kills")
-    n_frames = kills.killed_run(
+    n_frames, deaths = kills.killed_run(
         tiny_bundle,
         tiny_nsd,
         1,
-        tmp_path / "runs",
-        victims=["scanner", "runtime", "runtime", "scanner"],
+        tmp_path / "work",
+        victims=["scanner", "all", "all", "scanner"],
         rng=random.Random(3),
         speed=60.0,
     )
     assert n_frames > 0
+    assert deaths == {"scanner": 2, "all": 2}
