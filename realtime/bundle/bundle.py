@@ -10,6 +10,7 @@
                           files of a bank's specialised decoders
     parity.json .html     numerical differences at each step from the checkpoint to the bundle
     README.md             model card
+    bundle.json.minisig   optional signature of bundle.json
     engines/              optional graphs compiled for one machine, not part of the bundle's identity
 
 Opening a bundle needs no torch and executes nothing in it. ``bundle.json`` contains the SHA-256 of every
@@ -33,6 +34,7 @@ from numpy.typing import NDArray
 
 from realtime.bundle import files as bundle_files
 from realtime.bundle.grid import same_grid
+from realtime.bundle.signers import Signed, Trust
 from realtime.bundle.spec import (
     MAX_SPEC_BYTES,
     PRIOR_FILE,
@@ -67,16 +69,20 @@ class Bundle:
     prior: VoxelStatistics
     null_conditions: Mapping[str, NDArray[np.float32]]
     """[tokens, width], by the name of the decoder."""
+    signed: Signed = Signed()
 
     @classmethod
-    def open(cls, folder: Path) -> Bundle:
+    def open(cls, folder: Path, trust: Trust = Trust()) -> Bundle:  # noqa: B008  # frozen
         """Read and check a bundle.
 
-        :raises BundleError: when a file is missing or changed, or the spec is too new or inconsistent
+        :param trust: whose signatures count, and whether one is required
+        :raises BundleError: when a file is missing or changed, the spec is too new or inconsistent, or the
+            signature does not match or is missing although required
         """
         if not folder.is_dir():
             raise BundleError(f"expected a bundle's folder, found none at {folder}")
         encoded = bundle_files.read_bytes(folder / SPEC_FILE, MAX_SPEC_BYTES)
+        signed = trust.check(folder, encoded)
         spec = decode_spec(encoded, folder / SPEC_FILE)
         for file, expected in spec.files.items():
             bundle_files.check_sha256(folder / file, expected)
@@ -92,6 +98,7 @@ class Bundle:
                 decoder.name: bundle_files.read_npy(folder / decoder.null_condition, spec.condition_shape)
                 for decoder in spec.decoders
             },
+            signed=signed,
         )
 
     def graph_path(self, name: str) -> Path:

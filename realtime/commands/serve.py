@@ -9,6 +9,7 @@ from pathlib import Path
 from realtime.commands.engines import say
 from realtime.commands.keys import add_keys_option, add_page_options
 from realtime.commands.options import add_running_options
+from realtime.commands.signers import add_signer_options, trust_of
 from realtime.commands.sources import add_source_options, source_options
 
 
@@ -31,6 +32,7 @@ def add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         help="the subject's bundle (default: ./bundles/sub-NN, that of subject 1 without --subject; if there "
         "is none, the shipped demo bundle, which is of subject 1)",
     )
+    add_signer_options(parser)
     add_source_options(parser)
     add_keys_option(parser)
     parser.add_argument(
@@ -68,6 +70,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     options = Options(
         bundle=bundle,
         bundle_is_demo=is_demo,
+        trust=trust_of(arguments),
         source=arguments.source,
         source_options=source_options(arguments),
         port=None if arguments.headless else arguments.port,

@@ -99,6 +99,7 @@ def begin(
         start,
         bundle_name=bundle.spec.name,
         bundle_sha256=bundle.sha256,
+        bundle_signed_by=bundle.signed.by,
         decoders=decoders_of(bundle),
         seed=seed,
         engine=engine,

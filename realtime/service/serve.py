@@ -58,6 +58,7 @@ def describe(service: Service, options: Options) -> list[str]:
     published = [f"results published at {service.publish_address}"] if service.publish_address else []
     return [
         f"decoding with {shipped} {spec.name}, subject {spec.subject}: {service.bundle.folder}",
+        f"the bundle is {service.bundle.signed.description}",
         f"on {service.engine_description}",
         f"volumes from {service.source_address}, runs recorded in {options.out.absolute()}",
         *published,

@@ -17,6 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from realtime.bundle.bundle import Bundle
+from realtime.bundle.signers import Trust
 from realtime.decoding.decoder import Decoder
 from realtime.decoding.engines.choose import open_and_use
 from realtime.decoding.engines.contract import Engine
@@ -43,6 +44,8 @@ class Options:
 
     bundle: Path
     bundle_is_demo: bool
+    trust: Trust = Trust()
+    """Whose signatures of bundles count, and whether one is required."""
     source: str
     """Where volumes come from, such as ``tcp://127.0.0.1:5555``; port 0 takes a free one."""
     port: int | None
@@ -77,7 +80,7 @@ class Service:
     def __init__(self, options: Options) -> None:
         keys = _keys(options)
         page = None if options.port is None else _page(options, options.port)
-        self.bundle = Bundle.open(options.bundle)
+        self.bundle = Bundle.open(options.bundle, options.trust)
         try_bundle(self.bundle, options.engine)
         unfinished = unfinished_run(options.out, self.bundle.sha256)
         self._source = open_source(
