@@ -54,8 +54,9 @@ example:
 """
 
 _ENGINES_DESCRIPTION = """\
-Build TensorRT engines of a bundle for this machine's GPU. They are written into the bundle, which can hold
-the engines of several GPUs.
+Build TensorRT engines of a bundle for this machine's GPU. They are written into the user's cache, on Linux
+~/.cache/realtime-dynadiff, under the bundle's SHA-256. An engine is executable code, so it never travels in a
+bundle: build it on every machine that serves, as the user who serves.
 
 The precision of each engine's layers is checked: it is an error if a layer of a float16 graph computes in
 float32 without need. Each engine and a whole picture are compared with ONNX Runtime on the CPU. Either all

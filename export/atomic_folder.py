@@ -59,7 +59,7 @@ def check_replaceable(out: Path) -> None:
             "--out"
         )
     try:
-        # Engines are replaced too, because they work only with the graphs that they were built from.
+        # Engines that an earlier release wrote into a bundle are replaced too: nothing loads them any more.
         known = {
             SPEC_FILE,
             SIGNATURE_FILE,

@@ -11,12 +11,11 @@
     parity.json .html     numerical differences at each step from the checkpoint to the bundle
     README.md             model card
     bundle.json.minisig   optional signature of bundle.json
-    engines/              optional graphs compiled for one machine, not part of the bundle's identity
 
 Opening a bundle needs no torch and executes nothing in it. ``bundle.json`` contains the SHA-256 of every
 other file, so its own SHA-256 identifies the whole bundle. Unlisted graphs and arrays are refused; other
-unlisted files, such as notes, are never read and allowed. Engines are built later from the bundle. Their
-folder has its own digests and is not checked here.
+unlisted files, such as notes, are never read and allowed. Engines that are compiled from the graphs are not
+part of a bundle: see :mod:`realtime.bundle.user_cache`.
 
 Legend: V voxels of the ROI, T volumes of a window, c, h, w latent channels, height and width.
 """
