@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import HealthCheck, settings
 
 from .signal_stack import signal_stack
-from .tools import CHROMIUM, COMPILER, CURL, told
+from .tools import CHROMIUM, COMPILER, CURL, MINISIGN, told
 
 # Before torch is loaded, and for the processes that tests start. The models are so small that a second thread
 # gains nothing, and threads that spin while they wait for each other take the cores from other processes.
@@ -46,6 +46,12 @@ def compiler() -> str:
 def curl() -> str:
     """The path of curl."""
     return CURL.path()
+
+
+@pytest.fixture(scope="session")
+def minisign() -> str:
+    """The path of minisign."""
+    return MINISIGN.path()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -15,6 +15,7 @@ from realtime.commands.options import (
     add_screen_options,
     add_viewer_options,
 )
+from realtime.commands.signers import add_signer_options
 from realtime.commands.supervised import arguments_of
 
 
@@ -33,6 +34,7 @@ def add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     add_recorder_options(parser)
     add_keys_option(parser)
     add_decoder_options(parser)
+    add_signer_options(parser)
     add_viewer_options(parser)
     add_screen_options(parser, opens=False)
     parser.set_defaults(command=_serve)
@@ -51,7 +53,12 @@ def _serve(arguments: argparse.Namespace) -> None:
     keys = arguments_of(add_keys_option, arguments)
     processes: dict[Role, Sequence[str]] = {
         "record": [*common, *keys, *arguments_of(add_recorder_options, arguments)],
-        "decode": [*common, *keys, *arguments_of(add_decoder_options, arguments)],
+        "decode": [
+            *common,
+            *keys,
+            *arguments_of(add_signer_options, arguments),
+            *arguments_of(add_decoder_options, arguments),
+        ],
     }
     if not arguments.headless:
         processes["page"] = [*common, *arguments_of(add_viewer_options, arguments)]

@@ -45,7 +45,7 @@ def _begin(folder: RunFolder, bundle: Bundle, engine: EngineUsed, faces: Faces, 
     carried = last_run(folder.path.parent, bundle) if carry else None
     if carried:
         folder.write_file(PRIOR_FILE, carried.statistics.as_npz())
-    folder.begin(engine, faces, carried.run if carried else None)
+    folder.begin(engine, faces, carried.run if carried else None, bundle.signed.by)
     begins_with = f"its statistics begin with {in_words(folder.info)}"
     if carry and not carried:
         begins_with += ", because there is no earlier run with this bundle"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from realtime.bundle.bundle import Bundle
+from realtime.bundle.signers import Trust
 from realtime.decoding.open import OpenDecoders, open_decoders
 from realtime.errors import RecordError
 from realtime.events import Event, Publishing, Recording, Reported, State
@@ -41,6 +42,8 @@ class Options:
 
     bundle: Path
     bundle_is_demo: bool
+    trust: Trust = Trust()
+    """Whose signatures of bundles count, and whether one is required."""
     out: Path
     engine: str = "auto"
     """One of :data:`realtime.decoding.engines.choose.ENGINES`."""
@@ -62,7 +65,7 @@ def decode(options: Options) -> None:
     :raises RealtimeError: when it cannot start
     """
     set_budget("decode")
-    bundle = Bundle.open(options.bundle)
+    bundle = Bundle.open(options.bundle, options.trust)
     opened = open_decoders(bundle, options.engine, SEED, blurs_faces=not options.show_faces)
     asyncio.run(_decode(options, bundle, opened))
 
@@ -81,6 +84,7 @@ async def _decode(options: Options, bundle: Bundle, opened: OpenDecoders) -> Non
         spec = bundle.spec
         lines = [
             f"decoding with {shipped} {spec.name}, subject {spec.subject}: {bundle.folder}",
+            f"the bundle is {bundle.signed.description}",
             f"on {opened.engine_description}",
             *published_at,
         ]
