@@ -23,7 +23,7 @@ from realtime.decoding.engines.contract import Engine
 from realtime.decoding.faces import FaceBlur
 from realtime.errors import ServeError
 from realtime.events import Broadcast
-from realtime.network.curve import ServerKeys, load_server_keys
+from realtime.network.curve import ServerKeys, load_server_keys, own_server_keys
 from realtime.network.publish import Publisher
 from realtime.runs.pipeline import Pipeline, Settings
 from realtime.runs.resume import unfinished_run
@@ -54,7 +54,8 @@ class Options:
     show_faces: bool = False
     """Leave faces in the frames as they are; by default they are blurred on the page and in every output."""
     keys: Path | None = None
-    """The runtime's folder of :func:`realtime.network.curve.make_keys`; without it scanners need no key."""
+    """The runtime's folder of :func:`realtime.network.curve.make_keys`; without it, the keys
+    of :func:`realtime.network.curve.own_server_keys`."""
     publish: str | None = None
     """Where frames are published, such as ``tcp://127.0.0.1:5556``; None: nowhere."""
     page_host: str = "127.0.0.1"
@@ -156,15 +157,16 @@ def _ended_by_ctrl_c() -> Iterator[None]:
 
 
 def _keys(options: Options) -> ServerKeys | None:
-    """The keys, if there is a port that needs them."""
+    """The keys, if there is a port that needs them: the user's own unless others are named."""
+    ports = (options.source, options.source_options.markers, options.publish)
+    if any(port and port.startswith("tcp:") for port in ports):
+        return load_server_keys(options.keys) if options.keys else own_server_keys()
     if options.keys is None:
         return None
-    if not (options.publish or options.source_options.markers or options.source.startswith("tcp:")):
-        raise ServeError(
-            f"expected no --keys with {options.source} and without --publish or --markers: keys are for "
-            "scanners at tcp://, presentation software and subscribers, and none of these can connect here"
-        )
-    return load_server_keys(options.keys)
+    raise ServeError(
+        f"expected no --keys with {options.source} and without --publish or --markers at tcp://: keys are "
+        "for scanners at tcp://, presentation software and subscribers, and none of these can connect here"
+    )
 
 
 def _page(options: Options, port: int) -> Callable[[Broadcast, Publisher | None], Viewer]:
