@@ -43,10 +43,13 @@ def add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 def _serve(arguments: argparse.Namespace) -> None:
     from realtime import logs
     from realtime.bundle.locate import choose_bundle
+    from realtime.service.keys import check_keys_are_needed
     from realtime.service.process import Role
     from realtime.service.serve import serve
 
     logs.configure(arguments.log_format, logging.INFO)
+    ports = (arguments.source, arguments.markers, arguments.publish)
+    check_keys_are_needed(arguments.keys, arguments.source, ports)
     arguments.bundle, _ = choose_bundle(arguments.bundle, arguments.subject)
     arguments.subject = None
     common = arguments_of(add_bundle_options, arguments)

@@ -27,6 +27,7 @@ from realtime.runs.follow import Following
 from realtime.runs.open import open_run
 from realtime.runs.run import Run
 from realtime.runs.status import run_state, status_of
+from realtime.service.keys import keys_for
 from realtime.service.process import Ready, every, say_ready, set_budget, until_stopped
 from realtime.service.record import SEED
 
@@ -77,7 +78,7 @@ async def _decode(options: Options, bundle: Bundle, opened: OpenDecoders) -> Non
         channel = stack.enter_context(ChannelSender(out, "decoder"))
         publisher, published_at = None, []
         if options.publish:
-            publisher = Publisher(options.publish, None)
+            publisher = Publisher(options.publish, keys_for(options.keys, [options.publish]))
             published_at = [f"results published at {publisher.start()}"]
             stack.callback(publisher.stop)
         shipped = "the shipped demo bundle (a simulated subject)" if options.bundle_is_demo else "bundle"
