@@ -95,6 +95,7 @@ def _write_certificate(folder: Path, *names: str) -> tuple[Path, Path]:
             serialization.NoEncryption(),
         )
     )
+    (folder / "key.pem").chmod(0o600)
     return folder / "cert.pem", folder / "key.pem"
 
 

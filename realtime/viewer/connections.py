@@ -18,7 +18,10 @@ import time
 from collections.abc import Iterator
 
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 from aiohttp.typedefs import Handler
+
+from realtime.viewer.guard import security_headers
 
 MAX_UNKNOWN = 128
 """Connections at a time that have not brought the token."""
@@ -76,6 +79,21 @@ class Connection(web.RequestHandler):
         """See :class:`asyncio.Protocol`."""
         super().connection_lost(exc)
         self._connections.forget(self)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what is no request: without a word about this server, and without a traceback in the log."""
+        if not isinstance(exc, HttpProcessingError):
+            return super().handle_error(request, status, exc, message)
+        headers = security_headers(request) | {"Server": "realtime"}  # aiohttp adds its version otherwise
+        answer = web.Response(status=status, headers=headers, text="this is no HTTP request\n")
+        answer.force_close()
+        return answer
 
     def pause_writing(self) -> None:
         """The peer reads more slowly than it is sent to: give it some time, not for ever."""

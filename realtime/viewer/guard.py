@@ -38,6 +38,8 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+_HTTPS_HEADERS = {"Strict-Transport-Security": "max-age=86400"}
+"""For a day only: a browser holds the whole host to it, and other ports may speak HTTP."""
 
 
 def is_same_origin(origin: str | None, own: str) -> bool:
@@ -64,11 +66,16 @@ def guard(access: Access) -> Middleware:
     return guarded
 
 
-async def add_headers(_request: web.Request, response: web.StreamResponse) -> None:
+async def add_headers(request: web.BaseRequest, response: web.StreamResponse) -> None:
     """Add the security headers to every response (an ``on_response_prepare`` signal handler)."""
     response.headers.pop("Server", None)  # do not reveal versions
-    response.headers.update(_HEADERS)
+    response.headers.update(security_headers(request))
     response.headers.setdefault("Cache-Control", "no-cache")
+
+
+def security_headers(request: web.BaseRequest) -> dict[str, str]:
+    """The headers of every response, those to requests that nobody can read included."""
+    return _HEADERS | (_HTTPS_HEADERS if request.secure else {})
 
 
 def _refused(answer: web.HTTPError) -> web.HTTPError:

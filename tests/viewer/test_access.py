@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import ssl
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -160,6 +162,24 @@ def test_a_key_with_a_password_is_refused_without_asking_for_it(
         open_access("0.0.0.0", cert, key)
 
 
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660])
+def test_a_key_that_others_can_read_is_refused(tmp_path: Path, make_certificate: Make, mode: int) -> None:
+    cert, key = make_certificate(tmp_path, "mri.test")
+    key.chmod(mode)
+    with pytest.raises(ServeError, match=f"found mode {mode:o}; run chmod 600 .*key.pem"):
+        open_access("0.0.0.0", cert, key)
+
+
+def test_a_key_that_is_a_pipe_is_refused_without_waiting_for_it(
+    tmp_path: Path, make_certificate: Make
+) -> None:
+    cert, key = make_certificate(tmp_path, "mri.test")
+    key.unlink()
+    os.mkfifo(key, 0o600)
+    with pytest.raises(ServeError, match="expected a file with the certificate's key"):
+        open_access("0.0.0.0", cert, key)
+
+
 def test_every_start_has_a_token_of_its_own_and_does_not_print_it(certificate: tuple[Path, Path]) -> None:
     first, second = (open_access("0.0.0.0", *certificate) for _ in range(2))
     assert first.token
@@ -306,6 +326,49 @@ def test_with_the_token_too_other_sites_pages_are_kept_out(
         brings = {"Authorization": f"Bearer {token}"}
         async with session.request(method, path, headers=headers | brings) as response:
             assert response.status == 403
+
+    elsewhere(check)
+
+
+NO_REQUESTS = [
+    b"hello\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost : b\r\n\r\n",
+    b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 1_000 + b"\r\n", b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\n\r\n",
+    b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", b"\x00" * 99,
+    b"GET / HTTP/9.9\r\n\r\n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("sent", NO_REQUESTS, ids=range(len(NO_REQUESTS)))
+def test_what_is_no_request_is_told_nothing_about_the_server(
+    anywhere: Any, caplog: pytest.LogCaptureFixture, sent: bytes
+) -> None:
+    async def check(session: aiohttp.ClientSession, _token: str) -> None:
+        server = session._base_url
+        assert server is not None
+        assert session.connector is not None
+        trust = session.connector._ssl if server.scheme == "https" else None  # type: ignore[attr-defined]
+        reader, writer = await asyncio.open_connection(server.host, server.port, ssl=trust)
+        writer.write(sent)
+        head, _blank, text = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+        assert head.startswith(b"HTTP/1.1 400") or head.startswith(b"HTTP/1.0 400")
+        assert text == b"this is no HTTP request\n"
+        assert b"Content-Security-Policy: default-src 'none'" in head
+        assert b"X-Content-Type-Options: nosniff" in head
+        assert (b"Strict-Transport-Security" in head) is (server.scheme == "https")
+        assert b"aiohttp" not in head
+        assert b"Python" not in head
+
+    with caplog.at_level(logging.INFO):
+        anywhere(check)
+    assert caplog.text == ""
+
+
+def test_over_tls_every_answer_asks_for_tls_from_now_on(elsewhere: Any) -> None:
+    async def check(session: aiohttp.ClientSession, token: str) -> None:
+        for path in ("/", f"/?token={token}", "/static/app.js", "/no-such-page"):
+            async with session.get(path, allow_redirects=False) as response:
+                assert response.headers["Strict-Transport-Security"] == "max-age=86400"
 
     elsewhere(check)
 
