@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -115,13 +115,21 @@ class Runtime:
         if role in SUBCOMMANDS.values() and self.is_split:
             self._wait_for_process(role).kill()
             return role
-        victims = list(self.processes.values()) if role == "all" else [psutil.Process(self.serve.pid)]
-        for process in victims:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        self.serve.wait()
+        self._kill(self.processes if role == "all" else ["serve"])
         self.start()
         return "all" if role == "all" else "serve"
+
+    def close(self) -> None:
+        """Kill every process that still runs."""
+        if self.serve.poll() is None:
+            self._kill(self.processes)
+
+    def _kill(self, roles: Iterable[str]) -> None:
+        processes = self.processes
+        for role in roles:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                processes[role].kill()
+        self.serve.wait()
 
     def _wait_for_process(self, role: str) -> psutil.Process:
         deadline_s = time.monotonic() + PATIENCE_S
