@@ -80,7 +80,7 @@ class Trial:
         """Wait until the journal holds as many volumes, as far as its size tells."""
         journal = self.journal
         size = moment * self.recorded.volume(0).nbytes
-        wait_until(
+        self._wait_until(
             lambda: journal.exists() and journal.stat().st_size >= size, f"volume {moment:.0f} in {journal}"
         )
 
@@ -94,9 +94,13 @@ class Trial:
 
     def finish(self) -> None:
         """Wait until the scanner has ended the run and the runtime has reported it; stop the runtime."""
-        if self._scanner is None or self._scanner.wait(PATIENCE_S):
-            raise SystemExit(f"the scanner failed; see {self.work / 'sim.log'}")
-        wait_until(lambda: (self.folder / "report.html").exists(), f"the report in {self.folder}")
+        scanner = self._scanner
+        assert scanner
+        self._wait_until(lambda: scanner.poll() is not None, "the scanner's end")
+        if scanner.returncode:
+            said = (self.work / "sim.log").read_text()
+            raise SystemExit(f"the scanner failed; it printed: {said[-4000:]}")
+        self._wait_until(lambda: (self.folder / "report.html").exists(), f"the report in {self.folder}")
         self.runtime.stop()
 
     def close(self) -> None:
@@ -108,22 +112,18 @@ class Trial:
         """Begin to send the run, or go on with it."""
         self._scanner = replay(self.runtime.address, self._replay, work=self.work)
 
+    def _wait_until(self, condition: Callable[[], bool], expected: str) -> None:
+        deadline_s = time.monotonic() + PATIENCE_S
+        while not condition():
+            self.runtime.check()
+            if time.monotonic() > deadline_s:
+                raise SystemExit(f"expected {expected} within {PATIENCE_S:.0f} s; see {self.work}")
+            time.sleep(0.002)
+
     def _kill_scanner(self) -> None:
         if self._scanner:
             self._scanner.kill()
             self._scanner.wait()
-
-
-def wait_until(condition: Callable[[], bool], expected: str) -> None:
-    """Wait until a condition holds.
-
-    :raises SystemExit: when it does not in time
-    """
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not condition():
-        if time.monotonic() > deadline_s:
-            raise SystemExit(f"expected {expected} within {PATIENCE_S:.0f} s")
-        time.sleep(0.002)
 
 
 def killed_run(
