@@ -113,6 +113,24 @@ def test_a_command_takes_the_options_the_documentation_gives_it(command: str) ->
         assert module == "venv" or rest[0] in subcommands(module)
 
 
+UNITS = [
+    pytest.param(command, id=" ".join(command.split()[1:2]))
+    for _, block in blocks("ini")
+    for command in re.findall(r"^ExecStart=(.+)$", block, flags=re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize("command", UNITS)
+def test_a_systemd_unit_starts_a_command_with_options_that_it_has(command: str) -> None:
+    program, *rest = shlex.split(command)
+    assert Path(program).name == "realtime"
+    parser_of("realtime").parse_args(rest)
+
+
+def test_systemd_has_a_unit_for_each_process_of_the_runtime() -> None:
+    assert sorted(shlex.split(unit.values[0])[1] for unit in UNITS) == ["decode", "page", "record"]  # type: ignore[arg-type]
+
+
 def test_links_and_pictures_are_there() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", without_code(page.read_text())):
