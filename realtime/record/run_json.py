@@ -154,6 +154,11 @@ def decoders_of(spec: Spec) -> tuple[DecoderUsed, ...]:
     )
 
 
+def begins_with(info: RunFile) -> str:
+    """The statistics that a run began with, for people."""
+    return "the bundle's prior" if info.prior_from is None else f"those at the end of {info.prior_from}"
+
+
 def take_path(root: Path, run_id: str, take: int) -> Path:
     """The folder of one take of a run; takes count from 1."""
     return root / (run_id if take == 1 else f"{run_id}_take-{take}")

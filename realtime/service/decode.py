@@ -15,7 +15,7 @@ from pathlib import Path
 from realtime.bundle.bundle import Bundle
 from realtime.bundle.signers import Trust
 from realtime.decoding.open import OpenDecoders, open_decoders
-from realtime.errors import RecordError
+from realtime.errors import RealtimeError, RecordError
 from realtime.events import Event, Publishing, Recording, Reported, State
 from realtime.network.channel import BEAT_S, ChannelSender, Heard, listening
 from realtime.network.publish import Publisher
@@ -194,7 +194,7 @@ class DecoderService:
         self._changed()
         try:
             is_closed = await self._following.follow()
-        except RecordError as error:
+        except RealtimeError as error:
             _log.error("%s", error)
             run.message, is_closed = str(error), False
         self._is_open = False

@@ -128,9 +128,9 @@ class Bench:
                 self._news.clear()
                 await self._news.wait()
 
-    def volume(self, index: int) -> None:
+    def volume(self, index: int, age_s: float = 0.0) -> None:
         voxels = self.scan.voxels(index).tobytes()
-        self.journal.add_volume(self.scan.volume(index), memoryview(voxels), time.time())
+        self.journal.add_volume(self.scan.volume(index), memoryview(voxels), time.time() - age_s)
         self._grown.set()
 
     async def volumes(self, indices: Iterable[int]) -> None:
@@ -538,7 +538,7 @@ def test_a_decoder_that_comes_late_decodes_the_newest_window_and_accounts_for_th
     async def run() -> None:
         info_of = Bench(bundle, tmp_path, HeldDecoder(bundle.decoder()), None, scan)
         for index in range(20):
-            info_of.volume(index)
+            info_of.volume(index, age_s=2 * LONG_TR_S)
         info_of.run.folder.let_go()
         info_of.journal.close()
         async with bench(bundle, tmp_path, scan) as (one, following):
