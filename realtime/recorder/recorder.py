@@ -118,7 +118,11 @@ class Recorder:
         _log.warning("%s", said)
         await received.reply(wire.Refused(run_id=message.run_id, code=code, message=str(error), index=index))
         if isinstance(error, RecordError):
-            alarm = f"recording has stopped: {error}; free or repair the disk so that the run can go on"
+            alarm = (
+                f"recording has stopped {self._where()}: {error}; free or repair the disk so that it goes on"
+            )
+            if not self.recording.alarm:
+                _log.error("%s", alarm)
             self._say(message=said, alarm=alarm)
         else:
             self._say(message=said)
@@ -157,7 +161,7 @@ class Recorder:
                 f"{message.index}",
             )
         wire.volume_array(run.start, received.payload)  # checks its size
-        newest = run.newest
+        newest, where = run.newest, self._where()
         is_new = run.add_volume(message, received.payload, _utc_s(received))
         await received.reply(wire.Ack(run_id=message.run_id, index=message.index))
         self._heard_s = received.received_s
@@ -166,6 +170,9 @@ class Recorder:
             return
         ahead = message.index - (-1 if newest is None else newest)
         said = self.recording.message
+        if self.recording.alarm:
+            said = f"recording goes on {where}"
+            _log.info("%s", said)
         if ahead > FAR_AHEAD:
             said = f"volume {message.index} came {ahead} volumes ahead; it waits for those before it"
             _log.warning("%s", said)
@@ -305,6 +312,11 @@ class Recorder:
             raise RecordError(
                 f"cannot look for runs in {self._settings.out}: {error.strerror or error}"
             ) from error
+
+    def _where(self) -> str:
+        """How far the open run has come, in words."""
+        newest = self._run.newest if self._run else None
+        return "before the first volume" if newest is None else f"after volume {newest}"
 
     def _say(self, message: str | None = None, alarm: str | None = None) -> None:
         run = self._run

@@ -80,10 +80,7 @@ class Following:
                     continue
                 if past_end:
                     past_end = 0
-                    if was_decoded:
-                        run.tell(f"resumed at {run.where()} after a restart")
-                        run.folder.note(run.message)
-                    self._changed()
+                    self._caught_up(was_decoded=was_decoded)
                 if entry:
                     self._take(entry, is_past=False)
                     self._changed()
@@ -92,6 +89,8 @@ class Following:
                     await self._wait()
                 else:
                     return False
+        if past_end:  # the run has ended while nobody followed it
+            self._caught_up(was_decoded=was_decoded)
         await self._end()
         return True
 
@@ -99,6 +98,13 @@ class Following:
         """Wait for the decode under way."""
         if self._under_way:
             await asyncio.wait({self._under_way})
+
+    def _caught_up(self, *, was_decoded: bool) -> None:
+        """All that was in the journal at first was read."""
+        if was_decoded:
+            self._run.tell(f"resumed at {self._run.where()} after a restart")
+            self._run.folder.note(self._run.message)
+        self._changed()
 
     def _take(self, entry: Entry, *, is_past: bool) -> None:
         received_s = time.perf_counter() - _age_s(entry)

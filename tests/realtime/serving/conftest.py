@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,16 @@ import cv2
 import h5py
 import nibabel
 import numpy as np
+import psutil
 import pytest
 import zmq
 
 from nsd import Layout
 from realtime import wire
 from realtime.bundle.locate import demo_data
+from realtime.record.run_json import read_run_file
+from realtime.service.process import Role
+from realtime.service.serve import READY
 
 from ...keyed import Prepare, own_keys, without_keys
 
@@ -132,7 +138,7 @@ class Client:
 
 
 class Served:
-    """``realtime serve`` as a process of its own."""
+    """``realtime serve`` as a process of its own, with the processes that it starts."""
 
     def __init__(self, bundle: Path, out: Path, *options: str, source: str = "tcp://127.0.0.1:0") -> None:
         self.out = out
@@ -149,12 +155,12 @@ class Served:
         self.address = self.found(r"volumes from ([^\s,]+),")
 
     def _read_start(self) -> str:
-        """What it prints up to its last line before it serves."""
+        """What it prints until it serves."""
         assert self.process.stdout is not None
         said = ""
         for line in self.process.stdout:
             said += line.decode()
-            if "page" in line.decode():
+            if READY in line.decode():
                 return said
         raise AssertionError(f"the runtime did not start: {self.log()}")
 
@@ -167,9 +173,30 @@ class Served:
     def log(self) -> str:
         return self._log.read_text()
 
+    def children(self) -> dict[Role, psutil.Process]:
+        """Its processes that run, by the subcommands that they are."""
+        found: dict[Role, psutil.Process] = {}
+        for child in psutil.Process(self.process.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+                for module, role in pairwise(child.cmdline()):
+                    if module == "realtime" and role in ("record", "decode", "page"):
+                        found[role] = child
+        return found
+
+    def child(self, role: Role) -> psutil.Process:
+        """One of them; it may be on its way, after the one before it has died."""
+        wait_until(lambda: role in self.children(), f"a process `realtime {role}`")
+        return self.children()[role]
+
     def kill(self) -> None:
+        """End all of it at once, without a chance to do anything more."""
+        victims = psutil.Process(self.process.pid).children(recursive=True)
         self.process.kill()
+        for victim in victims:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                victim.kill()
         self.process.wait(PATIENCE_S)
+        wait_until(lambda: not any(map(is_alive, victims)), "the end of its processes")
 
     def interrupt(self) -> int:
         self.process.send_signal(signal.SIGINT)
@@ -178,11 +205,45 @@ class Served:
     def run_folder(self, scan: Scan, take: int = 1) -> Path:
         return self.out / (scan.run_id if take == 1 else f"{scan.run_id}_take-{take}")
 
+    def closed(self, scan: Scan, take: int = 1) -> Path:
+        """The folder of a run that has ended, once the decoder has closed it and its report is written."""
+        return closed(self.run_folder(scan, take))
+
     def close(self) -> None:
         if self.process.poll() is None:
             self.kill()
         assert self.process.stdout is not None
         self.process.stdout.close()
+
+
+def wait_until(condition: Callable[[], object], expected: str) -> None:
+    """Wait for what another process does."""
+    end_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end_s, f"expected {expected} in time"
+        time.sleep(0.01)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it runs; one that its new parent has yet to bury does not."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def closed(folder: Path) -> Path:
+    """The folder of a run that another process is about to close, once its report is written."""
+
+    def is_reported() -> bool:
+        return (
+            (folder / "report.html").is_file()
+            and read_run_file(folder).state == "closed"
+            and read_summary(folder)["state"] == "closed"
+        )
+
+    wait_until(is_reported, f"that {folder} is closed")
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -264,16 +325,8 @@ def account_of() -> Callable[[Path], dict[str, Any]]:
 
 @pytest.fixture
 def closed_account(account_of: Callable[[Path], dict[str, Any]]) -> Callable[[Path], dict[str, Any]]:
-    """The same of a run that another process is about to close; its report is written last."""
-
-    def read(folder: Path) -> dict[str, Any]:
-        end_s = time.monotonic() + PATIENCE_S
-        while not (folder / "report.html").is_file():
-            assert time.monotonic() < end_s, f"{folder} was not closed"
-            time.sleep(0.01)
-        return account_of(folder)
-
-    return read
+    """The same of a run that another process is about to close."""
+    return lambda folder: account_of(closed(folder))
 
 
 @pytest.fixture(scope="session")
@@ -292,10 +345,9 @@ def demo_scan() -> DemoScan:
 
 def wait_for_frame(out: Path, index: int, run: str) -> None:
     """So that the next volume finds the decoder idle, and no window is skipped."""
-    end_s = time.monotonic() + PATIENCE_S
-    while index >= DEMO_WINDOW - 1 and not list(out.glob(f"{run}/frames/{index:06d}.png")):
-        assert time.monotonic() < end_s, f"no frame of volume {index} in {out}"
-        time.sleep(0.01)
+    if index >= DEMO_WINDOW - 1:
+        frame = f"{run}/frames/{index:06d}.png"
+        wait_until(lambda: list(out.glob(frame)), f"{frame} in {out}")
 
 
 def frames_of(folder: Path) -> dict[str, bytes]:
@@ -313,7 +365,7 @@ def demo_frames(demo_scan: DemoScan, tmp_path_factory: pytest.TempPathFactory) -
             client.send_volume(demo_scan, index)
             wait_for_frame(served.out, index, demo_scan.run_id)
         client.ask(demo_scan.end())
-        frames = frames_of(served.run_folder(demo_scan))
+        frames = frames_of(served.closed(demo_scan))
     finally:
         client.close()
         served.close()

@@ -1,4 +1,4 @@
-"""Either side dies by ``kill -9`` in mid-run; no volume is lost and the account says what happened."""
+"""Any process dies by ``kill -9`` in mid-run; no volume is lost and the account says what happened."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,12 @@ from typing import Any
 import pytest
 
 from realtime import wire
+from realtime.cli import main
 from realtime.record.reader import read_recorded
+from realtime.service.process import Role
+from realtime.service.supervisor import TITLES
 
-from .conftest import Client, Scan, Served
+from .conftest import Client, Scan, Served, closed, wait_until
 
 RUN_ID = "sub-01_ses-nsd01_task-nsdcore_run-01"
 PATIENCE_S = 300.0
@@ -53,14 +55,6 @@ def replay(tiny_nsd: Path) -> Iterator[Callable[..., Replay]]:
             one.kill()
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Another process's files are all there is to see it by."""
-    end_s = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < end_s
-        time.sleep(0.01)
-
-
 def n_frames(folder: Path) -> int:
     return len(list((folder / "frames").glob("*.png"))) if folder.exists() else 0
 
@@ -71,15 +65,15 @@ def test_the_runtime_is_killed_and_goes_on(
     first = serve()
     folder = first.out / RUN_ID
     scanner = replay(first.address)
-    wait_until(lambda: n_frames(folder) >= 25)
+    wait_until(lambda: n_frames(folder) >= 25, "25 frames")
     first.kill()
     before = read_recorded(folder)
     frames = {row.frame: (folder / row.frame).read_bytes() for row in before.rows if row.frame}
     assert before.info.state == "open"
     second = serve(source=first.address)
     assert scanner.wait() == 0
+    summary = account_of(closed(folder))
     assert second.interrupt() == 0
-    summary = account_of(folder)
     assert (summary["planned"], summary["received"], summary["missing"]) == (225, 225, 0)
     assert any("after a restart" in note for note in summary["notes"])
     after = read_recorded(folder)
@@ -89,17 +83,65 @@ def test_the_runtime_is_killed_and_goes_on(
     assert json.loads((folder / "run.json").read_text())["state"] == "closed"
 
 
+@pytest.mark.parametrize("role", ["record", "decode", "page"])
+def test_one_process_of_the_runtime_is_killed_and_the_run_goes_on(
+    serve: Callable[..., Served],
+    replay: Callable[..., Replay],
+    account_of: Callable[[Path], dict[str, Any]],
+    tiny_bundle: Path,
+    tmp_path: Path,
+    role: Role,
+) -> None:
+    served = serve("--port", "0")
+    folder = served.out / RUN_ID
+    scanner = replay(served.address)
+    wait_until(lambda: n_frames(folder) >= 10, "10 frames")
+    killed = served.child(role)
+    others = {each: process.pid for each, process in served.children().items() if each != role}
+    killed.kill()
+    assert scanner.wait() == 0
+    summary = account_of(closed(folder))
+    assert (summary["planned"], summary["received"], summary["missing"]) == (225, 225, 0)
+    again = served.child(role)
+    assert again.pid != killed.pid
+    assert {each: served.child(each).pid for each in others} == others
+    assert f"the {TITLES[role]} has died (SIGKILL) and is started again" in served.log()
+    assert served.interrupt() == 0
+    options = ["--bundle", str(tiny_bundle), "--out", str(tmp_path / "again")]
+    assert main(["replay", str(folder), *options]) == 0
+
+
+def test_volumes_are_acknowledged_whatever_the_decoder_does(
+    serve: Callable[..., Served],
+    connect: Callable[..., Client],
+    make_scan: type[Scan],
+    account_of: Callable[[Path], dict[str, Any]],
+) -> None:
+    scan = make_scan(n_volumes=60)
+    served = serve()
+    decoder = served.child("decode")
+    decoder.suspend()
+    try:
+        connect(served.address).send_run(scan)
+        assert n_frames(served.run_folder(scan)) == 0
+    finally:
+        decoder.resume()
+    summary = account_of(served.closed(scan))
+    assert (summary["received"], summary["missing"]) == (60, 0)
+    assert summary["decoded"] > 0
+
+
 def test_the_scanner_is_killed_and_goes_on(
     serve: Callable[..., Served], replay: Callable[..., Replay], account_of: Callable[[Path], dict[str, Any]]
 ) -> None:
     served = serve()
     folder = served.out / RUN_ID
     first = replay(served.address)
-    wait_until(lambda: n_frames(folder) >= 25)
+    wait_until(lambda: n_frames(folder) >= 25, "25 frames")
     first.kill()
     assert replay(served.address).wait() == 0
+    summary = account_of(closed(folder))
     assert served.interrupt() == 0
-    summary = account_of(folder)
     assert (summary["received"], summary["missing"]) == (225, 0)
     assert "the scanner is back" in served.log()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import io
 import os
 import resource
 import subprocess
@@ -20,13 +19,12 @@ from realtime import wire
 from realtime.bundle.bundle import Bundle
 from realtime.errors import RecordError
 from realtime.record import tables
-from realtime.record.folder import RunFolder
-from realtime.record.journal import Journal, read_journal
+from realtime.record.journal import JOURNAL, Journal, read_journal
 from realtime.record.reader import read_recorded
-from realtime.runs import resume
+from realtime.record.storage import Folder
 
-from .conftest import Client, Scan, Served
-from .test_pipeline import bench
+from .conftest import Client, Scan, Served, closed
+from .in_process import Lockstep, bench, decoded
 
 RUN_ID = "sub-01_ses-nsd01_task-nsdcore_run-01"
 N_VOLUMES = 60
@@ -36,7 +34,7 @@ N_VOLUMES = 60
 def small_disk(folder: Path, n_bytes: int) -> Iterator[Path]:
     """A real file system of this size; the test is skipped where none can be made."""
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={n_bytes}", "none", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", f"size={n_bytes},mode=700", "none", str(folder)]
     if os.name != "posix" or subprocess.run(command, capture_output=True).returncode:
         pytest.skip("a small file system can be mounted by root only")
     try:
@@ -70,9 +68,14 @@ def small_files(n_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def payloads(folder: Path) -> list[tuple[int, bytes]]:
+    """Of the volumes in a run's journal, by index, in order of arrival."""
+    entries = [(wire.decode_to_runtime(each.header), each.payload) for each in read_journal(folder / JOURNAL)]
+    return [(message.index, payload) for message, payload in entries if isinstance(message, wire.Volume)]
+
+
 def journaled(folder: Path) -> list[int]:
-    messages = [wire.decode_to_runtime(entry.header) for entry in read_journal(folder / "volumes.journal")]
-    return [message.index for message in messages if isinstance(message, wire.Volume)]
+    return [index for index, _ in payloads(folder)]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of another process are Linux's")
@@ -83,7 +86,7 @@ def test_nothing_after_the_full_disk_is_acknowledged_and_all_before_it_outlives_
     served = serve()
     client = connect(served.address)
     client.ask(scan.start)
-    limit_files(served.process.pid, 10_000)
+    limit_files(served.child("record").pid, 10_000)
     replies = [client.send_volume(scan, index) for index in range(N_VOLUMES)]
     acknowledged = [reply.index for reply in replies if isinstance(reply, wire.Ack)]
     refused = [reply for reply in replies if isinstance(reply, wire.Refused)]
@@ -94,14 +97,13 @@ def test_nothing_after_the_full_disk_is_acknowledged_and_all_before_it_outlives_
     folder = served.run_folder(scan)
     assert (folder / "volumes.journal").stat().st_size <= 10_000
     assert journaled(folder) == acknowledged
-    assert "recording has stopped at volume" in served.log()
+    assert "recording has stopped after volume" in served.log()
     served.kill()
     assert journaled(folder) == acknowledged
     again = serve(source=served.address)
     reply = connect(again.address).ask(scan.start)
     assert reply == wire.RunAccepted(run_id=scan.run_id, held=[(0, len(acknowledged))])
-    for entry, index in zip(list(read_journal(folder / "volumes.journal"))[1:], acknowledged, strict=True):
-        assert entry.payload == scan.voxels(index).tobytes()
+    assert payloads(folder) == [(index, scan.voxels(index).tobytes()) for index in acknowledged]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of another process are Linux's")
@@ -111,16 +113,17 @@ def test_a_run_goes_on_when_there_is_room_again_and_misses_nothing(
     served = serve()
     command = [sys.executable, "-m", "sim", "replay", "--nsd", str(tiny_nsd), "--connect", served.address]
     with subprocess.Popen([*command, "--speed", "100"], stderr=subprocess.PIPE, text=True) as scanner:
-        limit_files(served.process.pid, 60_000)
+        recorder = served.child("record").pid
+        limit_files(recorder, 60_000)
         assert scanner.stderr is not None
         said = ""
         while "the runtime refuses for now: cannot write" not in said:
             said = scanner.stderr.readline()
             assert said, "the scanner ended"
-        limit_files(served.process.pid, resource.RLIM_INFINITY)
+        limit_files(recorder, resource.RLIM_INFINITY)
         assert "run complete: 225 volumes acknowledged" in scanner.communicate()[1]
+    summary = account_of(closed(served.out / RUN_ID))
     assert served.interrupt() == 0
-    summary = account_of(served.out / RUN_ID)
     assert (summary["received"], summary["missing"]) == (225, 0)
     recorded = read_recorded(served.out / RUN_ID)
     assert [row.volume for row in recorded.rows] == list(range(225))
@@ -131,27 +134,27 @@ def test_a_run_goes_on_when_there_is_room_again_and_misses_nothing(
 def test_listeners_see_the_alarm_until_the_disk_takes_a_volume_again(
     tiny_bundle: Path, make_scan: type[Scan], tmp_path: Path
 ) -> None:
-    scan = make_scan(n_volumes=N_VOLUMES)
+    scan, bundle = make_scan(n_volumes=N_VOLUMES), Bundle.open(tiny_bundle)
 
     async def run(disk: Path) -> None:
-        async with bench(Bundle.open(tiny_bundle), disk) as one:
+        async with bench(bundle, disk) as one:
             await one.start(scan)
             await one.volumes(scan, range(4))
-            assert one.status.alarm == ""
+            assert one.recording.alarm == ""
             ballast = fill(disk)
             held = 4
             while isinstance(reply := await one.volume(scan, held), wire.Ack):  # in the last page's rest
                 held += 1
             assert isinstance(reply, wire.Refused)
             assert (reply.code, reply.index) == ("runtime", held)
-            assert "No space left on device" in one.status.alarm
-            assert one.status.alarm.startswith("recording has stopped at volume")
+            assert "No space left on device" in one.recording.alarm
+            assert one.recording.alarm.startswith("recording has stopped after volume")
             assert journaled(disk / scan.run_id) == list(range(held))
             ballast.unlink()
             await one.volumes(scan, range(held, N_VOLUMES))
-            assert one.status.alarm == ""
+            assert one.recording.alarm == ""
             assert await one.source.ask(scan.end()) == wire.RunClosed(run_id=scan.run_id)
-            recorded = read_recorded(one.closed[0])
+            recorded = await decoded(one.ended[0], bundle)
             assert recorded.received == set(range(N_VOLUMES))
             assert sorted(row.volume for row in recorded.rows) == list(range(N_VOLUMES))
 
@@ -162,27 +165,32 @@ def test_listeners_see_the_alarm_until_the_disk_takes_a_volume_again(
 def test_a_run_that_closes_once_there_is_room_leaves_no_alarm_behind(
     tiny_bundle: Path, make_scan: type[Scan], tmp_path: Path
 ) -> None:
-    scan = make_scan(n_volumes=8)
+    scan, bundle = make_scan(n_volumes=8), Bundle.open(tiny_bundle)
 
-    async def run(disk: Path) -> None:
-        async with bench(Bundle.open(tiny_bundle), disk) as one:
+    async def run() -> None:
+        async with bench(bundle, tmp_path) as one:
             await one.start(scan)
             await one.volumes(scan, range(8))
-            ballast = fill(disk)
-            assert isinstance(await one.source.ask(scan.end()), wire.Refused)
-            assert "No space left on device" in one.status.alarm
-            ballast.unlink()
+            size = (tmp_path / scan.run_id / JOURNAL).stat().st_size
+            with small_files(size + 10):  # room for a part of the end
+                assert isinstance(await one.source.ask(scan.end()), wire.Refused)
+            assert os.strerror(errno.EFBIG) in one.recording.alarm
+            assert one.ended == []
             assert await one.source.ask(scan.end()) == wire.RunClosed(run_id=scan.run_id)
-            assert (one.status.state, one.status.alarm) == ("ended", "")
-            assert sorted(row.volume for row in read_recorded(one.closed[0]).rows) == list(range(8))
+            assert (one.recording.is_open, one.recording.alarm) == (False, "")
+            rows = (await decoded(one.ended[0], bundle)).rows
+            assert sorted(row.volume for row in rows) == list(range(8))
 
-    with small_disk(tmp_path / "disk", 2**20) as disk:
-        asyncio.run(run(disk))
+    asyncio.run(run())
+
+
+def journal_in(folder: Path) -> Journal:
+    return Journal(Folder.open(folder, to_write=True))
 
 
 def test_a_journal_on_a_full_disk_is_whole_up_to_the_last_volume_that_fitted(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 2**16) as disk:
-        journal = Journal(disk / "volumes.journal")
+        journal = journal_in(disk)
         payload = bytes(5_000)
         while os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize > len(payload):
             journal.append(b"header", payload, 0.0)
@@ -196,25 +204,23 @@ def test_a_journal_on_a_full_disk_is_whole_up_to_the_last_volume_that_fitted(tmp
         journal.close()
 
 
-class UncutFile(io.FileIO):
-    """A file on a disk that cannot shorten files, as a full copy-on-write file system may not."""
-
-    def truncate(self, size: int | None = None) -> int:
+def test_a_journal_takes_nothing_behind_a_part_that_it_cannot_take_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot_cut(*_: object) -> None:
+        """As on a full copy-on-write file system."""
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-
-def test_a_journal_takes_nothing_behind_a_part_that_it_cannot_take_back(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "volumes.journal")
+    journal = journal_in(tmp_path)
     journal.append(b"header", b"whole", 0.0)
-    well = journal._file
-    journal._file = UncutFile(well.fileno(), "ab", closefd=False)
     size = journal.path.stat().st_size
-    with small_files(size + 100), pytest.raises(RecordError, match="cannot cut"):
-        journal.append(b"header", bytes(500), 0.0)
-    assert journal.path.stat().st_size == size + 100
-    with pytest.raises(RecordError, match="cannot cut"):  # there is room again, but the part still stands
-        journal.append(b"header", b"not taken", 0.0)
-    journal._file = well
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "ftruncate", cannot_cut)
+        with small_files(size + 100), pytest.raises(RecordError, match="cannot cut"):
+            journal.append(b"header", bytes(500), 0.0)
+        assert journal.path.stat().st_size == size + 100
+        with pytest.raises(RecordError, match="cannot cut"):  # there is room again, but the part still stands
+            journal.append(b"header", b"not taken", 0.0)
     journal.append(b"header", b"taken", 0.0)
     journal.close()
     assert [entry.payload for entry in read_journal(journal.path)] == [b"whole", b"taken"]
@@ -227,36 +233,38 @@ def test_a_run_that_cannot_begin_leaves_no_folder_behind(
     with small_disk(tmp_path / "disk", 8_192) as disk:
         (disk / "ballast").write_bytes(bytes(4_096))
         with pytest.raises(RecordError, match="No space left on device"):
-            resume.begin(disk, Bundle.open(tiny_bundle), 0, scan.start)
+            Lockstep.begin(disk, Bundle.open(tiny_bundle), scan.start)
         assert [path.name for path in disk.iterdir()] == ["ballast"]
 
 
 def test_rows_that_found_no_room_are_written_with_the_next(
     tiny_bundle: Path, make_scan: type[Scan], tmp_path: Path
 ) -> None:
-    scan = make_scan(n_volumes=N_VOLUMES)
-    run = resume.begin(tmp_path, Bundle.open(tiny_bundle), 0, scan.start)
-    table = next(run.folder.path.glob("*decoding.tsv"))
+    one = Lockstep.begin(tmp_path, Bundle.open(tiny_bundle), make_scan(n_volumes=N_VOLUMES).start)
+    table = next(one.path.glob("*decoding.tsv"))
     with small_files(table.stat().st_size + 100):  # room for a row and a part of the next
         for volume in range(5):
-            run.skip(volume, "to write a row")
-        assert "recording has stopped" in run.alarm
-    assert len(RunFolder.rows(run.folder)) < 5
-    run.skip(5, "to write a row")
-    run.folder.close()
-    assert [row.volume for row in read_recorded(run.folder.path).rows] == list(range(6))
+            one.run.skip(volume, "to write a row")
+        assert "results are not recorded" in one.run.alarm
+    assert len(one.run.folder.rows()) < 5
+    one.run.skip(5, "to write a row")
+    assert one.run.alarm == ""
+    one.run.folder.close()
+    one.let_go()
+    assert [row.volume for row in read_recorded(one.path).rows] == list(range(6))
 
 
 @pytest.mark.parametrize("n_bytes", [0, 50], ids=["nothing", "a part of a row"])
 def test_rows_of_a_bank_that_found_no_room_are_written_later(
     tiny_bank: Path, make_scan: type[Scan], tmp_path: Path, n_bytes: int
 ) -> None:
-    run = resume.begin(tmp_path, Bundle.open(tiny_bank), 0, make_scan().start)
-    table = next(run.folder.path.glob("*decoding.tsv"))
+    one = Lockstep.begin(tmp_path, Bundle.open(tiny_bank), make_scan().start)
+    table = next(one.path.glob("*decoding.tsv"))
     with small_files(table.stat().st_size + n_bytes):
         for volume in (9, 12):
             row = tables.Row(volume=volume, state="skipped", decoder="after-1")
             with pytest.raises(RecordError, match="cannot write"):
-                run.folder.write_row(row)
-    run.folder.close()
-    assert [row.volume for row in read_recorded(run.folder.path).rows_by("after-1")] == [9, 12]
+                one.run.folder.write_row(row)
+    one.run.folder.close()
+    one.let_go()
+    assert [row.volume for row in read_recorded(one.path).rows_by("after-1")] == [9, 12]

@@ -1,15 +1,15 @@
-"""A runtime as a whole, in this process."""
+"""A runtime as a whole: what it holds is let go of, whatever fails on the way."""
 
 from __future__ import annotations
 
-import asyncio
 import socket
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import pytest
-
-from realtime.service.service import Options, Service
+from .conftest import PATIENCE_S, Client, Scan, Served, is_alive, wait_until
 
 
 def is_free(address: str) -> bool:
@@ -18,37 +18,56 @@ def is_free(address: str) -> bool:
         return one.connect_ex((parts.hostname, parts.port)) != 0
 
 
-def test_all_is_let_go_of_whatever_fails_on_the_way(
-    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def run() -> None:
-        service = Service(
-            Options(
-                bundle=tiny_bundle,
-                bundle_is_demo=False,
-                source="tcp://127.0.0.1:0",
-                port=0,
-                out=tmp_path,
-                engine="onnxruntime-cpu",
-                publish="tcp://127.0.0.1:0",
-            )
-        )
-        await service.start()
-        assert service.publish_address
-        assert service.url
-        addresses = [service.source_address, service.publish_address, service.url]
+def addresses_of(served: Served) -> list[str]:
+    return [served.address, served.found(r"results published at (\S+)"), served.found(r"page: (\S+)")]
+
+
+def test_all_is_let_go_of_when_it_is_stopped_or_killed(serve: Callable[..., Served]) -> None:
+    for stop in ("interrupt", "kill"):
+        served = serve("--port", "0", "--publish", "tcp://127.0.0.1:0")
+        children = served.children()
+        assert children.keys() == {"record", "decode", "page"}
+        addresses = addresses_of(served)
         assert [is_free(address) for address in addresses] == [False] * 3
+        if stop == "interrupt":
+            assert served.interrupt() == 0
+        else:
+            served.process.kill()  # only itself: the others learn that it is gone
+        wait_until(lambda: not any(map(is_alive, children.values())), "the end of its processes")  # noqa: B023
+        assert [is_free(address) for address in addresses] == [True] * 3
 
-        def fail(*, end_run: bool) -> None:
-            raise RuntimeError("something unforeseen")
 
-        try:
-            with monkeypatch.context() as patch:
-                patch.setattr(service.pipeline, "stop", fail)
-                with pytest.raises(RuntimeError, match="something unforeseen"):
-                    await service.stop(end_run=True)
-            assert [is_free(address) for address in addresses] == [True] * 3
-        finally:
-            await service.stop(end_run=True)
+def test_a_process_that_cannot_start_takes_the_others_with_it(
+    tiny_bundle: Path, tmp_path: Path, serve: Callable[..., Served]
+) -> None:
+    """Here the decoder, whose address is taken; the message says which, and why."""
+    taken = serve("--publish", "tcp://127.0.0.1:0").found(r"results published at (\S+)")
+    command = [sys.executable, "-m", "realtime", "serve", "--bundle", str(tiny_bundle), "--port", "0"]
+    command += ["--source", "tcp://127.0.0.1:0", "--out", str(tmp_path / "other"), "--publish", taken]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=PATIENCE_S
+    )  # ends with its children
+    assert done.returncode == 2
+    assert f"{taken} is in use" in done.stderr
+    assert "the decoder did not start" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
 
-    asyncio.run(run())
+
+def test_a_folder_of_runs_has_one_runtime(
+    serve: Callable[..., Served], connect: Callable[..., Client], make_scan: type[Scan], tiny_bundle: Path
+) -> None:
+    served = serve()
+    scan = make_scan(n_volumes=20)
+    client = connect(served.address)
+    client.ask(scan.start)
+    command = [sys.executable, "-m", "realtime", "serve", "--bundle", str(tiny_bundle), "--headless"]
+    command += ["--source", "tcp://127.0.0.1:0", "--out", str(served.out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 2
+    assert f"works in {served.out}; stop it or choose another --out" in done.stderr
+    assert "Traceback" not in done.stderr
+    for index in range(20):  # the first has not noticed
+        client.send_volume(scan, index)
+    client.ask(scan.end())
+    served.closed(scan)
+    assert served.children().keys() == {"record", "decode"}
