@@ -187,6 +187,28 @@ def test_every_file_that_a_page_names_exists(page: Path) -> None:
     assert not {path for path in PATHS.findall(text) if not (ROOT / path).exists()}
 
 
+# The threat model
+
+
+PROMISES = [
+    line.strip("| ").split(" | ")
+    for line in (DOCS / "security.md").read_text().partition("## What is promised")[2].splitlines()
+    if line.startswith("| ") and line.count("`") > 1
+]
+
+
+@pytest.mark.parametrize("row", PROMISES, ids=lambda row: row[0])
+def test_a_promise_names_the_file_that_keeps_it_and_tests_that_exist(row: list[str]) -> None:
+    _, keepers, tests = row
+    assert all((ROOT / file).exists() for file in re.findall(r"`([^`]+)`", keepers))
+    files = re.findall(r"`(tests/[\w/.]+)`: ((?:`test_\w+`(?:, )?)+)", tests)
+    assert files, tests
+    for file, names in files:
+        text = (ROOT / file).read_text()
+        missing = [name for name in re.findall(r"`(\w+)`", names) if f"def {name}(" not in text]
+        assert not missing, f"{file} has no {missing}"
+
+
 # The reference
 
 
