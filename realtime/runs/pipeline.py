@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
+import msgspec
+
 from realtime import wire
 from realtime.bundle.bundle import Bundle
 from realtime.bundle.spec import Sampler
@@ -170,6 +172,7 @@ class Pipeline:
 
     async def _start(self, message: wire.RunStart, received: Received) -> None:
         settings = self._settings
+        message = msgspec.structs.replace(message, secret=None)  # it is not recorded
         settings.bundle.check_run(message)
         run = self._open_run
         if run and run.start.run_id != message.run_id:

@@ -13,6 +13,16 @@ from realtime import wire
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """Who sent a message."""
+
+    key: str = ""
+    """The public key that the peer has authenticated with (Z85); empty where the source has no keys."""
+    connection: bytes = b""
+    """Names the connection as long as it lasts; empty where the source has one connection at a time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Received:
     """A message with a valid header; its content is not yet checked against the run."""
 
@@ -22,6 +32,7 @@ class Received:
     received_s: float
     """Time when the message was complete, by ``time.perf_counter``."""
     reply: Callable[[wire.ToScanner], Awaitable[None]]
+    peer: Peer = Peer()
 
 
 class Source(Protocol):
