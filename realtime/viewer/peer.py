@@ -14,12 +14,11 @@ from realtime.viewer.live import LivePicture, PictureTrack
 from realtime.viewer.offer import (
     OfferError,
     candidate_addresses,
-    check_offer,
     gather_only,
     without_candidates,
 )
 
-CONNECT_TIMEOUT_S = 60.0
+CONNECT_TIMEOUT_S = 30.0
 """A page gives up after 3 s unless it is told to be patient; one that takes this long will never connect."""
 BUFFER_BYTES = 256 * 1024
 """With more unsent data than this in the data channel, sending waits."""
@@ -49,11 +48,10 @@ class Peer:
         video.setCodecPreferences([codec for codec in codecs if codec.mimeType in ("video/VP8", "video/rtx")])
 
     async def answer(self, offer_sdp: str) -> str:
-        """The answer to a page's offer.
+        """The answer to a page's offer, which :func:`realtime.viewer.offer.check_offer` has passed.
 
         :raises OfferError: when the offer is malformed or not one of our page
         """
-        check_offer(offer_sdp)
         offer = RTCSessionDescription(sdp=without_candidates(offer_sdp), type="offer")
         try:
             await self._connection.setRemoteDescription(offer)
