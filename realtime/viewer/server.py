@@ -162,7 +162,7 @@ class Viewer:
             check_offer(sdp)
         except TimeoutError:
             return _refusal(408, f"the offer took more than {BODY_S:.0f} s")
-        except web.RequestPayloadError:
+        except (web.RequestPayloadError, ConnectionError):
             return _refusal(400, "the offer broke off")
         except OfferError as error:
             return _refusal(400, str(error))

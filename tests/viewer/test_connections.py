@@ -16,9 +16,11 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
+import numpy as np
 import pytest
 
-from realtime.viewer import connections, open_access
+from realtime.events import Broadcast, Event
+from realtime.viewer import Viewer, connections, open_access
 
 PATIENCE_S = 120
 N_IDLE = 1_500
@@ -298,3 +300,36 @@ async def _trickle(writer: asyncio.StreamWriter) -> None:
     while True:
         await asyncio.sleep(0.02)
         writer.write(b"x")
+
+
+def test_a_page_that_does_not_read_its_websocket_is_let_go(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "STALL_S", 0.5)
+    noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
+
+    async def check() -> None:
+        broadcast = Broadcast(run.status("warming").message)
+        viewer = Viewer(broadcast, 0)
+        url, token = (await viewer.start()).split("?token=")
+        headers = {"Authorization": f"Bearer {token}"}
+        patience = aiohttp.ClientWSTimeout(ws_close=0.1)  # with a server that has hung up
+        async with (
+            aiohttp.ClientSession(url, headers=headers) as session,
+            session.ws_connect("/ws", timeout=patience) as page,
+        ):
+            await page.receive()
+            client = page.get_extra_info("socket").fileno()
+            asyncio.get_running_loop()._remove_reader(client)  # type: ignore[attr-defined]
+            [socket] = viewer._sockets
+            assert socket._req is not None
+            most, n_sent = 0, 0
+            async with asyncio.timeout(PATIENCE_S):
+                while viewer._sockets:
+                    broadcast.send(Event(run.frame(n_sent).message, image=noise))
+                    n_sent += 1
+                    await asyncio.sleep(0.02)
+                    transport = socket._req.transport
+                    most = max(most, transport.get_write_buffer_size() if transport else 0)
+            assert 0 < most < 2 * noise.nbytes
+        await viewer.stop()
+
+    asyncio.run(check())

@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -338,6 +338,62 @@ def test_an_address_that_offers_too_often_waits(with_viewer: Any, run: Any) -> N
         assert 429 in codes
 
     with_viewer(run.status("waiting"), check)
+
+
+def serve_a_page(run: Any, check: Callable[[Page, Viewer, Broadcast], Coroutine[Any, Any, None]]) -> None:
+    """Connect a page, and let ``check`` do with it what a browser would not."""
+
+    async def serving() -> None:
+        broadcast = Broadcast(run.status("trusted", 1).message)
+        viewer = Viewer(broadcast, 0)
+        url, token = (await viewer.start()).split("?token=")
+        page = Page()
+        try:
+            async with aiohttp.ClientSession(url, headers={"Authorization": f"Bearer {token}"}) as session:
+                await page.connect(session)
+            await page.hear(lambda: len(page.messages) > 0)
+            async with asyncio.timeout(PATIENCE_S):
+                await check(page, viewer, broadcast)
+                while viewer._peers:
+                    await asyncio.sleep(0.01)
+        finally:
+            await asyncio.gather(page.connection.close(), viewer.stop())
+
+    asyncio.run(serving())
+
+
+def test_a_page_that_reads_nothing_is_let_go_and_fills_no_memory(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peer, "STALL_S", 0.5)
+
+    async def check(page: Page, viewer: Viewer, broadcast: Broadcast) -> None:
+        async def ignore(_data: bytes) -> None:
+            """Acknowledge nothing, as if the network were gone one way."""
+
+        assert page.connection.sctp is not None
+        monkeypatch.setattr(page.connection.sctp, "_handle_data", ignore)
+        [connected] = viewer._peers
+        assert connected._connection.sctp is not None
+        [channel] = connected._connection.sctp._data_channels.values()
+        most = 0
+        for number in range(2_000):
+            broadcast.send(run.status("trusted", 1, message=f"{number} " + "x" * 8_000))
+            await asyncio.sleep(0)
+            most = max(most, channel.bufferedAmount)
+        assert peer.BUFFER_BYTES < most < 3 * peer.BUFFER_BYTES
+
+    serve_a_page(run, check)
+
+
+def test_a_page_that_sends_a_message_without_an_end_is_let_go(run: Any) -> None:
+    async def check(page: Page, viewer: Viewer, broadcast: Broadcast) -> None:
+        assert page.connection.sctp is not None
+        [channel] = page.connection.sctp._data_channels.values()
+        page.connection.sctp._remote_max_message_size = 0  # as if the server took any
+        channel.send(b"x" * 4 * 1024 * 1024)
+
+    serve_a_page(run, check)
 
 
 def test_one_page_too_many_is_told_so(with_viewer: Any, run: Any) -> None:
