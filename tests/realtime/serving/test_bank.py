@@ -214,7 +214,9 @@ def test_a_picture_that_no_decoder_sees_has_its_row_all_the_same(
     one.end()
     one.close()
     reasons = {
-        (row.shown_onset, row.decoder): row.reason for row in one.run.folder.rows() if row.decoder != "general"
+        (row.shown_onset, row.decoder): row.reason
+        for row in one.run.folder.rows()
+        if row.decoder != "general"
     }
     assert reasons.keys() == {(onset, name) for onset in (6, 9, 20) for name in LAST_OF_WINDOW}
     assert "not finite" in (reasons[9, "before-2"] or "")
