@@ -31,7 +31,7 @@ from realtime.bundle.locate import demo_data
 from realtime.record.journal import read_journal
 from realtime.record.reader import read_recorded
 
-RUN_ID = "killed"
+RUN_ID = "run"
 LAST_SHARE = 0.9
 """No kill after this share of a run: a scanner that restarts after the run is closed begins another run."""
 PER_RUN = 5
@@ -40,27 +40,47 @@ KILLS = {"recorder": 50, "decoder": 50, "page": 50, "scanner": 50, "serve": 20, 
 
 
 class Trial:
-    """A runtime and a scanner, as processes with their own folder."""
+    """A runtime, and a scanner once it is started, as processes with their own folder.
 
-    def __init__(self, bundle: Path, nsd: Path, run: int, work: Path, speed: float) -> None:
-        work.mkdir(parents=True)
+    :param serve: further options of `realtime serve`
+    :param scan: further options of `python -m sim replay`
+    """
+
+    def __init__(
+        self,
+        bundle: Path,
+        nsd: Path,
+        run: int,
+        work: Path,
+        speed: float,
+        *,
+        serve: Sequence[str] = (),
+        scan: Sequence[str] = (),
+    ) -> None:
+        work.mkdir(parents=True, exist_ok=True)
         self.recorded = Run(Layout(nsd), 1, 1, run)
         self.work, self.out = work, work / "runs"
         self._replay = ["--nsd", str(nsd), "--run", str(run), "--run-id", RUN_ID, "--speed", str(speed)]
-        options = ["--bundle", str(bundle), "--out", str(self.out), "--port", "0"]
+        self._replay += scan
+        options = ["--bundle", str(bundle), "--out", str(self.out), "--port", "0", *serve]
         self.runtime = Runtime(options, work=work)
-        self.scanner = self._start_scanner()
+        self._scanner: subprocess.Popen[bytes] | None = None
 
     @property
     def folder(self) -> Path:
         """Of the run."""
         return self.out / RUN_ID
 
+    @property
+    def journal(self) -> Path:
+        """Of the run."""
+        return self.folder / "volumes.journal"
+
     def wait_for_volume(self, moment: float) -> None:
         """Wait until the journal holds as many volumes, as far as its size tells."""
-        journal = self.folder / "volumes.journal"
+        journal = self.journal
         size = moment * self.recorded.volume(0).nbytes
-        wait_until(
+        self._wait_until(
             lambda: journal.exists() and journal.stat().st_size >= size, f"volume {moment:.0f} in {journal}"
         )
 
@@ -68,38 +88,42 @@ class Trial:
         """Kill a process; it is started again. Return which one was killed."""
         if role != "scanner":
             return self.runtime.kill(role)
-        self.scanner.kill()
-        self.scanner.wait()
-        self.scanner = self._start_scanner()
+        self._kill_scanner()
+        self.start_scanner()
         return role
 
     def finish(self) -> None:
         """Wait until the scanner has ended the run and the runtime has reported it; stop the runtime."""
-        if self.scanner.wait(PATIENCE_S):
-            raise SystemExit(f"the scanner failed; see {self.work / 'sim.log'}")
-        wait_until(lambda: (self.folder / "report.html").exists(), f"the report in {self.folder}")
+        scanner = self._scanner
+        assert scanner
+        self._wait_until(lambda: scanner.poll() is not None, "the scanner's end")
+        if scanner.returncode:
+            said = (self.work / "sim.log").read_text()
+            raise SystemExit(f"the scanner failed; it printed: {said[-4000:]}")
+        self._wait_until(lambda: (self.folder / "report.html").exists(), f"the report in {self.folder}")
         self.runtime.stop()
 
     def close(self) -> None:
         """Kill the processes that still run."""
-        for process in (self.scanner, self.runtime.serve):
-            process.kill()
-            process.wait()
+        self._kill_scanner()
+        self.runtime.close()
 
-    def _start_scanner(self) -> subprocess.Popen[bytes]:
-        return replay(self.runtime.address, self._replay, work=self.work)
+    def start_scanner(self) -> None:
+        """Begin to send the run, or go on with it."""
+        self._scanner = replay(self.runtime.address, self._replay, work=self.work)
 
+    def _wait_until(self, condition: Callable[[], bool], expected: str) -> None:
+        deadline_s = time.monotonic() + PATIENCE_S
+        while not condition():
+            self.runtime.check()
+            if time.monotonic() > deadline_s:
+                raise SystemExit(f"expected {expected} within {PATIENCE_S:.0f} s; see {self.work}")
+            time.sleep(0.002)
 
-def wait_until(condition: Callable[[], bool], expected: str) -> None:
-    """Wait until a condition holds.
-
-    :raises SystemExit: when it does not in time
-    """
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not condition():
-        if time.monotonic() > deadline_s:
-            raise SystemExit(f"expected {expected} within {PATIENCE_S:.0f} s")
-        time.sleep(0.002)
+    def _kill_scanner(self) -> None:
+        if self._scanner:
+            self._scanner.kill()
+            self._scanner.wait()
 
 
 def killed_run(
@@ -108,6 +132,7 @@ def killed_run(
     """Send a run, kill each victim in turn, check and replay it; return its number of frames, and deaths."""
     deaths: Counter[str] = Counter()
     trial = Trial(bundle, nsd, run, work, speed)
+    trial.start_scanner()
     try:
         last = LAST_SHARE * trial.recorded.n_volumes
         moments = sorted(rng.uniform(0, last) for _ in victims)
@@ -144,7 +169,7 @@ def check(trial: Trial) -> None:
     recorded = read_recorded(folder)
     n_volumes = trial.recorded.n_volumes
     volumes: dict[int, bytes] = {}
-    for entry in read_journal(folder / "volumes.journal"):
+    for entry in read_journal(trial.journal):
         message = wire.decode_to_runtime(entry.header)
         if isinstance(message, wire.Volume):
             volumes[message.index] = entry.payload

@@ -91,11 +91,19 @@ class Runtime:
 
     def _wait_for(self, find: Callable[[str], str]) -> str:
         deadline_s = time.monotonic() + PATIENCE_S
-        while time.monotonic() < deadline_s and self.serve.poll() is None:
+        while time.monotonic() < deadline_s:
             if found := find(self.said()):
                 return found
+            self.check()
             time.sleep(0.01)
         raise SystemExit(f"the runtime did not start; it printed: {self.said()[-4000:]}")
+
+    def check(self) -> None:
+        """:raises SystemExit: when `serve` has ended by itself"""
+        if self.serve.poll() is not None:
+            raise SystemExit(
+                f"the runtime ended with code {self.serve.returncode}; it printed: {self.said()[-4000:]}"
+            )
 
     def said(self) -> str:
         """What the runtime printed since its start."""
@@ -104,7 +112,9 @@ class Runtime:
     @property
     def processes(self) -> dict[str, psutil.Process]:
         """Those that run, by role; ``serve`` is the one that was started, and in one process the only one."""
-        return _by_role(self.serve.pid)
+        self.check()
+        serve = psutil.Process(self.serve.pid)
+        return {"serve": serve, **dict(_children(serve))}
 
     def kill(self, role: str) -> str:
         """``kill -9`` one process, or ``all``; returns the role that was killed.
@@ -115,19 +125,29 @@ class Runtime:
         if role in SUBCOMMANDS.values() and self.is_split:
             self._wait_for_process(role).kill()
             return role
-        victims = list(self.processes.values()) if role == "all" else [psutil.Process(self.serve.pid)]
-        for process in victims:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        self.serve.wait()
+        if role == "all":
+            self.close()
+        else:
+            self.serve.kill()
+            self.serve.wait()
         self.start()
         return "all" if role == "all" else "serve"
 
+    def close(self) -> None:
+        """Kill every process that still runs."""
+        if self.serve.poll() is None:
+            serve = psutil.Process(self.serve.pid)
+            for process in (serve, *serve.children(recursive=True)):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            self.serve.wait()
+
     def _wait_for_process(self, role: str) -> psutil.Process:
         deadline_s = time.monotonic() + PATIENCE_S
-        while time.monotonic() < deadline_s and self.serve.poll() is None:
+        while time.monotonic() < deadline_s:
             if process := self.processes.get(role):
                 return process
+            self.check()
             time.sleep(0.01)
         raise SystemExit(f"expected that the {role} is started again; see {self.work / 'realtime.log'}")
 
@@ -144,13 +164,8 @@ class Runtime:
         return time.monotonic() - begun_s
 
 
-def _by_role(pid: int) -> dict[str, psutil.Process]:
-    serve = psutil.Process(pid)
-    return {"serve": serve, **dict(_children(serve))}
-
-
 def _children(serve: psutil.Process) -> Iterator[tuple[str, psutil.Process]]:
-    for child in serve.children(recursive=True):
+    for child in serve.children():
         with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
             for program, word in pairwise(child.cmdline()):
                 if Path(program).name == "realtime" and word in SUBCOMMANDS:

@@ -1,4 +1,4 @@
-"""``python -m export``: makes bundles from checkpoints, banks from bundles, and TensorRT engines."""
+"""``python -m export``: makes bundles from checkpoints, banks from bundles, TensorRT engines, signatures."""
 
 from __future__ import annotations
 
@@ -54,8 +54,9 @@ example:
 """
 
 _ENGINES_DESCRIPTION = """\
-Build TensorRT engines of a bundle for this machine's GPU. They are written into the bundle, which can hold
-the engines of several GPUs.
+Build TensorRT engines of a bundle for this machine's GPU. They are written into the user's cache, on Linux
+~/.cache/realtime-dynadiff, under the bundle's SHA-256. An engine is executable code, so it never travels in a
+bundle: build it on every machine that serves, as the user who serves.
 
 The precision of each engine's layers is checked: it is an error if a layer of a float16 graph computes in
 float32 without need. Each engine and a whole picture are compared with ONNX Runtime on the CPU. Either all
@@ -70,6 +71,28 @@ example:
 
 Needs an NVIDIA GPU and pip install '.[tensorrt]', but not torch. An engine works only with the version of
 TensorRT, the GPU architecture and the graphs that it was built for; build again when one of them changes.
+"""
+
+
+_SIGN_DESCRIPTION = """\
+Sign a bundle, so that others can check who made it. Its files are checked first; the signature is written
+beside bundle.json, which names the SHA-256 of every other file. The format is minisign's: a key of that tool
+signs too (minisign -S -s KEY -m BUNDLE/bundle.json), and that tool can check the signature.
+"""
+
+_SIGN_EPILOG = """\
+example:
+
+  python -m export signing-key ~/lab.key
+  python -m export sign bundles/sub-01 --key ~/lab.key
+  realtime serve --bundle bundles/sub-01 --require-signed --signer lab.pub
+"""
+
+_SIGNING_KEY_DESCRIPTION = """\
+Make a key to sign bundles with: FILE is the secret key, which has no password and which only you may read;
+beside it, with the suffix .pub, is the public key. Give the public key to those who use your bundles, over a
+way that they trust. They pass it as --signer, or put it into the folder signers of realtime's user
+configuration.
 """
 
 
@@ -146,6 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_bundle)
     _add_bank(commands)
     _add_engines(commands)
+    _add_signing(commands)
     return parser
 
 
@@ -194,6 +218,26 @@ def _add_engines(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="file with kernel timings; read if it exists, and written, so that the next build is faster",
     )
     command.set_defaults(run=_engines)
+
+
+def _add_signing(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "sign",
+        help="sign a bundle",
+        description=_SIGN_DESCRIPTION,
+        epilog=_SIGN_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
+    command.add_argument(
+        "--key", type=Path, required=True, metavar="FILE", help="secret key that `signing-key` made"
+    )
+    command.set_defaults(run=_sign)
+    command = commands.add_parser(
+        "signing-key", help="make a key to sign bundles with", description=_SIGNING_KEY_DESCRIPTION
+    )
+    command.add_argument("file", type=Path, metavar="FILE", help="where to write the secret key")
+    command.set_defaults(run=_signing_key)
 
 
 def _form(options: argparse.Namespace) -> Form:
@@ -251,6 +295,22 @@ def _engines(options: argparse.Namespace) -> None:
     sizes = [path.stat().st_size for path in built.iterdir()]
     print(f"{built}: {sum(sizes) / 1e6:.1f} MB")
     print(f"serve with them: realtime serve --bundle {options.bundle}")
+
+
+def _sign(options: argparse.Namespace) -> None:
+    from export.bundle.sign import sign_bundle
+
+    public = sign_bundle(options.bundle, options.key)
+    print(f"{options.bundle}: signed with the key {public.name}")
+    print(f"check it: realtime doctor --bundle {options.bundle} --require-signed --signer {public.text}")
+
+
+def _signing_key(options: argparse.Namespace) -> None:
+    from export.bundle.sign import make_signing_key
+
+    public = make_signing_key(options.file)
+    print(f"{options.file}: the secret key; keep it to yourself")
+    print(f"{public}: the public key; give it to those who use your bundles")
 
 
 if __name__ == "__main__":

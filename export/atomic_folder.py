@@ -9,7 +9,8 @@ from pathlib import Path
 
 from export.errors import ExportError
 from realtime.atomic import whole
-from realtime.bundle.files import read_bytes
+from realtime.bundle.regular_file import read_bytes
+from realtime.bundle.signers import SIGNATURE_FILE
 from realtime.bundle.spec import MAX_SPEC_BYTES, SPEC_FILE, decode_spec
 from realtime.decoding.engines.plans import ENGINES_FOLDER, RECORD_FILE
 from realtime.errors import BundleError
@@ -58,8 +59,13 @@ def check_replaceable(out: Path) -> None:
             "--out"
         )
     try:
-        # Engines are replaced too, because they work only with the graphs that they were built from.
-        known = {SPEC_FILE, ENGINES_FOLDER, *decode_spec(read_bytes(out / SPEC_FILE, MAX_SPEC_BYTES)).files}
+        # Engines that an earlier release wrote into a bundle are replaced too: nothing loads them any more.
+        known = {
+            SPEC_FILE,
+            SIGNATURE_FILE,
+            ENGINES_FOLDER,
+            *decode_spec(read_bytes(out / SPEC_FILE, MAX_SPEC_BYTES)).files,
+        }
     except BundleError as error:
         raise ExportError(
             f"expected {out} to be a bundle, but it cannot be read as one ({error}); remove it first"

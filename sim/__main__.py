@@ -109,13 +109,14 @@ def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--connect",
         default="tcp://127.0.0.1:5555",
         metavar="ADDRESS",
-        help="address of the runtime (default tcp://127.0.0.1:5555)",
+        help="address of the runtime, tcp:// or ipc:// (default tcp://127.0.0.1:5555)",
     )
     parser.add_argument(
         "--keys",
         type=Path,
         metavar="DIR",
-        help="the scanner's folder made by `realtime keys`, if the runtime requires keys",
+        help="the scanner's folder made by `realtime keys` (default: the keys that `realtime serve` made for "
+        "this user's programs on this machine; an ipc:// address needs none)",
     )
     parser.add_argument(
         "--speed", type=float, default=1.0, help="1 is the scan's pace, 8 is eight times as fast (default 1)"
@@ -146,7 +147,6 @@ def _replay(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from nsd import Layout
-    from realtime.network.curve import load_client_keys
     from sim.faults import FaultyLink, FaultyScan, describe, draw_plan, late_tr, parse_rates
     from sim.recording import Recording
     from sim.scanner import Scanner, ZmqLink
@@ -157,7 +157,6 @@ def _replay(arguments: argparse.Namespace) -> int:
 
     if arguments.stop_with_stdin:
         threading.Thread(target=_exit_at_end_of_input, daemon=True).start()
-    keys = load_client_keys(arguments.keys) if arguments.keys else None
     numbers = {"subject": arguments.subject, "session": arguments.session, "run": arguments.run}
     with Recording(Layout(arguments.nsd), **numbers, run_id=arguments.run_id) as recording:
         plan = draw_plan(parse_rates(arguments.fault), arguments.fault_seed, recording.start)
@@ -167,7 +166,7 @@ def _replay(arguments: argparse.Namespace) -> int:
         for line in describe(plan):
             tell(line)
         with (
-            ZmqLink(arguments.connect, keys) as link,
+            ZmqLink(arguments.connect, arguments.keys) as link,
             tqdm(total=sender.start.n_volumes, unit="volume", desc="replay", disable=None) as progress,
         ):
             scanner = Scanner(scan, FaultyLink(link, plan), sender, tell=tell)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 import zmq
 from tqdm import tqdm
 
 from realtime import wire
-from realtime.network.curve import ClientKeys
+from realtime.network.curve import load_client_keys, own_client_keys
 from sim.errors import SimError
 from sim.sender import Reconnect, Sender, State
 
@@ -41,13 +42,14 @@ class Link(Protocol):
 class ZmqLink:
     """A DEALER socket that connects to the runtime's ROUTER. A context manager.
 
-    :param keys: keys for a runtime that requires them; only that runtime receives the volumes
+    :param keys: the scanner's folder of keys; by default that of this user, which may appear later. Only the
+        runtime that the keys name receives the volumes. An ``ipc://`` address needs none
     :raises SimError: when ``endpoint`` is not an address that ZeroMQ can connect to
     """
 
-    def __init__(self, endpoint: str, keys: ClientKeys | None = None) -> None:
+    def __init__(self, endpoint: str, keys: Path | None = None) -> None:
         self._endpoint = endpoint
-        self._keys = keys
+        self._keys = load_client_keys(keys) if keys else None
         self._context = zmq.Context()
         self._socket = self._connect()
 
@@ -77,6 +79,8 @@ class ZmqLink:
         self._socket = self._connect()
 
     def _connect(self) -> zmq.Socket[bytes]:
+        if self._keys is None and self._endpoint.startswith("tcp:"):
+            self._keys = own_client_keys("scanner")
         socket = self._context.socket(zmq.DEALER)
         if self._keys:
             self._keys.use(socket)
@@ -179,8 +183,8 @@ class Scanner:
     def _say_unanswered(self) -> None:
         if self.sender.is_unanswered and not self._said_unanswered:
             self._tell(
-                "no answer from the runtime; trying again, nothing is lost (Ctrl-C ends). A runtime with "
-                "--keys answers only known keys, and its log names the keys it turned away"
+                "no answer from the runtime; trying again, nothing is lost (Ctrl-C ends). A runtime "
+                "answers only known keys, and its log names the keys it turned away"
             )
         self._said_unanswered = self.sender.is_unanswered
         if self.sender.trouble and not self._said_trouble:

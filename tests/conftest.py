@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import HealthCheck, settings
 
 from .signal_stack import signal_stack
-from .tools import CHROMIUM, COMPILER, CURL, told
+from .tools import CHROMIUM, COMPILER, CURL, MINISIGN, told
 
 # Before torch is loaded, and for the processes that tests start. The models are so small that a second thread
 # gains nothing, and threads that spin while they wait for each other take the cores from other processes.
@@ -28,6 +28,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # How fast an example runs on a busy machine is no property of the code.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_configuration(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The tests' runtimes and scanners keep their keys in a folder of the session's, not the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("configuration")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -46,6 +54,12 @@ def compiler() -> str:
 def curl() -> str:
     """The path of curl."""
     return CURL.path()
+
+
+@pytest.fixture(scope="session")
+def minisign() -> str:
+    """The path of minisign."""
+    return MINISIGN.path()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -113,6 +113,24 @@ def test_a_command_takes_the_options_the_documentation_gives_it(command: str) ->
         assert module == "venv" or rest[0] in subcommands(module)
 
 
+UNITS = [
+    pytest.param(command, id=" ".join(command.split()[1:2]))
+    for _, block in blocks("ini")
+    for command in re.findall(r"^ExecStart=(.+)$", block, flags=re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize("command", UNITS)
+def test_a_systemd_unit_starts_a_command_with_options_that_it_has(command: str) -> None:
+    program, *rest = shlex.split(command)
+    assert Path(program).name == "realtime"
+    parser_of("realtime").parse_args(rest)
+
+
+def test_systemd_has_a_unit_for_each_process_of_the_runtime() -> None:
+    assert sorted(shlex.split(unit.values[0])[1] for unit in UNITS) == ["decode", "page", "record"]  # type: ignore[arg-type]
+
+
 def test_links_and_pictures_are_there() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", without_code(page.read_text())):
@@ -167,6 +185,28 @@ PATHS = re.compile(r"`((?:realtime|nsd|sim|train|export|benchmarks|docs|tests)/[
 def test_every_file_that_a_page_names_exists(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     assert not {path for path in PATHS.findall(text) if not (ROOT / path).exists()}
+
+
+# The threat model
+
+
+PROMISES = [
+    line.strip("| ").split(" | ")
+    for line in (DOCS / "security.md").read_text().partition("## What is promised")[2].splitlines()
+    if line.startswith("| ") and line.count("`") > 1
+]
+
+
+@pytest.mark.parametrize("row", PROMISES, ids=lambda row: row[0])
+def test_a_promise_names_the_file_that_keeps_it_and_tests_that_exist(row: list[str]) -> None:
+    _, keepers, tests = row
+    assert all((ROOT / file).exists() for file in re.findall(r"`([^`]+)`", keepers))
+    files = re.findall(r"`(tests/[\w/.]+)`: ((?:`test_\w+`(?:, )?)+)", tests)
+    assert files, tests
+    for file, names in files:
+        text = (ROOT / file).read_text()
+        missing = [name for name in re.findall(r"`(\w+)`", names) if f"def {name}(" not in text]
+        assert not missing, f"{file} has no {missing}"
 
 
 # The reference

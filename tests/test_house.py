@@ -181,3 +181,27 @@ def test_the_commands_of_the_base_install_load_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_recorder_loads_no_image_no_model_and_no_page() -> None:
+    """It must start at once, stay small, and not fail where one of these does."""
+    code = (
+        "import sys, realtime.cli, realtime.service.record, realtime.commands.record\n"
+        "big = {'cv2', 'onnxruntime', 'openvino', 'scipy', 'nibabel', 'pydicom', 'aiohttp', 'aiortc', 'av'}\n"
+        "rooms = {f'realtime.{room}' for room in ('decoding', 'runs', 'viewer', 'report')}\n"
+        "loaded = (big | rooms) & set(sys.modules)\n"
+        "sys.exit(f'loaded {loaded}' if loaded else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+MOST_FILES_OF_A_VOLUME = 12
+
+
+def test_the_way_of_a_volume_is_short() -> None:
+    way = ARCHITECTURE.partition("\n## The way of a volume\n")[2].partition("\n## ")[0]
+    steps = re.findall(r"^(\d+)\. \*\*`([\w/.]+)`\*\*", way, flags=re.MULTILINE)
+    assert [int(number) for number, _ in steps] == list(range(1, len(steps) + 1))
+    assert 0 < len(steps) <= MOST_FILES_OF_A_VOLUME
+    assert all((ROOT / file).is_file() for _, file in steps)

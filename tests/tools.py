@@ -63,7 +63,8 @@ COMPILER = Tool(
     find=_find_compiler,
 )
 CURL = Tool(name="curl", install="apt-get install curl", find=lambda: shutil.which("curl"))
-TOOLS = (CHROMIUM, COMPILER, CURL)
+MINISIGN = Tool(name="minisign", install="apt-get install minisign", find=lambda: shutil.which("minisign"))
+TOOLS = (CHROMIUM, COMPILER, CURL, MINISIGN)
 
 
 def told(skipped: list[str]) -> list[str]:

@@ -5,7 +5,8 @@
 
 Here the volumes are those of a 4D NIfTI file, one every TR; replace `volumes`, and `start`, which says what
 they look like, by what your scanner gives. Stopped and started again, it goes on with the first volume that
-the runtime lacks. On another machine, give the scanner's folder from `realtime keys keys` after the address.
+the runtime lacks. It uses the scanner's keys that the runtime made for this user. On another machine, give
+the scanner's folder from `realtime keys keys` after the address. An ipc:// address needs no keys.
 
 The messages are described in realtime/wire.py.
 """
@@ -22,7 +23,7 @@ import zmq
 from numpy.typing import NDArray
 
 from realtime import wire
-from realtime.network.curve import load_client_keys
+from realtime.network.curve import load_client_keys, own_client_keys
 
 PATIENCE_MS = 30_000
 
@@ -61,8 +62,9 @@ def ask(message: wire.ToRuntime, buffer: bytes = b"") -> wire.ToScanner:
 
 socket = zmq.Context().socket(zmq.DEALER)
 socket.linger = 0
-if folder:
-    load_client_keys(Path(folder[0])).use(socket)
+keys = load_client_keys(Path(folder[0])) if folder else own_client_keys("scanner")
+if keys and address.startswith("tcp:"):
+    keys.use(socket)
 socket.connect(address)
 
 accepted = ask(start)

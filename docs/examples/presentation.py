@@ -4,8 +4,9 @@
     python docs/examples/presentation.py tcp://127.0.0.1:5557 < pictures.txt
 
 Each line of the input is the volume at which a picture appears, counted from 0 by the scanner's trigger
-pulses, and its PNG file. Needs pyzmq and msgspec, and nothing of this project. On another machine, give the
-scanner's folder from `realtime keys keys` after the address.
+pulses, and its PNG file. Needs pyzmq, msgspec and platformdirs, and nothing of this project. It uses the keys
+that the runtime made for this user; on another machine, give the folder `presentation` from
+`realtime keys keys` after the address. An ipc:// address needs no keys.
 
 The message is described in realtime/wire.py (Marker); the runtime puts it into the run that is open.
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 import zmq
+from platformdirs import user_config_path
 from zmq.auth import load_certificate
 
 PATIENCE_MS = 30_000
@@ -22,9 +24,10 @@ PATIENCE_MS = 30_000
 address, *folder = sys.argv[1:]
 socket = zmq.Context().socket(zmq.DEALER)
 socket.linger = 0
-if folder:
-    socket.curve_publickey, socket.curve_secretkey = load_certificate(Path(folder[0]) / "client.key_secret")
-    socket.curve_serverkey, _ = load_certificate(Path(folder[0]) / "server.key")
+if address.startswith("tcp:"):
+    keys = Path(folder[0]) if folder else user_config_path("realtime-dynadiff") / "keys" / "presentation"
+    socket.curve_publickey, socket.curve_secretkey = load_certificate(keys / "client.key_secret")
+    socket.curve_serverkey, _ = load_certificate(keys / "server.key")
 socket.connect(address)
 
 for line in sys.stdin:

@@ -4,8 +4,9 @@
     python docs/examples/subscriber.py tcp://127.0.0.1:5556
 
 It ends with the first run of which it saw a frame. A bank sends a frame for each of its decoders: `decoder`
-names it, `shown_onset` the picture. Needs pyzmq, msgspec and numpy, and nothing of this project. On another
-machine, with keys from `realtime keys keys --subscriber screen`:
+names it, `shown_onset` the picture. Needs pyzmq, msgspec, numpy and platformdirs, nothing of this project. It
+uses the keys that the runtime made for this user; an ipc:// address needs none. On another machine, with keys
+from `realtime keys keys --subscriber screen`:
 
     python docs/examples/subscriber.py tcp://192.0.2.7:5556 keys/screen
 
@@ -18,13 +19,15 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import zmq
+from platformdirs import user_config_path
 from zmq.auth import load_certificate
 
 address, *folder = sys.argv[1:]
 socket = zmq.Context().socket(zmq.SUB)
-if folder:
-    socket.curve_publickey, socket.curve_secretkey = load_certificate(Path(folder[0]) / "client.key_secret")
-    socket.curve_serverkey, _ = load_certificate(Path(folder[0]) / "server.key")
+if address.startswith("tcp:"):
+    keys = Path(folder[0]) if folder else user_config_path("realtime-dynadiff") / "keys" / "subscriber"
+    socket.curve_publickey, socket.curve_secretkey = load_certificate(keys / "client.key_secret")
+    socket.curve_serverkey, _ = load_certificate(keys / "server.key")
 for wanted in ("frame", "run_start", "run_end"):
     socket.subscribe(wanted)
 socket.connect(address)

@@ -17,6 +17,7 @@ from export.tensorrt_plans.plan_parity import picture_psnr_db, worst_differences
 from export.tensorrt_plans.precision import Precisions, check_graph, check_precisions
 from realtime.bundle.bundle import Bundle
 from realtime.bundle.files import file_sha256
+from realtime.bundle.user_cache import make_cache_folder
 from realtime.decoding.engines.choose import open_engine
 from realtime.decoding.engines.cuda import first_device
 from realtime.decoding.engines.plans import (
@@ -35,7 +36,7 @@ _log = logging.getLogger(__name__)
 def build_engines(
     folder: Path, *, optimization_level: int | None = None, timing_cache: Path | None = None
 ) -> Path:
-    """Build a bundle's engines; all of them are written, or existing ones stay.
+    """Build a bundle's engines in the user's cache; all of them are written, or existing ones stay.
 
     :param folder: folder of the bundle
     :param optimization_level: TensorRT's optimization level, 0 to 5; by default TensorRT's own
@@ -52,8 +53,13 @@ def build_engines(
         _check_graph(bundle, graph)
     if timing_cache:
         _make_writable(timing_cache)
-    out = plans_folder(folder, version, device.sm)
+    try:
+        make_cache_folder(bundle.sha256)
+    except OSError as error:
+        raise ExportError(f"cannot make the user's cache {error.filename}: {error.strerror}") from error
+    out = plans_folder(bundle, version, device.sm)
     with staging(out, check_engines_replaceable) as staged:
+        staged.chmod(0o700)  # the runtime loads no engine that others could have written
         found = {
             graph: _build(bundle, graph, staged, optimization_level, timing_cache)
             for graph in bundle.spec.graphs
@@ -128,6 +134,7 @@ def _build(
 def _write(path: Path, content: bytes | memoryview) -> None:
     try:
         path.write_bytes(content)
+        path.chmod(0o600)
     except OSError as error:
         raise ExportError(
             f"cannot write {len(content) / 1e6:.0f} MB to {path.parent.parent}: {error.strerror}; no engine "

@@ -10,18 +10,19 @@
                           files of a bank's specialised decoders
     parity.json .html     numerical differences at each step from the checkpoint to the bundle
     README.md             model card
-    engines/              optional graphs compiled for one machine, not part of the bundle's identity
+    bundle.json.minisig   optional signature of bundle.json
 
 Opening a bundle needs no torch and executes nothing in it. ``bundle.json`` contains the SHA-256 of every
 other file, so its own SHA-256 identifies the whole bundle. Unlisted graphs and arrays are refused; other
-unlisted files, such as notes, are never read and allowed. Engines are built later from the bundle. Their
-folder has its own digests and is not checked here.
+unlisted files, such as notes, are never read and allowed. Engines that are compiled from the graphs are not
+part of a bundle: see :mod:`realtime.bundle.user_cache`.
 
 Legend: V voxels of the ROI, T volumes of a window, c, h, w latent channels, height and width.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +33,19 @@ from numpy.typing import NDArray
 
 from realtime.bundle import files as bundle_files
 from realtime.bundle.grid import same_grid
-from realtime.bundle.match import check_run, read_spec
-from realtime.bundle.spec import PRIOR_FILE, Decoder, Roi, Sampler, Spec
+from realtime.bundle.match import check_run
+from realtime.bundle.regular_file import read_bytes
+from realtime.bundle.signers import Signed, Trust
+from realtime.bundle.spec import (
+    MAX_SPEC_BYTES,
+    PRIOR_FILE,
+    SPEC_FILE,
+    Decoder,
+    Roi,
+    Sampler,
+    Spec,
+    decode_spec,
+)
 from realtime.bundle.statistics import VoxelStatistics
 from realtime.errors import BundleError
 from realtime.wire import RunStart
@@ -54,16 +66,21 @@ class Bundle:
     prior: VoxelStatistics
     null_conditions: Mapping[str, NDArray[np.float32]]
     """[tokens, width], by the name of the decoder."""
+    signed: Signed = Signed()
 
     @classmethod
-    def open(cls, folder: Path) -> Bundle:
+    def open(cls, folder: Path, trust: Trust = Trust()) -> Bundle:  # noqa: B008  # frozen
         """Read and check a bundle.
 
-        :raises BundleError: when a file is missing or changed, or the spec is too new or inconsistent
+        :param trust: whose signatures count, and whether one is required
+        :raises BundleError: when a file is missing or changed, the spec is too new or inconsistent, or the
+            signature does not match or is missing although required
         """
         if not folder.is_dir():
             raise BundleError(f"expected a bundle's folder, found none at {folder}")
-        spec, sha256 = read_spec(folder)
+        encoded = read_bytes(folder / SPEC_FILE, MAX_SPEC_BYTES)
+        signed = trust.check(folder, encoded)
+        spec = decode_spec(encoded, folder / SPEC_FILE)
         for file, expected in spec.files.items():
             bundle_files.check_sha256(folder / file, expected)
         bundle_files.check_no_unlisted_files(folder, spec.files.keys())
@@ -71,13 +88,14 @@ class Bundle:
         return cls(
             folder=folder,
             spec=spec,
-            sha256=sha256,
+            sha256=hashlib.sha256(encoded).hexdigest(),
             roi_mask=mask,
             prior=VoxelStatistics.read(folder / PRIOR_FILE, spec.roi.n_voxels),
             null_conditions={
                 decoder.name: bundle_files.read_npy(folder / decoder.null_condition, spec.condition_shape)
                 for decoder in spec.decoders
             },
+            signed=signed,
         )
 
     def graph_path(self, name: str) -> Path:

@@ -11,7 +11,6 @@ import hashlib
 import io
 import math
 import os
-import stat
 import zipfile
 import zlib
 from collections.abc import Collection
@@ -26,10 +25,9 @@ from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from realtime.bundle.gzip import unpack
+from realtime.bundle.regular_file import open_regular
 from realtime.errors import BundleError
 
-MAX_FILE_BYTES = 2**36
-"""Limit of any file of a bundle, 64 GiB: a sparse file can be so large that to hash it takes days."""
 MAX_GRID_VOXELS = 2**27
 MODEL_SUFFIXES = (".onnx", ".data", ".plan", ".engine", ".npz", ".npy")
 """Suffixes of graphs and arrays; ``.data`` files are external weights, which the engine opens."""
@@ -47,28 +45,6 @@ _NIBABEL_FAILURES = (
     WrapStructError,
     zlib.error,
 )
-
-
-def open_regular(path: Path, limit: int = MAX_FILE_BYTES) -> io.BufferedReader:
-    """Open a file for reading, without waiting for anything but the disk; links are followed.
-
-    :raises OSError: when it cannot be opened
-    :raises BundleError: when it is not a regular file, or is larger than ``limit`` bytes
-    """
-    file = open(path, "rb", opener=_open_without_waiting)
-    found = os.fstat(file.fileno())
-    if stat.S_ISREG(found.st_mode) and found.st_size <= limit:
-        return file
-    file.close()
-    if stat.S_ISREG(found.st_mode):
-        problem = f"expected at most {limit} bytes, found {found.st_size}"
-    else:
-        problem = "expected a regular file, found a FIFO or a device"
-    raise BundleError(f"{path}: {problem}; copy the bundle again from a source that you trust")
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # Windows has no such flag, and no FIFOs
 
 
 def file_sha256(path: Path) -> str:
@@ -109,18 +85,6 @@ def check_no_unlisted_files(folder: Path, listed: Collection[str]) -> None:
             f"{folder}: expected only the files that bundle.json lists, found also {names}; "
             "move these files away, or export the bundle again"
         )
-
-
-def read_bytes(path: Path, limit: int) -> bytes:
-    """Read a small file.
-
-    :raises BundleError: when it cannot be read, is not a regular file, or is larger than ``limit`` bytes
-    """
-    try:
-        with open_regular(path, limit) as file:
-            return file.read(limit)
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be read: {error.strerror}; is this folder a bundle?") from error
 
 
 def read_mask(path: Path) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:

@@ -9,8 +9,9 @@ import hashlib
 from pathlib import Path
 
 from realtime.bundle.grid import same_grid
+from realtime.bundle.regular_file import read_bytes
 from realtime.bundle.spec import MAX_SPEC_BYTES, SPEC_FILE, Spec, decode_spec
-from realtime.errors import BundleError, WireError
+from realtime.errors import WireError
 from realtime.wire import RunStart
 
 TR_TOLERANCE = 0.005
@@ -24,15 +25,8 @@ def read_spec(folder: Path) -> tuple[Spec, str]:
 
     :raises BundleError: when there is no bundle, or its spec is too new or inconsistent
     """
-    path = folder / SPEC_FILE
-    try:
-        with path.open("rb") as file:
-            encoded = file.read(MAX_SPEC_BYTES + 1)
-    except OSError as error:
-        raise BundleError(f"expected a bundle in {folder}: {error.strerror or error}: {path}") from error
-    if len(encoded) > MAX_SPEC_BYTES:
-        raise BundleError(f"expected at most {MAX_SPEC_BYTES} bytes in {path}, got more")
-    return decode_spec(encoded, path), hashlib.sha256(encoded).hexdigest()
+    encoded = read_bytes(folder / SPEC_FILE, MAX_SPEC_BYTES)
+    return decode_spec(encoded, folder / SPEC_FILE), hashlib.sha256(encoded).hexdigest()
 
 
 def check_run(spec: Spec, start: RunStart) -> None:

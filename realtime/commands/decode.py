@@ -6,6 +6,7 @@ import argparse
 
 from realtime.commands.keys import add_keys_option
 from realtime.commands.options import add_bundle_options, add_decoder_options
+from realtime.commands.signers import add_signer_options, trust_of
 from realtime.commands.supervised import add_supervised_option, configure_log
 
 
@@ -20,6 +21,7 @@ def add_decode(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     add_bundle_options(parser)
     add_decoder_options(parser)
+    add_signer_options(parser)
     add_keys_option(parser)
     add_supervised_option(parser)
     parser.set_defaults(command=_decode)
@@ -35,6 +37,7 @@ def _decode(arguments: argparse.Namespace) -> None:
         Options(
             bundle=bundle,
             bundle_is_demo=is_shipped(bundle),
+            trust=trust_of(arguments),
             out=arguments.out,
             engine=arguments.engine,
             sampler=arguments.sampler,

@@ -6,6 +6,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
+from realtime.commands.signers import add_signer_options, trust_of
 from realtime.errors import EngineError
 
 say = partial(print, flush=True)
@@ -95,6 +96,7 @@ def _add_bundle(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="the bundle (default: ./bundles/sub-01, else the shipped demo bundle)",
     )
+    add_signer_options(parser)
     parser.add_argument("--json", action="store_true", help="for programs: JSON in place of text")
 
 
@@ -111,7 +113,7 @@ def _doctor(arguments: argparse.Namespace) -> None:
     from realtime.decoding import doctor
 
     folder, _ = choose_bundle(arguments.bundle, None)
-    found = doctor.diagnose(Bundle.open(folder), arguments.out)
+    found = doctor.diagnose(Bundle.open(folder, trust_of(arguments)), arguments.out)
     _print(found, doctor.lines(found), as_json=arguments.json)
     if not found.engine:
         raise EngineError(
@@ -125,7 +127,7 @@ def _bench(arguments: argparse.Namespace) -> None:
     from realtime.decoding import bench
 
     folder, _ = choose_bundle(arguments.bundle, None)
-    bundle = Bundle.open(folder)
+    bundle = Bundle.open(folder, trust_of(arguments))
     samplers = [bundle.sampler(name) for name in arguments.sampler] or bundle.spec.samplers
     tell = (lambda line: None) if arguments.json else say
     found = bench.bench(bundle, arguments.engine, samplers, arguments.n, tell)

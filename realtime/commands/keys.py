@@ -8,13 +8,16 @@ from pathlib import Path
 from realtime.commands.engines import say
 
 _KEYS = """\
-Make key pairs for a runtime that other machines can reach: its own, one for a scanner, and one for each
---subscriber that may read its results. Existing keys are kept, so the same command adds a subscriber later.
-To revoke a key, delete its file from the runtime's folder and start serve again.
+Make key pairs for a runtime that other machines can reach: its own, and one each for a scanner,
+presentation software, an operator, a subscriber, and every further --subscriber that may read its results.
+Existing keys are kept, so the same command adds a subscriber later. To revoke a key, delete its file from
+the runtime's folder and start serve again.
 """
 _GOES_TO = {
     "runtime": "stays on the runtime's machine: realtime serve --keys {folder}",
     "scanner": "move it to the scanner's machine: python -m sim replay --keys {folder}",
+    "presentation": "move it to the machine of presentation software that sends markers",
+    "operator": "move it to the machine of an operator",
 }
 _SUBSCRIBER_GOES_TO = "move it to the machine of the program that reads the results"
 
@@ -41,8 +44,8 @@ def add_keys_option(parser: argparse.ArgumentParser) -> None:
         "--keys",
         type=Path,
         metavar="DIR",
-        help="the runtime's folder from `realtime keys`: then only scanners and subscribers whose keys are "
-        "in it can connect",
+        help="the runtime's folder from `realtime keys`: only peers whose keys are in it can connect to a "
+        "tcp:// port (default: keys for this user's own programs on this machine, made at first use)",
     )
 
 

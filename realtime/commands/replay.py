@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from realtime.commands.engines import NAMES, add_faces_option, say
+from realtime.commands.signers import add_signer_options, trust_of
 
 _REPLAY = """\
 Decode a recorded run again, from the journal in its folder, and compare every frame with the recorded one.
@@ -32,6 +33,7 @@ def add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="DIR",
         help="decode with this bundle (default: the recording's, if it is ./bundles/sub-NN or the demo's)",
     )
+    add_signer_options(parser)
     parser.add_argument(
         "--engine", metavar="NAME", help=f"what decodes: {NAMES} (default: the engine of the recording)"
     )
@@ -51,6 +53,7 @@ def _replay(arguments: argparse.Namespace) -> int:
             run=arguments.run,
             out=arguments.out,
             bundle=arguments.bundle,
+            trust=trust_of(arguments),
             engine=arguments.engine,
             sampler=arguments.sampler,
             show_faces=arguments.show_faces,

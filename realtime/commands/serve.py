@@ -15,6 +15,7 @@ from realtime.commands.options import (
     add_screen_options,
     add_viewer_options,
 )
+from realtime.commands.signers import add_signer_options
 from realtime.commands.supervised import arguments_of
 
 
@@ -33,6 +34,7 @@ def add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     add_recorder_options(parser)
     add_keys_option(parser)
     add_decoder_options(parser)
+    add_signer_options(parser)
     add_viewer_options(parser)
     add_screen_options(parser, opens=False)
     parser.set_defaults(command=_serve)
@@ -41,17 +43,25 @@ def add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 def _serve(arguments: argparse.Namespace) -> None:
     from realtime import logs
     from realtime.bundle.locate import choose_bundle
+    from realtime.service.keys import check_keys_are_needed
     from realtime.service.process import Role
     from realtime.service.serve import serve
 
     logs.configure(arguments.log_format, logging.INFO)
+    ports = (arguments.source, arguments.markers, arguments.publish)
+    check_keys_are_needed(arguments.keys, arguments.source, ports)
     arguments.bundle, _ = choose_bundle(arguments.bundle, arguments.subject)
     arguments.subject = None
     common = arguments_of(add_bundle_options, arguments)
     keys = arguments_of(add_keys_option, arguments)
     processes: dict[Role, Sequence[str]] = {
         "record": [*common, *keys, *arguments_of(add_recorder_options, arguments)],
-        "decode": [*common, *keys, *arguments_of(add_decoder_options, arguments)],
+        "decode": [
+            *common,
+            *keys,
+            *arguments_of(add_signer_options, arguments),
+            *arguments_of(add_decoder_options, arguments),
+        ],
     }
     if not arguments.headless:
         processes["page"] = [*common, *arguments_of(add_viewer_options, arguments)]

@@ -15,6 +15,8 @@ Where volumes come from. All addresses are on this machine, except tcp:// with -
   tcp://127.0.0.1:5555         this project's own messages, as `python -m sim replay` sends them;
                                they describe runs in full, and a crash on either side loses nothing
                                (default {DEFAULT})
+  ipc:///path/to/socket        the same, for programs of this user on this machine; they need no keys,
+                               so nobody else may enter the folder
   pyneal+tcp://127.0.0.1:5555  Pyneal's scanner side connects here; each volume is acknowledged
                                once it is recorded
   afni+tcp://127.0.0.1:7961    AFNI's senders (Dimon, rtfeedme) connect here; their protocol has no

@@ -38,5 +38,7 @@ def arguments_of(
         value = getattr(arguments, action.dest, action.default)
         if value == action.default or value is None:
             continue
-        line += [action.option_strings[0]] if action.nargs == 0 else [action.option_strings[0], str(value)]
+        values = value if isinstance(value, list) else [value]
+        for each in values:
+            line += [action.option_strings[0]] if action.nargs == 0 else [action.option_strings[0], str(each)]
     return line

@@ -49,6 +49,10 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
 
     bundle: str
     bundle_sha256: str
+    signature: str
+    """Who signed the bundle, in words."""
+    signed_by: str | None
+    """The trusted signer; None: nobody whom the user trusts."""
     tr_s: float
     machine: str
     cores: int
@@ -77,6 +81,8 @@ def diagnose(bundle: Bundle, out: Path) -> Diagnosis:
     return Diagnosis(
         bundle=str(bundle.folder),
         bundle_sha256=bundle.sha256,
+        signature=bundle.signed.description,
+        signed_by=bundle.signed.by,
         tr_s=spec.tr_s,
         machine=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         cores=usable_cores(),
@@ -126,7 +132,7 @@ def _examine(bundle: Bundle, name: str) -> EngineFinding:
 def lines(found: Diagnosis) -> list[str]:
     """Format the diagnosis as text."""
     said = [
-        f"bundle    {found.bundle} ({found.bundle_sha256[:12]})",
+        f"bundle    {found.bundle} ({found.bundle_sha256[:12]}), {found.signature}",
         f"machine   {found.machine}, {counted(found.cores, 'core')} usable",
         f"memory    {_size(found.memory_free_bytes)} free; the graphs alone are {_size(found.graphs_bytes)}",
         f"disk      {_size(found.disk_free_bytes)} free in {found.disk_folder}; an hour of scanning writes "

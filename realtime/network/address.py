@@ -1,8 +1,12 @@
-"""Checks and binds the addresses of ZeroMQ sockets: loopback only, or with keys any interface."""
+"""Checks and binds the addresses of sockets: TCP on loopback or, with keys, on any interface; or ipc."""
 
 from __future__ import annotations
 
 import ipaddress
+import os
+import socket as sockets
+import stat
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -43,6 +47,64 @@ def check_address(address: str, *, has_keys: bool = False) -> tuple[str, int]:
             "runtime's as --keys"
         )
     return host, port
+
+
+def check_path(address: str) -> Path:
+    """Parse an ``ipc://`` address into the path of its socket, which only this user can connect to.
+
+    :raises ServeError: when the address is malformed, when other users could reach or replace the socket, or
+        when something else is at its path
+    """
+    path = Path(address.removeprefix("ipc://"))
+    if not address.startswith("ipc:///") or path.name in ("", ".."):
+        raise ServeError(f"expected an address like ipc:///path/to/socket, got {address!r}")
+    folder = path.parent
+    try:
+        found = folder.lstat()
+    except OSError as error:
+        raise ServeError(
+            f"cannot listen at {address}: {folder}: {error.strerror}; make it with mkdir -m 700 {folder}"
+        ) from error
+    mode = stat.S_IMODE(found.st_mode)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or mode & 0o077:
+        raise ServeError(
+            f"expected that {folder} is a folder of this user that nobody else can enter, found "
+            f"{stat.filemode(found.st_mode)} of user {found.st_uid}: whoever reaches the socket can use it; "
+            f"run chmod 700 {folder}, or choose another folder"
+        )
+    _check_free(path)
+    return path
+
+
+def _check_free(path: Path) -> None:
+    """Refuse a path that is taken, since ZeroMQ would remove whatever is there. A stale socket is free."""
+    if not path.exists() and not path.is_symlink():
+        return
+    if not path.is_socket() or path.is_symlink():
+        raise ServeError(f"expected nothing or a socket at {path}, found something else; choose another path")
+    with sockets.socket(sockets.AF_UNIX) as probe:
+        if probe.connect_ex(str(path)) == 0:
+            raise ServeError(
+                f"ipc://{path} is in use, perhaps by another runtime; stop it or choose another path"
+            )
+
+
+def bind_path(socket: zmq.Socket[Any], path: Path) -> str:
+    """Bind a socket to a path and return the address.
+
+    :raises ServeError: when it cannot be bound; the socket is closed then
+    """
+    socket.set(zmq.LINGER, _LINGER_MS)
+    try:
+        _check_free(path)
+        socket.bind(f"ipc://{path}")
+    except ServeError:
+        socket.close(linger=0)
+        raise
+    except zmq.ZMQError as error:
+        socket.close(linger=0)
+        raise ServeError(f"cannot listen at ipc://{path}: {error.strerror}") from error
+    return f"ipc://{path}"
 
 
 def bind(socket: zmq.Socket[Any], host: str, port: int) -> str:

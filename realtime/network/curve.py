@@ -1,19 +1,28 @@
-"""CurveZMQ keys, which authenticate scanners and subscribers.
+"""CurveZMQ keys, which authenticate every peer of a ZeroMQ port.
 
     keys/
       runtime/                       stays on the runtime's machine: `realtime serve --keys keys/runtime`
         server.key_secret            the runtime's key pair
-        scanners/scanner.key         public keys of peers that may send volumes
-        subscribers/NAME.key         public keys of peers that may read results
+        scanners/NAME.key            public keys of peers that may send runs
+        markers/NAME.key             public keys of peers that may say what is on screen (--markers)
+        subscribers/NAME.key         public keys of peers that may read results (--publish)
+        operators/NAME.key           public keys of peers that may control the runtime
       scanner/                       for the scanner's machine: `python -m sim replay --keys keys/scanner`
-                                     (and for presentation software that sends markers)
         client.key_secret            the scanner's key pair
         server.key                   the runtime's public key, which authenticates the runtime
-      NAME/                          for a subscriber's machine; the same two files
+      presentation/                  for presentation software: markers
+      operator/                      for operators
+      subscriber/                    for a program that reads results
+      NAME/                          for a further subscriber; each with the same two files
 
 Files are ZeroMQ certificates in the format of pyzmq and czmq, with mode 0600. A peer without a listed key
 gets no answer at all: the handshake fails before any message. Both sides are authenticated, and all messages
 are encrypted (CurveZMQ, ZeroMQ RFC 26; access control by ZAP, RFC 27).
+
+A peer can have several rights: copy its public key from one folder of the runtime's to another.
+
+Programs of one user on one machine need no folder to be named: :func:`own_server_keys` makes the keys in the
+user's configuration folder, and :func:`own_client_keys` finds them there.
 """
 
 from __future__ import annotations
@@ -23,10 +32,11 @@ import os
 import re
 import struct
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import platformdirs
 import zmq
 from zmq.auth import create_certificates, load_certificate
 from zmq.auth.asyncio import AsyncioAuthenticator
@@ -35,10 +45,17 @@ from zmq.utils import z85
 from realtime.atomic import whole
 from realtime.errors import ServeError
 
-Right = Literal["scanners", "subscribers"]
+Right = Literal["scanners", "markers", "subscribers", "operators"]
 """The right of a key, and the folder of keys with it. Each right is a separate ZAP domain."""
 
-SCANNER = "scanner"
+RIGHTS: dict[str, Right] = {
+    "scanner": "scanners",
+    "presentation": "markers",
+    "subscriber": "subscribers",
+    "operator": "operators",
+}
+"""The peers that :func:`make_keys` always makes a key for, and their rights."""
+
 _SERVER, _CLIENT, _RUNTIME = "server", "client", "runtime"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _MAX_WARNINGS = 1000
@@ -63,11 +80,13 @@ class ServerKeys:
 
     own: KeyPair
     allowed: dict[Right, frozenset[bytes]]
+    loopback_only: bool = False
+    """Whether nobody named these keys: they then open no port to other machines."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClientKeys:
-    """The content of a scanner's or a subscriber's folder."""
+    """The content of a peer's folder."""
 
     own: KeyPair
     server: bytes
@@ -79,27 +98,29 @@ class ClientKeys:
 
 
 def make_keys(folder: Path, subscribers: Iterable[str] = ()) -> list[Path]:
-    """Make the keys of the runtime, one scanner and any subscribers; keep existing keys.
+    """Make the keys of the runtime, of the peers in :data:`RIGHTS` and of further subscribers.
 
-    To revoke a peer's right, delete its public key from the runtime's folder.
+    Existing keys are kept. To revoke a peer's right, delete its public key from the runtime's folder.
 
     :returns: the new folders, the runtime's first
     :raises ServeError: when a name is invalid, or a file cannot be written
     """
-    names: list[tuple[str, Right]] = [(SCANNER, "scanners"), *((name, "subscribers") for name in subscribers)]
-    for name, _ in names[1:]:
-        if not _NAME.fullmatch(name) or name in (SCANNER, _RUNTIME):
+    added = list(subscribers)
+    for name in added:
+        if not _NAME.fullmatch(name) or name in (*RIGHTS, _RUNTIME):
             raise ServeError(f"expected a subscriber's name of letters, digits, - and _, got {name!r}")
+    peers: dict[str, Right] = {**dict.fromkeys(added, "subscribers"), **RIGHTS}
     runtime = folder / _RUNTIME
     made = []
     try:
+        for part in (folder, runtime, *(runtime / right for right in RIGHTS.values())):
+            part.mkdir(mode=0o700, exist_ok=True, parents=True)
         if not (runtime / "server.key_secret").exists():
-            for part in (folder, runtime, runtime / "scanners", runtime / "subscribers"):
-                part.mkdir(mode=0o700, exist_ok=True, parents=True)
             _create(runtime, _SERVER)
             made.append(runtime)
-        for name, right in names:
-            if not (runtime / right / f"{name}.key").exists():
+        for name, right in peers.items():
+            # Whoever has another right under this name keeps it; older folders may hold such a subscriber.
+            if not any((runtime / each / f"{name}.key").exists() for each in RIGHTS.values()):
                 _make_client(folder / name, runtime, right)
                 made.append(folder / name)
     except OSError as error:
@@ -107,20 +128,53 @@ def make_keys(folder: Path, subscribers: Iterable[str] = ()) -> list[Path]:
     return made
 
 
+def own_folder() -> Path:
+    """The folder of the keys with which this user's programs talk to each other on this machine."""
+    return platformdirs.user_config_path("realtime-dynadiff") / "keys"
+
+
+def own_server_keys() -> ServerKeys:
+    """Read the runtime's keys in the user's configuration folder; make them, and the peers', at first use.
+
+    :raises ServeError: when they cannot be made or read
+    """
+    folder = own_folder()
+    if not folder.exists():
+        try:
+            with whole(folder, str(os.getpid()), replaces=False) as partial:
+                make_keys(partial)
+        except OSError as error:
+            if not folder.exists():  # otherwise another runtime has made them meanwhile
+                raise ServeError(
+                    f"cannot make keys in {folder}: {error.strerror or error}; make them elsewhere with "
+                    "`realtime keys`, and give the runtime's folder as --keys"
+                ) from error
+    return replace(load_server_keys(folder / _RUNTIME), loopback_only=True)
+
+
+def own_client_keys(peer: str) -> ClientKeys | None:
+    """Read a peer's keys in the user's configuration folder; None if no runtime has made them yet.
+
+    :raises ServeError: when they cannot be read
+    """
+    folder = own_folder() / peer
+    return load_client_keys(folder) if folder.exists() else None
+
+
 def load_server_keys(folder: Path) -> ServerKeys:
-    """Read the runtime's folder.
+    """Read the runtime's folder. A folder of a right that is absent holds no keys.
 
     :raises ServeError: when a file is missing or damaged, or other users can read the secret key
     """
     allowed: dict[Right, frozenset[bytes]] = {
         right: frozenset(_load(path)[0] for path in sorted((folder / right).glob("*.key")))
-        for right in ("scanners", "subscribers")
+        for right in RIGHTS.values()
     }
     return ServerKeys(own=_load_pair(folder / "server.key_secret"), allowed=allowed)
 
 
 def load_client_keys(folder: Path) -> ClientKeys:
-    """Read a scanner's or a subscriber's folder; raises like :func:`load_server_keys`."""
+    """Read a peer's folder; raises like :func:`load_server_keys`."""
     return ClientKeys(own=_load_pair(folder / "client.key_secret"), server=_load(folder / "server.key")[0])
 
 

@@ -14,8 +14,8 @@ messages. :attr:`Publisher.overruns` counts how often a subscriber's queue was f
 after a restart of the runtime, ``run_start`` is sent again with the same id, and sequence numbers restart
 from 0; earlier frames are not sent again.
 
-Without keys the socket listens on the loopback interface only. With keys (:mod:`realtime.network.curve`) only
-subscribers with a listed public key receive messages. ``docs/examples/subscriber.py`` is an example.
+Over ``tcp://`` only subscribers with a listed public key (:mod:`realtime.network.curve`) receive messages.
+Over ``ipc://`` every program of this user does. ``docs/examples/subscriber.py`` is an example.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ import zmq
 
 from realtime.errors import ServeError
 from realtime.events import Counts, Event, Frame, LatencyMs, Status
-from realtime.network.address import bind, check_address
-from realtime.network.curve import Guard, ServerKeys
+from realtime.network.curve import ServerKeys
+from realtime.network.endpoint import Endpoint
 
 PUBLISH_VERSION = 1
 HIGH_WATER_MARK = 8
@@ -105,8 +105,8 @@ Header = FrameHeader | RunStart | RunEnd
 class Publisher:
     """Publishes events; register :meth:`take` with :meth:`realtime.events.Broadcast.call`.
 
-    :param address: such as ``tcp://127.0.0.1:5556``; port 0 chooses a free one
-    :param keys: keys that authenticate subscribers
+    :param address: such as ``tcp://127.0.0.1:5556``, where port 0 chooses a free one, or ``ipc:///path``
+    :param keys: keys that authenticate subscribers at ``tcp://``
     :raises ServeError: when the address is malformed or not allowed
     """
 
@@ -115,9 +115,8 @@ class Publisher:
         """How often a subscriber's queue was found full; the subscriber misses messages until it reads."""
         self.published: Counter[str] = Counter()
         """Number of messages sent, by topic."""
-        self._host, self._port = check_address(address, has_keys=keys is not None)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._guard = Guard(self._context, keys, "subscribers") if keys else None
+        self._endpoint = Endpoint(self._context, address, keys, "subscribers")
         self._socket: zmq.Socket[bytes] | None = None
         self._status: Status | None = None
         self._open_folder: str | None = None
@@ -129,11 +128,8 @@ class Publisher:
         """
         socket = self._context.socket(zmq.PUB)
         socket.set(zmq.SNDHWM, HIGH_WATER_MARK)
-        if self._guard:
-            self._guard.start()
-            self._guard.protect(socket)
         try:
-            address = bind(socket, self._host, self._port)
+            address = self._endpoint.bind(socket)
         except ServeError:
             self._end_context()
             raise
@@ -157,8 +153,7 @@ class Publisher:
             self._end_context()
 
     def _end_context(self) -> None:
-        if self._guard:
-            self._guard.stop()
+        self._endpoint.close()
         self._context.term()
 
     def _take_status(self, status: Status) -> None:

@@ -122,9 +122,15 @@ class RunFolder:
         if end == 0:
             self._append(self._table, tables.header_line())
 
-    def begin(self, engine: EngineUsed, faces: Faces, prior_from: str | None) -> None:
-        """Say in ``run.json`` what decodes a fresh run."""
-        self._save(msgspec.structs.replace(self.info, engine=engine, faces=faces, prior_from=prior_from))
+    def begin(
+        self, engine: EngineUsed, faces: Faces, prior_from: str | None, signed_by: str | None = None
+    ) -> None:
+        """Say in ``run.json`` what decodes a fresh run.
+
+        :param signed_by: the trusted signer of the bundle
+        """
+        changes = {"engine": engine, "faces": faces, "prior_from": prior_from, "bundle_signed_by": signed_by}
+        self._save(msgspec.structs.replace(self.info, **changes))
 
     @property
     def is_in_place(self) -> bool:

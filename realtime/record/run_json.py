@@ -53,6 +53,8 @@ class RunFile(msgspec.Struct, frozen=True, kw_only=True):
     start: wire.RunStart
     bundle_name: str
     bundle_sha256: str
+    bundle_signed_by: str | None = None
+    """The trusted signer of the bundle; None: nobody whom the user trusts, or a record from before."""
     window_delay_volumes: int
     """Of the first decoder."""
     decoders: tuple[DecoderUsed, ...] = ()
@@ -89,6 +91,7 @@ def new_run_file(
     *,
     bundle_name: str,
     bundle_sha256: str,
+    bundle_signed_by: str | None = None,
     decoders: Sequence[DecoderUsed],
     seed: int,
     engine: EngineUsed = EngineUsed(),  # noqa: B008  # frozen
@@ -105,6 +108,7 @@ def new_run_file(
         start=start,
         bundle_name=bundle_name,
         bundle_sha256=bundle_sha256,
+        bundle_signed_by=bundle_signed_by,
         window_delay_volumes=decoders[0].window_delay_volumes,
         decoders=tuple(decoders),
         seed=seed,
@@ -148,6 +152,11 @@ def decoders_of(spec: Spec) -> tuple[DecoderUsed, ...]:
     return tuple(
         DecoderUsed(name=each.name, window_delay_volumes=each.window.delay_volumes) for each in spec.decoders
     )
+
+
+def begins_with(info: RunFile) -> str:
+    """The statistics that a run began with, for people."""
+    return "the bundle's prior" if info.prior_from is None else f"those at the end of {info.prior_from}"
 
 
 def take_path(root: Path, run_id: str, take: int) -> Path:

@@ -296,8 +296,7 @@ class Recorder:
             saved = run.rescue(self._settings.fallback_out or self._settings.out)
         except RecordError as failure:
             run.abandon()
-            self._say(alarm=f"{error}; the run is let go of: {failure}")
-            return failure
+            return RecordError(f"{error}; the run is let go of: {failure}")
         _log.error("%s; the run goes on in %s", error, saved.path)
         self._adopt(saved)
         self._say(message=f"{error}; the run goes on in {saved.path}")

@@ -74,7 +74,8 @@ class Following:
             while run.end is None:
                 entry = reader.read()
                 if entry and entry.end <= past_end:
-                    self._take(entry, is_past=True)
+                    # Of a run that has just begun, the first volume may have been quicker than this process.
+                    self._take(entry, is_past=was_decoded or _age_s(entry) > run.start.tr_s)
                     await asyncio.sleep(0)
                     continue
                 if past_end:
@@ -106,8 +107,7 @@ class Following:
         self._changed()
 
     def _take(self, entry: Entry, *, is_past: bool) -> None:
-        age_s = time.time() - entry.received_utc_s
-        received_s = time.perf_counter() - max(0.0, age_s)  # the clock may have been set back
+        received_s = time.perf_counter() - _age_s(entry)
         _take(self._run, entry, self._send, received_s=received_s, is_past=is_past)
 
     async def _wait(self) -> None:
@@ -143,6 +143,10 @@ class Following:
         run.close(note)
         if note:
             run.tell(note)
+
+
+def _age_s(entry: Entry) -> float:
+    return max(0.0, time.time() - entry.received_utc_s)  # the clock may have been set back
 
 
 def _take(

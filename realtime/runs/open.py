@@ -7,10 +7,10 @@ from pathlib import Path
 from realtime.bundle.bundle import Bundle
 from realtime.errors import RealtimeError, RecordError
 from realtime.record.folder import RunFolder
-from realtime.record.run_json import EngineUsed, Faces, decoders_of
+from realtime.record.run_json import EngineUsed, Faces, begins_with, decoders_of
 from realtime.runs.queue import NewestWins
 from realtime.runs.run import Run
-from realtime.runs.statistics import PRIOR_FILE, in_words, last_run
+from realtime.runs.statistics import PRIOR_FILE, last_run
 
 
 def open_run(path: Path, bundle: Bundle, engine: EngineUsed, faces: Faces, *, carry: bool = False) -> Run:
@@ -23,9 +23,9 @@ def open_run(path: Path, bundle: Bundle, engine: EngineUsed, faces: Faces, *, ca
     """
     folder = RunFolder.open(path, decoders_of(bundle.spec))
     try:
-        begins_with = ""
+        first_words = ""
         if folder.is_fresh:
-            begins_with = _begin(folder, bundle, engine, faces, carry=carry)
+            first_words = _begin(folder, bundle, engine, faces, carry=carry)
         else:
             if engine != folder.info.engine:
                 folder.changes("engine", f"from here on decoded on another engine: {engine.description}")
@@ -35,8 +35,8 @@ def open_run(path: Path, bundle: Bundle, engine: EngineUsed, faces: Faces, *, ca
     except (RealtimeError, ValueError) as error:  # ValueError: a row that does not belong to this run
         folder.let_go()
         raise RecordError(f"cannot go on with {path}: {error}") from error
-    if begins_with:
-        run.tell(f"{run.start.run_id} begins; {begins_with}; it is recorded in {path}")
+    if first_words:
+        run.tell(f"{run.start.run_id} begins; {first_words}; it is recorded in {path}")
     return run
 
 
@@ -45,10 +45,10 @@ def _begin(folder: RunFolder, bundle: Bundle, engine: EngineUsed, faces: Faces, 
     carried = last_run(folder.path.parent, bundle) if carry else None
     if carried:
         folder.write_file(PRIOR_FILE, carried.statistics.as_npz())
-    folder.begin(engine, faces, carried.run if carried else None)
-    begins_with = f"its statistics begin with {in_words(folder.info)}"
+    folder.begin(engine, faces, carried.run if carried else None, bundle.signed.by)
+    words = f"its statistics begin with {begins_with(folder.info)}"
     if carry and not carried:
-        begins_with += ", because there is no earlier run with this bundle"
+        words += ", because there is no earlier run with this bundle"
     if carry:
-        folder.note(begins_with)
-    return begins_with
+        folder.note(words)
+    return words

@@ -36,7 +36,8 @@ class _Early(Generic[Item]):
 class Reorder(Generic[Item]):
     """Hands volumes on in order, each at most once.
 
-    :param patience_s: a gap is given up this long after the first volume behind it came
+    :param patience_s: a gap is given up this long after the volume that follows it came, or after the last
+        volume whose turn it was: one that jumped ahead waits as long as those before it still come
     :param given_up: volumes that an earlier process gave up; they get no turn
     :param max_volumes: when more volumes than this wait, or more bytes than ``max_bytes``, the gap before the
         first of them is given up at once
@@ -58,6 +59,8 @@ class Reorder(Generic[Item]):
         self._max_volumes = max_volumes
         self._max_bytes = max_bytes
         self._early: dict[int, _Early[Item]] = {}
+        self._moved_s = -math.inf
+        """When it was last a volume's turn."""
 
     def push(self, index: int, item: Item, now_s: float, n_bytes: int) -> list[Turn[Item]]:
         """Take a volume of ``n_bytes`` that came at ``now_s``; return those whose turn it now is.
@@ -68,6 +71,8 @@ class Reorder(Generic[Item]):
             return []
         self._early.setdefault(index, _Early(item, now_s, n_bytes))
         turns = list(self._in_order())
+        if turns:
+            self._moved_s = now_s
         while self._is_full:
             turns += self._give_up_before(min(self._early))
         return turns
@@ -95,7 +100,9 @@ class Reorder(Generic[Item]):
     @property
     def deadline_s(self) -> float:
         """When the next gap is given up; infinite if no volume waits."""
-        return min((early.came_s for early in self._early.values()), default=math.inf) + self.patience_s
+        if not self._early:
+            return math.inf
+        return max(self._early[min(self._early)].came_s, self._moved_s) + self.patience_s
 
     @property
     def _is_full(self) -> bool:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from realtime.atomic import write_whole
 from realtime.bundle.bundle import Bundle
 from realtime.bundle.locate import choose_bundle
+from realtime.bundle.signers import Trust
 from realtime.bundle.spec import Sampler
 from realtime.decoding.open import open_decoders
 from realtime.errors import BundleError, EngineError, RecordError
@@ -47,6 +48,8 @@ class Options:
     run: Path
     out: Path
     bundle: Path | None = None
+    trust: Trust = Trust()
+    """Whose signatures of bundles count, and whether one is required."""
     engine: str | None = None
     sampler: str | None = None
     show_faces: bool = False
@@ -94,7 +97,7 @@ def replay(options: Options, tell: Callable[[str], None]) -> Compared:
         frame cannot be decoded or written
     """
     recorded = read_recorded(options.run)
-    bundle = _bundle(options.bundle, recorded.info)
+    bundle = _bundle(options.bundle, options.trust, recorded.info)
     bundle.check_run(recorded.info.start)
     faces = "shown" if options.show_faces else recorded.info.faces
     wanted = options.engine or recorded.info.engine.name or "auto"
@@ -228,11 +231,11 @@ def _in_words(frame: FrameCompared, *, is_bank: bool) -> str:
     )
 
 
-def _bundle(folder: Path | None, info: RunFile) -> Bundle:
+def _bundle(folder: Path | None, trust: Trust, info: RunFile) -> Bundle:
     """The bundle in ``folder``; without one, that of the recording if it is in its usual place."""
     if folder is not None:
-        return Bundle.open(folder)
-    bundle = Bundle.open(choose_bundle(None, info.start.subject)[0])
+        return Bundle.open(folder, trust)
+    bundle = Bundle.open(choose_bundle(None, info.start.subject)[0], trust)
     if bundle.sha256 != info.bundle_sha256:
         raise BundleError(
             f"expected the bundle of the recorded run, {info.bundle_name} (SHA-256 {info.bundle_sha256}), "
@@ -269,6 +272,7 @@ def _run_file(recorded: Recorded, bundle: Bundle, used: EngineUsed, faces: Faces
         recorded.info.start,
         bundle_name=bundle.spec.name,
         bundle_sha256=bundle.sha256,
+        bundle_signed_by=bundle.signed.by,
         decoders=decoders_of(bundle.spec),
         seed=recorded.info.seed,
         engine=used,

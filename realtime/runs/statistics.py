@@ -69,11 +69,6 @@ def prior_of(folder: RunFolder, bundle: Bundle) -> VoxelStatistics:
     return read_statistics(folder.path / PRIOR_FILE, bundle.spec.roi.n_voxels)
 
 
-def in_words(info: RunFile) -> str:
-    """The statistics that a run began with, for people."""
-    return "the bundle's prior" if info.prior_from is None else f"those at the end of {info.prior_from}"
-
-
 def _closed(out: Path, bundle: Bundle) -> list[tuple[RunFile, Path]]:
     found = []
     for file in out.glob(f"*/{STATISTICS_FILE}"):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from realtime.bundle.spec import Spec
 from realtime.events import Counts, State, Status
-from realtime.record.run_json import decoders_of
-from realtime.runs.run import Run
-from realtime.runs.statistics import in_words
+from realtime.record.run_json import begins_with, decoders_of
+
+if TYPE_CHECKING:
+    from realtime.runs.run import Run
 
 STALE_TR = 3
 """An open run is stale when no volume came for more than this many TR."""
@@ -51,7 +54,7 @@ def status_of(
         bundle_is_demo=is_demo,
         decoders=decoders_of(spec),
         run_folder=str(run.folder.path) if run else None,
-        statistics=in_words(run.folder.info) if run else "",
+        statistics=begins_with(run.folder.info) if run else "",
         alarm=alarm or (run.alarm if run else ""),
         message=message,
     )

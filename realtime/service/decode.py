@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from realtime.bundle.bundle import Bundle
+from realtime.bundle.signers import Trust
 from realtime.decoding.open import OpenDecoders, open_decoders
-from realtime.errors import RecordError
+from realtime.errors import RealtimeError, RecordError
 from realtime.events import Event, Publishing, Recording, Reported, State
 from realtime.network.channel import BEAT_S, ChannelSender, Heard, listening
 from realtime.network.publish import Publisher
@@ -26,6 +27,7 @@ from realtime.runs.follow import Following
 from realtime.runs.open import open_run
 from realtime.runs.run import Run
 from realtime.runs.status import run_state, status_of
+from realtime.service.keys import keys_for
 from realtime.service.process import Ready, every, say_ready, set_budget, until_stopped
 from realtime.service.record import SEED
 
@@ -41,6 +43,8 @@ class Options:
 
     bundle: Path
     bundle_is_demo: bool
+    trust: Trust = Trust()
+    """Whose signatures of bundles count, and whether one is required."""
     out: Path
     engine: str = "auto"
     """One of :data:`realtime.decoding.engines.choose.ENGINES`."""
@@ -62,7 +66,7 @@ def decode(options: Options) -> None:
     :raises RealtimeError: when it cannot start
     """
     set_budget("decode")
-    bundle = Bundle.open(options.bundle)
+    bundle = Bundle.open(options.bundle, options.trust)
     opened = open_decoders(bundle, options.engine, SEED, blurs_faces=not options.show_faces)
     asyncio.run(_decode(options, bundle, opened))
 
@@ -74,13 +78,14 @@ async def _decode(options: Options, bundle: Bundle, opened: OpenDecoders) -> Non
         channel = stack.enter_context(ChannelSender(out, "decoder"))
         publisher, published_at = None, []
         if options.publish:
-            publisher = Publisher(options.publish, None)
+            publisher = Publisher(options.publish, keys_for(options.keys, [options.publish]))
             published_at = [f"results published at {publisher.start()}"]
             stack.callback(publisher.stop)
         shipped = "the shipped demo bundle (a simulated subject)" if options.bundle_is_demo else "bundle"
         spec = bundle.spec
         lines = [
             f"decoding with {shipped} {spec.name}, subject {spec.subject}: {bundle.folder}",
+            f"the bundle is {bundle.signed.description}",
             f"on {opened.engine_description}",
             *published_at,
         ]
@@ -195,7 +200,7 @@ class DecoderService:
         self._changed()
         try:
             is_closed = await self._following.follow()
-        except RecordError as error:
+        except RealtimeError as error:
             _log.error("%s", error)
             run.message, is_closed = str(error), False
         self._is_open = False

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from realtime.bundle.match import read_spec
-from realtime.errors import ServeError
 from realtime.network.channel import BEAT_S, ChannelSender
-from realtime.network.curve import ServerKeys, load_server_keys
 from realtime.record.run_journal import open_folders
 from realtime.record.run_json import read_run_file
 from realtime.record.storage import lock_role
 from realtime.recorder.recorder import Recorder, Settings
+from realtime.service.keys import keys_for
 from realtime.service.process import Ready, every, say_ready, set_budget, until_stopped
 from realtime.sources.open import SourceOptions, open_source
 
@@ -37,7 +36,7 @@ class Options:
     out: Path
     fallback_out: Path | None = None
     keys: Path | None = None
-    """The runtime's folder of :func:`realtime.network.curve.make_keys`."""
+    """The runtime's folder of :func:`realtime.network.curve.make_keys`; by default the user's own."""
     is_supervised: bool = False
 
 
@@ -59,7 +58,7 @@ async def _record(options: Options) -> None:
             options.source,
             options.source_options,
             spec,
-            keys=_keys(options),
+            keys=keys_for(options.keys, (options.source, options.source_options.markers)),
             unfinished=unfinished[0] if unfinished else None,
         )
         settings = Settings(
@@ -86,12 +85,3 @@ async def _serve(recorder: Recorder, channel: ChannelSender) -> None:
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(recorder.run())
         tasks.create_task(every(BEAT_S, lambda: channel.send(recorder.recording)))
-
-
-def _keys(options: Options) -> ServerKeys | None:
-    """The keys, if there is a port that needs them."""
-    if options.keys is None:
-        return None
-    if not (options.source_options.markers or options.source.startswith("tcp:")):
-        raise ServeError("placeholder until the network's keys are merged")
-    return load_server_keys(options.keys)

@@ -56,17 +56,17 @@ class Child:
         """Keep it running until cancelled."""
         patience_s = _AGAIN_S
         while True:
-            ready = await self._serve_once()
-            if not self.ready.done():
+            has_served, status = await self._serve_once()
+            if not self.ready.done() and status >= 0:  # it said why; one that was killed gets another chance
                 self.ready.set_exception(
                     ServeError(f"the {TITLES[self.role]} did not start; its reason is above")
                 )
                 return
-            patience_s = _AGAIN_S if ready else min(2 * patience_s, _AGAIN_AT_MOST_S)
+            patience_s = _AGAIN_S if has_served else min(2 * patience_s, _AGAIN_AT_MOST_S)
             await asyncio.sleep(patience_s)
 
-    async def _serve_once(self) -> bool:
-        """Start it and wait until it has ended; whether it served."""
+    async def _serve_once(self) -> tuple[bool, int]:
+        """Start it and wait until it has ended; whether it served, and its exit status."""
         process = self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-P",  # not a package of the same name in the current folder
@@ -90,12 +90,12 @@ class Child:
         elif ready:
             _log.warning("the %s is back", TITLES[self.role])
         status = await process.wait()
-        if self.ready.done():
+        if self.ready.done() or status < 0:
             how = signal.Signals(-status).name if status < 0 else f"exit code {status}"
             _log.error(
                 "the %s has died (%s) and is started again: %s", TITLES[self.role], how, _MEANS[self.role]
             )
-        return ready is not None
+        return ready is not None, status
 
     async def stop(self) -> None:
         """Once :meth:`run` is cancelled: let it end; kill it if it does not."""

@@ -16,7 +16,10 @@ from realtime.sources.markers import MarkedSource
 from realtime.sources.run_boundaries import Plan, RunBoundarySource, Scanner
 from realtime.sources.zeromq import ZeroMqSource
 
-FORMS = "tcp://127.0.0.1:5555, pyneal+tcp://127.0.0.1:5555, afni+tcp://127.0.0.1:7961 or folder:/path"
+FORMS = (
+    "tcp://127.0.0.1:5555, pyneal+tcp://127.0.0.1:5555, afni+tcp://127.0.0.1:7961, ipc:///path or "
+    "folder:/path"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +47,14 @@ def open_source(
     """Create the source at an address; call its ``start`` to listen.
 
     :param spec: the bundle's spec, which sets subject, grid and TR
-    :param keys: keys that authenticate senders of this project's own messages; the other protocols have no
-        authentication and are accepted from this machine only
+    :param keys: keys that authenticate senders of this project's own messages at ``tcp://``; the other
+        protocols have no authentication and are accepted from this machine only
     :param unfinished: the run that an earlier runtime left open, if any
     :raises ServeError: when the address is malformed or reachable from other machines, and when an option is
         missing or does not apply to the source
     """
     kind, _, rest = address.partition(":")
-    if kind == "tcp":
+    if kind in ("tcp", "ipc"):
         if options != SourceOptions():
             raise ServeError(
                 f"expected no --volumes, --run-id, --series, --first-number or --markers with {address}: its "
@@ -68,7 +71,9 @@ def open_source(
     else:
         scanner = _scanner(kind, f"tcp:{rest}")
     source = RunBoundarySource(scanner, plan)
-    return MarkedSource(source, ZeroMqSource(options.markers, keys), spec.tr_s) if options.markers else source
+    if not options.markers:
+        return source
+    return MarkedSource(source, ZeroMqSource(options.markers, keys, "markers"), spec.tr_s)
 
 
 def _scanner(kind: str, address: str) -> Scanner:

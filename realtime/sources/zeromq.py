@@ -11,8 +11,8 @@ import zmq.asyncio
 
 from realtime import wire
 from realtime.errors import ServeError, WireError
-from realtime.network.address import bind, check_address
-from realtime.network.curve import Guard, ServerKeys
+from realtime.network.curve import Right, ServerKeys
+from realtime.network.endpoint import Endpoint
 from realtime.sources import Received
 
 HIGH_WATER_MARK = 64
@@ -22,16 +22,16 @@ _log = logging.getLogger(__name__)
 
 
 class ZeroMqSource:
-    """A ROUTER socket that scanners connect to. Without keys it listens on the loopback interface only.
+    """A ROUTER socket that scanners, or presentation software, connect to.
 
-    :param address: such as ``tcp://127.0.0.1:5555``; port 0 chooses a free one
-    :param keys: keys that authenticate scanners; unknown peers get no answer at all
+    :param address: such as ``tcp://127.0.0.1:5555``, where port 0 chooses a free one, or ``ipc:///path``
+    :param keys: keys that authenticate peers at ``tcp://``; unknown peers get no answer at all
+    :param right: the right that peers need
     """
 
-    def __init__(self, address: str, keys: ServerKeys | None = None) -> None:
-        self._host, self._port = check_address(address, has_keys=keys is not None)
+    def __init__(self, address: str, keys: ServerKeys | None = None, right: Right = "scanners") -> None:
         self._context = zmq.asyncio.Context()
-        self._guard = Guard(self._context, keys, "scanners") if keys else None
+        self._endpoint = Endpoint(self._context, address, keys, right)
         self._socket: zmq.asyncio.Socket | None = None
 
     async def start(self) -> str:
@@ -39,11 +39,8 @@ class ZeroMqSource:
         socket = self._context.socket(zmq.ROUTER)
         socket.set(zmq.MAXMSGSIZE, wire.MAX_VOLUME_BYTES)
         socket.set(zmq.RCVHWM, HIGH_WATER_MARK)
-        if self._guard:
-            self._guard.start()
-            self._guard.protect(socket)
         try:
-            address = bind(socket, self._host, self._port)
+            address = self._endpoint.bind(socket)
         except ServeError:
             self._end_context()
             raise
@@ -74,8 +71,7 @@ class ZeroMqSource:
             self._end_context()
 
     def _end_context(self) -> None:
-        if self._guard:
-            self._guard.stop()
+        self._endpoint.close()
         self._context.term()
 
     async def _reply(self, peer: bytes, message: wire.ToScanner) -> None:

@@ -170,6 +170,7 @@ def _context(certificate: Path, key: Path) -> ssl.SSLContext:
     if os.name == "posix" and mode & 0o077:
         raise ServeError(
             f"expected that only its owner can read the certificate's key {key}, found mode "
-            f"{mode & 0o777:o}; run chmod 600 {key}, and get a new certificate if another user may have read it"
+            f"{mode & 0o777:o}; run chmod 600 {key}, and get a new certificate if another user may have read "
+            "it"
         )
     return context

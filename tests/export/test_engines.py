@@ -22,13 +22,13 @@ import pytest
 from onnx import numpy_helper
 
 from export.__main__ import main
-from export.atomic_folder import check_replaceable
 from export.errors import ExportError
 from export.tensorrt_plans.operators import typed_nodes
 from realtime.bundle.bundle import Bundle
+from realtime.bundle.user_cache import cache_folder
 from realtime.decoding.engines.choose import open_engine
 from realtime.decoding.engines.cuda import Device
-from realtime.decoding.engines.plans import RECORD_FILE, find_plans
+from realtime.decoding.engines.plans import RECORD_FILE, digest, find_plans
 
 from .conftest import Exported
 
@@ -39,7 +39,8 @@ MODULES = ("realtime.decoding.engines.tensorrt", "export.tensorrt_plans.plan", "
 
 
 @pytest.fixture
-def bundle(exported: Exported, tmp_path: Path) -> Bundle:
+def bundle(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return Bundle.open(shutil.copytree(exported.folder, tmp_path / "sub-01"))
 
 
@@ -92,7 +93,10 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 def test_engines_are_built_measured_recorded_and_served(engines: ModuleType, bundle: Bundle) -> None:
     version = engines.plan.trt.__version__
     folder = engines.build_engines(bundle.folder, optimization_level=2)
-    assert folder == bundle.folder / "engines" / f"tensorrt-{version}-sm90"
+    assert folder == cache_folder(bundle.sha256) / f"tensorrt-{version}-sm90"
+    assert not (bundle.folder / "engines").exists()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
     assert {path.name for path in folder.iterdir()} == {
         RECORD_FILE,
         "brain.plan",
@@ -112,8 +116,8 @@ def test_engines_are_built_measured_recorded_and_served(engines: ModuleType, bun
     for graph, plan in record.plans.items():
         assert plan.made_from == {f"{graph}.onnx": bundle.spec.files[f"{graph}.onnx"]}
         assert plan.layers["float32"] > 5
-    assert open_engine(bundle, "auto").description == f"TensorRT {version}, A GPU"
-    check_replaceable(bundle.folder)  # a new export takes the engines of the old one away
+    described = open_engine(bundle, "auto").description
+    assert described == f"TensorRT {version}, A GPU, plans {digest(record)}"
 
 
 @needs_rtx
@@ -164,7 +168,7 @@ def test_no_room_is_told_and_leaves_nothing(
         ExportError, match="cannot write .* MB to .*: No space left on device; no engine was written"
     ):
         engines.build_engines(bundle.folder)
-    assert not list((bundle.folder / "engines").iterdir())
+    assert not list(cache_folder(bundle.sha256).iterdir())
 
 
 @needs_rtx

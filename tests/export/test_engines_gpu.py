@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import statistics
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
@@ -48,6 +48,14 @@ def _a_gpu() -> None:
         pytest.skip(reason)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _a_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A user's cache that is not that of who runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="module", params=["fp32", "fp16"])
 def exported_bundle(
     request: pytest.FixtureRequest, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
@@ -77,7 +85,7 @@ def engines_folder(bundle: Bundle) -> Path:
 
     from realtime.decoding.engines.cuda import first_device
 
-    return plans_folder(bundle.folder, tensorrt.__version__, first_device().sm)
+    return plans_folder(bundle, tensorrt.__version__, first_device().sm)
 
 
 def record_of(bundle: Bundle) -> Record:
@@ -134,7 +142,7 @@ def test_a_float32_graph_of_what_is_called_float16_is_refused(
     if exported_bundle.spec.graphs["denoise"].precision != "float32":
         pytest.skip("its graphs are what they are called")
     folder = tmp_path / "bundle"
-    shutil.copytree(exported_bundle.folder, folder, ignore=shutil.ignore_patterns("engines"))
+    shutil.copytree(exported_bundle.folder, folder)
     spec = exported_bundle.spec
     graphs = {
         name: msgspec.structs.replace(graph, precision="float16") for name, graph in spec.graphs.items()
@@ -142,7 +150,7 @@ def test_a_float32_graph_of_what_is_called_float16_is_refused(
     bundle_spec.write_spec(folder, msgspec.structs.replace(spec, graphs=graphs))
     with pytest.raises(ExportError, match=r"expected convolutions and matrix products in float16"):
         build_engines(folder, optimization_level=0)
-    assert not list((folder / "engines").glob("*"))
+    assert not engines_folder(Bundle.open(folder)).exists()
 
 
 def test_a_step_takes_little_time(built: Bundle, engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,10 +168,12 @@ def test_a_step_takes_little_time(built: Bundle, engine: Engine, capsys: pytest.
     assert step_ms < 100, "of a model of some thousand weights"
 
 
-def test_a_plan_cut_short_with_a_record_that_fits_does_not_load(built: Bundle, tmp_path: Path) -> None:
-    folder = tmp_path / "bundle"
-    shutil.copytree(built.folder, folder)
-    bundle, record = Bundle.open(folder), record_of(built)
+def test_a_plan_cut_short_with_a_record_that_fits_does_not_load(
+    built: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(engines_folder(built).parents[2], tmp_path / "cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bundle, record = built, record_of(built)
     path = engines_folder(bundle) / "vae.plan"
     path.write_bytes(path.read_bytes()[:-1000])
     plan = msgspec.structs.replace(record.plans["vae"], sha256=file_sha256(path))

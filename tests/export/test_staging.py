@@ -92,6 +92,8 @@ def test_what_is_no_bundle_is_left_alone(tmp_path: Path) -> None:
 
 def test_files_beside_a_bundle_are_not_lost(tmp_path: Path, exported: Exported) -> None:
     out = copy_of(exported.folder, tmp_path / "sub-01")
+    (out / "engines").mkdir()  # of an earlier release
+    (out / "bundle.json.minisig").write_text("of the old bundle")
     check_replaceable(out)
     (out / "notes.txt").write_text("of this subject")
     with pytest.raises(ExportError, match=r"the folder also holds notes\.txt; move that away"):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from realtime.events import STATES, Counts, DecoderUsed, Event, Frame, LatencyMs, Status
+from realtime.network.curve import own_server_keys
 from realtime.network.publish import Publisher
 from realtime.viewer.prometheus import Metrics
 
@@ -147,7 +148,7 @@ def test_pace_drifts_when_volumes_come_late() -> None:
 
 
 def test_the_publishers_figures_are_its_own() -> None:
-    publisher = Publisher("tcp://127.0.0.1:0")
+    publisher = Publisher("tcp://127.0.0.1:0", own_server_keys())
     publisher.published.update({"frame": 5, "run_end": 2})
     publisher.overruns = 2
     found = figures(Metrics(publisher))

@@ -7,6 +7,7 @@ same; what it needs a device for is in tests marked ``gpu``.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -18,6 +19,7 @@ import pytest
 
 from realtime.bundle.bundle import Bundle
 from realtime.bundle.files import file_sha256
+from realtime.bundle.user_cache import make_cache_folder
 from realtime.decoding.engines import choose
 from realtime.decoding.engines.choose import open_engine, probe
 from realtime.decoding.engines.cuda import Device
@@ -27,6 +29,7 @@ from realtime.decoding.engines.plans import (
     Plan,
     Record,
     check_plans,
+    digest,
     find_plans,
     graph_files,
     plans_folder,
@@ -38,14 +41,16 @@ GRAPHS = ("brain", "denoise", "vae")
 
 
 @pytest.fixture
-def bundle(make_tiny_bundle: Callable[..., Path], tmp_path: Path) -> Bundle:
+def bundle(make_tiny_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return Bundle.open(make_tiny_bundle(tmp_path / "bundle"))
 
 
 def write_plans(bundle: Bundle, version: str = VERSION, sm: str = SM) -> Path:
     """Write plan files like the command does, with other content."""
-    folder = plans_folder(bundle.folder, version, sm)
-    folder.mkdir(parents=True)
+    make_cache_folder(bundle.sha256)
+    folder = plans_folder(bundle, version, sm)
+    folder.mkdir(mode=0o700)
     plans = {}
     for graph in GRAPHS:
         path = folder / f"{graph}.plan"
@@ -169,7 +174,6 @@ DAMAGES: dict[Callable[[Bundle, Path], None], str] = {
 
 def test_matching_plans_are_found(bundle: Bundle) -> None:
     folder = write_plans(bundle)
-    Bundle.open(bundle.folder)  # which takes no offence at them
     paths = check_plans(bundle, find_plans(bundle, VERSION, SM, GPU))
     assert paths == {graph: folder / f"{graph}.plan" for graph in GRAPHS}
 
@@ -206,6 +210,96 @@ def test_the_next_engine_is_taken_and_says_why(
     description = open_engine(bundle, "auto").description
     assert description.startswith(("ONNX Runtime", "OpenVINO"))
     assert f"tensorrt: {raised.value}" in description
+
+
+def writable(bundle: Bundle, folder: Path) -> Path:
+    folder.chmod(0o770)
+    return folder
+
+
+def writable_cache(bundle: Bundle, folder: Path) -> Path:
+    folder.parent.parent.chmod(0o777)
+    return folder.parent.parent
+
+
+def writable_record(bundle: Bundle, folder: Path) -> Path:
+    (folder / RECORD_FILE).chmod(0o666)
+    return folder / RECORD_FILE
+
+
+def writable_plan(bundle: Bundle, folder: Path) -> Path:
+    (folder / "vae.plan").chmod(0o666)
+    return folder / "vae.plan"
+
+
+def linked_plan(bundle: Bundle, folder: Path) -> Path:
+    (folder / "vae.plan").rename(bundle.folder / "elsewhere")
+    (folder / "vae.plan").symlink_to(bundle.folder / "elsewhere")
+    return folder / "vae.plan"
+
+
+@pytest.mark.parametrize("spoil", [writable, writable_cache, writable_record, writable_plan, linked_plan])
+def test_plans_that_others_could_have_written_are_not_loaded(
+    bundle: Bundle, tensorrt: ModuleType, spoil: Callable[[Bundle, Path], Path]
+) -> None:
+    """All digests match."""
+    named = spoil(bundle, write_plans(bundle))
+    with pytest.raises(EngineError, match=rf"^{named}: expected .* only this user may write"):
+        open_engine(bundle, "tensorrt")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_plans_of_another_user_are_not_loaded(bundle: Bundle) -> None:
+    os.chown(write_plans(bundle) / RECORD_FILE, 12345, -1)
+    with pytest.raises(EngineError, match=r"engines\.json: .* found one of the user with number 12345"):
+        find_plans(bundle, VERSION, SM, GPU)
+
+
+def test_plans_that_came_with_a_bundle_are_not_loaded(
+    bundle: Bundle, tensorrt: ModuleType, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A stranger's bundle with a record that vouches for its plans, as earlier releases wrote it."""
+    folder = write_plans(bundle)
+    (bundle.folder / "engines").mkdir()
+    folder.rename(bundle.folder / "engines" / folder.name)
+    opened = Bundle.open(bundle.folder)
+    with pytest.raises(EngineError, match=rf"expected engines in tensorrt-{VERSION}-sm90, found none"):
+        open_engine(opened, "tensorrt")
+    open_engine(opened, "auto")
+    told = [record for record in caplog.records if "are not used" in record.message]
+    assert len(told) == 1
+    assert f"{bundle.folder / 'engines'}: engines in a bundle are executable code" in told[0].message
+    assert f"python -m export engines --bundle {bundle.folder}" in told[0].message
+
+
+def test_plans_of_another_bundle_are_not_found(
+    bundle: Bundle, make_tiny_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    write_plans(bundle)
+    other = Bundle.open(make_tiny_bundle(tmp_path / "other", seed=1))
+    with pytest.raises(EngineError, match="found none"):
+        find_plans(other, VERSION, SM, GPU)
+
+
+def test_a_rebuilt_plan_has_another_digest(bundle: Bundle) -> None:
+    record = read_record(write_plans(bundle))
+    plan = msgspec.structs.replace(record.plans["vae"], sha256="0" * 64)
+    rebuilt = msgspec.structs.replace(record, plans={**record.plans, "vae": plan})
+    assert digest(rebuilt) != digest(record) == digest(record)
+
+
+def test_tensorrt_that_does_not_start_is_passed_over(
+    bundle: Bundle, tensorrt: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As its binding does where CUDA does not start."""
+
+    def fail(logger: object) -> None:
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(tensorrt, "Stream", lambda: None)
+    monkeypatch.setattr(tensorrt.trt, "Runtime", fail)
+    write_plans(bundle)
+    assert "does not start on A GPU: pybind11::init()" in open_engine(bundle, "auto").description
 
 
 def test_a_probe_reads_no_plan(bundle: Bundle, tensorrt: ModuleType) -> None:

@@ -26,6 +26,7 @@ from sim.scanner import Scanner, ZmqLink
 from sim.scenes import SceneSet
 from sim.sender import RefusedError, Sender
 
+from ..keyed import own_server
 from .conftest import SEED, Tiny
 from .runtime import ContractRuntime
 
@@ -206,6 +207,7 @@ class RouterRuntime:
     def _serve(self) -> None:
         context = zmq.Context()
         socket = context.socket(zmq.ROUTER)
+        own_server(socket)
         socket.bind(f"tcp://127.0.0.1:{self.port or '*'}")
         self.port = int(socket.get_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
         self.started.set()

@@ -342,14 +342,14 @@ NO_REQUESTS = [
 def test_what_is_no_request_is_told_nothing_about_the_server(
     anywhere: Any, caplog: pytest.LogCaptureFixture, sent: bytes
 ) -> None:
-    async def check(session: aiohttp.ClientSession, _: str) -> None:
+    async def check(session: aiohttp.ClientSession, _token: str) -> None:
         server = session._base_url
         assert server is not None
         assert session.connector is not None
         trust = session.connector._ssl if server.scheme == "https" else None  # type: ignore[attr-defined]
         reader, writer = await asyncio.open_connection(server.host, server.port, ssl=trust)
         writer.write(sent)
-        head, _, text = (await reader.read()).partition(b"\r\n\r\n")
+        head, _blank, text = (await reader.read()).partition(b"\r\n\r\n")
         writer.close()
         assert head.startswith(b"HTTP/1.1 400") or head.startswith(b"HTTP/1.0 400")
         assert text == b"this is no HTTP request\n"

@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from realtime.bundle.files import open_regular
+from realtime.bundle.regular_file import open_regular
 
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _CHILDREN = {

@@ -1,8 +1,11 @@
-"""TensorRT engines (plans) in a bundle: their files, and whether they match this machine and the graphs.
+"""TensorRT engines (plans) in the user's cache: their files, and whether they match machine and graphs.
 
-    engines/tensorrt-<version>-sm<NN>/
+    <user cache>/realtime-dynadiff/<SHA-256 of bundle.json>/tensorrt-<version>-sm<NN>/
         engines.json          the record that this module reads
         brain.plan denoise.plan vae.plan
+
+A plan is executable code. So plans are loaded only from the cache, in folders and files that no other user
+can write, and never from a bundle, which may come from a stranger.
 
 A plan runs only on the version of TensorRT and the architecture it was built for, hence the folder's name,
 and only on the GPU model it was built on, since TensorRT guarantees nothing for others. ``engines.json``
@@ -12,6 +15,9 @@ holds the SHA-256 of every plan and of the ONNX files it was built from. These m
 
 from __future__ import annotations
 
+import hashlib
+import logging
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
@@ -20,11 +26,14 @@ import msgspec
 from realtime.bundle.bundle import Bundle
 from realtime.bundle.files import file_sha256
 from realtime.bundle.spec import FileName, Sha256, Spec
-from realtime.errors import EngineError
+from realtime.bundle.user_cache import cache_folder, check_private
+from realtime.errors import BundleError, EngineError
 
 ENGINES_FOLDER = "engines"
+"""Where earlier releases kept plans, in the bundle; those are not loaded any more."""
 RECORD_FILE = "engines.json"
 FORMAT_VERSION = 1
+_log = logging.getLogger(__name__)
 
 Version = Annotated[str, msgspec.Meta(pattern=r"^[0-9][A-Za-z0-9.+]{0,31}\Z")]
 Architecture = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{2,3}[a-z]?\Z")]
@@ -65,9 +74,15 @@ class Record(_Part, frozen=True, kw_only=True):
     """PSNR of a whole decode against ONNX Runtime on the CPU."""
 
 
-def plans_folder(bundle_folder: Path, tensorrt: str, sm: str) -> Path:
-    """Return the folder of the plans for a version of TensorRT and an architecture."""
-    return bundle_folder / ENGINES_FOLDER / f"tensorrt-{tensorrt}-sm{sm}"
+def plans_folder(bundle: Bundle, tensorrt: str, sm: str) -> Path:
+    """Return the folder of a bundle's plans for a version of TensorRT and an architecture.
+
+    :raises EngineError: when another user can write the cache that it is in
+    """
+    try:
+        return cache_folder(bundle.sha256) / f"tensorrt-{tensorrt}-sm{sm}"
+    except BundleError as error:
+        raise EngineError(str(error)) from error
 
 
 def graph_files(spec: Spec, graph: str) -> dict[str, str]:
@@ -81,12 +96,15 @@ def find_plans(bundle: Bundle, tensorrt: str, sm: str, gpu: str) -> Record:
 
     :raises EngineError: when there are no plans or they do not match; the message says how to build them
     """
-    folder = plans_folder(bundle.folder, tensorrt, sm)
+    folder = plans_folder(bundle, tensorrt, sm)
     todo = rebuild(bundle)
+    if (bundle.folder / ENGINES_FOLDER).exists():
+        _tell_ignored(bundle.folder / ENGINES_FOLDER, todo)
     if not folder.is_dir():
         others = sorted(path.name for path in folder.parent.glob("tensorrt-*") if path.is_dir())
         found = f"only {', '.join(others)}" if others else "none"
         raise EngineError(f"expected engines in {folder.name}, found {found}; {todo}")
+    _check_private(folder, folder / RECORD_FILE)
     try:
         record = msgspec.json.decode((folder / RECORD_FILE).read_bytes(), type=Record)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -105,9 +123,10 @@ def check_plans(bundle: Bundle, record: Record) -> dict[str, Path]:
 
     :raises EngineError: when a file cannot be read or differs from the record
     """
-    folder, paths = plans_folder(bundle.folder, record.tensorrt, record.sm), {}
+    folder, paths = plans_folder(bundle, record.tensorrt, record.sm), {}
     for graph, plan in record.plans.items():
         paths[graph] = folder / plan.file
+        _check_private(paths[graph])
         try:
             found = file_sha256(paths[graph])
         except OSError as error:
@@ -120,6 +139,27 @@ def check_plans(bundle: Bundle, record: Record) -> dict[str, Path]:
                 f"found {found}; {rebuild(bundle)}"
             )
     return paths
+
+
+def digest(record: Record) -> str:
+    """Return a short name for just these plans: another build of the same graphs may give other frames."""
+    plans = "".join(plan.sha256 for _, plan in sorted(record.plans.items()))
+    return hashlib.sha256(plans.encode()).hexdigest()[:12]
+
+
+@cache  # one line, although an engine is probed before it is opened
+def _tell_ignored(folder: Path, todo: str) -> None:
+    _log.warning(
+        "%s: engines in a bundle are executable code of whoever made them, and are not used; %s", folder, todo
+    )
+
+
+def _check_private(*paths: Path) -> None:
+    try:
+        for path in paths:
+            check_private(path)
+    except BundleError as error:
+        raise EngineError(str(error)) from error
 
 
 def rebuild(bundle: Bundle) -> str:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from realtime.bundle.bundle import Bundle
 from realtime.decoding.engines.contract import Candidate, Engine, Handle, Steps
 from realtime.decoding.engines.cuda import DeviceArray, Stream, first_device
-from realtime.decoding.engines.plans import Record, check_plans, find_plans, rebuild
+from realtime.decoding.engines.plans import Record, check_plans, digest, find_plans, rebuild
 from realtime.decoding.engines.signature import signature
 from realtime.errors import EngineError
 
@@ -50,7 +50,9 @@ def probe(bundle: Bundle, name: str) -> Candidate:
 def open_engine(bundle: Bundle, name: str, threads: int | None) -> Engine:
     """Implement :meth:`realtime.decoding.engines.contract.EngineModule.open_engine`; ignores ``threads``."""
     record = _record(bundle)
-    return TensorRtEngine(bundle, check_plans(bundle, record))
+    engine = TensorRtEngine(bundle, check_plans(bundle, record))
+    engine.description += f", plans {digest(record)}"
+    return engine
 
 
 def _record(bundle: Bundle) -> Record:
@@ -70,7 +72,13 @@ class TensorRtEngine:
         device = first_device()
         self.description = f"TensorRT {trt.__version__}, {device.name}"
         self._stream = Stream()
-        self._runtime = trt.Runtime(_Logger())
+        try:
+            self._runtime = trt.Runtime(_Logger())
+        except TypeError as error:  # pybind11's, where TensorRT returns no object
+            raise EngineError(
+                f"TensorRT {trt.__version__} does not start on {device.name}: {error}; check the driver with "
+                "nvidia-smi"
+            ) from error
         self._bound: dict[tuple[str, int], _BoundGraph] = {}
         for graph, path in plans.items():
             self._load(bundle, graph, path)

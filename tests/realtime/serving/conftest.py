@@ -30,6 +30,8 @@ from realtime.record.run_json import read_run_file
 from realtime.service.process import Role
 from realtime.service.serve import READY
 
+from ...keyed import Prepare, own_keys, without_keys
+
 SHAPE = (6, 6, 6)
 AFFINE = ((1.8, 0.0, 0.0, -5.4), (0.0, 1.8, 0.0, -5.4), (0.0, 0.0, 1.8, -5.4), (0.0, 0.0, 0.0, 1.0))
 DEMO_VOLUMES = 10
@@ -94,11 +96,16 @@ def picture_png(seed: int, edge_px: int = 32) -> bytes:
 class Client:
     """A scanner that does what a test says, message by message."""
 
-    def __init__(self, address: str, prepare: Callable[[zmq.Socket[bytes]], None] | None = None) -> None:
+    def __init__(self, address: str, prepare: Prepare | None = None) -> None:
+        """Connect.
+
+        :param prepare: called before; by default it sets this user's keys where the address needs some
+        """
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
-        if prepare:
-            prepare(self._socket)
+        if prepare is None:
+            prepare = own_keys("scanner") if address.startswith("tcp:") else without_keys
+        prepare(self._socket)
         self._socket.connect(address)
 
     def close(self) -> None:
@@ -253,7 +260,7 @@ def make_picture() -> Callable[..., bytes]:
 def connect() -> Iterator[Callable[[str], Client]]:
     clients: list[Client] = []
 
-    def make(address: str, prepare: Callable[[zmq.Socket[bytes]], None] | None = None) -> Client:
+    def make(address: str, prepare: Prepare | None = None) -> Client:
         clients.append(Client(address, prepare))
         return clients[-1]
 

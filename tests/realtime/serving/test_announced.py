@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from realtime import wire
 from realtime.bundle.bundle import Bundle
 from realtime.errors import ServeError
+from realtime.network.curve import own_server_keys
 from realtime.sources.open import SourceOptions, open_source
 from realtime.sources.run_boundaries import Plan, RunBoundarySource, RunOver, Scan
 from realtime.sources.zeromq import ZeroMqSource
@@ -356,7 +357,9 @@ def test_volumes_lie_between_a_start_and_an_end_and_each_is_answered(
 
 def test_our_own_messages_need_nothing_from_the_operator(tiny_bundle: Path) -> None:
     spec = Bundle.open(tiny_bundle).spec
-    assert isinstance(open_source("tcp://127.0.0.1:5555", SourceOptions(), spec), ZeroMqSource)
+    assert isinstance(
+        open_source("tcp://127.0.0.1:5555", SourceOptions(), spec, keys=own_server_keys()), ZeroMqSource
+    )
     with pytest.raises(ServeError, match="expected no --volumes"):
         open_source("tcp://127.0.0.1:5555", SourceOptions(n_volumes=3), spec)
 

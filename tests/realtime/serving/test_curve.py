@@ -68,8 +68,13 @@ def test_only_the_owner_can_read_the_keys(tmp_path: Path, capsys: pytest.Capture
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert files == {
         "runtime/server.key", "runtime/server.key_secret",
-        "runtime/scanners/scanner.key", "runtime/subscribers/screen.key",
+        "runtime/scanners/scanner.key", "runtime/markers/presentation.key",
+        "runtime/operators/operator.key", "runtime/subscribers/subscriber.key",
+        "runtime/subscribers/screen.key",
         "scanner/client.key_secret", "scanner/server.key",
+        "presentation/client.key_secret", "presentation/server.key",
+        "operator/client.key_secret", "operator/server.key",
+        "subscriber/client.key_secret", "subscriber/server.key",
         "screen/client.key_secret", "screen/server.key",
     }  # fmt: skip
     assert {mode(folder / name) for name in files} == {0o600}
@@ -91,12 +96,16 @@ def test_existing_keys_stay_when_a_subscriber_is_added(
     scanner = load_client_keys(tmp_path / "moved to the scanner")
     assert after.allowed["scanners"] == {scanner.own.public}
     assert scanner.server == after.own.public
-    assert after.allowed["subscribers"] == {load_client_keys(tmp_path / "keys" / "screen").own.public}
+    assert after.allowed["subscribers"] == {
+        load_client_keys(tmp_path / "keys" / name).own.public for name in ("screen", "subscriber")
+    }
     assert cli.main(["keys", str(tmp_path / "keys")]) == 0
     assert "none was made" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["", "scanner", "runtime", "../out", "a/b", ".hidden", "x" * 65, "a\n"])
+@pytest.mark.parametrize(
+    "name", ["", "scanner", "presentation", "runtime", "../out", "a/b", ".hidden", "x" * 65, "a\n"]
+)
 def test_a_subscribers_name_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(ServeError, match="expected a subscriber's name"):
         make_keys(tmp_path / "keys", [name])

@@ -27,6 +27,7 @@ from realtime.decoding.faces import FaceBlur
 from realtime.record.image import decode_png
 from realtime.record.reader import Recorded, read_image, read_recorded
 
+from ...keyed import own_keys
 from .conftest import Client, Scan, Served
 
 EDGE_PX = 128
@@ -79,6 +80,7 @@ def subscriber() -> Iterator[Callable[[str], zmq.Socket[bytes]]]:
     def connect(address: str) -> zmq.Socket[bytes]:
         socket = context.socket(zmq.SUB)
         socket.subscribe("frame")
+        own_keys("subscriber")(socket)
         socket.connect(address)
         return socket
 

@@ -19,6 +19,7 @@ from realtime.network.curve import load_client_keys, make_keys
 from realtime.record.reader import read_recorded
 from realtime.sources.markers import PATIENCE_TR, MarkedSource
 
+from ...keyed import without_keys
 from .conftest import Client, Scan, Served
 from .in_process import QueueSource
 from .test_pyneal import RUN_ID, Pyneal
@@ -112,7 +113,7 @@ def test_a_bank_decodes_what_presentation_software_shows_beside_pyneal(
     assert {(row.decoder, row.shown_onset) for row in specialised} == due
 
 
-def test_only_keys_of_scanners_open_the_port_of_markers(
+def test_only_keys_of_presentation_software_open_the_port_of_markers(
     serve: Callable[..., Served],
     connect: Callable[..., Client],
     make_scan: type[Scan],
@@ -123,6 +124,7 @@ def test_only_keys_of_scanners_open_the_port_of_markers(
 ) -> None:
     scan = make_scan(n_volumes=12)
     make_keys(tmp_path / "keys", ["screen"])
+    make_keys(tmp_path / "other")
     options = (
         "--volumes",
         "12",
@@ -133,10 +135,18 @@ def test_only_keys_of_scanners_open_the_port_of_markers(
     )
     served = serve(*options, source="pyneal+tcp://127.0.0.1:0")
     address = served.said.split("markers from ")[1].split(",")[0]
-    strangers = [connect(address), connect(address, load_client_keys(tmp_path / "keys" / "screen").use)]
+    strangers = [
+        connect(address, prepare)
+        for prepare in (
+            without_keys,
+            load_client_keys(tmp_path / "keys" / "screen").use,
+            load_client_keys(tmp_path / "keys" / "scanner").use,
+            load_client_keys(tmp_path / "other" / "presentation").use,  # of another runtime
+        )
+    ]
     for stranger in strangers:
         stranger.send_frames(wire.encode(scan.marker(1)), make_picture(1))
-    known = Presentation(address, str(tmp_path / "keys" / "scanner"))
+    known = Presentation(address, str(tmp_path / "keys" / "presentation"))
     presentations.append(known)
     known.show(4, pictures[4])
     scanner = Pyneal(served.address)

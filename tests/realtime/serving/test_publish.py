@@ -17,10 +17,11 @@ import zmq
 from realtime import cli
 from realtime.errors import ServeError
 from realtime.events import Broadcast, Counts, DecoderUsed, Event, Frame, LatencyMs, Status
-from realtime.network.curve import load_client_keys, load_server_keys, make_keys
+from realtime.network.curve import load_client_keys, load_server_keys, make_keys, own_server_keys
 from realtime.network.publish import HIGH_WATER_MARK, Publisher
 from realtime.record.reader import read_image, read_recorded
 
+from ...keyed import own_keys, own_server, without_keys
 from .conftest import Client, Scan, Served
 
 SUBSCRIBER = Path(__file__).parents[3] / "docs" / "examples" / "subscriber.py"
@@ -41,8 +42,7 @@ def subscribe() -> Iterator[Subscribe]:
         socket = context.socket(zmq.SUB)
         socket.linger = 0
         socket.subscribe("")
-        if prepare:
-            prepare(socket)
+        (prepare or own_keys("subscriber"))(socket)
         socket.connect(address)
         return socket
 
@@ -94,7 +94,7 @@ class Published:
     """A publisher on a broadcast of its own."""
 
     def __init__(self, **options: Any) -> None:
-        self.publisher = Publisher("tcp://127.0.0.1:0", **options)
+        self.publisher = Publisher("tcp://127.0.0.1:0", **({"keys": own_server_keys()} | options))
         self.broadcast = Broadcast(status("waiting", None).message)  # type: ignore[arg-type]
         self.broadcast.call(self.publisher.take)
         self.address = self.publisher.start()
@@ -169,6 +169,7 @@ def test_a_frame_of_a_bank_names_its_decoder(subscribe: Subscribe) -> None:
 def test_topics_can_be_chosen(subscribe: Subscribe) -> None:
     async def check(published: Published) -> None:
         def only_ends(socket: zmq.Socket[bytes]) -> None:
+            own_keys("subscriber")(socket)
             socket.unsubscribe("")
             socket.subscribe("run_end")
 
@@ -184,6 +185,7 @@ def test_topics_can_be_chosen(subscribe: Subscribe) -> None:
 def test_sequence_numbers_count_per_topic(subscribe: Subscribe) -> None:
     async def check(published: Published) -> None:
         def only_frames(socket: zmq.Socket[bytes]) -> None:
+            own_keys("subscriber")(socket)
             socket.unsubscribe("")
             socket.subscribe("frame")
 
@@ -214,6 +216,7 @@ def test_what_an_earlier_process_decoded_is_not_sent_again(subscribe: Subscribe)
 
 def test_a_slow_subscriber_knows_what_it_missed_and_others_miss_nothing(subscribe: Subscribe) -> None:
     def slow(socket: zmq.Socket[bytes]) -> None:
+        own_keys("subscriber")(socket)
         socket.rcvhwm = 1
         socket.rcvbuf = 4096
 
@@ -262,7 +265,7 @@ def test_only_subscribers_keys_are_admitted(subscribe: Subscribe, tmp_path: Path
 
     async def check(published: Published) -> None:
         intruders = [
-            subscribe(published.address),
+            subscribe(published.address, without_keys),
             subscribe(published.address, stranger),
             subscribe(published.address, load_client_keys(tmp_path / "scanner").use),  # may send, not read
         ]
@@ -290,7 +293,7 @@ def test_without_keys_it_listens_on_loopback_only(
 def test_a_port_in_use_is_one_clear_line() -> None:
     async def check(published: Published) -> None:
         with pytest.raises(ServeError, match=f"{published.address} is in use"):
-            Publisher(published.address).start()
+            Publisher(published.address, own_server_keys()).start()
 
     with_publisher(check)
 
@@ -365,6 +368,7 @@ def test_the_example_in_the_documentation_works(
 
 def test_the_example_says_what_it_missed() -> None:
     with zmq.Context() as context, context.socket(zmq.XPUB) as socket:
+        own_server(socket)
         port = socket.bind_to_random_port("tcp://127.0.0.1")
         command = [sys.executable, str(SUBSCRIBER), f"tcp://127.0.0.1:{port}"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as subscriber:

@@ -10,6 +10,7 @@ import pytest
 from realtime import wire
 from realtime.errors import ServeError, WireError
 from realtime.network.address import check_address
+from realtime.network.curve import own_server_keys
 from realtime.sources.zeromq import ZeroMqSource, parse
 
 from .conftest import Client, Scan
@@ -57,7 +58,7 @@ def test_a_port_in_use_is_one_clear_line() -> None:
         taken.listen()
         address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(ServeError, match=f"{address} is in use") as raised:
-            asyncio.run(ZeroMqSource(address).start())
+            asyncio.run(ZeroMqSource(address, own_server_keys()).start())
     assert "\n" not in str(raised.value)
 
 
@@ -101,7 +102,7 @@ def test_over_a_socket_invalid_messages_are_refused_and_valid_ones_received(
     scan = make_scan()
 
     async def receive() -> list[str]:
-        source = ZeroMqSource("tcp://127.0.0.1:0")
+        source = ZeroMqSource("tcp://127.0.0.1:0", own_server_keys())
         client = connect(await source.start())
         try:
             client.send_frames(b"\xc1", b"")
