@@ -6,8 +6,3 @@ yet. prometheus.py: metrics. peer.py, offer.py: one page's WebRTC connection. li
 video track. open.py: opens the page in the user's browser. pictures.py: PNG and VP8 from arrays. static/: the
 page, with uPlot for the latency trace.
 """
-
-from realtime.viewer.access import open_access
-from realtime.viewer.server import Viewer
-
-__all__ = ["Viewer", "open_access"]

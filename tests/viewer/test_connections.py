@@ -17,7 +17,8 @@ import aiohttp
 import msgspec
 import pytest
 
-from realtime.viewer import connections, open_access
+from realtime.viewer import connections
+from realtime.viewer.access import open_access
 
 PATIENCE_S = 120
 N_IDLE = 1_500
@@ -29,7 +30,8 @@ SERVER_DESCRIPTORS = 400
 SERVER = """
 import asyncio, logging, msgspec, os, pathlib, resource, sys
 from realtime.events import Broadcast, Status
-from realtime.viewer import Viewer, open_access
+from realtime.viewer.access import open_access
+from realtime.viewer.server import Viewer
 
 async def serve():
     folder = pathlib.Path(sys.argv[1])

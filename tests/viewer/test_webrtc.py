@@ -18,9 +18,9 @@ from av import VideoFrame
 from numpy.typing import NDArray
 
 from realtime.events import KEPT, Broadcast
-from realtime.viewer import Viewer, open_access
+from realtime.viewer.access import open_access
 from realtime.viewer.offer import candidate_addresses, gather_only, without_candidates
-from realtime.viewer.server import MAX_OFFER_BYTES, MAX_PAGES
+from realtime.viewer.server import MAX_OFFER_BYTES, MAX_PAGES, Viewer
 
 PATIENCE_S = 60
 
