@@ -6,8 +6,3 @@ that one page has not had yet. prometheus.py: metrics. peer.py, offer.py: one pa
 live.py: the newest picture as a video track. pictures.py: PNG and VP8 from arrays. open.py: opens the page in
 the user's browser. static/: the page, with uPlot for the latency trace.
 """
-
-from realtime.viewer.access import open_access
-from realtime.viewer.server import Viewer
-
-__all__ = ["Viewer", "open_access"]

@@ -20,7 +20,9 @@ import numpy as np
 import pytest
 
 from realtime.events import Broadcast, Event
-from realtime.viewer import Viewer, connections, open_access
+from realtime.viewer import connections
+from realtime.viewer.access import open_access
+from realtime.viewer.server import Viewer
 
 PATIENCE_S = 120
 N_IDLE = 1_500
@@ -37,14 +39,15 @@ OFFER = (
 SERVER = """
 import asyncio, logging, msgspec, os, pathlib, resource, sys
 from realtime.events import Broadcast, Status
-from realtime.viewer import Viewer, open_access
+from realtime.viewer.access import open_access
+from realtime.viewer.server import Viewer
 from realtime.viewer.prometheus import Metrics
 
 async def serve():
     folder = pathlib.Path(sys.argv[1])
     status = msgspec.json.decode(sys.argv[3], type=Status)
     access = open_access("0.0.0.0", folder / "cert.pem", folder / "key.pem")
-    viewer = Viewer(Broadcast(status), 0, access, Metrics(None))
+    viewer = Viewer(Broadcast(status), 0, access, Metrics(lambda: None))
     print(await viewer.start(), flush=True)
     while await asyncio.to_thread(sys.stdin.readline):
         print(len(os.listdir("/proc/self/fd")), flush=True)

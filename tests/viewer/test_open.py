@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import expect
 
 from realtime.viewer import open as opening
-from realtime.viewer import open_access
+from realtime.viewer.access import open_access
 
 TOKEN = "a-token-that-only-its-user-may-ever-see"
 URL = f"http://127.0.0.1:8765/?token={TOKEN}"

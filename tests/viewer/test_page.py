@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from realtime.events import DecoderUsed
-from realtime.viewer import open_access
+from realtime.viewer.access import open_access
 
 pytestmark = pytest.mark.browser
 

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 import realtime.viewer
 from realtime.errors import ServeError
 from realtime.events import Broadcast
-from realtime.viewer import Viewer
-from realtime.viewer.server import MAX_TRIES
+from realtime.viewer.server import MAX_TRIES, Viewer
 
 STATIC = Path(realtime.viewer.__file__).parent / "static"
 

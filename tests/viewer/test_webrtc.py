@@ -18,7 +18,8 @@ from av import VideoFrame
 from numpy.typing import NDArray
 
 from realtime.events import KEPT, Broadcast
-from realtime.viewer import Viewer, open_access, peer, server
+from realtime.viewer import peer, server
+from realtime.viewer.access import open_access
 from realtime.viewer.offer import (
     MAX_OFFER_BYTES,
     MAX_OFFER_LINES,
@@ -26,7 +27,7 @@ from realtime.viewer.offer import (
     gather_only,
     without_candidates,
 )
-from realtime.viewer.server import MAX_PAGES, MAX_TRIES
+from realtime.viewer.server import MAX_PAGES, MAX_TRIES, Viewer
 
 PATIENCE_S = 60
 
