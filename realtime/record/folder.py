@@ -2,6 +2,7 @@
 
     run.json                    what the run is; bundle, engine, seed, versions; whether it is open or closed
     volumes.journal             every message taken, the recorder's (:mod:`realtime.record.run_journal`)
+    decoder.checkpoint          while a long run is open: its state (:mod:`realtime.runs.checkpoint`)
     statistics.npz, prior.npz   per-voxel statistics (see :mod:`realtime.runs.statistics`)
     frames/000123.png           the frame that the bundle's first decoder made at volume 123
     frames/000123_<decoder>.png the same by another decoder of a bank
@@ -154,6 +155,16 @@ class RunFolder:
     def write_file(self, name: str, content: bytes) -> None:
         """Save a file in the folder."""
         self._write(name, content)
+
+    def remove_file(self, name: str) -> None:
+        """Remove a file of the folder, and what a crash left of its next version, if they are there."""
+        self._folder.unlink(name)
+        self._folder.unlink(f".partial-{name}")
+
+    @property
+    def has_all_rows(self) -> bool:
+        """Whether the disk has taken every row so far."""
+        return not any(self._unwritten.values())
 
     def write_row(self, row: tables.Row) -> None:
         """Append a row to the table of decodes."""
