@@ -170,9 +170,19 @@ class RunFolder:
         """Append a row to the table of decodes."""
         self._append(self._table, tables.row_line(row))
 
-    def write_shown(self, marker: wire.Marker, png: bytes) -> None:
-        """Save the picture of a marker and its row in the events table."""
-        self._write(_picture_file(marker), png)
+    def has_picture(self, marker: wire.Marker, n_bytes: int) -> bool:
+        """Whether the picture of a marker is there; it is written whole, so its size tells."""
+        name = _picture_file(marker).rpartition("/")[2]
+        with self._folder.sub("shown") as folder:
+            try:
+                return folder.has(name) and folder.size(name) == n_bytes
+            except RecordError:  # a link, which is replaced by the picture
+                return False
+
+    def write_shown(self, marker: wire.Marker, png: bytes | None) -> None:
+        """Save the picture of a marker, None if it is there already, and its row in the events table."""
+        if png is not None:
+            self._write(_picture_file(marker), png)
         onset_s = marker.onset_volume * self.info.start.tr_s
         name = " ".join(marker.name.split()) or tables.NOT_AVAILABLE
         row = (f"{onset_s:.4f}", tables.NOT_AVAILABLE, str(marker.onset_volume), name, _picture_file(marker))

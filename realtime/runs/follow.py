@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from realtime.errors import RecordError, WireError
 from realtime.events import Event
 from realtime.record.folder import RunFolder
-from realtime.record.journal import JOURNAL, Entry, JournalReader
+from realtime.record.journal import JOURNAL, Entry, Head, JournalReader
 from realtime.runs.checkpoint import CHECKPOINT, PAYS_S, Checkpoint
 from realtime.runs.decode_loop import DecodeLoop
 from realtime.runs.resume import passed
@@ -123,7 +123,7 @@ class Following:
         if self._under_way:
             await asyncio.wait({self._under_way})
 
-    def _take(self, entry: Entry, *, is_past: bool) -> None:
+    def _take(self, entry: Entry | Head, *, is_past: bool) -> None:
         age_s = time.time() - entry.received_utc_s
         received_s = time.perf_counter() - max(0.0, age_s)  # the clock may have been set back
         _take(self._run, entry, self._send, received_s=received_s, is_past=is_past)
@@ -180,7 +180,7 @@ class Following:
 
 
 def _take(
-    run: Run, entry: Entry, send: Callable[[Event], None], *, received_s: float, is_past: bool = False
+    run: Run, entry: Entry | Head, send: Callable[[Event], None], *, received_s: float, is_past: bool = False
 ) -> None:
     try:
         event = run.take(entry, received_s, is_past=is_past)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from realtime import wire
 from realtime.errors import RealtimeError, RecordError
+from realtime.events import KEPT
 from realtime.record.journal import JOURNAL, Entry, Head, JournalReader
 from realtime.record.storage import exists, read_file
 from realtime.runs.checkpoint import CHECKPOINT, About, Checkpoint, digest_of, max_bytes, parse
@@ -16,10 +17,11 @@ from realtime.runs.run import Run
 _log = logging.getLogger(__name__)
 
 
-def passed(run: Run) -> Iterator[Entry]:
-    """Let a run go on from its checkpoint; the records before it, of volumes without voxels.
+def passed(run: Run) -> Iterator[Entry | Head]:
+    """Let a run go on from its checkpoint; the records before it, in full where the head is not enough.
 
-    There are none if it has no checkpoint, or one that does not fit; the run is then as it was.
+    It is for a volume. It is for a picture that is in the folder, except for the newest, which a page shows.
+    There are none if the run has no checkpoint, or one that does not fit; the run is then as it was.
 
     :raises RecordError: when another record in the journal is damaged
     """
@@ -34,11 +36,14 @@ def passed(run: Run) -> Iterator[Entry]:
         except RealtimeError as error:
             _log.warning("the checkpoint of %s is ignored, its journal is read instead: %s", run.name, error)
             return
-        for head, is_volume in heads:
-            if is_volume:
-                yield Entry(header=head.header, payload=b"", received_utc_s=head.received_utc_s, end=head.end)
+        onsets = sorted(message.onset_volume for _, message in heads if isinstance(message, wire.Marker))
+        newest = set(onsets[-KEPT:])
+        for head, message in heads:
+            if isinstance(message, wire.Marker) and message.onset_volume not in newest:
+                is_enough = run.folder.has_picture(message, head.end - head.payload_start)
             else:
-                yield journal.entry(head)
+                is_enough = isinstance(message, wire.Volume)
+            yield head if is_enough else journal.entry(head)
 
 
 def _read(run: Run) -> Checkpoint:
@@ -57,18 +62,17 @@ def _read(run: Run) -> Checkpoint:
     return saved
 
 
-def _heads_before(about: About, journal: JournalReader) -> Iterator[tuple[Head, bool]]:
-    """The heads of the records that were read before a checkpoint, and which of them are volumes."""
+def _heads_before(about: About, journal: JournalReader) -> Iterator[tuple[Head, wire.ToRuntime]]:
+    """The heads of the records that were read before a checkpoint, with their messages."""
     headers, end = hashlib.sha256(), 0
     for head in journal.heads():
         if head.end > about.journal_end:
             break
         message = wire.decode_to_runtime(head.header)
-        is_volume = isinstance(message, wire.Volume)
         if isinstance(message, wire.Volume) and message.index >= about.next_index:
             raise RecordError(f"volume {message.index} had not had its turn")
         headers.update(head.header)
         end = head.end
-        yield head, is_volume
+        yield head, message
     if end != about.journal_end or headers.digest() != about.headers_sha256:
         raise RecordError("the journal has changed since")

@@ -26,7 +26,7 @@ from realtime.events import Event, Frame, LatencyMs, Shown, VolumeState
 from realtime.preprocessing.stream import StreamingPreprocessor
 from realtime.record.folder import RunFolder
 from realtime.record.image import decode_png
-from realtime.record.journal import Entry
+from realtime.record.journal import Entry, Head
 from realtime.record.tables import Row, frame_row
 from realtime.runs.account import Account
 from realtime.runs.checkpoint import CHECKPOINT, About, Checkpoint, WaitingWindow, digest_of
@@ -157,21 +157,23 @@ class Run:
         """The run's position, in words."""
         return "its start" if self.position is None else f"volume {self.position}"
 
-    def take(self, entry: Entry, received_s: float, *, is_past: bool = False) -> Event | None:
+    def take(self, entry: Entry | Head, received_s: float, *, is_past: bool = False) -> Event | None:
         """Take the next record of the journal; returns what listeners are told of it.
 
+        :param entry: its head is enough for a volume before the checkpoint, and a picture in the folder
         :param received_s: when it was received, by ``time.perf_counter``
         :param is_past: whether it was in the journal before this process followed the run
         :raises WireError: when the record is no message of this run
         """
         message = wire.decode_to_runtime(entry.header)
+        payload = entry.payload if isinstance(entry, Entry) else None
         self.headers.update(entry.header)
         self.journal_end = entry.end
         if isinstance(message, wire.Volume):
             self.heard_s = received_s
-            self._take_volume(message, entry.payload, received_s, is_past=is_past)
+            self._take_volume(message, payload, received_s, is_past=is_past)
         elif isinstance(message, wire.Marker):
-            return self._show(message, entry.payload, is_past=is_past)
+            return self._show(message, payload, is_past=is_past)
         elif isinstance(message, wire.RunEnd):
             self.end = message
         elif self._has_begun and not is_past:
@@ -180,7 +182,9 @@ class Run:
         self._has_begun = True
         return None
 
-    def _take_volume(self, message: wire.Volume, payload: bytes, received_s: float, *, is_past: bool) -> None:
+    def _take_volume(
+        self, message: wire.Volume, payload: bytes | None, received_s: float, *, is_past: bool
+    ) -> None:
         """Preprocess a volume as soon as those before it have been."""
         if not self.account.receive(message.index):
             return
@@ -188,14 +192,13 @@ class Run:
             received_s = perf_counter()
         elif message.index < self._reorder.next_index:
             self.tell(f"volume {message.index} came after its gap had been given up; it is not used")
-        had_its_turn = self._resumed is not None and message.index < self._resumed.about.next_index
         arrival = Arrival(
-            voxels=None if had_its_turn else wire.volume_array(self.start, payload),
+            voxels=None if payload is None else wire.volume_array(self.start, payload),
             received_s=received_s,
             journal_ms=1e3 * (perf_counter() - received_s),
             restored=is_past,
         )
-        self._advance(self._reorder.push(message.index, arrival, received_s, len(payload)))
+        self._advance(self._reorder.push(message.index, arrival, received_s, len(payload or b"")))
 
     def expire(self, now_s: float) -> None:
         """Give up the gaps whose time is over."""
@@ -250,7 +253,7 @@ class Run:
         return np.zeros(self._window_shape, dtype=np.float32)
 
     def resume(self, saved: Checkpoint) -> None:
-        """Before the first record: go on from a checkpoint. Then take the records before it, without voxels.
+        """Before the first record: go on from a checkpoint. The records before it must be taken next.
 
         :raises PreprocessError: when its numbers do not fit; nothing is changed then
         """
@@ -259,20 +262,25 @@ class Run:
         self._resumed = Checkpoint(about=saved.about, arrays=window)
         self.trusted = saved.about.is_trusted
 
-    def _show(self, marker: wire.Marker, png: bytes, *, is_past: bool) -> Event | None:
+    def _show(self, marker: wire.Marker, png: bytes | None, *, is_past: bool) -> Event | None:
         """Record the picture that was put on screen, if it is one."""
         if marker.onset_volume in self._onsets:
             return None
+        unsaved = png
+        if png is not None and is_past and self.folder.has_picture(marker, len(png)):
+            unsaved = None
         try:
-            decode_png(png)
+            if unsaved is not None:
+                decode_png(unsaved)
+            self.folder.write_shown(marker, unsaved)
         except WireError as error:
             self.tell(f"the picture at volume {marker.onset_volume} is left out: {error}")
             return None
-        try:
-            self.folder.write_shown(marker, png)
         except RecordError as error:
             self.disk_failed(error)
         bisect.insort(self._onsets, marker.onset_volume)
+        if png is None:
+            return None
         shown = Shown(run_id=self.name, onset_volume=marker.onset_volume, name=marker.name)
         return Event(shown, png=png, is_recorded=is_past)
 
