@@ -46,6 +46,7 @@ from realtime.record import (
 from realtime.record import (
     run_json as record_run_json,
 )
+from realtime.record.image import decode_png
 from realtime.sources import afni, afni_header, pyneal, zeromq
 from realtime.sources.files import watch
 from realtime.sources.files.slices import SliceFile, Slices
@@ -136,7 +137,7 @@ def message(data: bytes) -> None:
         wire.verify_checksum(said, payload)
         wire.volume_array(START, payload)
     elif isinstance(said, wire.Marker):
-        record_png.check_png(bytes(payload))
+        decode_png(payload)
 
 
 def reply(data: bytes) -> None:
@@ -211,7 +212,7 @@ def dicom(data: bytes) -> None:
 
 def png(data: bytes) -> None:
     """What was on screen."""
-    image = record_png.decode_png(data)
+    image = decode_png(data)
     assert image.ndim == 3
     assert max(image.shape) <= record_png.MAX_EDGE_PX
 
