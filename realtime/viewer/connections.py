@@ -136,7 +136,7 @@ class Connection(web.RequestHandler):
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
         """While a request with the token is answered."""
-        if not self.is_known:
+        if not self.is_known and self.transport is not None:  # it may have ended since the request came
             self._connections.know(self)
         self.is_busy = True
         try:
