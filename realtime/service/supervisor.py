@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 import msgspec
 
 from realtime.errors import ServeError
-from realtime.service.process import Ready, Role
+from realtime.service.process import Failed, Ready, Role
 
 TITLES: Mapping[Role, str] = {"record": "recorder", "decode": "decoder", "page": "page"}
 _MEANS: Mapping[Role, str] = {
@@ -26,6 +26,8 @@ _AGAIN_S, _AGAIN_AT_MOST_S = 0.1, 5.0
 _STOP_S = 2.0
 """A process that has not ended this long after SIGTERM is killed; the decoder finishes a decode first."""
 _DECODER_STOP_S = 70.0
+_LAST_WORDS_S = 1.0
+"""How long to wait for the reason that a process gave before it ended."""
 
 _log = logging.getLogger(__name__)
 
@@ -56,17 +58,14 @@ class Child:
         """Keep it running until cancelled."""
         patience_s = _AGAIN_S
         while True:
-            has_served, status = await self._serve_once()
-            if not self.ready.done() and status >= 0:  # it said why; one that was killed gets another chance
-                self.ready.set_exception(
-                    ServeError(f"the {TITLES[self.role]} did not start; its reason is above")
-                )
+            has_served = await self._serve_once()
+            if self.ready.done() and self.ready.exception():
                 return
             patience_s = _AGAIN_S if has_served else min(2 * patience_s, _AGAIN_AT_MOST_S)
             await asyncio.sleep(patience_s)
 
-    async def _serve_once(self) -> tuple[bool, int]:
-        """Start it and wait until it has ended; whether it served, and its exit status."""
+    async def _serve_once(self) -> bool:
+        """Start it and wait until it has ended; whether it served."""
         process = self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-P",  # not a package of the same name in the current folder
@@ -80,22 +79,29 @@ class Child:
             start_new_session=True,  # so that a terminal's Ctrl-C reaches this process first
         )
         assert process.stdout is not None
-        line = await process.stdout.readline()
-        ready = None
-        with contextlib.suppress(msgspec.DecodeError):
-            ready = msgspec.json.decode(line, type=Ready)
-        if ready and not self.ready.done():
-            self._arguments = list(self._again(self._arguments, ready))
-            self.ready.set_result(ready)
-        elif ready:
-            _log.warning("the %s is back", TITLES[self.role])
+        first = _understood(await process.stdout.readline())
+        if isinstance(first, Ready):
+            if self.ready.done():
+                _log.warning("the %s is back", TITLES[self.role])
+            else:
+                self._arguments = list(self._again(self._arguments, first))
+                self.ready.set_result(first)
         status = await process.wait()
-        if self.ready.done() or status < 0:
-            how = signal.Signals(-status).name if status < 0 else f"exit code {status}"
+        last = first
+        with contextlib.suppress(TimeoutError):  # a process that it has started may keep the pipe open
+            rest = await asyncio.wait_for(process.stdout.read(), _LAST_WORDS_S)
+            last = _understood(rest) if rest else first
+        how = signal.Signals(-status).name if status < 0 else f"exit code {status}"
+        reason = last.error if isinstance(last, Failed) else ""
+        if self.ready.done() or status < 0:  # one that was killed gets another chance
+            how = f"{how}: {reason}" if reason else how
             _log.error(
                 "the %s has died (%s) and is started again: %s", TITLES[self.role], how, _MEANS[self.role]
             )
-        return ready is not None, status
+        else:
+            unknown = f"the {TITLES[self.role]} did not start ({how}); what it printed is above"
+            self.ready.set_exception(ServeError(reason or unknown))
+        return isinstance(first, Ready)
 
     async def stop(self) -> None:
         """Once :meth:`run` is cancelled: let it end; kill it if it does not."""
@@ -145,6 +151,13 @@ async def running(
         await asyncio.wait(tasks)
         for child in children:  # the recorder first: what comes now is not acknowledged
             await child.stop()
+
+
+def _understood(line: bytes) -> Ready | Failed | None:
+    try:
+        return msgspec.json.decode(line, type=Ready | Failed)
+    except msgspec.DecodeError:
+        return None
 
 
 def _at_same_place(arguments: Sequence[str], ready: Ready) -> Sequence[str]:
