@@ -29,10 +29,6 @@ class Account:
         self._received.add(index)
         return True
 
-    def has(self, index: int) -> bool:
-        """Whether a volume has come."""
-        return index in self._received
-
     def settle(self, index: int, state: VolumeState) -> None:
         """Give a volume its final state.
 
@@ -53,17 +49,6 @@ class Account:
     def open_volumes(self) -> list[int]:
         """Planned volumes without a final state, in order."""
         return [index for index in range(self.n_volumes) if index not in self._settled]
-
-    @property
-    def held(self) -> list[tuple[int, int]]:
-        """The volumes that came, as half-open ranges."""
-        ranges: list[tuple[int, int]] = []
-        for index in sorted(self._received):
-            if ranges and ranges[-1][1] == index:
-                ranges[-1] = (ranges[-1][0], index + 1)
-            else:
-                ranges.append((index, index + 1))
-        return ranges
 
     @property
     def newest(self) -> int | None:

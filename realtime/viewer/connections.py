@@ -184,7 +184,7 @@ class Connections:
                     if error.errno in _NO_ROOM:
                         self._tell(f"cannot accept a connection to the page: {error.strerror}")
                         await asyncio.sleep(_RETRY_S)
-                    continue  # any other: the peer has gone already
+                    break  # any other: the peer has gone already
                 self._open(accepted, peer[0])
             await asyncio.sleep(_PAUSE_S)
 

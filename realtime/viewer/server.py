@@ -10,7 +10,7 @@ import struct
 from pathlib import Path
 from typing import TypeVar
 
-from aiohttp import WSCloseCode, web
+from aiohttp import WSCloseCode, WSMsgType, web
 
 from realtime.errors import ServeError
 from realtime.events import Broadcast, Event
@@ -189,13 +189,12 @@ class Viewer:
             return _refusal(503, f"{MAX_PAGES} pages are connected already")
         if not self._openings.take(request.remote):
             return _refusal(429, "too many WebSockets from this address, try again in a second")
-        socket = web.WebSocketResponse(heartbeat=20.0, max_msg_size=4096, compress=False)
+        socket = web.WebSocketResponse(heartbeat=20.0, max_msg_size=4096, compress=False, autoping=False)
         await socket.prepare(request)
         self._sockets.add(socket)
         telling = asyncio.create_task(self._tell(socket))
         try:
-            async for _ in socket:  # reading ends when the page disconnects
-                await socket.close(code=WSCloseCode.POLICY_VIOLATION, message=b"a page sends nothing")
+            await _listen(socket)
         finally:
             self._sockets.discard(socket)
             telling.cancel()
@@ -220,6 +219,16 @@ class Viewer:
 
 async def _index(_request: web.Request) -> web.FileResponse:
     return web.FileResponse(_STATIC / "index.html")
+
+
+async def _listen(socket: web.WebSocketResponse) -> None:
+    """Return when the page disconnects; a page says nothing but, now and then, that it is there."""
+    pace = Pace(MAX_TRIES)
+    async for message in socket:
+        if message.type is WSMsgType.PING:
+            await socket.pong(message.data)
+        if message.type not in (WSMsgType.PING, WSMsgType.PONG) or not pace.take(None):
+            await socket.close(code=WSCloseCode.POLICY_VIOLATION, message=b"a page sends nothing")
 
 
 def _png_response(request: web.Request, png: bytes) -> web.Response:

@@ -275,13 +275,29 @@ def test_a_new_run_begins_anew(with_viewer: Any, run: Any, make_run: Any) -> Non
     with_viewer(run.status("warming"), check)
 
 
-def test_a_page_that_talks_is_hung_up_on(with_viewer: Any, run: Any) -> None:
+@pytest.mark.parametrize("what", ["words", "a flood of pings"])
+def test_a_page_that_talks_is_hung_up_on(with_viewer: Any, run: Any, what: str) -> None:
     async def check(session: aiohttp.ClientSession, _: Broadcast) -> None:
         async with session.ws_connect("/ws") as websocket:
-            await websocket.send_str("hello")
+            if what == "words":
+                await websocket.send_str("hello")
+            else:
+                for _ping in range(3 * MAX_TRIES):
+                    await websocket.ping()
             while not websocket.closed:
                 await websocket.receive()
             assert websocket.close_code == aiohttp.WSCloseCode.POLICY_VIOLATION
+
+    with_viewer(run.status("waiting"), check)
+
+
+def test_a_program_may_ask_whether_the_server_is_there(with_viewer: Any, run: Any) -> None:
+    async def check(session: aiohttp.ClientSession, _: Broadcast) -> None:
+        async with session.ws_connect("/ws", autoping=False) as websocket:
+            await websocket.ping(b"there?")
+            while (message := await websocket.receive()).type is not aiohttp.WSMsgType.PONG:
+                assert message.type is aiohttp.WSMsgType.TEXT
+            assert message.data == b"there?"
 
     with_viewer(run.status("waiting"), check)
 
