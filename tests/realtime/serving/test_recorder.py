@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -16,11 +17,12 @@ import pytest
 
 from realtime import wire
 from realtime.bundle.match import read_spec
-from realtime.errors import RecordError
+from realtime.errors import RecordError, RecordGoneError
 from realtime.events import Recording
-from realtime.record.journal import JOURNAL, read_journal
+from realtime.record.journal import JOURNAL, Journal, JournalReader, read_journal
 from realtime.record.run_journal import RunJournal
 from realtime.record.run_json import read_run_file
+from realtime.record.storage import Folder
 from realtime.recorder import recorder as recorder_module
 from realtime.recorder.recorder import FAR_AHEAD, Recorder, Settings
 from realtime.sources import Peer, Received
@@ -490,3 +492,192 @@ def test_a_buffer_of_another_size_and_a_picture_that_is_none_are_refused(
             assert refusal(await one.ask(scan.marker(24), make_picture(1))) == "index"
 
     asyncio.run(run())
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="descriptors are counted on Linux")
+
+
+def n_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_a_run_that_could_not_be_saved_is_saved_once_there_is_room(
+    tiny_bundle: Path, scan: Scan, tmp_path: Path
+) -> None:
+    out, blocked = tmp_path / "out", tmp_path / "file"
+    blocked.write_text("no folder can be made here")
+
+    async def run() -> None:
+        async with bench(tiny_bundle, out, fallback_out=blocked) as one:
+            await one.start(scan)
+            await one.volumes(scan, range(5))
+            shutil.rmtree(out / scan.run_id)
+            assert refusal(await one.volume(scan, 5)) == "runtime"
+            assert refusal(await one.start(scan)) == "runtime"
+            blocked.unlink()
+            reply = await one.start(scan)
+            assert isinstance(reply, wire.RunAccepted)
+            assert reply.held in ([(0, 5)], [(0, 6)])
+            await one.volumes(scan, range(5, 24))
+            assert sorted(one.journal(scan, blocked)) == list(range(24))
+            assert not one.recorder.recording.alarm
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("is_link", [False, True], ids=["by an older copy", "by a link"])
+def test_a_journal_that_was_replaced_loses_no_volume_that_was_acknowledged(
+    tiny_bundle: Path, scan: Scan, tmp_path: Path, is_link: bool
+) -> None:
+    async def run() -> None:
+        async with bench(tiny_bundle, tmp_path) as one:
+            await one.start(scan)
+            await one.volumes(scan, range(3))
+            journal, copy = tmp_path / scan.run_id / JOURNAL, tmp_path / "copy"
+            shutil.copy(journal, copy)
+            await one.volumes(scan, range(3, 6))
+            if is_link:
+                journal.unlink()
+                journal.symlink_to(copy)
+            else:
+                copy.replace(journal)
+            assert refusal(await one.volume(scan, 6)) == "no-run"
+            reply = await one.start(scan)
+            assert isinstance(reply, wire.RunAccepted)
+            assert reply.held in ([(0, 6)], [(0, 7)])
+
+    asyncio.run(run())
+
+
+def test_a_run_that_was_saved_elsewhere_is_gone_on_with_by_the_next_recorder(
+    tiny_bundle: Path, scan: Scan, tmp_path: Path
+) -> None:
+    out, fallback = tmp_path / "out", tmp_path / "fallback"
+
+    async def run() -> None:
+        async with bench(tiny_bundle, out, fallback_out=fallback) as one:
+            await one.start(scan)
+            await one.volumes(scan, range(5))
+            shutil.rmtree(out / scan.run_id)
+            assert refusal(await one.volume(scan, 5)) == "no-run"
+        for adopt in (True, False):
+            async with bench(tiny_bundle, out, fallback_out=fallback, adopt=adopt) as two:
+                assert two.recorder.recording.is_open == adopt
+                reply = await two.start(scan)
+                assert isinstance(reply, wire.RunAccepted)
+                assert reply.held in ([(0, 5)], [(0, 6)])
+                assert two.recorder.recording.run_folder == str(fallback / scan.run_id)
+
+    asyncio.run(run())
+
+
+def test_the_owner_ends_a_run_that_was_left_open_with_another_plan(
+    tiny_bundle: Path, scan: Scan, tmp_path: Path
+) -> None:
+    """As the recorder's own sources do, for scanners that send neither starts nor ends."""
+    longer = msgspec.structs.replace(scan.start, n_volumes=30)
+
+    async def run() -> None:
+        async with bench(tiny_bundle, tmp_path) as one:
+            await one.start(scan)
+            await one.volumes(scan, range(3))
+        async with bench(tiny_bundle, tmp_path, adopt=True) as two:
+            assert refusal(await two.ask(longer)) == "run-start"
+            assert await two.ask(scan.end("aborted")) == wire.RunClosed(run_id=scan.run_id)
+            assert await two.ask(longer) == wire.RunAccepted(run_id=scan.run_id, held=[])
+
+    asyncio.run(run())
+
+
+def test_a_run_whose_journal_holds_no_messages_keeps_no_recorder_from_starting(
+    tiny_bundle: Path, scan: Scan, tmp_path: Path
+) -> None:
+    async def run() -> None:
+        async with bench(tiny_bundle, tmp_path) as one:
+            await one.start(scan)
+        with Folder.open(tmp_path / scan.run_id, to_write=True) as folder:
+            with contextlib.closing(Journal(folder)) as journal:
+                journal.append(b"no message", b"", 0.0)
+        async with bench(tiny_bundle, tmp_path, adopt=True) as two:
+            assert await two.start(scan) == wire.RunAccepted(run_id=scan.run_id, held=[])
+            assert two.recorder.recording.run_folder == str(tmp_path / f"{scan.run_id}_take-2")
+
+    asyncio.run(run())
+
+
+@needs_proc
+def test_runs_that_fail_keep_no_descriptors(
+    tiny_bundle: Path, scan: Scan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RecordError("the disk does not take it")
+
+    async def run() -> None:
+        async with bench(tiny_bundle, tmp_path / "other") as other, bench(tiny_bundle, tmp_path) as one:
+            before = n_descriptors()
+            with monkeypatch.context() as patch:
+                patch.setattr(Journal, "append", fail)
+                for _ in range(3):
+                    assert refusal(await one.start(scan)) == "runtime"
+            assert n_descriptors() == before
+            await other.start(scan)
+            before = n_descriptors()
+            for _ in range(3):
+                with pytest.raises(RecordError, match="in use"):  # the other recorder has it
+                    RunJournal.reopen(tmp_path / "other" / scan.run_id)
+            assert n_descriptors() == before
+
+    asyncio.run(run())
+
+
+@needs_proc
+def test_a_run_whose_end_was_not_synced_keeps_no_descriptors(
+    tiny_bundle: Path, scan: Scan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RecordError("cannot sync")
+
+    async def run() -> None:
+        async with bench(tiny_bundle, tmp_path) as one:
+            before = n_descriptors()
+            await one.start(scan)
+            with monkeypatch.context() as patch:
+                patch.setattr(Journal, "sync", fail)
+                assert refusal(await one.ask(scan.end())) == "runtime"
+            assert await one.ask(scan.end()) == wire.RunClosed(run_id=scan.run_id)
+            assert n_descriptors() == before
+
+    asyncio.run(run())
+
+
+def test_a_folder_that_is_removed_while_a_run_begins_in_it_ends_nothing(
+    tiny_bundle: Path, scan: Scan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RecordGoneError("it was deleted")
+
+    async def run() -> None:
+        async with bench(tiny_bundle, tmp_path) as one:
+            with monkeypatch.context() as patch:
+                patch.setattr(Journal, "append", fail)
+                assert refusal(await one.start(scan)) == "runtime"
+            assert isinstance(await one.start(scan), wire.RunAccepted)
+
+    asyncio.run(run())
+
+
+def test_a_torn_record_that_was_seen_is_not_taken_for_the_one_in_its_place(tmp_path: Path) -> None:
+    """The decoder reads on while a recorder dies within a record and the next one cuts that off."""
+    with Folder.create(tmp_path / "run") as folder, contextlib.closing(Journal(folder)) as journal:
+        journal.append(b"first", b"1", 0.0)
+        end = (tmp_path / "run" / JOURNAL).stat().st_size
+        with JournalReader(tmp_path / "run" / JOURNAL) as reader:
+            assert reader.read()
+            journal.append(b"torn", bytes(500), 0.0)
+            os.truncate(tmp_path / "run" / JOURNAL, end + 300)
+            assert reader.read() is None
+            journal.cut(end)
+            journal.append(b"second", b"2", 0.0)
+            journal.append(b"third", bytes(500), 0.0)
+            found = [entry.header for entry in (reader.read(), reader.read()) if entry]
+            assert found == [b"second", b"third"]
