@@ -20,12 +20,13 @@ from realtime.bundle.match import read_spec
 from realtime.errors import RecordError, RecordGoneError
 from realtime.events import Recording
 from realtime.record.journal import JOURNAL, Journal, JournalReader, read_journal
-from realtime.record.run_journal import RunJournal
+from realtime.record.run_journal import RunJournal, has_ended
 from realtime.record.run_json import read_run_file
 from realtime.record.storage import Folder
 from realtime.recorder import recorder as recorder_module
 from realtime.recorder.recorder import FAR_AHEAD, Recorder, Settings
-from realtime.sources import Peer, Received
+from realtime.sources import Peer, Received, Source, run_boundaries
+from realtime.sources.run_boundaries import Plan, RunBoundarySource, RunOver
 
 from .conftest import Scan
 
@@ -52,7 +53,9 @@ class QueueSource:
 class Bench:
     """A recorder that runs, a scanner's end, and what it tells."""
 
-    def __init__(self, bundle: Path, out: Path, fallback_out: Path | None) -> None:
+    def __init__(
+        self, bundle: Path, out: Path, fallback_out: Path | None, source: Source | None = None
+    ) -> None:
         spec, sha256 = read_spec(bundle)
         self.out = out
         self.now_s = perf_counter()
@@ -60,7 +63,7 @@ class Bench:
         self.said: list[Recording] = []
         self._source = QueueSource()
         settings = Settings(spec=spec, bundle_sha256=sha256, seed=0, out=out, fallback_out=fallback_out)
-        self.recorder = Recorder(settings, self._source, self.said.append)
+        self.recorder = Recorder(settings, source or self._source, self.said.append)
 
     async def ask(self, message: wire.ToRuntime, buffer: bytes = b"", peer: Peer = SCANNER) -> wire.ToScanner:
         answer: asyncio.Future[wire.ToScanner] = asyncio.get_running_loop().create_future()
@@ -99,9 +102,14 @@ class Bench:
 
 @asynccontextmanager
 async def bench(
-    bundle: Path, out: Path, *, fallback_out: Path | None = None, adopt: bool = False
+    bundle: Path,
+    out: Path,
+    *,
+    fallback_out: Path | None = None,
+    adopt: bool = False,
+    source: Source | None = None,
 ) -> AsyncIterator[Bench]:
-    one = Bench(bundle, out, fallback_out)
+    one = Bench(bundle, out, fallback_out, source)
     if adopt:
         one.recorder.adopt_last()
     running = asyncio.create_task(one.recorder.run())
@@ -681,3 +689,70 @@ def test_a_torn_record_that_was_seen_is_not_taken_for_the_one_in_its_place(tmp_p
             journal.append(b"third", bytes(500), 0.0)
             found = [entry.header for entry in (reader.read(), reader.read()) if entry]
             assert found == [b"second", b"third"]
+
+
+class SilentScanner:
+    """Sends neither starts nor ends, as those of Pyneal's and AFNI's protocols."""
+
+    def __init__(self, scan: Scan) -> None:
+        self._scan = scan
+        self._queue: asyncio.Queue[run_boundaries.Scan | RunOver] = asyncio.Queue()
+
+    async def start(self) -> str:
+        return "nowhere"
+
+    async def scans(self) -> AsyncIterator[run_boundaries.Scan | RunOver]:
+        while True:
+            yield await self._queue.get()
+
+    async def stop(self) -> None:
+        pass
+
+    def end(self) -> None:
+        self._queue.put_nowait(RunOver())
+
+    async def send(self, index: int) -> wire.Ack | wire.Refused:
+        answer: asyncio.Future[wire.Ack | wire.Refused] = asyncio.get_running_loop().create_future()
+
+        async def take(message: wire.Ack | wire.Refused) -> None:
+            answer.set_result(message)
+
+        start = self._scan.start
+        self._queue.put_nowait(
+            run_boundaries.Scan(
+                index=index,
+                shape=start.shape,
+                affine=start.affine,
+                dtype=start.dtype,
+                payload=memoryview(self._scan.voxels(index).tobytes()),
+                received_s=perf_counter(),
+                answer=take,
+                tr_s=start.tr_s,
+            )
+        )
+        return await asyncio.wait_for(answer, PATIENCE_S)
+
+
+@pytest.mark.parametrize("when", ["in its midst", "before its end"])
+def test_a_run_of_a_scanner_that_sends_no_start_goes_on_after_its_folder_was_deleted(
+    tiny_bundle: Path, scan: Scan, tmp_path: Path, when: str
+) -> None:
+    plan = Plan(subject=1, run_id=scan.run_id, n_volumes=scan.n_volumes, tr_s=scan.start.tr_s)
+
+    async def run() -> None:
+        scanner = SilentScanner(scan)
+        async with bench(tiny_bundle, tmp_path, source=RunBoundarySource(scanner, plan)) as one:
+            for index in range(8):
+                if index == 5 and when == "in its midst":
+                    shutil.rmtree(tmp_path / scan.run_id)
+                assert isinstance(await scanner.send(index), wire.Ack)
+            if when == "before its end":
+                shutil.rmtree(tmp_path / scan.run_id)
+            scanner.end()
+            async with asyncio.timeout(PATIENCE_S):
+                while one.recorder.recording.is_open:
+                    await asyncio.sleep(0.01)
+            assert one.journal(scan) == {index: scan.voxels(index).tobytes() for index in range(8)}
+            assert has_ended(tmp_path / scan.run_id)
+
+    asyncio.run(run())
