@@ -78,7 +78,11 @@ class Recorder:
             try:
                 await self._handle(received)
             except RecordGoneError as error:
-                await self._refuse(received, await self._go_on_elsewhere(error))
+                refusal = await self._go_on_elsewhere(error)
+                if self._run and self._run.is_over:  # its end had been written, and was saved with the rest
+                    await received.reply(wire.RunClosed(run_id=self._run.start.run_id))
+                else:
+                    await self._refuse(received, refusal)
             except RealtimeError as error:
                 await self._refuse(received, error)
 
