@@ -21,17 +21,17 @@ class Account:
         self.n_volumes = n_volumes
         self._received: set[int] = set()
         self._settled: dict[int, VolumeState] = {}
+        # Asked for at every change of a run that may be long, so not found anew each time.
+        self._tally: Counter[VolumeState] = Counter()
+        self._newest: int | None = None
 
     def receive(self, index: int) -> bool:
         """Note that a volume came; False if it had come before."""
         if index in self._received:
             return False
         self._received.add(index)
+        self._newest = index if self._newest is None else max(self._newest, index)
         return True
-
-    def has(self, index: int) -> bool:
-        """Whether a volume has come."""
-        return index in self._received
 
     def settle(self, index: int, state: VolumeState) -> None:
         """Give a volume its final state.
@@ -44,6 +44,7 @@ class Account:
         if index in self._settled:
             raise ValueError(f"volume {index} is already {self._settled[index]}, it cannot become {state}")
         self._settled[index] = state
+        self._tally[state] += 1
 
     def state_of(self, index: int) -> VolumeState | None:
         """The final state of a volume, or None while it is open."""
@@ -55,27 +56,15 @@ class Account:
         return [index for index in range(self.n_volumes) if index not in self._settled]
 
     @property
-    def held(self) -> list[tuple[int, int]]:
-        """The volumes that came, as half-open ranges."""
-        ranges: list[tuple[int, int]] = []
-        for index in sorted(self._received):
-            if ranges and ranges[-1][1] == index:
-                ranges[-1] = (ranges[-1][0], index + 1)
-            else:
-                ranges.append((index, index + 1))
-        return ranges
-
-    @property
     def newest(self) -> int | None:
         """The highest index that came."""
-        return max(self._received, default=None)
+        return self._newest
 
     @property
     def counts(self) -> Counts:
         """How many volumes have come and are in each state."""
-        tally = Counter(self._settled.values())
         return Counts(
             planned=self.n_volumes,
             received=len(self._received),
-            **{state: tally[state] for state in STATES},
+            **{state: self._tally[state] for state in STATES},
         )

@@ -160,19 +160,25 @@ class DecoderService:
         while True:
             current = self._recording.run_folder
             if current and current not in self._done and _is_open(Path(current)):
+                for path in self._ended():  # that began and ended while this process did something else
+                    await self._follow(path)
                 await self._follow(Path(current))
             else:
                 await self._wait(BEAT_S)
 
     def _left_open(self) -> Iterator[Path]:
         """Runs that have ended but are not closed, and the newest, whether it has ended or not."""
+        yield from self._ended()
+        yield from open_folders(self._out, self._bundle.sha256)[:1]
+
+    def _ended(self) -> Iterator[Path]:
+        """Older runs that have ended but are not closed, in the order in which they began."""
         for path in reversed(open_folders(self._out, self._bundle.sha256)[1:]):
             try:
-                if has_ended(path):
+                if str(path) not in self._done and has_ended(path):
                     yield path
             except RecordError as error:
                 _log.warning("%s", error)
-        yield from open_folders(self._out, self._bundle.sha256)[:1]
 
     async def _follow(self, path: Path) -> None:
         try:

@@ -1,4 +1,4 @@
-"""A recorder, and runs that are recorded and followed, in this process: in a test's own time, or in real time."""
+"""Runs that are recorded and followed in this process in a test's own time, and a recorder in real time."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from realtime.decoding.decoder import Decoder
 from realtime.decoding.engines.choose import open_engine
 from realtime.events import Recording
 from realtime.preprocessing.spikes import SpikeRule
+from realtime.record.folder import RunFolder
 from realtime.record.journal import JOURNAL, JournalReader
 from realtime.record.reader import Recorded, read_recorded
 from realtime.record.run_journal import RunJournal
-from realtime.record.run_json import EngineUsed, Faces, decoders_of, new_run_file
+from realtime.record.run_json import EngineUsed, Faces, RunFile, decoders_of, new_run_file
 from realtime.recorder.recorder import Recorder, Settings
 from realtime.runs.decode_loop import ByDeadline, DecodeLoop
 from realtime.runs.follow import Following
 from realtime.runs.open import open_run
-from realtime.runs.run import Run
 from realtime.sources import Peer, Received, Source
 
 from .conftest import Scan
@@ -121,6 +121,13 @@ class Lockstep:
     def _read(self, now_s: float, *, is_past: bool = False) -> None:
         while entry := self._reader.read():
             self.run.take(entry, now_s, is_past=is_past)
+
+
+def opened(root: Path, info: RunFile) -> RunFolder:
+    """The folder of a run that has just begun, for a decoder; no more is recorded."""
+    journal = RunJournal.create(root, info)
+    journal.close()
+    return RunFolder.open(journal.path, info.decoders)
 
 
 # A recorder in real time

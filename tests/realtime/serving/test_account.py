@@ -15,12 +15,12 @@ from realtime.bundle.bundle import Bundle
 from realtime.events import STATES
 from realtime.record.reader import read_recorded
 from realtime.report.summary import summarize
-from realtime.runs import resume
 from realtime.runs.account import Account
 from realtime.runs.queue import NewestWins
 from realtime.runs.run import Ready, Run
 
 from .conftest import Scan
+from .in_process import Lockstep
 
 N_VOLUMES = 24
 IMAGE = np.zeros((32, 32, 3), dtype=np.uint8)
@@ -30,8 +30,8 @@ STAGES_MS = {"brain": 1.0, "denoise": 2.0, "vae": 1.0}
 class Rig:
     """A run whose clock and decoder belong to the test."""
 
-    def __init__(self, run: Run, scan: Scan, bundle: Bundle) -> None:
-        self.run = run
+    def __init__(self, out: Path, scan: Scan, bundle: Bundle) -> None:
+        self.one = Lockstep.begin(out, bundle, scan.start)
         self.bundle = bundle
         self.scan = scan
         self.now_s = 0.0
@@ -39,13 +39,14 @@ class Rig:
         self.arrived: set[int] = set()
         self.frames: list[int] = []
 
+    @property
+    def run(self) -> Run:
+        return self.one.run
+
     def arrive(self, index: int) -> None:
-        payload = memoryview(self.scan.voxels(index).tobytes())
-        arrival = self.run.receive(self.scan.volume(index), payload, self.now_s)
-        assert (arrival is None) == (index in self.arrived)
+        is_new = self.one.volume(self.scan.volume(index), self.scan.voxels(index).tobytes(), self.now_s)
+        assert is_new == (index not in self.arrived)
         self.arrived.add(index)
-        if arrival:
-            self.run.take(index, arrival)
         self.begin_decode()
 
     def wait(self, seconds: float) -> None:
@@ -62,27 +63,26 @@ class Rig:
             frame = self.run.frame(self.decoding, self.bundle.decoder(), "ddim-4", STAGES_MS)
             self.run.record(frame, IMAGE, 0)
             self.frames.append(self.decoding.volume)
-            self.run.queue.done()
             self.decoding = None
             self.begin_decode()
 
     def crash(self, bundle: Bundle) -> None:
         before = {i: self.run.account.state_of(i) for i in range(N_VOLUMES)}
-        self.run.folder.suspend()
-        self.run = resume.reopen(self.run.folder.path, bundle)
-        self.run.scanner_is_back(self.now_s)
+        self.one.let_go()
+        self.one = Lockstep.reopen(self.one.path, bundle)
+        self.one.scanner_is_back(self.now_s)
         self.decoding = None
         after = {i: self.run.account.state_of(i) for i in range(N_VOLUMES)}
         assert all(after[i] == state for i, state in before.items() if state is not None)
-        assert {i for first, stop in self.run.account.held for i in range(first, stop)} == self.arrived
+        assert {i for first, stop in self.one.journal.held for i in range(first, stop)} == self.arrived
         self.begin_decode()
 
     def finish(self) -> None:
-        self.run.finish()
+        self.one.end()
         self.begin_decode()
         while self.decoding:
             self.end_decode()
-        self.run.folder.close()
+        self.one.close()
 
 
 actions = st.lists(
@@ -109,7 +109,7 @@ def test_every_volume_ends_in_one_state_whatever_happens(
 ) -> None:
     scan = make_scan(n_volumes=N_VOLUMES)
     with tempfile.TemporaryDirectory() as folder:
-        rig = Rig(resume.begin(Path(folder), bundle, 0, scan.start), scan, bundle)
+        rig = Rig(Path(folder), scan, bundle)
         for name, value in actions:
             if name == "next":
                 for index in range(len(rig.arrived), min(len(rig.arrived) + value, N_VOLUMES)):
@@ -140,7 +140,7 @@ def test_in_order_with_a_fast_decoder_nothing_is_skipped(
     bundle: Bundle, make_scan: type[Scan], tmp_path: Path
 ) -> None:
     scan = make_scan(n_volumes=N_VOLUMES)
-    rig = Rig(resume.begin(tmp_path, bundle, 0, scan.start), scan, bundle)
+    rig = Rig(tmp_path, scan, bundle)
     for index in range(N_VOLUMES):
         rig.arrive(index)
         rig.end_decode()
@@ -154,7 +154,7 @@ def test_of_the_windows_that_wait_only_the_newest_is_decoded(
     bundle: Bundle, make_scan: type[Scan], tmp_path: Path
 ) -> None:
     scan = make_scan(n_volumes=N_VOLUMES)
-    rig = Rig(resume.begin(tmp_path, bundle, 0, scan.start), scan, bundle)
+    rig = Rig(tmp_path, scan, bundle)
     for index in range(20):
         rig.arrive(index)
     rig.end_decode()  # of volume 5; 6 to 18 were replaced meanwhile
@@ -171,7 +171,7 @@ def test_after_a_crash_the_statistics_are_those_of_an_unbroken_run(
     scan = make_scan(n_volumes=N_VOLUMES)
     windows = []
     for crashes in (False, True):
-        rig = Rig(resume.begin(tmp_path / str(crashes), bundle, 0, scan.start), scan, bundle)
+        rig = Rig(tmp_path / str(crashes), scan, bundle)
         for index in range(N_VOLUMES - 1):
             rig.arrive(index)
             rig.end_decode()
@@ -193,23 +193,32 @@ def test_a_state_is_final() -> None:
         account.settle(3, "decoded")
 
 
-def test_held_volumes_are_told_as_ranges() -> None:
+def test_a_volume_comes_once() -> None:
     account = Account(10)
     for index in (4, 0, 1, 5, 9):
         assert account.receive(index)
     assert not account.receive(4)
-    assert account.held == [(0, 2), (4, 6), (9, 10)]
+    assert account.newest == 9
+    assert account.counts.received == 5
 
 
-def test_a_window_waits_while_another_is_decoded() -> None:
+def test_held_volumes_are_told_as_ranges(make_scan: type[Scan], bundle: Bundle, tmp_path: Path) -> None:
+    scan = make_scan(n_volumes=10)
+    one = Lockstep.begin(tmp_path, bundle, scan.start)
+    for index in (4, 0, 1, 5, 9):
+        one.volume(scan.volume(index), scan.voxels(index).tobytes(), 0.0)
+    assert one.journal.held == [(0, 2), (4, 6), (9, 10)]
+    one.let_go()
+
+
+def test_only_the_newest_window_waits() -> None:
     queue: NewestWins[str] = NewestWins()
+    assert not queue.is_waiting
     assert queue.offer("a") is None
     assert queue.take() == "a"
-    assert queue.offer("b") is None
     assert queue.take() is None
+    assert queue.offer("b") is None
     assert queue.offer("c") == "b"
-    queue.done()
-    assert not queue.idle
+    assert queue.is_waiting
     assert queue.take() == "c"
-    queue.done()
-    assert queue.idle
+    assert not queue.is_waiting

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter
 
 import numpy as np
 import pytest
@@ -18,13 +17,15 @@ from realtime.decoding.decoder import Decoder
 from realtime.decoding.engines.choose import open_engine
 from realtime.errors import RecordError
 from realtime.preprocessing.stream import cosine_basis
+from realtime.record.journal import JOURNAL, read_journal
 from realtime.record.reader import read_recorded
 from realtime.record.run_json import EngineUsed, read_run_file
-from realtime.runs import resume
+from realtime.runs.open import open_run
 from realtime.runs.run import Run
 from realtime.runs.statistics import read_statistics
 
 from .conftest import Client, Scan, Served
+from .in_process import Lockstep
 
 N_VOLUMES = 24
 
@@ -50,20 +51,22 @@ def record(
 
     def one(run_id: str, *, carry: bool, level: float = 1.0, n: int = N_VOLUMES, closes: bool = True) -> Run:
         scan = make_scan(run_id=run_id, n_volumes=N_VOLUMES, seed=len(run_id))
-        run = resume.begin(tmp_path / "runs", bundle, 0, scan.start, decoder[1], carry=carry)
+        each = Lockstep.begin(
+            tmp_path / "runs", bundle, scan.start, engine=decoder[1], faces="shown", carry=carry
+        )
         for index in range(n):
             voxels = (level * scan.voxels(index)).astype(scan.dtype)
-            arrival = run.receive(scan.volume(index), memoryview(voxels.tobytes()), perf_counter())
-            assert arrival
-            run.take(index, arrival)
-            if ready := run.queue.take():
+            each.volume(scan.volume(index), voxels.tobytes(), 0.0)
+            if ready := each.run.queue.take():
                 decoded = decoder[0].decode(ready.window)
-                frame = run.frame(ready, bundle.decoder(), "ddim-4", decoded.stages_ms)
-                run.record(frame, decoded.image, 0)
-                run.queue.done()
-        run.finish()
-        run.close() if closes else run.folder.suspend()
-        return run
+                frame = each.run.frame(ready, bundle.decoder(), "ddim-4", decoded.stages_ms)
+                each.run.record(frame, decoded.image, 0)
+        if closes:
+            each.end()
+            each.close()
+        else:
+            each.let_go()
+        return each.run
 
     return one
 
@@ -98,7 +101,7 @@ def test_asked_for_a_run_begins_with_what_the_last_came_to_and_says_so(
 
 
 def rows_of(run: Run, bundle: Bundle) -> np.ndarray:
-    volumes = [entry.payload for entry in list(run.folder.entries())[1:]]
+    volumes = [entry.payload for entry in read_journal(run.folder.path / JOURNAL) if entry.payload]
     return np.stack([wire.volume_array(run.start, volume)[bundle.roi_mask] for volume in volumes]).astype(
         float
     )
@@ -131,13 +134,13 @@ def test_runs_that_are_open_too_short_or_of_another_bundle_leave_nothing(
     record("open", carry=True, closes=False)
     assert record("first", carry=True).folder.info.prior_from is None
     other = Bundle.open(make_tiny_bundle(tmp_path / "other", seed=1))
-    run = resume.begin(tmp_path / "runs", other, 0, make_scan(run_id="another").start, carry=True)
-    assert run.folder.info.prior_from is None
-    run.folder.suspend()
+    one = Lockstep.begin(tmp_path / "runs", other, make_scan(run_id="another").start, carry=True)
+    assert one.run.folder.info.prior_from is None
+    one.let_go()
 
 
 def test_damaged_statistics_are_passed_over_and_a_lost_prior_is_an_error(
-    record: Callable[..., Run], bundle: Bundle, tmp_path: Path
+    record: Callable[..., Run], bundle: Bundle, decoder: tuple[Decoder, EngineUsed]
 ) -> None:
     first, second = record("first", carry=False), record("second", carry=False)
     (second.folder.path / "statistics.npz").write_bytes(b"nothing")
@@ -145,7 +148,7 @@ def test_damaged_statistics_are_passed_over_and_a_lost_prior_is_an_error(
     assert run.folder.info.prior_from == first.name
     (run.folder.path / "prior.npz").unlink()
     with pytest.raises(RecordError, match="cannot read the statistics of a run"):
-        resume.reopen(run.folder.path, bundle)
+        open_run(run.folder.path, bundle, decoder[1], "shown")
 
 
 def test_a_run_with_a_carried_prior_is_resumed_and_replayed_with_it(
@@ -165,8 +168,11 @@ def test_the_command_carries_over_when_told_to(
 ) -> None:
     served = serve("--statistics", "carry")
     client = connect(served.address)
-    for run_id in ("first", "second"):
-        client.send_run(make_scan(run_id=run_id, n_volumes=N_VOLUMES))
+    scans = [make_scan(run_id=run_id, n_volumes=N_VOLUMES) for run_id in ("first", "second")]
+    for scan in scans:
+        client.send_run(scan)
+    for scan in scans:
+        served.closed(scan)
     assert read_run_file(served.out / "first").prior_from is None
     assert read_run_file(served.out / "second").prior_from == "first"
     assert "second begins; its statistics begin with those at the end of first;" in served.log()

@@ -117,18 +117,22 @@ def test_volumes_are_acknowledged_whatever_the_decoder_does(
     make_scan: type[Scan],
     account_of: Callable[[Path], dict[str, Any]],
 ) -> None:
-    scan = make_scan(n_volumes=60)
+    """And all runs are decoded in the end."""
+    scans = [make_scan(run_id=f"sub-01_run-{number}", n_volumes=30) for number in (1, 2, 3)]
     served = serve()
     decoder = served.child("decode")
     decoder.suspend()
+    client = connect(served.address)
     try:
-        connect(served.address).send_run(scan)
-        assert n_frames(served.run_folder(scan)) == 0
+        for scan in scans:
+            client.send_run(scan)
+            assert n_frames(served.run_folder(scan)) == 0
     finally:
         decoder.resume()
-    summary = account_of(served.closed(scan))
-    assert (summary["received"], summary["missing"]) == (60, 0)
-    assert summary["decoded"] > 0
+    for scan in scans:
+        summary = account_of(served.closed(scan))
+        assert (summary["received"], summary["missing"]) == (30, 0)
+        assert summary["decoded"] > 0
 
 
 def test_the_scanner_is_killed_and_goes_on(

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from realtime.service.service import Options
 
 from realtime.errors import ServeError
 from realtime.report import write
 from realtime.service.demo import Replay, demo, scanner_command
-from realtime.service.service import Options
 
 RUN_ID = "sub-01_ses-nsd01_task-nsdcore_run-01"
 PATIENCE_S = 300.0

@@ -17,7 +17,9 @@ from realtime import RealtimeError, StreamingPreprocessor
 from realtime.bundle.bundle import Bundle
 from realtime.network.curve import make_keys
 from realtime.record.reader import read_image, read_recorded
-from realtime.runs import resume
+
+from .conftest import closed
+from .in_process import Lockstep
 
 TESTS = Path(__file__).parents[2]
 EXAMPLES = TESTS.parent / "docs" / "examples"
@@ -52,8 +54,8 @@ def test_a_recorded_run_is_decoded_again_bit_for_bit(
             voxels[:] = np.nan
         scanner.ask(scan.volume(index), voxels.tobytes())
     scanner.ask(scan.end())
+    folder = served.closed(scan)
     assert served.interrupt() == 0
-    folder = served.run_folder(scan)
     subprocess.run(example("decode_a_run.py", folder, tiny_bundle, tmp_path / "frames"), check=True)
     recorded = read_recorded(folder)
     assert {row.volume: row.state for row in recorded.rows}.items() >= {16: "censored", 20: "missing"}.items()
@@ -76,8 +78,8 @@ def test_a_bank_is_decoded_with_its_general_decoder(
     served = serve("--show-faces", "--sampler", "ddim-4", bundle=tiny_bank)
     scan = make_scan(n_volumes=8)
     connect(served.address).send_run(scan)
+    folder = served.closed(scan)
     assert served.interrupt() == 0
-    folder = served.run_folder(scan)
     subprocess.run(example("decode_a_run.py", folder, tiny_bank, tmp_path / "frames"), check=True)
     assert {file.name for file in (tmp_path / "frames").iterdir()} == {f"{n:06d}.png" for n in (5, 6, 7)}
     for file in (folder / "frames").glob("??????.png"):
@@ -87,11 +89,12 @@ def test_a_bank_is_decoded_with_its_general_decoder(
 def test_a_bundle_of_another_subject_decodes_nothing(
     make_tiny_bundle: Callable[..., Path], make_scan: Callable[..., Any], tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    run = resume.begin(tmp_path, Bundle.open(tiny_bundle), 0, make_scan().start)
-    run.folder.close()
+    one = Lockstep.begin(tmp_path, Bundle.open(tiny_bundle), make_scan().start)
+    one.end()
+    one.close()
     other = make_tiny_bundle(tmp_path / "other", subject=2)
     done = subprocess.run(
-        example("decode_a_run.py", run.folder.path, other, tmp_path / "frames"),
+        example("decode_a_run.py", one.path, other, tmp_path / "frames"),
         capture_output=True,
         text=True,
     )
@@ -104,16 +107,14 @@ def test_volumes_of_a_recording_are_those_of_the_run_in_order(
 ) -> None:
     """Volume 2 comes once it has been given up; the run did not use it, and neither does who reads it."""
     scan = make_scan(n_volumes=10, dtype="float32")
-    run = resume.begin(tmp_path, Bundle.open(tiny_bundle), 0, scan.start)
+    one = Lockstep.begin(tmp_path, Bundle.open(tiny_bundle), scan.start)
     for at_tr, index in enumerate([1, 0, 3, 5, 4, 6, 2, 7]):
         now_s = at_tr * scan.start.tr_s
-        arrival = run.receive(scan.volume(index), memoryview(scan.voxels(index).tobytes()), now_s)
-        assert arrival
-        run.expire(now_s)
-        run.take(index, arrival)
-    run.finish()
-    run.folder.close()
-    recorded = read_recorded(run.folder.path)
+        one.run.expire(now_s)
+        assert one.volume(scan.volume(index), scan.voxels(index).tobytes(), now_s)
+    one.end()
+    one.close()
+    recorded = read_recorded(one.path)
     assert 2 in recorded.received
     volumes = dict(recorded.volumes())
     assert list(volumes) == [0, 1, 3, 4, 5, 6, 7]
@@ -152,7 +153,7 @@ def own_series(make_scan: Callable[..., Any], tmp_path: Path) -> Path:
 
 
 def check_recorded(folder: Path, make_scan: Callable[..., Any]) -> None:
-    recorded, scan = read_recorded(folder), make_scan(n_volumes=12, dtype="float32")
+    recorded, scan = read_recorded(closed(folder)), make_scan(n_volumes=12, dtype="float32")
     assert recorded.info.state == "closed"
     assert recorded.info.start.tr_s == pytest.approx(OWN_TR_S)
     volumes = dict(recorded.volumes())

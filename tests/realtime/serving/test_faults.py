@@ -20,13 +20,12 @@ from realtime.bundle.bundle import Bundle
 from realtime.errors import WireError
 from realtime.events import STATES
 from realtime.record.reader import Recorded, read_recorded
-from realtime.runs import resume
-from realtime.runs.run import Run
 from sim.faults import KINDS, Fault, FaultyLink, FaultyScan, Kind, draw_plan, late_tr
 from sim.scanner import Scanner
 from sim.sender import Sender
 
-from .conftest import Scan, Served
+from .conftest import Scan, Served, closed
+from .in_process import Lockstep
 
 N_VOLUMES = 40
 IMAGE = np.zeros((32, 32, 3), dtype=np.uint8)
@@ -55,7 +54,8 @@ class Runtime:
         self.now_s = 0.0
         self.acknowledged: set[int] = set()
         self.refusals: list[str] = []
-        self.run: Run | None = None
+        self.one: Lockstep | None = None
+        self.duplicates = 0
         self._bundle = bundle
         self._out = out
         self._replies: deque[wire.ToScanner] = deque()
@@ -75,8 +75,8 @@ class Runtime:
         if self._replies:
             return wire.encode(self._replies.popleft())
         self.now_s += timeout_s
-        if self.run:
-            self.run.expire(self.now_s)
+        if self.one:
+            self.one.run.expire(self.now_s)
             self._decode()
         return None
 
@@ -86,30 +86,30 @@ class Runtime:
     def _answer(self, message: wire.ToRuntime, buffer: bytes) -> wire.ToScanner:
         run_id = message.run_id
         if isinstance(message, wire.RunStart):
-            self.run = self.run or resume.begin(self._out, self._bundle, 0, message)
-            self.run.scanner_is_back(self.now_s)
-            return wire.RunAccepted(run_id=run_id, held=self.run.account.held)
-        assert self.run
-        if run_id != self.run.start.run_id:
+            self.one = self.one or Lockstep.begin(self._out, self._bundle, message)
+            self.one.scanner_is_back(self.now_s)
+            return wire.RunAccepted(run_id=run_id, held=self.one.journal.held)
+        assert self.one
+        if run_id != self.one.run.start.run_id:
             raise WireError("no-run", "expected a message of an open run")
         if isinstance(message, wire.Volume):
-            arrival = self.run.receive(message, memoryview(buffer), self.now_s)
+            wire.verify_checksum(message, memoryview(buffer))
+            if not self.one.volume(message, buffer, self.now_s):
+                self.duplicates += 1
             self.acknowledged.add(message.index)
-            if arrival:
-                self.run.take(message.index, arrival)
-                self._decode()
+            self._decode()
             return wire.Ack(run_id=run_id, index=message.index)
-        self.run.finish()
+        self.one.end()
         self._decode()
-        self.run.folder.close()
+        self.one.close()
         return wire.RunClosed(run_id=run_id)
 
     def _decode(self) -> None:
-        assert self.run
-        while ready := self.run.queue.take():
-            frame = self.run.frame(ready, self._bundle.decoder(), "ddim-4", STAGES_MS)
-            self.run.record(frame, IMAGE, 0)
-            self.run.queue.done()
+        assert self.one
+        run = self.one.run
+        while ready := run.queue.take():
+            frame = run.frame(ready, self._bundle.decoder(), "ddim-4", STAGES_MS)
+            run.record(frame, IMAGE, 0)
 
 
 def scanned(bundle: Bundle, scan: Scan, plan: dict[int, Fault]) -> tuple[Runtime, Recorded]:
@@ -120,8 +120,8 @@ def scanned(bundle: Bundle, scan: Scan, plan: dict[int, Fault]) -> tuple[Runtime
         sender = Sender(spoilt.start, [], speed=1.0, late_tr=late_tr(plan, scan.n_volumes))
         link = FaultyLink(runtime, plan)
         assert Scanner(spoilt, link, sender, tell=lambda _: None, clock=runtime.clock).replay()
-        assert runtime.run
-        return runtime, read_recorded(runtime.run.folder.path)
+        assert runtime.one
+        return runtime, read_recorded(runtime.one.path)
 
 
 @pytest.fixture(scope="module")
@@ -158,8 +158,7 @@ def test_a_fault_ends_in_the_state_that_it_should(
         == set(range(N_VOLUMES)) - ({20} if kind == "drop" else set())
     )
     assert runtime.refusals == (["checksum"] if kind == "corrupt" else [])
-    assert runtime.run
-    assert runtime.run.duplicates == (kind == "duplicate")
+    assert runtime.duplicates == (kind == "duplicate")
 
 
 @settings(max_examples=15, deadline=None)
@@ -198,8 +197,8 @@ def test_a_spoilt_run_over_a_socket_is_accounted_and_none_that_was_acknowledged_
     command += ["--speed", "40", "--fault-seed", "1", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
+    folder = closed(served.out / "sub-01_ses-nsd01_task-nsdcore_run-01")
     assert served.interrupt() == 0
-    folder = served.out / "sub-01_ses-nsd01_task-nsdcore_run-01"
     recorded, summary = read_recorded(folder), account_of(folder)
     plan = draw_plan(rates, 1, recorded.info.start)
     assert {fault.kind for fault in plan.values()} == set(KINDS)

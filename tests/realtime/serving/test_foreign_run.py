@@ -26,6 +26,7 @@ from realtime.record.run_json import (
 from realtime.record.storage import exists
 
 from .conftest import Scan
+from .in_process import opened
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def run(make_scan: type[Scan], make_picture: Callable[..., bytes], tmp_path: Pat
         decoders=(DecoderUsed(name="general", window_delay_volumes=2),),
         seed=0,
     )
-    folder = RunFolder.create(tmp_path / "runs", info)
+    folder = opened(tmp_path / "runs", info)
     folder.write_shown(scan.marker(1), make_picture(1))
     file = folder.write_frame(3, "general", np.zeros((8, 8, 3), dtype=np.uint8))
     row = tables.Row(volume=3, state="decoded", frame=file, window_start=0, window_stop=4, decoder="general")

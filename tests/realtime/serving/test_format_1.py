@@ -18,10 +18,11 @@ from realtime.errors import RecordError
 from realtime.record import format_1
 from realtime.record.folder import RunFolder
 from realtime.record.reader import read_recorded
-from realtime.record.run_json import RunFile, read_run_file
+from realtime.record.run_json import RunFile, decoders_of, read_run_file
 from realtime.report.summary import summarize
-from realtime.runs import replay, resume
-from realtime.runs.run import decoders_of
+from realtime.runs import replay
+
+from .in_process import Lockstep
 
 GOLDEN = Path(__file__).parent / "format_1"
 BANK, CLOSED, OPEN = (
@@ -89,16 +90,17 @@ def test_a_replay_makes_the_same_frames_and_account(tmp_path: Path) -> None:
 def test_a_run_that_was_left_open_goes_on_in_one_table(left_open: Path) -> None:
     bundle = Bundle.open(BANK)
     before = read_recorded(left_open)
-    run = resume.reopen(left_open, bundle)
+    one = Lockstep.reopen(left_open, bundle)
+    run = one.run
     assert read_run_file(left_open).format_version == 2
     assert not list(left_open.glob("*specialised*"))
-    assert run.message == "resumed at volume 13 after a restart"
+    assert run.where() == "volume 13"
     assert [decoder.name for decoder in run.due(13)] == [*DELAYS]  # pictures were shown at 10 and 7
     ready = run.queue.take()
     assert ready is not None
     assert ready.volume == 13
     run.skip(13, "to end the test")
-    run.folder.suspend()
+    one.let_go()
     after = read_recorded(left_open)
     assert [row for row in after.rows if row.volume < 13] == list(before.rows)
     assert [(row.decoder, row.state) for row in after.rows if row.volume == 13] == [
@@ -111,15 +113,15 @@ def test_a_run_that_was_left_open_goes_on_in_one_table(left_open: Path) -> None:
 def test_an_upgrade_that_was_cut_short_is_done_again(
     left_open: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, decoders = read_recorded(left_open), decoders_of(Bundle.open(BANK))
+    before, decoders = read_recorded(left_open), decoders_of(Bundle.open(BANK).spec)
     with monkeypatch.context() as killed:
         killed.setattr(RunFolder, "_save", lambda *_: (_ for _ in ()).throw(RecordError("killed")))
         with pytest.raises(RecordError, match="killed"):
-            RunFolder.reopen(left_open, decoders)
+            RunFolder.open(left_open, decoders)
     assert read_run_file(left_open).format_version == 1
     assert read_recorded(left_open).rows == before.rows
-    folder = RunFolder.reopen(left_open, decoders)
-    folder.suspend()
+    folder = RunFolder.open(left_open, decoders)
+    folder.let_go()
     assert read_recorded(left_open).rows == before.rows
     assert {row.decoder for row in folder.rows()} == DELAYS.keys()
 
@@ -127,7 +129,7 @@ def test_an_upgrade_that_was_cut_short_is_done_again(
 def test_an_upgrade_that_was_cut_short_keeps_the_names_of_the_bundle(left_open: Path) -> None:
     named = {"general": "whole", "before-2": "before-2", "after-1": "after-1"}
     decoders = [
-        msgspec.structs.replace(each, name=named[each.name]) for each in decoders_of(Bundle.open(BANK))
+        msgspec.structs.replace(each, name=named[each.name]) for each in decoders_of(Bundle.open(BANK).spec)
     ]
     before = read_recorded(left_open)
     format_1.upgrade(left_open, read_run_file(left_open), decoders)
@@ -152,7 +154,7 @@ def test_the_table_is_described_before_the_folder_counts_as_upgraded(
 
     original = RunFolder._save
     monkeypatch.setattr(RunFolder, "_save", save)
-    RunFolder.reopen(left_open, decoders_of(Bundle.open(BANK))).suspend()
+    RunFolder.open(left_open, decoders_of(Bundle.open(BANK).spec)).let_go()
     assert described == [True]
 
 

@@ -14,17 +14,16 @@ import pytest
 
 from realtime import wire
 from realtime.bundle.bundle import Bundle
-from realtime.events import Status
 from realtime.record.journal import read_journal
 from realtime.record.reader import Recorded, read_recorded
 from realtime.sources.files.folder import FolderScanner
 from realtime.sources.run_boundaries import Plan, RunBoundarySource, RunOver
 
 from .conftest import Scan
+from .in_process import SHORT_TR_S, Bench, bench, decoded, timed
 from .test_announced import Scanner
 from .test_dicom import GRID, single, written
 from .test_folder import nifti
-from .test_pipeline import SHORT_TR_S, Bench, bench, timed
 
 N_VOLUMES = 4
 RUN_ID = "sub-01_task-realtime"
@@ -54,10 +53,10 @@ def scan(make_scan: type[Scan]) -> Scan:
     return make_scan(n_volumes=N_VOLUMES, dtype="uint16", changes={"tr_s": SHORT_TR_S})
 
 
-async def closed(one: Bench, n_runs: int) -> Recorded:
+async def ended(one: Bench, n_runs: int) -> Recorded:
     """The record of the last of so many runs, once it has ended."""
-    await one.until(lambda: len(one.closed) == n_runs)
-    return read_recorded(one.closed[-1])
+    await one.until(lambda: len(one.ended) == n_runs)
+    return read_recorded(one.ended[-1])
 
 
 def journaled(folder: Path) -> Iterator[tuple[int, bytes]]:
@@ -70,8 +69,7 @@ def journaled(folder: Path) -> Iterator[tuple[int, bytes]]:
 
 def n_told(one: Bench, said: str) -> int:
     """How often listeners have heard a message that begins so."""
-    messages = [event.message.message for event in one.heard if isinstance(event.message, Status)]
-    return sum(message.startswith(said) for message in messages)
+    return sum(each.message.startswith(said) for each in one.told)
 
 
 # A scanner without series
@@ -91,19 +89,19 @@ def test_a_run_that_cannot_be_closed_is_closed_when_there_is_room_and_the_next_i
         async with bench(bundle, tmp_path, source=RunBoundarySource(scanner, PLAN)) as one:
             for index in (0, 1, 2):
                 send(index, 0)
-            await one.until(lambda: one.status.counts.received == 3)
+            await one.until(lambda: one.recording.received == 3)
             with no_room():
                 scanner.queue.put_nowait(RunOver())
                 send(0, 1)
-                await one.until(lambda: one.status.alarm and n_told(one, "refused a RunEnd") >= 3)
-                assert not one.closed
-            first = await closed(one, 1)
+                await one.until(lambda: one.recording.alarm and n_told(one, "refused a RunEnd") >= 3)
+                assert not one.ended
+            first = await ended(one, 1)
             assert (first.path.name, set(first.received)) == (RUN_ID, {0, 1, 2})
             for index in (1, 2, 3):
                 send(index, 1)
-            second = await closed(one, 2)
+            second = await ended(one, 2)
             assert (second.path.name, set(second.received)) == (f"{RUN_ID}_take-2", {0, 1, 2, 3})
-            assert one.status.alarm == ""
+            assert one.recording.alarm == ""
 
     asyncio.run(run())
 
@@ -172,13 +170,14 @@ def test_files_that_came_while_the_disk_was_full_are_recorded_when_there_is_room
     async def run() -> None:
         async with watching(bundle, tmp_path / "runs", export) as one:
             export.write(*range(n_before))
-            await one.until(lambda: one.status.counts.received == n_before)
+            await one.until(lambda: one.recording.received == n_before)
             with no_room():
                 export.write(*range(n_before, N_VOLUMES - 1))
                 await one.until(lambda: n_told(one, "refused a") >= 3)
-            await one.until(lambda: one.status.counts.received == N_VOLUMES - 1)
+            await one.until(lambda: one.recording.received == N_VOLUMES - 1)
             export.write(N_VOLUMES - 1)
-            recorded = await closed(one, 1)
+            await ended(one, 1)
+            recorded = await decoded(one.ended[-1], bundle)
             assert recorded.received == set(range(N_VOLUMES))
             assert "missing" not in {row.state for row in recorded.rows}
             for index, payload in journaled(recorded.path):

@@ -21,7 +21,7 @@ from realtime.sources.markers import PATIENCE_TR, MarkedSource
 
 from ...keyed import without_keys
 from .conftest import Client, Scan, Served
-from .test_pipeline import QueueSource
+from .in_process import QueueSource
 from .test_pyneal import RUN_ID, Pyneal
 
 PRESENTATION = Path(__file__).parents[3] / "docs" / "examples" / "presentation.py"

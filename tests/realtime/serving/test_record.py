@@ -17,13 +17,23 @@ from realtime.errors import RecordError
 from realtime.events import DecoderUsed, Frame, LatencyMs
 from realtime.record import tables
 from realtime.record.folder import RunFolder
-from realtime.record.journal import MAGIC, Journal, read_journal
+from realtime.record.journal import JOURNAL, MAGIC, Journal, read_journal
 from realtime.record.reader import read_recorded
-from realtime.record.run_json import RunFile, bids_name, new_run_file, read_run_file, takes_of
-from realtime.runs import resume
-from realtime.runs.resume import open_folders
+from realtime.record.run_journal import RunJournal, open_folders
+from realtime.record.run_json import (
+    EngineUsed,
+    RunFile,
+    bids_name,
+    new_run_file,
+    read_run_file,
+    table_path,
+    takes_of,
+)
+from realtime.record.storage import Folder
+from realtime.runs.open import open_run
 
 from .conftest import Scan
+from .in_process import Lockstep
 
 LATENCY = LatencyMs(journal=0.25, preprocess=1.5, wait=0.125, brain=2.0, denoise=80.0, vae=4.0, total=87.875)
 
@@ -39,10 +49,21 @@ def run_file(scan: Scan) -> RunFile:
 
 
 @pytest.fixture
-def folder(make_scan: type[Scan], tmp_path: Path) -> Iterator[RunFolder]:
-    run = RunFolder.create(tmp_path, run_file(make_scan()))
+def journal(make_scan: type[Scan], tmp_path: Path) -> Iterator[RunJournal]:
+    run = RunJournal.create(tmp_path, run_file(make_scan()))
     yield run
-    run.suspend()
+    run.abandon()
+
+
+@pytest.fixture
+def folder(journal: RunJournal) -> Iterator[RunFolder]:
+    run = RunFolder.open(journal.path, journal.info.decoders)
+    yield run
+    run.let_go()
+
+
+def journal_at(path: Path) -> Journal:
+    return Journal(Folder.open(path.parent, to_write=True), path.name)
 
 
 def frame(volume: int, shown_onset: int | None = None) -> Frame:
@@ -68,7 +89,7 @@ def test_a_journal_torn_anywhere_keeps_every_whole_record(
     tmp_path_factory: pytest.TempPathFactory, payloads: list[bytes], cut: int, tail: str
 ) -> None:
     path = tmp_path_factory.mktemp("journal") / "volumes.journal"
-    journal = Journal(path)
+    journal = journal_at(path)
     ends = [path.stat().st_size]
     for number, payload in enumerate(payloads):
         journal.append(b"header %d" % number, payload, 1.5)
@@ -81,7 +102,7 @@ def test_a_journal_torn_anywhere_keeps_every_whole_record(
     entries = list(read_journal(path))
     assert [entry.payload for entry in entries] == payloads[:expected]
     assert [entry.header for entry in entries] == [b"header %d" % n for n in range(expected)]
-    journal = Journal(path)
+    journal = journal_at(path)
     journal.cut(entries[-1].end if entries else 0)
     journal.append(b"after", b"the crash", 2.5)
     journal.close()
@@ -90,7 +111,7 @@ def test_a_journal_torn_anywhere_keeps_every_whole_record(
 
 def test_a_changed_byte_in_the_last_record_drops_it_and_earlier_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "volumes.journal"
-    journal = Journal(path)
+    journal = journal_at(path)
     for number in range(3):
         journal.append(b"header", bytes([number]) * 50, 0.0)
     journal.close()
@@ -107,7 +128,7 @@ def test_a_changed_byte_in_the_last_record_drops_it_and_earlier_is_an_error(tmp_
 def test_a_damaged_length_is_no_torn_record(tmp_path: Path) -> None:
     """What comes after it was acknowledged, and would be cut off."""
     path = tmp_path / "volumes.journal"
-    journal = Journal(path)
+    journal = journal_at(path)
     starts = [path.stat().st_size]
     for number in range(4):
         journal.append(b"header", bytes([number]) * 100, 1.5)
@@ -124,7 +145,7 @@ def test_a_damaged_length_is_no_torn_record(tmp_path: Path) -> None:
 
 def test_zeros_of_a_power_cut_may_begin_within_a_record(tmp_path: Path) -> None:
     path = tmp_path / "volumes.journal"
-    journal = Journal(path)
+    journal = journal_at(path)
     ends = []
     for number in range(4):
         journal.append(b"header", bytes([number + 1]) * 100, 1.5)
@@ -138,7 +159,7 @@ def test_zeros_of_a_power_cut_may_begin_within_a_record(tmp_path: Path) -> None:
 @pytest.mark.parametrize("n_bytes", [1, 100, 3_000_000])
 def test_zeros_that_a_power_cut_leaves_are_a_torn_record(tmp_path: Path, n_bytes: int) -> None:
     path = tmp_path / "volumes.journal"
-    journal = Journal(path)
+    journal = journal_at(path)
     journal.append(b"header", b"payload", 1.5)
     journal.close()
     whole = path.read_bytes()
@@ -157,21 +178,25 @@ def test_another_file_is_no_journal(tmp_path: Path) -> None:
 
 
 def test_a_journal_has_one_writer(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "volumes.journal")
+    journal = journal_at(tmp_path / "volumes.journal")
     with pytest.raises(RecordError, match="in use by another runtime"):
-        Journal(tmp_path / "volumes.journal")
+        journal_at(tmp_path / "volumes.journal")
     journal.close()
-    Journal(tmp_path / "volumes.journal").close()
+    journal_at(tmp_path / "volumes.journal").close()
 
 
-def test_the_journal_holds_what_came_byte_for_byte(folder: RunFolder, make_scan: type[Scan]) -> None:
+def test_the_journal_holds_what_came_byte_for_byte_and_a_checksum_of_it(
+    journal: RunJournal, make_scan: type[Scan]
+) -> None:
     scan = make_scan()
     voxels = scan.voxels(3).tobytes()
-    folder.journal(scan.volume(3), memoryview(voxels))
-    start, volume = folder.entries()
+    assert journal.add_volume(scan.volume(3), memoryview(voxels), 1.5)
+    start, volume = read_journal(journal.path / JOURNAL)
     assert wire.decode_to_runtime(start.header) == scan.start
-    assert wire.decode_to_runtime(volume.header) == scan.volume(3)
-    assert volume.payload == voxels
+    message = wire.decode_to_runtime(volume.header)
+    assert message == wire.with_checksum(scan.volume(3), memoryview(voxels))
+    assert (volume.payload, volume.received_utc_s) == (voxels, 1.5)
+    wire.verify_checksum(message, memoryview(voxels))
 
 
 def test_a_run_folder_is_a_described_derivative(folder: RunFolder) -> None:
@@ -218,11 +243,11 @@ def test_a_torn_row_and_a_frame_without_a_row_go_and_the_rest_stays(
     image = np.zeros((8, 8, 3), dtype=np.uint8)
     folder.write_row(tables.frame_row(frame(8), folder.write_frame(8, "general", image), 0))
     folder.write_frame(9, "general", image)
-    folder.suspend()
+    folder.let_go()
     table_file = next(folder.path.glob("*decoding.tsv"))
     with table_file.open("ab") as file:
         file.write(b"9\tdecoded\tn/a\tframes/00")
-    again = RunFolder.reopen(folder.path, folder.info.decoders)
+    again = RunFolder.open(folder.path, folder.info.decoders)
     assert [row.volume for row in again.rows()] == [8]
     again.write_row(tables.Row(volume=9, state="skipped", reason="restart", decoder="general"))
     again.close()
@@ -230,9 +255,10 @@ def test_a_torn_row_and_a_frame_without_a_row_go_and_the_rest_stays(
     assert [path.name for path in (folder.path / "frames").iterdir()] == ["000008.png"]
 
 
-def test_a_run_whose_disk_fails_when_it_is_closed_goes_on(
-    folder: RunFolder, make_scan: type[Scan], monkeypatch: pytest.MonkeyPatch
+def test_a_run_whose_disk_fails_when_it_ends_goes_on(
+    journal: RunJournal, folder: RunFolder, make_scan: type[Scan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Its end is told once the disk has it; what is recorded meanwhile counts."""
     scan = make_scan()
 
     def fails(descriptor: int) -> None:
@@ -241,12 +267,14 @@ def test_a_run_whose_disk_fails_when_it_is_closed_goes_on(
     with monkeypatch.context() as broken:
         broken.setattr(os, "fsync", fails)
         with pytest.raises(RecordError, match=r"volumes\.journal to the disk"):
-            folder.close()
+            journal.end(scan.end(), 0.0)
     assert read_run_file(folder.path).state == "open"
-    folder.journal(scan.volume(0), scan.voxels(0).tobytes())
+    journal.end(scan.end(), 0.0)
+    journal.close()
+    ends = [wire.decode_to_runtime(entry.header) for entry in read_journal(journal.path / JOURNAL)][1:]
+    assert ends == [scan.end()]
     folder.close()
-    recorded = read_recorded(folder.path)
-    assert (recorded.info.state, set(recorded.received)) == ("closed", {0})
+    assert read_recorded(folder.path).info.state == "closed"
 
 
 def test_a_file_that_can_neither_be_written_nor_removed_is_a_record_error(folder: RunFolder) -> None:
@@ -259,18 +287,18 @@ def test_a_run_whose_table_belongs_to_another_is_not_gone_on_with(
     tiny_bundle: Path, make_scan: type[Scan], tmp_path: Path
 ) -> None:
     bundle, scan = Bundle.open(tiny_bundle), make_scan(n_volumes=30)
-    run = resume.begin(tmp_path, bundle, 0, scan.start)
-    with run.folder._table.open("ab") as rows:
+    one = Lockstep.begin(tmp_path, bundle, scan.start)
+    with table_path(one.path, scan.start).open("ab") as rows:
         rows.write(tables.row_line(tables.Row(volume=30, state="missing", decoder="general")))
-    run.folder.suspend()
-    with pytest.raises(RecordError, match="cannot resume"):
-        resume.reopen(run.folder.path, bundle)
+    one.let_go()
+    with pytest.raises(RecordError, match="cannot go on with"):
+        open_run(one.path, bundle, EngineUsed(), "blurred")
 
 
 def test_a_run_that_is_recorded_again_gets_a_folder_of_its_own(make_scan: type[Scan], tmp_path: Path) -> None:
     scan = make_scan()
     for _ in range(3):
-        RunFolder.create(tmp_path, run_file(scan)).close()
+        RunJournal.create(tmp_path, run_file(scan)).close()
     assert [path.name for path in takes_of(tmp_path, scan.run_id)] == [
         scan.run_id,
         f"{scan.run_id}_take-2",
@@ -284,7 +312,7 @@ def test_a_folder_that_a_crash_left_half_made_is_no_take(make_scan: type[Scan], 
     (partial / "frames").mkdir(parents=True)
     (partial / "run.json").write_text("{")
     assert open_folders(tmp_path, "ab" * 32) == []
-    RunFolder.create(tmp_path, run_file(scan)).suspend()
+    RunJournal.create(tmp_path, run_file(scan)).close()
     assert [path.name for path in tmp_path.iterdir()] == [scan.run_id]
     assert open_folders(tmp_path, "ab" * 32) == [tmp_path / scan.run_id]
 
@@ -318,7 +346,7 @@ def test_names_are_made_of_bids_entities(make_scan: type[Scan], run_id: str, nam
 def test_a_folder_that_cannot_be_made_is_named(make_scan: type[Scan], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RecordError, match="cannot make the run folder"):
-        RunFolder.create(tmp_path / "file", run_file(make_scan()))
+        RunJournal.create(tmp_path / "file", run_file(make_scan()))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import subprocess
@@ -21,11 +22,11 @@ from realtime.decoding.decoder import Decoder
 from realtime.decoding.engines.choose import open_engine
 from realtime.record.journal import read_journal
 from realtime.record.reader import read_recorded
+from realtime.record.run_journal import open_folders
 from realtime.record.run_json import EngineUsed, read_run_file
-from realtime.runs import resume
-from realtime.runs.run import Run
 
-from .conftest import Scan, Served
+from .conftest import Scan, Served, closed
+from .in_process import Lockstep, bench
 
 RUN_ID = "sub-01_ses-nsd01_task-nsdcore_run-01"
 SAMPLERS = ("ddim-4", "multistep-3")
@@ -44,26 +45,24 @@ def recording(
     engine = open_engine(bundle, "onnxruntime-cpu")
     decoder = Decoder(bundle, engine, seed=5)
     scan = make_scan(n_volumes=32, dtype="float32")
-    run = resume.begin(
-        out, bundle, 5, scan.start, EngineUsed(name="onnxruntime-cpu", description=engine.description)
-    )
-    run.show(scan.marker(9), memoryview(make_picture(9)))
+    used = EngineUsed(name="onnxruntime-cpu", description=engine.description)
+    one = Lockstep.begin(out, bundle, scan.start, seed=5, engine=used, faces="shown")
+    one.marker(scan.marker(9), make_picture(9))
     for at_s, index in enumerate([*range(18), 20, 19, 22, 23, 24, 25, 21, *range(26, 31)]):
         voxels = scan.voxels(index)
         if index == 13:
             voxels[:] = np.nan
-        receive(run, scan.volume(index), voxels.tobytes(), float(at_s), decoder)
-    run.finish()
-    run.folder.close()
-    return run.folder.path
+        receive(one, scan.volume(index), voxels.tobytes(), float(at_s), decoder)
+    one.end()
+    one.close()
+    return one.path
 
 
-def receive(run: Run, message: wire.Volume, payload: bytes, now_s: float, decoder: Decoder) -> None:
+def receive(one: Lockstep, message: wire.Volume, payload: bytes, now_s: float, decoder: Decoder) -> None:
     """One volume at this time, and the decode of what is then ready; every seventh is skipped."""
-    arrival = run.receive(message, memoryview(payload), now_s)
-    assert arrival
+    run = one.run
     run.expire(now_s)
-    run.take(message.index, arrival)
+    assert one.volume(message, payload, now_s)
     ready = run.queue.take()
     if ready is None:
         return
@@ -74,7 +73,6 @@ def receive(run: Run, message: wire.Volume, payload: bytes, now_s: float, decode
         decoded = decoder.decode(ready.window, sampler)
         frame = run.frame(ready, decoder.spec, sampler.name, decoded.stages_ms)
         run.record(frame, decoded.image, ready.repaired_voxels)
-    run.queue.done()
 
 
 def states(folder: Path) -> dict[int, tuple[object, ...]]:
@@ -123,20 +121,20 @@ def test_a_run_that_was_resumed_and_one_that_is_still_open_are_replayed(
         EngineUsed(name="onnxruntime-cpu", description=engine.description),
     )
     scan = make_scan(n_volumes=32)
-    run = resume.begin(tmp_path / "runs", bundle, 0, scan.start, used)
+    one = Lockstep.begin(tmp_path / "runs", bundle, scan.start, engine=used, faces="shown")
     for index in [*range(12), 14, 13]:  # a gap that is not filled when the runtime dies
-        receive(run, scan.volume(index), scan.voxels(index).tobytes(), 0.0, decoder)
-    run.folder.suspend()
+        receive(one, scan.volume(index), scan.voxels(index).tobytes(), 0.0, decoder)
+    one.let_go()
     replays = tmp_path / "replays"
-    command = ["replay", str(run.folder.path), "--bundle", str(tiny_bundle), "--out", str(replays)]
+    command = ["replay", str(one.path), "--bundle", str(tiny_bundle), "--out", str(replays)]
     assert main(command) == 0
-    run = resume.reopen(run.folder.path, bundle, used)
+    one = Lockstep.reopen(one.path, bundle, engine=used, faces="shown")
     for index in [12, *range(15, 30)]:
-        receive(run, scan.volume(index), scan.voxels(index).tobytes(), 1.0, decoder)
-    run.finish()
-    run.close()
+        receive(one, scan.volume(index), scan.voxels(index).tobytes(), 1.0, decoder)
+    one.end()
+    one.close()
     assert main(command) == 0
-    assert states(replays / f"{RUN_ID}_take-2") == states(run.folder.path)
+    assert states(replays / f"{RUN_ID}_take-2") == states(one.path)
 
 
 def test_the_recording_is_not_touched_and_a_second_replay_is_another_take(
@@ -221,8 +219,8 @@ def test_a_run_that_the_command_recorded_is_replayed_by_the_command(
     faults = [word for fault in ("drop=0.02", "nan=0.02", "reorder=0.05") for word in ("--fault", fault)]
     command = [sys.executable, "-m", "sim", "replay", "--nsd", str(tiny_nsd), "--connect", served.address]
     subprocess.run([*command, "--speed", "80", *faults], check=True, capture_output=True, timeout=300)
+    folder = closed(served.out / RUN_ID)
     assert served.interrupt() == 0
-    folder = served.out / RUN_ID
     assert {row.state for row in read_recorded(folder).rows} >= {"decoded", "warming", "censored", "missing"}
     replays = tmp_path / "replays"
     assert main(["replay", str(folder), "--bundle", str(tiny_bundle), "--out", str(replays)]) == 0
@@ -237,14 +235,13 @@ def test_a_late_volume_before_a_gap_skips_nothing_in_the_replay(
     engine = open_engine(bundle, "onnxruntime-cpu")
     decoder, scan = Decoder(bundle, engine, seed=5), make_scan(n_volumes=20, dtype="float32")
     used = EngineUsed(name="onnxruntime-cpu", description=engine.description)
-    run = resume.begin(tmp_path / "then", bundle, 5, scan.start, used)
+    one = Lockstep.begin(tmp_path / "then", bundle, scan.start, seed=5, engine=used, faces="shown")
     for at_s, index in enumerate([*range(11), 13, 11, *range(15, 20)]):
-        receive(run, scan.volume(index), scan.voxels(index).tobytes(), float(at_s), decoder)
-    run.finish()
-    run.abort("the end")
-    run.close()
+        receive(one, scan.volume(index), scan.voxels(index).tobytes(), float(at_s), decoder)
+    one.end("aborted")
+    one.close("the end")
     options = ["--bundle", str(tiny_bundle), "--out", str(tmp_path / "now")]
-    assert main(["replay", str(run.folder.path), *options]) == 0
+    assert main(["replay", str(one.path), *options]) == 0
 
 
 def test_a_replay_that_was_broken_off_is_no_scanners_run(
@@ -255,10 +252,15 @@ def test_a_replay_that_was_broken_off_is_no_scanners_run(
     info = read_run_file(tmp_path / RUN_ID)
     left = msgspec.structs.replace(info, state="open", replay_of="/data/runs/another")
     (tmp_path / RUN_ID / "run.json").write_bytes(msgspec.json.encode(left))
-    assert resume.open_folders(tmp_path, bundle.sha256) == []
-    run = resume.begin(tmp_path, bundle, 5, scan.start)
-    assert run.folder.path == tmp_path / f"{RUN_ID}_take-2"
-    run.folder.suspend()
+    assert open_folders(tmp_path, bundle.sha256) == []
+
+    async def begin() -> None:
+        async with bench(bundle, tmp_path) as one:
+            assert one.recording.run_folder is None
+            assert await one.start(scan) == wire.RunAccepted(run_id=RUN_ID, held=[])
+            assert one.recording.run_folder == str(tmp_path / f"{RUN_ID}_take-2")
+
+    asyncio.run(begin())
 
 
 def test_a_recording_that_changed_midway_says_so(
@@ -271,7 +273,8 @@ def test_a_recording_that_changed_midway_says_so(
         msgspec.json.encode(msgspec.structs.replace(info, state="open", faces="blurred"))
     )
     bundle = Bundle.open(tiny_bundle)
-    resume.reopen(folder, bundle, EngineUsed(name="other", description="another"), "shown").folder.suspend()
+    other = EngineUsed(name="other", description="another")
+    Lockstep.reopen(folder, bundle, engine=other, faces="shown").let_go()
     resumed = read_run_file(folder)
     assert resumed.changed_midway == ("engine", "faces")
     assert resumed.faces == "shown"  # a folder with frames that are not blurred does not say that they are

@@ -18,12 +18,14 @@ from realtime.events import DecoderUsed, Frame, LatencyMs
 from realtime.record import tables
 from realtime.record.folder import RunFolder
 from realtime.record.reader import read_recorded
-from realtime.record.run_json import new_run_file
+from realtime.record.run_journal import RunJournal
+from realtime.record.run_json import RunFile, new_run_file
 from realtime.report import summary as report_summary
 from realtime.report import write
 from realtime.report.identification import hog, identification, pixels
 
 from .conftest import Scan
+from .in_process import opened
 
 KEYS = {
     "run_id",
@@ -56,26 +58,29 @@ def latency(total_ms: float) -> LatencyMs:
     )
 
 
+def run_file(scan: Scan) -> RunFile:
+    return new_run_file(
+        scan.start,
+        bundle_name="tiny",
+        bundle_sha256="ab" * 32,
+        decoders=(DecoderUsed(name="general", window_delay_volumes=8),),
+        seed=0,
+    )
+
+
 def make_run(root: Path, scan: Scan, noise: float = 0.0) -> RunFolder:
     """40 volumes: pictures at 9, 12, .. 30, frames of them eight volumes later; 17 and 20 still warming."""
-    folder = RunFolder.create(
-        root,
-        new_run_file(
-            scan.start,
-            bundle_name="tiny",
-            bundle_sha256="ab" * 32,
-            decoders=(DecoderUsed(name="general", window_delay_volumes=8),),
-            seed=0,
-        ),
-    )
+    journal = RunJournal.create(root, run_file(scan))
+    for volume in range(38):
+        journal.add_volume(scan.volume(volume), memoryview(scan.voxels(volume).tobytes()), 0.0)
+    journal.close()
+    folder = RunFolder.open(journal.path, journal.info.decoders)
     rng = np.random.default_rng(0)
     for onset in range(9, 31, 3):
         folder.write_shown(
             scan.marker(onset),
             cv2.imencode(".png", cv2.cvtColor(picture(onset), cv2.COLOR_RGB2BGR))[1].tobytes(),
         )
-    for volume in range(38):
-        folder.journal(scan.volume(volume), scan.voxels(volume).tobytes())
     for volume in range(40):
         if volume < 6:
             folder.write_row(
@@ -173,19 +178,9 @@ def test_pictures_of_another_size_are_brought_to_that_of_the_frame(run: Path) ->
 def test_an_open_run_counts_what_has_not_come_as_missing_and_says_so(
     make_scan: type[Scan], tmp_path: Path
 ) -> None:
-    scan = make_scan()
-    folder = RunFolder.create(
-        tmp_path,
-        new_run_file(
-            scan.start,
-            bundle_name="tiny",
-            bundle_sha256="ab" * 32,
-            decoders=(DecoderUsed(name="general", window_delay_volumes=8),),
-            seed=0,
-        ),
-    )
+    folder = opened(tmp_path, run_file(make_scan()))
     summary = write.write_report(folder.path)
-    folder.suspend()
+    folder.let_go()
     assert (summary.state, summary.planned, summary.missing, summary.received) == ("open", 40, 40, 0)
     assert summary.latency_ms.p50 is None
     assert summary.identification["pixels"].value is None
