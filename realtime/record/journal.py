@@ -61,7 +61,7 @@ class Journal:
         except RecordError:
             os.close(self._descriptor)
             raise
-        self._is_closed = False
+        self.is_closed = False
         try:
             lock(self._descriptor)
             self._end = os.fstat(self._descriptor).st_size
@@ -105,7 +105,7 @@ class Journal:
 
         :raises RecordError: when the disk fails; the journal is closed nevertheless
         """
-        if self._is_closed:
+        if self.is_closed:
             return
         try:
             self.sync()
@@ -121,6 +121,11 @@ class Journal:
             return zlib.crc32(os.pread(self._reading, stop - start, start))
         except OSError as error:
             raise RecordError(f"cannot read {self.path}: {error.strerror or error}") from error
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the file is still what its path names, though it may have been cut."""
+        return not self.is_closed and is_same(self._descriptor, self._folder, self._name)
 
     def copy_to(self, folder: Folder) -> None:
         """Write what was appended so far to a journal in another folder; possible after this was deleted.
@@ -141,7 +146,7 @@ class Journal:
             os.close(descriptor)
 
     def _close(self) -> None:
-        self._is_closed = True
+        self.is_closed = True
         os.close(self._descriptor)
         os.close(self._reading)
 
@@ -184,7 +189,9 @@ class JournalReader:
         """
         self.path = path
         with Folder.open(path.parent, to_write=False) as folder:
-            self._file = os.fdopen(folder.open_read(path.name), "rb")
+            # Without a buffer: it would keep the torn record of a recorder that died, after the next one has
+            # written another in its place.
+            self._file = os.fdopen(folder.open_read(path.name), "rb", buffering=0)
         self._at = at
 
     def __enter__(self) -> JournalReader:
@@ -277,9 +284,10 @@ class JournalReader:
 
     @property
     def is_in_place(self) -> bool:
-        """Whether the file is still what its path names; False once it was deleted or replaced."""
+        """Whether the file is still what its path names; False once it was deleted, replaced or cut."""
         try:
-            return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path))
+            ours = os.fstat(self._file.fileno())
+            return ours.st_size >= self._at and os.path.samestat(ours, os.stat(self.path))
         except OSError:
             return False
 

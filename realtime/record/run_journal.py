@@ -18,7 +18,7 @@ import msgspec
 from realtime import wire
 from realtime.atomic import whole
 from realtime.errors import RecordError, WireError
-from realtime.record.journal import JOURNAL, Journal, read_heads, read_journal
+from realtime.record.journal import JOURNAL, Head, Journal, read_heads, read_journal
 from realtime.record.run_json import RunFile, read_run_file, take_path, takes_of
 from realtime.record.storage import Folder
 
@@ -42,7 +42,11 @@ class RunJournal:
         self.is_over = False
         """Whether its end is in the journal."""
         self._folder = folder
-        self._journal = Journal(folder)
+        try:
+            self._journal = Journal(folder)
+        except RecordError:
+            folder.close()
+            raise
         self._volumes: dict[int, int] = {}
         self._pictures: dict[int, int] = {}
 
@@ -51,16 +55,16 @@ class RunJournal:
         """Make the folder of a run's next take under ``root``; it appears when it is complete."""
 
         def fill(folder: Folder) -> None:
-            journal = Journal(folder)
-            journal.append(wire.encode(info.start), b"", _opened_s(info))
-            journal.close()
+            with contextlib.closing(Journal(folder)) as journal:
+                journal.append(wire.encode(info.start), b"", _opened_s(info))
 
         return cls(_make_take(root, info, fill), info)
 
     @classmethod
     def reopen(cls, path: Path) -> RunJournal:
         """Go on with a run that was left open; a record that a crash tore is cut off."""
-        run = cls(Folder.open(path, to_write=True), read_run_file(path))
+        info = read_run_file(path)
+        run = cls(Folder.open(path, to_write=True), info)
         try:
             run._journal.cut(run._take_heads())
         except RecordError:
@@ -88,6 +92,11 @@ class RunJournal:
     def newest(self) -> int | None:
         """The highest index in the journal."""
         return max(self._volumes, default=None)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it takes nothing any more."""
+        return self._journal.is_closed
 
     def add_volume(self, message: wire.Volume, payload: memoryview, received_utc_s: float) -> bool:
         """Append a volume with a checksum; False if the same volume is there already.
@@ -148,12 +157,13 @@ class RunJournal:
     def rescue(self, root: Path) -> RunJournal:
         """Go on after another program has deleted the folder, or cut the journal.
 
-        What was appended to a deleted journal is copied to a new folder under ``root``: the file's content is
-        there as long as it is open. What was cut off is lost, and no longer held.
+        What was appended to a deleted or replaced journal is copied to a new folder under ``root``: the
+        file's content is there as long as it is open, so this can be tried again where the disk does not take
+        it. What was cut off is lost, and no longer held.
 
-        :raises RecordError: when the run cannot go on
+        :raises RecordError: when the run cannot go on, or not yet
         """
-        if (self.path / JOURNAL).exists() and (self.path / "run.json").exists():
+        if self._journal.is_in_place and self._folder.has("run.json"):
             self.abandon()
             return RunJournal.reopen(self.path)
         folder = _make_take(root, self.info, self._journal.copy_to)
@@ -171,7 +181,7 @@ class RunJournal:
         end = 0
         for head in read_heads(self.path / JOURNAL):
             end = head.end
-            message = wire.decode_to_runtime(head.header)
+            message = _message(head, self.path)
             if isinstance(message, wire.Volume):
                 self._volumes[message.index] = _UNKNOWN if message.crc32 is None else message.crc32
             elif isinstance(message, wire.Marker):
@@ -188,10 +198,9 @@ def copy_run(recorded: Path, root: Path, info: RunFile, files: Mapping[str, byte
     """
 
     def fill(folder: Folder) -> None:
-        journal = Journal(folder)
-        for entry in read_journal(recorded / JOURNAL):
-            journal.append(entry.header, entry.payload, entry.received_utc_s)
-        journal.close()
+        with contextlib.closing(Journal(folder)) as journal:
+            for entry in read_journal(recorded / JOURNAL):
+                journal.append(entry.header, entry.payload, entry.received_utc_s)
         for name, content in files.items():
             folder.write_whole(name, content)
 
@@ -209,7 +218,14 @@ def has_ended(path: Path) -> bool:
     last = None
     for head in read_heads(path / JOURNAL):
         last = head
-    return last is not None and isinstance(wire.decode_to_runtime(last.header), wire.RunEnd)
+    return last is not None and isinstance(_message(last, path), wire.RunEnd)
+
+
+def _message(head: Head, path: Path) -> wire.ToRuntime:
+    try:
+        return wire.decode_to_runtime(head.header)
+    except WireError as error:
+        raise RecordError(f"a record of the journal in {path} is not a message: {error}") from error
 
 
 def open_folders(out: Path, bundle_sha256: str) -> list[Path]:

@@ -63,6 +63,8 @@ class Recorder:
         self._source = source
         self._tell = tell
         self._run: RunJournal | None = None
+        self._unsaved: RunJournal | None = None
+        """A run whose folder is gone, and for which there was no room elsewhere."""
         self._owner: Owner | None = None
         self._peer: Peer | None = None
         """The owner's connection; None until it has sent its start to this process."""
@@ -76,17 +78,24 @@ class Recorder:
             try:
                 await self._handle(received)
             except RecordGoneError as error:
-                await self._refuse(received, self._go_on_elsewhere(error))
+                refusal = await self._go_on_elsewhere(error)
+                if self._run and self._run.is_over:  # its end had been written, and was saved with the rest
+                    await received.reply(wire.RunClosed(run_id=self._run.start.run_id))
+                else:
+                    await self._refuse(received, refusal)
             except RealtimeError as error:
                 await self._refuse(received, error)
 
     def adopt_last(self) -> None:
         """Before :meth:`run`: go on with the last run that was left open, if there is one."""
-        for path in open_folders(self._settings.out, self._settings.bundle_sha256)[:1]:
-            try:
-                self._adopt(RunJournal.reopen(path))
-            except RecordError as error:
-                _log.warning("cannot go on with %s: %s", path, error)
+        for root in self._roots:
+            for path in open_folders(root, self._settings.bundle_sha256)[:1]:
+                try:
+                    self._adopt(RunJournal.reopen(path))
+                except RecordError as error:
+                    _log.warning("cannot go on with %s: %s", path, error)
+                else:
+                    return
 
     def stop(self) -> None:
         """Close the journal; the run stays open, and the next recorder goes on with it."""
@@ -96,6 +105,8 @@ class Recorder:
                 run.close()
             except RecordError as error:
                 _log.error("%s", error)
+        if self._unsaved:
+            self._unsaved.abandon()
 
     # Messages
 
@@ -132,12 +143,13 @@ class Recorder:
         start = msgspec.structs.replace(message, secret=None)
         run = self._open_run
         if run and run.start.run_id != start.run_id:
-            self._make_room(run, start)
+            await self._make_room(run, start)
             run = None
         claim = _claim(message, received.peer)
         is_new = run is None
-        run = run or self._adopt(self._begin(start, claim))
+        run = run or self._adopt(await self._save_again(start) or self._begin(start, claim))
         self._check_owner(run, claim, received.received_s)
+        self._owner, self._peer = claim, received.peer  # also to end the run if its start is refused
         if run.start != start:
             raise WireError(
                 "run-start",
@@ -146,7 +158,6 @@ class Recorder:
             )
         if not is_new and run.n_volumes:
             run.add_return(_utc_s(received))
-        self._owner, self._peer = claim, received.peer
         self._heard_s = received.received_s
         await received.reply(wire.RunAccepted(run_id=start.run_id, held=run.held))
         self._say(message=f"{start.run_id} begins" if is_new else f"the scanner of {start.run_id} is back")
@@ -241,7 +252,7 @@ class Recorder:
     def _begin(self, start: wire.RunStart, owner: Owner) -> RunJournal:
         """Go on with the run's last take if it is open and was made with this bundle; else begin the next."""
         settings = self._settings
-        for path in self._takes(start.run_id)[-1:]:
+        for path in self._last_takes(start.run_id):
             try:
                 info = read_run_file(path)
                 theirs = (info.state, info.bundle_sha256, info.start, info.replay_of)
@@ -261,12 +272,14 @@ class Recorder:
         return RunJournal.create(settings.out, info)
 
     def _adopt(self, run: RunJournal) -> RunJournal:
+        if self._run:
+            self._run.abandon()
         self._run, self._owner, self._peer = run, run.info.owner, None
         self._heard_s = float("-inf")
         self._say(message=f"{run.start.run_id} is recorded in {run.path}")
         return run
 
-    def _make_room(self, run: RunJournal, start: wire.RunStart) -> None:
+    async def _make_room(self, run: RunJournal, start: wire.RunStart) -> None:
         """End a run whose scanner is gone, so that another can begin; refuse if it may still send."""
         if time.perf_counter() - self._heard_s <= STALE_TR * run.start.tr_s:
             raise WireError(
@@ -275,43 +288,77 @@ class Recorder:
                 f"end the open run, or wait {STALE_TR} TR without a volume",
             )
         try:
-            run.end(wire.RunEnd(run_id=run.start.run_id, reason="given_up"), time.time())
+            end = wire.RunEnd(run_id=run.start.run_id, reason="given_up")
+            await asyncio.to_thread(run.end, end, time.time())  # the disk may take long to sync
         except RecordError as error:  # it stays open; the next run must not wait for it
             _log.error("let go of %s: %s", run.path, error)
         run.abandon()
 
     async def _finish(self, run: RunJournal, message: wire.RunEnd, received_utc_s: float) -> None:
-        await asyncio.to_thread(run.end, message, received_utc_s)  # the disk may take long to sync
+        try:
+            await asyncio.to_thread(run.end, message, received_utc_s)  # the disk may take long to sync
+        except RecordError:
+            if run.is_over:  # its end is in the journal: the scanner's next one is answered by that
+                run.abandon()
+            raise
         run.close()
         self._say(message=f"{run.start.run_id} has ended", alarm="")
 
-    def _go_on_elsewhere(self, error: RecordGoneError) -> RealtimeError:
+    async def _go_on_elsewhere(self, error: RecordGoneError) -> RealtimeError:
         """After a run's folder was deleted or its journal cut: save what is left, and tell the scanner.
 
         The scanner sends its start again, learns which volumes are held, and repeats the others.
         """
-        run, self._run = self._run, None
-        assert run is not None
+        run = self._open_run
+        if run is None:  # what is gone is the folder of a run that was about to begin
+            return error
+        self._run = None
         try:
-            saved = run.rescue(self._settings.fallback_out or self._settings.out)
+            saved = await self._rescue(run)
         except RecordError as failure:
-            run.abandon()
             return RecordError(f"{error}; the run is let go of: {failure}")
         _log.error("%s; the run goes on in %s", error, saved.path)
         self._adopt(saved)
         self._say(message=f"{error}; the run goes on in {saved.path}")
         return WireError("no-run", f"{error}; send the run start again")
 
-    def _is_closed(self, run_id: str) -> bool:
-        return any(has_ended(path) for path in self._takes(run_id)[-1:])
-
-    def _takes(self, run_id: str) -> list[Path]:
+    async def _rescue(self, run: RunJournal) -> RunJournal:
         try:
-            return list(takes_of(self._settings.out, run_id))
-        except OSError as error:
-            raise RecordError(
-                f"cannot look for runs in {self._settings.out}: {error.strerror or error}"
-            ) from error
+            # A journal of gigabytes takes long to copy.
+            return await asyncio.to_thread(run.rescue, self._settings.fallback_out or self._settings.out)
+        except RecordError:
+            if not run.is_closed:
+                self._unsaved = run
+            raise
+
+    async def _save_again(self, start: wire.RunStart) -> RunJournal | None:
+        """The run that could not be saved, if it is the one that starts and there is room for it now."""
+        run, self._unsaved = self._unsaved, None
+        if run and run.start == start:
+            return await self._rescue(run)
+        if run:
+            _log.error("the volumes of %s are lost: another run begins", run.path)
+            run.abandon()
+        return None
+
+    def _is_closed(self, run_id: str) -> bool:
+        return any(has_ended(path) for path in self._last_takes(run_id))
+
+    @property
+    def _roots(self) -> list[Path]:
+        """Where runs may be: a run whose folder was gone goes on in the first."""
+        settings = self._settings
+        return [settings.fallback_out, settings.out] if settings.fallback_out else [settings.out]
+
+    def _last_takes(self, run_id: str) -> list[Path]:
+        """The run's last take in each of the folders where runs may be."""
+        takes = []
+        for root in self._roots:
+            try:
+                takes += list(takes_of(root, run_id))[-1:]
+            except OSError as error:
+                raise RecordError(f"cannot look for runs in {root}: {error.strerror or error}") from error
+        return takes
 
     def _where(self) -> str:
         """How far the open run has come, in words."""

@@ -10,7 +10,8 @@
 
 The run id is that of the plan, followed by the series if the scanner has series. A repeated run is recorded
 as the next take. A run that a restart of the runtime left open continues. If the pipeline's disk is full, the
-message is repeated every TR until there is room. Meanwhile the volume is not answered and later ones wait.
+message is repeated every TR until there is room. Meanwhile the volume is not answered and later ones wait. If
+the run's folder was deleted, the pipeline asks for the start again, and so the run continues elsewhere.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ QUIET_TR = 5
 """How many TR a run waits for missing volumes after its last volume."""
 TROUBLE = "runtime"
 """Code of a temporary refusal by the pipeline, for example because its disk is full."""
+RUN_GONE = "no-run"
+"""Code of a refusal by a pipeline that does not have the run open any more, or not yet again."""
 _OUT_OF_ORDER = 2
 """Volume 0 may arrive after a volume up to this index and still belong to the same run."""
 _NOTHING = memoryview(b"")
@@ -130,9 +133,7 @@ class RunBoundarySource:
                     continue
                 while run is None:
                     reply = _Reply()
-                    yield Received(
-                        message=start, payload=_NOTHING, received_s=news.received_s, reply=reply.take
-                    )
+                    yield _starting(start, news.received_s, reply)
                     if reply.is_trouble:
                         await asyncio.sleep(start.tr_s)  # retrying at once would block the event loop
                         continue
@@ -146,8 +147,13 @@ class RunBoundarySource:
                             yield end
                         run = None
                 yield run.volume(news, reply := _Reply())
-                while reply.is_trouble:
-                    await asyncio.sleep(start.tr_s)
+                while reply.is_to_repeat:
+                    if reply.is_run_gone:
+                        yield _starting(start, news.received_s, reply := _Reply())
+                    if reply.is_trouble:
+                        await asyncio.sleep(start.tr_s)
+                    else:
+                        run.goes_on(reply.accepted)
                     yield run.volume(news, reply := _Reply())
             except _RefusedError as error:
                 if isinstance(news, Scan):
@@ -204,9 +210,13 @@ class _Run:
     def __init__(self, start: wire.RunStart, series: str, accepted: wire.RunAccepted) -> None:
         self._start = start
         self.series = series
-        self._came = {index for first, end in accepted.held for index in range(first, end)}
+        self._came = _indices(accepted)
         self._first_crc: int | None = None
         self._heard_s = float("-inf")
+
+    def goes_on(self, accepted: wire.RunAccepted) -> None:
+        """Learn what the pipeline has of the run, which it goes on with elsewhere."""
+        self._came = _indices(accepted)
 
     def was_left_open_before(self, scan: Scan) -> bool:
         """Whether the pipeline left this run open before a restart and ``scan`` begins another run."""
@@ -243,7 +253,7 @@ class _Run:
             if isinstance(message, wire.Ack):
                 self._came.add(scan.index)
                 self._heard_s = time.perf_counter()  # retries may have taken long
-            if isinstance(message, wire.Ack | wire.Refused) and not said.is_trouble:
+            if isinstance(message, wire.Ack | wire.Refused) and not said.is_to_repeat:
                 await scan.answer(message)
 
         acquired_s = (scan.index + 1) * self._start.tr_s
@@ -251,7 +261,7 @@ class _Run:
         return Received(message=message, payload=scan.payload, received_s=scan.received_s, reply=reply)
 
     def ends(self) -> AsyncIterator[Received]:
-        return _ends(self._start, "complete" if self._has_last else "aborted")
+        return _ends(self._start, "complete" if self._has_last else "aborted", is_ours=True)
 
     def patience_s(self, now_s: float) -> float | None:
         """Seconds to wait for more volumes; None means without limit."""
@@ -290,13 +300,28 @@ class _Reply:
         return isinstance(self.message, wire.Refused) and self.message.code == TROUBLE
 
     @property
+    def is_run_gone(self) -> bool:
+        """Whether the pipeline wants the start of the run again."""
+        return isinstance(self.message, wire.Refused) and self.message.code == RUN_GONE
+
+    @property
+    def is_to_repeat(self) -> bool:
+        """Whether the message is sent again, and the scanner not told."""
+        return self.is_trouble or self.is_run_gone
+
+    @property
     def is_of_another_plan(self) -> bool:
         """Whether a run of this id with another start was left open before a restart."""
         return isinstance(self.message, wire.Refused) and self.message.code == "run-start"
 
 
-async def _ends(start: wire.RunStart, reason: Literal["complete", "aborted"]) -> AsyncIterator[Received]:
-    """Yield the end of a run; repeat it every TR while the pipeline refuses it temporarily."""
+async def _ends(
+    start: wire.RunStart, reason: Literal["complete", "aborted"], *, is_ours: bool = False
+) -> AsyncIterator[Received]:
+    """Yield the end of a run; repeat it every TR while the pipeline refuses it temporarily.
+
+    :param is_ours: whether the run has this start; then it is sent again if the pipeline asks for it
+    """
     message = wire.RunEnd(run_id=start.run_id, reason=reason)
     while True:
         reply = _Reply()
@@ -304,8 +329,19 @@ async def _ends(start: wire.RunStart, reason: Literal["complete", "aborted"]) ->
         if not isinstance(reply.message, wire.Refused):
             return
         await asyncio.sleep(start.tr_s)
-        if not reply.is_trouble:
+        if reply.is_run_gone and is_ours:
+            is_ours = False  # once
+            yield _starting(start, time.perf_counter(), _Reply())
+        elif not reply.is_trouble:
             return
+
+
+def _starting(start: wire.RunStart, received_s: float, reply: _Reply) -> Received:
+    return Received(message=start, payload=_NOTHING, received_s=received_s, reply=reply.take)
+
+
+def _indices(accepted: wire.RunAccepted) -> set[int]:
+    return {index for first, end in accepted.held for index in range(first, end)}
 
 
 class _RefusedError(Exception):

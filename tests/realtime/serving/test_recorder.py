@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -16,14 +17,16 @@ import pytest
 
 from realtime import wire
 from realtime.bundle.match import read_spec
-from realtime.errors import RecordError
+from realtime.errors import RecordError, RecordGoneError
 from realtime.events import Recording
-from realtime.record.journal import JOURNAL, read_journal
-from realtime.record.run_journal import RunJournal
+from realtime.record.journal import JOURNAL, Journal, JournalReader, read_journal
+from realtime.record.run_journal import RunJournal, has_ended
 from realtime.record.run_json import read_run_file
+from realtime.record.storage import Folder
 from realtime.recorder import recorder as recorder_module
 from realtime.recorder.recorder import FAR_AHEAD, Recorder, Settings
-from realtime.sources import Peer, Received
+from realtime.sources import Peer, Received, Source, run_boundaries
+from realtime.sources.run_boundaries import Plan, RunBoundarySource, RunOver
 
 from .conftest import Scan
 
@@ -50,7 +53,9 @@ class QueueSource:
 class Bench:
     """A recorder that runs, a scanner's end, and what it tells."""
 
-    def __init__(self, bundle: Path, out: Path, fallback_out: Path | None) -> None:
+    def __init__(
+        self, bundle: Path, out: Path, fallback_out: Path | None, source: Source | None = None
+    ) -> None:
         spec, sha256 = read_spec(bundle)
         self.out = out
         self.now_s = perf_counter()
@@ -58,7 +63,7 @@ class Bench:
         self.said: list[Recording] = []
         self._source = QueueSource()
         settings = Settings(spec=spec, bundle_sha256=sha256, seed=0, out=out, fallback_out=fallback_out)
-        self.recorder = Recorder(settings, self._source, self.said.append)
+        self.recorder = Recorder(settings, source or self._source, self.said.append)
 
     async def ask(self, message: wire.ToRuntime, buffer: bytes = b"", peer: Peer = SCANNER) -> wire.ToScanner:
         answer: asyncio.Future[wire.ToScanner] = asyncio.get_running_loop().create_future()
@@ -97,9 +102,14 @@ class Bench:
 
 @asynccontextmanager
 async def bench(
-    bundle: Path, out: Path, *, fallback_out: Path | None = None, adopt: bool = False
+    bundle: Path,
+    out: Path,
+    *,
+    fallback_out: Path | None = None,
+    adopt: bool = False,
+    source: Source | None = None,
 ) -> AsyncIterator[Bench]:
-    one = Bench(bundle, out, fallback_out)
+    one = Bench(bundle, out, fallback_out, source)
     if adopt:
         one.recorder.adopt_last()
     running = asyncio.create_task(one.recorder.run())
@@ -489,5 +499,274 @@ def test_a_buffer_of_another_size_and_a_picture_that_is_none_are_refused(
             for picture in (b"", b"GIF89a", make_picture(1)[:-3]):
                 assert refusal(await one.ask(scan.marker(1), picture)) == "picture"
             assert refusal(await one.ask(scan.marker(24), make_picture(1))) == "index"
+
+    asyncio.run(run())
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="descriptors are counted on Linux")
+
+
+def n_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_a_run_that_could_not_be_saved_is_saved_once_there_is_room(
+    tiny_bundle: Path, scan: Scan, tmp_path: Path
+) -> None:
+    out, blocked = tmp_path / "out", tmp_path / "file"
+    blocked.write_text("no folder can be made here")
+
+    async def run() -> None:
+        async with bench(tiny_bundle, out, fallback_out=blocked) as one:
+            await one.start(scan)
+            await one.volumes(scan, range(5))
+            shutil.rmtree(out / scan.run_id)
+            assert refusal(await one.volume(scan, 5)) == "runtime"
+            assert refusal(await one.start(scan)) == "runtime"
+            blocked.unlink()
+            reply = await one.start(scan)
+            assert isinstance(reply, wire.RunAccepted)
+            assert reply.held in ([(0, 5)], [(0, 6)])
+            await one.volumes(scan, range(5, 24))
+            assert sorted(one.journal(scan, blocked)) == list(range(24))
+            assert not one.recorder.recording.alarm
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("is_link", [False, True], ids=["by an older copy", "by a link"])
+def test_a_journal_that_was_replaced_loses_no_volume_that_was_acknowledged(
+    tiny_bundle: Path, scan: Scan, tmp_path: Path, is_link: bool
+) -> None:
+    async def run() -> None:
+        async with bench(tiny_bundle, tmp_path) as one:
+            await one.start(scan)
+            await one.volumes(scan, range(3))
+            journal, copy = tmp_path / scan.run_id / JOURNAL, tmp_path / "copy"
+            shutil.copy(journal, copy)
+            await one.volumes(scan, range(3, 6))
+            if is_link:
+                journal.unlink()
+                journal.symlink_to(copy)
+            else:
+                copy.replace(journal)
+            assert refusal(await one.volume(scan, 6)) == "no-run"
+            reply = await one.start(scan)
+            assert isinstance(reply, wire.RunAccepted)
+            assert reply.held in ([(0, 6)], [(0, 7)])
+
+    asyncio.run(run())
+
+
+def test_a_run_that_was_saved_elsewhere_is_gone_on_with_by_the_next_recorder(
+    tiny_bundle: Path, scan: Scan, tmp_path: Path
+) -> None:
+    out, fallback = tmp_path / "out", tmp_path / "fallback"
+
+    async def run() -> None:
+        async with bench(tiny_bundle, out, fallback_out=fallback) as one:
+            await one.start(scan)
+            await one.volumes(scan, range(5))
+            shutil.rmtree(out / scan.run_id)
+            assert refusal(await one.volume(scan, 5)) == "no-run"
+        for adopt in (True, False):
+            async with bench(tiny_bundle, out, fallback_out=fallback, adopt=adopt) as two:
+                assert two.recorder.recording.is_open == adopt
+                reply = await two.start(scan)
+                assert isinstance(reply, wire.RunAccepted)
+                assert reply.held in ([(0, 5)], [(0, 6)])
+                assert two.recorder.recording.run_folder == str(fallback / scan.run_id)
+
+    asyncio.run(run())
+
+
+def test_the_owner_ends_a_run_that_was_left_open_with_another_plan(
+    tiny_bundle: Path, scan: Scan, tmp_path: Path
+) -> None:
+    """As the recorder's own sources do, for scanners that send neither starts nor ends."""
+    longer = msgspec.structs.replace(scan.start, n_volumes=30)
+
+    async def run() -> None:
+        async with bench(tiny_bundle, tmp_path) as one:
+            await one.start(scan)
+            await one.volumes(scan, range(3))
+        async with bench(tiny_bundle, tmp_path, adopt=True) as two:
+            assert refusal(await two.ask(longer)) == "run-start"
+            assert await two.ask(scan.end("aborted")) == wire.RunClosed(run_id=scan.run_id)
+            assert await two.ask(longer) == wire.RunAccepted(run_id=scan.run_id, held=[])
+
+    asyncio.run(run())
+
+
+def test_a_run_whose_journal_holds_no_messages_keeps_no_recorder_from_starting(
+    tiny_bundle: Path, scan: Scan, tmp_path: Path
+) -> None:
+    async def run() -> None:
+        async with bench(tiny_bundle, tmp_path) as one:
+            await one.start(scan)
+        with Folder.open(tmp_path / scan.run_id, to_write=True) as folder:
+            with contextlib.closing(Journal(folder)) as journal:
+                journal.append(b"no message", b"", 0.0)
+        async with bench(tiny_bundle, tmp_path, adopt=True) as two:
+            assert await two.start(scan) == wire.RunAccepted(run_id=scan.run_id, held=[])
+            assert two.recorder.recording.run_folder == str(tmp_path / f"{scan.run_id}_take-2")
+
+    asyncio.run(run())
+
+
+@needs_proc
+def test_runs_that_fail_keep_no_descriptors(
+    tiny_bundle: Path, scan: Scan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RecordError("the disk does not take it")
+
+    async def run() -> None:
+        async with bench(tiny_bundle, tmp_path / "other") as other, bench(tiny_bundle, tmp_path) as one:
+            before = n_descriptors()
+            with monkeypatch.context() as patch:
+                patch.setattr(Journal, "append", fail)
+                for _ in range(3):
+                    assert refusal(await one.start(scan)) == "runtime"
+            assert n_descriptors() == before
+            await other.start(scan)
+            before = n_descriptors()
+            for _ in range(3):
+                with pytest.raises(RecordError, match="in use"):  # the other recorder has it
+                    RunJournal.reopen(tmp_path / "other" / scan.run_id)
+            assert n_descriptors() == before
+
+    asyncio.run(run())
+
+
+@needs_proc
+def test_a_run_whose_end_was_not_synced_keeps_no_descriptors(
+    tiny_bundle: Path, scan: Scan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RecordError("cannot sync")
+
+    async def run() -> None:
+        async with bench(tiny_bundle, tmp_path) as one:
+            before = n_descriptors()
+            await one.start(scan)
+            with monkeypatch.context() as patch:
+                patch.setattr(Journal, "sync", fail)
+                assert refusal(await one.ask(scan.end())) == "runtime"
+            assert await one.ask(scan.end()) == wire.RunClosed(run_id=scan.run_id)
+            assert n_descriptors() == before
+
+    asyncio.run(run())
+
+
+def test_a_folder_that_is_removed_while_a_run_begins_in_it_ends_nothing(
+    tiny_bundle: Path, scan: Scan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RecordGoneError("it was deleted")
+
+    async def run() -> None:
+        async with bench(tiny_bundle, tmp_path) as one:
+            with monkeypatch.context() as patch:
+                patch.setattr(Journal, "append", fail)
+                assert refusal(await one.start(scan)) == "runtime"
+            assert isinstance(await one.start(scan), wire.RunAccepted)
+
+    asyncio.run(run())
+
+
+def test_a_torn_record_that_was_seen_is_not_taken_for_the_one_in_its_place(tmp_path: Path) -> None:
+    """The decoder reads on while a recorder dies within a record and the next one cuts that off."""
+    with Folder.create(tmp_path / "run") as folder, contextlib.closing(Journal(folder)) as journal:
+        journal.append(b"first", b"1", 0.0)
+        end = (tmp_path / "run" / JOURNAL).stat().st_size
+        with JournalReader(tmp_path / "run" / JOURNAL) as reader:
+            assert reader.read()
+            journal.append(b"torn", bytes(500), 0.0)
+            os.truncate(tmp_path / "run" / JOURNAL, end + 300)
+            assert reader.read() is None
+            journal.cut(end)
+            journal.append(b"second", b"2", 0.0)
+            journal.append(b"third", bytes(500), 0.0)
+            found = [entry.header for entry in (reader.read(), reader.read()) if entry]
+            assert found == [b"second", b"third"]
+
+
+class SilentScanner:
+    """Sends neither starts nor ends, as those of Pyneal's and AFNI's protocols."""
+
+    def __init__(self, scan: Scan) -> None:
+        self._scan = scan
+        self._queue: asyncio.Queue[run_boundaries.Scan | RunOver] = asyncio.Queue()
+
+    async def start(self) -> str:
+        return "nowhere"
+
+    async def scans(self) -> AsyncIterator[run_boundaries.Scan | RunOver]:
+        while True:
+            yield await self._queue.get()
+
+    async def stop(self) -> None:
+        pass
+
+    def end(self) -> None:
+        self._queue.put_nowait(RunOver())
+
+    async def send(self, index: int) -> wire.Ack | wire.Refused:
+        answer: asyncio.Future[wire.Ack | wire.Refused] = asyncio.get_running_loop().create_future()
+
+        async def take(message: wire.Ack | wire.Refused) -> None:
+            answer.set_result(message)
+
+        start = self._scan.start
+        self._queue.put_nowait(
+            run_boundaries.Scan(
+                index=index,
+                shape=start.shape,
+                affine=start.affine,
+                dtype=start.dtype,
+                payload=memoryview(self._scan.voxels(index).tobytes()),
+                received_s=perf_counter(),
+                answer=take,
+                tr_s=start.tr_s,
+            )
+        )
+        return await asyncio.wait_for(answer, PATIENCE_S)
+
+
+def test_a_run_of_a_scanner_that_sends_no_start_goes_on_after_its_folder_was_deleted(
+    tiny_bundle: Path, scan: Scan, tmp_path: Path
+) -> None:
+    plan = Plan(subject=1, run_id=scan.run_id, n_volumes=scan.n_volumes, tr_s=scan.start.tr_s)
+
+    async def run() -> None:
+        scanner = SilentScanner(scan)
+        async with bench(tiny_bundle, tmp_path, source=RunBoundarySource(scanner, plan)) as one:
+            for index in range(8):
+                if index == 5:
+                    shutil.rmtree(tmp_path / scan.run_id)
+                assert isinstance(await scanner.send(index), wire.Ack)
+            scanner.end()
+            async with asyncio.timeout(PATIENCE_S):
+                while one.recorder.recording.is_open:
+                    await asyncio.sleep(0.01)
+            assert one.journal(scan) == {index: scan.voxels(index).tobytes() for index in range(8)}
+            assert has_ended(tmp_path / scan.run_id)
+
+    asyncio.run(run())
+
+
+def test_a_folder_that_was_deleted_before_the_end_of_its_run_makes_no_second_take(
+    tiny_bundle: Path, scan: Scan, tmp_path: Path
+) -> None:
+    async def run() -> None:
+        async with bench(tiny_bundle, tmp_path) as one:
+            await one.start(scan)
+            await one.volumes(scan, range(24))
+            shutil.rmtree(tmp_path / scan.run_id)
+            # Otherwise the scanner would send its start again, and then all volumes.
+            assert await one.ask(scan.end()) == wire.RunClosed(run_id=scan.run_id)
+            assert sorted(one.journal(scan)) == list(range(24))
+            assert has_ended(tmp_path / scan.run_id)
 
     asyncio.run(run())
