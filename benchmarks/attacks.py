@@ -63,8 +63,9 @@ class Target:
 
     address: str
     url: str
+    run_id: str
     keys: Path
-    """A scanner's folder: the attacker has a valid key."""
+    """A scanner's folder: the attacker has a valid key. Where there is none, the runtime needs none."""
     until_s: float
     """When the attack ends, by this machine's clock."""
 
@@ -101,7 +102,7 @@ def connections(target: Target) -> dict[str, int]:
 def duplicates(target: Target) -> dict[str, int]:
     """Send the run's first volume again and again."""
     voxels = Run(Layout(demo_data("nsd")), 1, 1, RUN).volume(0).tobytes()
-    volume = wire.with_checksum(wire.Volume(run_id=RUN_ID, index=0, acquired_s=TR_S), voxels)
+    volume = wire.with_checksum(wire.Volume(run_id=target.run_id, index=0, acquired_s=TR_S), voxels)
     return {"messages": sum(_flood(target, lambda: [wire.encode(volume), voxels]))}
 
 
@@ -194,7 +195,8 @@ def _is_open(connection: socket.socket) -> bool:
 def _flood(target: Target, message: Callable[[], list[bytes]]) -> Iterator[int]:
     """Send messages as fast as they are taken, and read no answer; yields 1 for each that was sent."""
     with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
-        load_client_keys(target.keys).use(peer)
+        if target.keys.exists():
+            load_client_keys(target.keys).use(peer)
         peer.linger = 0
         peer.connect(target.address)
         while target.is_on:
@@ -204,11 +206,11 @@ def _flood(target: Target, message: Callable[[], list[bytes]]) -> Iterator[int]:
 
 
 def _request(target: Target, peer: tuple[str, int]) -> int:
-    is_page = peer == _peer(target.url)
+    has_tls = peer == _peer(target.url) and target.url.startswith("https:")
     n_sent = 0
     while target.is_on:
         connection = http.client.HTTPConnection(*peer, timeout=0.2)
-        if is_page:
+        if has_tls:
             connection = http.client.HTTPSConnection(*peer, timeout=5, context=_trusting())
         with contextlib.suppress(OSError, http.client.HTTPException):
             connection.request("POST" if n_sent % 2 else "GET", "/", body=b"\0" * 10_000)
@@ -304,6 +306,7 @@ def attacked_run(attack: str, seconds: float, folder: Path) -> dict[str, Any]:
             target = Target(
                 address=attacked.runtime.address,
                 url=attacked.runtime.url,
+                run_id=RUN_ID,
                 keys=attacked.work / "keys" / "scanner",
                 until_s=begun_s + seconds,
             )

@@ -43,6 +43,7 @@ RunId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,95}\Z"
 Count = Annotated[int, msgspec.Meta(ge=0, le=100_000)]
 # The drift basis grows with the square of the length. 10 000 volumes at 4/3 s take 3.7 hours.
 RunLength = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
+Secret = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{16,64}\Z")]
 Edge = Annotated[int, msgspec.Meta(ge=1, le=1_024)]
 Row4 = tuple[float, float, float, float]
 Affine = tuple[Row4, Row4, Row4, Row4]
@@ -67,7 +68,8 @@ class RunStart(_Message, frozen=True, kw_only=True, tag="run_start", tag_field="
     shape: tuple[Edge, Edge, Edge]
     affine: Affine
     dtype: Literal["int16", "uint16", "int32", "float32", "float64"]
-    secret: str | None = None
+    secret: Secret | None = None
+    """Known to the process that sends the run only; tells it from others with the same key."""
 
     def __post_init__(self) -> None:
         if not all(math.isfinite(number) for row in self.affine for number in row):
@@ -88,7 +90,7 @@ class Volume(_Message, frozen=True, kw_only=True, tag="volume", tag_field="kind"
     acquired_s: float
     """End of its acquisition, in seconds since the run's start, by the scanner's clock."""
     crc32: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] | None = None
-    """CRC-32 of the header without this field and of the voxels; None means no check."""
+    """CRC-32 of the header without this field and of the voxels; ZeroMQ scanners must send it."""
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.acquired_s):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import secrets
 import signal
 import sys
 import threading
@@ -144,6 +145,7 @@ def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _replay(arguments: argparse.Namespace) -> int:
+    import msgspec
     from tqdm import tqdm
 
     from nsd import Layout
@@ -162,7 +164,8 @@ def _replay(arguments: argparse.Namespace) -> int:
         plan = draw_plan(parse_rates(arguments.fault), arguments.fault_seed, recording.start)
         scan = FaultyScan(recording, plan)
         late = late_tr(plan, scan.start.n_volumes)
-        sender = Sender(scan.start, recording.markers, speed=arguments.speed, late_tr=late)
+        start = msgspec.structs.replace(scan.start, secret=secrets.token_urlsafe())
+        sender = Sender(start, recording.markers, speed=arguments.speed, late_tr=late)
         for line in describe(plan):
             tell(line)
         with (

@@ -127,6 +127,7 @@ class Scanner:
         self._clock = clock
         self._said_unanswered = False
         self._said_trouble = False
+        self._said_duplicates: set[int] = set()
         self._is_interrupted = False
 
     def interrupt(self) -> None:
@@ -164,6 +165,7 @@ class Scanner:
             return
         was_opening = self.sender.state is State.OPENING
         self.sender.on_reply(wire.decode_to_scanner(header), self._clock())
+        self._say_duplicates()
         if was_opening and self.sender.state is not State.OPENING:
             self._say_accepted()
 
@@ -190,6 +192,12 @@ class Scanner:
         if self.sender.trouble and not self._said_trouble:
             self._tell(f"the runtime refuses for now: {self.sender.trouble}; trying again, nothing is lost")
         self._said_trouble = bool(self.sender.trouble)
+
+    def _say_duplicates(self) -> None:
+        for index in self.sender.duplicates.keys() - self._said_duplicates:
+            self._said_duplicates.add(index)
+            said = self.sender.duplicates[index]
+            self._tell(f"the runtime keeps another volume {index} than the one sent: {said}")
 
     def _say_accepted(self) -> None:
         n_held, n_volumes = self.sender.n_held, self.sender.start.n_volumes

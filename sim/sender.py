@@ -30,6 +30,9 @@ NO_RUN = "no-run"
 TROUBLE = "runtime"
 """Code of a temporary refusal, for example because the runtime's disk is full."""
 
+DUPLICATE = "duplicate"
+"""Code of a refusal because the runtime has another volume with this index, which it keeps."""
+
 DAMAGED = frozenset({"header", "version", "checksum"})
 """Codes of a refusal because the message was changed in transit. While a run is opened, ``header`` and
 ``version`` mean that the runtime is another release."""
@@ -156,6 +159,8 @@ class Sender:
         """Whether the runtime has not answered for ``resend_s`` or longer."""
         self.trouble = ""
         """Reason of a temporary refusal; empty otherwise."""
+        self.duplicates: dict[int, str] = {}
+        """Volumes of which the runtime has other content, and what it says about them."""
         self.aborted = False
         self._pacer = Pacer(n_volumes=start.n_volumes, tr_s=start.tr_s, speed=speed, late_tr=late_tr)
         self._resend_s = resend_s
@@ -221,7 +226,7 @@ class Sender:
         """
         self.is_unanswered = False
         if isinstance(reply, wire.Refused):
-            self._on_refused(reply)
+            self._on_refused(reply, now_s)
         elif reply.run_id != self.start.run_id:
             return  # for a run that another process sent
         elif isinstance(reply, wire.RunAccepted):
@@ -288,13 +293,14 @@ class Sender:
             self._pacer.begin(now_s, max(held, default=-1) + 1)
 
     def _on_ack(self, reply: wire.Ack | wire.MarkerAck) -> None:
-        key: _Key
         if isinstance(reply, wire.Ack):
             self._held.add(reply.index)
-            key = ("volume", reply.index)
+            self._answered(("volume", reply.index))
         else:
             self._open_markers.pop(reply.onset_volume, None)
-            key = ("marker", reply.onset_volume)
+            self._answered(("marker", reply.onset_volume))
+
+    def _answered(self, key: _Key) -> None:
         # Replies come in order of sending, so earlier messages without a reply are lost. Removing them here
         # sends them again at once, before the runtime counts them as missing.
         while key in self._in_flight:
@@ -305,7 +311,7 @@ class Sender:
             self.state = State.FINISHED
             self._awaiting_since_s = None
 
-    def _on_refused(self, reply: wire.Refused) -> None:
+    def _on_refused(self, reply: wire.Refused, now_s: float) -> None:
         if reply.code == NO_RUN:
             if self.state is State.SENDING or self.state is State.ENDING:
                 self.state = State.OPENING
@@ -316,6 +322,12 @@ class Sender:
         if reply.code in DAMAGED and self.state is not State.OPENING:
             if reply.index is not None:
                 self._in_flight.pop(("volume", reply.index), None)
+            return
+        if reply.code == DUPLICATE and reply.index is not None:
+            self._held.add(reply.index)  # the runtime keeps what it has, so sending it again changes nothing
+            self.duplicates[reply.index] = reply.message
+            self._answered(("volume", reply.index))
+            self._awaiting_since_s = now_s if self._expects_reply else None
             return
         if reply.code == TROUBLE and self._pacer.has_begun:
             self.trouble = reply.message  # the refused message stays unacknowledged, so it is sent again

@@ -183,17 +183,43 @@ def test_the_commands_of_the_base_install_load_no_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def loaded_by(*files: str) -> set[str]:
+    """The modules that a process has loaded after importing these."""
+    code = f"import sys, {', '.join(files)}; print('\\n'.join(sys.modules))"
+    return set(
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.split()
+    )
+
+
+IMAGE_MODEL_OR_WEB = {
+    "cv2",
+    "onnxruntime",
+    "openvino",
+    "scipy",
+    "nibabel",
+    "pydicom",
+    "aiohttp",
+    "aiortc",
+    "av",
+}
+
+
 def test_the_recorder_loads_no_image_no_model_and_no_page() -> None:
     """It must start at once, stay small, and not fail where one of these does."""
-    code = (
-        "import sys, realtime.cli, realtime.service.record, realtime.commands.record\n"
-        "big = {'cv2', 'onnxruntime', 'openvino', 'scipy', 'nibabel', 'pydicom', 'aiohttp', 'aiortc', 'av'}\n"
-        "rooms = {f'realtime.{room}' for room in ('decoding', 'runs', 'viewer', 'report')}\n"
-        "loaded = (big | rooms) & set(sys.modules)\n"
-        "sys.exit(f'loaded {loaded}' if loaded else 0)"
+    loaded = loaded_by("realtime.cli", "realtime.commands.record", "realtime.service.record")
+    rooms = {f"realtime.{room}" for room in ("decoding", "runs", "viewer", "report")}
+    assert "realtime.recorder.recorder" in loaded
+    assert not loaded & (IMAGE_MODEL_OR_WEB | rooms)
+
+
+def test_what_starts_the_processes_loads_nothing_of_theirs() -> None:
+    loaded = loaded_by("realtime.cli", "realtime.service.keys", "realtime.service.serve")
+    assert "realtime.service.supervisor" in loaded
+    assert not loaded & (
+        IMAGE_MODEL_OR_WEB | {"realtime.recorder", "realtime.runs", "realtime.viewer.server"}
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 MOST_FILES_OF_A_VOLUME = 12

@@ -102,7 +102,10 @@ def _explained(path: Path, what: str) -> Iterator[None]:
     with G_LOGGER.verbosity(G_LOGGER.ERROR):
         try:
             yield
-        except PolygraphyException as error:
+        except (
+            PolygraphyException,
+            TypeError,
+        ) as error:  # TypeError: CUDA does not start, TensorRT's binding
             raise ExportError(
                 f"{path}: expected a graph that TensorRT {trt.__version__} {what}: {error} (TensorRT's "
                 "messages are above); no engine was written. Export the bundle again, or use another release "

@@ -94,7 +94,7 @@ def read_mask(path: Path) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     """
     try:
         with open_regular(path, _MAX_MASK_BYTES) as file:
-            content = file.read(_MAX_MASK_BYTES)
+            content = file.read()  # a read of at most so many bytes would allocate them all
         if path.suffix == ".gz":
             content = unpack(content, _mask_bytes(unpack(content, _HEADER_BYTES)))
         if len(content) < _mask_bytes(content):  # before nibabel allocates memory for the voxels

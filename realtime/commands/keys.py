@@ -11,7 +11,7 @@ _KEYS = """\
 Make key pairs for a runtime that other machines can reach: its own, and one each for a scanner,
 presentation software, an operator, a subscriber, and every further --subscriber that may read its results.
 Existing keys are kept, so the same command adds a subscriber later. To revoke a key, delete its file from
-the runtime's folder and start serve again.
+the runtime's folder.
 """
 _GOES_TO = {
     "runtime": "stays on the runtime's machine: realtime serve --keys {folder}",

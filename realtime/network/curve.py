@@ -19,7 +19,8 @@ Files are ZeroMQ certificates in the format of pyzmq and czmq, with mode 0600. A
 gets no answer at all: the handshake fails before any message. Both sides are authenticated, and all messages
 are encrypted (CurveZMQ, ZeroMQ RFC 26; access control by ZAP, RFC 27).
 
-A peer can have several rights: copy its public key from one folder of the runtime's to another.
+A peer can have several rights: copy its public key from one folder of the runtime's to another. The runtime
+notices within a second when a key is added or removed.
 
 Programs of one user on one machine need no folder to be named: :func:`own_server_keys` makes the keys in the
 user's configuration folder, and :func:`own_client_keys` finds them there.
@@ -27,10 +28,13 @@ user's configuration folder, and :func:`own_client_keys` finds them there.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
+import stat
 import struct
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,7 +42,7 @@ from typing import Any, Literal
 
 import platformdirs
 import zmq
-from zmq.auth import create_certificates, load_certificate
+from zmq.auth import create_certificates
 from zmq.auth.asyncio import AsyncioAuthenticator
 from zmq.utils import z85
 
@@ -60,6 +64,10 @@ _SERVER, _CLIENT, _RUNTIME = "server", "client", "runtime"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _MAX_WARNINGS = 1000
 
+REREAD_S = 1.0
+"""The longest time for which a change of the runtime's folder can go unnoticed."""
+MAX_KEY_FILE_BYTES = 4_096
+
 _log = logging.getLogger(__name__)
 
 
@@ -78,8 +86,10 @@ class KeyPair:
 class ServerKeys:
     """The content of the runtime's folder."""
 
+    folder: Path
     own: KeyPair
     allowed: dict[Right, frozenset[bytes]]
+    """The keys when the folder was read; a :class:`Guard` reads it again."""
     loopback_only: bool = False
     """Whether nobody named these keys: they then open no port to other machines."""
 
@@ -164,30 +174,37 @@ def own_client_keys(peer: str) -> ClientKeys | None:
 def load_server_keys(folder: Path) -> ServerKeys:
     """Read the runtime's folder. A folder of a right that is absent holds no keys.
 
-    :raises ServeError: when a file is missing or damaged, or other users can read the secret key
+    :raises ServeError: when a file is missing or damaged, when other users can read the secret key or write
+        to the folder, and when something else than a file is in the place of a key
     """
+    own = _load_pair(folder / "server.key_secret")
+    _check_folder(folder)
     allowed: dict[Right, frozenset[bytes]] = {
-        right: frozenset(_load(path)[0] for path in sorted((folder / right).glob("*.key")))
+        right: frozenset(_load_public(path) for path in _key_files(folder / right))
         for right in RIGHTS.values()
     }
-    return ServerKeys(own=_load_pair(folder / "server.key_secret"), allowed=allowed)
+    return ServerKeys(folder=folder, own=own, allowed=allowed)
 
 
 def load_client_keys(folder: Path) -> ClientKeys:
     """Read a peer's folder; raises like :func:`load_server_keys`."""
-    return ClientKeys(own=_load_pair(folder / "client.key_secret"), server=_load(folder / "server.key")[0])
+    own = _load_pair(folder / "client.key_secret")
+    _check_folder(folder)
+    return ClientKeys(own=own, server=_load_public(folder / "server.key"))
 
 
 class Guard:
     """Restricts a context's sockets to peers with a right; create one per context before binding sockets.
 
-    It needs a running event loop.
+    It needs a running event loop. It notices within :data:`REREAD_S` when a key is added to the runtime's
+    folder or removed from it.
     """
 
     def __init__(self, context: zmq.Context[Any], keys: ServerKeys, right: Right) -> None:
         self._keys, self._right = keys, right
         self._authenticator = AsyncioAuthenticator(context)
-        self._authenticator.configure_curve_callback(right, _Allowed(keys.allowed[right], _warn_once()))
+        self._allowed = _Allowed(keys.folder / right, keys.allowed[right])
+        self._authenticator.configure_curve_callback(right, self._allowed)
 
     def start(self) -> None:
         """Start answering authentication requests."""
@@ -200,6 +217,17 @@ class Guard:
         socket.zap_domain = self._right.encode()
         socket.set(zmq.ZAP_ENFORCE_DOMAIN, 1)
 
+    def allows(self, key: str) -> bool:
+        """Whether the peer with this public key (Z85) still has the right."""
+        return key.encode() in self._allowed.keys()
+
+    def revoked(self) -> bool:
+        """Whether a peer that was admitted since the last call that returned True has lost the right."""
+        gone = bool(self._allowed.admitted - self._allowed.keys())
+        if gone:
+            self._allowed.admitted.clear()
+        return gone
+
     def stop(self) -> None:
         """Stop answering; call this before the context is terminated."""
         self._authenticator.stop()
@@ -208,15 +236,40 @@ class Guard:
 class _Allowed:
     """Decides which keys may connect, in the form that pyzmq requires."""
 
-    def __init__(self, keys: frozenset[bytes], tell: Callable[[str], None]) -> None:
-        self._keys, self._tell = keys, tell
+    def __init__(self, folder: Path, keys: frozenset[bytes]) -> None:
+        self._folder, self._keys = folder, keys
+        self._read_s = time.monotonic()
+        self._tell = _warn_once()
+        self.admitted: set[bytes] = set()
+
+    def keys(self) -> frozenset[bytes]:
+        """The keys in the folder, no older than :data:`REREAD_S`."""
+        if time.monotonic() - self._read_s >= REREAD_S:
+            self._keys = self._read()
+            self._read_s = time.monotonic()
+        return self._keys
 
     def callback(self, domain: str, key: bytes) -> bool:
         """Whether a client that owns this public key (Z85) may connect."""
-        if key in self._keys:
+        if key in self.keys():
+            self.admitted.add(key)
             return True
         self._tell(f"turned away a peer: its key {key.decode()} is not among the {domain}")
         return False
+
+    def _read(self) -> frozenset[bytes]:
+        """Read the folder; a file that is damaged, or is being written, gives nobody the right."""
+        keys = set()
+        try:
+            for path in _key_files(self._folder):
+                try:
+                    keys.add(_load_public(path))
+                except ServeError as error:
+                    self._tell(f"a key does not count: {error}")
+        except ServeError as error:
+            self._tell(f"nobody can connect: {error}")
+            return frozenset()
+        return frozenset(keys)
 
 
 def _warn_once() -> Callable[[str], None]:
@@ -258,32 +311,93 @@ def _write(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
+def _key_files(folder: Path) -> list[Path]:
+    """The public keys in a folder of a right; none if it is absent. Raises like :func:`load_server_keys`."""
+    if not folder.exists():
+        return []
+    _check_folder(folder)
+    return sorted(folder.glob("*.key"))
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder in which another user could put keys."""
+    try:
+        found = folder.stat()
+    except OSError as error:
+        raise ServeError(
+            f"expected a folder of keys at {folder}: {error.strerror}; make it with `realtime keys`"
+        ) from error
+    if os.name != "posix":
+        return
+    if found.st_uid not in (os.geteuid(), 0):
+        raise ServeError(
+            f"expected that {folder} belongs to this user or to root, found user {found.st_uid}, who can put "
+            "keys there; copy the keys to a folder of this user"
+        )
+    if found.st_mode & 0o022:
+        raise ServeError(
+            f"expected that only its owner can write to {folder}, found mode {found.st_mode & 0o777:o}; run "
+            f"chmod go-w {folder}, and delete keys in it that you did not put there"
+        )
+
+
 def _load_pair(path: Path) -> KeyPair:
-    public, secret = _load(path)
+    text, mode = _read(path)
+    public, secret = _parse(text, path)
     if secret is None:
         raise ServeError(f"expected a secret key in {path}, found only a public one; see `realtime keys`")
-    if os.name == "posix" and path.stat().st_mode & 0o077:
+    if os.name == "posix" and mode & 0o077:
         raise ServeError(
-            f"expected that only its owner can read {path}, found mode {path.stat().st_mode & 0o777:o}; "
+            f"expected that only its owner can read {path}, found mode {mode:o}; "
             f"run chmod 600 {path}, and make new keys if another user may have read it"
         )
     return KeyPair(public=public, secret=secret)
 
 
-def _load(path: Path) -> tuple[bytes, bytes | None]:
+def _load_public(path: Path) -> bytes:
+    return _parse(_read(path)[0], path)[0]
+
+
+def _parse(text: bytes, path: Path) -> tuple[bytes, bytes | None]:
+    """Parse a ZeroMQ certificate into its public key and, if it has one, its secret key."""
+    keys: dict[bytes, bytes] = {}
+    for line in text.splitlines():
+        name, is_key, value = line.strip().partition(b"=")
+        if is_key and not name.startswith(b"#"):
+            keys[name.strip()] = value.strip(b" \t'\"")
+    public, secret = keys.get(b"public-key"), keys.get(b"secret-key")
     try:
-        public, secret = load_certificate(path)
         for key in (public, secret or public):
-            if len(key) != 40 or len(z85.decode(key)) != 32:
-                raise ValueError(f"{len(key)} characters")
-    except OSError as error:
-        raise ServeError(
-            f"expected a ZeroMQ key in {path}, found none; make it with `realtime keys`"
-        ) from error
-    # Invalid Z85 raises KeyError or struct.error, a line without "=" IndexError.
-    except (ValueError, KeyError, IndexError, struct.error) as error:
+            if key is None or len(key) != 40 or len(z85.decode(key)) != 32:
+                raise ValueError("not 40 characters")
+    # Invalid Z85 raises KeyError or struct.error.
+    except (ValueError, KeyError, struct.error) as error:
         raise ServeError(
             f"expected a ZeroMQ key of 40 characters in {path}, found something else; copy the file again, "
             "or make new keys with `realtime keys`"
         ) from error
+    assert public
     return public, secret
+
+
+def _read(path: Path) -> tuple[bytes, int]:
+    """Content and mode of a key file; nothing else is opened: a FIFO would block, a device never ends."""
+    try:
+        # Windows has neither flag.
+        number = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ServeError(
+                f"expected a key file at {path}, found a link; put a copy of the file in its place"
+            ) from error
+        raise ServeError(
+            f"expected a ZeroMQ key in {path}, found none; make it with `realtime keys`"
+        ) from error
+    with open(number, "rb") as file:
+        found = os.fstat(number)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_KEY_FILE_BYTES:
+            raise ServeError(
+                f"expected a key file of at most {MAX_KEY_FILE_BYTES} bytes at {path}, found "
+                f"{stat.filemode(found.st_mode)} of {found.st_size} bytes; delete it, and copy the file again"
+            )
+        return file.read(MAX_KEY_FILE_BYTES), stat.S_IMODE(found.st_mode)

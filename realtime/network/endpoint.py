@@ -36,6 +36,7 @@ class Endpoint:
                 f"expected keys for {address}; make them with `realtime keys`, or listen at ipc:///path"
             )
         self._guard = Guard(context, keys, right)
+        self._is_guarded = False
 
     def bind(self, socket: zmq.Socket[Any]) -> str:
         """Bind and return the address with its port; needs a running event loop.
@@ -44,9 +45,26 @@ class Endpoint:
         """
         if self._guard is None:
             return bind_path(socket, self._path)
-        self._guard.start()
+        if not self._is_guarded:
+            self._guard.start()
+            self._is_guarded = True
         self._guard.protect(socket)
-        return bind(socket, self._host, self._port)
+        address = bind(socket, self._host, self._port)
+        self._port = int(address.rpartition(":")[2])  # so that it can be bound again
+        return address
+
+    @property
+    def is_tcp(self) -> bool:
+        """Whether peers connect over TCP; if not, they are programs of this user."""
+        return self._guard is not None
+
+    def allows(self, key: str) -> bool:
+        """Whether a peer that was admitted with this key may still be here."""
+        return self._guard is None or self._guard.allows(key)
+
+    def revoked(self) -> bool:
+        """Whether a peer that was admitted since the last call that returned True has lost its right."""
+        return self._guard is not None and self._guard.revoked()
 
     def close(self) -> None:
         """Admit nobody any more; call this before the context is terminated."""

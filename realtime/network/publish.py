@@ -20,6 +20,8 @@ Over ``ipc://`` every program of this user does. ``docs/examples/subscriber.py``
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import time
 from collections import Counter
@@ -31,12 +33,14 @@ import zmq
 
 from realtime.errors import ServeError
 from realtime.events import Counts, Event, Frame, LatencyMs, Status
-from realtime.network.curve import ServerKeys
+from realtime.network.curve import REREAD_S, ServerKeys
 from realtime.network.endpoint import Endpoint
 
 PUBLISH_VERSION = 1
 HIGH_WATER_MARK = 8
 """Queue length per subscriber, besides the buffers of its connection; it misses messages beyond that."""
+
+_TRY_AGAIN_S = 0.02
 
 _log = logging.getLogger(__name__)
 
@@ -118,6 +122,7 @@ class Publisher:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._endpoint = Endpoint(self._context, address, keys, "subscribers")
         self._socket: zmq.Socket[bytes] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._status: Status | None = None
         self._open_folder: str | None = None
 
@@ -126,14 +131,12 @@ class Publisher:
 
         :raises ServeError: when the port is in use
         """
-        socket = self._context.socket(zmq.PUB)
-        socket.set(zmq.SNDHWM, HIGH_WATER_MARK)
         try:
-            address = self._endpoint.bind(socket)
+            address = self._open()
         except ServeError:
             self._end_context()
             raise
-        self._socket = socket
+        self._watching = asyncio.ensure_future(self._watch_keys())
         return address
 
     def take(self, event: Event) -> None:
@@ -147,10 +150,38 @@ class Publisher:
 
     def stop(self) -> None:
         """Close the socket; pending messages get half a second."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        if self._watching is not None:
+            self._watching.cancel()
+            self._watching = None
+            if self._socket is not None:
+                self._socket.close()
+                self._socket = None
             self._end_context()
+
+    def _open(self) -> str:
+        socket = self._context.socket(zmq.PUB)
+        socket.set(zmq.SNDHWM, HIGH_WATER_MARK)
+        address = self._endpoint.bind(socket)
+        self._socket = socket
+        return address
+
+    async def _watch_keys(self) -> None:
+        """Turn a subscriber out once its key is removed.
+
+        ZeroMQ cannot close the connection of one subscriber, so all are closed. Those that still have a key
+        connect again, and miss what is published meanwhile.
+        """
+        while True:
+            await asyncio.sleep(REREAD_S)
+            if not self._endpoint.revoked() or self._socket is None:
+                continue
+            _log.warning("the key of a subscriber was removed; all subscribers must connect again")
+            self._socket.close(linger=0)
+            self._socket = None
+            while self._socket is None:
+                await asyncio.sleep(_TRY_AGAIN_S)  # ZeroMQ closes the port on a thread of its own
+                with contextlib.suppress(ServeError):
+                    self._open()
 
     def _end_context(self) -> None:
         self._endpoint.close()
@@ -208,12 +239,12 @@ class Publisher:
         )
 
     def _send(self, header: Header, picture: bytes = b"") -> None:
-        socket = self._socket
-        if socket is None:
-            return
         topic = _TOPICS[type(header)]
         parts = [topic.encode(), msgspec.msgpack.encode(header), picture]
         self.published[topic] += 1
+        socket = self._socket
+        if socket is None:
+            return
         # A PUB socket silently drops messages to a peer whose queue is full. With XPUB_NODROP the send fails
         # instead, and nobody receives the message; it is then sent again to the others. From then on ZeroMQ
         # omits that peer until it has read, so the messages that it misses cannot be counted here.

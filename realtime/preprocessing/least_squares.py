@@ -15,7 +15,8 @@ Legend: K regressors, T recent rows, V series (voxels).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +63,24 @@ class StreamingFit:
         self._rss += np.multiply(innovation, innovation, out=innovation)
         self._sum_squares += np.multiply(row, row, out=innovation)
         self.n_rows += 1
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """All that later rows depend on, by name. The arrays are the fit's own: a later row changes them."""
+        return {
+            "place": np.array([self.n_rows, self._newest, self._has_full_rank], dtype=np.int64),
+            "factor": self._state,
+            "recent": self._recent,
+            "rss": self._rss,
+            "sum_squares": self._sum_squares,
+        }
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from the state of another fit of this size."""
+        n_rows, newest, has_full_rank = (int(number) for number in state["place"])
+        self.n_rows, self._newest, self._has_full_rank = n_rows, newest, bool(has_full_rank)
+        for name, array in self.state().items():
+            if name != "place":
+                array[:] = state[name]
 
     def innovation(self, regressors: Floats, row: Floats) -> Floats:
         """The recursive residual [V] of a row that is not in the fit: its distance from the fit.

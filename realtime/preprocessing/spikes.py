@@ -77,6 +77,17 @@ class SpikeWatch:
         self._changes.add(change)
         return False
 
+    def state(self) -> Floats:
+        """All that later judgements depend on: [1 + 2 * REMEMBERED]."""
+        return np.concatenate([[self._in_a_row], self._distances.state(), self._changes.state()])
+
+    def restore(self, state: Floats) -> None:
+        """Go on from the state of another watch with the same rule."""
+        self._in_a_row = int(state[0])
+        self._distances, self._changes = _Usual(self._rule), _Usual(self._rule)
+        self._distances.restore(state[1 : 1 + REMEMBERED])
+        self._changes.restore(state[1 + REMEMBERED :])
+
 
 class _Usual:
     """The usual values of one number, from volumes that are no spikes."""
@@ -89,6 +100,19 @@ class _Usual:
 
     def add(self, value: float) -> None:
         self._values.append(value)
+        self._learn()
+
+    def state(self) -> Floats:
+        """Its values; NaN where there are fewer than it can remember."""
+        state = np.full(REMEMBERED, np.nan)
+        state[: len(self._values)] = self._values
+        return state
+
+    def restore(self, state: Floats) -> None:
+        self._values.extend(state[~np.isnan(state)].tolist())
+        self._learn()
+
+    def _learn(self) -> None:
         if len(self._values) >= self._rule.after_volumes:
             values = np.array(self._values)
             median = float(np.median(values))

@@ -23,7 +23,7 @@ Legend: V voxels of the region in C order, T volumes of a window, K regressors, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -169,6 +169,56 @@ class StreamingPreprocessor:
             return None
         mean, sd = self._first + self._fit.mean(), self._fit.sd()
         return VoxelStatistics(mean=mean.astype(np.float32), sd=sd.astype(np.float32))
+
+    @property
+    def index(self) -> int:
+        """The newest volume that was pushed; -1 before the first."""
+        return self._index
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """All that later windows depend on, by name; copies, which a later volume does not change.
+
+        ``first`` is NaN before the first good volume. ``spikes`` is empty where no rule was given.
+        """
+        return {name: array.copy() for name, array in self._state().items()}
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from the state of another preprocessor that was made with the same arguments, bit for bit.
+
+        :raises PreprocessError: when it is not such a state; nothing is changed then
+        """
+        ours = self._state()
+        if {name: (array.shape, array.dtype) for name, array in state.items()} != {
+            name: (array.shape, array.dtype) for name, array in ours.items()
+        }:
+            raise PreprocessError("expected the state of a preprocessor of this region and run")
+        index = int(state["index"])
+        n_rows, newest, _ = state["place"].tolist()
+        has_first = bool(np.isfinite(state["first"]).all())
+        numbers = [state[name] for name in ours if name not in ("first", "spikes")]
+        if not (
+            -1 <= index < len(self._basis)
+            and 0 <= n_rows <= index + 1
+            and -1 <= newest < len(self._ages)
+            and has_first == (n_rows > 0)
+            and all(np.isfinite(array).all() for array in numbers)
+        ):
+            raise PreprocessError("expected the finite numbers of a preprocessor's state")
+        self._index = index
+        self._first = state["first"].copy() if has_first else None
+        self._last = state["last"].copy()
+        if self._spikes:
+            self._spikes.restore(state["spikes"])
+        self._fit.restore(state)
+
+    def _state(self) -> dict[str, NDArray[Any]]:
+        return {
+            "index": np.array(self._index, dtype=np.int64),
+            "first": np.full_like(self._last, np.nan) if self._first is None else self._first,
+            "last": self._last,
+            "spikes": self._spikes.state() if self._spikes else np.empty(0),
+            **self._fit.state(),
+        }
 
     def _check(self, index: int, row: NDArray[Any]) -> None:
         if not self._index < index < len(self._basis):

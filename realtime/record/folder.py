@@ -2,6 +2,7 @@
 
     run.json                    what the run is; bundle, engine, seed, versions; whether it is open or closed
     volumes.journal             every message taken, the recorder's (:mod:`realtime.record.run_journal`)
+    decoder.checkpoint          while a long run is open: its state (:mod:`realtime.runs.checkpoint`)
     statistics.npz, prior.npz   per-voxel statistics (see :mod:`realtime.runs.statistics`)
     frames/000123.png           the frame that the bundle's first decoder made at volume 123
     frames/000123_<decoder>.png the same by another decoder of a bank
@@ -155,13 +156,33 @@ class RunFolder:
         """Save a file in the folder."""
         self._write(name, content)
 
+    def remove_file(self, name: str) -> None:
+        """Remove a file of the folder, and what a crash left of its next version, if they are there."""
+        self._folder.unlink(name)
+        self._folder.unlink(f".partial-{name}")
+
+    @property
+    def has_all_rows(self) -> bool:
+        """Whether the disk has taken every row so far."""
+        return not any(self._unwritten.values())
+
     def write_row(self, row: tables.Row) -> None:
         """Append a row to the table of decodes."""
         self._append(self._table, tables.row_line(row))
 
-    def write_shown(self, marker: wire.Marker, png: bytes) -> None:
-        """Save the picture of a marker and its row in the events table."""
-        self._write(_picture_file(marker), png)
+    def has_picture(self, marker: wire.Marker, n_bytes: int) -> bool:
+        """Whether the picture of a marker is there; it is written whole, so its size tells."""
+        name = _picture_file(marker).rpartition("/")[2]
+        with self._folder.sub("shown") as folder:
+            try:
+                return folder.has(name) and folder.size(name) == n_bytes
+            except RecordError:  # a link, which is replaced by the picture
+                return False
+
+    def write_shown(self, marker: wire.Marker, png: bytes | None) -> None:
+        """Save the picture of a marker, None if it is there already, and its row in the events table."""
+        if png is not None:
+            self._write(_picture_file(marker), png)
         onset_s = marker.onset_volume * self.info.start.tr_s
         name = " ".join(marker.name.split()) or tables.NOT_AVAILABLE
         row = (f"{onset_s:.4f}", tables.NOT_AVAILABLE, str(marker.onset_volume), name, _picture_file(marker))

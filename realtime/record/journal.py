@@ -177,11 +177,15 @@ class JournalReader:
     :raises RecordError: when the file is no journal or cannot be opened
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, at: int = 0) -> None:
+        """Open a journal.
+
+        :param at: where to begin, the end of a record; 0: with the first
+        """
         self.path = path
         with Folder.open(path.parent, to_write=False) as folder:
             self._file = os.fdopen(folder.open_read(path.name), "rb")
-        self._at = 0
+        self._at = at
 
     def __enter__(self) -> JournalReader:
         return self
@@ -230,16 +234,41 @@ class JournalReader:
             self._file.seek(start)
             head = self._file.read(_OVERHEAD)
             if len(head) == _OVERHEAD:
-                mark, n_header, n_payload, _ = _HEAD.unpack_from(head)
+                mark, n_header, n_payload, received_utc_s = _HEAD.unpack_from(head)
                 end = start + _OVERHEAD + n_header + n_payload
                 if mark == _MARK and n_header <= MAX_HEADER_BYTES and end < size:
                     header = self._file.read(n_header)
                     self._at = end
-                    return Head(header=header, payload_start=end - n_payload, end=end)
+                    return Head(
+                        header=header,
+                        received_utc_s=received_utc_s,
+                        payload_start=end - n_payload,
+                        end=end,
+                    )
         entry = self.read()
         if entry is None:
             return None
-        return Head(header=entry.header, payload_start=entry.end - len(entry.payload), end=entry.end)
+        return Head(
+            header=entry.header,
+            received_utc_s=entry.received_utc_s,
+            payload_start=entry.end - len(entry.payload),
+            end=entry.end,
+        )
+
+    def entry(self, head: Head) -> Entry:
+        """A record in full; what is read next stays as it is.
+
+        :raises RecordError: when the file cannot be read, or the record is damaged
+        """
+        start = head.payload_start - len(head.header) - _OVERHEAD
+        try:
+            self._file.seek(start)
+            entry = _read_entry(self._file, self.path, head.end)
+        except OSError as error:
+            raise RecordError(f"cannot read {self.path}: {error.strerror or error}") from error
+        if entry is None:
+            raise RecordError(f"{self.path} is damaged at byte {start}: a record's checksum does not fit")
+        return entry
 
     @property
     def size(self) -> int:
@@ -270,6 +299,7 @@ class Head:
     """A record without its payload, and where that lies in the file."""
 
     header: bytes
+    received_utc_s: float
     payload_start: int
     end: int
 

@@ -117,7 +117,7 @@ def new_run_file(
         spikes=spikes,
         prior_from=prior_from,
         owner=owner,
-        versions=_versions(),
+        versions=versions(),
         opened_utc=utc_now(),
     )
 
@@ -197,12 +197,13 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version(), "system": platform.platform()}
+def versions() -> dict[str, str]:
+    """Of Python, the system and the libraries on which results depend."""
+    found = {"python": platform.python_version(), "system": platform.platform()}
     libraries = ("numpy", "scipy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "dlib-bin")
     for package in (PACKAGE, *libraries):
         try:
-            versions[package] = version(package)
+            found[package] = version(package)
         except PackageNotFoundError:
             continue
-    return {PACKAGE: "not installed"} | versions
+    return {PACKAGE: "not installed"} | found

@@ -72,7 +72,10 @@ COLUMNS: dict[str, dict[str, Any]] = {
         "table). The decoder does not get it.",
     },
     "repaired_voxels": {"Description": "Voxels that were not finite and took their previous value."},
-    "journal_ms": {"Description": "From the volume's last byte to its place in the journal.", "Units": "ms"},
+    "journal_ms": {
+        "Description": "From the volume's last byte, by the journal, to the decoder.",
+        "Units": "ms",
+    },
     "preprocess_ms": {"Description": "Detrending and z-scoring.", "Units": "ms"},
     "wait_ms": {"Description": "Waiting: for earlier volumes, for the decoder, for a thread.", "Units": "ms"},
     "brain_ms": {"Description": "The brain graph.", "Units": "ms"},

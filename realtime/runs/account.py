@@ -21,12 +21,16 @@ class Account:
         self.n_volumes = n_volumes
         self._received: set[int] = set()
         self._settled: dict[int, VolumeState] = {}
+        # Asked for at every change of a run that may be long, so not found anew each time.
+        self._tally: Counter[VolumeState] = Counter()
+        self._newest: int | None = None
 
     def receive(self, index: int) -> bool:
         """Note that a volume came; False if it had come before."""
         if index in self._received:
             return False
         self._received.add(index)
+        self._newest = index if self._newest is None else max(self._newest, index)
         return True
 
     def settle(self, index: int, state: VolumeState) -> None:
@@ -40,6 +44,7 @@ class Account:
         if index in self._settled:
             raise ValueError(f"volume {index} is already {self._settled[index]}, it cannot become {state}")
         self._settled[index] = state
+        self._tally[state] += 1
 
     def state_of(self, index: int) -> VolumeState | None:
         """The final state of a volume, or None while it is open."""
@@ -53,14 +58,13 @@ class Account:
     @property
     def newest(self) -> int | None:
         """The highest index that came."""
-        return max(self._received, default=None)
+        return self._newest
 
     @property
     def counts(self) -> Counts:
         """How many volumes have come and are in each state."""
-        tally = Counter(self._settled.values())
         return Counts(
             planned=self.n_volumes,
             received=len(self._received),
-            **{state: tally[state] for state in STATES},
+            **{state: self._tally[state] for state in STATES},
         )

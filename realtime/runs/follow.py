@@ -9,14 +9,20 @@ whether the journal still grows, and the policy that says what is made of a wind
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 
 from realtime.errors import RecordError, WireError
 from realtime.events import Event
-from realtime.record.journal import JOURNAL, Entry, JournalReader
+from realtime.record.folder import RunFolder
+from realtime.record.journal import JOURNAL, Entry, Head, JournalReader
+from realtime.runs.checkpoint import CHECKPOINT, PAYS_S, Checkpoint
 from realtime.runs.decode_loop import DecodeLoop
+from realtime.runs.resume import passed
 from realtime.runs.run import Run
+
+_log = logging.getLogger(__name__)
 
 _NOTES = {"complete": "", "aborted": "the scanner aborted the run"}
 
@@ -38,7 +44,8 @@ async def replay(run: Run, decoding: DecodeLoop, send: Callable[[Event], None]) 
 class Following:
     """Follows a journal while it grows.
 
-    What is in it already is read first. Of the windows that it gives, only the newest is decoded.
+    What is in it already is read first, from the run's checkpoint on if it has one. Of the windows that it
+    gives, only the newest is decoded.
 
     :param news: waits until the journal may have grown, at most so many seconds
     :param changed: is called after each change that the operator should see
@@ -62,28 +69,47 @@ class Following:
         self._changed = changed
         self._is_current = is_current
         self._under_way: asyncio.Task[None] | None = None
+        self._unsaved_s = 0.0
+        """What it took to read the records since the checkpoint."""
+        self._saving: asyncio.Task[None] | None = None
 
     async def follow(self) -> bool:
         """Return once the run is closed; False if its journal is gone, or the recorder has let go of it.
 
         :raises RecordError: when the journal is damaged, or the disk does not take the end of the run
         """
+        try:
+            if await self._follow():
+                await self._end()
+                return True
+            return False
+        finally:
+            await self._saved()
+
+    async def _follow(self) -> bool:
+        """Return once the end of the run was read; False if its journal is gone, or let go of."""
         run, was_decoded = self._run, not self._run.folder.is_fresh
-        with JournalReader(run.folder.path / JOURNAL) as reader:
+        for record in passed(run):
+            self._take(record, is_past=True)
+            await asyncio.sleep(0)
+        with JournalReader(run.folder.path / JOURNAL, at=run.journal_end) as reader:
             past_end = reader.size
             while run.end is None:
+                began_s = time.perf_counter()
                 entry = reader.read()
-                if entry and entry.end <= past_end:
-                    # Of a run that has just begun, the first volume may have been quicker than this process.
-                    self._take(entry, is_past=was_decoded or _age_s(entry) > run.start.tr_s)
-                    await asyncio.sleep(0)
-                    continue
-                if past_end:
+                was_there = entry is not None and entry.end <= past_end
+                if past_end and not was_there:
                     past_end = 0
                     self._caught_up(was_decoded=was_decoded)
                 if entry:
-                    self._take(entry, is_past=False)
-                    self._changed()
+                    # Of a run that has just begun, the first volume may have been quicker than this process.
+                    is_past = was_there and (was_decoded or _age_s(entry) > run.start.tr_s)
+                    self._take(entry, is_past=is_past)
+                    self._unsaved_s += time.perf_counter() - began_s
+                    if is_past:
+                        self._save_if_it_pays()
+                    else:
+                        self._changed()
                     await asyncio.sleep(0)
                 elif reader.is_in_place and self._is_current():
                     await self._wait()
@@ -91,7 +117,6 @@ class Following:
                     return False
         if past_end:  # the run has ended while nobody followed it
             self._caught_up(was_decoded=was_decoded)
-        await self._end()
         return True
 
     async def stop(self) -> None:
@@ -106,7 +131,7 @@ class Following:
             self._run.folder.note(self._run.message)
         self._changed()
 
-    def _take(self, entry: Entry, *, is_past: bool) -> None:
+    def _take(self, entry: Entry | Head, *, is_past: bool) -> None:
         received_s = time.perf_counter() - _age_s(entry)
         _take(self._run, entry, self._send, received_s=received_s, is_past=is_past)
 
@@ -123,6 +148,7 @@ class Following:
             self._changed()
         if self._under_way is None and run.queue.is_waiting:
             self._under_way = asyncio.create_task(self._decoding.decode_waiting(run))
+        self._save_if_it_pays()
         news = asyncio.ensure_future(self._news(run.start.tr_s / 4))
         try:
             await asyncio.wait(
@@ -130,6 +156,20 @@ class Following:
             )
         finally:
             news.cancel()
+
+    def _save_if_it_pays(self) -> None:
+        """Save the run's state between two frames; where there is no time between them, during a decode."""
+        pays_s = PAYS_S if self._under_way is None else 2 * PAYS_S
+        if self._unsaved_s < pays_s or (self._saving and not self._saving.done()):
+            return
+        if saved := self._run.checkpoint():
+            self._unsaved_s = 0.0
+            self._saving = asyncio.create_task(asyncio.to_thread(_save, self._run.folder, saved))
+
+    async def _saved(self) -> None:
+        """Wait for the checkpoint that is being written: its folder must stay open."""
+        if self._saving:
+            await asyncio.wait({self._saving})
 
     async def _end(self) -> None:
         """Settle the volumes that have not come, wait for the last decode, and close the run."""
@@ -140,17 +180,18 @@ class Following:
         if self._under_way:
             await self._under_way
         await self._decoding.decode_waiting(run)
+        await self._saved()
         run.close(note)
         if note:
             run.tell(note)
 
 
-def _age_s(entry: Entry) -> float:
+def _age_s(entry: Entry | Head) -> float:
     return max(0.0, time.time() - entry.received_utc_s)  # the clock may have been set back
 
 
 def _take(
-    run: Run, entry: Entry, send: Callable[[Event], None], *, received_s: float, is_past: bool = False
+    run: Run, entry: Entry | Head, send: Callable[[Event], None], *, received_s: float, is_past: bool = False
 ) -> None:
     try:
         event = run.take(entry, received_s, is_past=is_past)
@@ -160,3 +201,10 @@ def _take(
         ) from error
     if event:
         send(event)
+
+
+def _save(folder: RunFolder, saved: Checkpoint) -> None:
+    try:
+        folder.write_file(CHECKPOINT, saved.as_bytes())
+    except RecordError as error:  # a restart takes longer, nothing is lost
+        _log.warning("cannot save the state of %s: %s", folder.path.name, error)

@@ -98,6 +98,11 @@ class Reorder(Generic[Item]):
         }
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether a volume waits for its turn."""
+        return bool(self._early)
+
+    @property
     def deadline_s(self) -> float:
         """When the next gap is given up; infinite if no volume waits."""
         if not self._early:

@@ -7,6 +7,7 @@ decode loop takes windows.
 from __future__ import annotations
 
 import bisect
+import hashlib
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -25,9 +26,10 @@ from realtime.events import Event, Frame, LatencyMs, Shown, VolumeState
 from realtime.preprocessing.stream import StreamingPreprocessor
 from realtime.record.folder import RunFolder
 from realtime.record.image import decode_png
-from realtime.record.journal import Entry
+from realtime.record.journal import Entry, Head
 from realtime.record.tables import Row, frame_row
 from realtime.runs.account import Account
+from realtime.runs.checkpoint import CHECKPOINT, About, Checkpoint, WaitingWindow, digest_of
 from realtime.runs.reorder import Reorder, Turn
 from realtime.runs.statistics import STATISTICS_FILE, prior_of
 
@@ -44,9 +46,9 @@ Line = TypeVar("Line")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
-    """A volume that is in the journal; ``voxels`` is ``[x, y, z]``."""
+    """A volume that is in the journal; ``voxels`` is ``[x, y, z]``, None if it was preprocessed before."""
 
-    voxels: NDArray[np.generic]
+    voxels: NDArray[np.generic] | None
     received_s: float
     journal_ms: float
     restored: bool = False
@@ -100,6 +102,10 @@ class Run:
         """Why results are not recorded; empty while the disk works."""
         self.end: wire.RunEnd | None = None
         """Its end, once that was read."""
+        self.journal_end = 0
+        """Where the records end that were read."""
+        self.headers = hashlib.sha256()
+        """Of their headers, as they came."""
         self.heard_s = float("-inf")
         """When its newest volume was received."""
         self.account = Account(self.start.n_volumes)
@@ -113,13 +119,17 @@ class Run:
         self.trusted = False
         """Whether the run has had enough volumes for its statistics to be trusted."""
         self._has_begun = False
+        self._newest: Ready | None = None
+        """The newest window that was ready."""
+        self._resumed: Checkpoint | None = None
+        """The checkpoint from which the run went on, if there was one."""
         self._onsets: list[int] = []
         self._reorder: Reorder[Arrival] = Reorder(
             self.start.n_volumes,
             GAP_PATIENCE_TR * self.start.tr_s,
             given_up=[row.volume for row in rows if row.state == "missing"],
         )
-        self._preprocessor = StreamingPreprocessor(
+        self.preprocessor = StreamingPreprocessor(
             bundle.roi_mask,
             self.start.n_volumes,
             self.start.tr_s,
@@ -128,6 +138,7 @@ class Run:
             window_volumes=bundle.window_volumes,
             spikes=folder.info.spikes,
         )
+        self._window_shape = (bundle.spec.roi.n_voxels, bundle.window_volumes)
 
     @property
     def name(self) -> str:
@@ -146,19 +157,23 @@ class Run:
         """The run's position, in words."""
         return "its start" if self.position is None else f"volume {self.position}"
 
-    def take(self, entry: Entry, received_s: float, *, is_past: bool = False) -> Event | None:
+    def take(self, entry: Entry | Head, received_s: float, *, is_past: bool = False) -> Event | None:
         """Take the next record of the journal; returns what listeners are told of it.
 
+        :param entry: its head is enough for a volume before the checkpoint, and a picture in the folder
         :param received_s: when it was received, by ``time.perf_counter``
         :param is_past: whether it was in the journal before this process followed the run
         :raises WireError: when the record is no message of this run
         """
         message = wire.decode_to_runtime(entry.header)
+        payload = entry.payload if isinstance(entry, Entry) else None
+        self.headers.update(entry.header)
+        self.journal_end = entry.end
         if isinstance(message, wire.Volume):
             self.heard_s = received_s
-            self._take_volume(message, entry.payload, received_s, is_past=is_past)
+            self._take_volume(message, payload, received_s, is_past=is_past)
         elif isinstance(message, wire.Marker):
-            return self._show(message, entry.payload, is_past=is_past)
+            return self._show(message, payload, is_past=is_past)
         elif isinstance(message, wire.RunEnd):
             self.end = message
         elif self._has_begun and not is_past:
@@ -167,7 +182,9 @@ class Run:
         self._has_begun = True
         return None
 
-    def _take_volume(self, message: wire.Volume, payload: bytes, received_s: float, *, is_past: bool) -> None:
+    def _take_volume(
+        self, message: wire.Volume, payload: bytes | None, received_s: float, *, is_past: bool
+    ) -> None:
         """Preprocess a volume as soon as those before it have been."""
         if not self.account.receive(message.index):
             return
@@ -176,12 +193,12 @@ class Run:
         elif message.index < self._reorder.next_index:
             self.tell(f"volume {message.index} came after its gap had been given up; it is not used")
         arrival = Arrival(
-            voxels=wire.volume_array(self.start, payload),
+            voxels=None if payload is None else wire.volume_array(self.start, payload),
             received_s=received_s,
             journal_ms=1e3 * (perf_counter() - received_s),
             restored=is_past,
         )
-        self._advance(self._reorder.push(message.index, arrival, received_s, arrival.voxels.nbytes))
+        self._advance(self._reorder.push(message.index, arrival, received_s, len(payload or b"")))
 
     def expire(self, now_s: float) -> None:
         """Give up the gaps whose time is over."""
@@ -199,25 +216,71 @@ class Run:
         for volume in range(self.start.n_volumes):
             if self.account.state_of(volume) is not None:
                 self.skip(volume, _TOO_LATE)
-        if statistics := self._preprocessor.statistics():
+        if statistics := self.preprocessor.statistics():
             self.folder.write_file(STATISTICS_FILE, statistics.as_npz())
+        self.folder.remove_file(CHECKPOINT)
         self.folder.close(note)
         self.alarm = ""  # the disk has taken all that waited
 
-    def _show(self, marker: wire.Marker, png: bytes, *, is_past: bool) -> Event | None:
+    def checkpoint(self) -> Checkpoint | None:
+        """The state so far; None while a volume waits for its turn, or a row for the disk."""
+        if self._reorder.is_waiting or not self.folder.has_all_rows:
+            return None
+        next_index, newest = self._reorder.next_index, self._newest
+        arrays, waiting = self.preprocessor.state(), None
+        if newest and self.account.state_of(newest.volume) is None:
+            arrays["window"] = newest.window
+            waiting = WaitingWindow(
+                volume=newest.volume,
+                state=newest.state,
+                repaired_voxels=newest.repaired_voxels,
+                preprocess_ms=newest.preprocess_ms,
+            )
+        about = About(
+            run=digest_of(self.folder.info),
+            journal_end=self.journal_end,
+            headers_sha256=self.headers.digest(),
+            next_index=next_index,
+            is_trusted=self.trusted,
+            open_volumes=tuple(i for i in range(next_index) if self.account.state_of(i) is None),
+            waiting=waiting,
+        )
+        return Checkpoint(about=about, arrays=arrays)
+
+    @property
+    def empty_window(self) -> NDArray[np.float32]:
+        """An array of the shape of a window, [V, T]."""
+        return np.zeros(self._window_shape, dtype=np.float32)
+
+    def resume(self, saved: Checkpoint) -> None:
+        """Before the first record: go on from a checkpoint. The records before it must be taken next.
+
+        :raises PreprocessError: when its numbers do not fit; nothing is changed then
+        """
+        self.preprocessor.restore({name: saved.arrays[name] for name in saved.arrays if name != "window"})
+        window = {name: saved.arrays[name] for name in saved.arrays if name == "window"}
+        self._resumed = Checkpoint(about=saved.about, arrays=window)
+        self.trusted = saved.about.is_trusted
+
+    def _show(self, marker: wire.Marker, png: bytes | None, *, is_past: bool) -> Event | None:
         """Record the picture that was put on screen, if it is one."""
         if marker.onset_volume in self._onsets:
             return None
+        unsaved = png
+        if png is not None and is_past and self.folder.has_picture(marker, len(png)):
+            unsaved = None
         try:
-            decode_png(png)
+            if unsaved is not None:
+                decode_png(unsaved)
+            self.folder.write_shown(marker, unsaved)
         except WireError as error:
             self.tell(f"the picture at volume {marker.onset_volume} is left out: {error}")
             return None
-        try:
-            self.folder.write_shown(marker, png)
         except RecordError as error:
             self.disk_failed(error)
         bisect.insort(self._onsets, marker.onset_volume)
+        if png is None:
+            return None
         shown = Shown(run_id=self.name, onset_volume=marker.onset_volume, name=marker.name)
         return Event(shown, png=png, is_recorded=is_past)
 
@@ -297,9 +360,12 @@ class Run:
             )
 
     def _preprocess(self, volume: int, arrival: Arrival) -> None:
+        if arrival.voxels is None:
+            self._pass(volume, arrival)
+            return
         began_s = perf_counter()
-        pushed = self._preprocessor.push(volume, arrival.voxels)
-        window = self._preprocessor.window()
+        pushed = self.preprocessor.push(volume, arrival.voxels)
+        window = self.preprocessor.window()
         preprocess_ms = 1e3 * (perf_counter() - began_s)
         self.trusted = self.trusted or pushed.status == "trusted"
         if self.account.state_of(volume) is not None:
@@ -318,9 +384,30 @@ class Run:
                 preprocess_ms=preprocess_ms,
                 arrival=arrival,
             )
-            replaced = self.queue.offer(ready)
-            if replaced:
-                self.skip(replaced.volume, _RESTARTED if replaced.arrival.restored else _REPLACED)
+            self._offer(ready)
+
+    def _pass(self, volume: int, arrival: Arrival) -> None:
+        """The turn of a volume that was preprocessed before: only the newest window is in the checkpoint."""
+        assert self._resumed
+        waiting = self._resumed.about.waiting
+        if waiting is None or waiting.volume != volume or self.account.state_of(volume) is not None:
+            self.skip(volume, _RESTARTED)
+            return
+        ready = Ready(
+            volume=volume,
+            window=self._resumed.arrays["window"],
+            state=waiting.state,
+            repaired_voxels=waiting.repaired_voxels,
+            preprocess_ms=waiting.preprocess_ms,
+            arrival=arrival,
+        )
+        self._offer(ready)
+
+    def _offer(self, ready: Ready) -> None:
+        self._newest = ready
+        replaced = self.queue.offer(ready)
+        if replaced:
+            self.skip(replaced.volume, _RESTARTED if replaced.arrival.restored else _REPLACED)
 
     def _settle(self, volume: int, state: VolumeState, reason: str) -> None:
         """Write the rows of a volume without a frame; specialised decoders that are due skip their window."""

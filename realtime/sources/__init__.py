@@ -17,7 +17,9 @@ class Peer:
     """Who sent a message."""
 
     key: str = ""
+    """The public key that the peer has authenticated with (Z85); empty where the source has no keys."""
     connection: bytes = b""
+    """Names the connection as long as it lasts; empty where the source has one connection at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

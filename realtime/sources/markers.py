@@ -15,7 +15,7 @@ from dataclasses import replace
 import msgspec
 
 from realtime import wire
-from realtime.sources import Received, Source
+from realtime.sources import Peer, Received, Source
 
 PATIENCE_TR = 5
 """A run is alive for this many TR after each volume. A marker waits this long for a run to begin."""
@@ -42,6 +42,8 @@ class MarkedSource:
         self._tr_s = tr_s
         self._coming: dict[Source, asyncio.Task[Received]] = {}
         self._run_id: str | None = None
+        self._peer = Peer()
+        """Who sends the open run."""
         self._first_s = self._began_s = self._heard_s = -math.inf
         """Open run: arrival of its first volume, its beginning computed from that, arrival of its newest."""
         self._before_s = -math.inf
@@ -69,7 +71,7 @@ class MarkedSource:
             if refusal := self._refusal(came):
                 await self._refuse(came, *refusal)
             elif self._run_id is not None and self._is_alive:
-                return _of_run(self._take(self._markers), self._run_id)
+                return self._of_run(self._take(self._markers), self._run_id)
             elif volume.done():
                 return self._note(self._take(self._volumes))
             elif (patience_s := came.received_s + PATIENCE_TR * self._tr_s - time.perf_counter()) > 0:
@@ -106,6 +108,7 @@ class MarkedSource:
                 self._first_s = received.received_s
                 self._began_s = self._first_s - (message.index + 1) * self._tr_s
             self._run_id, self._heard_s = message.run_id, received.received_s
+            self._peer = received.peer
         elif isinstance(message, wire.RunEnd):
             self._run_id = None
         return received
@@ -132,6 +135,7 @@ class MarkedSource:
         self._take(self._markers)
         await received.reply(wire.Refused(run_id=received.message.run_id, code=code, message=reason))
 
-
-def _of_run(received: Received, run_id: str) -> Received:
-    return replace(received, message=msgspec.structs.replace(received.message, run_id=run_id))
+    def _of_run(self, received: Received, run_id: str) -> Received:
+        """Put a marker into the run, in the name of its owner: the port of markers has keys of its own."""
+        message = msgspec.structs.replace(received.message, run_id=run_id)
+        return replace(received, message=message, peer=self._peer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,8 @@ FORMS = (
     "tcp://127.0.0.1:5555, pyneal+tcp://127.0.0.1:5555, afni+tcp://127.0.0.1:7961, ipc:///path or "
     "folder:/path"
 )
+
+_LEAST_VOLUME_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +63,7 @@ def open_source(
                 f"expected no --volumes, --run-id, --series, --first-number or --markers with {address}: its "
                 "messages contain all of this"
             )
-        return ZeroMqSource(address, keys)
+        return ZeroMqSource(address, keys, max_volume_bytes=_max_volume_bytes(spec))
     if kind not in ("pyneal+tcp", "afni+tcp", "folder"):
         raise ServeError(f"expected a source like {FORMS}, got {address!r}")
     if kind != "folder" and (options.series is not None or options.first_number is not None):
@@ -73,7 +76,13 @@ def open_source(
     source = RunBoundarySource(scanner, plan)
     if not options.markers:
         return source
-    return MarkedSource(source, ZeroMqSource(options.markers, keys, "markers"), spec.tr_s)
+    markers = ZeroMqSource(options.markers, keys, "markers", max_volume_bytes=wire.MAX_PICTURE_BYTES)
+    return MarkedSource(source, markers, spec.tr_s)
+
+
+def _max_volume_bytes(spec: Spec) -> int:
+    """Four times the bundle's grid in the widest dtype, so that a run on another grid is refused, not cut."""
+    return min(max(4 * 8 * math.prod(spec.roi.shape), _LEAST_VOLUME_BYTES), wire.MAX_VOLUME_BYTES)
 
 
 def _scanner(kind: str, address: str) -> Scanner:

@@ -61,7 +61,8 @@ class Feed:
         self._session = session
         self._key: str | None = None
         self._status: Status | None = None
-        self._told: dict[str, dict[Key, Event]] = {}
+        self._told: dict[str, dict[Key, Frame | Shown | Status]] = {}
+        """Messages, not events: a page that is stuck must not keep the pictures of a run that is over."""
 
     async def follow(self) -> AsyncGenerator[str, None]:
         """JSON arrays of messages: first all of the run so far, then each message as it comes."""
@@ -91,8 +92,9 @@ class Feed:
 
     def _untold(self, kind: str, memory: _Memory) -> list[Message]:
         told = self._told.get(kind, {})
-        fresh: list[Message] = [event.message for key, event in memory.items() if told.get(key) is not event]
-        self._told[kind] = {key: event for key, event in memory.items()}  # and none that was dropped
+        kept = {key: event.message for key, event in memory.items()}
+        fresh: list[Message] = [message for key, message in kept.items() if told.get(key) is not message]
+        self._told[kind] = kept  # and none that was dropped
         return fresh
 
 

@@ -15,6 +15,10 @@ import msgspec
 from aioice import Candidate, Connection
 from aiortc import RTCPeerConnection
 
+MAX_OFFER_BYTES = 32 * 1024
+MAX_OFFER_LINES = 500
+"""Chromium's offers have about 200. The time that aiortc takes grows with the square of their number."""
+
 _Gather = Callable[..., Awaitable[list[Candidate]]]
 
 
@@ -45,6 +49,8 @@ def check_offer(sdp: str) -> None:
     """
     if not sdp.startswith("v=0"):
         raise OfferError("expected a session description that starts with v=0")
+    if (n_lines := len(sdp.splitlines())) > MAX_OFFER_LINES:
+        raise OfferError(f"expected at most {MAX_OFFER_LINES} lines, got {n_lines}")
     sections = sorted(line[2:].split(" ")[0] for line in sdp.splitlines() if line.startswith("m="))
     if sections != ["application", "video"]:
         raise OfferError(f"expected one video and one application section, got {sections[:8]}")

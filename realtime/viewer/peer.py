@@ -8,21 +8,23 @@ import logging
 from collections.abc import Callable
 
 from aiortc import RTCConfiguration, RTCDataChannel, RTCPeerConnection, RTCRtpSender, RTCSessionDescription
+from aiortc.rtcsctptransport import DataChunk
 
 from realtime.viewer.feed import Feed
 from realtime.viewer.live import LivePicture, PictureTrack
 from realtime.viewer.offer import (
     OfferError,
     candidate_addresses,
-    check_offer,
     gather_only,
     without_candidates,
 )
 
-CONNECT_TIMEOUT_S = 60.0
+CONNECT_TIMEOUT_S = 30.0
 """A page gives up after 3 s unless it is told to be patient; one that takes this long will never connect."""
 BUFFER_BYTES = 256 * 1024
 """With more unsent data than this in the data channel, sending waits."""
+STALL_S = 30.0
+"""A page whose data channel takes nothing for this long is let go."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,15 +51,15 @@ class Peer:
         video.setCodecPreferences([codec for codec in codecs if codec.mimeType in ("video/VP8", "video/rtx")])
 
     async def answer(self, offer_sdp: str) -> str:
-        """The answer to a page's offer.
+        """The answer to a page's offer, which :func:`realtime.viewer.offer.check_offer` has passed.
 
         :raises OfferError: when the offer is malformed or not one of our page
         """
-        check_offer(offer_sdp)
         offer = RTCSessionDescription(sdp=without_candidates(offer_sdp), type="offer")
         try:
             await self._connection.setRemoteDescription(offer)
             gather_only(self._connection, self._address)
+            self._hold_to_window()
             await self._connection.setLocalDescription(await self._connection.createAnswer())
         except Exception as error:  # aiortc's parser raises many kinds of errors on malformed lines
             raise OfferError(f"expected an offer aiortc can read, got {error!r}") from error
@@ -68,6 +70,34 @@ class Peer:
         loop = asyncio.get_running_loop()
         self._deadline = loop.call_later(CONNECT_TIMEOUT_S, self._give_up_unless_connected)
         return answer_sdp
+
+    def _hold_to_window(self) -> None:
+        """Close the connection when the page sends more than the receive window that it was told.
+
+        aiortc tells a window, but keeps whatever comes, such as the fragments of a message without an end.
+        """
+        sctp = self._connection.sctp
+        assert sctp is not None
+        receive = sctp._receive_data_chunk
+
+        async def receive_within(chunk: DataChunk) -> None:
+            if len(chunk.user_data) > sctp._advertised_rwnd:
+                _log.info("a page sent more than its data channel's window and is let go")
+                self._begin_closing()
+            else:
+                await receive(chunk)
+
+        sctp._receive_data_chunk = receive_within  # type: ignore[method-assign]
+
+    async def _waited(self, drained: asyncio.Event) -> bool:
+        try:
+            async with asyncio.timeout(STALL_S):
+                await drained.wait()
+        except TimeoutError:
+            _log.info("a page took nothing from its data channel for %.0f s and is let go", STALL_S)
+            self._begin_closing()
+            return False
+        return True
 
     async def close(self) -> None:
         """End the connection; the page sees its channel close."""
@@ -110,8 +140,8 @@ class Peer:
         async with contextlib.aclosing(self._feed.follow()) as texts:
             async for text in texts:
                 drained.clear()
-                if channel.bufferedAmount > BUFFER_BYTES:
-                    await drained.wait()
+                if channel.bufferedAmount > BUFFER_BYTES and not await self._waited(drained):
+                    return
                 if channel.readyState != "open":
                     return
                 channel.send(text)

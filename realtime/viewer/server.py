@@ -10,7 +10,7 @@ import struct
 from pathlib import Path
 from typing import TypeVar
 
-from aiohttp import WSCloseCode, web
+from aiohttp import WSCloseCode, WSMsgType, web
 
 from realtime.errors import ServeError
 from realtime.events import Broadcast, Event
@@ -19,14 +19,20 @@ from realtime.viewer.connections import Connections, keep_known, listen
 from realtime.viewer.feed import Feed, newest_frame, run_key
 from realtime.viewer.guard import add_headers, guard
 from realtime.viewer.live import LivePicture
-from realtime.viewer.offer import OfferError, read_offer
+from realtime.viewer.offer import MAX_OFFER_BYTES, OfferError, check_offer, read_offer
+from realtime.viewer.pace import Pace
 from realtime.viewer.peer import Peer
 from realtime.viewer.pictures import encode_png
 from realtime.viewer.prometheus import CONTENT_TYPE, Metrics
 
 MAX_PAGES = 8
 """Pages at a time, for each of WebRTC and WebSocket."""
-MAX_OFFER_BYTES = 64 * 1024
+BODY_S = 10.0
+"""For an offer to come in whole."""
+MAX_TRIES = 16
+"""Offers, and WebSockets, that an address may ask for in one go; then one a second."""
+ENCODED_AT_ONCE = 2
+"""Pictures that are encoded at a time for requests: the live ones, and files, need threads too."""
 
 K = TypeVar("K", int, tuple[int, str])
 
@@ -54,6 +60,8 @@ class Viewer:
         self._stack = contextlib.AsyncExitStack()
         self._peers: set[Peer] = set()
         self._sockets: set[web.WebSocketResponse] = set()
+        self._offers, self._openings = Pace(MAX_TRIES), Pace(MAX_TRIES)
+        self._encoding = asyncio.Semaphore(ENCODED_AT_ONCE)
 
     async def start(self) -> str:
         """Serve, and return the page's URL with the token.
@@ -124,7 +132,8 @@ class Viewer:
             raise web.HTTPNotFound(text="this frame has no picture\n")
         width = request.query.get("width", "")
         shrink_to = max(1, int(width)) if width.isdecimal() and len(width) < 6 else None
-        png = await asyncio.to_thread(encode_png, event.image, shrink_to)
+        async with self._encoding:
+            png = await asyncio.to_thread(encode_png, event.image, shrink_to)
         return _png_response(request, png)
 
     async def _shown(self, request: web.Request) -> web.Response:
@@ -148,11 +157,19 @@ class Viewer:
         if request.content_type != "application/json":
             return _refusal(415, "expected application/json")
         try:
-            sdp = read_offer(await request.read())
+            async with asyncio.timeout(BODY_S):
+                sdp = read_offer(await request.read())
+            check_offer(sdp)
+        except TimeoutError:
+            return _refusal(408, f"the offer took more than {BODY_S:.0f} s")
+        except (web.RequestPayloadError, ConnectionError):
+            return _refusal(400, "the offer broke off")
         except OfferError as error:
             return _refusal(400, str(error))
         if len(self._peers) >= MAX_PAGES:
             return _refusal(503, f"{MAX_PAGES} pages are connected already")
+        if not self._offers.take(request.remote):
+            return _refusal(429, "too many offers from this address, try again in a second")
         address = request.get_extra_info("sockname")[0]
         peer = Peer(Feed(self._broadcast, self._session), self._live, address, self._peers.discard)
         self._peers.add(peer)
@@ -170,13 +187,14 @@ class Viewer:
         """Messages as text and the newest frame as binary: its volume (uint32, big-endian), then PNG."""
         if len(self._sockets) >= MAX_PAGES:
             return _refusal(503, f"{MAX_PAGES} pages are connected already")
-        socket = web.WebSocketResponse(heartbeat=20.0, max_msg_size=4096, compress=False)
+        if not self._openings.take(request.remote):
+            return _refusal(429, "too many WebSockets from this address, try again in a second")
+        socket = web.WebSocketResponse(heartbeat=20.0, max_msg_size=4096, compress=False, autoping=False)
         await socket.prepare(request)
         self._sockets.add(socket)
         telling = asyncio.create_task(self._tell(socket))
         try:
-            async for _ in socket:  # a page sends nothing; reading ends when it disconnects
-                pass
+            await _listen(socket)
         finally:
             self._sockets.discard(socket)
             telling.cancel()
@@ -201,6 +219,16 @@ class Viewer:
 
 async def _index(_request: web.Request) -> web.FileResponse:
     return web.FileResponse(_STATIC / "index.html")
+
+
+async def _listen(socket: web.WebSocketResponse) -> None:
+    """Return when the page disconnects; a page says nothing but, now and then, that it is there."""
+    pace = Pace(MAX_TRIES)
+    async for message in socket:
+        if message.type is WSMsgType.PING:
+            await socket.pong(message.data)
+        if message.type not in (WSMsgType.PING, WSMsgType.PONG) or not pace.take(None):
+            await socket.close(code=WSCloseCode.POLICY_VIOLATION, message=b"a page sends nothing")
 
 
 def _png_response(request: web.Request, png: bytes) -> web.Response:

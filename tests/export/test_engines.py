@@ -186,6 +186,20 @@ def test_a_bundle_that_is_not_what_it_says_is_not_built(engines: ModuleType, bun
         engines.build_engines(bundle.folder)
 
 
+@needs_rtx
+def test_tensorrt_that_does_not_start_is_told(
+    engines: ModuleType, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As its binding does where CUDA does not start."""
+
+    def fail(logger: object) -> None:
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(sys.modules["tensorrt"], "Builder", fail)
+    with pytest.raises(ExportError, match=r"brain\.onnx: expected .* parses: pybind11::init\(\)"):
+        importlib.import_module("export.tensorrt_plans.plan").parse(bundle.graph_path("brain"))
+
+
 @pytest.mark.skipif(find_spec("tensorrt") is not None, reason="TensorRT is installed")
 def test_without_tensorrt_the_command_says_what_to_install(
     exported: Exported, capsys: pytest.CaptureFixture[str]

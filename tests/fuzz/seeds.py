@@ -308,7 +308,7 @@ def offers() -> Iterator[bytes]:
 
 
 def graphs() -> Iterator[bytes]:
-    """ONNX graphs: weights within the file, beside it, and beside it for a node of an inner graph."""
+    """ONNX graphs: weights within the file, beside it, and beside it for a node."""
 
     def field(number: int, content: bytes) -> bytes:
         return bytes((number << 3 | 2, len(content))) + content
@@ -322,8 +322,7 @@ def graphs() -> Iterator[bytes]:
     )
     attribute = field(1, b"value") + field(5, beside)
     node = field(2, b"condition") + field(4, b"Constant") + field(5, attribute)
-    inner = field(1, b"then_branch") + field(6, field(1, node))
-    for graph in (field(5, within), field(5, beside), field(1, field(4, b"If") + field(5, inner))):
+    for graph in (field(5, within), field(5, beside), field(1, node)):
         yield b"\x08\x0a" + field(7, graph)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -196,3 +197,19 @@ def test_a_buffer_of_another_size_is_refused(n_bytes: int) -> None:
     with pytest.raises(WireError, match=f"expected 120 bytes .* got {n_bytes}") as caught:
         wire.volume_array(START, bytes(n_bytes))
     assert caught.value.code == "size"
+
+
+@pytest.mark.parametrize("secret", ["", "too-short", "x" * 65, "with space padding", "a" * 20 + "\n", 7])
+def test_an_invalid_secret_is_refused(secret: object) -> None:
+    fields = msgspec.to_builtins(START) | {"secret": secret}
+    with pytest.raises(WireError) as raised:
+        wire.decode_to_runtime(msgspec.msgpack.encode(fields))
+    assert raised.value.code == "header"
+
+
+def test_a_start_without_a_secret_is_valid() -> None:
+    fields = msgspec.to_builtins(START)
+    del fields["secret"]
+    assert wire.decode_to_runtime(msgspec.msgpack.encode(fields)) == START
+    known = msgspec.structs.replace(START, secret=secrets.token_urlsafe())
+    assert wire.decode_to_runtime(wire.encode(known)) == known

@@ -87,6 +87,28 @@ def test_pacing_does_not_drift_with_the_time_of_sending(
     assert max(late_s) <= max(delays) + 1e-6  # at most the message under way; it never adds up
 
 
+def test_a_volume_of_which_the_runtime_has_other_content_is_told_and_the_run_goes_on(
+    recording: Recording,
+) -> None:
+    class Planted(ContractRuntime):
+        """Already has a volume 7 that this scanner never sent."""
+
+        def handle(self, message: wire.ToRuntime, buffer: bytes) -> wire.ToScanner:
+            if isinstance(message, wire.Volume) and message.index == 7:
+                said = "expected the volume that it has"
+                return wire.Refused(run_id=message.run_id, code="duplicate", message=said, index=7)
+            return super().handle(message, buffer)
+
+    runtime, told = Planted(), list[str]()
+    link = VirtualLink(runtime, iter(lambda: 0.0, None))
+    sender = Sender(recording.start, [], speed=100.0)
+    assert Scanner(recording, link, sender, tell=told.append, clock=link.clock).replay()
+    assert runtime.journal.keys() == set(range(225)) - {7}
+    assert sender.n_held == 225
+    said = "the runtime keeps another volume 7 than the one sent: expected the volume that it has"
+    assert told.count(said) == 1
+
+
 def test_the_recorded_volumes_are_sent(recording: Recording, tiny: Tiny) -> None:
     runtime = ContractRuntime()
     link = VirtualLink(runtime, iter(lambda: 0.0, None))
@@ -264,6 +286,9 @@ def test_a_runtime_restarted_in_mid_run_misses_nothing(tiny: Tiny) -> None:
         assert scanner.stderr is not None
         assert "run complete: 225 volumes acknowledged" in scanner.stderr.read()
     assert_complete(runtime, tiny)
+    assert len(runtime.starts) > 1
+    (secret,) = {start.secret for start in runtime.starts}
+    assert secret
 
 
 def test_a_scanner_killed_in_mid_run_continues_after_a_restart(tiny: Tiny) -> None:
@@ -281,6 +306,7 @@ def test_a_scanner_killed_in_mid_run_continues_after_a_restart(tiny: Tiny) -> No
             assert scanner.stderr is not None
             assert f"it has {n_held} of 225 volumes" in scanner.stderr.read()
     assert_complete(runtime, tiny)
+    assert len({start.secret for start in runtime.starts}) == 2  # of two processes
 
 
 def test_an_interrupted_scanner_ends_the_run_as_aborted(tiny: Tiny) -> None:

@@ -316,3 +316,12 @@ def test_the_scan_continues_while_the_runtime_is_down(outages: list[tuple[float,
         assert at_s >= deadline_s
         if deadline_s > calm_s:
             assert at_s == deadline_s
+
+
+def test_a_run_of_another_owner_is_given_up() -> None:
+    sender = Sender(run_start(9), [], speed=1.0)
+    sender.poll(0.0)
+    with pytest.raises(RefusedError, match="another scanner's"):
+        sender.on_reply(
+            wire.Refused(run_id=RUN_ID, code="not-owner", message="it is another scanner's run"), 0.0
+        )

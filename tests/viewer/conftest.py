@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from playwright.sync_api import Page, expect, sync_playwright
 
 from realtime.events import Broadcast, Counts, DecoderUsed, Event, Frame, LatencyMs, Shown, Status
-from realtime.viewer import Viewer
+from realtime.viewer.server import Viewer
 
 PATIENCE_MS = 240_000
 CHROMIUM_FLAGS = (

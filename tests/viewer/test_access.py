@@ -19,9 +19,9 @@ from yarl import URL
 
 from realtime.errors import ServeError
 from realtime.events import Broadcast
-from realtime.viewer import Viewer, open_access
-from realtime.viewer.access import Access
+from realtime.viewer.access import Access, open_access
 from realtime.viewer.prometheus import Metrics
+from realtime.viewer.server import Viewer
 
 REACHED_AT = "127.0.0.2"
 """Stands for this machine's address on a network: the page on 127.0.0.1 does not listen there."""
@@ -65,7 +65,7 @@ def serve_to(check: Check, run: Any, access: Access, certificate: Path | None = 
         broadcast = Broadcast(run.status("warming").message)
         broadcast.send(run.frame(7))
         broadcast.send(run.shown(3, "apple", (10, 200, 30)))
-        viewer = Viewer(broadcast, 0, access, Metrics(None))
+        viewer = Viewer(broadcast, 0, access, Metrics(lambda: None))
         url = urlsplit(await viewer.start())
         token = parse_qs(url.query)["token"][0]
         assert token == access.token

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import resource
 import ssl
 import subprocess
@@ -15,26 +16,38 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
+import numpy as np
 import pytest
 
-from realtime.viewer import connections, open_access
+from realtime.events import Broadcast, Event
+from realtime.viewer import connections
+from realtime.viewer.access import open_access
+from realtime.viewer.server import Viewer
 
 PATIENCE_S = 120
 N_IDLE = 1_500
 SERVER_DESCRIPTORS = 400
 """Far fewer than the idle connections, and not many more than the page allows itself."""
+OFFER = (
+    "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\nm=video 9 UDP/TLS/RTP/SAVPF 96\r\n"
+    "a=rtpmap:96 VP8/90000\r\na=fingerprint:sha-256 00\r\nm=application 9 UDP/DTLS/SCTP webrtc-"
+    "datachannel\r\n" + "a=rtcp-fb:* nack\r\n" * 400
+)
 
 # The page in a process of its own, with few descriptors, until its input ends. It says its URL, then how many
 # descriptors it has open whenever it is asked.
 SERVER = """
 import asyncio, logging, msgspec, os, pathlib, resource, sys
 from realtime.events import Broadcast, Status
-from realtime.viewer import Viewer, open_access
+from realtime.viewer.access import open_access
+from realtime.viewer.server import Viewer
+from realtime.viewer.prometheus import Metrics
 
 async def serve():
     folder = pathlib.Path(sys.argv[1])
     status = msgspec.json.decode(sys.argv[3], type=Status)
-    viewer = Viewer(Broadcast(status), 0, open_access("0.0.0.0", folder / "cert.pem", folder / "key.pem"))
+    access = open_access("0.0.0.0", folder / "cert.pem", folder / "key.pem")
+    viewer = Viewer(Broadcast(status), 0, access, Metrics(lambda: None))
     print(await viewer.start(), flush=True)
     while await asyncio.to_thread(sys.stdin.readline):
         print(len(os.listdir("/proc/self/fd")), flush=True)
@@ -69,15 +82,32 @@ class Page:
         """Returns what it has logged."""
         return self._process.communicate(timeout=PATIENCE_S)[1]
 
+    def client(self, host: str, token: str | None = None) -> aiohttp.ClientSession:
+        """Requests from an address of this machine."""
+        return aiohttp.ClientSession(
+            f"https://127.0.0.1:{self.port}",
+            connector=aiohttp.TCPConnector(ssl=self.trust, local_addr=(host, 0), limit=0),
+            headers={"Authorization": f"Bearer {token or self.token}"},
+        )
+
+    def get_metrics(self, host: str) -> int:
+        """On a connection of its own, from an address of this machine."""
+        connection = http.client.HTTPSConnection(
+            "127.0.0.1", self.port, timeout=PATIENCE_S, context=self.trust, source_address=(host, 0)
+        )
+        with contextlib.closing(connection):
+            connection.request("GET", "/metrics", headers={"Authorization": f"Bearer {self.token}"})
+            answer = connection.getresponse()
+            assert answer.status != 200 or b"realtime_volumes_total" in answer.read()
+            return answer.status
+
     async def get(self, host: str = "127.0.0.1") -> int:
-        connector = aiohttp.TCPConnector(ssl=self.trust, local_addr=(host, 0))
-        headers = {"Authorization": f"Bearer {self.token}"}
         async with (
             asyncio.timeout(PATIENCE_S),
-            aiohttp.ClientSession(connector=connector, headers=headers) as session,
-            session.get(f"https://127.0.0.1:{self.port}/static/app.js") as response,
+            self.client(host) as session,
+            session.get("/static/app.js") as response,
         ):
-            assert "store" in await response.text()
+            assert await response.read()
             return response.status
 
 
@@ -107,6 +137,7 @@ def many_descriptors() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="counts descriptors in /proc, binds to 127.0.0.2")
 def test_1500_idle_tls_connections_neither_use_up_descriptors_nor_keep_a_page_out(
     page: Page, many_descriptors: None
@@ -139,6 +170,48 @@ def test_1500_idle_tls_connections_neither_use_up_descriptors_nor_keep_a_page_ou
     assert "Traceback" not in log
     assert len(log.splitlines()) < 20
     assert log.count("closed to make room") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="binds to 127.0.0.2")
+@pytest.mark.parametrize("has_token", [True, False])
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/metrics"), ("POST", "/offer"), ("GET", "/ws"), ("GET", "/frames/7.png")]
+)
+def test_a_flood_from_one_address_does_not_keep_another_out(
+    page: Page, method: str, path: str, has_token: bool
+) -> None:
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    headers = upgrade | {"Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA=="} if path == "/ws" else {}
+    body: dict[str, Any] = {"json": {"sdp": OFFER}} if method == "POST" else {}
+    answered: list[int] = []
+    n_tried = 0
+
+    async def flood(session: aiohttp.ClientSession) -> None:
+        nonlocal n_tried
+        while True:
+            n_tried += 1
+            with contextlib.suppress(aiohttp.ClientError):
+                async with session.request(method, path, headers=headers, **body) as response:
+                    answered.append(response.status)
+            await asyncio.sleep(0)
+
+    async def check() -> None:
+        async with page.client("127.0.0.2", None if has_token else "wrong") as session:
+            floods = [asyncio.create_task(flood(session)) for _ in range(30)]
+            async with asyncio.timeout(PATIENCE_S):
+                while not answered:
+                    await asyncio.sleep(0.01)
+                for host in ["127.0.0.1"] * 10 + ["127.0.0.2"] * 10:
+                    before = n_tried
+                    assert await asyncio.to_thread(page.get_metrics, host) == 200
+                    while n_tried == before:  # the flood goes on
+                        await asyncio.sleep(0.01)
+            for each in floods:
+                each.cancel()
+            await asyncio.gather(*floods, return_exceptions=True)
+
+    asyncio.run(check())
+    assert "Traceback" not in page.stop()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="binds to 127.0.0.2")
@@ -230,3 +303,36 @@ async def _trickle(writer: asyncio.StreamWriter) -> None:
     while True:
         await asyncio.sleep(0.02)
         writer.write(b"x")
+
+
+def test_a_page_that_does_not_read_its_websocket_is_let_go(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "STALL_S", 0.5)
+    noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
+
+    async def check() -> None:
+        broadcast = Broadcast(run.status("warming").message)
+        viewer = Viewer(broadcast, 0)
+        url, token = (await viewer.start()).split("?token=")
+        headers = {"Authorization": f"Bearer {token}"}
+        patience = aiohttp.ClientWSTimeout(ws_close=0.1)  # with a server that has hung up
+        async with (
+            aiohttp.ClientSession(url, headers=headers) as session,
+            session.ws_connect("/ws", timeout=patience) as page,
+        ):
+            await page.receive()
+            client = page.get_extra_info("socket").fileno()
+            asyncio.get_running_loop()._remove_reader(client)  # type: ignore[attr-defined]
+            [socket] = viewer._sockets
+            assert socket._req is not None
+            most, n_sent = 0, 0
+            async with asyncio.timeout(PATIENCE_S):
+                while viewer._sockets:
+                    broadcast.send(Event(run.frame(n_sent).message, image=noise))
+                    n_sent += 1
+                    await asyncio.sleep(0.02)
+                    transport = socket._req.transport
+                    most = max(most, transport.get_write_buffer_size() if transport else 0)
+            assert 0 < most < 2 * noise.nbytes
+        await viewer.stop()
+
+    asyncio.run(check())

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -140,3 +142,24 @@ def test_messages_fit_any_data_channel(make_run: Any) -> None:
         raise AssertionError("the feed ended")
 
     assert asyncio.run(longest()) < 64 * 1024
+
+
+def test_a_page_that_is_stuck_keeps_no_pictures_of_a_run_that_is_over(run: Any, make_run: Any) -> None:
+    async def check() -> None:
+        broadcast = Broadcast(status_of(run.status("trusted", 0)))
+        feed = Feed(broadcast, "session").follow()
+        await anext(feed)
+        pictures = []
+        for volume in range(100):
+            broadcast.send(event := run.frame(volume))
+            pictures.append(weakref.ref(event.image))
+        del event
+        await anext(feed)  # the page knows of these frames, and then takes no more
+        second = make_run("the-second-run")
+        for volume in range(100):
+            broadcast.send(second.status("warming", volume))
+        gc.collect()
+        assert not any(picture() is not None for picture in pictures)
+        await feed.aclose()
+
+    asyncio.run(check())

@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import expect
 
 from realtime.viewer import open as opening
-from realtime.viewer import open_access
+from realtime.viewer.access import open_access
 
 TOKEN = "a-token-that-only-its-user-may-ever-see"
 URL = f"http://127.0.0.1:8765/?token={TOKEN}"
@@ -47,8 +47,11 @@ def test_the_token_is_in_no_command_line_and_the_file_goes_away(tmp_path: Path) 
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such modes")
-def test_only_its_user_can_read_the_file_and_it_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_its_user_can_read_the_file_and_it_goes_away(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(opening, "KEPT_S", 0.2)
+    monkeypatch.setenv("HOME", str(tmp_path))
     before = os.umask(0)
     try:
         path = opening.write_redirect(URL)
@@ -65,11 +68,19 @@ def test_only_its_user_can_read_the_file_and_it_goes_away(monkeypatch: pytest.Mo
 @pytest.mark.browser
 @pytest.mark.parametrize("has_certificate", [False, True])
 def test_a_browser_comes_from_the_file_to_the_page(
-    run: Any, serve: Any, open_page: Any, make_certificate: Any, tmp_path: Path, has_certificate: bool
+    run: Any,
+    serve: Any,
+    open_page: Any,
+    make_certificate: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    has_certificate: bool,
 ) -> None:
     certificate = make_certificate(tmp_path, "127.0.0.1") if has_certificate else (None, None)
     served = serve(run.status("warming", 30), access=open_access("127.0.0.1", *certificate))
-    redirect = opening.write_redirect(served.url + "&transport=websocket")
+    with monkeypatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path))
+        redirect = opening.write_redirect(served.url + "&transport=websocket")
     page = open_page(redirect.as_uri(), flags=("--ignore-certificate-errors",))
     expect(page.locator("html")).to_have_attribute("data-transport", "websocket")
     assert page.url == f"{served.base}?transport=websocket"

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from realtime.events import DecoderUsed
-from realtime.viewer import open_access
+from realtime.viewer.access import open_access
 
 pytestmark = pytest.mark.browser
 
@@ -266,6 +266,16 @@ def test_a_runtime_that_dies_is_noticed_and_found_again(
     expect(page.get_by_test_id("strip")).to_have_attribute("data-count", "1")  # what this server knows
     sent = frame.image.mean((0, 1))
     until(page, lambda: np.abs(video_mean_rgb(page) - sent).max() < 6, "video after the restart")
+
+
+def test_a_page_whose_token_is_of_another_time_says_so(run: Any, serve: Any, open_page: Any) -> None:
+    first = serve(run.status("trusted", 30))
+    page = open_page(first.url + "&transport=websocket")
+    expect_root(page, "transport", "websocket")
+    first.stop()
+    expect(page.get_by_test_id("transport")).to_contain_text("trying again")
+    serve(run.status("trusted", 31), port=first.port)
+    expect(page.get_by_test_id("transport")).to_contain_text("the runtime has a new address")
 
 
 def test_a_new_run_clears_the_old_one(run: Any, make_run: Any, serve: Any, open_page: Any) -> None:

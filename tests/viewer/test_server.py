@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 import realtime.viewer
 from realtime.errors import ServeError
 from realtime.events import Broadcast
-from realtime.viewer import Viewer
+from realtime.viewer.server import MAX_TRIES, Viewer
 
 STATIC = Path(realtime.viewer.__file__).parent / "static"
 
@@ -273,6 +273,48 @@ def test_a_new_run_begins_anew(with_viewer: Any, run: Any, make_run: Any) -> Non
             assert "immutable" in response.headers["Cache-Control"]
 
     with_viewer(run.status("warming"), check)
+
+
+@pytest.mark.parametrize("what", ["words", "a flood of pings"])
+def test_a_page_that_talks_is_hung_up_on(with_viewer: Any, run: Any, what: str) -> None:
+    async def check(session: aiohttp.ClientSession, _: Broadcast) -> None:
+        async with session.ws_connect("/ws") as websocket:
+            if what == "words":
+                await websocket.send_str("hello")
+            else:
+                for _ping in range(3 * MAX_TRIES):
+                    await websocket.ping()
+            while not websocket.closed:
+                await websocket.receive()
+            assert websocket.close_code == aiohttp.WSCloseCode.POLICY_VIOLATION
+
+    with_viewer(run.status("waiting"), check)
+
+
+def test_a_program_may_ask_whether_the_server_is_there(with_viewer: Any, run: Any) -> None:
+    async def check(session: aiohttp.ClientSession, _: Broadcast) -> None:
+        async with session.ws_connect("/ws", autoping=False) as websocket:
+            await websocket.ping(b"there?")
+            while (message := await websocket.receive()).type is not aiohttp.WSMsgType.PONG:
+                assert message.type is aiohttp.WSMsgType.TEXT
+            assert message.data == b"there?"
+
+    with_viewer(run.status("waiting"), check)
+
+
+def test_an_address_that_opens_websockets_too_often_waits(with_viewer: Any, run: Any) -> None:
+    async def check(session: aiohttp.ClientSession, _: Broadcast) -> None:
+        refused = []
+        for _attempt in range(3 * MAX_TRIES):
+            try:
+                async with session.ws_connect("/ws") as websocket:
+                    await websocket.receive_json()
+            except aiohttp.WSServerHandshakeError as error:
+                refused.append(error.status)
+        assert set(refused) == {429}
+        assert len(refused) <= 2 * MAX_TRIES
+
+    with_viewer(run.status("waiting"), check)
 
 
 def test_stop_says_goodbye(run: Any) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import ssl
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,16 @@ from av import VideoFrame
 from numpy.typing import NDArray
 
 from realtime.events import KEPT, Broadcast
-from realtime.viewer import Viewer, open_access
-from realtime.viewer.offer import candidate_addresses, gather_only, without_candidates
-from realtime.viewer.server import MAX_OFFER_BYTES, MAX_PAGES
+from realtime.viewer import peer, server
+from realtime.viewer.access import open_access
+from realtime.viewer.offer import (
+    MAX_OFFER_BYTES,
+    MAX_OFFER_LINES,
+    candidate_addresses,
+    gather_only,
+    without_candidates,
+)
+from realtime.viewer.server import MAX_PAGES, MAX_TRIES, Viewer
 
 PATIENCE_S = 60
 
@@ -229,13 +236,13 @@ def test_bad_offers_are_refused_and_leave_nothing_behind(with_viewer: Any, run: 
 
 def test_offers_that_break_off_take_no_place(with_viewer: Any, run: Any) -> None:
     async def check(session: aiohttp.ClientSession, broadcast: Broadcast) -> None:
-        server = session._base_url
-        assert server is not None
-        head = f"POST /offer HTTP/1.1\r\nHost: {server.host}:{server.port}\r\n"
+        base = session._base_url
+        assert base is not None
+        head = f"POST /offer HTTP/1.1\r\nHost: {base.host}:{base.port}\r\n"
         head += f"Authorization: {session.headers['Authorization']}\r\n"
         head += "Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
         for _ in range(MAX_PAGES + 1):
-            _, writer = await asyncio.open_connection(server.host, server.port)
+            _, writer = await asyncio.open_connection(base.host, base.port)
             writer.write(head.encode())
             await writer.drain()
             writer.close()
@@ -272,6 +279,122 @@ def test_bad_bodies_are_refused(
             assert response.status == 200
 
     with_viewer(run.status("waiting"), check)
+
+
+def test_an_offer_that_would_take_long_to_parse_is_refused(with_viewer: Any, run: Any) -> None:
+    async def check(session: aiohttp.ClientSession, _: Broadcast) -> None:
+        sdp = await good_offer() + "a=ssrc:1 c:x\r\n" * MAX_OFFER_LINES
+        assert len(sdp) < MAX_OFFER_BYTES
+        async with session.post("/offer", json={"sdp": sdp}) as response:
+            assert response.status == 400
+            assert f"at most {MAX_OFFER_LINES} lines" in (await response.json())["error"]
+
+    with_viewer(run.status("waiting"), check)
+
+
+def test_an_offer_that_does_not_come_in_whole_is_refused(
+    with_viewer: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "BODY_S", 0.2)
+
+    async def check(session: aiohttp.ClientSession, _: Broadcast) -> None:
+        async def slowly() -> AsyncIterator[bytes]:
+            while True:
+                yield b" "
+                await asyncio.sleep(0.02)
+
+        headers = {"Content-Type": "application/json"}
+        async with session.post("/offer", data=slowly(), headers=headers) as response:
+            assert response.status == 408
+
+    with_viewer(run.status("waiting"), check)
+
+
+def test_pages_that_never_connect_make_room_again(
+    with_viewer: Any, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peer, "CONNECT_TIMEOUT_S", 1.0)
+
+    async def check(session: aiohttp.ClientSession, _: Broadcast) -> None:
+        offer = {"sdp": await good_offer()}
+        codes: list[int] = []
+        async with asyncio.timeout(PATIENCE_S):
+            while codes.count(200) <= MAX_PAGES:
+                async with session.post("/offer", json=offer) as response:
+                    codes.append(response.status)
+                await asyncio.sleep(0.05)
+        assert set(codes) <= {200, 503}
+
+    with_viewer(run.status("waiting"), check)
+
+
+def test_an_address_that_offers_too_often_waits(with_viewer: Any, run: Any) -> None:
+    async def check(session: aiohttp.ClientSession, _: Broadcast) -> None:
+        offer = {"sdp": spoil(await good_offer(), "no credentials")}
+        codes: list[int] = []
+        while len(codes) < 2 * MAX_TRIES:
+            async with session.post("/offer", json=offer) as response:
+                codes.append(response.status)
+        assert codes[:MAX_TRIES] == [400] * MAX_TRIES
+        assert 429 in codes
+
+    with_viewer(run.status("waiting"), check)
+
+
+def serve_a_page(run: Any, check: Callable[[Page, Viewer, Broadcast], Coroutine[Any, Any, None]]) -> None:
+    """Connect a page, and let ``check`` do with it what a browser would not."""
+
+    async def serving() -> None:
+        broadcast = Broadcast(run.status("trusted", 1).message)
+        viewer = Viewer(broadcast, 0)
+        url, token = (await viewer.start()).split("?token=")
+        page = Page()
+        try:
+            async with aiohttp.ClientSession(url, headers={"Authorization": f"Bearer {token}"}) as session:
+                await page.connect(session)
+            await page.hear(lambda: len(page.messages) > 0)
+            async with asyncio.timeout(PATIENCE_S):
+                await check(page, viewer, broadcast)
+                while viewer._peers:
+                    await asyncio.sleep(0.01)
+        finally:
+            await asyncio.gather(page.connection.close(), viewer.stop())
+
+    asyncio.run(serving())
+
+
+def test_a_page_that_reads_nothing_is_let_go_and_fills_no_memory(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peer, "STALL_S", 0.5)
+
+    async def check(page: Page, viewer: Viewer, broadcast: Broadcast) -> None:
+        async def ignore(_data: bytes) -> None:
+            """Acknowledge nothing, as if the network were gone one way."""
+
+        assert page.connection.sctp is not None
+        monkeypatch.setattr(page.connection.sctp, "_handle_data", ignore)
+        [connected] = viewer._peers
+        assert connected._connection.sctp is not None
+        [channel] = connected._connection.sctp._data_channels.values()
+        most = 0
+        for number in range(2_000):
+            broadcast.send(run.status("trusted", 1, message=f"{number} " + "x" * 8_000))
+            await asyncio.sleep(0)
+            most = max(most, channel.bufferedAmount)
+        assert peer.BUFFER_BYTES < most < 3 * peer.BUFFER_BYTES
+
+    serve_a_page(run, check)
+
+
+def test_a_page_that_sends_a_message_without_an_end_is_let_go(run: Any) -> None:
+    async def check(page: Page, viewer: Viewer, broadcast: Broadcast) -> None:
+        assert page.connection.sctp is not None
+        [channel] = page.connection.sctp._data_channels.values()
+        page.connection.sctp._remote_max_message_size = 0  # as if the server took any
+        channel.send(b"x" * 4 * 1024 * 1024)
+
+    serve_a_page(run, check)
 
 
 def test_one_page_too_many_is_told_so(with_viewer: Any, run: Any) -> None:

@@ -33,7 +33,8 @@ export class Link {
         await this.#session.closed;
         this.#session.close();
       }
-      this.#store.setLink({ state: "lost", transport: "none", note: "trying again" });
+      const note = (await isKnown()) ? "trying again" : "the runtime has a new address, see where it was started";
+      this.#store.setLink({ state: "lost", transport: "none", note });
       await sleep(RETRY_MS);
     }
   }
@@ -56,6 +57,15 @@ export class Link {
     } catch {
       return null;
     }
+  }
+}
+
+// Whether the server still takes this page's token; a server that is away may.
+async function isKnown() {
+  try {
+    return (await fetch("/", { method: "HEAD" })).status !== 401;
+  } catch {
+    return true;
   }
 }
 

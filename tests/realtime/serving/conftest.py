@@ -123,6 +123,9 @@ class Client:
         return self._socket.poll(0) != 0
 
     def ask(self, message: wire.ToRuntime, buffer: bytes = b"") -> wire.ToScanner:
+        """Send a message, a volume with its checksum, and return the reply."""
+        if isinstance(message, wire.Volume) and message.crc32 is None:
+            message = wire.with_checksum(message, buffer)
         self.send_frames(wire.encode(message), buffer)
         return self.reply()
 

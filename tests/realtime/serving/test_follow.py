@@ -27,12 +27,15 @@ from realtime.decoding.pace import Pace, StepTimes
 from realtime.errors import EngineError, RecordError
 from realtime.events import Counts, Event, Frame, Shown
 from realtime.preprocessing.spikes import SpikeRule
+from realtime.preprocessing.stream import Pushed, StreamingPreprocessor
 from realtime.record.folder import RunFolder
 from realtime.record.past import past_events
 from realtime.record.reader import Recorded, read_image, read_recorded
 from realtime.record.run_journal import RunJournal
 from realtime.record.run_json import EngineUsed, decoders_of, events_path, new_run_file
 from realtime.record.tables import Row
+from realtime.runs import follow
+from realtime.runs.checkpoint import CHECKPOINT
 from realtime.runs.decode_loop import ByDeadline, DecodeLoop
 from realtime.runs.follow import Following
 from realtime.runs.open import open_run
@@ -134,9 +137,11 @@ class Bench:
         self._grown.set()
 
     async def volumes(self, indices: Iterable[int]) -> None:
+        """Record volumes that have not come yet; each is read before the next."""
         for index in indices:
+            before = self.counts.received
             self.volume(index)
-            await self.until(lambda index=index: self.run.account.has(index))  # type: ignore[misc]
+            await self.until(lambda before=before: self.counts.received > before)  # type: ignore[misc]
 
     def marker(self, onset_volume: int, png: bytes) -> None:
         self.journal.add_marker(self.scan.marker(onset_volume), memoryview(png), time.time())
@@ -551,6 +556,65 @@ def test_a_decoder_that_comes_late_decodes_the_newest_window_and_accounts_for_th
             assert {rows[volume].reason for volume in range(5, 19)} == {
                 "the decoder was restarted before it was decoded"
             }
+
+    asyncio.run(run())
+
+
+def test_a_decoder_goes_on_from_its_checkpoint_as_if_it_had_not_been_killed(
+    bundle: Bundle,
+    scan: Scan,
+    make_picture: Callable[..., bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(follow, "PAYS_S", 0.0)  # as if every volume took long to preprocess
+    pushed: list[int] = []
+    push = StreamingPreprocessor.push
+
+    def watched(self: StreamingPreprocessor, index: int, volume: NDArray[Any]) -> Pushed:
+        pushed.append(index)
+        return push(self, index, volume)
+
+    monkeypatch.setattr(StreamingPreprocessor, "push", watched)
+
+    async def decode(one: Bench, volumes: Iterable[int]) -> None:
+        for index in volumes:
+            if index == 2:
+                one.marker(index, make_picture(index))
+            await one.volumes([index])
+            if index >= 5:
+                await one.until(partial(shows, one, index))
+
+    async def run() -> None:
+        async with bench(bundle, tmp_path / "whole", scan) as (whole, following):
+            await decode(whole, range(24))
+            whole.end()
+            await following
+        async with bench(bundle, tmp_path / "killed", scan) as (one, _):
+            await decode(one, range(15))
+        pushed.clear()
+        async with bench(bundle, tmp_path / "killed", scan) as (two, following):
+            await two.until(lambda: two.run.message)
+            assert two.run.message == "resumed at volume 14 after a restart"
+            assert two.status() == "trusted"
+            assert two.counts == one.counts
+            await decode(two, range(15, 24))
+            assert 0 < pushed[0] <= 15
+            two.end()
+            await following
+            assert not (two.path / CHECKPOINT).exists()
+            frames = {
+                event.message.volume: (event.message.shown_onset, image_of(event).tobytes())
+                for event in one.heard + two.heard
+                if isinstance(event.message, Frame)
+            }
+            expected = {
+                event.message.volume: (event.message.shown_onset, image_of(event).tobytes())
+                for event in whole.heard
+                if isinstance(event.message, Frame)
+            }
+            assert frames == expected
+            assert sorted(frames) == list(range(5, 24))
 
     asyncio.run(run())
 

@@ -249,7 +249,8 @@ def test_the_owner_comes_back_on_another_connection_with_its_secret(
                 refusal(await one.volume(scan, 4)) == "no-run"
             )  # the old connection is no longer the owner's
         info = read_run_file(tmp_path / scan.run_id)
-        assert info.owner and info.owner.key == "scanner"
+        assert info.owner
+        assert info.owner.key == "scanner"
         assert "the owner's own secret" not in (tmp_path / scan.run_id / "run.json").read_text()
 
     asyncio.run(run())

@@ -10,7 +10,7 @@ import pytest
 from realtime import wire
 from realtime.errors import ServeError, WireError
 from realtime.network.address import check_address
-from realtime.network.curve import own_server_keys
+from realtime.network.curve import own_client_keys, own_server_keys
 from realtime.sources.zeromq import ZeroMqSource, parse
 
 from .conftest import Client, Scan
@@ -108,19 +108,26 @@ def test_over_a_socket_invalid_messages_are_refused_and_valid_ones_received(
             client.send_frames(b"\xc1", b"")
             client.send_frames(header(version=9), b"")
             client.send_frames(wire.encode(scan.start), b"")
-            client.send_frames(wire.encode(scan.volume(4)), scan.voxels(4).tobytes())
+            voxels = scan.voxels(4).tobytes()
+            checked = wire.with_checksum(scan.volume(4), voxels)
+            client.send_frames(wire.encode(scan.volume(4)), voxels)
+            client.send_frames(wire.encode(checked), voxels)
             start = await source.receive()
             volume = await source.receive()
             assert start.message == scan.start
-            assert volume.message == scan.volume(4)
+            assert volume.message == checked
+            scanner = own_client_keys("scanner")
+            assert scanner
+            assert start.peer.key == volume.peer.key == scanner.own.public.decode()
+            assert start.peer.connection == volume.peer.connection != b""
             assert bytes(volume.payload) == scan.voxels(4).tobytes()
             assert volume.received_s >= start.received_s
             await volume.reply(wire.Ack(run_id=scan.run_id, index=4))
             return [
                 type(reply).__name__
-                for reply in await asyncio.to_thread(lambda: [client.reply() for _ in range(3)])
+                for reply in await asyncio.to_thread(lambda: [client.reply() for _ in range(4)])
             ]
         finally:
             await source.stop()
 
-    assert asyncio.run(receive()) == ["Refused", "Refused", "Ack"]
+    assert asyncio.run(receive()) == ["Refused", "Refused", "Refused", "Ack"]
