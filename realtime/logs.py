@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -34,9 +35,14 @@ class Flood(logging.Filter):
     def __init__(self) -> None:
         super().__init__()
         self._causes: dict[tuple[str, str], _Cause] = {}
+        self._lock = threading.Lock()
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a record is logged; it may get a note of how many were not."""
+        with self._lock:
+            return self._filter(record)
+
+    def _filter(self, record: logging.LogRecord) -> bool:
         # A bare "%s" is no cause: the text is made elsewhere.
         name = (record.name, record.getMessage() if record.msg == "%s" else str(record.msg))
         if name not in self._causes and len(self._causes) >= _MOST_CAUSES:

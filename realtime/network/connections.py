@@ -8,6 +8,7 @@ asked how much each has sent. What was neither delivered nor is still in the ker
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket as sockets
@@ -51,9 +52,12 @@ class _Connection:
         """Bytes that ZeroMQ has taken from the kernel; 0 where the kernel does not tell."""
         if sys.platform != "linux":
             return 0
-        info = self.socket.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_INFO, _BYTES_RECEIVED.stop)
-        (received,) = struct.unpack("=Q", info[_BYTES_RECEIVED])
-        (unread,) = struct.unpack("=i", fcntl.ioctl(self.socket, termios.FIONREAD, bytes(4)))
+        try:
+            info = self.socket.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_INFO, _BYTES_RECEIVED.stop)
+            (received,) = struct.unpack("=Q", info[_BYTES_RECEIVED])
+            (unread,) = struct.unpack("=i", fcntl.ioctl(self.socket, termios.FIONREAD, bytes(4)))
+        except (OSError, struct.error):
+            return 0
         return int(received) - int(unread)
 
     def held_bytes(self) -> int:
@@ -63,10 +67,8 @@ class _Connection:
     def cut(self) -> None:
         """Shut the connection down; ZeroMQ then frees what it holds of it."""
         self.is_cut = True
-        try:
+        with contextlib.suppress(OSError):  # if the peer was faster
             self.socket.shutdown(sockets.SHUT_RDWR)
-        except OSError:  # the peer was faster
-            pass
 
 
 class Connections:

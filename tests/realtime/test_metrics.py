@@ -145,7 +145,7 @@ def test_pace_drifts_when_volumes_come_late() -> None:
     assert figures(metrics)["realtime_pace_drift_seconds"] == 0
 
 
-def test_the_publishers_figures_are_its_own() -> None:
+def test_the_publishers_figures_are_those_that_the_decoder_sends() -> None:
     found = figures(Metrics(lambda: Publishing(messages=7, overruns=2)))
     assert found["realtime_published_messages_total"] == 7
     assert found["realtime_publish_overruns_total"] == 2
