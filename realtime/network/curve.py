@@ -6,7 +6,7 @@
         scanners/NAME.key            public keys of peers that may send runs
         markers/NAME.key             public keys of peers that may say what is on screen (--markers)
         subscribers/NAME.key         public keys of peers that may read results (--publish)
-        operators/NAME.key           public keys of peers that may control the runtime
+        operators/NAME.key           public keys of operators; no port is for them yet
       scanner/                       for the scanner's machine: `python -m sim replay --keys keys/scanner`
         client.key_secret            the scanner's key pair
         server.key                   the runtime's public key, which authenticates the runtime

@@ -24,7 +24,7 @@ from realtime.record.reader import read_recorded
 from realtime.sources.pyneal import PynealScanner, greeting, parse
 from realtime.sources.run_boundaries import Scan as RunScan
 
-from .conftest import DemoScan, Scan, Served
+from .conftest import DemoScan, Scan, Served, closed
 from .test_folder import wait_until
 from .zmtp import old_message, post
 
@@ -131,10 +131,10 @@ def test_runs_are_recorded_and_each_volume_is_answered_once_it_is(
             assert reply == f"received volIdx {index}"
             assert index in read_recorded(folder).received
     scanner.send(0, scan.voxels(5), scan.start.affine, tr)  # of a third: the runs before are over
-    assert served.interrupt() == 0
     for folder in folders:
-        assert account_of(folder)["received"] == 12
+        assert account_of(closed(folder))["received"] == 12
         assert read_recorded(folder).info.state == "closed"
+    assert served.interrupt() == 0
 
 
 def test_a_run_that_cannot_be_decoded_stops_the_scanner_and_the_next_is_taken(
@@ -233,8 +233,8 @@ def test_another_number_of_volumes_after_a_kill_begins_another_take(
     first.kill()
     second = serve("--volumes", "12", source=first.address)
     assert scanner.send(5, scan.voxels(5), scan.start.affine) == "received volIdx 5"
+    assert read_recorded(closed(second.out / RUN_ID)).info.state == "closed"
     assert second.interrupt() == 0
-    assert read_recorded(second.out / RUN_ID).info.state == "closed"
     assert read_recorded(second.out / f"{RUN_ID}_take-2").received == {5}
 
 
