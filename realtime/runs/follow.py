@@ -131,7 +131,10 @@ class Following:
         """All that was in the journal at first was read."""
         if was_decoded:
             self._run.tell(f"resumed at {self._run.where()} after a restart")
-            self._run.folder.note(self._run.message)
+            try:
+                self._run.folder.note(self._run.message)
+            except RecordError as error:  # no reason to decode nothing
+                self._run.disk_failed(error)
         self._changed()
 
     def _take(self, entry: Entry | Head, *, is_past: bool) -> None:

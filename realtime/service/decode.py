@@ -198,23 +198,32 @@ class DecoderService:
             is_current=lambda: self._recording.run_folder in (None, str(path)),
         )
         self._changed()
+        is_damaged = is_unclosed = False
         try:
             is_closed = await self._following.follow()
         except RealtimeError as error:
             _log.error("%s", error)
             run.message, is_closed = str(error), False
+            is_unclosed = run.end is not None  # the disk does not take its end, and may do so later
+            is_damaged = not is_unclosed
         self._is_open = False
-        self._done.add(str(path))
+        if is_closed or is_damaged:  # if not, the recorder may go on with it in the same place
+            self._done.add(str(path))
         if is_closed:
             self._report(path)
         else:
             run.folder.let_go()
         is_whole = is_closed and run.end is not None and run.end.reason == "complete"
         self._tell("the run is complete; waiting for the next" if is_whole else run.message)
+        if is_unclosed:
+            await asyncio.sleep(BEAT_S)
 
     async def _wait(self, timeout_s: float) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._news.wait(), timeout_s)
+            async with asyncio.timeout(
+                timeout_s
+            ):  # wait_for swallows a cancellation that comes with the news
+                await self._news.wait()
         self._news.clear()
 
     # What the recorder says

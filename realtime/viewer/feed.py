@@ -101,7 +101,8 @@ class Feed:
 async def _drain(queue: asyncio.Queue[Event], timeout_s: float) -> list[Event]:
     """Every event in the queue; if it is empty, the first to come within the time."""
     try:
-        events = [await asyncio.wait_for(queue.get(), timeout_s)]
+        async with asyncio.timeout(timeout_s):
+            events = [await queue.get()]
     except TimeoutError:
         return []
     while not queue.empty():

@@ -61,7 +61,8 @@ class LivePicture:
         """Return when there is a picture newer than ``version``, or after ``timeout_s``."""
         if self.version == version:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await self._changed.wait()
 
     def _show(self, picture: NDArray[np.uint8]) -> None:
         self._picture = picture

@@ -130,7 +130,8 @@ class FolderScanner:
     async def _news(self) -> None:
         patience_s = SETTLE_S if self._files.is_settling else POLL_S
         try:
-            await asyncio.wait_for(self._wake.wait(), patience_s)
+            async with asyncio.timeout(patience_s):
+                await self._wake.wait()
         except TimeoutError:
             return
         self._wake.clear()
