@@ -1,4 +1,4 @@
-"""Recorder and decoder in this process, each with its channel: what happens to a run under the decoder's eyes."""
+"""Recorder and decoder in this process, each with its channel: what happens to a run that is followed."""
 
 from __future__ import annotations
 
