@@ -11,6 +11,7 @@ there is no other authentication. Nothing waits for a listener: one that is slow
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import os
@@ -131,8 +132,12 @@ async def listening(out: Path, role: Role) -> AsyncIterator[Heard]:
     socket.set(zmq.RECONNECT_IVL, 20)
     socket.set(zmq.RECONNECT_IVL_MAX, 200)
     socket.subscribe(b"")
-    socket.connect(channel_address(out, role))
     try:
+        address = channel_address(out, role)
+        try:
+            socket.connect(address)
+        except zmq.ZMQError as error:
+            raise ServeError(f"cannot connect to {address}: {error.strerror}") from error
         yield Heard(socket)
     finally:
         socket.close(linger=0)
@@ -150,6 +155,7 @@ class Heard:
 
     async def receive(self) -> Message | Event:
         """The next message; those of a broadcast come as an :class:`Event` with their picture."""
+        await asyncio.sleep(0)  # a message that is there already is received without waiting
         header, picture = await self._socket.recv_multipart()
         envelope = _decoder.decode(header)
         if self._expected is not None and envelope.sequence != self._expected:

@@ -220,9 +220,8 @@ class DecoderService:
 
     async def _wait(self, timeout_s: float) -> None:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(
-                timeout_s
-            ):  # wait_for swallows a cancellation that comes with the news
+            # asyncio.wait_for would swallow a cancellation that comes together with the news.
+            async with asyncio.timeout(timeout_s):
                 await self._news.wait()
         self._news.clear()
 

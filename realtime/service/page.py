@@ -21,6 +21,9 @@ from realtime.viewer.access import open_access
 from realtime.viewer.prometheus import Metrics
 from realtime.viewer.server import Viewer
 
+DECODER_STARTS_S = 60.0
+"""Time for the decoder to be heard for the first time: it opens its engine."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -77,6 +80,8 @@ class PageService:
         self._began_s = time.monotonic()
         self._heard_s: dict[str, float] = {}
         """When each process was heard last, by ``time.monotonic``."""
+        self._is_reading = False
+        """Whether this process reads a run folder, and hears no decoder meanwhile."""
         self.publishing: Publishing | None = None
         self.broadcast = Broadcast(self._status)
 
@@ -120,11 +125,15 @@ class PageService:
 
     async def _show_past(self, folder: Path) -> None:
         """Show what was decoded before this page listened, or was lost on the way here."""
+        self._is_reading = True
         try:
             events = await asyncio.to_thread(lambda: list(past_events(folder)))
         except RecordError as error:
             _log.info("cannot read what was decoded so far: %s", error)
             return
+        finally:
+            self._is_reading = False
+            self._heard_s["decoder"] = time.monotonic()
         for event in events:
             message = event.message
             is_known = (
@@ -143,7 +152,8 @@ class PageService:
         """Which process does not answer, and what that means."""
         if self._silent_s("recorder") > SILENT_S:
             return "the recorder does not answer: no volume is recorded; it is being started again"
-        if self._silent_s("decoder") > SILENT_S and "decoder" in self._heard_s:
+        patience_s = SILENT_S if "decoder" in self._heard_s else DECODER_STARTS_S
+        if self._silent_s("decoder") > patience_s and not self._is_reading:
             return "the decoder does not answer: volumes are recorded, and will be decoded once it is back"
         return ""
 

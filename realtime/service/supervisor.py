@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
@@ -22,7 +22,11 @@ _MEANS: Mapping[Role, str] = {
     "page": "recording and decoding go on",
 }
 _AGAIN_S, _AGAIN_AT_MOST_S = 0.1, 5.0
-"""How soon a process is started again, twice as late each time that it dies before it serves."""
+"""How soon a process is started again, twice as late each time that it dies early."""
+_LAST_WORDS_S = 1.0
+"""A process that it started may hold its output open after it has ended."""
+_SOUND_S = 2.0
+"""One that lived this long, its start included, did not die of it."""
 _STOP_S = 2.0
 """A process that has not ended this long after SIGTERM is killed; the decoder finishes a decode first."""
 _DECODER_STOP_S = 70.0
@@ -51,6 +55,8 @@ class Child:
         self._environment = environment
         self._again = again
         self._process: asyncio.subprocess.Process | None = None
+        self._reason = ""
+        """Why it ended, in its own words."""
         self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         """What it said when it first served. :raises ServeError: if it ended before"""
 
@@ -58,10 +64,18 @@ class Child:
         """Keep it running until cancelled."""
         patience_s = _AGAIN_S
         while True:
-            has_served = await self._serve_once()
+            began_s = time.monotonic()
+            try:
+                has_served = await self._serve_once()
+            except OSError as error:  # no memory, or no room for another process
+                _log.error("cannot start the %s: %s", TITLES[self.role], error.strerror or error)
+                has_served = False
+                if not self.ready.done():
+                    self.ready.set_exception(ServeError(f"cannot start the {TITLES[self.role]}: {error}"))
             if self.ready.done() and self.ready.exception():
                 return
-            patience_s = _AGAIN_S if has_served else min(2 * patience_s, _AGAIN_AT_MOST_S)
+            is_sound = has_served and time.monotonic() - began_s > _SOUND_S
+            patience_s = _AGAIN_S if is_sound else min(2 * patience_s, _AGAIN_AT_MOST_S)
             await asyncio.sleep(patience_s)
 
     async def _serve_once(self) -> bool:
@@ -79,29 +93,39 @@ class Child:
             start_new_session=True,  # so that a terminal's Ctrl-C reaches this process first
         )
         assert process.stdout is not None
-        first = _understood(await process.stdout.readline())
-        if isinstance(first, Ready):
-            if self.ready.done():
-                _log.warning("the %s is back", TITLES[self.role])
-            else:
-                self._arguments = list(self._again(self._arguments, first))
-                self.ready.set_result(first)
-        status = await process.wait()
-        last = first
-        with contextlib.suppress(TimeoutError):  # a process that it has started may keep the pipe open
-            rest = await asyncio.wait_for(process.stdout.read(), _LAST_WORDS_S)
-            last = _understood(rest) if rest else first
+        listening = asyncio.create_task(self._listen(process.stdout))
+        try:
+            status = await process.wait()
+            await asyncio.wait({listening}, timeout=_LAST_WORDS_S)
+        finally:
+            listening.cancel()
+        has_served = listening.done() and not listening.cancelled() and listening.result()
         how = signal.Signals(-status).name if status < 0 else f"exit code {status}"
-        reason = last.error if isinstance(last, Failed) else ""
         if self.ready.done() or status < 0:  # one that was killed gets another chance
-            how = f"{how}: {reason}" if reason else how
+            how = f"{how}: {self._reason}" if self._reason else how
             _log.error(
                 "the %s has died (%s) and is started again: %s", TITLES[self.role], how, _MEANS[self.role]
             )
         else:
             unknown = f"the {TITLES[self.role]} did not start ({how}); what it printed is above"
-            self.ready.set_exception(ServeError(reason or unknown))
-        return isinstance(first, Ready)
+            self.ready.set_exception(ServeError(self._reason or unknown))
+        return has_served
+
+    async def _listen(self, stream: asyncio.StreamReader) -> bool:
+        """Read all that it prints, so that it never waits for a reader; whether it said that it serves."""
+        has_served, self._reason = False, ""
+        async for line in _lines(stream):
+            said = _understood(line)
+            if isinstance(said, Failed):
+                self._reason = said.error
+            elif isinstance(said, Ready):
+                has_served = True
+                if self.ready.done():
+                    _log.warning("the %s is back", TITLES[self.role])
+                else:
+                    self._arguments = list(self._again(self._arguments, said))
+                    self.ready.set_result(said)
+        return has_served
 
     async def stop(self) -> None:
         """Once :meth:`run` is cancelled: let it end; kill it if it does not."""
@@ -116,6 +140,18 @@ class Child:
             _log.warning("the %s did not end in %.0f s and is killed", TITLES[self.role], patience_s)
             process.kill()
             await process.wait()
+
+
+async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """The lines of a stream up to its end, but for those that are too long."""
+    while True:
+        try:
+            line = await stream.readline()
+        except ValueError:
+            continue
+        if not line:
+            return
+        yield line
 
 
 class Runtime:

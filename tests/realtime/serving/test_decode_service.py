@@ -1,4 +1,4 @@
-"""Recorder and decoder in this process, each with its channel: what happens to a run that is followed."""
+"""Recorder and decoder in this process, each with its channel, while somebody harms the run."""
 
 from __future__ import annotations
 
