@@ -19,6 +19,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import socket
 import ssl
 import subprocess
@@ -354,11 +355,12 @@ def main() -> None:
     allow_open_files(OPEN_FILES)
     found: dict[str, Any] = {}
     for attack in options.attack or FROM_OUTSIDE:
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                found[attack] = attacked_run(attack, options.seconds, Path(folder))
-            except SystemExit as failure:
-                found[attack] = {"failed": str(failure), "holds": False}
+        work = Path(tempfile.mkdtemp())
+        try:
+            found[attack] = attacked_run(attack, options.seconds, work)
+            shutil.rmtree(work)
+        except SystemExit as failure:  # the folder stays
+            found[attack] = {"failed": str(failure), "holds": False}
         print(attack, json.dumps(found[attack]), flush=True)
     if options.out:
         figures = {"limit_ms": LIMIT_MS, "attacks": found, "machine": machine()}

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import subprocess
 import tempfile
 import time
@@ -209,16 +210,17 @@ def main() -> None:
     n_frames = 0
     runs = [victims[first : first + PER_RUN] for first in range(0, len(victims), PER_RUN)]
     for run_victims in runs:
-        with tempfile.TemporaryDirectory() as folder:
-            frames, died = killed_run(
-                demo_data("bundle"),
-                demo_data("nsd"),
-                10,
-                Path(folder) / "work",
-                victims=run_victims,
-                rng=rng,
-                speed=options.speed,
-            )
+        work = Path(tempfile.mkdtemp())  # stays if something fails
+        frames, died = killed_run(
+            demo_data("bundle"),
+            demo_data("nsd"),
+            10,
+            work,
+            victims=run_victims,
+            rng=rng,
+            speed=options.speed,
+        )
+        shutil.rmtree(work)
         n_frames, deaths = n_frames + frames, deaths + died
         print(f"{dict(deaths)}: nothing lost, {n_frames} frames replayed bit for bit", flush=True)
     if options.out:

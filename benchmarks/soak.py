@@ -146,12 +146,9 @@ def soak(hours: float, times: float) -> dict[str, Any]:
     disturbances: Counter[str] = Counter()
     memory_mb: dict[str, list[float]] = defaultdict(list)
     n_runs, n_faults, begun_s = 0, 0, time.monotonic()
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as attacker,
-    ):
-        work = Path(folder)
-        os.environ["XDG_CONFIG_HOME"] = folder  # where the runtime and this scanner have their keys
+    work = Path(tempfile.mkdtemp())  # stays if something fails
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as attacker:
+        os.environ["XDG_CONFIG_HOME"] = str(work)  # where the runtime and this scanner have their keys
         bundle = faster_bundle(work / "bundle", times)
         run_s = N_VOLUMES * bundle.spec.tr_s
         run_hours = run_s * times / 3600
@@ -172,7 +169,8 @@ def soak(hours: float, times: float) -> dict[str, Any]:
                 print(f"{n_runs * run_hours:6.2f} h  {kind}  {now_mb} MB  {dict(states)}", flush=True)
         said = (work / "realtime.log").read_text()
     if "Traceback" in said:
-        raise SystemExit(f"the runtime printed a traceback: {said[-4000:]}")
+        raise SystemExit(f"the runtime printed a traceback, in {work / 'realtime.log'}")
+    shutil.rmtree(work)
     grown = {role: growth(values, int(1 / run_hours)) for role, values in memory_mb.items()}
     return {
         "machine": machine(),

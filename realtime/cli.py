@@ -24,11 +24,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(arguments.command(arguments) or 0)
     except RealtimeError as error:
-        print(f"realtime: {error}", file=sys.stderr)
+        _tell(error, is_supervised=getattr(arguments, "supervised", False))
         return 2
     except KeyboardInterrupt:
         print("realtime: interrupted", file=sys.stderr)
         return 130
+
+
+def _tell(error: RealtimeError, *, is_supervised: bool) -> None:
+    """Tell the user in one line, or the process that started this one, which tells it."""
+    if is_supervised:
+        from realtime.service.process import say_failed
+
+        say_failed(error)
+    else:
+        print(f"realtime: {error}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -33,6 +33,12 @@ TROUBLE = "runtime"
 DUPLICATE = "duplicate"
 """Code of a refusal because the runtime has another volume with this index, which it keeps."""
 
+NOT_OWNER = "not-owner"
+"""Code of a refusal because another process has started the run, perhaps one before this that was killed."""
+
+OWNER_PATIENCE_TR = 6
+"""How many TR to offer a run again that belongs to another process: one that is silent loses it."""
+
 DAMAGED = frozenset({"header", "version", "checksum"})
 """Codes of a refusal because the message was changed in transit. While a run is opened, ``header`` and
 ``version`` mean that the runtime is another release."""
@@ -171,6 +177,7 @@ class Sender:
         self._in_flight: dict[_Key, None] = {}  # in order of sending, which is also the order of replies
         self._awaiting_since_s: float | None = None
         self._end_sent = False
+        self._not_owner_since_s: float | None = None
 
     @property
     def n_held(self) -> int:
@@ -278,6 +285,7 @@ class Sender:
     def _on_accepted(self, reply: wire.RunAccepted, now_s: float) -> None:
         if self.state is not State.OPENING:
             return
+        self.trouble, self._not_owner_since_s = "", None
         n_volumes = self.start.n_volumes
         held = {index for first, stop in reply.held for index in range(first, min(stop, n_volumes))}
         if self._end_sent and not held:
@@ -329,6 +337,11 @@ class Sender:
             self._answered(("volume", reply.index))
             self._awaiting_since_s = now_s if self._expects_reply else None
             return
+        if reply.code == NOT_OWNER and self.state is State.OPENING:
+            self._not_owner_since_s = now_s if self._not_owner_since_s is None else self._not_owner_since_s
+            if now_s < self._not_owner_since_s + OWNER_PATIENCE_TR * self.start.tr_s:
+                self.trouble = reply.message
+                return
         if reply.code == TROUBLE and self._pacer.has_begun:
             self.trouble = reply.message  # the refused message stays unacknowledged, so it is sent again
             return

@@ -17,7 +17,7 @@ def add_record(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="take the runs that a scanner sends, without decoding them",
         description="Record the runs that a scanner sends, until Ctrl-C. This is the first of the three\n"
         "processes of `realtime serve`; start it alone where a supervisor such as systemd watches it.\n"
-        "`realtime decode` with the same --out decodes what it records, at once or later.",
+        "`realtime decode` with the same --out decodes what it records, while it does.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_bundle_options(parser)

@@ -8,17 +8,23 @@ asked how much each has sent. What was neither delivered nor is still in the ker
 from __future__ import annotations
 
 import asyncio
-import fcntl
+import contextlib
 import logging
 import os
 import socket as sockets
 import struct
-import termios
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import zmq
 import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
+
+if sys.platform == "linux":
+    import fcntl
+    import termios
 
 MOST_CONNECTIONS = 64
 FRAME_OVERHEAD_BYTES = 42
@@ -43,10 +49,15 @@ class _Connection:
     is_cut: bool = False
 
     def taken_bytes(self) -> int:
-        """Bytes that ZeroMQ has taken from the kernel."""
-        info = self.socket.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_INFO, _BYTES_RECEIVED.stop)
-        (received,) = struct.unpack("=Q", info[_BYTES_RECEIVED])
-        (unread,) = struct.unpack("=i", fcntl.ioctl(self.socket, termios.FIONREAD, bytes(4)))
+        """Bytes that ZeroMQ has taken from the kernel; 0 where the kernel does not tell."""
+        if sys.platform != "linux":
+            return 0
+        try:
+            info = self.socket.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_INFO, _BYTES_RECEIVED.stop)
+            (received,) = struct.unpack("=Q", info[_BYTES_RECEIVED])
+            (unread,) = struct.unpack("=i", fcntl.ioctl(self.socket, termios.FIONREAD, bytes(4)))
+        except (OSError, struct.error):
+            return 0
         return int(received) - int(unread)
 
     def held_bytes(self) -> int:
@@ -56,25 +67,33 @@ class _Connection:
     def cut(self) -> None:
         """Shut the connection down; ZeroMQ then frees what it holds of it."""
         self.is_cut = True
-        try:
+        with contextlib.suppress(OSError):  # if the peer was faster
             self.socket.shutdown(sockets.SHUT_RDWR)
-        except OSError:  # the peer was faster
-            pass
 
 
 class Connections:
     """Watches the connections of a socket; create it before the socket is bound to a ``tcp://`` address.
 
     When all connections together hold too much, the one that holds most is closed. When there are too many,
-    the oldest that never delivered a message is closed. Linux only.
+    the oldest that never delivered a message is closed. Memory is limited on Linux only.
 
     :param budget_bytes: what ZeroMQ may hold of all connections
+    :param note: takes every event of the socket's monitor, also those of ``events``
     """
 
-    def __init__(self, socket: zmq.asyncio.Socket, budget_bytes: int, most: int = MOST_CONNECTIONS) -> None:
+    def __init__(
+        self,
+        socket: zmq.asyncio.Socket,
+        budget_bytes: int,
+        most: int = MOST_CONNECTIONS,
+        *,
+        events: int = 0,
+        note: Callable[[Any], None] = lambda event: None,
+    ) -> None:
         self._budget_bytes, self._most = budget_bytes, most
         self._watched = socket
-        self._monitor = socket.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        self._monitor = socket.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | events)
+        self._note_event = note
         self._open: dict[int, _Connection] = {}
         """By the number of ZeroMQ's file descriptor, in the order in which they came."""
         self._watching = asyncio.ensure_future(self._watch())
@@ -106,7 +125,9 @@ class Connections:
                     if not await self._monitor.poll(0):
                         break
                     event = parse_monitor_message(await self._monitor.recv_multipart())
-                    self._note(event["event"], int(event["value"]))
+                    if event["event"] in (zmq.EVENT_ACCEPTED, zmq.EVENT_DISCONNECTED):
+                        self._note(event["event"], int(event["value"]))
+                    self._note_event(event)
                 await asyncio.sleep(0)
             self._keep_budget()
 

@@ -6,7 +6,7 @@
         scanners/NAME.key            public keys of peers that may send runs
         markers/NAME.key             public keys of peers that may say what is on screen (--markers)
         subscribers/NAME.key         public keys of peers that may read results (--publish)
-        operators/NAME.key           public keys of peers that may control the runtime
+        operators/NAME.key           public keys of operators; no port is for them yet
       scanner/                       for the scanner's machine: `python -m sim replay --keys keys/scanner`
         client.key_secret            the scanner's key pair
         server.key                   the runtime's public key, which authenticates the runtime
@@ -266,7 +266,7 @@ class _Allowed:
                     keys.add(_load_public(path))
                 except ServeError as error:
                     self._tell(f"a key does not count: {error}")
-        except ServeError as error:
+        except (ServeError, OSError) as error:
             self._tell(f"nobody can connect: {error}")
             return frozenset()
         return frozenset(keys)
@@ -393,11 +393,13 @@ def _read(path: Path) -> tuple[bytes, int]:
         raise ServeError(
             f"expected a ZeroMQ key in {path}, found none; make it with `realtime keys`"
         ) from error
-    with open(number, "rb") as file:
+    try:
         found = os.fstat(number)
         if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_KEY_FILE_BYTES:
             raise ServeError(
                 f"expected a key file of at most {MAX_KEY_FILE_BYTES} bytes at {path}, found "
                 f"{stat.filemode(found.st_mode)} of {found.st_size} bytes; delete it, and copy the file again"
             )
-        return file.read(MAX_KEY_FILE_BYTES), stat.S_IMODE(found.st_mode)
+        return os.read(number, MAX_KEY_FILE_BYTES), stat.S_IMODE(found.st_mode)
+    finally:
+        os.close(number)

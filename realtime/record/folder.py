@@ -174,11 +174,11 @@ class RunFolder:
     def has_picture(self, marker: wire.Marker, n_bytes: int) -> bool:
         """Whether the picture of a marker is there; it is written whole, so its size tells."""
         name = _picture_file(marker).rpartition("/")[2]
-        with self._folder.sub("shown") as folder:
-            try:
+        try:
+            with self._folder.sub("shown") as folder:
                 return folder.has(name) and folder.size(name) == n_bytes
-            except RecordError:  # a link, which is replaced by the picture
-                return False
+        except RecordError:  # such as a link, which the picture replaces
+            return False
 
     def write_shown(self, marker: wire.Marker, png: bytes | None) -> None:
         """Save the picture of a marker, None if it is there already, and its row in the events table."""

@@ -49,6 +49,8 @@ class RunJournal:
             raise
         self._volumes: dict[int, int] = {}
         self._pictures: dict[int, int] = {}
+        self._unread_pictures: dict[int, Head] = {}
+        """Those of before a restart: to read all of a long run would take long, and few come again."""
 
     @classmethod
     def create(cls, root: Path, info: RunFile) -> RunJournal:
@@ -123,7 +125,7 @@ class RunJournal:
 
         :raises WireError: code ``picture``, when the volume has another picture
         """
-        known, checksum = self._pictures.get(message.onset_volume), zlib.crc32(png)
+        known, checksum = self._picture(message.onset_volume), zlib.crc32(png)
         if known is not None:
             if known != checksum:
                 raise WireError(
@@ -176,6 +178,12 @@ class RunJournal:
         with contextlib.suppress(RecordError):
             self.close()
 
+    def _picture(self, onset_volume: int) -> int | None:
+        """The checksum of the picture at a volume; None if there is none."""
+        if head := self._unread_pictures.pop(onset_volume, None):
+            self._pictures[onset_volume] = self._journal.checksum(head.payload_start, head.end)
+        return self._pictures.get(onset_volume)
+
     def _take_heads(self) -> int:
         """Learn what the journal holds; returns where its last whole record ends."""
         end = 0
@@ -185,7 +193,7 @@ class RunJournal:
             if isinstance(message, wire.Volume):
                 self._volumes[message.index] = _UNKNOWN if message.crc32 is None else message.crc32
             elif isinstance(message, wire.Marker):
-                self._pictures[message.onset_volume] = self._journal.checksum(head.payload_start, head.end)
+                self._unread_pictures[message.onset_volume] = head
             self.is_over = isinstance(message, wire.RunEnd)
         return end
 

@@ -67,7 +67,7 @@ class Recorder:
         """A run whose folder is gone, and for which there was no room elsewhere."""
         self._owner: Owner | None = None
         self._peer: Peer | None = None
-        """The owner's connection; None until it has sent its start to this process."""
+        """The owner's connection, once it has sent its start to this process."""
         self._heard_s = float("-inf")
         self.recording = Recording()
 
@@ -274,7 +274,9 @@ class Recorder:
     def _adopt(self, run: RunJournal) -> RunJournal:
         if self._run:
             self._run.abandon()
-        self._run, self._owner, self._peer = run, run.info.owner, None
+        self._run, self._owner = run, run.info.owner
+        # A source without a network has one peer, without a connection; it may end a run before it starts one.
+        self._peer = Peer(key=run.info.owner.key) if run.info.owner else Peer()
         self._heard_s = float("-inf")
         self._say(message=f"{run.start.run_id} is recorded in {run.path}")
         return run

@@ -29,7 +29,7 @@ from realtime.errors import RecordError
 from realtime.record.run_json import RunFile, versions
 
 CHECKPOINT = "decoder.checkpoint"
-PAYS_S = 1.0
+PAYS_S = 0.75
 """A checkpoint is written once reading the journal from the one before would take as long."""
 
 _MAGIC = b"realtime checkpoint 1\n"

@@ -11,7 +11,7 @@ from realtime.errors import RealtimeError, RecordError
 from realtime.events import KEPT
 from realtime.record.journal import JOURNAL, Entry, Head, JournalReader
 from realtime.record.storage import exists, read_file
-from realtime.runs.checkpoint import CHECKPOINT, About, Checkpoint, digest_of, max_bytes, parse
+from realtime.runs.checkpoint import CHECKPOINT, About, Checkpoint, max_bytes, parse
 from realtime.runs.run import Run
 
 _log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def _read(run: Run) -> Checkpoint:
     content = read_file(run.folder.path / CHECKPOINT, max_bytes(like, window))
     saved = parse(content, like, window)
     about = saved.about
-    if about.run != digest_of(run.folder.info):
+    if about.run != run.digest:
         raise RecordError("it is of another run or bundle, or made with other versions")
     if not int(saved.arrays["index"]) < about.next_index <= run.start.n_volumes:
         raise RecordError("its volumes do not fit the run")

@@ -102,6 +102,8 @@ class Run:
         """Why results are not recorded; empty while the disk works."""
         self.end: wire.RunEnd | None = None
         """Its end, once that was read."""
+        self.digest = digest_of(folder.info)
+        """Of what a checkpoint of it belongs to."""
         self.journal_end = 0
         """Where the records end that were read."""
         self.headers = hashlib.sha256()
@@ -237,7 +239,7 @@ class Run:
                 preprocess_ms=newest.preprocess_ms,
             )
         about = About(
-            run=digest_of(self.folder.info),
+            run=self.digest,
             journal_end=self.journal_end,
             headers_sha256=self.headers.digest(),
             next_index=next_index,

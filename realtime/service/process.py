@@ -28,13 +28,25 @@ _DESCRIPTORS = 4096
 _log = logging.getLogger(__name__)
 
 
-class Ready(msgspec.Struct, frozen=True, kw_only=True):
+class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     """What a process says once it serves, as one line of JSON if another process started it."""
 
     lines: list[str]
     """For the operator."""
     address: str = ""
     """Where it listens, so that it can be started again at the same place."""
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
+    """What a process that another one started says last when it has failed, as one line of JSON."""
+
+    error: str
+
+
+def say_failed(error: Exception) -> None:
+    """Tell the supervisor why this process ends."""
+    sys.stdout.write(f"{msgspec.json.encode(Failed(error=str(error))).decode()}\n")
+    sys.stdout.flush()
 
 
 def say_ready(ready: Ready, *, is_supervised: bool) -> None:

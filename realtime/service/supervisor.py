@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 import msgspec
 
 from realtime.errors import ServeError
-from realtime.service.process import Ready, Role
+from realtime.service.process import Failed, Ready, Role
 
 TITLES: Mapping[Role, str] = {"record": "recorder", "decode": "decoder", "page": "page"}
 _MEANS: Mapping[Role, str] = {
@@ -30,6 +30,8 @@ _SOUND_S = 2.0
 _STOP_S = 2.0
 """A process that has not ended this long after SIGTERM is killed; the decoder finishes a decode first."""
 _DECODER_STOP_S = 70.0
+_LAST_WORDS_S = 1.0
+"""How long to wait for the reason that a process gave before it ended."""
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +55,8 @@ class Child:
         self._environment = environment
         self._again = again
         self._process: asyncio.subprocess.Process | None = None
+        self._reason = ""
+        """Why it ended, in its own words."""
         self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         """What it said when it first served. :raises ServeError: if it ended before"""
 
@@ -62,21 +66,20 @@ class Child:
         while True:
             began_s = time.monotonic()
             try:
-                has_served, status = await self._serve_once()
+                has_served = await self._serve_once()
             except OSError as error:  # no memory, or no room for another process
                 _log.error("cannot start the %s: %s", TITLES[self.role], error.strerror or error)
-                has_served, status = False, 1
-            if not self.ready.done() and status >= 0:  # it said why; one that was killed gets another chance
-                self.ready.set_exception(
-                    ServeError(f"the {TITLES[self.role]} did not start; its reason is above")
-                )
+                has_served = False
+                if not self.ready.done():
+                    self.ready.set_exception(ServeError(f"cannot start the {TITLES[self.role]}: {error}"))
+            if self.ready.done() and self.ready.exception():
                 return
             is_sound = has_served and time.monotonic() - began_s > _SOUND_S
             patience_s = _AGAIN_S if is_sound else min(2 * patience_s, _AGAIN_AT_MOST_S)
             await asyncio.sleep(patience_s)
 
-    async def _serve_once(self) -> tuple[bool, int]:
-        """Start it and wait until it has ended; whether it served, and its exit status."""
+    async def _serve_once(self) -> bool:
+        """Start it and wait until it has ended; whether it served."""
         process = self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-P",  # not a package of the same name in the current folder
@@ -97,27 +100,31 @@ class Child:
         finally:
             listening.cancel()
         has_served = listening.done() and not listening.cancelled() and listening.result()
-        if self.ready.done() or status < 0:
-            how = signal.Signals(-status).name if status < 0 else f"exit code {status}"
+        how = signal.Signals(-status).name if status < 0 else f"exit code {status}"
+        if self.ready.done() or status < 0:  # one that was killed gets another chance
+            how = f"{how}: {self._reason}" if self._reason else how
             _log.error(
                 "the %s has died (%s) and is started again: %s", TITLES[self.role], how, _MEANS[self.role]
             )
-        return has_served, status
+        else:
+            unknown = f"the {TITLES[self.role]} did not start ({how}); what it printed is above"
+            self.ready.set_exception(ServeError(self._reason or unknown))
+        return has_served
 
     async def _listen(self, stream: asyncio.StreamReader) -> bool:
         """Read all that it prints, so that it never waits for a reader; whether it said that it serves."""
-        has_served = False
+        has_served, self._reason = False, ""
         async for line in _lines(stream):
-            try:
-                ready = msgspec.json.decode(line, type=Ready)
-            except (msgspec.DecodeError, UnicodeDecodeError):  # a library's words
-                continue
-            has_served = True
-            if self.ready.done():
-                _log.warning("the %s is back", TITLES[self.role])
-            else:
-                self._arguments = list(self._again(self._arguments, ready))
-                self.ready.set_result(ready)
+            said = _understood(line)
+            if isinstance(said, Failed):
+                self._reason = said.error
+            elif isinstance(said, Ready):
+                has_served = True
+                if self.ready.done():
+                    _log.warning("the %s is back", TITLES[self.role])
+                else:
+                    self._arguments = list(self._again(self._arguments, said))
+                    self.ready.set_result(said)
         return has_served
 
     async def stop(self) -> None:
@@ -180,6 +187,13 @@ async def running(
         await asyncio.wait(tasks)
         for child in children:  # the recorder first: what comes now is not acknowledged
             await child.stop()
+
+
+def _understood(line: bytes) -> Ready | Failed | None:
+    try:
+        return msgspec.json.decode(line, type=Ready | Failed)
+    except msgspec.DecodeError:
+        return None
 
 
 def _at_same_place(arguments: Sequence[str], ready: Ready) -> Sequence[str]:

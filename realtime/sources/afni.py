@@ -29,7 +29,10 @@ from realtime.sources.run_boundaries import RunOver, Scan
 END = b"Et Earello Endorenna utulien!!"
 MAX_CONTROL_BYTES = 512
 PATIENCE_S = 30.0
-"""Time limit for the control string, the data connection and the commands; images have no limit."""
+"""Time limit for the control string, the data connection and the commands."""
+SILENT_TURN_S = 20.0
+"""A sender from which no volume came for this long is disconnected if another wants to send."""
+MOST_CONTROL_CONNECTIONS = 16
 
 _log = logging.getLogger(__name__)
 _Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -46,7 +49,13 @@ class AfniScanner:
         self._control: asyncio.Server | None = None
         self._data: asyncio.Server | None = None
         self._connections: asyncio.Queue[_Connection] = asyncio.Queue(1)
-        self._is_busy = False
+        self._free = asyncio.Event()
+        """Set while no sender has announced its data port or sends."""
+        self._free.set()
+        self._sender: asyncio.StreamWriter | None = None
+        self._heard_s = 0.0
+        """When the sender connected, or its last volume was complete."""
+        self._n_controls = 0
 
     async def start(self) -> str:
         """Listen for senders and return the address. :raises ServeError: when the port is in use"""
@@ -70,7 +79,8 @@ class AfniScanner:
                 _log.warning("closed the sender's connection: %s", error or "it sent no commands in time")
             finally:
                 writer.close()
-                self._is_busy = False
+                self._sender = None
+                self._free.set()
             yield RunOver()
 
     async def stop(self) -> None:
@@ -80,6 +90,11 @@ class AfniScanner:
                 server.close()
 
     async def _on_control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._n_controls >= MOST_CONTROL_CONNECTIONS:
+            _log.warning("refused a sender: %d others are connected to the control port", self._n_controls)
+            writer.close()
+            return
+        self._n_controls += 1
         try:
             async with asyncio.timeout(PATIENCE_S):
                 text = await _until_zero(reader)
@@ -87,20 +102,32 @@ class AfniScanner:
         except (WireError, ConnectionError, TimeoutError) as error:
             _log.warning("refused a sender: %s", error or "it did not send its data port in time")
         finally:
+            self._n_controls -= 1
             writer.close()
 
     async def _expect_data(self, port: int) -> None:
-        if self._is_busy:
+        await self._end_silent_turn()
+        if not self._free.is_set():
             raise WireError("busy", "expected one sender at a time, got another; close the first")
-        self._is_busy = True
+        self._free.clear()
         try:
             self._data = await asyncio.start_server(
                 self._on_data, self._host, port, limit=afni_header.MAX_BYTES
             )
         except OSError as error:
-            self._is_busy = False
+            self._free.set()
             raise WireError("port", f"cannot listen on data port {port}: {error.strerror}") from error
         asyncio.get_running_loop().call_later(PATIENCE_S, self._give_up, self._data)
+
+    async def _end_silent_turn(self) -> None:
+        """Disconnect the sender if it has been silent for long, such as one whose machine has died."""
+        silent_s = time.monotonic() - self._heard_s
+        if self._sender is None or silent_s < SILENT_TURN_S:
+            return
+        _log.warning("closed a sender's connection for the next one: no volume came for %.0f s", silent_s)
+        self._sender.transport.abort()
+        async with asyncio.timeout(PATIENCE_S):
+            await self._free.wait()
 
     def _on_data(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._data is None:
@@ -108,13 +135,15 @@ class AfniScanner:
             return
         self._data.close()
         self._data = None
+        self._sender, self._heard_s = writer, time.monotonic()
         self._connections.put_nowait((reader, writer))
 
     def _give_up(self, server: asyncio.Server) -> None:
         if self._data is server:
             _log.warning("a sender named its data port but did not connect to it in %.0f s", PATIENCE_S)
             server.close()
-            self._data, self._is_busy = None, False
+            self._data = None
+            self._free.set()
 
     async def _volumes(self, reader: asyncio.StreamReader) -> AsyncIterator[Scan]:
         async with asyncio.timeout(PATIENCE_S):
@@ -124,6 +153,7 @@ class AfniScanner:
         index = 0
         while not verdict.is_against_run and (images := await _images(reader, header)):
             received_s = time.perf_counter()
+            self._heard_s = time.monotonic()
             voxels, affine = to_ras(header.volume(images), header.affine)
             x, y, z = voxels.shape
             yield Scan(

@@ -26,11 +26,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 import zmq
 import zmq.asyncio
-from zmq.utils.monitor import recv_monitor_message
 
 from realtime import wire
 from realtime.errors import ServeError, WireError
 from realtime.network.address import bind, check_address
+from realtime.network.connections import Connections
 from realtime.sources.run_boundaries import Scan
 
 MAX_GREETING_BYTES = 1_024
@@ -39,7 +39,11 @@ LONGEST_TR_S = 60
 
 _BEAT_MS, _SILENT_MS = 1_000, 10_000
 """A peer that answers no heartbeat for this long counts as disconnected, for example behind a dead tunnel."""
-_EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+_HANDSHAKE_MS = 5_000
+_QUEUED = 2
+MOST_CONNECTIONS = 16
+SILENT_TURN_S = 60.0
+"""A peer that sends nothing for this long is disconnected if another waits."""
 _TRIES, _TRY_AGAIN_S = 100, 0.02
 
 _log = logging.getLogger(__name__)
@@ -69,9 +73,8 @@ class PynealScanner:
         self._host, self._port = check_address(address)
         self._context = zmq.asyncio.Context()
         self._socket: zmq.asyncio.Socket | None = None
-        self._peers = _Peers()
-        self._gone: asyncio.Future[None] = asyncio.Future()
-        """Done when the served peer has disconnected."""
+        self._peers: _Peers
+        self._connections: Connections
 
     async def start(self) -> str:
         """Bind and return the address with its port. :raises ServeError: when the port is in use"""
@@ -86,25 +89,33 @@ class PynealScanner:
     def _open(self) -> str:
         socket = self._context.socket(zmq.PAIR)
         socket.set(zmq.MAXMSGSIZE, wire.MAX_VOLUME_BYTES)
-        socket.set(zmq.RCVHWM, 4)  # enough, since a scanner waits for each answer
+        socket.set(zmq.RCVHWM, _QUEUED)  # enough, since a scanner waits for each answer
         socket.set(zmq.HEARTBEAT_IVL, _BEAT_MS)
         socket.set(zmq.HEARTBEAT_TIMEOUT, _SILENT_MS)
-        self._peers = _Peers(socket.get_monitor_socket(_EVENTS))
+        socket.set(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
+        # With a domain ZeroMQ refuses ZMTP 1.0, which has no greeting, so that it could be the body of HTTP.
+        socket.zap_domain = b"pyneal"
+        self._peers = _Peers()
+        self._connections = Connections(
+            socket,
+            (_QUEUED + 2) * wire.MAX_VOLUME_BYTES,
+            MOST_CONNECTIONS,
+            events=zmq.EVENT_HANDSHAKE_SUCCEEDED,
+            note=self._peers.note,
+        )
         try:
             address = bind(socket, self._host, self._port)
         except ServeError:  # bind has closed the socket
-            self._peers.close()
+            self._connections.close()
             raise
         self._socket = socket
-        self._gone = asyncio.ensure_future(self._peers.gone())
         return address
 
     def _close(self) -> None:
         if self._socket is not None:
-            self._gone.cancel()
+            self._connections.close()
             self._socket.close()
             self._socket = None
-        self._peers.close()
 
     async def _reopen(self) -> None:
         """Close the port and open it again; retry, because ZeroMQ closes it on a thread of its own."""
@@ -122,13 +133,17 @@ class PynealScanner:
     async def _receive(self) -> list[memoryview]:
         """Return the next message; read all messages of a disconnected peer before reopening the port."""
         while True:
+            await asyncio.sleep(0)  # a message that is there already is received without waiting
             assert self._socket, "call start first"
             message = asyncio.ensure_future(self._socket.recv_multipart(copy=False))
-            news: set[asyncio.Future[Any]] = {message, self._gone}
+            news: set[asyncio.Future[Any]] = {message, self._peers.gone}
             try:
                 await asyncio.wait(news, return_when=asyncio.FIRST_COMPLETED)
                 if message.done() or await self._socket.poll(0):
-                    return [frame.buffer for frame in await message]
+                    frames = await message
+                    self._peers.heard_s = time.monotonic()
+                    self._connections.delivered(frames)
+                    return [frame.buffer for frame in frames]
             finally:
                 message.cancel()
             await self._reopen()
@@ -188,33 +203,49 @@ class PynealScanner:
 class _Peers:
     """Tracks the connections of a PAIR socket by its monitor events."""
 
-    def __init__(self, monitor: zmq.asyncio.Socket | None = None) -> None:
-        self._monitor = monitor
+    def __init__(self) -> None:
+        self.heard_s = time.monotonic()
+        """When the served peer has connected, or sent its last message."""
+        self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when the served peer has disconnected, or was silent for too long while another waits."""
         self._newest: int | None = None
         """The connection accepted last, which need not speak ZeroMQ."""
         self._first: int | None = None
         """The connection whose handshake succeeded first, which is served."""
+        self._other_waits = False
 
-    def close(self) -> None:
-        if self._monitor is not None:
-            self._monitor.close(linger=0)
+    def note(self, event: Any) -> None:
+        """Take an event; log a warning about peers that wait."""
+        if event["event"] == zmq.EVENT_ACCEPTED:
+            self._newest = event["value"]
+        elif event["event"] == zmq.EVENT_DISCONNECTED and event["value"] == self._first:
+            self._end()
+        elif event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED and self._first is None:
+            self._first, self.heard_s = self._newest, time.monotonic()
+        elif event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            _log.warning(
+                "a second connection waits until the first disconnects or is silent for %.0f s: only one can "
+                "send volumes; if it is the scanner side and gets no answer, restart it",
+                SILENT_TURN_S,
+            )
+            if not self._other_waits:
+                self._other_waits = True
+                self._end_silent_turn()
 
-    async def gone(self) -> None:
-        """Return when the served peer has disconnected; log a warning about other peers."""
-        assert self._monitor
-        while True:
-            event = await recv_monitor_message(self._monitor)
-            if event["event"] == zmq.EVENT_ACCEPTED:
-                self._newest = event["value"]
-            elif event["event"] == zmq.EVENT_DISCONNECTED and event["value"] == self._first:
-                return
-            elif event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED and self._first is None:
-                self._first = self._newest
-            elif event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                _log.warning(
-                    "a second connection waits until the first disconnects: only one can send volumes; if it "
-                    "is the scanner side and gets no answer, restart it"
-                )
+    def _end_silent_turn(self) -> None:
+        """End the turn of a served peer that sends nothing; look again when that can be."""
+        left_s = self.heard_s + SILENT_TURN_S - time.monotonic()
+        if self.gone.done():
+            return
+        if left_s <= 0:
+            _log.warning("the first connection sent nothing for %.0f s; the next has its turn", SILENT_TURN_S)
+            self._end()
+        else:
+            asyncio.get_running_loop().call_later(left_s, self._end_silent_turn)
+
+    def _end(self) -> None:
+        if not self.gone.done():
+            self.gone.set_result(None)
 
 
 def greeting(frame: memoryview) -> str:

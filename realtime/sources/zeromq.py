@@ -5,23 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import sys
 import time
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING
 
 import zmq
 import zmq.asyncio
 
 from realtime import wire
 from realtime.errors import ServeError, WireError
+from realtime.network.connections import Connections
 from realtime.network.curve import Right, ServerKeys
 from realtime.network.endpoint import Endpoint
 from realtime.sources import Peer, Received
-
-if TYPE_CHECKING:
-    from realtime.network.connections import Connections
 
 HIGH_WATER_MARK = 2
 """Messages queued per scanner on this side; further messages queue at the scanner."""
@@ -125,10 +121,8 @@ class ZeroMqSource:
 
     def _watch(self, socket: zmq.asyncio.Socket) -> Connections | None:
         """Limit the connections of a TCP port; programs of this user could do worse than flood it."""
-        if not self._endpoint.is_tcp or sys.platform != "linux":
+        if not self._endpoint.is_tcp:
             return None
-        from realtime.network.connections import Connections
-
         return Connections(socket, _BUDGET_VOLUMES * self._max_part_bytes + _SPARE_BYTES)
 
     def _end_watch(self) -> None:

@@ -91,8 +91,9 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer what is no request: without a word about this server, and without a traceback in the log."""
-        if not isinstance(exc, HttpProcessingError):
+        """To what is no request, and where the peer has gone: no word about this server, no traceback."""
+        is_gone = self.transport is None or isinstance(exc, ConnectionError)
+        if not is_gone and not isinstance(exc, HttpProcessingError):
             return super().handle_error(request, status, exc, message)
         headers = security_headers(request) | {"Server": "realtime"}  # aiohttp adds its version otherwise
         answer = web.Response(status=status, headers=headers, text="this is no HTTP request\n")
@@ -136,7 +137,7 @@ class Connection(web.RequestHandler):
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
         """While a request with the token is answered."""
-        if not self.is_known:
+        if not self.is_known and self.transport is not None:  # it may have ended since the request came
             self._connections.know(self)
         self.is_busy = True
         try:

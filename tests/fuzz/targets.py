@@ -9,6 +9,7 @@ beyond ``MEMORY_BYTES`` or a call that does not return.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import resource
 import sys
 import tempfile
@@ -36,6 +37,9 @@ from realtime.record import (
     format_1,
     journal,
     tables,
+)
+from realtime.record import (
+    image as record_image,
 )
 from realtime.record import (
     png as record_png,
@@ -136,7 +140,7 @@ def message(data: bytes) -> None:
         wire.verify_checksum(said, payload)
         wire.volume_array(START, payload)
     elif isinstance(said, wire.Marker):
-        record_png.check_png(bytes(payload))
+        record_png.check_png_structure(bytes(payload))
 
 
 def reply(data: bytes) -> None:
@@ -211,7 +215,7 @@ def dicom(data: bytes) -> None:
 
 def png(data: bytes) -> None:
     """What was on screen."""
-    image = record_png.decode_png(data)
+    image = record_image.decode_png(data)
     assert image.ndim == 3
     assert max(image.shape) <= record_png.MAX_EDGE_PX
 
@@ -228,6 +232,8 @@ def webrtc_offer(data: bytes) -> None:
 
 def a_journal(data: bytes) -> None:
     """A run's journal, as a restart and the tools that read runs take it."""
+    with contextlib.suppress(RecordError):
+        list(journal.read_heads(_file("volumes.journal", data)))
     list(journal.read_journal(_file("volumes.journal", data)))
     folder = _run_folder("journal")
     (folder / "volumes.journal").write_bytes(data)

@@ -22,6 +22,7 @@ from realtime.bundle import files as bundle_files
 from realtime.bundle import spec as bundle_spec
 from realtime.bundle.bundle import Bundle
 from realtime.bundle.files import file_sha256
+from realtime.bundle.regular_file import read_bytes
 from realtime.errors import BundleError, WireError
 
 FILES = (
@@ -127,7 +128,7 @@ def test_the_readers_of_a_bundles_files_refuse_what_is_no_regular_file(tmp_path:
         bundle_files.read_mask,
         lambda path: bundle_files.read_npy(path, (2, 4)),
         lambda path: bundle_files.read_npz(path, {"mean": (30,)}),
-        lambda path: bundle_files.read_bytes(path, 2**20),
+        lambda path: read_bytes(path, 2**20),
     ):
         with pytest.raises(BundleError, match=r"file\.gz: "):
             read(path)

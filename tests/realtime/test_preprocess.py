@@ -16,7 +16,14 @@ from scipy.linalg import qr
 from realtime.bundle.spec import Preprocessing
 from realtime.bundle.statistics import VoxelStatistics
 from realtime.errors import PreprocessError
-from realtime.preprocessing.stream import StreamingPreprocessor, causal_windows, cosine_basis, z_scored
+from realtime.preprocessing.spikes import SpikeRule
+from realtime.preprocessing.stream import (
+    Pushed,
+    StreamingPreprocessor,
+    causal_windows,
+    cosine_basis,
+    z_scored,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:When confounds are provided")
 
@@ -439,3 +446,46 @@ def test_no_warning_is_raised_on_the_way() -> None:
             window = stream.window()
             assert (window is None) == (index < T - 1)
             assert window is None or np.isfinite(window).all()
+
+
+def test_from_the_state_after_any_volume_a_stream_goes_on_bit_for_bit() -> None:
+    rows = recording(n=60, voxels=200)
+    rows[25, 3] = rows[26, 3] = rows[27, 4] = np.nan
+    rows[35] = np.nan
+    rows[[30, 31, 40]] += np.random.default_rng(1).normal(0, 100, 200)
+    volumes = [index for index in range(60) if index not in (2, 33, 34, 45)]
+
+    def stream() -> StreamingPreprocessor:
+        mask = np.ones((200, 1, 1), dtype=bool)
+        return StreamingPreprocessor(
+            mask, 60, TR_S, preprocessing(), prior_of(200), T, SpikeRule(after_volumes=6)
+        )
+
+    def push(one: StreamingPreprocessor, index: int) -> tuple[Pushed, bytes | None]:
+        pushed, window = one.push_row(index, rows[index]), one.window()
+        return pushed, None if window is None else window.tobytes()
+
+    whole, states, expected = stream(), [], []
+    for index in volumes:
+        states.append(whole.state())
+        expected.append(push(whole, index))
+    reasons = {pushed.reason[:7] for pushed, _ in expected if pushed.status == "censored"}
+    assert reasons == {"a spike", "too man"}
+    assert sum(pushed.repaired_voxels for pushed, _ in expected) == 3
+    for place, state in enumerate(states):
+        again = stream()
+        again.restore(state)
+        assert [push(again, index) for index in volumes[place:]] == expected[place:]
+
+
+def test_a_state_of_another_region_is_refused_and_changes_nothing() -> None:
+    one, other = (stream_for(recording(voxels=voxels), preprocessing()) for voxels in (200, 201))
+    one.push_row(0, recording()[0])
+    before = one.state()
+    with pytest.raises(PreprocessError, match="of this region and run"):
+        one.restore(other.state())
+    with pytest.raises(PreprocessError, match="finite numbers"):
+        one.restore({**before, "factor": np.full_like(before["factor"], np.inf)})
+    assert {name: array.tobytes() for name, array in one.state().items()} == {
+        name: array.tobytes() for name, array in before.items()
+    }

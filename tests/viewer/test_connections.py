@@ -336,3 +336,27 @@ def test_a_page_that_does_not_read_its_websocket_is_let_go(run: Any, monkeypatch
         await viewer.stop()
 
     asyncio.run(check())
+
+
+def test_peers_that_go_before_they_are_answered_leave_no_traceback(
+    run: Any, with_viewer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def check(session: aiohttp.ClientSession, _: Broadcast) -> None:
+        base = session._base_url
+        assert base is not None
+        head = (
+            f"GET /ws HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: {session.headers['Authorization']}\r\n"
+            "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+            "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        )
+        for _attempt in range(12):
+            writers = [(await asyncio.open_connection(base.host, base.port))[1] for _ in range(20)]
+            for writer in writers:
+                writer.write(head.encode())
+            await asyncio.sleep(0)
+            for writer in writers:
+                writer.transport.abort()
+            await asyncio.sleep(0.01)
+
+    with_viewer(run.status("waiting"), check)
+    assert "Traceback" not in caplog.text

@@ -369,6 +369,7 @@ def demo_frames(demo_scan: DemoScan, tmp_path_factory: pytest.TempPathFactory) -
             wait_for_frame(served.out, index, demo_scan.run_id)
         client.ask(demo_scan.end())
         frames = frames_of(served.closed(demo_scan))
+        assert "decoding with the shipped demo bundle (a simulated subject)" in served.said
     finally:
         client.close()
         served.close()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,11 @@ from numpy.typing import ArrayLike
 
 from realtime import wire
 from realtime.errors import WireError
-from realtime.sources.afni import data_port
+from realtime.sources.afni import MOST_CONTROL_CONNECTIONS, AfniScanner, data_port
 from realtime.sources.afni_header import Header, parse
 from realtime.sources.orient import to_ras
+from realtime.sources.run_boundaries import RunOver
+from realtime.sources.run_boundaries import Scan as RunScan
 
 from .conftest import DemoScan, Scan, Served
 
@@ -270,6 +274,92 @@ names = st.sampled_from(
     + ["ACQUISITION_TYPE", "OBLIQUE_XFORM", "XYZFIRST", "ZFIRST", "NOTE"]
 )
 lines = st.tuples(names, st.lists(words, max_size=16)).map(lambda line: " ".join((line[0], *line[1])))
+
+
+# Senders that hang, in this process
+
+
+@asynccontextmanager
+async def listening() -> AsyncIterator[tuple[asyncio.Queue[Any], str]]:
+    """What comes from an AFNI source, and its address."""
+    scanner, heard = AfniScanner("tcp://127.0.0.1:0"), asyncio.Queue[Any]()
+
+    async def hear() -> None:
+        async for each in scanner.scans():
+            heard.put_nowait(each)
+
+    address = await scanner.start()
+    hearing = asyncio.create_task(hear())
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            yield heard, address
+    finally:
+        hearing.cancel()
+        await scanner.stop()
+
+
+@pytest.mark.parametrize("stage", ["connected", "commands", "half a volume", "a volume"])
+def test_a_sender_that_hangs_gives_way_to_the_next(
+    make_scan: type[Scan], monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    monkeypatch.setattr("realtime.sources.afni.SILENT_TURN_S", 0.0)
+    scan = make_scan()
+    said, voxels = commands(scan.start.affine), np.asfortranarray(scan.voxels(0)).tobytes("F")
+    sent = {"commands": b"", "half a volume": voxels[:100], "a volume": voxels}
+
+    async def check() -> None:
+        async with listening() as (heard, address):
+            if stage == "connected":
+                port = free_port()
+                control = await asyncio.to_thread(connect, control_port(address))
+                control.sendall(f"tcp:localhost:{port}\0".encode())
+                hanging = await asyncio.to_thread(connect, port)
+                control.close()
+            else:
+                hanging = await asyncio.to_thread(begin, address, said)
+                hanging.sendall(sent[stage])
+            if stage == "a volume":
+                assert isinstance(await heard.get(), RunScan)
+            following = await asyncio.to_thread(begin, address, said)
+            following.sendall(voxels)
+            assert isinstance(await heard.get(), RunOver)
+            assert (await heard.get()).index == 0
+            for each in (hanging, following):
+                each.close()
+
+    asyncio.run(check())
+
+
+def test_a_sender_that_sends_is_not_disconnected_for_another(make_scan: type[Scan]) -> None:
+    scan = make_scan()
+    voxels = np.asfortranarray(scan.voxels(0)).tobytes("F")
+
+    async def check() -> None:
+        async with listening() as (heard, address):
+            sending = await asyncio.to_thread(begin, address, commands(scan.start.affine))
+            sending.sendall(voxels)
+            assert (await heard.get()).index == 0
+            control = await asyncio.to_thread(connect, control_port(address))
+            control.sendall(f"tcp:localhost:{free_port()}\0".encode())
+            assert await asyncio.to_thread(control.recv, 1) == b""
+            sending.sendall(voxels)
+            assert (await heard.get()).index == 1
+            sending.close()
+            control.close()
+
+    asyncio.run(check())
+
+
+def test_connections_to_the_control_port_are_limited() -> None:
+    async def check() -> None:
+        async with listening() as (_, address):
+            port = control_port(address)
+            silent = [await asyncio.to_thread(connect, port) for _ in range(MOST_CONTROL_CONNECTIONS + 1)]
+            assert await asyncio.to_thread(silent.pop().recv, 1) == b""
+            for each in silent:
+                each.close()
+
+    asyncio.run(check())
 
 
 @given(extra=st.lists(lines, max_size=6), base=st.booleans())

@@ -176,6 +176,10 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path, name: str
     with pytest.raises(ServeError, match="expected a key file .* found prw.*; delete it"):
         load_server_keys(tmp_path / "runtime")
     path.unlink()
+    path.mkdir()
+    with pytest.raises(ServeError, match="found drwx"):
+        load_server_keys(tmp_path / "runtime")
+    path.rmdir()
     path.symlink_to("/dev/zero")
     with pytest.raises(ServeError, match="found a link; put a copy of the file in its place"):
         load_server_keys(tmp_path / "runtime")

@@ -17,7 +17,7 @@ from realtime import cli
 from realtime.bundle.locate import choose_bundle
 from realtime.errors import ServeError
 
-from .conftest import Client, Scan, Served
+from .conftest import Client, Scan, Served, wait_until
 
 
 @pytest.fixture
@@ -129,19 +129,30 @@ def test_the_log_is_json_where_asked_for_and_the_figures_are_served(
 ) -> None:
     served = serve("--log-format", "json", "--port", "0", "--publish", "tcp://127.0.0.1:0")
     scan = make_scan()
-    connect(served.address).send_run(scan)
     url, token = served.found(r"page: (\S+)").split("?token=")
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(f"{url}metrics")
     asked = urllib.request.Request(f"{url}metrics", headers={"Authorization": f"Bearer {token}"})
-    with urllib.request.urlopen(asked) as response:
-        assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
-        families = list(text_string_to_metric_families(response.read().decode()))
-    found = {sample.name: sample.value for family in families for sample in family.samples}
-    [states] = [family.samples for family in families if family.name == "realtime_volumes"]
-    assert sum(sample.value for sample in states if sample.name.endswith("_total")) == scan.n_volumes
-    assert found["realtime_decode_latency_seconds_count"] > 0
-    assert found["realtime_published_messages_total"] == found["realtime_decode_latency_seconds_count"] + 2
+
+    def figures() -> tuple[float, float, float | None]:
+        """Volumes that have a state, frames, messages published: None while the decoder is not heard."""
+        with urllib.request.urlopen(asked) as response:
+            assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+            families = list(text_string_to_metric_families(response.read().decode()))
+        found = {sample.name: sample.value for family in families for sample in family.samples}
+        [states] = [family.samples for family in families if family.name == "realtime_volumes"]
+        return (
+            sum(sample.value for sample in states if sample.name.endswith("_total")),
+            found["realtime_decode_latency_seconds_count"],
+            found.get("realtime_published_messages_total"),
+        )
+
+    wait_until(lambda: figures() == (0, 0, 0), "that the page hears the decoder")
+    connect(served.address).send_run(scan)
+    n_frames = len(list((served.closed(scan) / "frames").iterdir()))
+    assert n_frames > 0
+    expected = (scan.n_volumes, n_frames, n_frames + 2)  # the run's start and end are published, too
+    wait_until(lambda: figures() == expected, f"{expected} in /metrics")
     assert served.interrupt() == 0
     lines = [json.loads(line) for line in served.log().splitlines()]
     assert any(line.get("run_id") == scan.run_id for line in lines)

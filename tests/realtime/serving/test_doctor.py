@@ -171,6 +171,6 @@ def test_the_engine_and_sampler_asked_for_are_used(
     assert "on ONNX Runtime" in served.said
     scan = make_scan(n_volumes=8)
     connect(served.address).send_run(scan)
+    recorded = read_recorded(served.closed(scan))
     assert served.interrupt() == 0
-    recorded = read_recorded(served.run_folder(scan))
     assert {row.sampler for row in recorded.rows if row.sampler} == {"multistep-3"}

@@ -28,7 +28,7 @@ from realtime.record.image import decode_png
 from realtime.record.reader import Recorded, read_image, read_recorded
 
 from ...keyed import own_keys
-from .conftest import Client, Scan, Served
+from .conftest import Client, Scan, Served, wait_until
 
 EDGE_PX = 128
 
@@ -116,7 +116,7 @@ def test_what_leaves_the_decoder_is_the_same_everywhere(
     _, header, picture = socket.recv_multipart()
     shape = msgspec.msgpack.decode(header)["shape"]
     np.testing.assert_array_equal(np.frombuffer(picture, np.uint8).reshape(shape), expected)
-    recorded = read_recorded(served.run_folder(scan))
+    recorded = read_recorded(served.closed(scan))
     assert recorded.info.faces == ("shown" if shows else "blurred")
     assert frames_of(recorded)
     for frame in frames_of(recorded):
@@ -141,6 +141,8 @@ def test_a_run_that_goes_on_with_faces_shown_says_so(
     client.ask(scan.start)
     for index in range(12):
         client.send_volume(scan, index)
+    frames = first.run_folder(scan) / "frames"
+    wait_until(lambda: frames.exists() and list(frames.iterdir()), "a frame")
     first.kill()
     second = serve("--bundle", str(face_bundle), "--show-faces")
     client = connect(second.address)
@@ -148,7 +150,7 @@ def test_a_run_that_goes_on_with_faces_shown_says_so(
     for index in range(12, scan.n_volumes):
         client.send_volume(scan, index)
     client.ask(scan.end())
-    recorded = read_recorded(second.run_folder(scan))
+    recorded = read_recorded(second.closed(scan))
     assert "from here on faces are shown" in recorded.info.notes
     np.testing.assert_array_equal(frames_of(recorded)[-1], face)
 
@@ -164,8 +166,9 @@ def test_a_replay_makes_the_same_frames_again_or_with_faces_where_asked_to(
     served = serve("--bundle", str(face_bundle))
     scan = make_scan()
     connect(served.address).send_run(scan)
+    folder = served.closed(scan)
     assert served.interrupt() == 0
-    command = [sys.executable, "-m", "realtime", "replay", str(served.run_folder(scan))]
+    command = [sys.executable, "-m", "realtime", "replay", str(folder)]
     command += ["--bundle", str(face_bundle), "--out", str(tmp_path / "again")]
     same = subprocess.run(command, capture_output=True, text=True)
     assert same.returncode == 0, same.stdout + same.stderr

@@ -78,7 +78,7 @@ def test_new_files_become_a_run_and_existing_files_do_not(
     summary = closed_account(served.out / f"{RUN_ID}_series-run1")
     assert (summary["received"], summary["missing"]) == (12, 0)
     assert served.interrupt() == 0
-    assert [path.name for path in served.out.iterdir()] == [f"{RUN_ID}_series-run1"]
+    assert [path.parent.name for path in served.out.glob("*/run.json")] == [f"{RUN_ID}_series-run1"]
     assert "Traceback" not in served.log()
 
 
@@ -119,7 +119,7 @@ def test_a_run_left_open_by_a_kill_continues_with_all_its_files(
         put(export, f"run-1_{index + 1:04d}.nii", nifti(scan, index))
     summary = closed_account(folder)
     assert (summary["received"], summary["missing"]) == (12, 0)
-    assert [path.name for path in second.out.iterdir()] == [folder.name]
+    assert [path.parent.name for path in second.out.glob("*/run.json")] == [folder.name]
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -20,7 +20,7 @@ from realtime.record.reader import read_recorded
 from realtime.sources.markers import PATIENCE_TR, MarkedSource
 
 from ...keyed import without_keys
-from .conftest import Client, Scan, Served
+from .conftest import Client, Scan, Served, wait_until
 from .in_process import QueueSource
 from .test_pyneal import RUN_ID, Pyneal
 
@@ -157,6 +157,7 @@ def test_only_keys_of_presentation_software_open_the_port_of_markers(
     finally:
         scanner.close()
     assert not any(stranger.has_reply() for stranger in strangers)
+    wait_until(lambda: read_recorded(served.out / RUN_ID).pictures, "a picture")
     assert served.interrupt() == 0
     assert [picture.onset_volume for picture in read_recorded(served.out / RUN_ID).pictures] == [4]
 

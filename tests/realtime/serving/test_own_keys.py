@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 import socket
 import stat
@@ -29,7 +28,7 @@ from realtime.network.endpoint import Endpoint
 
 from ...keyed import own_keys, without_keys
 from .conftest import Client, Scan, Served
-from .zmtp import old_message
+from .zmtp import old_message, post
 
 # Keys that nobody asked for
 
@@ -109,8 +108,7 @@ def test_a_port_on_loopback_answers_nobody_without_keys(
     start = old_message(wire.encode(scan.start), b"")
     with socket.create_connection((host, int(port))) as raw:
         raw.sendall(start)
-        web = http.client.HTTPConnection(host, int(port))
-        web.request("POST", "/", body=b"\r\n" + start)
+        web = post(host, int(port), wire.encode(scan.start), b"")
         connect(served.address).send_run(make_scan(run_id="known", n_volumes=3))
         web.close()
     assert not any(stranger.has_reply() for stranger in strangers)

@@ -316,6 +316,7 @@ def test_subscribers_get_what_is_recorded(
         number += 1
         scan = make_scan(run_id=f"sub-01_task-again_run-{number:02d}")
         scanner.send_run(scan)
+        served.closed(scan)
         while socket.poll(0):
             heard.append(receive(socket))
         if heard and heard[0][0] != "run_start":  # the subscription came in the middle of a run
@@ -358,7 +359,9 @@ def test_the_example_in_the_documentation_works(
         number = 0
         while subscriber.poll() is None:  # it ends with the first run of which it saw a frame
             number += 1
-            scanner.send_run(make_scan(run_id=f"again-{number}"))
+            scan = make_scan(run_id=f"again-{number}")
+            scanner.send_run(scan)
+            served.closed(scan)
         assert subscriber.stdout
         said = subscriber.stdout.read()
     assert subscriber.returncode == 0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,12 @@ from numpy.typing import ArrayLike
 from realtime import wire
 from realtime.errors import WireError
 from realtime.record.reader import read_recorded
-from realtime.sources.pyneal import greeting, parse
+from realtime.sources.pyneal import PynealScanner, greeting, parse
+from realtime.sources.run_boundaries import Scan as RunScan
 
-from .conftest import DemoScan, Scan, Served
+from .conftest import DemoScan, Scan, Served, closed
 from .test_folder import wait_until
+from .zmtp import old_message, post
 
 PATIENCE_MS = 60_000
 RUN_ID = "sub-01_task-realtime"
@@ -127,10 +131,10 @@ def test_runs_are_recorded_and_each_volume_is_answered_once_it_is(
             assert reply == f"received volIdx {index}"
             assert index in read_recorded(folder).received
     scanner.send(0, scan.voxels(5), scan.start.affine, tr)  # of a third: the runs before are over
-    assert served.interrupt() == 0
     for folder in folders:
-        assert account_of(folder)["received"] == 12
+        assert account_of(closed(folder))["received"] == 12
         assert read_recorded(folder).info.state == "closed"
+    assert served.interrupt() == 0
 
 
 def test_a_run_that_cannot_be_decoded_stops_the_scanner_and_the_next_is_taken(
@@ -229,9 +233,70 @@ def test_another_number_of_volumes_after_a_kill_begins_another_take(
     first.kill()
     second = serve("--volumes", "12", source=first.address)
     assert scanner.send(5, scan.voxels(5), scan.start.affine) == "received volIdx 5"
+    assert read_recorded(closed(second.out / RUN_ID)).info.state == "closed"
     assert second.interrupt() == 0
-    assert read_recorded(second.out / RUN_ID).info.state == "closed"
     assert read_recorded(second.out / f"{RUN_ID}_take-2").received == {5}
+
+
+# Peers that are no scanners, in this process
+
+
+@asynccontextmanager
+async def listening() -> AsyncIterator[tuple[AsyncIterator[RunScan], str]]:
+    scanner = PynealScanner("tcp://127.0.0.1:0")
+    address = await scanner.start()
+    try:
+        async with asyncio.timeout(PATIENCE_MS / 1e3):
+            yield scanner.scans(), address
+    finally:
+        await scanner.stop()
+
+
+def send_run(scanner: Pyneal, scan: Scan, index: int) -> None:
+    scanner.insist(b"hello")
+    scanner._socket.send_multipart(scanner._volume(index, scan.voxels(index), scan.start.affine, "1333.3333"))
+
+
+def test_neither_http_nor_zeromq_2_is_heard(pyneal: Callable[[str], Pyneal], make_scan: type[Scan]) -> None:
+    """A web page can send the first; neither has a greeting that says what it is."""
+    scan = make_scan()
+    planted = Pyneal._volume(7, scan.voxels(7), scan.start.affine, "1333.3333")
+
+    async def check() -> None:
+        async with listening() as (scans, address):
+            first = asyncio.ensure_future(anext(scans))
+            port = int(address.rpartition(":")[2])
+            web = post("127.0.0.1", port, *planted)
+            with socket.create_connection(("127.0.0.1", port)) as raw:
+                raw.sendall(old_message(*planted))
+                with contextlib.suppress(ConnectionResetError):
+                    while await asyncio.to_thread(raw.recv, 1_024):  # until it is closed
+                        pass
+                await asyncio.to_thread(send_run, pyneal(address), scan, 3)
+                assert (await first).index == 3
+            web.close()
+
+    asyncio.run(check())
+
+
+def test_a_peer_that_says_nothing_gives_way_to_the_next(
+    pyneal: Callable[[str], Pyneal], make_scan: type[Scan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("realtime.sources.pyneal.SILENT_TURN_S", 0.1)
+    scan = make_scan()
+
+    async def check() -> None:
+        async with listening() as (scans, address):
+            first = asyncio.ensure_future(anext(scans))
+            with zmq.Context() as context, context.socket(zmq.PAIR) as silent:
+                silent.linger, silent.reconnect_ivl = 0, -1
+                silent.connect(address.removeprefix("pyneal+"))
+                silent.send(b"hello")
+                assert await asyncio.to_thread(silent.poll, PATIENCE_MS)  # it is served
+                await asyncio.to_thread(send_run, pyneal(address), scan, 3)
+                assert (await first).index == 3
+
+    asyncio.run(check())
 
 
 AFFINE = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
