@@ -81,8 +81,9 @@ class RunFolder:
 
         :param decoders: of the bundle that the run was recorded with
         """
+        info = read_run_file(path)
         folder = Folder.open(path, to_write=True)
-        run = cls(folder, read_run_file(path))
+        run = cls(folder, info)
         try:
             run._prepare(decoders)
         except OSError as error:

@@ -76,10 +76,11 @@ async def _decode(options: Options, bundle: Bundle, opened: OpenDecoders) -> Non
     with contextlib.ExitStack() as stack:
         stack.enter_context(lock_role(out, "decoder"))
         channel = stack.enter_context(ChannelSender(out, "decoder"))
-        publisher, published_at = None, []
+        publisher, address, published_at = None, "", []
         if options.publish:
             publisher = Publisher(options.publish, keys_for(options.keys, [options.publish]))
-            published_at = [f"results published at {publisher.start()}"]
+            address = publisher.start()
+            published_at = [f"results published at {address}"]
             stack.callback(publisher.stop)
         shipped = "the shipped demo bundle (a simulated subject)" if options.bundle_is_demo else "bundle"
         spec = bundle.spec
@@ -90,7 +91,7 @@ async def _decode(options: Options, bundle: Bundle, opened: OpenDecoders) -> Non
             *published_at,
         ]
         service = DecoderService(options, bundle, opened, channel, publisher)
-        say_ready(Ready(lines=lines), is_supervised=options.is_supervised)
+        say_ready(Ready(lines=lines, address=address), is_supervised=options.is_supervised)
         try:
             await until_stopped(service.run(), is_supervised=options.is_supervised)
         finally:

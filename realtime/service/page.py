@@ -127,20 +127,21 @@ class PageService:
         """Show what was decoded before this page listened, or was lost on the way here."""
         self._is_reading = True
         try:
-            events = await asyncio.to_thread(lambda: list(past_events(folder)))
+            events = past_events(folder)  # one after the other, so that SIGTERM waits for one only
+            while event := await asyncio.to_thread(next, events, None):
+                if not self._is_known(event):
+                    self.broadcast.send(event)
         except RecordError as error:
             _log.info("cannot read what was decoded so far: %s", error)
-            return
         finally:
             self._is_reading = False
             self._heard_s["decoder"] = time.monotonic()
-        for event in events:
-            message = event.message
-            is_known = (
-                isinstance(message, Frame) and (message.volume, message.decoder) in self.broadcast.frames
-            ) or (isinstance(message, Shown) and message.onset_volume in self.broadcast.shown)
-            if not is_known:
-                self.broadcast.send(event)
+
+    def _is_known(self, event: Event) -> bool:
+        message = event.message
+        if isinstance(message, Frame):
+            return (message.volume, message.decoder) in self.broadcast.frames
+        return isinstance(message, Shown) and message.onset_volume in self.broadcast.shown
 
     def _show_status(self) -> None:
         alarm = self._silence() or self._recording.alarm or self._status.alarm

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from realtime.bundle.match import read_spec
+from realtime.errors import RecordError
 from realtime.network.channel import BEAT_S, ChannelSender
-from realtime.record.run_journal import open_folders
+from realtime.record.run_journal import has_ended, open_folders
 from realtime.record.run_json import read_run_file
 from realtime.record.storage import lock_role
 from realtime.recorder.recorder import Recorder, Settings
 from realtime.service.keys import keys_for
 from realtime.service.process import Ready, every, say_ready, set_budget, until_stopped
 from realtime.sources.open import SourceOptions, open_source
+from realtime.wire import RunStart
 
 SEED = 0
 """Of the initial noise: the same for every run, so that what changes on screen is the brain."""
@@ -53,13 +55,12 @@ async def _record(options: Options) -> None:
     spec, sha256 = read_spec(options.bundle)
     out = options.out.absolute()
     with lock_role(out, "recorder"):
-        unfinished = [read_run_file(path).start for path in open_folders(out, sha256)[:1]]
         source = open_source(
             options.source,
             options.source_options,
             spec,
             keys=keys_for(options.keys, (options.source, options.source_options.markers)),
-            unfinished=unfinished[0] if unfinished else None,
+            unfinished=unfinished_run(out, sha256),
         )
         settings = Settings(
             spec=spec,
@@ -79,6 +80,16 @@ async def _record(options: Options) -> None:
             finally:
                 recorder.stop()
                 await source.stop()
+
+
+def unfinished_run(out: Path, bundle_sha256: str) -> RunStart | None:
+    """The start of the newest run under ``out``, unless it has ended and the decoder has yet to close it."""
+    for path in open_folders(out, bundle_sha256)[:1]:
+        try:
+            return None if has_ended(path) else read_run_file(path).start
+        except RecordError as error:
+            _log.warning("cannot go on with %s: %s", path, error)
+    return None
 
 
 async def _serve(recorder: Recorder, channel: ChannelSender) -> None:

@@ -197,9 +197,10 @@ def _understood(line: bytes) -> Ready | Failed | None:
 def _at_same_place(arguments: Sequence[str], ready: Ready) -> Sequence[str]:
     """Arguments that take the port again which the process had taken."""
     changed = list(arguments)
-    if "--source" in changed and (at := changed.index("--source") + 1) and changed[at].endswith(":0"):
-        kind = changed[at].partition(":")[0]
-        changed[at] = f"{kind}:{ready.address.partition(',')[0].partition(':')[2]}"
+    source, _, markers = ready.address.partition(", markers from ")
+    for option, address in (("--source", source), ("--markers", markers), ("--publish", ready.address)):
+        if option in changed and changed[at := changed.index(option) + 1].endswith(":0"):
+            changed[at] = address
     if "--port" in changed:
         port = ready.address.rpartition(":")[2].partition("/")[0]
         changed[changed.index("--port") + 1] = port

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from realtime.events import Event
+from realtime.events import Event, Shown
 from realtime.network.channel import SILENT_S
 from realtime.service import page as page_module
 from realtime.service.page import DECODER_STARTS_S, Options, PageService
@@ -61,7 +61,7 @@ def test_a_page_that_reads_what_was_decoded_does_not_take_the_decoder_for_dead(
 
     def slow(_: Path) -> Iterator[Event]:
         assert goes_on.wait(60)
-        return iter(())
+        yield from ()
 
     monkeypatch.setattr(page_module, "past_events", slow)
 
@@ -80,3 +80,29 @@ def test_a_page_that_reads_what_was_decoded_does_not_take_the_decoder_for_dead(
         assert "the decoder does not answer" in alarm(service)
 
     asyncio.run(run())
+
+
+def test_a_page_that_reads_a_long_run_stops_after_the_picture_that_it_reads(
+    service: PageService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    began, goes_on = threading.Event(), threading.Event()
+
+    def long(_: Path) -> Iterator[Event]:
+        for onset_volume in range(1000):
+            read.append(onset_volume)
+            began.set()
+            assert goes_on.wait(60)
+            yield Event(Shown(run_id="run", onset_volume=onset_volume, name="a picture"), png=b"")
+
+    monkeypatch.setattr(page_module, "past_events", long)
+
+    async def run() -> None:
+        reading = asyncio.create_task(service._show_past(tmp_path))
+        await asyncio.to_thread(began.wait, 60)
+        reading.cancel()
+        await asyncio.wait([reading])
+        goes_on.set()
+
+    asyncio.run(run())  # its end waits for threads
+    assert read == [0]

@@ -25,6 +25,7 @@ from realtime.record.run_json import read_run_file
 from realtime.record.storage import Folder
 from realtime.recorder import recorder as recorder_module
 from realtime.recorder.recorder import FAR_AHEAD, Recorder, Settings
+from realtime.service.record import unfinished_run
 from realtime.sources import Peer, Received, Source, run_boundaries
 from realtime.sources.run_boundaries import Plan, RunBoundarySource, RunOver
 
@@ -768,5 +769,23 @@ def test_a_folder_that_was_deleted_before_the_end_of_its_run_makes_no_second_tak
             assert await one.ask(scan.end()) == wire.RunClosed(run_id=scan.run_id)
             assert sorted(one.journal(scan)) == list(range(24))
             assert has_ended(tmp_path / scan.run_id)
+
+    asyncio.run(run())
+
+
+def test_a_run_that_has_ended_is_not_unfinished_though_no_decoder_has_closed_it(
+    tiny_bundle: Path, scan: Scan, tmp_path: Path
+) -> None:
+    """A folder's files would otherwise be sent again, as another take."""
+    _, sha256 = read_spec(tiny_bundle)
+
+    async def run() -> None:
+        assert unfinished_run(tmp_path, sha256) is None
+        async with bench(tiny_bundle, tmp_path) as one:
+            await one.start(scan)
+            assert unfinished_run(tmp_path, sha256) == scan.start
+            await one.ask(scan.end())
+            assert read_run_file(tmp_path / scan.run_id).state == "open"
+            assert unfinished_run(tmp_path, sha256) is None
 
     asyncio.run(run())

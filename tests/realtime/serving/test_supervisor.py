@@ -13,7 +13,7 @@ import pytest
 
 from realtime.errors import ServeError
 from realtime.service.process import Ready
-from realtime.service.supervisor import Child
+from realtime.service.supervisor import Child, _at_same_place
 
 PATIENCE_S = 60.0
 
@@ -102,3 +102,24 @@ def test_a_process_that_dies_as_soon_as_it_serves_is_started_ever_later(
     first, *_, fourth, fifth = asyncio.run(run())
     assert fifth - fourth > 1.0  # after 0.2, 0.4, 0.8 and 1.6 s
     assert first < fourth
+
+
+@pytest.mark.parametrize(
+    ("arguments", "address", "again"),
+    [
+        ("--source tcp://127.0.0.1:0", "tcp://127.0.0.1:40001", "--source tcp://127.0.0.1:40001"),
+        (
+            "--source pyneal+tcp://[::1]:0 --markers tcp://127.0.0.1:0",
+            "pyneal+tcp://[::1]:40001, markers from tcp://127.0.0.1:40002",
+            "--source pyneal+tcp://[::1]:40001 --markers tcp://127.0.0.1:40002",
+        ),
+        ("--publish tcp://127.0.0.1:0", "tcp://127.0.0.1:40003", "--publish tcp://127.0.0.1:40003"),
+        ("--publish tcp://127.0.0.1:5556", "tcp://127.0.0.1:5556", "--publish tcp://127.0.0.1:5556"),
+        ("--port 0", "http://127.0.0.1:40004/?token=a", "--port 40004"),
+    ],
+)
+def test_a_process_that_is_started_again_takes_its_ports_again(
+    arguments: str, address: str, again: str
+) -> None:
+    """Who was connected to them finds them there."""
+    assert _at_same_place(arguments.split(), Ready(lines=[], address=address)) == again.split()
