@@ -291,6 +291,14 @@ class JournalReader:
         except OSError:
             return False
 
+    @property
+    def is_between_records(self) -> bool:
+        """Whether this reader still stands where a record ends; False once the file was cut and grew again.
+
+        :raises RecordError: when the journal is damaged before this place
+        """
+        return any(head.end == self._at for head in read_heads(self.path))
+
 
 def read_journal(path: Path) -> Iterator[Entry]:
     """Every whole record of a journal in order; a last record that was torn by a crash is left out.

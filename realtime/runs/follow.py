@@ -99,7 +99,12 @@ class Following:
             past_end = reader.size
             while run.end is None:
                 began_s = time.perf_counter()
-                entry = reader.read()
+                try:
+                    entry = reader.read()
+                except RecordError:
+                    if reader.is_between_records:
+                        raise
+                    return False  # it was cut, and the recorder went on from there
                 was_there = entry is not None and entry.end <= past_end
                 if past_end and not was_there:
                     past_end = 0
