@@ -40,7 +40,6 @@ SHARED_NAMES = {
     "checkpoint": "a state that was saved to go on from: of a fit in train, of an open run in realtime",
     "errors": "every package has one tree of exceptions",
     "options": "options that several commands of a package have",
-    "checkpoint": "a training's weights in train, the state of a run in realtime",
     "betas": "NSD's word: read in nsd, made by sim",
     "page": "the HTML page of a run, of an experiment",
     "run": "a recorded run in nsd, one that is being recorded in realtime, an experiment's in train",

@@ -275,7 +275,7 @@ class Recorder:
         if self._run:
             self._run.abandon()
         self._run, self._owner = run, run.info.owner
-        # A source without a network has one peer, without a connection; it may end a run first.
+        # A source without a network has one peer, and no connection; it may end a run before it starts one.
         self._peer = Peer(key=run.info.owner.key) if run.info.owner else Peer()
         self._heard_s, self._adopted_s = float("-inf"), time.perf_counter()
         self._say(message=f"{run.start.run_id} is recorded in {run.path}")

@@ -23,15 +23,13 @@ _MEANS: Mapping[Role, str] = {
 }
 _AGAIN_S, _AGAIN_AT_MOST_S = 0.1, 5.0
 """How soon a process is started again, twice as late each time that it dies early."""
-_LAST_WORDS_S = 1.0
-"""A process that it started may hold its output open after it has ended."""
 _SOUND_S = 2.0
 """One that lived this long, its start included, did not die of it."""
 _STOP_S = 2.0
 """A process that has not ended this long after SIGTERM is killed; the decoder finishes a decode first."""
 _DECODER_STOP_S = 70.0
 _LAST_WORDS_S = 1.0
-"""How long to wait for the reason that a process gave before it ended."""
+"""How long to wait for what a process said before it ended; one that it started may keep its output open."""
 
 _log = logging.getLogger(__name__)
 
@@ -192,7 +190,7 @@ async def running(
 def _understood(line: bytes) -> Ready | Failed | None:
     try:
         return msgspec.json.decode(line, type=Ready | Failed)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):  # a library's words
         return None
 
 
