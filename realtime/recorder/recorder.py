@@ -68,7 +68,7 @@ class Recorder:
         self._owner: Owner | None = None
         self._peer: Peer | None = None
         """The owner's connection, once it has sent its start to this process."""
-        self._heard_s = float("-inf")
+        self._heard_s = self._adopted_s = float("-inf")
         self.recording = Recording()
 
     async def run(self) -> None:
@@ -141,11 +141,11 @@ class Recorder:
     async def _start(self, message: wire.RunStart, received: Received) -> None:
         check_run(self._settings.spec, message)
         start = msgspec.structs.replace(message, secret=None)
+        claim = _claim(message, received.peer)
         run = self._open_run
         if run and run.start.run_id != start.run_id:
-            await self._make_room(run, start)
+            await self._make_room(run, start, claim)
             run = None
-        claim = _claim(message, received.peer)
         is_new = run is None
         run = run or self._adopt(await self._save_again(start) or self._begin(start, claim))
         self._check_owner(run, claim, received.received_s)
@@ -277,13 +277,16 @@ class Recorder:
         self._run, self._owner = run, run.info.owner
         # A source without a network has one peer, and no connection; it may end a run before it starts one.
         self._peer = Peer(key=run.info.owner.key) if run.info.owner else Peer()
-        self._heard_s = float("-inf")
+        self._heard_s, self._adopted_s = float("-inf"), time.perf_counter()
         self._say(message=f"{run.start.run_id} is recorded in {run.path}")
         return run
 
-    async def _make_room(self, run: RunJournal, start: wire.RunStart) -> None:
+    async def _make_room(self, run: RunJournal, start: wire.RunStart, claim: Owner) -> None:
         """End a run whose scanner is gone, so that another can begin; refuse if it may still send."""
-        if time.perf_counter() - self._heard_s <= STALE_TR * run.start.tr_s:
+        heard_s = self._heard_s
+        if self._owner and self._owner.key != claim.key:  # its owner has time to come back to this process
+            heard_s = max(heard_s, self._adopted_s)
+        if time.perf_counter() - heard_s <= STALE_TR * run.start.tr_s:
             raise WireError(
                 "busy",
                 f"expected messages of {run.start.run_id}, which is open, got the start of {start.run_id}; "

@@ -789,3 +789,22 @@ def test_a_run_that_has_ended_is_not_unfinished_though_no_decoder_has_closed_it(
             assert unfinished_run(tmp_path, sha256) is None
 
     asyncio.run(run())
+
+
+def test_no_stranger_ends_a_run_whose_owner_has_yet_to_come_back_to_a_recorder_that_was_killed(
+    tiny_bundle: Path, scan: Scan, make_scan: type[Scan], tmp_path: Path
+) -> None:
+    other = make_scan(run_id="other", n_volumes=24)
+
+    async def run() -> None:
+        async with bench(tiny_bundle, tmp_path) as one:
+            await one.start(scan)
+            await one.volumes(scan, range(3))
+        async with bench(tiny_bundle, tmp_path, adopt=True) as two:
+            assert refusal(await two.start(other, STRANGERS[0])) == "busy"
+            assert await two.start(scan) == wire.RunAccepted(run_id=scan.run_id, held=[(0, 3)])
+        async with bench(tiny_bundle, tmp_path, adopt=True) as three:  # the owner stays away
+            three.recorder._adopted_s -= recorder_module.STALE_TR * scan.start.tr_s
+            assert isinstance(await three.start(other, STRANGERS[0]), wire.RunAccepted)
+
+    asyncio.run(run())
