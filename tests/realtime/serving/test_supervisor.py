@@ -52,7 +52,7 @@ def test_what_a_process_prints_neither_hides_that_it_serves_nor_stops_it(
         f"""
         print("a library says hello")
         print("x" * 1_000_000)
-        print('{{"lines": ["serving"]}}', flush=True)
+        print('{{"type": "ready", "lines": ["serving"]}}', flush=True)
         for _ in range(100):
             print("x" * 10_000, flush=True)
         pathlib.Path({str(done)!r}).touch()
@@ -74,7 +74,7 @@ def test_what_a_process_prints_neither_hides_that_it_serves_nor_stops_it(
 def test_a_process_that_the_system_does_not_start_is_told(environment: dict[str, str]) -> None:
     async def run() -> None:
         async with supervised({**environment, "TOO_LONG": "x" * 10_000_000}) as child:
-            with pytest.raises(ServeError, match="the page did not start"):
+            with pytest.raises(ServeError, match="cannot start the page"):
                 await asyncio.wait_for(asyncio.shield(child.ready), PATIENCE_S)
 
     asyncio.run(run())
@@ -89,7 +89,7 @@ def test_a_process_that_dies_as_soon_as_it_serves_is_started_ever_later(
         f"""
         with open({str(starts)!r}, "a") as file:
             file.write(f"{{time.monotonic()}}\\n")
-        print('{{"lines": []}}', flush=True)
+        print('{{"type": "ready", "lines": []}}', flush=True)
         """,
     )
 
