@@ -152,7 +152,7 @@ class PageService:
     def _silence(self) -> str:
         """Which process does not answer, and what that means."""
         if self._silent_s("recorder") > SILENT_S:
-            return "the recorder does not answer: no volume is recorded; it is being started again"
+            return "the recorder does not answer: no volume is recorded"
         patience_s = SILENT_S if "decoder" in self._heard_s else DECODER_STARTS_S
         if self._silent_s("decoder") > patience_s and not self._is_reading:
             return "the decoder does not answer: volumes are recorded, and will be decoded once it is back"
