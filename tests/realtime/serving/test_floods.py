@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import zmq
@@ -225,3 +231,34 @@ def test_a_run_with_larger_volumes_than_are_taken_is_refused(
             assert refused.code == "size"
 
     asyncio.run(check())
+
+
+def test_a_recorder_that_is_flooded_stops_when_it_is_told_to(
+    dealer: Callable[[str], zmq.Socket[bytes]], tiny_bundle: Path, make_scan: type[Scan], tmp_path: Path
+) -> None:
+    """And not only once the flood is over: it goes on until the process has ended."""
+    scan = make_scan()
+    command = [sys.executable, "-m", "realtime", "record", "--bundle", str(tiny_bundle)]
+    with subprocess.Popen(
+        [*command, "--out", str(tmp_path), "--source", "tcp://127.0.0.1:0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().split()[2].rstrip(",")
+        flood = dealer(address)
+        voxels = scan.voxels(0).tobytes()
+        volume = [wire.encode(wire.with_checksum(scan.volume(0), voxels)), voxels]
+        flood.send_multipart([wire.encode(scan.start), b""])
+        for _ in range(2_000):
+            flood.send_multipart(volume)
+        assert flood.poll(int(1000 * PATIENCE_S)), "the recorder did not take the flood"
+        process.send_signal(signal.SIGTERM)
+        end_s = time.monotonic() + PATIENCE_S
+        while process.poll() is None:
+            assert time.monotonic() < end_s, "the recorder went on as long as the flood"
+            with contextlib.suppress(zmq.Again):  # it is gone
+                for _ in range(200):
+                    flood.send_multipart(volume, zmq.NOBLOCK)
+        assert process.returncode == 0
