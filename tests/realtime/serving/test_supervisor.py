@@ -22,6 +22,7 @@ PATIENCE_S = 60.0
 def environment(tmp_path: Path) -> dict[str, str]:
     """A package ``realtime`` of the test's, which is what the supervisor runs."""
     (tmp_path / "realtime").mkdir()
+    (tmp_path / "realtime" / "__init__.py").touch()  # without it, an installed package comes first
     return {**os.environ, "PYTHONPATH": str(tmp_path)}
 
 
