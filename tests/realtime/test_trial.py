@@ -172,6 +172,7 @@ def test_a_graph_that_takes_the_engine_down_takes_nothing_else_down(folder: Path
     killing.join()
 
 
+@pytest.mark.usefixtures("user_cache")
 def test_what_passed_is_remembered_for_the_bundle_and_the_engine(
     make_tiny_bundle: Callable[..., Path], folder: Path, tmp_path: Path
 ) -> None:
