@@ -172,10 +172,10 @@ def test_a_graph_that_takes_the_engine_down_takes_nothing_else_down(folder: Path
     killing.join()
 
 
-@pytest.mark.usefixtures("user_cache")
 def test_what_passed_is_remembered_for_the_bundle_and_the_engine(
-    make_tiny_bundle: Callable[..., Path], folder: Path, tmp_path: Path
+    make_tiny_bundle: Callable[..., Path], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     bundle = Bundle.open(folder)
     try_bundle(bundle, "onnxruntime-cpu")
     try_bundle(bundle, "onnxruntime-cpu", limit_s=AT_ONCE_S)
