@@ -45,6 +45,7 @@ def dealer() -> Iterator[Callable[[str], zmq.Socket[bytes]]]:
     def connect(address: str) -> zmq.Socket[bytes]:
         made = context.socket(zmq.DEALER)
         made.sndhwm = 1_000_000  # nothing on this side stops it
+        made.linger = 0  # it may be collected, and closed, before the context is
         made.reconnect_ivl = -1
         own_keys("scanner")(made)
         made.connect(address)
