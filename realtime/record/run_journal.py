@@ -47,6 +47,8 @@ class RunJournal:
         except RecordError:
             folder.close()
             raise
+        self.newest: int | None = None
+        """The highest index in the journal."""
         self._volumes: dict[int, int] = {}
         self._pictures: dict[int, int] = {}
         self._unread_pictures: dict[int, Head] = {}
@@ -91,11 +93,6 @@ class RunJournal:
         return len(self._volumes)
 
     @property
-    def newest(self) -> int | None:
-        """The highest index in the journal."""
-        return max(self._volumes, default=None)
-
-    @property
     def is_closed(self) -> bool:
         """Whether it takes nothing any more."""
         return self._journal.is_closed
@@ -117,7 +114,7 @@ class RunJournal:
                 )
             return False
         self._journal.append(wire.encode(message), payload, received_utc_s)
-        self._volumes[message.index] = message.crc32
+        self._hold(message.index, message.crc32)
         return True
 
     def add_marker(self, message: wire.Marker, png: memoryview, received_utc_s: float) -> bool:
@@ -178,6 +175,10 @@ class RunJournal:
         with contextlib.suppress(RecordError):
             self.close()
 
+    def _hold(self, index: int, crc32: int) -> None:
+        self._volumes[index] = crc32
+        self.newest = index if self.newest is None else max(self.newest, index)
+
     def _picture(self, onset_volume: int) -> int | None:
         """The checksum of the picture at a volume; None if there is none."""
         if head := self._unread_pictures.pop(onset_volume, None):
@@ -191,7 +192,7 @@ class RunJournal:
             end = head.end
             message = _message(head, self.path)
             if isinstance(message, wire.Volume):
-                self._volumes[message.index] = _UNKNOWN if message.crc32 is None else message.crc32
+                self._hold(message.index, _UNKNOWN if message.crc32 is None else message.crc32)
             elif isinstance(message, wire.Marker):
                 self._unread_pictures[message.onset_volume] = head
             self.is_over = isinstance(message, wire.RunEnd)

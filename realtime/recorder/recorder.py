@@ -172,7 +172,7 @@ class Recorder:
                 f"{message.index}",
             )
         wire.volume_array(run.start, received.payload)  # checks its size
-        newest, where = run.newest, self._where()
+        newest = run.newest
         is_new = run.add_volume(message, received.payload, _utc_s(received))
         await received.reply(wire.Ack(run_id=message.run_id, index=message.index))
         self._heard_s = received.received_s
@@ -182,7 +182,7 @@ class Recorder:
         ahead = message.index - (-1 if newest is None else newest)
         said = self.recording.message
         if self.recording.alarm:
-            said = f"recording goes on {where}"
+            said = f"recording goes on {_after(newest)}"
             _log.info("%s", said)
         if ahead > FAR_AHEAD:
             said = f"volume {message.index} came {ahead} volumes ahead; it waits for those before it"
@@ -367,8 +367,7 @@ class Recorder:
 
     def _where(self) -> str:
         """How far the open run has come, in words."""
-        newest = self._run.newest if self._run else None
-        return "before the first volume" if newest is None else f"after volume {newest}"
+        return _after(self._run.newest if self._run else None)
 
     def _say(self, message: str | None = None, alarm: str | None = None) -> None:
         run = self._run
@@ -381,6 +380,10 @@ class Recorder:
             message=now.message if message is None else message,
         )
         self._tell(self.recording)
+
+
+def _after(newest: int | None) -> str:
+    return "before the first volume" if newest is None else f"after volume {newest}"
 
 
 def _claim(message: wire.RunStart, peer: Peer) -> Owner:

@@ -211,7 +211,9 @@ def test_a_cache_that_others_may_write_is_not_believed(
 
 
 def test_the_shipped_bundle_needs_no_trial() -> None:
-    try_bundle(Bundle.open(demo_data("bundle")), limit_s=AT_ONCE_S)
+    shipped = Bundle.open(demo_data("bundle"))
+    try_bundle(shipped, limit_s=AT_ONCE_S)
+    assert not (cache_folder(shipped.sha256) / "tried.json").exists()
 
 
 def test_the_doctor_names_the_engines_that_a_bundle_does_not_run_on(folder: Path, tmp_path: Path) -> None:

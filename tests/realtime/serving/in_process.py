@@ -149,8 +149,13 @@ class QueueSource:
         pass
 
     async def ask(
-        self, message: wire.ToRuntime, buffer: bytes = b"", peer: Peer | None = None
+        self,
+        message: wire.ToRuntime,
+        buffer: bytes = b"",
+        peer: Peer | None = None,
+        received_s: float | None = None,
     ) -> wire.ToScanner:
+        """The recorder's answer to a message that was received now, or when a test says."""
         answer: asyncio.Future[wire.ToScanner] = asyncio.get_running_loop().create_future()
 
         async def reply(to_scanner: wire.ToScanner) -> None:
@@ -159,7 +164,7 @@ class QueueSource:
         received = Received(
             message=message,
             payload=memoryview(buffer),
-            received_s=perf_counter(),
+            received_s=perf_counter() if received_s is None else received_s,
             reply=reply,
             peer=peer or Peer(),
         )

@@ -26,29 +26,14 @@ from realtime.record.storage import Folder
 from realtime.recorder import recorder as recorder_module
 from realtime.recorder.recorder import FAR_AHEAD, Recorder, Settings
 from realtime.service.record import unfinished_run
-from realtime.sources import Peer, Received, Source, run_boundaries
+from realtime.sources import Peer, Source, run_boundaries
 from realtime.sources.run_boundaries import Plan, RunBoundarySource, RunOver
 
 from .conftest import Scan
+from .in_process import QueueSource
 
 PATIENCE_S = 120.0
 SCANNER = Peer(key="scanner", connection=b"1")
-
-
-class QueueSource:
-    """A source without a network."""
-
-    def __init__(self) -> None:
-        self.messages: asyncio.Queue[Received] = asyncio.Queue()
-
-    async def start(self) -> str:
-        return "nowhere"
-
-    async def receive(self) -> Received:
-        return await self.messages.get()
-
-    async def stop(self) -> None:
-        pass
 
 
 class Bench:
@@ -67,17 +52,7 @@ class Bench:
         self.recorder = Recorder(settings, source or self._source, self.said.append)
 
     async def ask(self, message: wire.ToRuntime, buffer: bytes = b"", peer: Peer = SCANNER) -> wire.ToScanner:
-        answer: asyncio.Future[wire.ToScanner] = asyncio.get_running_loop().create_future()
-
-        async def reply(to_scanner: wire.ToScanner) -> None:
-            answer.set_result(to_scanner)
-
-        await self._source.messages.put(
-            Received(
-                message=message, payload=memoryview(buffer), received_s=self.now_s, reply=reply, peer=peer
-            )
-        )
-        return await asyncio.wait_for(answer, PATIENCE_S)
+        return await self._source.ask(message, buffer, peer, self.now_s)
 
     async def start(self, scan: Scan, peer: Peer = SCANNER, secret: str | None = None) -> wire.ToScanner:
         return await self.ask(msgspec.structs.replace(scan.start, secret=secret), peer=peer)
