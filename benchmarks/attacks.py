@@ -45,7 +45,7 @@ from runtime import PATIENCE_S, start
 from nsd import TR_S, Layout, Run
 from realtime import wire
 from realtime.bundle.locate import demo_data
-from realtime.network.curve import load_client_keys
+from realtime.network.key_files import load_client_keys
 from realtime.record.journal import read_journal
 
 RUN = 10

@@ -16,7 +16,7 @@ import zmq
 from tqdm import tqdm
 
 from realtime import wire
-from realtime.network.curve import load_client_keys, own_client_keys
+from realtime.network.key_files import load_client_keys, own_client_keys
 from sim.errors import SimError
 from sim.sender import Reconnect, Sender, State
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import zmq
 
-from realtime.network.curve import own_client_keys, own_server_keys
+from realtime.network.key_files import own_client_keys, own_server_keys
 
 Prepare = Callable[[zmq.Socket[bytes]], None]
 

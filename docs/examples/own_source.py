@@ -23,7 +23,7 @@ import zmq
 from numpy.typing import NDArray
 
 from realtime import wire
-from realtime.network.curve import load_client_keys, own_client_keys
+from realtime.network.key_files import load_client_keys, own_client_keys
 
 PATIENCE_MS = 30_000
 

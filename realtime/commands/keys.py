@@ -65,7 +65,7 @@ def add_page_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _make_keys(arguments: argparse.Namespace) -> None:
-    from realtime.network.curve import make_keys
+    from realtime.network.key_files import make_keys
 
     made = make_keys(arguments.folder, arguments.subscriber)
     for folder in made:

@@ -8,7 +8,8 @@ import zmq
 
 from realtime.errors import ServeError
 from realtime.network.address import bind, bind_path, check_address, check_path
-from realtime.network.curve import Guard, Right, ServerKeys
+from realtime.network.curve import Guard
+from realtime.network.key_files import Right, ServerKeys
 
 
 class Endpoint:

@@ -33,8 +33,9 @@ import zmq
 
 from realtime.errors import ServeError
 from realtime.events import Counts, Event, Frame, LatencyMs, Status
-from realtime.network.curve import REREAD_S, ServerKeys
+from realtime.network.curve import REREAD_S
 from realtime.network.endpoint import Endpoint
+from realtime.network.key_files import ServerKeys
 
 PUBLISH_VERSION = 1
 HIGH_WATER_MARK = 8

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from realtime.errors import ServeError
-from realtime.network.curve import ServerKeys, load_server_keys, own_server_keys
+from realtime.network.key_files import ServerKeys, load_server_keys, own_server_keys
 
 
 def keys_for(folder: Path | None, ports: Iterable[str | None]) -> ServerKeys | None:

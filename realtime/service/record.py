@@ -38,7 +38,7 @@ class Options:
     out: Path
     fallback_out: Path | None = None
     keys: Path | None = None
-    """The runtime's folder of :func:`realtime.network.curve.make_keys`; by default the user's own."""
+    """The runtime's folder of :func:`realtime.network.key_files.make_keys`; by default the user's own."""
     is_supervised: bool = False
 
 

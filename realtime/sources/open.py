@@ -11,7 +11,7 @@ import msgspec
 from realtime import wire
 from realtime.bundle.spec import Spec
 from realtime.errors import ServeError
-from realtime.network.curve import ServerKeys
+from realtime.network.key_files import ServerKeys
 from realtime.sources import Source
 from realtime.sources.markers import MarkedSource
 from realtime.sources.run_boundaries import Plan, RunBoundarySource, Scanner

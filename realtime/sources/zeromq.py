@@ -15,8 +15,8 @@ import zmq.asyncio
 from realtime import wire
 from realtime.errors import ServeError, WireError
 from realtime.network.connections import Connections
-from realtime.network.curve import Right, ServerKeys
 from realtime.network.endpoint import Endpoint
+from realtime.network.key_files import Right, ServerKeys
 from realtime.sources import Peer, Received
 
 HIGH_WATER_MARK = 2

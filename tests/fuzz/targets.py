@@ -29,7 +29,7 @@ from realtime.bundle import spec as bundle_spec
 from realtime.decoding.engines.external_weights import weight_files
 from realtime.errors import BundleError, RecordError, ServeError, WireError
 from realtime.events import DecoderUsed
-from realtime.network import curve
+from realtime.network import key_files
 from realtime.record import (
     folder as record_folder,
 )
@@ -324,7 +324,7 @@ def keys(data: bytes) -> None:
     folder = _file("server.key", data).parent
     secret = _file("client.key_secret", data)
     secret.chmod(0o600)
-    repr(curve.load_client_keys(folder))
+    repr(key_files.load_client_keys(folder))
 
 
 TARGETS: dict[str, Target] = {

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from realtime import wire
 from realtime.bundle.bundle import Bundle
 from realtime.errors import ServeError
-from realtime.network.curve import own_server_keys
+from realtime.network.key_files import own_server_keys
 from realtime.sources.open import SourceOptions, open_source
 from realtime.sources.run_boundaries import Plan, RunBoundarySource, RunOver, Scan
 from realtime.sources.zeromq import ZeroMqSource

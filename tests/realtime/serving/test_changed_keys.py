@@ -13,7 +13,7 @@ import zmq
 from realtime import wire
 from realtime.errors import ServeError
 from realtime.network import curve
-from realtime.network.curve import load_client_keys, load_server_keys, make_keys
+from realtime.network.key_files import load_client_keys, load_server_keys, make_keys
 from realtime.network.publish import Publisher
 from realtime.sources.zeromq import ZeroMqSource
 

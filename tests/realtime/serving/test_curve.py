@@ -21,7 +21,8 @@ from zmq.utils.monitor import recv_monitor_message
 from realtime import cli, wire
 from realtime.errors import ServeError
 from realtime.network.address import check_address
-from realtime.network.curve import Guard, load_client_keys, load_server_keys, make_keys
+from realtime.network.curve import Guard
+from realtime.network.key_files import load_client_keys, load_server_keys, make_keys
 from realtime.sources.zeromq import ZeroMqSource
 
 from .conftest import Client, Scan, Served

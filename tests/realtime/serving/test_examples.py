@@ -15,7 +15,7 @@ import pytest
 
 from realtime import RealtimeError, StreamingPreprocessor
 from realtime.bundle.bundle import Bundle
-from realtime.network.curve import make_keys
+from realtime.network.key_files import make_keys
 from realtime.record.reader import read_image, read_recorded
 
 from .conftest import closed

@@ -18,7 +18,7 @@ import zmq
 
 from realtime import wire
 from realtime.network import connections
-from realtime.network.curve import own_server_keys
+from realtime.network.key_files import own_server_keys
 from realtime.sources.zeromq import STARTS_PER_MINUTE, ZeroMqSource
 
 from ...keyed import own_keys

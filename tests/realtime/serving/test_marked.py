@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from realtime import cli, wire
-from realtime.network.curve import load_client_keys, make_keys
+from realtime.network.key_files import load_client_keys, make_keys
 from realtime.record.reader import read_recorded
 from realtime.sources.markers import PATIENCE_TR, MarkedSource
 

@@ -16,7 +16,8 @@ import zmq
 from realtime import cli, wire
 from realtime.errors import ServeError
 from realtime.network.address import check_path
-from realtime.network.curve import (
+from realtime.network.endpoint import Endpoint
+from realtime.network.key_files import (
     load_client_keys,
     load_server_keys,
     make_keys,
@@ -24,7 +25,6 @@ from realtime.network.curve import (
     own_folder,
     own_server_keys,
 )
-from realtime.network.endpoint import Endpoint
 
 from ...keyed import own_keys, without_keys
 from .conftest import Client, Scan, Served
@@ -65,7 +65,7 @@ def test_serve_makes_keys_at_first_use_and_the_simulated_scanner_finds_them(
 
 
 def test_the_first_runtimes_of_a_user_agree_on_the_keys(configuration: Path) -> None:
-    command = "from realtime.network.curve import own_server_keys; print(own_server_keys().own.public)"
+    command = "from realtime.network.key_files import own_server_keys; print(own_server_keys().own.public)"
     runtimes = [
         subprocess.Popen([sys.executable, "-c", command], stdout=subprocess.PIPE, text=True) for _ in range(4)
     ]

@@ -17,7 +17,7 @@ import zmq
 from realtime import cli
 from realtime.errors import ServeError
 from realtime.events import Broadcast, Counts, DecoderUsed, Event, Frame, LatencyMs, Status
-from realtime.network.curve import load_client_keys, load_server_keys, make_keys, own_server_keys
+from realtime.network.key_files import load_client_keys, load_server_keys, make_keys, own_server_keys
 from realtime.network.publish import HIGH_WATER_MARK, Publisher
 from realtime.record.reader import read_image, read_recorded
 

@@ -10,7 +10,7 @@ import pytest
 from realtime import wire
 from realtime.errors import ServeError, WireError
 from realtime.network.address import check_address
-from realtime.network.curve import own_client_keys, own_server_keys
+from realtime.network.key_files import own_client_keys, own_server_keys
 from realtime.sources.zeromq import ZeroMqSource, parse
 
 from .conftest import Client, Scan
