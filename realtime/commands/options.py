@@ -7,6 +7,7 @@ from pathlib import Path
 
 from realtime.commands.engines import add_engine_options, add_faces_option
 from realtime.commands.keys import add_page_options
+from realtime.commands.registration import add_registration_options
 from realtime.commands.sources import add_source_options
 
 
@@ -50,6 +51,7 @@ def add_log_option(parser: argparse.ArgumentParser) -> None:
 def add_recorder_options(parser: argparse.ArgumentParser) -> None:
     """Add what only the recorder needs."""
     add_source_options(parser)
+    add_registration_options(parser)
     parser.add_argument(
         "--fallback-out",
         type=Path,

@@ -56,6 +56,13 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         help="in a folder, the number of a run's first volume (default 1)",
     )
     group.add_argument(
+        "--tr",
+        type=float,
+        metavar="S",
+        help="seconds from volume to volume, where the scanner's headers say another time, such as that of a "
+        "shot (default: what they say)",
+    )
+    group.add_argument(
         "--markers",
         metavar="ADDRESS",
         help="listen here, such as tcp://127.0.0.1:5557, for what presentation software shows (see "
@@ -71,6 +78,7 @@ def source_options(arguments: argparse.Namespace) -> SourceOptions:
         n_volumes=arguments.volumes,
         run_id=arguments.run_id,
         series=arguments.series,
+        tr_s=arguments.tr,
         first_number=arguments.first_number,
         markers=arguments.markers,
     )

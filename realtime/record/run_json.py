@@ -45,6 +45,15 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
     """Of the secret that came with the run's start, if one did."""
 
 
+class Registration(msgspec.Struct, frozen=True, kw_only=True):
+    """How the volumes of a run are registered to the decoder's reference volume."""
+
+    initial: wire.Affine | None = None
+    """Where registration begins: the decoder's mm to the scanner's mm. None: where the scanner says."""
+    max_fd_mm: float | None = None
+    """A volume with more framewise displacement is censored; None: none is."""
+
+
 class RunFile(msgspec.Struct, frozen=True, kw_only=True):
     """``run.json``."""
 
@@ -68,6 +77,8 @@ class RunFile(msgspec.Struct, frozen=True, kw_only=True):
     """Whether faces were blurred in the frames, here as on the page and in published messages."""
     spikes: SpikeRule | None = None
     """Which volumes are censored as spikes; None, as in records of the first release: none are."""
+    registration: Registration | None = None
+    """None: the volumes lie on the decoder's grid and are taken as they are."""
     prior_from: str | None = None
     """The run whose statistics it began with (a copy is in ``prior.npz``); None: the bundle's prior."""
     versions: dict[str, str]
@@ -97,6 +108,7 @@ def new_run_file(
     engine: EngineUsed = EngineUsed(),  # noqa: B008  # frozen
     faces: Faces = "shown",
     spikes: SpikeRule | None = None,
+    registration: Registration | None = None,
     prior_from: str | None = None,
     owner: Owner | None = None,
 ) -> RunFile:
@@ -115,6 +127,7 @@ def new_run_file(
         engine=engine,
         faces=faces,
         spikes=spikes,
+        registration=registration,
         prior_from=prior_from,
         owner=owner,
         versions=versions(),
@@ -183,6 +196,11 @@ def table_path(folder: Path, start: wire.RunStart) -> Path:
 def events_path(folder: Path, start: wire.RunStart) -> Path:
     """The table of the pictures that were shown, in a run folder."""
     return folder / f"{bids_name(start)}_desc-shown_events.tsv"
+
+
+def confounds_path(folder: Path, start: wire.RunStart) -> Path:
+    """The table of what each volume was like, in a run folder."""
+    return folder / f"{bids_name(start)}_desc-confounds_timeseries.tsv"
 
 
 def bids_name(start: wire.RunStart) -> str:

@@ -118,5 +118,12 @@ def max_bytes(like: Arrays, window: NDArray[np.float32]) -> int:
 
 def digest_of(info: RunFile) -> bytes:
     """Of all that, besides the volumes, decides what the state is."""
-    made_by = (info.start, info.bundle_sha256, info.prior_from, info.spikes, versions())
+    made_by = (
+        info.start,
+        info.bundle_sha256,
+        info.prior_from,
+        info.spikes,
+        info.registration,
+        versions(),
+    )
     return hashlib.sha256(msgspec.msgpack.encode(made_by)).digest()

@@ -54,6 +54,7 @@ def status_of(
         bundle_is_demo=is_demo,
         decoders=decoders_of(spec),
         run_folder=str(run.folder.path) if run else None,
+        quality=run.region.quality if run else None,
         statistics=begins_with(run.folder.info) if run else "",
         alarm=alarm or (run.alarm if run else ""),
         message=message,

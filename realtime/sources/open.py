@@ -23,6 +23,8 @@ FORMS = (
 )
 
 _LEAST_VOLUME_BYTES = 16 * 2**20
+_LEAST_OTHER_GRID_BYTES = 64 * 2**20
+"""For a bundle that takes any grid: 200 slices of 200 x 200 voxels in float64."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,8 @@ class SourceOptions:
     run_id: str | None = None
     series: str | None = None
     """For a folder: follow only series whose description or name contains this text."""
+    tr_s: float | None = None
+    """The TR, where the scanner's headers lie; None: as they say, or else as the bundle does."""
     first_number: int | None = None
     """For a folder: the number in the name of a run's first file; None means 1."""
     markers: str | None = None
@@ -60,8 +64,8 @@ def open_source(
     if kind in ("tcp", "ipc"):
         if options != SourceOptions():
             raise ServeError(
-                f"expected no --volumes, --run-id, --series, --first-number or --markers with {address}: its "
-                "messages contain all of this"
+                f"expected no --volumes, --run-id, --series, --tr, --first-number or --markers with {address}: "
+                "its messages contain all of this"
             )
         return ZeroMqSource(address, keys, max_volume_bytes=_max_volume_bytes(spec))
     if kind not in ("pyneal+tcp", "afni+tcp", "folder"):
@@ -82,7 +86,8 @@ def open_source(
 
 def _max_volume_bytes(spec: Spec) -> int:
     """Four times the bundle's grid in the widest dtype, so that a run on another grid is refused, not cut."""
-    return min(max(4 * 8 * math.prod(spec.roi.shape), _LEAST_VOLUME_BYTES), wire.MAX_VOLUME_BYTES)
+    least = _LEAST_VOLUME_BYTES if spec.reference is None else _LEAST_OTHER_GRID_BYTES
+    return min(max(4 * 8 * math.prod(spec.roi.shape), least), wire.MAX_VOLUME_BYTES)
 
 
 def _scanner(kind: str, address: str) -> Scanner:
@@ -120,4 +125,13 @@ def _plan(address: str, options: SourceOptions, spec: Spec) -> Plan:
         run_id = msgspec.convert(options.run_id or f"sub-{spec.subject:02d}_task-realtime", wire.RunId)
     except msgspec.ValidationError as error:
         raise ServeError(f"expected --volumes and --run-id of a valid run: {error}") from error
-    return Plan(subject=spec.subject, run_id=run_id, n_volumes=n_volumes, tr_s=spec.tr_s)
+    tr_s = options.tr_s
+    if tr_s is not None and not 0 < tr_s <= 60:
+        raise ServeError(f"expected --tr of more than 0 and at most 60 s, got {tr_s}")
+    return Plan(
+        subject=spec.subject,
+        run_id=run_id,
+        n_volumes=n_volumes,
+        tr_s=tr_s or spec.tr_s,
+        is_tr_certain=tr_s is not None,
+    )
