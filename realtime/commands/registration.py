@@ -46,7 +46,10 @@ def add_registration_options(parser: argparse.ArgumentParser) -> None:
 
 
 def registration(arguments: argparse.Namespace) -> Registration:
-    """How volumes are registered. :raises RegistrationError: when the file of ``--initial`` has no such matrix"""
+    """How volumes are registered.
+
+    :raises RegistrationError: when an option is wrong, or the file of ``--initial`` has no such matrix
+    """
     from realtime.record.run_json import Registration
     from realtime.registration.rigid import as_rigid
     from realtime.sources.orient import rows

@@ -64,8 +64,8 @@ def open_source(
     if kind in ("tcp", "ipc"):
         if options != SourceOptions():
             raise ServeError(
-                f"expected no --volumes, --run-id, --series, --tr, --first-number or --markers with {address}: "
-                "its messages contain all of this"
+                "expected no --volumes, --run-id, --series, --tr, --first-number or --markers with "
+                f"{address}: its messages contain all of this"
             )
         return ZeroMqSource(address, keys, max_volume_bytes=_max_volume_bytes(spec))
     if kind not in ("pyneal+tcp", "afni+tcp", "folder"):
