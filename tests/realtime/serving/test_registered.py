@@ -5,19 +5,21 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import nibabel
 import numpy as np
 import pytest
 
-from export.bundle.reference import add_reference
-from export.errors import ExportError
 from realtime import wire
 from realtime.bundle.bundle import Bundle
+from realtime.bundle.files import file_sha256
+from realtime.bundle.spec import write_spec
 from realtime.commands.registration import add_registration_options, registration
 from realtime.errors import RegistrationError, ServeError, WireError
 from realtime.record.run_json import Registration, confounds_path, read_run_file
@@ -63,14 +65,20 @@ class MovingHead(Scan):
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("reference") / "mean.nii.gz"
+    file = tmp_path_factory.mktemp("reference") / "reference.nii.gz"
     nibabel.save(nibabel.Nifti1Image(PERSON.volume(REFERENCE_AFFINE), REFERENCE_AFFINE), file)
     return file
 
 
 @pytest.fixture(scope="module")
 def bundle(tiny_bundle: Path, reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return add_reference(tiny_bundle, reference, tmp_path_factory.mktemp("registered") / "bundle")
+    folder = tmp_path_factory.mktemp("registered") / "bundle"
+    shutil.copytree(tiny_bundle, folder)
+    shutil.copyfile(reference, folder / reference.name)
+    spec = Bundle.open(tiny_bundle).spec
+    files = {**spec.files, reference.name: file_sha256(reference)}
+    write_spec(folder, msgspec.structs.replace(spec, reference=reference.name, files=files))
+    return Bundle.open(folder)
 
 
 def truth(bundle: Bundle) -> np.ndarray:
@@ -162,21 +170,6 @@ def test_a_bundle_without_a_reference_takes_its_own_grid_only(tiny_bundle: Path,
     with pytest.raises(WireError, match="python -m export reference"):
         Bundle.open(tiny_bundle).check_run(start)
     bundle.check_run(start)
-
-
-@pytest.mark.parametrize(
-    ("shift_mm", "says"), [(500, "0 % of the region"), (None, "expected a volume of a head")]
-)
-def test_a_reference_must_show_the_region(
-    tiny_bundle: Path, tmp_path: Path, shift_mm: float | None, says: str
-) -> None:
-    affine, voxels = REFERENCE_AFFINE.copy(), PERSON.volume(REFERENCE_AFFINE)
-    affine[0, 3] += shift_mm or 0
-    voxels *= shift_mm is not None
-    nibabel.save(nibabel.Nifti1Image(voxels, affine), tmp_path / "mean.nii")
-    with pytest.raises(ExportError, match=says):
-        add_reference(tiny_bundle, tmp_path / "mean.nii", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_registered_run_is_decoded_recorded_killed_and_replayed(
