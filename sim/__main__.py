@@ -17,6 +17,9 @@ from nsd import N_IMAGES, NsdError
 from realtime.errors import RealtimeError
 from sim.errors import SimError
 
+_SHIPPED = Path("raw.toml of this package")
+"""Stands for the shipped settings where an option has no file."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit code; 2 means an error that was reported in one line."""
@@ -46,9 +49,9 @@ def _add_synthesize(commands: argparse._SubParsersAction[argparse.ArgumentParser
         "synthesize",
         help="write a synthetic subject in the layout of the Natural Scenes Dataset",
         description="Write a synthetic subject in NSD's layout: pictures, experimental design, region of "
-        "interest and the runs of the first N sessions. The result depends on --seed only; an interrupted "
-        "command continues when it is run again. A session takes about 10 s and 24 MB, all 73 000 pictures 2 "
-        "minutes and 290 MB.",
+        "interest, mean functional volume with the head around it, and the runs of the first N sessions. The "
+        "result depends on --seed only; an interrupted command continues when it is run again. A session "
+        "takes about 10 s and 24 MB, all 73 000 pictures 2 minutes and 290 MB.",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="root of the data set")
     parser.add_argument("--subject", type=int, default=1, help="subject number, 1 to 8 (default 1)")
@@ -69,13 +72,28 @@ def _add_synthesize(commands: argparse._SubParsersAction[argparse.ArgumentParser
         help="write the first N pictures to the stimulus file; 0 writes none, since replay can draw them "
         "(default all)",
     )
+    parser.add_argument(
+        "--raw",
+        type=Path,
+        nargs="?",
+        const=_SHIPPED,
+        metavar="TOML",
+        help="also write the raw side: for each session the scanner's grid and where the head lies, for each "
+        "run how the head moves, as desc-truth_timeseries.tsv (BIDS, under nsddata_rawdata). It takes a few "
+        "kB: `replay --raw` draws the raw volumes when it sends them. The settings are grid, position, motion, "
+        "TR and slice timing (default: sim/raw.toml)",
+    )
     parser.set_defaults(command=_synthesize)
 
 
 def _synthesize(arguments: argparse.Namespace) -> int:
+    from sim.raw_settings import read_raw_settings
     from sim.settings import read_settings
     from sim.synthesize import synthesize
 
+    raw = None
+    if arguments.raw:
+        raw = read_raw_settings(None if arguments.raw == _SHIPPED else arguments.raw)
     provenance = synthesize(
         arguments.out,
         settings=read_settings(arguments.settings),
@@ -83,6 +101,7 @@ def _synthesize(arguments: argparse.Namespace) -> int:
         subject=arguments.subject,
         n_sessions=arguments.sessions,
         n_stimuli=arguments.pictures,
+        raw=raw,
     )
     low, median, high = provenance.share_quartiles(arguments.subject)
     print(f"share of variance that pictures evoke: median {median:.3f}, quartiles {low:.3f} and {high:.3f}")
