@@ -96,7 +96,7 @@ def test_a_session_lies_as_far_from_the_decoder_as_its_settings_say(tiny: Tiny) 
             assert np.abs(nib.affines.obliquity(geometry.affine)).max() > 0.05  # rad
             assert np.linalg.norm(geometry.centre_mm - place[:3, 3]) == pytest.approx(1.5, abs=1e-3)
         places.append(place)
-    assert not np.allclose(*places)
+    assert not np.allclose(places[0], places[1])
 
 
 @given(seed=st.integers(0, 2**32 - 1), motion_mm=st.floats(0, 10))
