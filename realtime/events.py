@@ -64,6 +64,11 @@ class Motion(msgspec.Struct, frozen=True, kw_only=True):
     rmsd: float | None
     """mm since the volume before, RMS over a sphere of 80 mm (Jenkinson 1999)."""
 
+    def in_mm(self) -> tuple[float, ...]:
+        """The six parameters, rotations as arcs on a sphere of 50 mm: numbers of one size."""
+        turns = (self.rot_x, self.rot_y, self.rot_z)
+        return (self.trans_x, self.trans_y, self.trans_z, *(50.0 * turn for turn in turns))
+
 
 class Quality(msgspec.Struct, frozen=True, kw_only=True):
     """What one volume is like: columns of the confounds table (:mod:`realtime.record.tables`)."""

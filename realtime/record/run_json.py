@@ -52,6 +52,8 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
     """Where registration begins: the decoder's mm to the scanner's mm. None: where the scanner says."""
     max_fd_mm: float | None = None
     """A volume with more framewise displacement is censored; None: none is."""
+    fits_motion: bool = False
+    """Whether the six parameters are fitted together with the drifts, and what they explain is taken away."""
 
 
 class RunFile(msgspec.Struct, frozen=True, kw_only=True):

@@ -32,8 +32,14 @@ class Region:
         """None as long as all volumes lie on the decoder's grid."""
         if info.registration:
             self._head = Head(bundle, info.registration, info.start.shape)
+        self._fits_motion = info.registration is not None and info.registration.fits_motion
         self._preprocessor = StreamingPreprocessor.for_bundle(
-            bundle, info.start.n_volumes, info.start.tr_s, info.spikes, prior
+            bundle,
+            info.start.n_volumes,
+            info.start.tr_s,
+            info.spikes,
+            prior,
+            n_confounds=6 if self._fits_motion else 0,
         )
         self.quality: Quality | None = None
         """Of the newest volume."""
@@ -50,7 +56,8 @@ class Region:
         else:
             placed = self._head.place(index, voxels, np.array(affine))
             motion, self.said = placed.motion, placed.said
-            pushed = self._preprocessor.push_row(index, placed.row, placed.censored)
+            confounds = motion.in_mm() if motion and self._fits_motion else ()
+            pushed = self._preprocessor.push_row(index, placed.row, placed.censored, confounds)
         self.quality = Quality(
             volume=index,
             motion=motion,

@@ -176,7 +176,7 @@ def test_a_registered_run_is_decoded_recorded_killed_and_replayed(
     bundle: Bundle, tmp_path: Path, serve: Callable[..., Served], connect: Callable[[str], Client]
 ) -> None:
     scan = MovingHead()
-    served = serve("--max-fd", "0.9", bundle=bundle.folder)
+    served = serve("--max-fd", "0.9", "--fit-motion", bundle=bundle.folder)
     client = connect(served.address)
     assert isinstance(client.ask(scan.start), wire.RunAccepted)
     table = confounds_path(served.run_folder(scan), scan.start)
@@ -195,7 +195,7 @@ def test_a_registered_run_is_decoded_recorded_killed_and_replayed(
     assert quality["trans_z"][20] == pytest.approx(-0.6, abs=0.1)
     sidecar = json.loads(table.with_suffix(".json").read_text())
     assert sidecar["rot_x"]["Units"] == "rad"
-    assert read_run_file(folder).registration == Registration(max_fd_mm=0.9)
+    assert read_run_file(folder).registration == Registration(max_fd_mm=0.9, fits_motion=True)
 
     compared = replay(Options(run=folder, out=tmp_path / "replays", bundle=bundle.folder), lambda line: None)
     assert compared.is_same
