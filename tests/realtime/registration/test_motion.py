@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from realtime.errors import RegistrationError
 from realtime.registration.motion import MotionTracker
 from realtime.registration.rigid import RigidParameters
 
-from .heads import GRID, Head, apart_mm, grid_affine
+from .heads import Head, apart_mm, grid_affine
 
 HEAD, AFFINE = Head(1), grid_affine()
 
