@@ -63,9 +63,9 @@ def decode(options: Options) -> None:
 
     :raises RealtimeError: when it cannot start
     """
-    set_budget("decode")
     if options.seal_to:
         _check_can_seal(options)
+    set_budget("decode")
     bundle = Bundle.open(options.bundle, options.trust)
     opened = open_decoders(bundle, options.engine, SEED, blurs_faces=not options.show_faces)
     asyncio.run(_decode(options, bundle, opened))

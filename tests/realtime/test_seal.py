@@ -26,6 +26,7 @@ from realtime import cli, wire
 from realtime.errors import RecordError
 from realtime.events import DecoderUsed
 from realtime.record import seal as sealing
+from realtime.record import storage
 from realtime.record.age import recipients_of
 from realtime.record.run_json import new_run_file, read_run_file
 from realtime.record.seal import interrupted, seal, unseal
@@ -203,7 +204,7 @@ def test_a_full_disk_leaves_the_folder(
     run: Path, monkeypatch: pytest.MonkeyPatch, n_written: int | str
 ) -> None:
     """Also where it is full at the very last bytes, of whose error age's library says nothing."""
-    before, taken, write_all = content(run), [0], sealing.write_all
+    before, taken, write_all = content(run), [0], storage.write_all
 
     def write(descriptor: int, block: bytes) -> None:
         is_last = len(block) < 2**15  # age writes 64 KiB at a time
@@ -220,7 +221,7 @@ def test_a_full_disk_leaves_the_folder(
 
 
 def test_a_disk_that_gives_back_other_bytes_is_noticed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, write_all = content(run), sealing.write_all
+    before, write_all = content(run), storage.write_all
 
     def write(descriptor: int, block: bytes) -> None:
         write_all(descriptor, block[:-1] + b"?")
@@ -367,7 +368,7 @@ def encrypted(out: Path, plain: bytes) -> Path:
     return path
 
 
-RUN_JSON = ("run/run.json", b"{}", {})
+RUN_JSON: tuple[str, bytes, dict[str, Any]] = ("run/run.json", b"{}", {})
 
 
 @pytest.mark.parametrize(
