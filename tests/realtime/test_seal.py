@@ -109,13 +109,10 @@ def test_a_run_is_one_private_file_and_comes_back_as_it_was(run: Path, identity:
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600)
 
 
-@pytest.mark.skipif(
-    not (shutil.which("age") and shutil.which("tar")), reason="needs the programs age and tar"
-)
-def test_the_programs_age_and_tar_open_it_too(run: Path, identity: Path, tmp_path: Path) -> None:
+def test_the_programs_age_and_tar_open_it_too(age: str, run: Path, identity: Path, tmp_path: Path) -> None:
     before = content(run)
     sealed = seal(run, RECIPIENTS)
-    plain = subprocess.run(["age", "-d", "-i", identity, sealed], capture_output=True, check=True).stdout
+    plain = subprocess.run([age, "-d", "-i", identity, sealed], capture_output=True, check=True).stdout
     done = subprocess.run(["tar", "x"], input=plain, cwd=tmp_path, capture_output=True, check=True)
     assert done.stderr == b""
     assert content(tmp_path / NAME) == before
