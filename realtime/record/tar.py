@@ -19,7 +19,7 @@ from realtime.record.storage import Folder, write_all
 
 _BLOCK_BYTES = 2**20
 _MAX_NAME_BYTES = 4096
-_ENCODING, _ERRORS = "utf-8", "surrogateescape"
+_ENCODING = "utf-8"
 _END = bytes(tarfile.BLOCKSIZE)
 
 _Unpacking = Generator[int, bytes, None]
@@ -73,7 +73,10 @@ def _header(name: str, modified_s: float, *, n_bytes: int = 0, is_folder: bool =
     member.type = tarfile.DIRTYPE if is_folder else tarfile.REGTYPE
     member.mode = 0o700 if is_folder else 0o600
     member.size, member.mtime = n_bytes, max(0, int(modified_s))
-    return member.tobuf(tarfile.GNU_FORMAT, _ENCODING, _ERRORS)
+    try:
+        return member.tobuf(tarfile.GNU_FORMAT, _ENCODING, "strict")
+    except UnicodeEncodeError as error:
+        raise RecordError(f"expected the name of a file in UTF-8, got {name!a}; rename the file") from error
 
 
 class Unpacker:
@@ -133,8 +136,8 @@ def _unpack(folder: Folder) -> _Unpacking:
 
 def _member(block: bytes) -> tarfile.TarInfo:
     try:
-        member = tarfile.TarInfo.frombuf(block, _ENCODING, _ERRORS)
-    except tarfile.HeaderError as error:
+        member = tarfile.TarInfo.frombuf(block, _ENCODING, "strict")
+    except (tarfile.HeaderError, UnicodeDecodeError) as error:
         raise RecordError(f"it holds no tar, or a damaged one: {error}") from error
     if member.size < 0:
         _refuse(f"a size of {member.size} bytes is stated")
@@ -145,7 +148,10 @@ def _long_name(member: tarfile.TarInfo) -> Generator[int, bytes, str]:
     if not 0 < member.size <= _MAX_NAME_BYTES:
         _refuse(f"expected a name of at most {_MAX_NAME_BYTES} bytes, found {member.size}")
     name = yield _padded(member.size)
-    return name[: member.size].rstrip(b"\0").decode(_ENCODING, _ERRORS)
+    try:
+        return name[: member.size].rstrip(b"\0").decode(_ENCODING)
+    except UnicodeDecodeError as error:
+        raise RecordError(f"it holds a name that is not UTF-8: {error}") from error
 
 
 def _parts(name: str, root: str) -> list[str]:

@@ -157,6 +157,10 @@ def holds_a_pipe(run: Path) -> None:
     os.mkfifo(run / "frames" / "pipe")
 
 
+def holds_a_name_that_is_not_utf_8(run: Path) -> None:
+    (run / os.fsdecode(b"notes\xff.txt")).write_bytes(b"")
+
+
 def is_no_run(run: Path) -> None:
     (run / "run.json").unlink()
 
@@ -180,6 +184,7 @@ def was_unsealed(run: Path) -> None:
         (is_open, "expected a closed run"),
         (holds_a_link, r"000009.png: .*link"),
         (holds_a_pipe, "expected a regular file"),
+        (holds_a_name_that_is_not_utf_8, "name of a file in UTF-8, .*rename the file"),
         (is_no_run, "expected a run folder"),
         (has_a_sealed_file_of_another_run, "is there already; .*move the file away"),
         (was_unsealed, "is there already; .*remove the folder"),
