@@ -161,11 +161,12 @@ def pyneal_message(data: bytes) -> None:
         pyneal.greeting(memoryview(data)).encode()
         return
     said, affine, tr_s = pyneal.parse(memoryview(data))
+    dtype, _ = pyneal.taken(said, memoryview(data))
     fields = msgspec.structs.asdict(START) | {
         "affine": affine,
         "tr_s": tr_s,
         "shape": said.shape,
-        "dtype": said.dtype,
+        "dtype": dtype,
     }
     try:
         start = msgspec.convert(fields, wire.RunStart)
