@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 
 DEFAULT = "tcp://127.0.0.1:5555"
 _HELP = f"""\
-Where volumes come from. All addresses are on this machine, except tcp:// with --keys:
+Where volumes come from. All addresses are on this machine, except tcp:// with --keys and those that
+take --allow:
 
   tcp://127.0.0.1:5555         this project's own messages, as `python -m sim replay` sends them;
                                they describe runs in full, and a crash on either side loses nothing
@@ -20,7 +21,8 @@ Where volumes come from. All addresses are on this machine, except tcp:// with -
   pyneal+tcp://127.0.0.1:5555  Pyneal's scanner side connects here; each volume is acknowledged
                                once it is recorded
   afni+tcp://127.0.0.1:7961    AFNI's senders (Dimon, rtfeedme) connect here; their protocol has no
-                               acknowledgements, so a crash loses volumes that are in transit
+                               acknowledgements, so a crash loses volumes that are in transit; with
+                               --allow also from other machines
   folder:/path                 files that a scanner writes into a folder: NIfTI (a volume each),
                                Siemens mosaics, enhanced DICOM, classic DICOM (a slice each); files
                                that are already there are ignored
@@ -56,6 +58,19 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         help="in a folder, the number of a run's first volume (default 1)",
     )
     group.add_argument(
+        "--echo",
+        type=_echo,
+        metavar="N",
+        help="of a multi-echo run, the echo to decode (default 1)",
+    )
+    group.add_argument(
+        "--allow",
+        action="append",
+        metavar="ADDRESS",
+        help="with afni+tcp://, a machine or network that may send, such as 10.0.0.5 or 10.0.0.0/24; may be "
+        "repeated (default: this machine only). Nothing authenticates it, and nothing is encrypted",
+    )
+    group.add_argument(
         "--markers",
         metavar="ADDRESS",
         help="listen here, such as tcp://127.0.0.1:5557, for what presentation software shows (see "
@@ -72,5 +87,13 @@ def source_options(arguments: argparse.Namespace) -> SourceOptions:
         run_id=arguments.run_id,
         series=arguments.series,
         first_number=arguments.first_number,
+        echo=arguments.echo,
+        allow=tuple(arguments.allow or ()),
         markers=arguments.markers,
     )
+
+
+def _echo(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 32):
+        raise argparse.ArgumentTypeError(f"expected an echo from 1 to 32, got {text}")
+    return int(text)

@@ -11,6 +11,7 @@ import msgspec
 from realtime import wire
 from realtime.bundle.spec import Spec
 from realtime.errors import ServeError
+from realtime.network.hosts import Hosts
 from realtime.network.key_files import ServerKeys
 from realtime.sources import Source
 from realtime.sources.markers import MarkedSource
@@ -35,6 +36,10 @@ class SourceOptions:
     """For a folder: follow only series whose description or name contains this text."""
     first_number: int | None = None
     """For a folder: the number in the name of a run's first file; None means 1."""
+    echo: int | None = None
+    """Of several echoes, the one to take, from 1; None means the first."""
+    allow: tuple[str, ...] = ()
+    """For AFNI's protocol: other machines that may send."""
     markers: str | None = None
     """Address where presentation software sends markers."""
 
@@ -60,19 +65,21 @@ def open_source(
     if kind in ("tcp", "ipc"):
         if options != SourceOptions():
             raise ServeError(
-                f"expected no --volumes, --run-id, --series, --first-number or --markers with {address}: its "
-                "messages contain all of this"
+                "expected no --volumes, --run-id, --series, --first-number, --echo, --allow or --markers "
+                f"with {address}: its messages contain what these say, and its peers have keys"
             )
         return ZeroMqSource(address, keys, max_volume_bytes=_max_volume_bytes(spec))
     if kind not in ("pyneal+tcp", "afni+tcp", "folder"):
         raise ServeError(f"expected a source like {FORMS}, got {address!r}")
     if kind != "folder" and (options.series is not None or options.first_number is not None):
         raise ServeError(f"--series and --first-number are for folder:/path; remove them for {address}")
+    if kind != "afni+tcp" and options.allow:
+        raise ServeError(f"--allow is for afni+tcp://; remove it for {address}")
     plan = _plan(address, options, spec)
     if kind == "folder":
         scanner = _folder(Path(rest), options, spec, plan, unfinished)
     else:
-        scanner = _scanner(kind, f"tcp:{rest}")
+        scanner = _scanner(kind, f"tcp:{rest}", options)
     source = RunBoundarySource(scanner, plan)
     if not options.markers:
         return source
@@ -85,14 +92,16 @@ def _max_volume_bytes(spec: Spec) -> int:
     return min(max(4 * 8 * math.prod(spec.roi.shape), _LEAST_VOLUME_BYTES), wire.MAX_VOLUME_BYTES)
 
 
-def _scanner(kind: str, address: str) -> Scanner:
+def _scanner(kind: str, address: str, options: SourceOptions) -> Scanner:
     if kind == "pyneal+tcp":
+        if options.echo is not None:
+            raise ServeError(f"expected no --echo with {address}: Pyneal's volumes are of one echo")
         from realtime.sources.pyneal import PynealScanner
 
         return PynealScanner(address)
     from realtime.sources.afni import AfniScanner
 
-    return AfniScanner(address)
+    return AfniScanner(address, Hosts(options.allow), options.echo)
 
 
 def _folder(
