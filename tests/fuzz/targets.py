@@ -206,11 +206,11 @@ def nifti(data: bytes) -> None:
 
 def dicom(data: bytes) -> None:
     """A file in the watched folder, and what its slice is part of."""
-    holds = watch.parse("0001.dcm", data)
-    if isinstance(holds, SliceFile):
-        slices = Slices((1, 1, 1))
-        slices.add(holds)
-        slices.add(holds)
+    for holds in watch.parse("0001.dcm", data):
+        if isinstance(holds, SliceFile):
+            slices = Slices((1, 1, 1))
+            slices.add(holds)
+            slices.add(holds)
 
 
 def png(data: bytes) -> None:
