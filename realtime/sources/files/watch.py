@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from realtime.errors import ServeError, WireError
-from realtime.sources.files import dicom, nifti
+from realtime.sources.files.formats import TooShortError, parse
 from realtime.sources.files.slices import SliceFile
 from realtime.sources.files.volume_file import MAX_FILE_BYTES, NotWholeError, VolumeFile
 
@@ -181,7 +181,7 @@ class Files:
         holds: Sequence[VolumeFile | SliceFile] = ()
         try:
             holds = parse(name, self._bytes(name))
-        except _TooShortError:
+        except TooShortError:
             if not gives_up:
                 return ()
         except NotWholeError as error:
@@ -225,30 +225,6 @@ class Files:
             _log.info("%r and others like it are ignored: neither NIfTI nor DICOM", name)
 
 
-class _TooShortError(NotWholeError):
-    """A file is too short to tell whether it is an image."""
-
-    def __init__(self) -> None:
-        super().__init__("too short to tell whether it is an image")
-
-
 def _file_state(entry: os.DirEntry[str]) -> _FileState:
     seen = entry.stat(follow_symlinks=False)
     return seen.st_size, seen.st_mtime_ns
-
-
-def parse(name: str, data: bytes) -> Sequence[VolumeFile | SliceFile]:
-    """Read the volumes or slices from a file's bytes, in order; nothing if the file is not an image.
-
-    :raises NotWholeError: when the file is incomplete
-    :raises WireError: when the image is damaged or not supported
-    """
-    if name.lower().endswith(nifti.SUFFIXES):
-        return (nifti.read(name, data),)
-    if data[dicom.MARK_AT :].startswith(dicom.MARK):
-        return (dicom.read(data),)
-    if name.lower().endswith(dicom.SUFFIXES):
-        raise NotWholeError("expected a DICOM file, found no DICM mark")
-    if len(data) < dicom.MARK_AT + len(dicom.MARK):
-        raise _TooShortError
-    return ()

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from realtime.errors import ServeError, WireError
 from realtime.sources.files import dicom, nifti
+from realtime.sources.files.formats import parse
 from realtime.sources.files.volume_file import NotWholeError, VolumeFile
-from realtime.sources.files.watch import Files, Found, parse
+from realtime.sources.files.watch import Files, Found
 
 from .test_dicom import mosaic, written
 
