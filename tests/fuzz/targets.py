@@ -51,7 +51,7 @@ from realtime.record import (
     run_json as record_run_json,
 )
 from realtime.sources import afni, afni_header, pyneal, zeromq
-from realtime.sources.files import watch
+from realtime.sources.files import formats
 from realtime.sources.files.slices import SliceFile, Slices
 from realtime.viewer import offer
 from sim.errors import SimError
@@ -202,16 +202,16 @@ async def _afni_volumes(data: bytes) -> None:
 def nifti(data: bytes) -> None:
     """A file in the watched folder."""
     is_packed = data.startswith(b"\x1f\x8b")
-    watch.parse("run_0001.nii.gz" if is_packed else "run_0001.nii", data)
+    formats.parse("run_0001.nii.gz" if is_packed else "run_0001.nii", data)
 
 
 def dicom(data: bytes) -> None:
     """A file in the watched folder, and what its slice is part of."""
-    holds = watch.parse("0001.dcm", data)
-    if isinstance(holds, SliceFile):
-        slices = Slices((1, 1, 1))
-        slices.add(holds)
-        slices.add(holds)
+    for holds in formats.parse("0001.dcm", data):
+        if isinstance(holds, SliceFile):
+            slices = Slices((1, 1, 1))
+            slices.add(holds)
+            slices.add(holds)
 
 
 def png(data: bytes) -> None:
