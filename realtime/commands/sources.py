@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,6 +24,10 @@ take --allow:
   afni+tcp://127.0.0.1:7961    AFNI's senders (Dimon, rtfeedme) connect here; their protocol has no
                                acknowledgements, so a crash loses volumes that are in transit; with
                                --allow also from other machines
+  dicom://127.0.0.1:11112?aet=NAME
+                               DICOM objects that a scanner or a PACS node stores here (C-STORE) by
+                               the name NAME; each is answered once it is recorded; with --allow and
+                               --source-tls-cert also from other machines
   folder:/path                 files that a scanner writes into a folder: NIfTI (a volume each),
                                Siemens mosaics, enhanced DICOM, classic DICOM (a slice each); files
                                that are already there are ignored
@@ -49,13 +54,14 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--series",
         metavar="TEXT",
-        help="in a folder, only series whose description (DICOM) or file name (NIfTI) contains TEXT",
+        help="in a folder and with dicom://, only series whose description (DICOM) or file name (NIfTI) "
+        "contains TEXT",
     )
     group.add_argument(
         "--first-number",
         type=int,
         metavar="N",
-        help="in a folder, the number of a run's first volume (default 1)",
+        help="in a folder and with dicom://, the number of a run's first volume (default 1)",
     )
     group.add_argument(
         "--echo",
@@ -67,9 +73,17 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         "--allow",
         action="append",
         metavar="ADDRESS",
-        help="with afni+tcp://, a machine or network that may send, such as 10.0.0.5 or 10.0.0.0/24; may be "
-        "repeated (default: this machine only). Nothing authenticates it, and nothing is encrypted",
+        help="with afni+tcp:// and dicom://, a machine or network that may send, such as 10.0.0.5 or "
+        "10.0.0.0/24; may be repeated (default: this machine only). Nothing else authenticates it, and "
+        "AFNI's protocol is not encrypted",
     )
+    group.add_argument(
+        "--source-tls-cert",
+        type=Path,
+        metavar="PEM",
+        help="with dicom://, the certificate of this machine: objects then come over TLS",
+    )
+    group.add_argument("--source-tls-key", type=Path, metavar="PEM", help="the certificate's key")
     group.add_argument(
         "--markers",
         metavar="ADDRESS",
@@ -89,6 +103,8 @@ def source_options(arguments: argparse.Namespace) -> SourceOptions:
         first_number=arguments.first_number,
         echo=arguments.echo,
         allow=tuple(arguments.allow or ()),
+        tls_cert=arguments.source_tls_cert,
+        tls_key=arguments.source_tls_key,
         markers=arguments.markers,
     )
 

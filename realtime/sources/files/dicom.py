@@ -31,12 +31,12 @@ MARK_AT = 128
 MARK = b"DICM"
 MAX_FRAMES = 1_024
 _META_LENGTH = slice(132, 144)
-_SYNTAXES = (
+SYNTAXES = (
     pydicom.uid.ImplicitVRLittleEndian,
     pydicom.uid.ExplicitVRLittleEndian,
     pydicom.uid.ExplicitVRBigEndian,
 )
-_IMAGES = (pydicom.uid.MRImageStorage, pydicom.uid.EnhancedMRImageStorage)
+IMAGES = (pydicom.uid.MRImageStorage, pydicom.uid.EnhancedMRImageStorage)
 
 
 def read(data: bytes) -> VolumeFile | SliceFile:
@@ -60,7 +60,7 @@ def _read(data: bytes) -> VolumeFile | SliceFile:
     dataset = pydicom.dcmread(io.BytesIO(data))
     if not {"SOPInstanceUID", "PixelData"} & set(dataset.dir()):  # SOPInstanceUID follows SOPClassUID
         raise NotWholeError("expected SOPClassUID, found the end of the file")
-    if dataset.get("SOPClassUID") not in _IMAGES:
+    if dataset.get("SOPClassUID") not in IMAGES:
         raise WireError("file", f"expected an MR image, got {dataset.get('SOPClassUID', 'none')}")
     _check_pixels(dataset)
     wrapper = wrapper_from_data(dataset)
@@ -105,7 +105,7 @@ def _check_syntax(data: bytes) -> None:
     if len(data) < end:
         raise NotWholeError(f"expected {end} bytes of meta information, got {len(data)}")
     meta = pydicom.filereader.read_dataset(io.BytesIO(data[_META_LENGTH.stop : end]), False, True)
-    if meta.get("TransferSyntaxUID") not in _SYNTAXES:
+    if meta.get("TransferSyntaxUID") not in SYNTAXES:
         raise WireError(
             "file",
             f"expected uncompressed DICOM, got transfer syntax {meta.get('TransferSyntaxUID')}; turn "

@@ -18,11 +18,13 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import watchfiles
 
 from realtime import wire
 from realtime.errors import WireError
+from realtime.sources.files.incoming import Incoming
 from realtime.sources.files.slices import Slices
 from realtime.sources.files.volume_file import DTYPE, VolumeFile
 from realtime.sources.files.watch import SETTLE_S, Files, Found
@@ -39,20 +41,20 @@ _log = logging.getLogger(__name__)
 logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it logs every event at INFO
 
 
-class FolderScanner:
-    """Watches a folder and yields the volumes of one series at a time.
+class SeriesScanner:
+    """Yields the volumes of one series at a time.
 
+    :param files: the images; a subclass sets :attr:`_wake` when some may have come
     :param grid_shape: shape of the expected volumes, which gives the number of slices per volume
     :param series: text that the name of a series must contain
     :param first_number: number of a series' first volume
     :param unfinished: id of the run that an earlier runtime left open. Existing files of its series are read;
         all other existing files are ignored.
-    :raises ServeError: when the folder does not exist
     """
 
     def __init__(
         self,
-        folder: Path,
+        files: Incoming,
         plan: Plan,
         *,
         grid_shape: tuple[int, int, int],
@@ -60,7 +62,7 @@ class FolderScanner:
         first_number: int,
         unfinished: str | None,
     ) -> None:
-        self._files = Files(folder, GIVE_UP_TR * plan.tr_s)
+        self._files = files
         self._plan = plan
         self._grid_shape = grid_shape
         self._series = series
@@ -80,11 +82,6 @@ class FolderScanner:
         """Number of files of waiting series so far, which numbers these files in order of arrival."""
         self._wake = asyncio.Event()
 
-    async def start(self) -> str:
-        """Return the watched folder as an address."""
-        _log.info("watching %s; it contains %d files", self._files.folder, self._files.n_before)
-        return f"folder:{self._files.folder}"
-
     async def scans(self) -> AsyncIterator[Scan | RunOver]:
         """Yield the volumes of the followed series and the ends of runs."""
         watching = asyncio.create_task(self._watch())
@@ -92,7 +89,7 @@ class FolderScanner:
             while True:
                 new = await asyncio.to_thread(self._look)
                 for found in new:
-                    if scan := self._scan(found):
+                    for scan in self._scans(found):
                         yield scan
                 has_looked = not (new or self._files.is_settling)
                 if self._is_over(time.perf_counter(), has_looked=has_looked):
@@ -104,9 +101,6 @@ class FolderScanner:
         finally:
             watching.cancel()
 
-    async def stop(self) -> None:
-        """Do nothing; ``scans`` stops watching when it is closed."""
-
     def _look(self) -> list[Found]:
         new, n_bytes = [], 0
         for found in self._files.look(time.perf_counter()):
@@ -117,15 +111,7 @@ class FolderScanner:
         return new
 
     async def _watch(self) -> None:
-        try:
-            async for _ in watchfiles.awatch(
-                self._files.folder, watch_filter=None, step=_EVENTS_TOGETHER_MS, recursive=False
-            ):
-                self._wake.set()
-        except Exception as error:  # polling still finds files, only later
-            _log.warning(
-                "no file system events of %s: %s; polling every %.2f s", self._files.folder, error, POLL_S
-            )
+        """Wake at events; without any, files are found by looking."""
 
     async def _news(self) -> None:
         patience_s = SETTLE_S if self._files.is_settling else POLL_S
@@ -136,29 +122,29 @@ class FolderScanner:
             return
         self._wake.clear()
 
-    def _scan(self, found: Found) -> Scan | None:
-        """Return the volume that a file of the followed series contains or completes."""
+    def _scans(self, found: Found) -> list[Scan]:
+        """Return the volumes that a file of the followed series contains or completes."""
         if not self._is_wanted(found):
-            return None
+            return []
         series = found.holds.series
         if self._followed is None:
             _log.info("following series %s (%s)", series, found.holds.series_name)
             self._followed = _FollowedSeries(series, self._plan, self._grid_shape)
         if series != self._followed.series:
             self._wait(found, self._followed)
-            return None
+            return []
         try:
             volume = self._followed.volume(found, not found.was_there_before)
         except WireError as error:
             _log.warning("%r is ignored: %s", found.name, error)
-            return None
+            return []
         index = volume.number - self._first_number if volume else 0
         if volume is None or index < 0:
             if volume:
                 _log.warning("%r is ignored: its number is below --first-number", found.name)
-            return None
+            return []
         x, y, z = volume.voxels.shape
-        return Scan(
+        scan = Scan(
             index=index,
             shape=(x, y, z),
             affine=volume.affine,
@@ -169,6 +155,7 @@ class FolderScanner:
             tr_s=volume.tr_s,
             series=series,
         )
+        return [scan]
 
     def _is_wanted(self, found: Found) -> bool:
         series, name = found.holds.series, found.holds.series_name
@@ -250,6 +237,37 @@ class FolderScanner:
     def _ignore(self, series: str, why: str) -> None:
         _log.info("series %s is ignored from now on: %s", series, why)
         self._ignored.add(series)
+
+
+class FolderScanner(SeriesScanner):
+    """Watches a folder and yields the volumes of one series at a time.
+
+    :param options: those of :class:`SeriesScanner`
+    :raises ServeError: when the folder does not exist
+    """
+
+    def __init__(self, folder: Path, plan: Plan, **options: Any) -> None:
+        self._watched = Files(folder, GIVE_UP_TR * plan.tr_s)
+        super().__init__(self._watched, plan, **options)
+
+    async def start(self) -> str:
+        """Return the watched folder as an address."""
+        _log.info("watching %s; it contains %d files", self._watched.folder, self._watched.n_before)
+        return f"folder:{self._watched.folder}"
+
+    async def stop(self) -> None:
+        """Do nothing; ``scans`` stops watching when it is closed."""
+
+    async def _watch(self) -> None:
+        try:
+            async for _ in watchfiles.awatch(
+                self._watched.folder, watch_filter=None, step=_EVENTS_TOGETHER_MS, recursive=False
+            ):
+                self._wake.set()
+        except Exception as error:  # polling still finds files, only later
+            _log.warning(
+                "no file system events of %s: %s; polling every %.2f s", self._watched.folder, error, POLL_S
+            )
 
 
 class _FollowedSeries:
