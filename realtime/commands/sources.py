@@ -61,13 +61,14 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         "--first-number",
         type=int,
         metavar="N",
-        help="in a folder and with dicom://, the number of a run's first volume (default 1)",
+        help="in a folder and with dicom://, the number of a run's first volume (default: that of the first "
+        "that comes)",
     )
     group.add_argument(
         "--echo",
-        type=_echo,
-        metavar="N",
-        help="of a multi-echo run, the echo to decode (default 1)",
+        metavar="N|combine",
+        help="the echo to follow, from 1 in order of echo time, or combine: all echoes, weighted by T2* "
+        "(default: the first that comes)",
     )
     group.add_argument(
         "--allow",
@@ -107,9 +108,3 @@ def source_options(arguments: argparse.Namespace) -> SourceOptions:
         tls_key=arguments.source_tls_key,
         markers=arguments.markers,
     )
-
-
-def _echo(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 32):
-        raise argparse.ArgumentTypeError(f"expected an echo from 1 to 32, got {text}")
-    return int(text)

@@ -19,12 +19,16 @@ import logging
 import time
 from collections.abc import AsyncIterator
 
+import numpy as np
+from numpy.typing import NDArray
+
 from realtime import wire
 from realtime.errors import ServeError, WireError
 from realtime.network.address import check_address
 from realtime.network.hosts import Hosts
 from realtime.sources import afni_header
 from realtime.sources.afni_header import Header
+from realtime.sources.files.echoes import t2star_ms, weights
 from realtime.sources.orient import to_ras
 from realtime.sources.run_boundaries import RunOver, Scan
 
@@ -45,10 +49,10 @@ class AfniScanner:
 
     :param address: such as ``tcp://127.0.0.1:7961``; port 0 chooses a free one
     :param hosts: who may connect; an address that other machines reach needs some of them
-    :param echo: the echo to take of several, from 1; None takes the first
+    :param echo: the echo to take of several, from 1, or ``combine``; None takes the first
     """
 
-    def __init__(self, address: str, hosts: Hosts | None = None, echo: int | None = None) -> None:
+    def __init__(self, address: str, hosts: Hosts | None = None, echo: int | str | None = None) -> None:
         self._hosts = hosts or Hosts()
         self._echo = echo
         self._host, self._port = check_address(address, is_guarded=self._hosts.has_others)
@@ -173,7 +177,9 @@ class AfniScanner:
             commands = await _until_zero(reader)
         while True:
             header = afni_header.parse(commands, self._echo)
-            if header.n_channels > 1:
+            if header.channel is None:
+                _log.info("combining echoes at %s ms", header.echo_times_ms)
+            elif header.n_channels > 1:
                 _log.info("taking echo %d of %d (--echo)", header.channel + 1, header.n_channels)
             async for scan in self._volumes(reader, header):
                 yield scan
@@ -183,13 +189,15 @@ class AfniScanner:
     async def _volumes(self, reader: asyncio.StreamReader, header: Header) -> AsyncIterator[Scan]:
         """Yield the volumes of a run; pass over those of a refused run, so that the next one is heard."""
         verdict = _Verdict()
+        combined = _Combined(header)
         index = 0
         while images := await _images(reader, header):
             if verdict.is_against_run:
                 continue
             received_s = time.perf_counter()
             self._heard_s = time.monotonic()
-            voxels, affine = to_ras(header.volume(images), header.affine)
+            volume = header.volume(images) if header.channel is not None else combined.volume(images)
+            voxels, affine = to_ras(volume, header.affine)
             x, y, z = voxels.shape
             yield Scan(
                 index=index,
@@ -202,6 +210,23 @@ class AfniScanner:
                 tr_s=header.tr_s,
             )
             index += 1
+
+
+class _Combined:
+    """Combines the echoes of a run's volumes with the weights of its first one, which knows only the past."""
+
+    def __init__(self, header: Header) -> None:
+        self._header = header
+        self._te_ms = np.array(header.echo_times_ms)
+        self._weights: NDArray[np.float32] | None = None
+
+    def volume(self, images: list[bytes]) -> NDArray[np.float32]:
+        """Combine the images of a volume to its voxels [nx, ny, nz]."""
+        signal = self._header.echoes(images)
+        if self._weights is None:
+            self._weights = weights(self._te_ms, t2star_ms(signal, self._te_ms))
+        found: NDArray[np.float32] = np.einsum("exyz,exyz->xyz", self._weights, signal, dtype=np.float32)
+        return found
 
 
 class _Verdict:

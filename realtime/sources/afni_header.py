@@ -14,12 +14,15 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from realtime import wire
 from realtime.errors import WireError
+from realtime.sources.files.echoes import COMBINE
 from realtime.sources.orient import LPS_TO_RAS
 
 MAX_BYTES = 65_536
@@ -47,8 +50,10 @@ class Header:
     slices: tuple[int, ...] | None
     """Order in which slices are sent; None if images are whole volumes."""
     n_channels: int = 1
-    channel: int = 0
-    """The channel that is taken."""
+    channel: int | None = 0
+    """The channel that is taken; None means that all are combined."""
+    echo_times_ms: tuple[float, ...] = ()
+    """Of the channels, if they are combined."""
 
     @property
     def images(self) -> int:
@@ -65,19 +70,26 @@ class Header:
         return 1 if self.slices is None else len(self.slices)
 
     def volume(self, images: list[bytes]) -> NDArray[np.generic]:
-        """Assemble the images of a volume to its voxels [nx, ny, nz]."""
+        """Assemble the images of the channel that is taken to its voxels [nx, ny, nz]."""
+        return self._channel(images, self.channel or 0).astype(self.taken)
+
+    def echoes(self, images: list[bytes]) -> NDArray[Any]:
+        """Assemble the images of all channels to their voxels [channel, nx, ny, nz]."""
+        return np.stack([self._channel(images, channel) for channel in range(self.n_channels)])
+
+    def _channel(self, images: list[bytes], channel: int) -> NDArray[Any]:
         nx, ny, nz = self.shape
-        taken = images[self.channel :: self.n_channels]
+        taken = images[channel :: self.n_channels]
         stacked = np.frombuffer(b"".join(taken), dtype=self.sent).reshape(nz, ny, nx)
         if self.slices is not None:
             stacked = stacked[np.argsort(self.slices)]
-        return stacked.transpose(2, 1, 0).astype(self.taken)
+        return stacked.transpose(2, 1, 0)
 
 
-def parse(text: bytes, echo: int | None = None) -> Header:
+def parse(text: bytes, echo: int | str | None = None) -> Header:
     """Parse the commands, given without the zero byte that ends them.
 
-    :param echo: the echo to take of several, from 1; None takes the first
+    :param echo: the echo to take of several, from 1, or ``combine``; None takes the first
     :raises WireError: code ``header``, when a command is missing or invalid
     """
     commands = _Commands(text)
@@ -86,10 +98,10 @@ def parse(text: bytes, echo: int | None = None) -> Header:
     order = commands.choice("BYTEORDER", ("LSB_FIRST", "MSB_FIRST"), "LSB_FIRST")
     acquisition = commands.choice("ACQUISITION_TYPE", _ACQUISITIONS, "2D+zt")
     n_channels = _n_channels(commands)
-    channel = (echo or 1) - 1
-    if channel >= n_channels:
+    channel = int(echo or 1) - 1 if echo != COMBINE else None if n_channels > 1 else 0
+    if channel is not None and channel >= n_channels:
         raise WireError("header", f"expected at least {echo} channels for --echo {echo}, got {n_channels}")
-    taken = np.dtype(_TAKEN[datum])
+    taken = np.dtype(_TAKEN[datum] if channel is not None else "float32")
     if math.prod(shape) * taken.itemsize * n_channels > wire.MAX_VOLUME_BYTES:
         raise WireError(
             "header",
@@ -104,7 +116,15 @@ def parse(text: bytes, echo: int | None = None) -> Header:
         slices=None if acquisition.startswith("3D") else _slice_order(commands, shape[2]),
         n_channels=n_channels,
         channel=channel,
+        echo_times_ms=_echo_times_ms(commands, n_channels) if channel is None else (),
     )
+
+
+def _echo_times_ms(commands: _Commands, n_channels: int) -> tuple[float, ...]:
+    times_ms = tuple(commands.numbers("ECHO_TIMES", n_channels, n_channels))
+    if any(earlier >= later for earlier, later in pairwise((0.0, *times_ms))):
+        raise WireError("header", f"expected ECHO_TIMES above 0 that increase, got {times_ms} ms")
+    return times_ms
 
 
 def _n_channels(commands: _Commands) -> int:

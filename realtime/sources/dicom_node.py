@@ -30,6 +30,7 @@ from realtime.network.address import check_address
 from realtime.network.hosts import Hosts
 from realtime.sources.dicom_port import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, SUCCESS, StorePort
 from realtime.sources.files import dicom
+from realtime.sources.files.dicom_pixels import SYNTAXES
 from realtime.sources.files.folder import SeriesScanner
 from realtime.sources.files.formats import parse
 from realtime.sources.files.slices import SliceFile
@@ -217,7 +218,7 @@ class DicomNode(SeriesScanner):
             title=self._address.title,
             hosts=self._hosts,
             tls=self._tls,
-            classes=dict.fromkeys(dicom.IMAGES, list(dicom.SYNTAXES)),
+            classes=dict.fromkeys(dicom.IMAGES, [str(each) for each in SYNTAXES if each]),
             store=self._store,
         )
         self._address = replace(self._address, port=self._port.port)

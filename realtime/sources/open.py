@@ -38,9 +38,9 @@ class SourceOptions:
     series: str | None = None
     """For a folder and DICOM: follow only series whose description or name contains this text."""
     first_number: int | None = None
-    """For a folder: the number in the name of a run's first file; None means 1."""
-    echo: int | None = None
-    """Of several echoes, the one to take, from 1; None means the first."""
+    """For a folder and DICOM: the number of a run's first volume; None means to learn it."""
+    echo: str | None = None
+    """The number of the echo to follow, or ``combine``; None means the first that comes."""
     allow: tuple[str, ...] = ()
     """For AFNI's protocol and DICOM: other machines that may send."""
     tls_cert: Path | None = None
@@ -77,34 +77,10 @@ def open_source(
         return ZeroMqSource(address, keys, max_volume_bytes=_max_volume_bytes(spec))
     if kind not in ("pyneal+tcp", "afni+tcp", "dicom", "folder"):
         raise ServeError(f"expected a source like {FORMS}, got {address!r}")
-    has_series = kind in ("folder", "dicom")
-    if not has_series and (options.series is not None or options.first_number is not None):
-        raise ServeError(
-            f"--series and --first-number are for folder:/path and dicom://; remove them for {address}"
-        )
-    if kind not in ("afni+tcp", "dicom") and options.allow:
-        raise ServeError(f"--allow is for afni+tcp:// and dicom://; remove it for {address}")
-    if kind != "dicom" and (options.tls_cert or options.tls_key):
-        raise ServeError(
-            f"--source-tls-cert and --source-tls-key are for dicom://; remove them for {address}"
-        )
+    _check_options(kind, address, options)
     plan = _plan(address, options, spec)
-    if kind == "folder":
-        from realtime.sources.files.folder import FolderScanner
-
-        scanner: Scanner = FolderScanner(Path(rest), plan, **_series_options(options, spec, unfinished))
-    elif kind == "dicom":
-        from realtime.sources.dicom_node import DicomNode
-
-        scanner = DicomNode(
-            address,
-            plan,
-            hosts=Hosts(options.allow),
-            tls=_tls(options),
-            **_series_options(options, spec, unfinished),
-        )
-    else:
-        scanner = _scanner(kind, f"tcp:{rest}", options)
+    scanners = {"pyneal+tcp": _pyneal, "afni+tcp": _afni, "dicom": _dicom, "folder": _folder}
+    scanner = scanners[kind](rest, options, plan, unfinished.run_id if unfinished else None)
     source = RunBoundarySource(scanner, plan)
     if not options.markers:
         return source
@@ -117,26 +93,64 @@ def _max_volume_bytes(spec: Spec) -> int:
     return min(max(4 * 8 * math.prod(spec.roi.shape), _LEAST_VOLUME_BYTES), wire.MAX_VOLUME_BYTES)
 
 
-def _scanner(kind: str, address: str, options: SourceOptions) -> Scanner:
-    if kind == "pyneal+tcp":
-        if options.echo is not None:
-            raise ServeError(f"expected no --echo with {address}: Pyneal's volumes are of one echo")
-        from realtime.sources.pyneal import PynealScanner
+def _check_options(kind: str, address: str, options: SourceOptions) -> None:
+    """:raises ServeError: when an option does not apply to this kind of source"""
+    for names, given, kinds in (
+        ("--series and --first-number", (options.series, options.first_number), ("folder", "dicom")),
+        ("--echo", (options.echo,), ("folder", "dicom", "afni+tcp")),
+        ("--allow", (options.allow or None,), ("afni+tcp", "dicom")),
+        ("--source-tls-cert and --source-tls-key", (options.tls_cert, options.tls_key), ("dicom",)),
+    ):
+        if kind not in kinds and any(each is not None for each in given):
+            raise ServeError(f"{names} are for {' and '.join(kinds)} sources; remove them for {address}")
 
-        return PynealScanner(address)
+
+def _pyneal(rest: str, options: SourceOptions, plan: Plan, unfinished: str | None) -> Scanner:
+    from realtime.sources.pyneal import PynealScanner
+
+    return PynealScanner(f"tcp:{rest}")
+
+
+def _afni(rest: str, options: SourceOptions, plan: Plan, unfinished: str | None) -> Scanner:
     from realtime.sources.afni import AfniScanner
 
-    return AfniScanner(address, Hosts(options.allow), options.echo)
+    return AfniScanner(f"tcp:{rest}", Hosts(options.allow), _echo(options.echo))
 
 
-def _series_options(options: SourceOptions, spec: Spec, unfinished: wire.RunStart | None) -> dict[str, Any]:
+def _dicom(rest: str, options: SourceOptions, plan: Plan, unfinished: str | None) -> Scanner:
+    from realtime.sources.dicom_node import DicomNode
+
+    return DicomNode(
+        f"dicom:{rest}",
+        plan,
+        hosts=Hosts(options.allow),
+        tls=_tls(options),
+        **_series_options(options, unfinished),
+    )
+
+
+def _folder(rest: str, options: SourceOptions, plan: Plan, unfinished: str | None) -> Scanner:
+    from realtime.sources.files.folder import FolderScanner
+
+    return FolderScanner(Path(rest), plan, **_series_options(options, unfinished))
+
+
+def _series_options(options: SourceOptions, unfinished: str | None) -> dict[str, Any]:
     """What says which series are followed, and how."""
     return {
-        "grid_shape": spec.roi.shape,
         "series": options.series or "",
-        "first_number": 1 if options.first_number is None else options.first_number,
-        "unfinished": unfinished.run_id if unfinished else None,
+        "first_number": options.first_number,
+        "echo": _echo(options.echo),
+        "unfinished": unfinished,
     }
+
+
+def _echo(choice: str | None) -> int | str | None:
+    if choice is None or choice == "combine":
+        return choice
+    if not choice.isdecimal() or int(choice) < 1:
+        raise ServeError(f"expected --echo N, from 1, or --echo combine, got {choice!r}")
+    return int(choice)
 
 
 def _tls(options: SourceOptions) -> ssl.SSLContext | None:

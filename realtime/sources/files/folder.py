@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,10 +24,10 @@ from typing import Any
 import watchfiles
 
 from realtime import wire
-from realtime.errors import WireError
 from realtime.sources.files.incoming import Incoming
-from realtime.sources.files.slices import Slices
-from realtime.sources.files.volume_file import DTYPE, VolumeFile
+from realtime.sources.files.numbering import Numbering
+from realtime.sources.files.series import Numbered, Series
+from realtime.sources.files.volume_file import DTYPE
 from realtime.sources.files.watch import SETTLE_S, Files, Found
 from realtime.sources.run_boundaries import QUIET_TR, Plan, RunOver, Scan
 
@@ -36,6 +37,8 @@ GIVE_UP_TR = QUIET_TR - 1
 BYTES_AT_ONCE = 64 * 2**20
 """Bytes of voxels read in one pass, so that a full folder does not fill the memory."""
 _EVENTS_TOGETHER_MS = 20
+_REFERENCE = "sbref"
+"""In the name of a series that precedes a multiband run: the same slices, acquired one by one, once."""
 
 _log = logging.getLogger(__name__)
 logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it logs every event at INFO
@@ -45,9 +48,9 @@ class SeriesScanner:
     """Yields the volumes of one series at a time.
 
     :param files: the images; a subclass sets :attr:`_wake` when some may have come
-    :param grid_shape: shape of the expected volumes, which gives the number of slices per volume
     :param series: text that the name of a series must contain
-    :param first_number: number of a series' first volume
+    :param first_number: number of a series' first volume; None means to learn it
+    :param echo: number of the echo that is followed, ``combine``, or None for the first that comes
     :param unfinished: id of the run that an earlier runtime left open. Existing files of its series are read;
         all other existing files are ignored.
     """
@@ -57,25 +60,28 @@ class SeriesScanner:
         files: Incoming,
         plan: Plan,
         *,
-        grid_shape: tuple[int, int, int],
         series: str,
-        first_number: int,
+        first_number: int | None,
+        echo: int | str | None,
         unfinished: str | None,
     ) -> None:
         self._files = files
         self._plan = plan
-        self._grid_shape = grid_shape
         self._series = series
-        self._first_number = first_number
+        self._make_series = partial(Series, plan.tr_s, first_number=first_number, echo=echo)
         ours = f"{plan.run_id}_series-"
         is_ours = unfinished is not None and unfinished.startswith(ours)
         self._unfinished = unfinished.removeprefix(ours) if unfinished and is_ours else None
         if self._unfinished is None:
             self._files.pass_over_those_before()
-        self._followed = _FollowedSeries(self._unfinished, plan, grid_shape) if self._unfinished else None
+        self._numberings: defaultdict[str, Numbering] = defaultdict(Numbering)
+        """What images told that were passed over."""
+        self._followed = self._follow(self._unfinished) if self._unfinished else None
         self._ignored: set[str] = set()
         self._over: set[str] = set()
         """Ignored series that were followed before; cleared once a warning about a late file is logged."""
+        self._passed_over: set[tuple[str, str]] = set()
+        """Series and parts for which this was told."""
         self._others: dict[str, _WaitingSeries] = {}
         """Waiting series in the order in which they began."""
         self._n_waiting = 0
@@ -91,6 +97,8 @@ class SeriesScanner:
                 for found in new:
                     for scan in self._scans(found):
                         yield scan
+                for scan in self._settled():
+                    yield scan
                 has_looked = not (new or self._files.is_settling)
                 if self._is_over(time.perf_counter(), has_looked=has_looked):
                     self._let_go()
@@ -111,7 +119,7 @@ class SeriesScanner:
         return new
 
     async def _watch(self) -> None:
-        """Wake at events; without any, files are found by looking."""
+        """Wake at events; without any, images are found by looking."""
 
     async def _news(self) -> None:
         patience_s = SETTLE_S if self._files.is_settling else POLL_S
@@ -122,40 +130,60 @@ class SeriesScanner:
             return
         self._wake.clear()
 
+    def _follow(self, series: str) -> _FollowedSeries:
+        made = self._make_series(numbering=self._numberings[series])
+        return _FollowedSeries(series, self._plan, made)
+
     def _scans(self, found: Found) -> list[Scan]:
         """Return the volumes that a file of the followed series contains or completes."""
         if not self._is_wanted(found):
             return []
         series = found.holds.series
+        if found.holds.acquired.part != "magnitude":
+            self._pass_over(found)
+            return []
         if self._followed is None:
             _log.info("following series %s (%s)", series, found.holds.series_name)
-            self._followed = _FollowedSeries(series, self._plan, self._grid_shape)
+            self._followed = self._follow(series)
         if series != self._followed.series:
             self._wait(found, self._followed)
             return []
-        try:
-            volume = self._followed.volume(found, not found.was_there_before)
-        except WireError as error:
-            _log.warning("%r is ignored: %s", found.name, error)
-            return []
-        index = volume.number - self._first_number if volume else 0
-        if volume is None or index < 0:
-            if volume:
-                _log.warning("%r is ignored: its number is below --first-number", found.name)
-            return []
+        return [self._scan(each, series) for each in self._followed.add(found)]
+
+    def _settled(self) -> list[Scan]:
+        """Return the volumes of the followed series that need not wait any longer."""
+        followed = self._followed
+        return [self._scan(each, followed.series) for each in followed.settle()] if followed else []
+
+    def _scan(self, numbered: Numbered, series: str) -> Scan:
+        volume = numbered.volume
         x, y, z = volume.voxels.shape
-        scan = Scan(
-            index=index,
+        return Scan(
+            index=numbered.index,
             shape=(x, y, z),
             affine=volume.affine,
             dtype=DTYPE,
             payload=memoryview(volume.voxels.tobytes()),
-            received_s=found.whole_s,
-            answer=partial(self._answer, index),
+            received_s=numbered.whole_s,
+            answer=partial(self._answer, numbered.index),
             tr_s=volume.tr_s,
             series=series,
         )
-        return [scan]
+
+    def _pass_over(self, found: Found) -> None:
+        """Tell once that phase images are not decoded, and learn how images of their series are counted."""
+        series, part = found.holds.series, found.holds.acquired.part
+        if (series, part) not in self._passed_over:
+            self._passed_over.add((series, part))
+            _log.warning(
+                "%r and other %s images of series %s (%s) are passed over: magnitude is decoded. Turn them "
+                "off at the console if nobody needs them",
+                found.name,
+                part,
+                series,
+                found.holds.series_name,
+            )
+        self._numberings[series].learn(found.holds)
 
     def _is_wanted(self, found: Found) -> bool:
         series, name = found.holds.series, found.holds.series_name
@@ -163,6 +191,12 @@ class SeriesScanner:
             return False
         if series not in self._ignored and self._series not in name:
             self._ignore(series, f"its name, {name!r}, does not contain {self._series!r}")
+        if (
+            series not in self._ignored
+            and _REFERENCE in name.lower()
+            and _REFERENCE not in self._series.lower()
+        ):
+            self._ignore(series, f"{name!r} is a reference of one volume; --series {name} follows it")
         if series in self._over:
             self._over.discard(series)  # warn once
             _log.warning(
@@ -273,7 +307,7 @@ class FolderScanner(SeriesScanner):
 class _FollowedSeries:
     """The series whose volumes form the run."""
 
-    def __init__(self, series: str, plan: Plan, grid_shape: tuple[int, int, int]) -> None:
+    def __init__(self, series: str, plan: Plan, volumes: Series) -> None:
         self.series = series
         self.n_files = 0
         """Number of files, without those that existed before; a file that is read again counts once."""
@@ -281,20 +315,20 @@ class _FollowedSeries:
         self.came: set[int] = set()
         self._heard_s = time.perf_counter()
         self._plan = plan
-        self._slices = Slices(grid_shape)
+        self._volumes = volumes
         self._names: set[str] = set()
         """Names of the files counted so far."""
 
-    def volume(self, found: Found, is_new: bool) -> VolumeFile | None:
-        """Return the volume a file contains or its slice completes.
-
-        :raises WireError: when the slices do not form a volume
-        """
+    def add(self, found: Found) -> list[Numbered]:
+        """Return the volumes that are ready now that a file has come."""
         self._heard_s = time.perf_counter()
-        holds = found.holds
-        self.n_files += is_new and found.name not in self._names
+        self.n_files += not found.was_there_before and found.name not in self._names
         self._names.add(found.name)
-        return holds if isinstance(holds, VolumeFile) else self._slices.add(holds)
+        return self._volumes.add(found.holds, found.name, found.whole_s, self._heard_s)
+
+    def settle(self) -> list[Numbered]:
+        """Return the volumes that need not wait any longer."""
+        return self._volumes.settle(time.perf_counter())
 
     @property
     def is_complete(self) -> bool:

@@ -24,10 +24,10 @@ def parse(name: str, data: bytes) -> Sequence[VolumeFile | SliceFile]:
     """
     if name.lower().endswith(nifti.SUFFIXES):
         return (nifti.read(name, data),)
-    if data[dicom.MARK_AT :].startswith(dicom.MARK):
-        return (dicom.read(data),)
+    if dicom.is_dicom(data):
+        return dicom.read(data)
     if name.lower().endswith(dicom.SUFFIXES):
         raise NotWholeError("expected a DICOM file, found no DICM mark")
-    if len(data) < dicom.MARK_AT + len(dicom.MARK):
+    if len(data) < dicom.MIN_BYTES:
         raise TooShortError
     return ()

@@ -305,6 +305,37 @@ def test_one_echo_of_several_is_taken(acquisition: str, echo: int | None, taken:
     assert np.array_equal(header.volume(images), echoes[taken])
 
 
+def test_echoes_are_combined_with_the_weights_of_the_first_volume() -> None:
+    """w = TE exp(-TE / T2*): of a signal that decays by one T2*, they are those of the formula."""
+    te_ms, t2star_ms = np.array([12.0, 30.5, 48.0]), 35.0
+    said = "\n".join(commands(np.eye(4), DATUM="float", NUM_CHAN="3", ECHO_TIMES="12 30.5 48"))
+
+    async def volumes() -> list[np.ndarray]:
+        async with listening(echo="combine") as (heard, address):
+            data = await asyncio.to_thread(begin, address, said.split("\n"))
+            taken = []
+            for scale in (1e6, 5e5):
+                for decay in np.exp(-te_ms / t2star_ms):
+                    data.sendall(x_fastest(np.full((6, 6, 6), scale * decay), "<f4"))
+                scan = await heard.get()
+                assert scan.dtype == "float32"
+                taken.append(np.frombuffer(scan.payload, "<f4"))
+            data.close()
+            return taken
+
+    weights = te_ms * np.exp(-te_ms / t2star_ms)
+    expected = (weights / weights.sum()) @ np.exp(-te_ms / t2star_ms)
+    for taken, scale in zip(asyncio.run(volumes()), (1e6, 5e5), strict=True):
+        assert np.allclose(taken, scale * expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("times", ["", "12 30.5", "12 0 48", "30 12 48", "12 x 48"])
+def test_echoes_without_their_times_are_not_combined(times: str) -> None:
+    said = "\n".join(commands(np.eye(4), NUM_CHAN="3", ECHO_TIMES=times)).encode()
+    with pytest.raises(WireError, match="ECHO_TIMES"):
+        parse(said, "combine")
+
+
 def test_an_echo_that_is_not_sent_is_refused() -> None:
     with pytest.raises(WireError, match="at least 3 channels for --echo 3, got 2"):
         parse("\n".join(commands(np.eye(4), NUM_CHAN="2")).encode(), 3)
@@ -328,9 +359,9 @@ lines = st.tuples(names, st.lists(words, max_size=16)).map(lambda line: " ".join
 
 
 @asynccontextmanager
-async def listening() -> AsyncIterator[tuple[asyncio.Queue[Any], str]]:
+async def listening(**options: Any) -> AsyncIterator[tuple[asyncio.Queue[Any], str]]:
     """What comes from an AFNI source, and its address."""
-    scanner, heard = AfniScanner("tcp://127.0.0.1:0"), asyncio.Queue[Any]()
+    scanner, heard = AfniScanner("tcp://127.0.0.1:0", **options), asyncio.Queue[Any]()
 
     async def hear() -> None:
         async for each in scanner.scans():
