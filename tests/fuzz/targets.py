@@ -60,8 +60,8 @@ from realtime.record import (
 )
 from realtime.runs import checkpoint
 from realtime.sources import afni, afni_header, pyneal, zeromq
-from realtime.sources.files import watch
-from realtime.sources.files.slices import SliceFile, Slices
+from realtime.sources.files import formats
+from realtime.sources.files.series import Series
 from realtime.viewer import offer
 from sim.errors import SimError
 from sim.sender import Sender
@@ -172,11 +172,12 @@ def pyneal_message(data: bytes) -> None:
         pyneal.greeting(memoryview(data)).encode()
         return
     said, affine, tr_s = pyneal.parse(memoryview(data))
+    dtype, _ = pyneal.taken(said, memoryview(data))
     fields = msgspec.structs.asdict(START) | {
         "affine": affine,
         "tr_s": tr_s,
         "shape": said.shape,
-        "dtype": said.dtype,
+        "dtype": dtype,
     }
     try:
         start = msgspec.convert(fields, wire.RunStart)
@@ -212,16 +213,16 @@ async def _afni_volumes(data: bytes) -> None:
 def nifti(data: bytes) -> None:
     """A file in the watched folder."""
     is_packed = data.startswith(b"\x1f\x8b")
-    watch.parse("run_0001.nii.gz" if is_packed else "run_0001.nii", data)
+    formats.parse("run_0001.nii.gz" if is_packed else "run_0001.nii", data)
 
 
 def dicom(data: bytes) -> None:
-    """A file in the watched folder, and what its slice is part of."""
-    holds = watch.parse("0001.dcm", data)
-    if isinstance(holds, SliceFile):
-        slices = Slices((1, 1, 1))
-        slices.add(holds)
-        slices.add(holds)
+    """A file in the watched folder, and what it is part of."""
+    for holds in formats.parse("0001.dcm", data):
+        series = Series(tr_s=1.0, echo="combine")
+        series.add(holds, "0001.dcm", 0.0, 0.0)
+        series.settle(3.0)
+        series.settle(6.0)
 
 
 def png(data: bytes) -> None:

@@ -12,12 +12,13 @@ import logging
 import os
 import stat
 import zlib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from realtime.errors import ServeError, WireError
-from realtime.sources.files import dicom, nifti
+from realtime.sources.files.formats import TooShortError, parse
 from realtime.sources.files.slices import SliceFile
 from realtime.sources.files.volume_file import MAX_FILE_BYTES, NotWholeError, VolumeFile
 
@@ -53,7 +54,7 @@ class _Waiting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """A complete file."""
+    """A volume or slice of a complete file; a file may hold several."""
 
     name: str
     holds: VolumeFile | SliceFile
@@ -64,7 +65,7 @@ class Found:
 
 
 class Files:
-    """The files of a folder; each is reported once.
+    """The files of a folder; what each holds is reported once.
 
     :param patience_s: an incomplete file that has not changed for this time is given up
     :raises ServeError: when the folder does not exist
@@ -85,6 +86,8 @@ class Files:
         self._waiting: dict[str, _Waiting] = {}
         self._done: dict[str, _FileState] = {}
         """States of the files that were reported or ignored."""
+        self._unreported: deque[Found] = deque()
+        """What the last file that was read holds besides what was reported."""
         self._foreign: set[str] = set()
         self._look_number = 0
         self._is_away = False
@@ -104,17 +107,27 @@ class Files:
         self._done |= self._before
 
     def look(self, now_s: float) -> Iterator[Found]:
-        """Poll the folder and yield the files that are complete now."""
+        """Poll the folder and yield what the files hold that are complete now.
+
+        The caller may stop at any time; the next call goes on with what the last file holds.
+        """
+        yield from self._rest()
         for name, state in self._new():
             waiting = self._waiting.get(name)
             if waiting is None or waiting.state != state:
                 self._waiting[name] = _Waiting(state=state, since_s=now_s)
             elif waiting.is_due(now_s):
                 waiting.read_s = now_s
-                holds = self._read(name, state, gives_up=now_s - waiting.since_s >= self._patience_s)
-                if holds:
-                    was_there = self._before.get(name) == state
-                    yield Found(name=name, holds=holds, whole_s=waiting.since_s, was_there_before=was_there)
+                was_there = self._before.get(name) == state
+                self._unreported.extend(
+                    Found(name=name, holds=holds, whole_s=waiting.since_s, was_there_before=was_there)
+                    for holds in self._read(name, state, gives_up=now_s - waiting.since_s >= self._patience_s)
+                )
+                yield from self._rest()
+
+    def _rest(self) -> Iterator[Found]:
+        while self._unreported:
+            yield self._unreported.popleft()
 
     def again(self, name: str) -> None:
         """Report a file again at the next poll."""
@@ -164,27 +177,27 @@ class Files:
             return True
         return False
 
-    def _read(self, name: str, state: _FileState, *, gives_up: bool) -> VolumeFile | SliceFile | None:
-        holds = None
+    def _read(self, name: str, state: _FileState, *, gives_up: bool) -> Sequence[VolumeFile | SliceFile]:
+        holds: Sequence[VolumeFile | SliceFile] = ()
         try:
             holds = parse(name, self._bytes(name))
-        except _TooShortError:
+        except TooShortError:
             if not gives_up:
-                return None
+                return ()
         except NotWholeError as error:
             if gives_up:
                 self._ignore(name, state, f"incomplete and no longer growing; its volume is missing: {error}")
-            return None
+            return ()
         except OSError as error:
             if gives_up:
                 self._ignore(name, state, f"it cannot be read; its volume is missing: {error.strerror}")
-            return None
+            return ()
         except WireError as error:
             self._ignore(name, state, str(error))
-            return None
+            return ()
         self._done[name] = state
         self._waiting.pop(name, None)
-        if holds is None:
+        if not holds:
             self._tell_foreign(name)
         return holds
 
@@ -212,30 +225,6 @@ class Files:
             _log.info("%r and others like it are ignored: neither NIfTI nor DICOM", name)
 
 
-class _TooShortError(NotWholeError):
-    """A file is too short to tell whether it is an image."""
-
-    def __init__(self) -> None:
-        super().__init__("too short to tell whether it is an image")
-
-
 def _file_state(entry: os.DirEntry[str]) -> _FileState:
     seen = entry.stat(follow_symlinks=False)
     return seen.st_size, seen.st_mtime_ns
-
-
-def parse(name: str, data: bytes) -> VolumeFile | SliceFile | None:
-    """Read the volume or slice from a file's bytes; return None if the file is not an image.
-
-    :raises NotWholeError: when the file is incomplete
-    :raises WireError: when the image is damaged or not supported
-    """
-    if name.lower().endswith(nifti.SUFFIXES):
-        return nifti.read(name, data)
-    if data[dicom.MARK_AT :].startswith(dicom.MARK):
-        return dicom.read(data)
-    if name.lower().endswith(dicom.SUFFIXES):
-        raise NotWholeError("expected a DICOM file, found no DICM mark")
-    if len(data) < dicom.MARK_AT + len(dicom.MARK):
-        raise _TooShortError
-    return None

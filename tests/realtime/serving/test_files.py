@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from realtime.errors import ServeError, WireError
 from realtime.sources.files import dicom, nifti
-from realtime.sources.files.volume_file import NotWholeError
-from realtime.sources.files.watch import Files, Found, parse
+from realtime.sources.files.formats import parse
+from realtime.sources.files.volume_file import NotWholeError, VolumeFile
+from realtime.sources.files.watch import Files, Found
 
 from .test_dicom import mosaic, written
 
@@ -169,8 +170,8 @@ def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 def test_a_nifti_volume_becomes_ras(kind: type[nibabel.Nifti1Image], dtype: str, suffix: str) -> None:
     data = nifti_bytes((VOXELS % 200).astype(dtype), kind)
-    volume = parse(f"run-2_bold_0007{suffix}", gzip.compress(data) if suffix == ".nii.gz" else data)
-    assert volume is not None
+    (volume,) = parse(f"run-2_bold_0007{suffix}", gzip.compress(data) if suffix == ".nii.gz" else data)
+    assert isinstance(volume, VolumeFile)
     assert (volume.number, volume.series, volume.series_name) == (7, "run2bold", "run-2_bold_")
     expected = nibabel.as_closest_canonical(nibabel.Nifti1Image(VOXELS % 200, AFFINE))
     assert np.allclose(volume.affine, expected.affine)
@@ -232,7 +233,7 @@ def test_any_bytes_under_any_name_are_refused(data: bytes, name: str) -> None:
     for each in (name, f"{name}.dcm", f"{name}1.nii", f"{name}1.nii.gz"):
         for text in (data, bytes(128) + b"DICM" + data, bytes(128) + b"DICM\2\0\0\0UL\4\0" + data):
             with contextlib.suppress(WireError):
-                assert parse(each, text) is None
+                assert not parse(each, text)
 
 
 def test_a_dicom_header_alone_is_incomplete() -> None:
