@@ -19,10 +19,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import watchfiles
-
 from realtime import wire
 from realtime.errors import WireError
+from realtime.sources.files.folder_events import changes
 from realtime.sources.files.slices import Slices
 from realtime.sources.files.volume_file import DTYPE, VolumeFile
 from realtime.sources.files.watch import SETTLE_S, Files, Found
@@ -33,7 +32,6 @@ GIVE_UP_TR = QUIET_TR - 1
 """An incomplete file is given up when it has not changed for this many TR, before its run ends."""
 BYTES_AT_ONCE = 64 * 2**20
 """Bytes of voxels read in one pass, so that a full folder does not fill the memory."""
-_EVENTS_TOGETHER_MS = 20
 
 _log = logging.getLogger(__name__)
 logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it logs every event at INFO
@@ -118,9 +116,8 @@ class FolderScanner:
 
     async def _watch(self) -> None:
         try:
-            async for _ in watchfiles.awatch(
-                self._files.folder, watch_filter=None, step=_EVENTS_TOGETHER_MS, recursive=False
-            ):
+            async for paths in changes(self._files.tree):
+                self._files.touch(paths)
                 self._wake.set()
         except Exception as error:  # polling still finds files, only later
             _log.warning(
@@ -152,11 +149,21 @@ class FolderScanner:
         except WireError as error:
             _log.warning("%r is ignored: %s", found.name, error)
             return None
-        index = volume.number - self._first_number if volume else 0
+        first_number = (
+            volume.first_number if volume and volume.first_number is not None else self._first_number
+        )
+        index = volume.number - first_number if volume else 0
         if volume is None or index < 0:
             if volume:
                 _log.warning("%r is ignored: its number is below --first-number", found.name)
             return None
+        if found.is_other_version and index in self._followed.came:
+            _log.warning(
+                "%r was changed after it was read: the run has volume %d of the earlier version, which may "
+                "not have been whole; have files copied under another name and renamed",
+                found.name,
+                index,
+            )
         x, y, z = volume.voxels.shape
         return Scan(
             index=index,
