@@ -149,21 +149,11 @@ class FolderScanner:
         except WireError as error:
             _log.warning("%r is ignored: %s", found.name, error)
             return None
-        first_number = (
-            volume.first_number if volume and volume.first_number is not None else self._first_number
-        )
-        index = volume.number - first_number if volume else 0
+        index = volume.number - self._first_number if volume else 0
         if volume is None or index < 0:
             if volume:
                 _log.warning("%r is ignored: its number is below --first-number", found.name)
             return None
-        if found.is_other_version and index in self._followed.came:
-            _log.warning(
-                "%r was changed after it was read: the run has volume %d of the earlier version, which may "
-                "not have been whole; have files copied under another name and renamed",
-                found.name,
-                index,
-            )
         x, y, z = volume.voxels.shape
         return Scan(
             index=index,

@@ -30,8 +30,19 @@ class TooShortError(NotWholeError):
 
 def suffix(name: str) -> str:
     """Return the suffix in small letters, without that of gzip."""
-    stem = name.lower().removesuffix(".gz")
-    return stem[stem.rfind(".") :] if "." in stem.rpartition("/")[2] else ""
+    plain = name.lower().removesuffix(".gz")
+    return plain[plain.rfind(".") :] if "." in plain.rpartition("/")[2] else ""
+
+
+def stem(name: str) -> str:
+    """Return a name without its suffix."""
+    plain = name[:-3] if name.lower().endswith(".gz") else name
+    return plain[: len(plain) - len(suffix(plain))]
+
+
+def names_beside(name: str, other: str) -> list[str]:
+    """Return the names that a file may have whose name differs in the suffix only."""
+    return [f"{stem(name)}{each}{packed}" for each in (other, other.upper()) for packed in ("", ".gz", ".GZ")]
 
 
 def described_by(name: str) -> str | None:

@@ -71,7 +71,6 @@ class Layout:
             voxels=turned,
             affine=rows,
             tr_s=self.tr_s if self.is_run else None,  # files of a single volume seldom contain it
-            first_number=None if numbered else 1,
             remark=self.remark,
         )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from realtime.errors import WireError
+from realtime.sources.files.volume_file import MAX_FILE_BYTES
 
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _FILE = os.O_RDONLY | _NO_LINK | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -25,6 +26,14 @@ def open_within(folder: Path, name: str) -> BinaryIO:
         os.close(descriptor)
         raise WireError("file", "expected a regular file")
     return open(descriptor, "rb", closefd=True)
+
+
+def all_bytes(file: BinaryIO) -> bytes:
+    """Read a file. :raises WireError: code ``file``, when it is too large"""
+    n_bytes = os.fstat(file.fileno()).st_size
+    if n_bytes > MAX_FILE_BYTES:
+        raise WireError("file", f"expected a file of at most {MAX_FILE_BYTES} bytes, got {n_bytes}")
+    return file.read(MAX_FILE_BYTES)
 
 
 def _descriptor(folder: Path, name: str) -> int:

@@ -59,7 +59,6 @@ def read(name: str, par: bytes, rec: bytes, numbered: Numbered | None) -> list[V
                 voxels=turned,
                 affine=rows,
                 tr_s=tr_s if math.isfinite(tr_s) and tr_s > 0 else None,
-                first_number=None if numbered else 1,
                 remark=f"{n_others} volumes of other echoes or of phase are passed over" if n_others else "",
             )
         )

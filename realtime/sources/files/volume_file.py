@@ -33,8 +33,6 @@ class VolumeFile:
     """[x, y, z], RAS+; C order, little endian."""
     affine: wire.Affine
     tr_s: float | None
-    first_number: int | None = None
-    """Number of the series' first volume, if the file itself counts its volumes."""
     remark: str = ""
     """What the operator should know of the series; it is told once."""
 

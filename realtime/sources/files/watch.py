@@ -18,17 +18,16 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
 
 from realtime.errors import WireError
 from realtime.sources.files import run_file
 from realtime.sources.files.file_names import FileNames
-from realtime.sources.files.formats import TooShortError, describes, parse, suffix
-from realtime.sources.files.opening import open_within
+from realtime.sources.files.formats import TooShortError, describes, names_beside, parse, stem, suffix
+from realtime.sources.files.opening import all_bytes, open_within
 from realtime.sources.files.run_file import RunFile
 from realtime.sources.files.slices import SliceFile
 from realtime.sources.files.tree import Tree
-from realtime.sources.files.volume_file import MAX_FILE_BYTES, NotWholeError, VolumeFile
+from realtime.sources.files.volume_file import NotWholeError, VolumeFile
 from realtime.sources.files.zeros import UsualZeros
 
 SETTLE_S = 0.05
@@ -38,6 +37,8 @@ AGAIN_S = 0.25
 HOLLOW_S, FIRST_HOLLOW_S = 3.0, 1.0
 """A file with zeros at unusual places is taken if it has not changed for this time; the second is for the
 first file of a kind, of which nothing is known yet."""
+LATE_S = 30.0
+"""A file that changes so soon after it was read was not whole; later, its name is used again."""
 LOOKED_AT_AGAIN = 500
 """So many finished files are checked for changes in each poll."""
 NEWEST_LOOKED_AT_AGAIN = 50
@@ -90,8 +91,6 @@ class Found:
     """Time of the first poll that saw the file in this state."""
     was_there_before: bool
     """Whether it existed in this state before the folder was watched."""
-    is_other_version: bool
-    """Whether another version of the file was reported before."""
 
 
 class Files:
@@ -113,8 +112,8 @@ class Files:
         self._done = self._before.copy()
         """States of the files that were reported or ignored."""
         self._given_up: set[str] = set()
-        self._reported: dict[str, int] = {}
-        """Checksums of the files that were reported."""
+        self._reported: dict[str, tuple[int, float]] = {}
+        """Checksums of the files that were reported, and when."""
         self._runs: dict[str, RunFile] = {}
         self._names = FileNames()
         self._usual_zeros = UsualZeros()
@@ -234,14 +233,13 @@ class Files:
         gives_up = quiet_s >= self._patience_s
         n_held = 0
         try:
-            for holds, is_other_version in self._held(name, waiting, now_s, quiet_s=quiet_s):
+            for holds in self._held(name, waiting, now_s, quiet_s=quiet_s):
                 n_held += 1
                 yield Found(
                     name=name,
                     holds=holds,
                     whole_s=waiting.since_s,
                     was_there_before=self._before.get(name) == waiting.state,
-                    is_other_version=is_other_version,
                 )
         except TooShortError:
             if not gives_up:
@@ -260,18 +258,22 @@ class Files:
 
     def _held(
         self, name: str, waiting: _Waiting, now_s: float, *, quiet_s: float
-    ) -> Iterator[tuple[VolumeFile | SliceFile, bool]]:
-        """Yield what a file holds, and whether another version of it was reported before."""
+    ) -> Iterator[VolumeFile | SliceFile]:
+        """Yield what a file holds.
+
+        :raises NotWholeError: when it is incomplete
+        :raises WireError: when it is damaged or not supported
+        """
         with open_within(self.folder, name) as file:
             if run_file.is_run(file.read(_HEAD_BYTES)):
                 file.seek(0)
                 run = self._runs.setdefault(name, RunFile())
                 for volume in run.volumes(file, name, is_quiet=quiet_s >= HOLLOW_S):
                     self._remark(volume)
-                    yield volume, False
+                    yield volume
                 return
             file.seek(0)
-            data = _all_bytes(file)
+            data = all_bytes(file)
         held = parse(
             name,
             data,
@@ -282,14 +284,24 @@ class Files:
         crc = zlib.crc32(data)
         if held and not self._is_whole(name, data, crc, waiting, now_s):
             raise NotWholeError("expected data where there are zeros")
-        is_other_version = self._reported.setdefault(name, crc) != crc
-        if is_other_version:
-            self._usual_zeros.forget(_kind(name))
-        self._reported[name] = crc
+        self._tell_if_late(name, crc, now_s)
         for holds in held:
             if isinstance(holds, VolumeFile):
                 self._remark(holds)
-            yield holds, is_other_version
+            yield holds
+
+    def _tell_if_late(self, name: str, crc: int, now_s: float) -> None:
+        """Tell that bytes came after a file was taken for whole."""
+        earlier_crc, earlier_s = self._reported.get(name, (crc, now_s))
+        self._reported[name] = crc, now_s
+        if crc != earlier_crc and now_s - earlier_s < LATE_S:
+            self._usual_zeros.forget(_kind(name))
+            _log.warning(
+                "%r was changed %.1f s after it was read: a run that has its volume keeps what was read "
+                "first, which may not have been whole. Have files copied under another name, then renamed",
+                name,
+                now_s - earlier_s,
+            )
 
     def _is_whole(self, name: str, data: bytes, crc: int, waiting: _Waiting, now_s: float) -> bool:
         """Whether no bytes are to come in place of zeros."""
@@ -300,7 +312,7 @@ class Files:
         is_whole = (
             not self._usual_zeros.are_unusual(kind, data)
             or now_s - waiting.same_s >= min(hollow_s, self._patience_s / 2)
-            or any(_seen(self.tree.path(each)) for each in (f"{name}{DONE}", _stem(name) + DONE))
+            or any(_seen(self.tree.path(each)) for each in (f"{name}{DONE}", stem(name) + DONE))
         )
         if is_whole:
             self._usual_zeros.learn(kind, data)
@@ -308,7 +320,7 @@ class Files:
 
     def _beside(self, name: str, other: str, n_most: int) -> bytes | None:
         """Return the beginning of the file with the same name but another suffix, if there is one."""
-        for each in _beside(name, other):
+        for each in names_beside(name, other):
             try:
                 with open_within(self.folder, each) as file:
                     return file.read(n_most)
@@ -319,7 +331,7 @@ class Files:
     def _settle_header_or_foreign(self, name: str) -> None:
         """Take up the voxels that waited in vain for this header; log one line per suffix of other files."""
         if voxels := describes(name):
-            for each in self._given_up.intersection(_beside(name, voxels)):
+            for each in self._given_up.intersection(names_beside(name, voxels)):
                 self.again(each)
         else:
             kind = Path(name).suffix or name
@@ -361,21 +373,9 @@ def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") for part in name.split("/"))
 
 
-def _stem(name: str) -> str:
-    plain = name[:-3] if name.lower().endswith(".gz") else name
-    return plain[: len(plain) - len(suffix(plain))]
-
-
 def _kind(name: str) -> str:
     """Return what files of one series have in common."""
     return f"{name.rpartition('/')[0]}/{suffix(name)}"
-
-
-def _beside(name: str, other: str) -> list[str]:
-    """Return names that the file with another suffix may have."""
-    return [
-        f"{_stem(name)}{each}{packed}" for each in (other, other.upper()) for packed in ("", ".gz", ".GZ")
-    ]
 
 
 def _seen(path: str) -> os.stat_result | None:
@@ -387,11 +387,3 @@ def _seen(path: str) -> os.stat_result | None:
 
 def _file_state(seen: os.stat_result) -> _FileState:
     return seen.st_size, seen.st_mtime_ns
-
-
-def _all_bytes(file: BinaryIO) -> bytes:
-    """Read a file. :raises WireError: code ``file``, when it is too large"""
-    n_bytes = os.fstat(file.fileno()).st_size
-    if n_bytes > MAX_FILE_BYTES:
-        raise WireError("file", f"expected a file of at most {MAX_FILE_BYTES} bytes, got {n_bytes}")
-    return file.read(MAX_FILE_BYTES)
