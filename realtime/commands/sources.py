@@ -53,7 +53,13 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         "--first-number",
         type=int,
         metavar="N",
-        help="in a folder, the number of a run's first volume (default 1)",
+        help="in a folder, the number of a run's first volume (default: that of the first that comes)",
+    )
+    group.add_argument(
+        "--echo",
+        metavar="N|combine",
+        help="in a folder, the echo to follow, from 1 in order of echo time, or combine: all echoes, weighted by "
+        "T2* (default: the first that comes)",
     )
     group.add_argument(
         "--markers",
@@ -72,5 +78,6 @@ def source_options(arguments: argparse.Namespace) -> SourceOptions:
         run_id=arguments.run_id,
         series=arguments.series,
         first_number=arguments.first_number,
+        echo=arguments.echo,
         markers=arguments.markers,
     )

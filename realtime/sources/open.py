@@ -34,7 +34,9 @@ class SourceOptions:
     series: str | None = None
     """For a folder: follow only series whose description or name contains this text."""
     first_number: int | None = None
-    """For a folder: the number in the name of a run's first file; None means 1."""
+    """For a folder: the number of a run's first volume; None means to learn it."""
+    echo: str | None = None
+    """For a folder: the number of the echo to follow, or ``combine``; None means the first that comes."""
     markers: str | None = None
     """Address where presentation software sends markers."""
 
@@ -60,14 +62,16 @@ def open_source(
     if kind in ("tcp", "ipc"):
         if options != SourceOptions():
             raise ServeError(
-                f"expected no --volumes, --run-id, --series, --first-number or --markers with {address}: its "
-                "messages contain all of this"
+                f"expected no --volumes, --run-id, --series, --first-number, --echo or --markers with "
+                f"{address}: its messages contain all of this"
             )
         return ZeroMqSource(address, keys, max_volume_bytes=_max_volume_bytes(spec))
     if kind not in ("pyneal+tcp", "afni+tcp", "folder"):
         raise ServeError(f"expected a source like {FORMS}, got {address!r}")
-    if kind != "folder" and (options.series is not None or options.first_number is not None):
-        raise ServeError(f"--series and --first-number are for folder:/path; remove them for {address}")
+    if kind != "folder" and {options.series, options.first_number, options.echo} != {None}:
+        raise ServeError(
+            f"--series, --first-number and --echo are for folder:/path; remove them for {address}"
+        )
     plan = _plan(address, options, spec)
     if kind == "folder":
         scanner = _folder(Path(rest), options, spec, plan, unfinished)
@@ -95,6 +99,14 @@ def _scanner(kind: str, address: str) -> Scanner:
     return AfniScanner(address)
 
 
+def _echo(choice: str | None) -> int | str | None:
+    if choice is None or choice == "combine":
+        return choice
+    if not choice.isdecimal() or int(choice) < 1:
+        raise ServeError(f"expected --echo N, from 1, or --echo combine, got {choice!r}")
+    return int(choice)
+
+
 def _folder(
     folder: Path, options: SourceOptions, spec: Spec, plan: Plan, unfinished: wire.RunStart | None
 ) -> Scanner:
@@ -103,9 +115,9 @@ def _folder(
     return FolderScanner(
         folder,
         plan,
-        grid_shape=spec.roi.shape,
         series=options.series or "",
-        first_number=1 if options.first_number is None else options.first_number,
+        first_number=options.first_number,
+        echo=_echo(options.echo),
         unfinished=unfinished.run_id if unfinished else None,
     )
 

@@ -52,7 +52,7 @@ from realtime.record import (
 )
 from realtime.sources import afni, afni_header, pyneal, zeromq
 from realtime.sources.files import formats
-from realtime.sources.files.slices import SliceFile, Slices
+from realtime.sources.files.series import Series
 from realtime.viewer import offer
 from sim.errors import SimError
 from sim.sender import Sender
@@ -205,12 +205,12 @@ def nifti(data: bytes) -> None:
 
 
 def dicom(data: bytes) -> None:
-    """A file in the watched folder, and what its slice is part of."""
+    """A file in the watched folder, and what it is part of."""
     for holds in formats.parse("0001.dcm", data):
-        if isinstance(holds, SliceFile):
-            slices = Slices((1, 1, 1))
-            slices.add(holds)
-            slices.add(holds)
+        series = Series(tr_s=1.0, echo="combine")
+        series.add(holds, "0001.dcm", 0.0, 0.0)
+        series.settle(3.0)
+        series.settle(6.0)
 
 
 def png(data: bytes) -> None:

@@ -84,8 +84,8 @@ def parse(
         data = unpacked(data)
     if data and not any(data[:HEAD_BYTES]) and not described_by(name):
         raise NotWholeError("got zeros at its beginning") if is_image(name, b"") else TooShortError
-    if data[dicom.MARK_AT :].startswith(dicom.MARK):
-        return (dicom.read(data),)
+    if dicom.is_dicom(data):
+        return dicom.read(data)
     if kind in dicom.SUFFIXES:
         raise NotWholeError("expected a DICOM file, found no DICM mark")
     if voxels := describes(name):
@@ -102,7 +102,7 @@ def parse(
         if len(data) < layout.n_bytes:
             raise NotWholeError(f"expected {layout.n_bytes} bytes, got {len(data)}")
         return _volumes(layout, name, data, names, is_last_chance=is_last_chance)
-    if len(data) < dicom.MARK_AT + len(dicom.MARK):
+    if len(data) < dicom.MIN_BYTES:
         raise TooShortError
     return ()
 
@@ -110,7 +110,7 @@ def parse(
 def is_image(name: str, head: bytes) -> bool:
     """Whether a file may be an image, by its name or the beginning of what it holds."""
     is_named = suffix(name) in (".nii", *dicom.SUFFIXES, *_PARTNERS, *_PARTNERS.values())
-    return is_named or nifti.is_header(head) or head[dicom.MARK_AT :].startswith(dicom.MARK)
+    return is_named or nifti.is_header(head) or dicom.is_dicom(head)
 
 
 def beginning(packed: bytes) -> bytes:

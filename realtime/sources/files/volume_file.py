@@ -20,6 +20,21 @@ DTYPE = "float32"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Acquired:
+    """What the scanner says about an image of a series, beside its number."""
+
+    acquisition: int | None = None
+    """Number of the acquisition, which on some scanners is the volume."""
+    moment: int | None = None
+    """Number of the volume in the series, on scanners that store it."""
+    echo_time_ms: float | None = None
+    echo: int | None = None
+    """Number of the echo, where its time is not stored."""
+    part: str = "magnitude"
+    """``magnitude``, ``phase``, ``real`` or ``imaginary``."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class VolumeFile:
     """A volume read from a file."""
 
@@ -33,6 +48,7 @@ class VolumeFile:
     """[x, y, z], RAS+; C order, little endian."""
     affine: wire.Affine
     tr_s: float | None
+    acquired: Acquired = Acquired()
     remark: str = ""
     """What the operator should know of the series; it is told once."""
 
