@@ -75,8 +75,8 @@ def open_source(
     if kind in ("tcp", "ipc"):
         if options != SourceOptions():
             raise ServeError(
-                "expected no --volumes, --run-id, --series, --first-number, --tr, --echo, --allow, --markers or "
-                f"--source-tls-cert with {address}: its messages say what these do, and its peers have keys"
+                "expected no --volumes, --run-id, --series, --first-number, --tr, --echo, --allow, --markers "
+                f"or --source-tls-cert with {address}: its messages say all of this, and its peers have keys"
             )
         return ZeroMqSource(address, keys, max_volume_bytes=_max_volume_bytes(spec))
     if kind not in ("pyneal+tcp", "afni+tcp", "dicom", "folder"):
