@@ -15,7 +15,7 @@ from realtime.bundle.statistics import VoxelStatistics
 from realtime.events import Quality
 from realtime.preprocessing.stream import Pushed, StreamingPreprocessor
 from realtime.record.run_json import RunFile
-from realtime.runs.head import Head, MovedSlices
+from realtime.runs.head_position import Head, MovedSlices
 
 
 class Region:

@@ -25,8 +25,8 @@ from realtime.errors import RegistrationError, ServeError, WireError
 from realtime.record.run_json import Registration, confounds_path, read_run_file
 from realtime.record.tables import read_quality
 from realtime.registration.rigid import RigidParameters
-from realtime.runs.head import Head as RunHead
-from realtime.runs.head import MovedSlices, positions_of
+from realtime.runs.head_position import Head as RunHead
+from realtime.runs.head_position import MovedSlices, positions_of
 from realtime.runs.replay import Options, replay
 from realtime.service.record import Options as RecordOptions
 from realtime.service.record import record
