@@ -49,7 +49,8 @@ class Region:
     def push(self, index: int, voxels: NDArray[Any], affine: wire.Affine) -> Pushed:
         """Add a volume [x, y, z]; indices must rise, and those left out count as missing."""
         motion, self.said = None, ""
-        if self._head is None and not same_grid(affine, self._start.affine, self._start.shape):
+        has_moved = affine != self._start.affine
+        if self._head is None and has_moved and not same_grid(affine, self._start.affine, self._start.shape):
             self._head = MovedSlices(self._bundle)
         if self._head is None:
             pushed = self._preprocessor.push(index, voxels)
