@@ -161,6 +161,7 @@ def _add_way_options(parser: argparse.ArgumentParser) -> None:
         help="where the volumes go, and how; on one machine it is the runtime's --source. tcp:// or "
         "ipc://: this project's own messages. pyneal+tcp://HOST:PORT: as Pyneal's scanner side. "
         "afni+tcp://HOST:PORT?data=PORT: as AFNI's rtfeedme (data port: default 7960). "
+        "dicom://HOST:PORT?aet=NAME&format=FORMAT: to a DICOM node (C-STORE; format: default enhanced). "
         "folder:/path?format=FORMAT: files, with a format of nifti (the default), pair (.hdr and .img), "
         "mosaic, enhanced, classic, split (DICOM) or nifti-4d (one file, once the run is over) (default "
         "%(default)s)",

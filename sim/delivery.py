@@ -30,7 +30,7 @@ OWN = ("tcp:", "ipc:")
 """Addresses of this project's own messages."""
 FORMS = (
     "tcp://127.0.0.1:5555 or ipc:///path (this project's own messages), pyneal+tcp://127.0.0.1:5555, "
-    "afni+tcp://127.0.0.1:7961 or folder:/path?format=mosaic"
+    "afni+tcp://127.0.0.1:7961, dicom://127.0.0.1:11112?aet=NAME or folder:/path?format=mosaic"
 )
 _LONGEST_WAIT_S = 0.5
 
@@ -70,6 +70,11 @@ def open_export(address: str, start: wire.RunStart, tell: Tell) -> Export:
 
         data_port = options.pop("data", "7960")
         return AfniExport(place, data_port, _none_left(start, address, options), tell)
+    if kind == "dicom":
+        from sim.send_dicom import ANY_TITLE, NodeExport
+
+        title, name = options.pop("aet", ANY_TITLE), options.pop("format", "enhanced")
+        return NodeExport(place, title, name, _none_left(start, address, options), tell)
     raise SimError(f"{address}: expected an address like {FORMS}")
 
 
