@@ -64,5 +64,5 @@ def _destination(folder: Path, series: list[Series], address: str) -> Destinatio
         return Node(folder, series, place, options.get("aet"), tell)
     raise SimError(
         f"{folder}: expected --connect folder:/path or dicom://HOST:PORT for a folder of files, which are "
-        f"passed on as they are, got {address}. To send them by another way, make a 4D file of them (dcm2niix)"
+        f"passed on as they are, got {address}. To send them by another way, make a 4D file (dcm2niix)"
     )
