@@ -89,6 +89,7 @@ class Delivery:
 
     :param speed: 1 is the scan's pace
     :param late_tr: as for `Pacer`
+    :param on_sent: called with the index of each volume that was sent
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Delivery:
         *,
         speed: float,
         late_tr: Mapping[int, float] | None = None,
+        on_sent: Callable[[int], None] = lambda index: None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -107,6 +109,7 @@ class Delivery:
         start, late = scan.start, late_tr or {}
         self._pacer = Pacer(n_volumes=start.n_volumes, tr_s=start.tr_s, speed=speed, late_tr=late)
         self._coming = {k for k in range(start.n_volumes) if not math.isinf(late.get(k, 0.0))}
+        self._on_sent = on_sent
         self._clock, self._sleep = clock, sleep
         self._is_interrupted = False
 
@@ -140,6 +143,7 @@ class Delivery:
         self._export.send(index, wire.volume_array(start, self._scan.volume(index)))
         self._coming.remove(index)
         self.n_sent += 1
+        self._on_sent(index)
 
     def _wait(self, until_s: float) -> None:
         """Wait for the next volume, in small steps, so that an interrupt is noticed."""

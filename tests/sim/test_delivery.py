@@ -21,21 +21,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 
+from nsd import Layout
 from realtime import wire
 from realtime.sources.afni import AfniScanner
 from realtime.sources.pyneal import PynealScanner
 from realtime.sources.run_boundaries import RunOver
 from realtime.sources.run_boundaries import Scan as Received
+from sim.__main__ import main
 from sim.delivery import Delivery, open_export
 from sim.errors import SimError
 from sim.faults import FaultyScan, draw_plan, late_tr, parse_rates
 from sim.head_motion import rigid
+from sim.recording import Recording
 from sim.send_files import FORMATS
 from sim.sender import RefusedError
+
+from .conftest import Tiny
+from .runtime import ContractRuntime
+from .test_scanner import RouterRuntime
 
 N_VOLUMES = 6
 SHAPE = (6, 7, 5)
 OBLIQUE = rigid((4.0, -8.0, 20.0, 0.2, -0.1, 0.3)) @ np.diag([1.5, 2.0, 3.0, 1.0])
+ROWS: wire.Affine = msgspec.convert(OBLIQUE.tolist(), wire.Affine)
 DICOM = [name for name in FORMATS if name not in ("nifti", "pair")]
 
 
@@ -277,6 +285,42 @@ def test_a_dicom_node_that_refuses_is_told() -> None:
         deliver(f"dicom://127.0.0.1:{port}?aet=NODE")
     with dicom_node() as (port, _), pytest.raises(SimError, match="rejects calls to 'OTHER'; `.aet=NAME`"):
         deliver(f"dicom://127.0.0.1:{port}?aet=OTHER")
+
+
+def test_pictures_go_to_a_port_of_their_own(tiny: Tiny, tmp_path: Path) -> None:
+    """Markers follow their volumes; here the volumes are written as files meanwhile."""
+    router = RouterRuntime(runtime := ContractRuntime())
+    start = wire.RunStart(
+        run_id="x", subject=1, tr_s=1, n_volumes=1, shape=(1, 1, 1), affine=ROWS, dtype="int16"
+    )
+    runtime.handle(start, b"")
+    command = ["replay", "--nsd", str(tiny.root), "--connect", f"folder:{tmp_path}", "--speed", "1000"]
+    with router.serving():
+        assert main([*command, "--markers", f"tcp://127.0.0.1:{router.port}"]) == 0
+    with Recording(Layout(tiny.root), subject=1, session=1, run=1) as recording:
+        assert {at: name for at, (name, _) in runtime.markers.items()} == {
+            marker.onset_volume: marker.name for marker in recording.markers
+        }
+        assert runtime.markers[9][1] == recording.picture_png(9)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--connect", "tcp://127.0.0.1:1", "--markers", "tcp://127.0.0.1:2"],
+            "expected no --markers with tcp",
+        ),
+        (["--connect", "folder:{}", "--fault", "corrupt=1"], "fault corrupt: expected tcp:// or ipc://"),
+        (["--connect", "folder:{}", "--markers", "foo"], "--markers foo: expected tcp://127.0.0.1:5557"),
+    ],
+)
+def test_what_only_own_messages_can_do_is_named(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    filled = [option.format(tmp_path) for option in options]
+    assert main(["replay", "--nsd", str(tiny.root), *filled]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "ending"), [("nifti", "nii"), ("pair", "img")])
