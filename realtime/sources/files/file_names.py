@@ -1,25 +1,34 @@
 """Finds the volume's number in the names of files that hold a volume each, such as NIfTI. Pure.
 
-The number is the last one in the name that is no label (``sub-01``, ``run-2``), no echo (``_e2``), no time
-stamp and no mark of a copy (``(1)``). One case cannot be told from a single name: in ``vol_0001_2`` the
-volume may be 1 or 2. Such a file waits until other names show which of the two numbers runs on.
+The number is the last one in the name that is no label (``sub-01``, ``run-2``), no echo (``_e2``, ``_te35``),
+no time stamp and no mark of a copy (``(1)``). One case cannot be told from a single name: in ``vol_0001_2``,
+the volume may be 1 or 2. Such a file waits until other names show which of the two numbers runs on.
 """
 
 from __future__ import annotations
 
 import re
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from realtime.errors import WireError
+from realtime.sources.files.volume_file import Acquired
 
 SUFFIX = re.compile(r"\.(nii|img|hdr|rec|par)(\.gz)?$", re.IGNORECASE)
 _COPY = re.compile(r"\s*\(\d{1,3}\)$|\s+-\s+copy(\s\(\d+\))?$", re.IGNORECASE)
 _DIGITS = re.compile(r"\d+")
 _LABELLED = re.compile(
-    r"(?<![A-Za-z])(?:(?:sub|ses|run|echo|rec|acq|dir|chunk|split|inv|flip|task|part|scan)-"
-    r"|(?:e|te|ec|echo)[-_]?)"
-    r"(?P<digits>\d+(?:[.]\d+)?)(?=$|[^0-9A-Za-z]|ms)",
+    r"(?<![A-Za-z])(?:sub|ses|run|rec|acq|dir|chunk|split|inv|flip|task|part|scan)-"
+    r"(?P<digits>\d+)(?=$|[^0-9A-Za-z])",
+    re.IGNORECASE,
+)
+_ECHO = re.compile(
+    r"(?:^|[-_ .]|(?<=\d))(?P<label>echo|ec|te|e)[-_]?(?P<value>\d+(?:[.]\d+)?)(?:ms)?(?=$|[-_ .])",
+    re.IGNORECASE,
+)
+_PART = re.compile(
+    r"(?:[-_.]part-|[-_.](?=[a-z]+$))(?:(?P<phase>ph|pha|phase)|(?P<real>real)|(?P<imaginary>imag|imaginary))"
+    r"(?=$|[-_.])",
     re.IGNORECASE,
 )
 _STAMP = re.compile(
@@ -33,8 +42,9 @@ _STAMP = re.compile(
     r")(?![0-9])"
 )
 _LONGEST_SERIES = 32
-_MOST_ECHOES = 5
-"""A short number beyond this counts volumes."""
+_MOST_ECHOES = 9
+_SURELY_VOLUMES = 5
+"""A short number beyond this counts volumes, not echoes, unless it is labelled."""
 _LONGEST_NUMBER = 9
 
 
@@ -46,6 +56,7 @@ class Numbered:
     series: str
     """Letters and digits."""
     series_name: str
+    acquired: Acquired
 
 
 @dataclass(kw_only=True)
@@ -54,7 +65,8 @@ class _Run:
 
     stamps: tuple[str, ...]
     """Those of the first file, which stand for all."""
-    numbers: set[int] = field(default_factory=set)
+    images: set[tuple[int, Acquired]] = field(default_factory=set)
+    """Numbers that came, each with its echo."""
 
 
 class _Runs:
@@ -63,14 +75,14 @@ class _Runs:
     def __init__(self) -> None:
         self._by_stamps: dict[tuple[str, ...], _Run] = {}
 
-    def stamps(self, stamps: tuple[str, ...], number: int) -> tuple[str, ...]:
-        """Return the time stamps that stand for a file's run. A number that came already begins a run."""
+    def stamps(self, stamps: tuple[str, ...], image: tuple[int, Acquired]) -> tuple[str, ...]:
+        """Return the time stamps that stand for a file's run. An image that came already begins a run."""
         newest = next(reversed(self._by_stamps.values()), None)
         run = self._by_stamps.get(stamps)
         if run is None:
-            run = newest if newest and number not in newest.numbers else _Run(stamps=stamps)
+            run = newest if newest and image not in newest.images else _Run(stamps=stamps)
             self._by_stamps[stamps] = run
-        run.numbers.add(number)
+        run.images.add(image)
         return run.stamps
 
 
@@ -89,7 +101,7 @@ class _Rivals:
         if self.is_last_volumes is None:
             if len(self.padded) > 1:
                 self.is_last_volumes = False
-            elif last > _MOST_ECHOES or is_last_chance:
+            elif last > _SURELY_VOLUMES or is_last_chance:
                 self.is_last_volumes = True
         return self.is_last_volumes
 
@@ -112,7 +124,7 @@ class FileNames:
         if name in self._known:
             return self._known[name]
         folder, _, stem = name.rpartition("/")
-        stem = _COPY.sub("", SUFFIX.sub("", stem))
+        stem, acquired = _acquired(_COPY.sub("", SUFFIX.sub("", stem)))
         spans, stamps = _numbers(stem)
         if not spans:
             raise WireError(
@@ -126,15 +138,21 @@ class FileNames:
             if is_last is None:
                 return None
             if not is_last:
+                stem, acquired = stem[:start], replace(acquired, echo=last)
                 start, end = rival
         number = int(stem[start:end])
+        acquired = replace(acquired, moment=number)
         without_stamps = _replaced(stem, {(start, end): "", **dict.fromkeys(stamps, "")})
         runs = self._runs.setdefault(f"{folder}/{without_stamps}", _Runs())
-        of_run = runs.stamps(tuple(stem[slice(*span)] for span in stamps), number) if stamps else ()
+        of_run = (
+            runs.stamps(tuple(stem[slice(*span)] for span in stamps), (number, acquired)) if stamps else ()
+        )
         series_name = _replaced(stem, {(start, end): "", **dict(zip(stamps, of_run, strict=True))})
         if folder:
             series_name = f"{folder}/{series_name}"
-        found = Numbered(number=number, series=_identifier(series_name), series_name=series_name)
+        found = Numbered(
+            number=number, series=_identifier(series_name), series_name=series_name, acquired=acquired
+        )
         self._known[name] = found
         return found
 
@@ -143,6 +161,26 @@ def of_all_volumes(name: str) -> tuple[str, str]:
     """Return identifier and name of the series that a file with all volumes of a run is."""
     series_name = SUFFIX.sub("", name)
     return _identifier(series_name), series_name
+
+
+def _acquired(stem: str) -> tuple[str, Acquired]:
+    """Return a name without its echo, and what it says of echo and part."""
+    part = _PART.search(stem)
+    said = Acquired(
+        part=next((name for name, text in part.groupdict().items() if text), "magnitude")
+        if part
+        else "magnitude"
+    )
+    for match in _ECHO.finditer(stem):
+        value = float(match["value"])
+        without = stem[: match.start()] + stem[match.end() :]
+        if not _DIGITS.search(without):
+            continue
+        if value <= _MOST_ECHOES and value.is_integer():
+            return without, replace(said, echo=int(value))
+        if match["label"].lower() == "te":
+            return without, replace(said, echo_time_ms=value)
+    return stem, said
 
 
 def _numbers(stem: str) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
