@@ -18,7 +18,7 @@ SUFFIX = re.compile(r"\.(nii|img|hdr|rec|par)(\.gz)?$", re.IGNORECASE)
 _COPY = re.compile(r"\s*\(\d{1,3}\)$|\s+-\s+copy(\s\(\d+\))?$", re.IGNORECASE)
 _DIGITS = re.compile(r"\d+")
 _LABELLED = re.compile(
-    r"(?<![A-Za-z])(?:sub|ses|run|rec|acq|dir|chunk|split|inv|flip|task|part|scan)-"
+    r"(?<![A-Za-z])(?:(?:rec|acq|dir|chunk|split|inv|flip|task|part|scan)-|(?:sub|subj|ses|sess|run|coil)[-_]?)"
     r"(?P<digits>\d+)(?=$|[^0-9A-Za-z])",
     re.IGNORECASE,
 )
@@ -45,7 +45,7 @@ _LONGEST_SERIES = 32
 _MOST_ECHOES = 9
 _SURELY_VOLUMES = 5
 """A short number beyond this counts volumes, not echoes, unless it is labelled."""
-_LONGEST_NUMBER = 9
+_LONGEST_NUMBER, _LONGEST_RIVAL = 9, 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,17 +91,20 @@ class _Rivals:
     """Names with two numbers that may be the volume's."""
 
     padded: set[int] = field(default_factory=set)
-    """Values of the longer one."""
+    """Values of the number that is padded with zeros."""
+    last: set[int] = field(default_factory=set)
+    """Values of the last number."""
     is_last_volumes: bool | None = None
     """Whether the last number is the volume's; None while it is not known."""
 
     def learn(self, padded: int, last: int, *, is_last_chance: bool) -> bool | None:
         """Return whether the last number is the volume's."""
         self.padded.add(padded)
+        self.last.add(last)
         if self.is_last_volumes is None:
             if len(self.padded) > 1:
                 self.is_last_volumes = False
-            elif last > _SURELY_VOLUMES or is_last_chance:
+            elif is_last_chance or (len(self.last) > 1 and max(self.last) > _SURELY_VOLUMES):
                 self.is_last_volumes = True
         return self.is_last_volumes
 
@@ -138,7 +141,8 @@ class FileNames:
             if is_last is None:
                 return None
             if not is_last:
-                stem, acquired = stem[:start], replace(acquired, echo=last)
+                if last <= _MOST_ECHOES:
+                    stem, acquired = stem[:start], replace(acquired, echo=last)
                 start, end = rival
         number = int(stem[start:end])
         acquired = replace(acquired, moment=number)
@@ -207,12 +211,12 @@ def _is_in(span: tuple[int, int], others: list[tuple[int, int]]) -> bool:
 
 
 def _rival(stem: str, spans: list[tuple[int, int]]) -> tuple[int, int] | None:
-    """Return where a number padded with zeros is, if the last number is a single digit after it."""
+    """Return where a number padded with zeros is, if the last number comes after it and is not padded."""
     start, end = spans[-1]
-    if end - start > 1 or end != len(stem):
+    if end - start > _LONGEST_RIVAL or end != len(stem) or (stem[start] == "0" and end - start > 1):
         return None
     padded = [span for span in spans[:-1] if span[1] - span[0] >= 3 and stem[span[0]] == "0"]
-    return padded[-1] if padded else None
+    return padded[-1] if padded and padded[-1][1] - padded[-1][0] > end - start else None
 
 
 def _identifier(series_name: str) -> str:

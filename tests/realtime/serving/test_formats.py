@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import itertools
 import warnings
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,9 @@ def volumes(name: str, data: bytes, **options: Any) -> list[VolumeFile]:
         (["img-00001-00012.nii.gz"], [("img-00001-", 12)]),
         (["001_000007_000012.nii"], [("001_000007_", 12)]),
         (["sub-01_ses-02_run-3_bold_00012.nii"], [("sub-01_ses-02_run-3_bold_", 12)]),
-        (["bold_00012_run-3.nii"], [("bold__run-3", 12)]),
+        (["bold_00012_run-3.nii", "bold_00012_run3.nii"], [("bold__run-3", 12), ("bold__run3", 12)]),
+        (["vol_0001_b12.nii", "vol_0002_b12.nii"], [("vol__b12", 2)]),
+        (["scan0001_12.nii", "scan0001_13.nii"], [("scan0001_", 13)]),
         (["vol_0001 (1).nii", "vol_0001(2).nii", "vol_0001 - Copy.nii"], [("vol_", 1)] * 3),
         (["run1.nii", "f0012.NII"], [("run", 1), ("f", 12)]),
         (["run1.0001.nii"], [("run1.", 1)]),
@@ -220,6 +223,20 @@ def test_a_run_in_one_file_is_played_in_order(watched: Watched, name: str) -> No
         assert isinstance(each.holds, VolumeFile)
         assert np.array_equal(each.holds.voxels, voxels(each.holds.number))
         assert (each.holds.series, each.holds.tr_s) == (name.split(".")[0].replace("_", ""), 1.5)
+
+
+@pytest.mark.parametrize("name", ["run1_bold.nii", "run1_bold.nii.gz", "phantom_varscale.REC"])
+def test_a_reader_that_stops_within_a_file_goes_on_with_the_next_volume(watched: Watched, name: str) -> None:
+    """As when a run in one file is larger than what is read at once."""
+    if name.endswith(".REC"):
+        watched.write(name.replace(".REC", ".PAR"), (PAR_REC / name).with_suffix(".PAR").read_bytes())
+        watched.write(name, (PAR_REC / name).read_bytes())
+    else:
+        watched.write(name, gzip.compress(run_bytes()) if name.endswith(".gz") else run_bytes())
+    came = []
+    for look in range(40):
+        came += [found.holds.number for found in itertools.islice(watched.files.look(look / 10), 1)]
+    assert came == list(range(1, (3 if name.endswith(".REC") else N_VOLUMES) + 1))
 
 
 @pytest.mark.parametrize("is_allocated", [False, True])
