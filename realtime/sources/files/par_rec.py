@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from realtime.errors import WireError
 from realtime.sources.files.file_names import Numbered, of_all_volumes
-from realtime.sources.files.volume_file import NotWholeError, VolumeFile, check_shape, placed
+from realtime.sources.files.volume_file import Acquired, NotWholeError, VolumeFile, check_shape, placed
 
 _END = b"END OF DATA DESCRIPTION"
 _MAGNITUDE = 0
@@ -59,6 +59,7 @@ def read(name: str, par: bytes, rec: bytes, numbered: Numbered | None) -> list[V
                 voxels=turned,
                 affine=rows,
                 tr_s=tr_s if math.isfinite(tr_s) and tr_s > 0 else None,
+                acquired=numbered.acquired if numbered else Acquired(moment=nth + 1),
                 remark=f"{n_others} volumes of other echoes or of phase are passed over" if n_others else "",
             )
         )

@@ -151,7 +151,8 @@ class Files:
 
         The caller may stop at any time; the next call goes on with what the last file holds.
         """
-        yield from self._unreported
+        for found in self._unreported:  # not ``yield from``: that would end it when the caller stops
+            yield found
         for name, state in self._changed(now_s):
             waiting = self._waiting.get(name)
             if waiting is None or waiting.state != state:
@@ -159,7 +160,8 @@ class Files:
             elif waiting.is_due(now_s):
                 waiting.read_s = now_s
                 self._unreported = self._read(name, waiting, now_s)
-                yield from self._unreported
+                for found in self._unreported:
+                    yield found
 
     def again(self, name: str) -> None:
         """Report a file again at the next poll."""
