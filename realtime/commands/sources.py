@@ -58,8 +58,8 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--echo",
         metavar="N|combine",
-        help="in a folder, the echo to follow, from 1 in order of echo time, or combine: all echoes, weighted "
-        "by T2* (default: the first that comes)",
+        help="in a folder, the echo to follow, from 1 in order of echo time; or combine: all echoes, "
+        "weighted by T2* (default: the first that comes)",
     )
     group.add_argument(
         "--markers",

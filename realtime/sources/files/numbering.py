@@ -230,7 +230,7 @@ def _by_number(
     zero = min(1, numbers[0])
     grew = abs(again.number - before.number)
     n_echoes = len({seen.echo for seen in first})
-    # If images of the first volume are missing, it grew by more than came; if whole volumes are, by a multiple.
+    # If images of the first volume are missing, it grew by more than came; if volumes are, by a multiple.
     n_images = max(1, n_slices * n_echoes if n_slices else grew if grew % len(first) else len(first))
     n_kept = n_images if n_images < 2 * len(first) else len(first)  # of a copy some slices may have been kept
     ways: list[tuple[_Rule, int]] = [(lambda seen: (seen.number - zero) // n_images + 1, n_kept)]
