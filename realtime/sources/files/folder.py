@@ -21,9 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import watchfiles
-
 from realtime import wire
+from realtime.sources.files.folder_events import changes
 from realtime.sources.files.incoming import Incoming
 from realtime.sources.files.numbering import Numbering
 from realtime.sources.files.series import Numbered, Series
@@ -36,7 +35,6 @@ GIVE_UP_TR = QUIET_TR - 1
 """An incomplete file is given up when it has not changed for this many TR, before its run ends."""
 BYTES_AT_ONCE = 64 * 2**20
 """Bytes of voxels read in one pass, so that a full folder does not fill the memory."""
-_EVENTS_TOGETHER_MS = 20
 _REFERENCE = "sbref"
 """In the name of a series that precedes a multiband run: the same slices, acquired one by one, once."""
 
@@ -294,9 +292,8 @@ class FolderScanner(SeriesScanner):
 
     async def _watch(self) -> None:
         try:
-            async for _ in watchfiles.awatch(
-                self._watched.folder, watch_filter=None, step=_EVENTS_TOGETHER_MS, recursive=False
-            ):
+            async for paths in changes(self._watched.tree):
+                self._watched.touch(paths)
                 self._wake.set()
         except Exception as error:  # polling still finds files, only later
             _log.warning(

@@ -49,6 +49,8 @@ class VolumeFile:
     affine: wire.Affine
     tr_s: float | None
     acquired: Acquired = Acquired()
+    remark: str = ""
+    """What the operator should know of the series; it is told once."""
 
 
 class NotWholeError(WireError):
@@ -67,4 +69,6 @@ def check_shape(shape: tuple[int, ...]) -> None:
 
 def placed(voxels: NDArray[Any], affine: NDArray[Any]) -> tuple[NDArray[Any], wire.Affine]:
     """Convert voxels to the runtime's dtype and RAS+ axes. :raises WireError: code ``grid``"""
-    return to_ras(voxels.astype(DTYPE, copy=False), np.asarray(affine, dtype=np.float64))
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is repaired or censored later
+        converted = voxels.astype(DTYPE, copy=False)
+    return to_ras(converted, np.asarray(affine, dtype=np.float64))

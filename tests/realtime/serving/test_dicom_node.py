@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pydicom import Dataset
-from pydicom.uid import CTImageStorage
+from pydicom.uid import UID, CTImageStorage
 
 from realtime import wire
 from realtime.errors import ServeError
@@ -102,7 +102,7 @@ def object_of(number: int, series: int = 7, voxels: np.ndarray = VOXELS) -> Data
 
 
 def slices_of(number: int, n_slices: int = VOXELS.shape[2]) -> list[Dataset]:
-    made = [
+    made: list[Dataset] = [
         single(VOXELS, slice_, 1 + (number - 1) * n_slices + slice_, number) for slice_ in range(n_slices)
     ]
     for each in made:
@@ -232,7 +232,7 @@ def without_pixels() -> Dataset:
 
 def of_class(uid: str) -> Dataset:
     made = object_of(1)
-    made.SOPClassUID = made.file_meta.MediaStorageSOPClassUID = uid
+    made.SOPClassUID = made.file_meta.MediaStorageSOPClassUID = UID(uid)
     return made
 
 
