@@ -74,7 +74,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--echo",
         metavar="N|combine",
-        help="the echo to follow, from 1 in order of echo time, or combine: all echoes, weighted by T2* "
+        help="the echo to follow, from 1 in order of echo time; or combine: all echoes, weighted by T2* "
         "(default: the first that comes)",
     )
     group.add_argument(

@@ -121,18 +121,19 @@ class Series:
     def _from_first(self, now_s: float) -> Iterator[Numbered]:
         """Yield the volumes with their indices, once the first one's number is known."""
         if self._first_number is None and self._early:
-            first = min((volume for volume, _ in self._early), key=lambda volume: volume.number)
-            if first.number not in _FIRST and now_s - self._early_since_s <= self._patience_s:
+            lowest = min(self._numbering.first, *(volume.number for volume, _ in self._early))
+            if lowest not in _FIRST and now_s - self._early_since_s <= self._patience_s:
                 return  # one of a lower number may still come
-            self._first_number = first.number
-            if first.number not in _FIRST:
+            self._first_number = lowest
+            if lowest not in _FIRST:
+                volume, _ = self._early[0]
                 _log.warning(
                     "the first volume of series %s (%s) has the number %d, and becomes the first of the run: "
                     "numbers are shifted by %d. If the run began earlier, start again with --first-number 1",
-                    first.series,
-                    first.series_name,
-                    first.number,
-                    first.number - 1,
+                    volume.series,
+                    volume.series_name,
+                    lowest,
+                    lowest - 1,
                 )
         early, self._early = self._early, []
         for volume, held in early:
