@@ -107,11 +107,9 @@ def test_a_phase_series_is_no_run(export: Path, caplog: pytest.LogCaptureFixture
 def test_a_corrected_copy_beside_the_series_is_told_and_chosen_by_name(
     export: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    copy = run_of(
-        series=8, SeriesDescription="MoCoSeries", ImageType=["ORIGINAL", "PRIMARY", "M", "MOCO", "MOSAIC"]
-    )
+    copy = [mosaic(np.full(VOXELS.shape, 5, "<u2"), k + 1, 8) for k in range(N_VOLUMES)]
     for data in copy:
-        data.PixelData = np.full(data.Rows * data.Columns, 5, "<u2").tobytes()
+        data.SeriesDescription, data.ImageType = "MoCoSeries", ["ORIGINAL", "PRIMARY", "M", "MOCO", "MOSAIC"]
     sent = [image for pair in zip(run_of(), copy, strict=True) for image in pair]
     with caplog.at_level("INFO"):
         asserts_run(heard(export, sent, N_VOLUMES))

@@ -16,7 +16,8 @@ from realtime.sources.files.series import Series
 
 from .test_dicom import GRID, VOXELS, base, enhanced, mosaic, single, written
 
-N_VOLUMES, N_SLICES = 4, VOXELS.shape[2]
+N_VOLUMES = 4
+N_SLICES: int = VOXELS.shape[2]
 ECHO_TIMES_MS = (20.0, 37.83, 55.0)
 TR_S = 1.0
 SLICE_ORDER = (0, 2, 4, 1, 3)
