@@ -340,6 +340,23 @@ def test_one_echo_is_followed(
     assert f"none is of number {n_echoes + 1}, only TE 20 ms, TE 37.83 ms" in said
 
 
+def test_the_first_echo_is_followed_even_if_it_comes_second() -> None:
+    images = with_echoes(mosaic, lambda k, echo: (2 * k + echo + 1, k + 1), 2)
+    for data in images:
+        data.EchoNumbers = 1 + (data.EchoTime != ECHO_TIMES_MS[0])
+    swapped = [images[count ^ 1] for count in range(len(images))]
+    Heard().send(swapped).asserts_volumes(*range(N_VOLUMES))
+    Heard().send(images[1::2]).asserts_volumes(*range(N_VOLUMES), echo=1)  # no other was exported
+
+
+def test_phase_images_that_all_come_first_are_no_volumes() -> None:
+    phase = of_volumes(mosaic)
+    for data in phase:
+        data.ImageType = ["ORIGINAL", "PRIMARY", "P", "ND", "MOSAIC"]
+    for choice in (None, 1, "combine"):
+        Heard(echo=choice).send([*phase, *COUNTED["mosaics"]]).wait(2.1).asserts_volumes(*range(N_VOLUMES))
+
+
 def test_slices_of_several_echoes() -> None:
     images = []
     for k in range(N_VOLUMES):
