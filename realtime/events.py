@@ -64,6 +64,11 @@ class Motion(msgspec.Struct, frozen=True, kw_only=True):
     rmsd: float | None
     """mm since the volume before, RMS over a sphere of 80 mm (Jenkinson 1999)."""
 
+    def in_mm(self) -> tuple[float, ...]:
+        """The six parameters, rotations as arcs on a sphere of 50 mm: numbers of one size."""
+        turns = (self.rot_x, self.rot_y, self.rot_z)
+        return (self.trans_x, self.trans_y, self.trans_z, *(50.0 * turn for turn in turns))
+
 
 class Quality(msgspec.Struct, frozen=True, kw_only=True):
     """What one volume is like: columns of the confounds table (:mod:`realtime.record.tables`)."""
@@ -98,7 +103,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status", tag_field=
     quality: Quality | None = None
     """Of the newest volume."""
     alarm: str = ""
-    """Why recording has stopped, so that no volume is acknowledged; empty while the disk works."""
+    """Why volumes or results are not recorded, or a run is not sealed; empty while all is well."""
     message: str
     """The latest message to the operator, such as why a volume was skipped, or that a run was resumed."""
 

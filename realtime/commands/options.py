@@ -8,6 +8,7 @@ from pathlib import Path
 from realtime.commands.engines import add_engine_options, add_faces_option
 from realtime.commands.keys import add_page_options
 from realtime.commands.registration import add_registration_options
+from realtime.commands.seal import add_seal_to_option
 from realtime.commands.sources import add_source_options
 
 
@@ -76,6 +77,7 @@ def add_decoder_options(parser: argparse.ArgumentParser) -> None:
         help="the statistics that z-score the first volumes of a run: reset takes the bundle's prior, carry "
         "those at the end of the last closed run in --out (default %(default)s)",
     )
+    add_seal_to_option(parser)
     add_decoding_options(parser)
 
 

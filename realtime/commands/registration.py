@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from realtime.errors import RegistrationError
 
@@ -43,6 +44,11 @@ def add_registration_options(parser: argparse.ArgumentParser) -> None:
         metavar="MM",
         help="censor volumes with more framewise displacement than this, such as 0.9 (default: none)",
     )
+    group.add_argument(
+        "--fit-motion",
+        action="store_true",
+        help="take away what the six motion parameters explain of each voxel, together with the drifts",
+    )
 
 
 def registration(arguments: argparse.Namespace) -> Registration:
@@ -56,13 +62,14 @@ def registration(arguments: argparse.Namespace) -> Registration:
 
     if arguments.max_fd is not None and not arguments.max_fd > 0:
         raise RegistrationError(f"expected --max-fd of more than 0 mm, got {arguments.max_fd}")
-    if arguments.initial is None:
-        return Registration(max_fd_mm=arguments.max_fd)
+    initial = None if arguments.initial is None else rows(as_rigid(_read_matrix(arguments.initial)))
+    return Registration(initial=initial, max_fd_mm=arguments.max_fd, fits_motion=arguments.fit_motion)
+
+
+def _read_matrix(path: Path) -> NDArray[np.float64]:
     try:
-        with arguments.initial.open() as file:
+        with path.open() as file:
             lines = file.read(_MAX_BYTES).splitlines()
-        matrix = np.array([line.split() for line in lines if line.strip()], float)
+        return np.array([line.split() for line in lines if line.strip()], dtype=np.float64)
     except (OSError, ValueError) as error:
-        text = f"--initial {arguments.initial}: expected 4 rows of 4 numbers: {error}"
-        raise RegistrationError(text) from error
-    return Registration(initial=rows(as_rigid(matrix)), max_fd_mm=arguments.max_fd)
+        raise RegistrationError(f"--initial {path}: expected 4 rows of 4 numbers: {error}") from error

@@ -92,6 +92,7 @@ class StreamingPreprocessor:
     :param n_volumes: planned length of the run; fixes the drift basis
     :param prior: per-voxel mean and SD of earlier runs
     :param spikes: which finite volumes to censor; None: none
+    :param n_confounds: regressors of every volume that are fitted together with the drifts, C
     :raises PreprocessError: when these do not fit each other
     """
 
@@ -104,6 +105,7 @@ class StreamingPreprocessor:
         prior: VoxelStatistics,
         window_volumes: int,
         spikes: SpikeRule | None = None,
+        n_confounds: int = 0,
     ) -> None:
         n_voxels = int(np.count_nonzero(mask))
         _check_prior(n_voxels, prior.mean, prior.sd)
@@ -115,8 +117,10 @@ class StreamingPreprocessor:
         self._basis = cosine_basis(n_volumes, tr_s, settings.high_pass_hz)
         # The fit wants regressors of size about 1; their scale does not change what they span.
         self._basis /= np.abs(self._basis).max(axis=0)
-        self._needed = self._basis.shape[1] + 3
-        self._fit = StreamingFit(self._basis.shape[1], n_voxels, window_volumes)
+        self._n_confounds = n_confounds
+        n_regressors = n_confounds + self._basis.shape[1]
+        self._needed = n_regressors + 3
+        self._fit = StreamingFit(n_regressors, n_voxels, window_volumes)
         self._spikes = SpikeWatch(spikes) if spikes else None
         self._ages = range(window_volumes - 1, -1, -1)
         self._first: Floats | None = None
@@ -133,6 +137,7 @@ class StreamingPreprocessor:
         tr_s: float,
         spikes: SpikeRule | None = None,
         prior: VoxelStatistics | None = None,
+        n_confounds: int = 0,
     ) -> StreamingPreprocessor:
         """For a run of a bundle's subject; otherwise as the constructor.
 
@@ -146,6 +151,7 @@ class StreamingPreprocessor:
             prior or bundle.prior,
             bundle.window_volumes,
             spikes,
+            n_confounds,
         )
 
     def push(self, index: int, volume: NDArray[Any]) -> Pushed:
@@ -157,12 +163,17 @@ class StreamingPreprocessor:
             raise PreprocessError(f"expected a volume of shape {self._shape}, got {volume.shape}")
         return self.push_row(index, volume.reshape(-1)[self._voxels])
 
-    def push_row(self, index: int, row: NDArray[Any], censored: str = "") -> Pushed:
+    def push_row(
+        self, index: int, row: NDArray[Any], censored: str = "", confounds: Sequence[float] = ()
+    ) -> Pushed:
         """Add the region's voxels [V] of volume ``index``; otherwise as :meth:`push`.
 
         :param censored: why the volume is not to be used; empty if it is
+        :param confounds: the volume's own regressors [C], of size about 1; none of a volume that is censored
         """
         self._check(index, row)
+        if len(confounds) != self._n_confounds and not censored:
+            raise PreprocessError(f"expected {self._n_confounds} confounds, got {len(confounds)}")
         if index > self._index + 1:
             self._previous = None
         self._fill(index - self._index - 1)
@@ -176,10 +187,12 @@ class StreamingPreprocessor:
         values = np.where(bad, self._last, values) if n_bad else values
         previous, self._previous = self._previous, values
         dvars = None if previous is None else float(np.sqrt(np.mean(np.square(values - previous))))
-        if reason := censored or self._spike(values):
+        # The constant must stay the last regressor.
+        regressors = np.concatenate([np.asarray(confounds, dtype=np.float64), self._basis[index]])
+        if reason := censored or self._spike(values, regressors):
             pushed = self._censor(reason)
         else:
-            self._accept(values)
+            self._accept(values, regressors)
             pushed = Pushed(status=self._status(), repaired_voxels=n_bad)
         return replace(pushed, global_signal=float(values.mean()), dvars=dvars, tsnr=self._tsnr())
 
@@ -265,11 +278,11 @@ class StreamingPreprocessor:
         self._fill(1)
         return Pushed(status="censored", repaired_voxels=0, reason=reason)
 
-    def _spike(self, row: Floats) -> str:
+    def _spike(self, row: Floats, regressors: Floats) -> str:
         """Why a volume's row is censored as a spike; empty if it is none."""
         if self._spikes is None or self._first is None or self._fit.n_rows < self._needed:
             return ""
-        residual = self._fit.innovation(self._basis[self._index], row - self._first)
+        residual = self._fit.innovation(regressors, row - self._first)
         variance = self._fit.variance()
         distance, change = rms_sd(residual, variance), rms_sd(row - self._last, variance)
         if not self._spikes.is_spike(distance, change):
@@ -288,12 +301,12 @@ class StreamingPreprocessor:
         mean, sd = self._first + self._fit.mean(), self._fit.sd()
         return float(np.median(np.abs(mean[sd > 0]) / sd[sd > 0])) if (sd > 0).any() else None
 
-    def _accept(self, row: Floats) -> None:
+    def _accept(self, row: Floats, regressors: Floats) -> None:
         self._last = row
         is_first = self._first is None
         if self._first is None:
             self._first = row
-        self._fit.add(self._basis[self._index], row - self._first)
+        self._fit.add(regressors, row - self._first)
         if is_first:
             self._fill(len(self._ages) - 1)  # in place of volumes that were lost before it
 

@@ -258,9 +258,11 @@ class Recorder:
         settings = self._settings
         for path in self._last_takes(start.run_id):
             try:
+                if has_ended(path):
+                    continue
                 info = read_run_file(path)
-                theirs = (info.state, info.bundle_sha256, info.start, info.replay_of)
-                if theirs == ("open", settings.bundle_sha256, start, None) and not has_ended(path):
+                theirs = (info.bundle_sha256, info.start, info.replay_of)
+                if theirs == (settings.bundle_sha256, start, None):
                     return RunJournal.reopen(path)
             except RecordError as error:
                 _log.warning("%s", error)

@@ -7,7 +7,8 @@ reference, where its intensity changes steeply with position, the volume is desc
 
 in the least-squares sense. What multiplies a, b and the move belongs to the reference and is computed once.
 T is then corrected by the inverse of the move, until moves are too small to matter. a and b follow the
-scanner's gain, which drifts.
+scanner's gain, which drifts. Points that do not fit count less (Cauchy's weights): eyes that turn, a hand
+beside the head, folds of the image that are bright in one volume only.
 
 Legend: N points.
 """
@@ -22,13 +23,20 @@ from scipy import ndimage
 
 from realtime.errors import RegistrationError
 from realtime.registration.rigid import Matrix, RigidParameters, inverse
-from realtime.registration.splines import Positions, Volume, sample, transformed
+from realtime.registration.splines import Positions, Volume, sample, transformed, voxels_of
+
+Vector = NDArray[np.float64]
 
 MOST_STEPS = 30
 MARGIN_VOXELS = 2.0
 """At the edge of the field of view, smoothing mixes the head with its mirror image: no point there counts."""
 LEVER_MM = 50.0
 """Where a turn is measured in mm."""
+_LEAST_SEEN = 0.1
+"""Share of the points in the field of view below which there is nothing to fit."""
+_CAUCHY, SD_OF_MAD = 2.385, 1.4826
+"""Cauchy's weights with 95 % efficiency under normal noise; SD of normal numbers over their median absolute
+deviation."""
 _HEAD = 0.2
 """The head is what is brighter than this share of its bright parts."""
 _BRIGHT = 0.98
@@ -61,37 +69,42 @@ class Template:
         design = np.concatenate([gradient, turned, values[None], np.ones_like(values)[None]])
         self._scale = np.sqrt(np.add.reduce(design**2, axis=1))
         self._design = design / self._scale[:, None]
-        self._normal = _normal(self._design)
         self._values = values
 
     def fit(self, spline: Volume, affine: Matrix, start: Matrix, until_mm: float) -> Fit:
         """Return how a volume lies to the reference, sought from a start."""
-        to_voxels = np.linalg.inv(affine)
-        matrix, steps, apart_mm = start, 0, np.inf
-        while True:
+        to_voxels = voxels_of(affine)
+        matrix, move, weights = start, None, np.ones_like(self._values)
+        for step in range(MOST_STEPS + 1):
             values = sample(spline, transformed(to_voxels @ matrix, self.positions), MARGIN_VOXELS)
             seen = np.isfinite(values)
             overlap = float(np.count_nonzero(seen)) / seen.size
-            if overlap < 0.1:
-                return Fit(matrix, steps, 0.0, overlap)
-            if steps == MOST_STEPS or apart_mm < until_mm:
-                return Fit(matrix, steps, correlation(values[seen], self._values[seen]), overlap)
-            move = self._move(values, seen)
+            values, weights = np.where(seen, values, 0), weights * seen
+            done = step == MOST_STEPS or (move is not None and float(np.abs(move).sum()) < until_mm)
+            if done or overlap < _LEAST_SEEN:
+                break
+            move, weights = self._move(values, weights)
             if move is None:
-                return Fit(matrix, steps, 0.0, overlap)
-            apart_mm = float(np.abs(move).sum())
+                break
             delta = RigidParameters(*move[:3], *(move[3:] / LEVER_MM)).matrix(self._centre)
             matrix = matrix @ inverse(delta)
-            steps += 1
+        return Fit(matrix, step, correlation(values, self._values, weights), overlap)
 
-    def _move(self, values: NDArray[np.float64], seen: NDArray[np.bool_]) -> NDArray[np.float64] | None:
-        design, normal = self._design, self._normal
-        if not seen.all():
-            design, values = design[:, seen], values[seen]
-            normal = _normal(design)
-        found = np.linalg.solve(normal, np.add.reduce(design * values, axis=1)) / self._scale
-        gain = found[6]
-        return found[:6] / gain if gain > 0 else None
+    def _move(self, values: Vector, weights: Vector) -> tuple[Vector | None, Vector]:
+        """Return the move [6] in mm that explains the values best, or None, and new weights."""
+        weighted = self._design * weights
+        normal = np.empty((len(weighted), len(weighted)))
+        for i, row in enumerate(weighted):
+            normal[i, i:] = normal[i:, i] = np.add.reduce(row * self._design[i:], axis=1)
+        try:
+            found = np.linalg.solve(normal, np.add.reduce(weighted * values, axis=1))
+        except np.linalg.LinAlgError:
+            return None, weights
+        misfit = np.abs(values - np.add.reduce(found[:, None] * self._design, axis=0))
+        spread = SD_OF_MAD * float(np.median(misfit[weights > 0]))
+        *move, gain, _ = found / self._scale
+        new_weights = 1 / (1 + (misfit / (_CAUCHY * spread)) ** 2) if spread > 0 else np.ones_like(misfit)
+        return (np.array(move) / gain if gain > 0 else None), new_weights
 
 
 def steepest(spline: Volume, affine: Matrix, n_points: int) -> Positions:
@@ -110,7 +123,10 @@ def steepest(spline: Volume, affine: Matrix, n_points: int) -> Positions:
         inside = inside & _in_from_edge(spline.shape, axis)
     candidates = np.flatnonzero(inside)
     if candidates.size < 100:
-        raise RegistrationError("expected a head in the reference volume, found none")
+        raise RegistrationError(
+            f"expected a head in the reference volume, found {candidates.size} bright voxels away from the "
+            "edges; look at the images"
+        )
     order = np.argsort(-steepness.ravel()[candidates], kind="stable")
     chosen = np.sort(candidates[order[: 4 * n_points]])
     chosen = chosen[:: max(1, chosen.size // n_points)]
@@ -118,9 +134,12 @@ def steepest(spline: Volume, affine: Matrix, n_points: int) -> Positions:
 
 
 def head(volume: Volume) -> NDArray[np.bool_]:
-    """Return the mask of what is bright, grown by one voxel."""
-    bright = volume > _HEAD * np.quantile(volume, _BRIGHT)
-    return np.asarray(ndimage.binary_dilation(bright))
+    """Return the mask of the largest part that is bright and in one piece, grown by one voxel."""
+    parts, n_parts = ndimage.label(volume > _HEAD * np.quantile(volume, _BRIGHT))
+    if n_parts > 1:
+        sizes = np.bincount(parts.ravel())
+        parts = parts == 1 + np.argmax(sizes[1:])
+    return np.asarray(ndimage.binary_dilation(parts))
 
 
 def _in_from_edge(shape: tuple[int, ...], axis: int) -> NDArray[np.bool_]:
@@ -130,7 +149,7 @@ def _in_from_edge(shape: tuple[int, ...], axis: int) -> NDArray[np.bool_]:
     return np.asarray((index >= edge) & (index <= n - 1 - edge))
 
 
-def _gradient(spline: Volume, affine: Matrix, voxels: Positions) -> NDArray[np.float64]:
+def _gradient(spline: Volume, affine: Matrix, voxels: Positions) -> Positions:
     """Return the exact derivative [3, N] of the spline by position in mm, at whole voxels."""
     index = tuple(voxels.astype(int))
     per_voxel = []
@@ -141,17 +160,16 @@ def _gradient(spline: Volume, affine: Matrix, voxels: Positions) -> NDArray[np.f
         for other, w in enumerate(weights):
             slope = ndimage.correlate1d(slope, w, other, output=np.float32, mode="mirror")
         per_voxel.append(slope[index].astype(np.float64))
-    inverse_affine = np.linalg.inv(affine)[:3, :3]
+    inverse_affine = voxels_of(affine)[:3, :3]
     return np.stack([sum(inverse_affine[k, j] * per_voxel[k] for k in range(3)) for j in range(3)])
 
 
-def _normal(design: NDArray[np.float64]) -> NDArray[np.float64]:
-    rows = len(design)
-    return np.array([[np.add.reduce(design[i] * design[j]) for j in range(rows)] for i in range(rows)])
-
-
-def correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """Return the correlation of two rows of numbers; 0 where one does not vary."""
-    a, b = first - first.mean(), second - second.mean()
-    norm = np.sqrt(np.add.reduce(a * a) * np.add.reduce(b * b))
-    return float(np.add.reduce(a * b) / norm) if norm > 0 else 0.0
+def correlation(first: Vector, second: Vector, weights: Vector) -> float:
+    """Return the weighted correlation of two rows of numbers; 0 where one does not vary."""
+    total = np.add.reduce(weights)
+    if total <= 0:
+        return 0.0
+    a = first - np.add.reduce(weights * first) / total
+    b = second - np.add.reduce(weights * second) / total
+    norm = np.sqrt(np.add.reduce(weights * a * a) * np.add.reduce(weights * b * b))
+    return float(np.add.reduce(weights * a * b) / norm) if norm > 0 else 0.0

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from realtime.errors import RegistrationError
-from realtime.registration.align import Template
+from realtime.registration.align import Fit, Template
 from realtime.registration.rigid import Floats, Matrix, RigidParameters
-from realtime.registration.splines import Volume, blurred, finite
+from realtime.registration.splines import Volume, blurred, with_contrast
 
 SD_VOXELS = 0.8
 """Smoothing of the fine copies."""
@@ -41,7 +41,7 @@ class MotionTracker:
     """Finds how the head has moved since a reference volume."""
 
     def __init__(self, reference: Floats, affine: Matrix) -> None:
-        volume, affine = finite(reference), np.asarray(affine, float)
+        volume, affine = with_contrast(reference), np.asarray(affine, float)
         self.centre_mm = affine[:3, :3] @ ((np.array(volume.shape) - 1) / 2) + affine[:3, 3]
         """[3], the centre of the reference's grid."""
         fine = blurred(volume, SD_VOXELS)
@@ -50,13 +50,17 @@ class MotionTracker:
         self._coarse = Template(coarse, coarse_affine, self.centre_mm, N_COARSE)
 
     def estimate(self, volume: Floats, affine: Matrix, start: Motion | None = None) -> Motion:
-        """Return how the head lies in a volume [x, y, z], sought from the motion of an earlier one."""
-        fine, affine = blurred(finite(volume), SD_VOXELS), np.asarray(affine, float)
-        coarse, coarse_affine = _halved(fine, affine)
-        matrix = np.eye(4) if start is None else start.matrix
-        near = self._coarse.fit(coarse, coarse_affine, matrix, COARSE_UNTIL_MM)
-        fit = self._fine.fit(fine, affine, near.matrix, FINE_UNTIL_MM)
-        if fit.similarity < LEAST_SIMILARITY or fit.overlap < LEAST_OVERLAP:
+        """Return how the head lies in a volume [x, y, z].
+
+        The search starts from the motion of an earlier volume, and from the reference's position where that
+        leads nowhere. Raises :class:`RegistrationError` where the volume does not show the reference's head.
+        """
+        fine, affine = blurred(with_contrast(volume), SD_VOXELS), np.asarray(affine, float)
+        found = [self._fit(fine, affine, np.eye(4) if start is None else start.matrix)]
+        if start is not None and not _is_good(found[0][0]):
+            found.append(self._fit(fine, affine, np.eye(4)))
+        fit, iterations = max(found, key=lambda one: one[0].similarity)
+        if not _is_good(fit):
             raise RegistrationError(
                 "this volume does not show the head of the session's reference volume: expected a similarity "
                 f"of at least {LEAST_SIMILARITY}, got {fit.similarity:.2f}; expected at least "
@@ -64,7 +68,16 @@ class MotionTracker:
                 "images, and whether the person still lies in the coil"
             )
         parameters = RigidParameters.of(fit.matrix, self.centre_mm)
-        return Motion(fit.matrix, parameters, near.steps + fit.steps, fit.similarity)
+        return Motion(fit.matrix, parameters, iterations, fit.similarity)
+
+    def _fit(self, fine: Volume, affine: Matrix, start: Matrix) -> tuple[Fit, int]:
+        near = self._coarse.fit(*_halved(fine, affine), start, COARSE_UNTIL_MM)
+        fit = self._fine.fit(fine, affine, near.matrix, FINE_UNTIL_MM)
+        return fit, near.steps + fit.steps
+
+
+def _is_good(fit: Fit) -> bool:
+    return fit.similarity >= LEAST_SIMILARITY and fit.overlap >= LEAST_OVERLAP
 
 
 def _halved(volume: Volume, affine: Matrix) -> tuple[Volume, Matrix]:

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from realtime.registration.rigid import Matrix
-from realtime.registration.splines import coefficients, finite, sample, transformed
+from realtime.registration.splines import coefficients, finite, sample, transformed, voxels_of
 
 
 class RegionSampler:
@@ -31,7 +31,7 @@ class RegionSampler:
         ``to_volume`` [4, 4] maps the decoder's reference to the volume, in mm. A voxel is NaN that is outside
         the volume's field of view or next to a voxel that is no number.
         """
-        voxels = transformed(np.linalg.inv(affine) @ to_volume, self._positions)
+        voxels = transformed(voxels_of(affine) @ to_volume, self._positions)
         values = sample(coefficients(finite(volume)), voxels)
         bad = ~np.isfinite(volume)
         if bad.any():

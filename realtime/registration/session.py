@@ -21,22 +21,35 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from realtime.errors import RegistrationError
-from realtime.registration.align import Fit, Template, correlation, head
+from realtime.registration.align import SD_OF_MAD, Fit, Template, Vector, correlation, head
+from realtime.registration.displacement import rms_displacement
 from realtime.registration.rigid import Floats, Matrix, RigidParameters, as_rigid
-from realtime.registration.splines import Volume, blurred, coefficients, finite, sample, transformed
+from realtime.registration.splines import (
+    Volume,
+    blurred,
+    coefficients,
+    sample,
+    transformed,
+    voxels_of,
+    with_contrast,
+)
 
 SPACINGS_MM = (10.0, 5.0, 2.5)
 """Of the three grids; each is smoothed by half of this (SD)."""
 N_POINTS = (1_500, 5_000, 20_000)
-BEST = (4, 2, 1)
-"""How many fits go on from each grid."""
+BEST = (4, 3, 2)
+"""How many fits go on from each grid, and after the last to the comparison of detail."""
+SAME_MM = 2.0
+"""Fits that differ by less are one."""
 UNTIL_MM = (0.5, 0.1, 0.005)
 TURNS_RAD = 0.25
 """Of the starts that are turned."""
-LEAST_SIMILARITY, LEAST_OVERLAP = 0.5, 0.55
-DETAIL_MM = (2.5, 6.0)
+LEAST_SIMILARITY, LEAST_OVERLAP = 0.6, 0.55
+DETAIL_MM = (2.0, 5.0)
 """Detail is what the first SD of smoothing leaves and the second takes away."""
-RIM_MM = 8.0
+RIM_MM = 12.0
+MOST_SD = 3.0
+"""Detail is cut off at so many SDs: vessels and artefacts are far brighter than folds."""
 
 
 class SessionRegistration(NamedTuple):
@@ -57,7 +70,7 @@ class _Image:
 
     def __init__(self, volume: Floats, affine: ArrayLike, name: str) -> None:
         try:
-            self.volume = finite(volume)
+            self.volume = with_contrast(volume)
         except RegistrationError as error:
             raise RegistrationError(f"{name}: {error}") from None
         self.affine = np.asarray(affine, float)
@@ -101,10 +114,11 @@ def register_session(
         template = Template(*decoder.grid(spacing), decoder.centre_mm, n_points)
         grid = session.grid(spacing)
         fits = [template.fit(*grid, start, until) for start in starts]
-        fits.sort(key=_promise, reverse=True)
-        starts = [fit.matrix for fit in fits[:best]]
-    fit = fits[0]
-    similarity = _similarity(session, decoder, fit.matrix)
+        fits = _best_distinct(fits, best, decoder.centre_mm)
+        starts = [fit.matrix for fit in fits]
+    similarity, fit = max(
+        ((_similarity(session, decoder, fit.matrix), fit) for fit in fits), key=lambda pair: pair[0]
+    )
     _accept(similarity, fit.overlap)
     parameters = RigidParameters.of(fit.matrix, decoder.centre_mm)
     return SessionRegistration(fit.matrix, similarity, fit.overlap, parameters)
@@ -121,8 +135,15 @@ def _starts(session: _Image, decoder: _Image) -> Iterator[Matrix]:
         yield first @ turn.matrix(centre)
 
 
-def _promise(fit: Fit) -> float:
-    return fit.similarity * min(1.0, fit.overlap / LEAST_OVERLAP)
+def _best_distinct(fits: list[Fit], n_best: int, centre_mm: Matrix) -> list[Fit]:
+    """Return the fits that promise most; of those that agree, one."""
+    best: list[Fit] = []
+    for fit in sorted(
+        fits, key=lambda fit: fit.similarity * min(1.0, fit.overlap / LEAST_OVERLAP), reverse=True
+    ):
+        if all(rms_displacement(other.matrix, fit.matrix, centre_mm) > SAME_MM for other in best):
+            best.append(fit)
+    return best[:n_best]
 
 
 def _similarity(session: _Image, decoder: _Image, matrix: Matrix) -> float:
@@ -131,13 +152,21 @@ def _similarity(session: _Image, decoder: _Image, matrix: Matrix) -> float:
     inside = ndimage.distance_transform_edt(inside, sampling=sampling) > RIM_MM
     voxels = np.stack(np.nonzero(inside)).astype(np.float64)
     voxels = voxels[:, :: max(1, voxels.shape[1] // N_POINTS[-1])]
-    to_session = np.linalg.inv(session.affine) @ matrix @ decoder.affine
+    to_session = voxels_of(session.affine) @ matrix @ decoder.affine
     details = []
     for image, to_image in ((decoder, np.eye(4)), (session, to_session)):
         detail = image.smoothed(DETAIL_MM[0]) - image.smoothed(DETAIL_MM[1])
         details.append(sample(coefficients(detail), transformed(to_image, voxels)))
     seen = np.isfinite(details[0]) & np.isfinite(details[1])
-    return correlation(details[0][seen], details[1][seen]) if seen.sum() > 100 else 0.0
+    if np.count_nonzero(seen) < 100:
+        return 0.0
+    first, second = (_cut(detail[seen]) for detail in details)
+    return correlation(first, second, np.ones_like(first))
+
+
+def _cut(detail: Vector) -> Vector:
+    most = MOST_SD * SD_OF_MAD * float(np.median(np.abs(detail)))
+    return np.clip(detail, -most, most)
 
 
 def _accept(similarity: float, overlap: float) -> None:

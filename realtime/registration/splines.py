@@ -5,42 +5,59 @@ Legend: N points; a volume is [x, y, z].
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from realtime.errors import RegistrationError
-from realtime.registration.rigid import Floats, Matrix
+from realtime.registration.rigid import Matrix
 
 Volume = NDArray[np.float32]
 Positions = NDArray[np.float64]
 """Positions [3, N]."""
 
 
-def finite(volume: Floats) -> Volume:
-    """Return a volume in float32 whose voxels that are no numbers have the value of the nearest that is one.
-
-    Raises :class:`RegistrationError` where there is nothing to see: most voxels are no numbers, or all are
-    equal.
-    """
+def finite(volume: NDArray[Any]) -> Volume:
+    """Return a volume in float32; voxels that are no numbers have the value of the nearest that is one."""
     values = np.asarray(volume, np.float32)
     if values.ndim != 3:
         raise RegistrationError(f"expected a volume [x, y, z], got an array of shape {values.shape}")
     bad = ~np.isfinite(values)
     n_bad = int(bad.sum())
-    if 2 * n_bad > values.size:
+    if 2 * n_bad >= values.size:
         raise RegistrationError(
-            f"expected a volume with numbers in its voxels, got {n_bad} of {values.size} that are not finite"
+            f"expected a volume of numbers, got {n_bad} of {values.size} voxels that are not finite; look "
+            " whether the scanner reconstructs its images"
         )
     if n_bad:
         nearest = ndimage.distance_transform_edt(bad, return_distances=False, return_indices=True)
         values = values[tuple(nearest)]
+    return values
+
+
+def with_contrast(volume: NDArray[Any]) -> Volume:
+    """Return the finite volume, or raise :class:`RegistrationError` where all of its voxels are equal."""
+    values = finite(volume)
     if values.min() == values.max():
         raise RegistrationError(
             f"expected a volume with a head in it, got one in which every voxel is {values.flat[0]:g}; "
-            "look whether the scanner sends images"
+            "look whether the scanner reconstructs its images"
         )
     return values
+
+
+def voxels_of(affine: Matrix) -> Matrix:
+    """Return the matrix [4, 4] from mm to voxels."""
+    try:
+        if np.isfinite(affine).all():
+            return np.asarray(np.linalg.inv(affine), np.float64)
+    except np.linalg.LinAlgError:
+        pass
+    raise RegistrationError(
+        f"expected an affine [4, 4] that can be inverted, got {np.asarray(affine).tolist()}"
+    )
 
 
 def coefficients(volume: Volume) -> Volume:

@@ -99,7 +99,7 @@ def parse(content: bytes, like: Arrays, window: NDArray[np.float32]) -> Checkpoi
         raise RecordError("it is damaged: its checksum does not fit")
     try:
         about = msgspec.msgpack.decode(content[start : start + n_about], type=About)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:  # the latter: of deep nesting
         raise RecordError(f"it is damaged: {error}") from error
     expected = {**like, "window": window} if about.waiting else like
     at, arrays = start + n_about, {}

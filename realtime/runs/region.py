@@ -15,7 +15,7 @@ from realtime.bundle.statistics import VoxelStatistics
 from realtime.events import Quality
 from realtime.preprocessing.stream import Pushed, StreamingPreprocessor
 from realtime.record.run_json import RunFile
-from realtime.runs.head import Head, MovedSlices
+from realtime.runs.head_position import Head, MovedSlices
 
 
 class Region:
@@ -32,8 +32,14 @@ class Region:
         """None as long as all volumes lie on the decoder's grid."""
         if info.registration:
             self._head = Head(bundle, info.registration, info.start.shape)
+        self._fits_motion = info.registration is not None and info.registration.fits_motion
         self._preprocessor = StreamingPreprocessor.for_bundle(
-            bundle, info.start.n_volumes, info.start.tr_s, info.spikes, prior
+            bundle,
+            info.start.n_volumes,
+            info.start.tr_s,
+            info.spikes,
+            prior,
+            n_confounds=6 if self._fits_motion else 0,
         )
         self.quality: Quality | None = None
         """Of the newest volume."""
@@ -43,14 +49,16 @@ class Region:
     def push(self, index: int, voxels: NDArray[Any], affine: wire.Affine) -> Pushed:
         """Add a volume [x, y, z]; indices must rise, and those left out count as missing."""
         motion, self.said = None, ""
-        if self._head is None and not same_grid(affine, self._start.affine, self._start.shape):
+        has_moved = affine != self._start.affine
+        if self._head is None and has_moved and not same_grid(affine, self._start.affine, self._start.shape):
             self._head = MovedSlices(self._bundle)
         if self._head is None:
             pushed = self._preprocessor.push(index, voxels)
         else:
             placed = self._head.place(index, voxels, np.array(affine))
             motion, self.said = placed.motion, placed.said
-            pushed = self._preprocessor.push_row(index, placed.row, placed.censored)
+            confounds = motion.in_mm() if motion and self._fits_motion else ()
+            pushed = self._preprocessor.push_row(index, placed.row, placed.censored, confounds)
         self.quality = Quality(
             volume=index,
             motion=motion,

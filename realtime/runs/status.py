@@ -36,7 +36,7 @@ def status_of(
 ) -> Status:
     """The snapshot that is sent to listeners.
 
-    :param alarm: the recorder's
+    :param alarm: the recorder's, or that a run is not sealed
     :param sha256: the bundle's
     :param is_demo: whether the bundle is the shipped demo's
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -35,7 +36,7 @@ class Clock:
         return self.now_s
 
 
-def status(volume: int | None, run: str = "run", quality: Quality | None = None, **counts: int) -> Event:
+def status(volume: int | None, run: str = "run", **counts: int) -> Event:
     return Event(
         Status(
             state="trusted",
@@ -50,10 +51,13 @@ def status(volume: int | None, run: str = "run", quality: Quality | None = None,
             bundle_is_demo=False,
             decoders=(DecoderUsed(name="general", window_delay_volumes=8),),
             run_folder=f"/runs/{run}",
-            quality=quality,
             message="",
         )
     )
+
+
+def with_quality(volume: int, quality: Quality) -> Event:
+    return Event(msgspec.structs.replace(status(volume).message, quality=quality))
 
 
 def frame(total_ms: float, decoder: str = "general", **changes: Any) -> Event:
@@ -171,8 +175,8 @@ def test_the_newest_volumes_quality_is_shown_where_it_is_known() -> None:
     motion = Motion(
         trans_x=0, trans_y=0, trans_z=0.1, rot_x=0, rot_y=0, rot_z=0, framewise_displacement=0.25, rmsd=0.2
     )
-    metrics.take(status(7, quality=Quality(volume=7, motion=motion, dvars=12.5, tsnr=48.0)))
+    metrics.take(with_quality(7, Quality(volume=7, motion=motion, dvars=12.5, tsnr=48.0)))
     assert [figures(metrics)[name] for name in names] == [0.25, 12.5, 48.0]
-    metrics.take(status(8, quality=Quality(volume=8, dvars=13.0)))
+    metrics.take(with_quality(8, Quality(volume=8, dvars=13.0)))
     assert np.isnan([figures(metrics)[names[0]], figures(metrics)[names[2]]]).all()
     assert figures(metrics)["realtime_dvars"] == 13.0

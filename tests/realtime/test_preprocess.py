@@ -499,8 +499,8 @@ def test_quality_is_that_of_the_published_formulas() -> None:
     # DVARS as in nipype.algorithms.confounds.compute_dvars, without its scaling to a median of 1000.
     dvars = np.sqrt(np.square(np.diff(rows, axis=0)).mean(axis=1))
     assert pushed[0].dvars is None
-    np.testing.assert_allclose([each.dvars for each in pushed[1:]], dvars, rtol=1e-6)
-    np.testing.assert_allclose([each.global_signal for each in pushed], rows.mean(axis=1), rtol=1e-6)
+    assert [each.dvars for each in pushed[1:]] == pytest.approx(dvars.tolist(), rel=1e-6)
+    assert [each.global_signal for each in pushed] == pytest.approx(rows.mean(axis=1).tolist(), rel=1e-6)
     for n in (20, 50, 80):
         # As nipype's TSNR with regressors: what they explain is taken away, the mean is kept.
         centred = rows[:n] - rows[:n].mean(axis=0)
@@ -531,3 +531,23 @@ def test_a_volume_that_the_caller_censors_is_left_out_and_its_change_is_known() 
         else:
             missing.push_row(index, row)
     np.testing.assert_array_equal(censoring.window(), missing.window())
+
+
+def test_confounds_of_each_volume_are_fitted_with_the_drifts_as_in_the_batch() -> None:
+    rows = recording(n=60, voxels=40)
+    motion = np.random.default_rng(5).normal(0, 1, (60, 6)).cumsum(axis=0) / 5
+    rows = rows + motion @ np.random.default_rng(6).normal(0, 30, (6, 40))
+    stream = StreamingPreprocessor(
+        np.ones((40, 1, 1), bool), 60, TR_S, preprocessing(), prior_of(40), T, n_confounds=6
+    )
+    basis = cosine_basis(60, TR_S, 0.008)
+    for index, row in enumerate(rows):
+        stream.push_row(index, row, confounds=motion[index])
+        if index in (30, 45, 59):
+            n = index + 1
+            expected = batch(rows[:n], np.hstack([motion[:n], basis[:n]]))[-T:].T
+            np.testing.assert_allclose(np.asarray(stream.window()), expected, rtol=RTOL, atol=ATOL)
+    with pytest.raises(PreprocessError, match="expected 6 confounds, got 0"):
+        StreamingPreprocessor(
+            np.ones((40, 1, 1), bool), 60, TR_S, preprocessing(), prior_of(40), T, n_confounds=6
+        ).push_row(0, rows[0])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from nsd import TR_S, Layout, NsdError, Run, RunKey, read_roi, task_runs
-from realtime import wire
+from realtime import demo_data, wire
 from sim.__main__ import main
 from sim.errors import SimError
 from sim.excerpt import excerpt
@@ -25,6 +25,8 @@ from sim.raw_settings import RawSettings, read_raw_settings
 from sim.recording import RawRecording, Recording
 
 from .conftest import SEED, Tiny
+from .runtime import ContractRuntime
+from .test_scanner import RouterRuntime
 
 RUN: dict[str, Any] = {"subject": 1, "session": 1, "run": 2}
 KEY = RunKey(1, 1, 2)
@@ -182,6 +184,22 @@ def test_a_scanner_with_another_tr_sees_the_same_brain_at_its_own_times(tiny: Ti
     assert not np.array_equal(volume, still.volume(6))
 
 
+def test_a_raw_run_is_replayed_with_its_pictures(tiny: Tiny, tmp_path: Path) -> None:
+    layout = copy_with_raw(tiny, tmp_path, replace(QUIET, voxel_mm=(2.5, 2.5, 2.5)))
+    router = RouterRuntime(ContractRuntime())
+    with router.serving():
+        command = ["replay", "--raw", "--nsd", str(tmp_path), "--run", "2", "--speed", "1000"]
+        assert main([*command, "--connect", f"tcp://127.0.0.1:{router.port}"]) == 0
+    runtime, scan = router.runtime, RawRun(layout, **RUN)
+    (start,) = runtime.starts
+    assert start.shape == scan.geometry.shape
+    assert np.allclose(start.affine, scan.geometry.affine)
+    assert runtime.journal.keys() == set(range(225))
+    assert np.array_equal(wire.volume_array(start, runtime.journal[200]), scan.volume(200))
+    assert sorted(runtime.markers) == [trial.onset_volume for trial in Run(layout, *KEY).trials]
+    assert runtime.ends == ["complete"]
+
+
 def test_raw_volumes_are_the_same_each_time(tiny: Tiny, tmp_path: Path) -> None:
     layout = copy_with_raw(tiny, tmp_path, read_raw_settings())
     first, again = RawRun(layout, **RUN), RawRun(layout, **RUN)
@@ -245,3 +263,15 @@ def test_bad_settings_of_the_raw_side_are_one_line(
 def test_every_line_of_the_raw_settings_is_explained() -> None:
     text = (Path(__file__).parents[2] / "sim" / "raw.toml").read_text()
     assert all("#" in line for line in text.splitlines() if line.strip())
+
+
+def test_the_demo_has_a_raw_side_in_which_its_region_is_found() -> None:
+    layout = Layout(demo_data("nsd"))
+    scan = RawRun(layout, subject=1, session=1, run=10)
+    geometry, roi = scan.geometry, read_roi(layout, 1)
+    run = Run(layout, 1, 1, 10)
+    for index in (0, 224):
+        truth = np.linalg.inv(geometry.affine) @ geometry.tissue_to_scanner(index) @ run.affine
+        places = nib.affines.apply_affine(truth, np.argwhere(roi.mask))
+        found = ndimage.map_coordinates(scan.volume(index).astype(float), places.T, order=3)
+        assert np.corrcoef(found, run.volume(index)[roi.mask])[0, 1] > 0.998

@@ -1,46 +1,57 @@
-"""Reads DICOM files: Siemens mosaics, enhanced images and single slices. Pure."""
+"""Reads DICOM files: Siemens mosaics, enhanced images and single slices, compressed or not. Pure."""
 
 from __future__ import annotations
 
 import io
-import math
 import struct
-import warnings
-import zlib
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
 import pydicom
 import pydicom.uid
-from numpy.typing import NDArray
 
-from realtime import wire
-from realtime.bundle.grid import TOLERANCE_MM
 from realtime.errors import WireError
+from realtime.sources.files.dicom_enhanced import volumes as enhanced_volumes
+from realtime.sources.files.dicom_geometry import plane_affine, to_ras_plane
+from realtime.sources.files.dicom_identity import acquired, private, series
+from realtime.sources.files.dicom_mosaic import is_mosaic, untiled
+from realtime.sources.files.dicom_pixels import SYNTAXES, check_pixels, rescaled
 from realtime.sources.files.slices import SliceFile
-from realtime.sources.files.volume_file import DTYPE, NotWholeError, VolumeFile, check_shape, placed
+from realtime.sources.files.volume_file import NotWholeError, VolumeFile, check_shape, placed
 from realtime.sources.orient import LPS_TO_RAS
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # nibabel warns that the module is experimental; results are checked here
-    from nibabel.nicom.dicomwrappers import wrapper_from_data
-
 SUFFIXES = (".dcm", ".ima")
-"""Files with these suffixes must be DICOM; other files are DICOM if they contain the mark."""
+"""Files with these suffixes must be DICOM; other files are DICOM if their first bytes say so."""
 MARK_AT = 128
 MARK = b"DICM"
-MAX_FRAMES = 1_024
-_META_LENGTH = slice(132, 144)
-_SYNTAXES = (
-    pydicom.uid.ImplicitVRLittleEndian,
-    pydicom.uid.ExplicitVRLittleEndian,
-    pydicom.uid.ExplicitVRBigEndian,
+MIN_BYTES = MARK_AT + len(MARK)
+"""Fewer bytes do not tell whether a file is DICOM."""
+_TAG_BYTES = 4
+_BARE_STARTS = tuple(
+    bytes((group, 0, element, 0)) for group, element in ((2, 0), (2, 1), (2, 2), (2, 16))
+) + tuple(bytes((8, 0, element, 0)) for element in (0, 1, 5, 8, 0x12, 0x16))
+"""Files without preamble and mark begin with one of these tags."""
+IMAGES = (
+    pydicom.uid.MRImageStorage,
+    pydicom.uid.EnhancedMRImageStorage,
+    pydicom.uid.LegacyConvertedEnhancedMRImageStorage,
 )
-_IMAGES = (pydicom.uid.MRImageStorage, pydicom.uid.EnhancedMRImageStorage)
+_BARE_SYNTAXES = {
+    (True, True): pydicom.uid.ImplicitVRLittleEndian,
+    (False, True): pydicom.uid.ExplicitVRLittleEndian,
+    (False, False): pydicom.uid.ExplicitVRBigEndian,
+}
+"""By whether value representations are implicit and bytes little-endian."""
+_GE_SLICES = (0x0021, "GEMS_RELA_01", 0x4F)
+_PHILIPS_SLICES = (0x2001, "Philips Imaging DD 001", 0x18)
 
 
-def read(data: bytes) -> VolumeFile | SliceFile:
-    """Read the volume or slice from the bytes of a file.
+def is_dicom(data: bytes) -> bool:
+    """Whether the first bytes of a file are those of DICOM, with or without its preamble."""
+    return data[MARK_AT:MIN_BYTES] == MARK or data[:4] in _BARE_STARTS
+
+
+def read(data: bytes) -> Sequence[VolumeFile | SliceFile]:
+    """Read the volumes, or the slice, from the bytes of a file.
 
     :raises NotWholeError: when the file is truncated
     :raises WireError: codes ``file`` and ``grid``, when the file is damaged or not supported
@@ -55,104 +66,65 @@ def read(data: bytes) -> VolumeFile | SliceFile:
         raise WireError("file", f"expected a readable DICOM volume: {error}") from error
 
 
-def _read(data: bytes) -> VolumeFile | SliceFile:
+def _read(data: bytes) -> Sequence[VolumeFile | SliceFile]:
     _check_syntax(data)
-    dataset = pydicom.dcmread(io.BytesIO(data))
+    dataset = pydicom.dcmread(io.BytesIO(data), force=True)
     if not {"SOPInstanceUID", "PixelData"} & set(dataset.dir()):  # SOPInstanceUID follows SOPClassUID
         raise NotWholeError("expected SOPClassUID, found the end of the file")
-    if dataset.get("SOPClassUID") not in _IMAGES:
+    if dataset.get("SOPClassUID") not in IMAGES:
         raise WireError("file", f"expected an MR image, got {dataset.get('SOPClassUID', 'none')}")
-    _check_pixels(dataset)
-    wrapper = wrapper_from_data(dataset)
-    uid = str(dataset.get("SeriesInstanceUID", ""))
-    series: dict[str, Any] = {
-        "number": int(dataset.InstanceNumber),
-        "series": f"{abs(int(dataset.get('SeriesNumber') or 0))}x{zlib.crc32(uid.encode()):08x}",
-        "series_name": str(dataset.get("SeriesDescription", "")),
-        "tr_s": _tr_s(dataset),
-    }
-    if not (wrapper.is_mosaic or wrapper.is_multiframe):
-        return _slice(wrapper, series)
-    check_shape(wrapper.image_shape)
-    in_patient = _enhanced_affine(wrapper) if wrapper.is_multiframe else wrapper.affine
-    voxels, affine = placed(wrapper.get_data(), LPS_TO_RAS @ in_patient)
-    return VolumeFile(voxels=voxels, affine=affine, **series)
+    check_pixels(dataset)
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        implicit, little = dataset.original_encoding
+        dataset.file_meta.TransferSyntaxUID = _BARE_SYNTAXES[bool(implicit), bool(little)]
+    if "PerFrameFunctionalGroupsSequence" in dataset:
+        return enhanced_volumes(dataset)
+    if is_mosaic(dataset):
+        tiles, in_patient = untiled(dataset)
+        check_shape(tiles.shape)
+        voxels, affine = placed(rescaled(dataset, tiles), LPS_TO_RAS @ in_patient)
+        return (VolumeFile(voxels=voxels, affine=affine, acquired=acquired(dataset), **series(dataset)),)
+    return (_slice(dataset),)
 
 
-def _slice(wrapper: Any, series: dict[str, Any]) -> SliceFile:
-    in_patient = np.array(wrapper.affine, dtype=np.float64)
-    in_patient[:3, 2] = wrapper.slice_normal
-    affine = LPS_TO_RAS @ in_patient
-    if not np.isfinite(affine).all():
-        raise WireError("grid", f"expected a slice with a finite position, got {affine.tolist()}")
-    volume_number = wrapper.get("TemporalPositionIdentifier")
+def _slice(dataset: pydicom.Dataset) -> SliceFile:
+    if int(dataset.get("NumberOfFrames") or 1) != 1:
+        raise WireError(
+            "file", "expected PerFrameFunctionalGroupsSequence in an image of several frames, found none"
+        )
+    in_patient = plane_affine(
+        dataset.ImageOrientationPatient, dataset.PixelSpacing, dataset.ImagePositionPatient
+    )
+    n_slices = private(dataset, *_GE_SLICES) or private(dataset, *_PHILIPS_SLICES)
     return SliceFile(
-        volume_number=int(volume_number) if volume_number else None,
-        voxels=wrapper.get_data().astype(DTYPE),
-        affine=affine,
-        **series,
+        voxels=rescaled(dataset, dataset.pixel_array),
+        affine=to_ras_plane(in_patient),
+        n_slices=int(n_slices) if isinstance(n_slices, int | str) and int(n_slices) > 0 else None,
+        distance_mm=float(dataset.get("SpacingBetweenSlices") or dataset.get("SliceThickness") or 1),
+        acquired=acquired(dataset),
+        **series(dataset),
     )
 
 
 def _check_syntax(data: bytes) -> None:
-    """Check that neither voxels nor file are compressed, because decompression is not bounded."""
-    if len(data) < _META_LENGTH.stop:
+    """Check how the file is encoded, because pydicom inflates a deflated file without a limit."""
+    if len(data) < MIN_BYTES:
         raise NotWholeError(f"expected a DICOM file, got {len(data)} bytes")
-    head = data[_META_LENGTH]
-    if data[MARK_AT : MARK_AT + 4] != MARK or head[:8] != b"\2\0\0\0UL\4\0":
-        raise WireError("file", "expected a DICOM file with the length of its meta information")
-    end = _META_LENGTH.stop + int.from_bytes(head[8:], "little")
-    if len(data) < end:
-        raise NotWholeError(f"expected {end} bytes of meta information, got {len(data)}")
-    meta = pydicom.filereader.read_dataset(io.BytesIO(data[_META_LENGTH.stop : end]), False, True)
-    if meta.get("TransferSyntaxUID") not in _SYNTAXES:
+    start = MIN_BYTES if data[MARK_AT:MIN_BYTES] == MARK else 0
+    if not start and not is_dicom(data):
+        raise WireError("file", "expected a DICOM file, found neither its mark nor a tag of group 2 or 8")
+    if start == 0 and data[:1] == b"\x08":
+        return  # no meta information: pydicom tells the encoding from the first element
+    rest = io.BytesIO(data[start:])
+    meta = pydicom.filereader.read_dataset(
+        rest, False, True, stop_when=lambda tag, vr, length: tag.group != 2
+    )
+    if start + rest.tell() + _TAG_BYTES > len(data):
+        raise NotWholeError("expected more than meta information, found the end of the file")
+    syntax = meta.get("TransferSyntaxUID")
+    if syntax not in SYNTAXES:
         raise WireError(
             "file",
-            f"expected uncompressed DICOM, got transfer syntax {meta.get('TransferSyntaxUID')}; turn "
-            "compression off in the scanner's export",
+            "expected a DICOM file that is not compressed, or without loss, got transfer syntax "
+            f"{syntax}; set the scanner's export to Explicit VR Little Endian",
         )
-
-
-def _check_pixels(dataset: pydicom.Dataset) -> None:
-    if "PixelData" not in dataset:
-        raise NotWholeError("expected PixelData in a DICOM file, found none")
-    n_frames = int(dataset.get("NumberOfFrames") or 1)
-    n_samples = int(dataset.get("SamplesPerPixel", 1))
-    counts = (int(dataset.Rows), int(dataset.Columns), n_frames)
-    if n_samples != 1 or not 1 <= n_frames <= MAX_FRAMES or dataset.BitsAllocated not in (8, 16, 32):
-        raise WireError(
-            "file",
-            f"expected 1 to {MAX_FRAMES} frames of 8, 16 or 32 bits with one sample per pixel, got "
-            f"{n_frames} of {dataset.BitsAllocated} bits with {n_samples}",
-        )
-    n_bytes = math.prod(counts) * int(dataset.BitsAllocated) // 8
-    if not 0 < n_bytes <= wire.MAX_VOLUME_BYTES:
-        raise WireError("grid", f"expected at most {wire.MAX_VOLUME_BYTES} bytes of voxels, got {n_bytes}")
-    if len(dataset.PixelData) < n_bytes:
-        raise NotWholeError(f"expected {n_bytes} bytes of voxels, got {len(dataset.PixelData)}")
-
-
-def _enhanced_affine(wrapper: Any) -> NDArray[np.float64]:
-    """Return the affine of an enhanced image, with the slice distance from the positions of all slices.
-
-    nibabel 5.4 computes the distance from two frames, which may not be neighbours.
-    """
-    affine = np.array(wrapper.affine, dtype=np.float64)
-    planes = [frame.PlanePositionSequence[0].ImagePositionPatient for frame in wrapper.frames]
-    heights_mm = np.sort([np.inner(np.array(plane, dtype=float), wrapper.slice_normal) for plane in planes])
-    apart_mm = np.diff(heights_mm)
-    if not np.allclose(apart_mm, apart_mm.mean(), atol=TOLERANCE_MM):
-        raise WireError("grid", f"expected slices at equal distances, got {apart_mm.tolist()} mm")
-    affine[:3, 2] = wrapper.slice_normal * apart_mm.mean()
-    return affine
-
-
-def _tr_s(dataset: pydicom.Dataset) -> float | None:
-    """Return the TR in seconds; enhanced images store it in a functional group."""
-    found: Any = dataset.get("RepetitionTime")
-    shared = dataset.get("SharedFunctionalGroupsSequence") or [None]
-    frames = dataset.get("PerFrameFunctionalGroupsSequence") or [None]
-    for group in (shared[0], frames[0]):
-        timing = group.get("MRTimingAndRelatedParametersSequence") if group else None
-        found = found or (timing[0].get("RepetitionTime") if timing else None)
-    return float(found) / 1_000 if found else None

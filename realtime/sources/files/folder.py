@@ -14,17 +14,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-
-import watchfiles
+from typing import Any
 
 from realtime import wire
-from realtime.errors import WireError
-from realtime.sources.files.slices import Slices
-from realtime.sources.files.volume_file import DTYPE, VolumeFile
+from realtime.sources.files.folder_events import changes
+from realtime.sources.files.incoming import Incoming
+from realtime.sources.files.numbering import Numbering
+from realtime.sources.files.series import Numbered, Series
+from realtime.sources.files.volume_file import DTYPE
 from realtime.sources.files.watch import SETTLE_S, Files, Found
 from realtime.sources.run_boundaries import QUIET_TR, Plan, RunOver, Scan
 
@@ -33,57 +35,56 @@ GIVE_UP_TR = QUIET_TR - 1
 """An incomplete file is given up when it has not changed for this many TR, before its run ends."""
 BYTES_AT_ONCE = 64 * 2**20
 """Bytes of voxels read in one pass, so that a full folder does not fill the memory."""
-_EVENTS_TOGETHER_MS = 20
+_REFERENCE = "sbref"
+"""In the name of a series that precedes a multiband run: the same slices, acquired one by one, once."""
 
 _log = logging.getLogger(__name__)
 logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it logs every event at INFO
 
 
-class FolderScanner:
-    """Watches a folder and yields the volumes of one series at a time.
+class SeriesScanner:
+    """Yields the volumes of one series at a time.
 
-    :param grid_shape: shape of the expected volumes, which gives the number of slices per volume
+    :param files: the images; a subclass sets :attr:`_wake` when some may have come
     :param series: text that the name of a series must contain
-    :param first_number: number of a series' first volume
+    :param first_number: number of a series' first volume; None means to learn it
+    :param echo: number of the echo that is followed, ``combine``, or None for the first that comes
     :param unfinished: id of the run that an earlier runtime left open. Existing files of its series are read;
         all other existing files are ignored.
-    :raises ServeError: when the folder does not exist
     """
 
     def __init__(
         self,
-        folder: Path,
+        files: Incoming,
         plan: Plan,
         *,
-        grid_shape: tuple[int, int, int],
         series: str,
-        first_number: int,
+        first_number: int | None,
+        echo: int | str | None,
         unfinished: str | None,
     ) -> None:
-        self._files = Files(folder, GIVE_UP_TR * plan.tr_s)
+        self._files = files
         self._plan = plan
-        self._grid_shape = grid_shape
         self._series = series
-        self._first_number = first_number
+        self._make_series = partial(Series, plan.tr_s, first_number=first_number, echo=echo)
         ours = f"{plan.run_id}_series-"
         is_ours = unfinished is not None and unfinished.startswith(ours)
         self._unfinished = unfinished.removeprefix(ours) if unfinished and is_ours else None
         if self._unfinished is None:
             self._files.pass_over_those_before()
-        self._followed = _FollowedSeries(self._unfinished, plan, grid_shape) if self._unfinished else None
+        self._numberings: defaultdict[str, Numbering] = defaultdict(Numbering)
+        """What images told that were passed over."""
+        self._followed = self._follow(self._unfinished) if self._unfinished else None
         self._ignored: set[str] = set()
         self._over: set[str] = set()
         """Ignored series that were followed before; cleared once a warning about a late file is logged."""
+        self._passed_over: set[tuple[str, str]] = set()
+        """Series and parts for which this was told."""
         self._others: dict[str, _WaitingSeries] = {}
         """Waiting series in the order in which they began."""
         self._n_waiting = 0
         """Number of files of waiting series so far, which numbers these files in order of arrival."""
         self._wake = asyncio.Event()
-
-    async def start(self) -> str:
-        """Return the watched folder as an address."""
-        _log.info("watching %s; it contains %d files", self._files.folder, self._files.n_before)
-        return f"folder:{self._files.folder}"
 
     async def scans(self) -> AsyncIterator[Scan | RunOver]:
         """Yield the volumes of the followed series and the ends of runs."""
@@ -92,8 +93,10 @@ class FolderScanner:
             while True:
                 new = await asyncio.to_thread(self._look)
                 for found in new:
-                    if scan := self._scan(found):
+                    for scan in self._scans(found):
                         yield scan
+                for scan in self._settled():
+                    yield scan
                 has_looked = not (new or self._files.is_settling)
                 if self._is_over(time.perf_counter(), has_looked=has_looked):
                     self._let_go()
@@ -103,9 +106,6 @@ class FolderScanner:
                     await self._news()
         finally:
             watching.cancel()
-
-    async def stop(self) -> None:
-        """Do nothing; ``scans`` stops watching when it is closed."""
 
     def _look(self) -> list[Found]:
         new, n_bytes = [], 0
@@ -117,15 +117,7 @@ class FolderScanner:
         return new
 
     async def _watch(self) -> None:
-        try:
-            async for _ in watchfiles.awatch(
-                self._files.folder, watch_filter=None, step=_EVENTS_TOGETHER_MS, recursive=False
-            ):
-                self._wake.set()
-        except Exception as error:  # polling still finds files, only later
-            _log.warning(
-                "no file system events of %s: %s; polling every %.2f s", self._files.folder, error, POLL_S
-            )
+        """Wake at events; without any, images are found by looking."""
 
     async def _news(self) -> None:
         patience_s = SETTLE_S if self._files.is_settling else POLL_S
@@ -136,39 +128,60 @@ class FolderScanner:
             return
         self._wake.clear()
 
-    def _scan(self, found: Found) -> Scan | None:
-        """Return the volume that a file of the followed series contains or completes."""
+    def _follow(self, series: str) -> _FollowedSeries:
+        made = self._make_series(numbering=self._numberings[series])
+        return _FollowedSeries(series, self._plan, made)
+
+    def _scans(self, found: Found) -> list[Scan]:
+        """Return the volumes that a file of the followed series contains or completes."""
         if not self._is_wanted(found):
-            return None
+            return []
         series = found.holds.series
+        if found.holds.acquired.part != "magnitude":
+            self._pass_over(found)
+            return []
         if self._followed is None:
             _log.info("following series %s (%s)", series, found.holds.series_name)
-            self._followed = _FollowedSeries(series, self._plan, self._grid_shape)
+            self._followed = self._follow(series)
         if series != self._followed.series:
             self._wait(found, self._followed)
-            return None
-        try:
-            volume = self._followed.volume(found, not found.was_there_before)
-        except WireError as error:
-            _log.warning("%r is ignored: %s", found.name, error)
-            return None
-        index = volume.number - self._first_number if volume else 0
-        if volume is None or index < 0:
-            if volume:
-                _log.warning("%r is ignored: its number is below --first-number", found.name)
-            return None
+            return []
+        return [self._scan(each, series) for each in self._followed.add(found)]
+
+    def _settled(self) -> list[Scan]:
+        """Return the volumes of the followed series that need not wait any longer."""
+        followed = self._followed
+        return [self._scan(each, followed.series) for each in followed.settle()] if followed else []
+
+    def _scan(self, numbered: Numbered, series: str) -> Scan:
+        volume = numbered.volume
         x, y, z = volume.voxels.shape
         return Scan(
-            index=index,
+            index=numbered.index,
             shape=(x, y, z),
             affine=volume.affine,
             dtype=DTYPE,
             payload=memoryview(volume.voxels.tobytes()),
-            received_s=found.whole_s,
-            answer=partial(self._answer, index),
+            received_s=numbered.whole_s,
+            answer=partial(self._answer, numbered.index),
             tr_s=volume.tr_s,
             series=series,
         )
+
+    def _pass_over(self, found: Found) -> None:
+        """Tell once that phase images are not decoded, and learn how images of their series are counted."""
+        series, part = found.holds.series, found.holds.acquired.part
+        if (series, part) not in self._passed_over:
+            self._passed_over.add((series, part))
+            _log.warning(
+                "%r and other %s images of series %s (%s) are passed over: magnitude is decoded. Turn them "
+                "off at the console if nobody needs them",
+                found.name,
+                part,
+                series,
+                found.holds.series_name,
+            )
+        self._numberings[series].learn(found.holds)
 
     def _is_wanted(self, found: Found) -> bool:
         series, name = found.holds.series, found.holds.series_name
@@ -176,6 +189,12 @@ class FolderScanner:
             return False
         if series not in self._ignored and self._series not in name:
             self._ignore(series, f"its name, {name!r}, does not contain {self._series!r}")
+        if (
+            series not in self._ignored
+            and _REFERENCE in name.lower()
+            and _REFERENCE not in self._series.lower()
+        ):
+            self._ignore(series, f"{name!r} is a reference of one volume; --series {name} follows it")
         if series in self._over:
             self._over.discard(series)  # warn once
             _log.warning(
@@ -252,10 +271,40 @@ class FolderScanner:
         self._ignored.add(series)
 
 
+class FolderScanner(SeriesScanner):
+    """Watches a folder and yields the volumes of one series at a time.
+
+    :param options: those of :class:`SeriesScanner`
+    :raises ServeError: when the folder does not exist
+    """
+
+    def __init__(self, folder: Path, plan: Plan, **options: Any) -> None:
+        self._watched = Files(folder, GIVE_UP_TR * plan.tr_s)
+        super().__init__(self._watched, plan, **options)
+
+    async def start(self) -> str:
+        """Return the watched folder as an address."""
+        _log.info("watching %s; it contains %d files", self._watched.folder, self._watched.n_before)
+        return f"folder:{self._watched.folder}"
+
+    async def stop(self) -> None:
+        """Do nothing; ``scans`` stops watching when it is closed."""
+
+    async def _watch(self) -> None:
+        try:
+            async for paths in changes(self._watched.tree):
+                self._watched.touch(paths)
+                self._wake.set()
+        except Exception as error:  # polling still finds files, only later
+            _log.warning(
+                "no file system events of %s: %s; polling every %.2f s", self._watched.folder, error, POLL_S
+            )
+
+
 class _FollowedSeries:
     """The series whose volumes form the run."""
 
-    def __init__(self, series: str, plan: Plan, grid_shape: tuple[int, int, int]) -> None:
+    def __init__(self, series: str, plan: Plan, volumes: Series) -> None:
         self.series = series
         self.n_files = 0
         """Number of files, without those that existed before; a file that is read again counts once."""
@@ -263,20 +312,20 @@ class _FollowedSeries:
         self.came: set[int] = set()
         self._heard_s = time.perf_counter()
         self._plan = plan
-        self._slices = Slices(grid_shape)
+        self._volumes = volumes
         self._names: set[str] = set()
         """Names of the files counted so far."""
 
-    def volume(self, found: Found, is_new: bool) -> VolumeFile | None:
-        """Return the volume a file contains or its slice completes.
-
-        :raises WireError: when the slices do not form a volume
-        """
+    def add(self, found: Found) -> list[Numbered]:
+        """Return the volumes that are ready now that a file has come."""
         self._heard_s = time.perf_counter()
-        holds = found.holds
-        self.n_files += is_new and found.name not in self._names
+        self.n_files += not found.was_there_before and found.name not in self._names
         self._names.add(found.name)
-        return holds if isinstance(holds, VolumeFile) else self._slices.add(holds)
+        return self._volumes.add(found.holds, found.name, found.whole_s, self._heard_s)
+
+    def settle(self) -> list[Numbered]:
+        """Return the volumes that need not wait any longer."""
+        return self._volumes.settle(time.perf_counter())
 
     @property
     def is_complete(self) -> bool:

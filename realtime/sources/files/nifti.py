@@ -1,93 +1,182 @@
-"""Reads NIfTI files that contain one volume each and whose names contain the volume's number. Pure."""
+"""Reads NIfTI: a volume a file, or a run a file; header and voxels in one file or in two. Pure."""
 
 from __future__ import annotations
 
 import io
 import math
-import re
-import zlib
+from dataclasses import dataclass
 from typing import Any
 
 import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from realtime.bundle.gzip import unpack
 from realtime.errors import WireError
-from realtime.sources.files.volume_file import (
-    MAX_FILE_BYTES,
-    NotWholeError,
-    VolumeFile,
-    check_shape,
-    placed,
-)
+from realtime.sources.files.file_names import Numbered, of_all_volumes
+from realtime.sources.files.volume_file import NotWholeError, VolumeFile, check_shape, placed
 
 SUFFIXES = (".nii", ".nii.gz")
-_NUMBERED = re.compile(r"(?P<before>.*?)(?P<number>\d{1,9})(?P<after>\D*)\.nii(\.gz)?", re.DOTALL)
+MOST_VOLUMES = 10_000
+"""As many as a run has at most."""
+SAME_MM = 0.5
+"""Two affines that put no corner of the volume farther apart say the same."""
 _HEADERS = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
+_SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
 
 
-def read(name: str, data: bytes) -> VolumeFile:
-    """Read the volume from the bytes of a file; the name without the number is the series.
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What a NIfTI header says."""
 
-    :raises NotWholeError: when the file is truncated
-    :raises WireError: codes ``file`` and ``grid``, when the file is damaged or not supported
+    shape: tuple[int, int, int]
+    n_volumes: int
+    is_run: bool
+    """Whether the file has an axis of time; its volumes are numbered by their order in it."""
+    dtype: np.dtype[Any]
+    offset: int
+    """Where the voxels begin, in bytes."""
+    slope: float
+    intercept: float
+    affine: NDArray[np.float64]
+    tr_s: float | None
+    remark: str
+
+    @property
+    def volume_bytes(self) -> int:
+        """Size of a volume."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the file."""
+        return self.offset + self.n_volumes * self.volume_bytes
+
+    def volume(
+        self, stored: bytes | memoryview, nth: int, name: str, numbered: Numbered | None
+    ) -> VolumeFile:
+        """Make the ``nth`` volume of its bytes.
+
+        :param numbered: what the file's name says, unless the file is a run
+        :raises WireError: code ``grid``, when the affine cannot be used
+        """
+        voxels: NDArray[Any] = np.frombuffer(stored, self.dtype).reshape(self.shape, order="F")
+        if (self.slope, self.intercept) != (1, 0):
+            voxels = voxels * np.float64(self.slope) + np.float64(self.intercept)
+        turned, rows = placed(voxels, self.affine)
+        series, series_name = (numbered.series, numbered.series_name) if numbered else of_all_volumes(name)
+        return VolumeFile(
+            number=numbered.number if numbered else nth + 1,
+            series=series,
+            series_name=series_name,
+            voxels=turned,
+            affine=rows,
+            tr_s=self.tr_s if self.is_run else None,  # files of a single volume seldom contain it
+            remark=self.remark,
+        )
+
+
+def is_header(data: bytes) -> bool:
+    """Whether a file begins like NIfTI with header and voxels in one file."""
+    return data[344:348] == b"n+1\0" or data[4:8] == b"n+2\0"
+
+
+def layout(data: bytes, *, is_pair: bool = False) -> Layout:
+    """Read the header from the beginning of a file.
+
+    :param is_pair: whether the voxels are in another file
+    :raises NotWholeError: when the header is truncated
+    :raises WireError: codes ``file`` and ``grid``, when it is damaged or not supported
     """
-    numbered = _NUMBERED.fullmatch(name)
-    if numbered is None:
-        raise WireError("file", f"expected a name with a volume number, such as run1_0001.nii, got {name}")
-    series_name = f"{numbered['before']}{numbered['after']}"
     try:
-        voxels, affine = _voxels(_unpacked(data) if name.endswith(".gz") else data)
+        return _layout(data, is_pair=is_pair)
     except WireError:
         raise
     except Exception as error:  # nibabel raises any exception for a damaged header
-        raise WireError("file", f"expected {name} to be a readable NIfTI file: {error}") from error
-    turned, rows = placed(voxels, affine)
-    return VolumeFile(
-        number=int(numbered["number"]),
-        series=re.sub("[^A-Za-z0-9]", "", series_name)[:32] or "nifti",
-        series_name=series_name,
-        voxels=turned,
-        affine=rows,
-        tr_s=None,  # files of a single volume seldom contain it
-    )
+        raise WireError("file", f"expected a readable NIfTI header: {error}") from error
 
 
-def _unpacked(data: bytes) -> bytes:
-    try:
-        unpacked = unpack(data, MAX_FILE_BYTES + 1)
-    except (EOFError, OSError, zlib.error) as error:
-        raise NotWholeError(f"expected a complete gzip stream: {error}") from error
-    if len(unpacked) > MAX_FILE_BYTES:
-        raise WireError("file", f"expected at most {MAX_FILE_BYTES} bytes after decompression")
-    return unpacked
-
-
-def _voxels(data: bytes) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the stored voxels, scaled, and their affine."""
+def _layout(data: bytes, *, is_pair: bool) -> Layout:
     kind = {int.from_bytes(data[:4], order): order for order in ("little", "big")}
     size = next((size for size in _HEADERS if size in kind), None)
     if size is None or len(data) < size:
         raise NotWholeError(f"expected a NIfTI header of 348 or 540 bytes, got {len(data)} bytes")
-    header = _HEADERS[size].from_fileobj(io.BytesIO(data))
-    if not header["magic"].item().startswith((b"n+1", b"n+2")):
-        raise WireError("file", "expected header and voxels in one file, got a header only")
-    if header["sform_code"] <= 0 and header["qform_code"] <= 0:
+    without_extensions = io.BytesIO(data[:size] + bytes(4))
+    header = _HEADERS[size].from_fileobj(without_extensions, check=False)
+    _check_magic(header["magic"].item(), is_pair=is_pair)
+    header.check_fix()
+    full, dtype, offset = header.get_data_shape(), header.get_data_dtype(), int(header.get_data_offset())
+    while len(full) > 4 and full[-1] == 1:
+        full = full[:-1]
+    shape, n_volumes = full[:3], math.prod(full[3:])
+    if len(full) > 4 or not 1 <= n_volumes <= MOST_VOLUMES:
+        raise WireError("grid", f"expected a volume or a run [x, y, z, time], got {full}")
+    check_shape(shape)
+    if dtype.kind not in "iuf" or dtype.itemsize > 8 or not (0 if is_pair else size) <= offset:
+        raise WireError("file", f"expected voxels of an integer or float dtype, got {dtype} at byte {offset}")
+    slope, intercept = header.get_slope_inter()
+    affine, remark = _affine(header, shape)
+    return Layout(
+        shape=shape,
+        n_volumes=n_volumes,
+        is_run=n_volumes > 1,
+        dtype=dtype,
+        offset=offset,
+        slope=1.0 if slope is None else float(slope),
+        intercept=0.0 if slope is None else float(intercept),
+        affine=affine,
+        tr_s=_tr_s(header) if len(full) == 4 else None,
+        remark=remark,
+    )
+
+
+def _check_magic(magic: bytes, *, is_pair: bool) -> None:
+    if not magic.startswith((b"n+1", b"n+2", b"ni1", b"ni2")):
+        raise WireError(
+            "grid",
+            "expected a NIfTI header, got one of Analyze 7.5, which does not say where left and right are; "
+            "export NIfTI (.nii, or .hdr and .img with the mark ni1)",
+        )
+    if magic.startswith(b"ni") and not is_pair:
+        raise WireError("file", "expected header and voxels in one file, got a header only; name it .hdr")
+
+
+def _affine(header: Any, shape: tuple[int, ...]) -> tuple[NDArray[np.float64], str]:
+    """Return the affine that the codes choose, and a remark if there are two that differ."""
+    codes = int(header["sform_code"]), int(header["qform_code"])
+    if max(codes) <= 0:
         raise WireError(
             "grid", "expected an affine in the header, got neither sform nor qform; export with one"
         )
-    shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), int(header.get_data_offset())
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    check_shape(shape)
-    if dtype.kind not in "iuf" or dtype.itemsize > 8 or offset < size:
-        raise WireError("file", f"expected voxels of an integer or float dtype, got {dtype} at byte {offset}")
-    n_voxels = math.prod(shape)
-    if len(data) < offset + n_voxels * dtype.itemsize:
-        raise NotWholeError(f"expected {offset + n_voxels * dtype.itemsize} bytes, got {len(data)}")
-    stored = np.frombuffer(data, dtype, n_voxels, offset).reshape(shape, order="F")
-    slope, intercept = header.get_slope_inter()
-    if slope is not None and (slope, intercept) != (1, 0):
-        stored = stored * np.float64(slope) + np.float64(intercept)
-    return stored, header.get_best_affine()
+    sform = np.asarray(header.get_sform(), dtype=np.float64)
+    if codes[1] <= 0:
+        return sform, ""
+    try:
+        qform = np.asarray(header.get_qform(), dtype=np.float64)
+    except Exception as error:  # a quaternion that is none
+        if codes[0] <= 0:
+            raise
+        return sform, f"its qform cannot be read ({error}); its sform is used"
+    if codes[0] <= 0:
+        return qform, ""
+    if not np.isfinite(sform).all() or np.linalg.matrix_rank(sform[:3, :3]) < 3:
+        return qform, f"its sform {_said(sform)} is no affine; its qform {_said(qform)} is used"
+    corners = np.array([[x, y, z, 1] for x in (0, shape[0]) for y in (0, shape[1]) for z in (0, shape[2])])
+    apart_mm = float(np.linalg.norm(corners @ (sform - qform).T, axis=1).max())
+    if apart_mm <= SAME_MM:
+        return sform, ""
+    return sform, (
+        f"its sform (code {codes[0]}) and qform (code {codes[1]}) differ by up to {apart_mm:.1f} mm; the "
+        f"sform {_said(sform)} is used, not the qform {_said(qform)}. If the qform is right, export with "
+        "sform code 0"
+    )
+
+
+def _said(affine: NDArray[np.float64]) -> str:
+    return str(np.round(affine[:3], 3).tolist())
+
+
+def _tr_s(header: Any) -> float | None:
+    """Return the TR of a run; without a unit, the header says nothing."""
+    unit = _SECONDS.get(header.get_xyzt_units()[1])
+    tr_s = float(header["pixdim"][4]) * unit if unit else 0.0
+    return tr_s if math.isfinite(tr_s) and tr_s > 0 else None

@@ -20,6 +20,21 @@ DTYPE = "float32"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Acquired:
+    """What the scanner says about an image of a series, beside its number."""
+
+    acquisition: int | None = None
+    """Number of the acquisition, which on some scanners is the volume."""
+    moment: int | None = None
+    """Number of the volume in the series, on scanners that store it."""
+    echo_time_ms: float | None = None
+    echo: int | None = None
+    """Number of the echo, where its time is not stored."""
+    part: str = "magnitude"
+    """``magnitude``, ``phase``, ``real`` or ``imaginary``."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class VolumeFile:
     """A volume read from a file."""
 
@@ -33,6 +48,9 @@ class VolumeFile:
     """[x, y, z], RAS+; C order, little endian."""
     affine: wire.Affine
     tr_s: float | None
+    acquired: Acquired = Acquired()
+    remark: str = ""
+    """What the operator should know of the series; it is told once."""
 
 
 class NotWholeError(WireError):
@@ -51,4 +69,6 @@ def check_shape(shape: tuple[int, ...]) -> None:
 
 def placed(voxels: NDArray[Any], affine: NDArray[Any]) -> tuple[NDArray[Any], wire.Affine]:
     """Convert voxels to the runtime's dtype and RAS+ axes. :raises WireError: code ``grid``"""
-    return to_ras(voxels.astype(DTYPE, copy=False), np.asarray(affine, dtype=np.float64))
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is repaired or censored later
+        converted = voxels.astype(DTYPE, copy=False)
+    return to_ras(converted, np.asarray(affine, dtype=np.float64))

@@ -1,35 +1,58 @@
-"""Polls a folder for new complete files and reads them.
+"""Polls a folder and its subfolders for new complete files and reads them.
 
-Only regular files directly in the folder are opened, never links. A file is read once its size and time of
-modification have not changed between two polls. If it is incomplete, it is read again until it is complete or
-given up. A file that is overwritten counts as a new file.
+Only regular files are opened, never links. A file is read once its size and time of modification have not
+changed between two polls. If it is incomplete, it is read again until it is complete or given up. A file that
+looks as if bytes were still to come (see ``zeros``) must stay the same for longer, unless a file of the same
+name that ends in ``.done`` says that it is whole. A file that is overwritten counts as a new file.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import stat
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
-from realtime.errors import ServeError, WireError
-from realtime.sources.files import dicom, nifti
+from realtime.errors import WireError
+from realtime.sources.files import run_file
+from realtime.sources.files.file_names import FileNames
+from realtime.sources.files.formats import TooShortError, describes, names_beside, parse, stem, suffix
+from realtime.sources.files.opening import all_bytes, open_within
+from realtime.sources.files.run_file import RunFile
 from realtime.sources.files.slices import SliceFile
-from realtime.sources.files.volume_file import MAX_FILE_BYTES, NotWholeError, VolumeFile
+from realtime.sources.files.tree import Tree
+from realtime.sources.files.volume_file import NotWholeError, VolumeFile
+from realtime.sources.files.zeros import UsualZeros
 
 SETTLE_S = 0.05
 """A file that has not changed for this time is read."""
 AGAIN_S = 0.25
 """An incomplete file is read again after this time."""
+HOLLOW_S, FIRST_HOLLOW_S = 3.0, 1.0
+"""A file with zeros at unusual places is taken if it has not changed for this time; the second is for the
+first file of a kind, of which nothing is known yet."""
+LATE_S = 30.0
+"""A file that changes so soon after it was read was not whole; later, its name is used again."""
 LOOKED_AT_AGAIN = 500
-"""About this many finished files are checked for changes in each poll."""
+"""So many finished files are checked for changes in each poll."""
+NEWEST_LOOKED_AT_AGAIN = 50
+"""So many of them are those that were finished last."""
+BACKLOG_AT_ONCE = 200
+"""So many files that existed before are taken up at once, so that new ones do not wait for all of them."""
+OLDEST_OF_RUN_S = 6 * 3600.0
+"""Files that are older than the newest file by more than this belong to no run that is still open."""
+UNFINISHED = (".part", ".partial", ".filepart", ".crdownload", ".tmp", ".temp", ".lock")
+"""Suffixes of files that get another name when they are whole."""
+DONE = ".done"
+_HEAD_BYTES = 2**16
 _FileState = tuple[int, int]
 """A file's size in bytes and time of modification in ns."""
-_OPEN = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 _log = logging.getLogger(__name__)
 
@@ -43,19 +66,26 @@ class _Waiting:
     """Time of the first poll that saw this state."""
     read_s: float | None = None
     """Time when it was last read and found incomplete."""
+    cost_s: float = 0.0
+    """How long reading it took."""
+    crc: int | None = None
+    """Of what was read then."""
+    same_s: float = 0.0
+    """Time since when the same was read."""
 
     def is_due(self, now_s: float) -> bool:
         """Whether it is time to read it."""
         if self.read_s is None:
             return now_s - self.since_s >= SETTLE_S
-        return now_s - self.read_s >= AGAIN_S
+        return now_s - self.read_s >= max(AGAIN_S, 10 * self.cost_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """A complete file."""
+    """A volume or slice of a complete file; a file may hold several."""
 
     name: str
+    """Path within the watched folder, with slashes."""
     holds: VolumeFile | SliceFile
     whole_s: float
     """Time of the first poll that saw the file in this state."""
@@ -64,35 +94,44 @@ class Found:
 
 
 class Files:
-    """The files of a folder; each is reported once.
+    """The files of a folder; what each holds is reported once.
 
     :param patience_s: an incomplete file that has not changed for this time is given up
     :raises ServeError: when the folder does not exist
     """
 
     def __init__(self, folder: Path, patience_s: float) -> None:
-        try:
-            self.folder = folder.resolve(strict=True)
-            with os.scandir(self.folder) as entries:
-                there = list(entries)
-        except OSError as error:
-            raise ServeError(f"expected a folder to watch, got {folder}: {error.strerror}") from error
-        self._before: dict[str, _FileState] = {}
-        for entry in there:
-            with contextlib.suppress(OSError):  # it was deleted after it was listed
-                self._before[entry.name] = _file_state(entry)
+        self.tree = Tree(folder)
+        self._before = {
+            name: _file_state(seen) for name in self.tree.all() if (seen := _seen(self.tree.path(name)))
+        }
         self._patience_s = patience_s
+        self._backlog = self._of_an_open_run()
+        """Names of files that existed before, the newest last, that are still to be read."""
         self._waiting: dict[str, _Waiting] = {}
-        self._done: dict[str, _FileState] = {}
+        self._done = self._before.copy()
         """States of the files that were reported or ignored."""
-        self._foreign: set[str] = set()
-        self._look_number = 0
-        self._is_away = False
+        self._given_up: set[str] = set()
+        self._reported: dict[str, tuple[int, float]] = {}
+        """Checksums of the files that were reported, and when."""
+        self._runs: dict[str, RunFile] = {}
+        self._names = FileNames()
+        self._usual_zeros = UsualZeros()
+        self._unreported: Iterator[Found] = iter(())
+        """What the last file that was read holds besides what was reported."""
+        self._touched: set[str] = set()
+        self._turns: Iterator[str] = iter(())
+        self._said: set[str] = set()
+
+    @property
+    def folder(self) -> Path:
+        """The watched folder."""
+        return self.tree.folder
 
     @property
     def is_settling(self) -> bool:
         """Whether a file has not been read yet."""
-        return any(waiting.read_s is None for waiting in self._waiting.values())
+        return bool(self._backlog) or any(waiting.read_s is None for waiting in self._waiting.values())
 
     @property
     def n_before(self) -> int:
@@ -101,141 +140,250 @@ class Files:
 
     def pass_over_those_before(self) -> None:
         """Ignore the files that existed before, unless they change."""
-        self._done |= self._before
+        self._backlog.clear()
+
+    def touch(self, paths: Iterable[str]) -> None:
+        """Look at these files at the next poll; the file system says that something happened to them."""
+        self._touched |= {name for path in paths if (name := self.tree.name(path)) and not _is_hidden(name)}
 
     def look(self, now_s: float) -> Iterator[Found]:
-        """Poll the folder and yield the files that are complete now."""
-        for name, state in self._new():
+        """Poll the folder and yield what the files hold that are complete now.
+
+        The caller may stop at any time; the next call goes on with what the last file holds.
+        """
+        yield from self._unreported
+        for name, state in self._changed(now_s):
             waiting = self._waiting.get(name)
             if waiting is None or waiting.state != state:
                 self._waiting[name] = _Waiting(state=state, since_s=now_s)
             elif waiting.is_due(now_s):
                 waiting.read_s = now_s
-                holds = self._read(name, state, gives_up=now_s - waiting.since_s >= self._patience_s)
-                if holds:
-                    was_there = self._before.get(name) == state
-                    yield Found(name=name, holds=holds, whole_s=waiting.since_s, was_there_before=was_there)
+                self._unreported = self._read(name, waiting, now_s)
+                yield from self._unreported
 
     def again(self, name: str) -> None:
         """Report a file again at the next poll."""
-        self._done.pop(name, None)
+        self._runs.pop(name, None)
+        if self._done.pop(name, None):
+            self._touched.add(name)
 
-    def _new(self) -> list[tuple[str, _FileState]]:
+    def _changed(self, now_s: float) -> list[tuple[str, _FileState]]:
         """Return unfinished regular files and their states, sorted by time of modification."""
-        found = []
-        self._look_number += 1
-        for entry in self._entries():
-            is_settled = entry.name in self._done and entry.name not in self._waiting
-            if is_settled and not self._is_turn_of(entry.name):
+        names = dict.fromkeys([*self._touched, *self._waiting, *self.tree.new(now_s, self._done)])
+        self._touched.clear()
+        names |= dict.fromkeys(self._turn())
+        names |= dict.fromkeys(self._next_of_backlog())
+        found, to_see = [], list(names)
+        while to_see:
+            name = to_see.pop()
+            seen = _seen(self.tree.path(name))
+            if seen and stat.S_ISDIR(seen.st_mode):
+                to_see += self.tree.add(name, now_s, self._done)
+            elif seen and self._done.get(name) != _file_state(seen) and self._is_to_be_read(name, seen):
+                found.append((name, _file_state(seen)))
                 continue
-            try:
-                state = _file_state(entry)
-                if self._done.get(entry.name) != state and self._is_file(entry, state):
-                    found.append((entry.name, state))
-            except OSError:
-                continue  # it was renamed or deleted after it was listed
-        names = {name for name, _ in found}
-        self._waiting = {name: waiting for name, waiting in self._waiting.items() if name in names}
+            self._waiting.pop(name, None)
         return sorted(found, key=lambda each: (each[1][1], each[0]))
 
-    def _is_turn_of(self, name: str) -> bool:
-        """Whether to check a finished file for changes in this poll; checking thousands would take long."""
-        n_turns = 1 + len(self._done) // LOOKED_AT_AGAIN
-        return zlib.crc32(name.encode(errors="surrogateescape")) % n_turns == self._look_number % n_turns
+    def _turn(self) -> Iterator[str]:
+        """Yield the finished files that are checked for changes in this poll; thousands would take long."""
+        n_newest = LOOKED_AT_AGAIN // 10
+        yield from list(islice(reversed(self._done), n_newest))
+        for _ in range(LOOKED_AT_AGAIN - n_newest):
+            if (name := next(self._turns, None)) is None:
+                self._turns = iter(list(self._done))
+                return
+            yield name
 
-    def _entries(self) -> list[os.DirEntry[str]]:
-        try:
-            with os.scandir(self.folder) as entries:
-                listed = list(entries)
-        except OSError as error:  # for example, a network share is temporarily unavailable
-            if not self._is_away:
-                _log.warning("cannot list %s: %s; trying again", self.folder, error.strerror)
-            self._is_away = True
+    def _of_an_open_run(self) -> list[str]:
+        oldest_ns = (
+            max((mtime_ns for _, mtime_ns in self._before.values()), default=0) - OLDEST_OF_RUN_S * 1e9
+        )
+        recent = [name for name, (_, mtime_ns) in self._before.items() if mtime_ns >= oldest_ns]
+        return sorted(recent, key=lambda name: (self._before[name][1], name))
+
+    def _next_of_backlog(self) -> list[str]:
+        """Take up some files that existed before, once no other file waits."""
+        if self._waiting:
             return []
-        self._is_away = False
-        return listed
+        names = self._backlog[-BACKLOG_AT_ONCE:]
+        del self._backlog[-BACKLOG_AT_ONCE:]
+        for name in names:
+            if self._done.get(name) == self._before[name]:
+                del self._done[name]
+        return names
 
-    def _is_file(self, entry: os.DirEntry[str], state: _FileState) -> bool:
-        if entry.is_symlink():
-            self._ignore(entry.name, state, "it is a link; only files in the folder itself are read")
-        elif entry.name.startswith(".") or not entry.is_file(follow_symlinks=False):
-            self._done[entry.name] = state
+    def _is_to_be_read(self, name: str, seen: os.stat_result) -> bool:
+        if stat.S_ISLNK(seen.st_mode):
+            self._ignore(name, _file_state(seen), "it is a link, and links are not followed")
+        elif not stat.S_ISREG(seen.st_mode) or name.endswith(DONE):
+            self._done[name] = _file_state(seen)
+        elif name.lower().endswith(UNFINISHED):
+            self._done[name] = _file_state(seen)
+            self._say_once(
+                suffix(name), "%r and others like it are ignored until they get their final names", name
+            )
         else:
             return True
         return False
 
-    def _read(self, name: str, state: _FileState, *, gives_up: bool) -> VolumeFile | SliceFile | None:
-        holds = None
+    def _read(self, name: str, waiting: _Waiting, now_s: float) -> Iterator[Found]:
+        """Yield what a file holds, if it is whole; otherwise it keeps waiting, or is given up."""
+        quiet_s, begun_s = now_s - waiting.since_s, time.perf_counter()
+        gives_up = quiet_s >= self._patience_s
+        n_held = 0
         try:
-            holds = parse(name, self._bytes(name))
-        except _TooShortError:
-            if not gives_up:
-                return None
-        except NotWholeError as error:
-            if gives_up:
-                self._ignore(name, state, f"incomplete and no longer growing; its volume is missing: {error}")
-            return None
-        except OSError as error:
-            if gives_up:
-                self._ignore(name, state, f"it cannot be read; its volume is missing: {error.strerror}")
-            return None
-        except WireError as error:
-            self._ignore(name, state, str(error))
-            return None
-        self._done[name] = state
-        self._waiting.pop(name, None)
-        if holds is None:
-            self._tell_foreign(name)
-        return holds
-
-    def _bytes(self, name: str) -> bytes:
-        """Read a file. :raises OSError: when it cannot be read; WireError: when it is too large"""
-        descriptor = os.open(self.folder / name, _OPEN)
-        with open(descriptor, "rb", closefd=True) as file:
-            seen = os.fstat(descriptor)
-            if not stat.S_ISREG(seen.st_mode) or seen.st_size > MAX_FILE_BYTES:
-                raise WireError(
-                    "file", f"expected a file of at most {MAX_FILE_BYTES} bytes, got {seen.st_size}"
+            for holds in self._held(name, waiting, now_s, quiet_s=quiet_s):
+                n_held += 1
+                yield Found(
+                    name=name,
+                    holds=holds,
+                    whole_s=waiting.since_s,
+                    was_there_before=self._before.get(name) == waiting.state,
                 )
-            return file.read(MAX_FILE_BYTES)
+        except TooShortError:
+            if not gives_up:
+                return
+        except (NotWholeError, OSError) as error:
+            waiting.cost_s = time.perf_counter() - begun_s
+            if gives_up:
+                self._give_up(name, waiting.state, error)
+            return
+        except WireError as error:
+            self._ignore(name, waiting.state, str(error))
+            return
+        self._finish(name, waiting.state)
+        if not n_held:
+            self._settle_header_or_foreign(name)
+
+    def _held(
+        self, name: str, waiting: _Waiting, now_s: float, *, quiet_s: float
+    ) -> Iterator[VolumeFile | SliceFile]:
+        """Yield what a file holds.
+
+        :raises NotWholeError: when it is incomplete
+        :raises WireError: when it is damaged or not supported
+        """
+        with open_within(self.folder, name) as file:
+            if run_file.is_run(file.read(_HEAD_BYTES)):
+                file.seek(0)
+                run = self._runs.setdefault(name, RunFile())
+                for volume in run.volumes(file, name, is_quiet=quiet_s >= HOLLOW_S):
+                    self._remark(volume)
+                    yield volume
+                return
+            file.seek(0)
+            data = all_bytes(file)
+        held = parse(
+            name,
+            data,
+            names=self._names,
+            beside=partial(self._beside, name),
+            is_last_chance=quiet_s >= self._patience_s,
+        )
+        crc = zlib.crc32(data)
+        if held and not self._is_whole(name, data, crc, waiting, now_s):
+            raise NotWholeError("expected data where there are zeros")
+        self._tell_if_late(name, crc, now_s)
+        for holds in held:
+            if isinstance(holds, VolumeFile):
+                self._remark(holds)
+            yield holds
+
+    def _tell_if_late(self, name: str, crc: int, now_s: float) -> None:
+        """Tell that bytes came after a file was taken for whole."""
+        earlier_crc, earlier_s = self._reported.get(name, (crc, now_s))
+        self._reported[name] = crc, now_s
+        if crc != earlier_crc and now_s - earlier_s < LATE_S:
+            self._usual_zeros.forget(_kind(name))
+            _log.warning(
+                "%r was changed %.1f s after it was read: a run that has its volume keeps what was read "
+                "first, which may not have been whole. Have files copied under another name, then renamed",
+                name,
+                now_s - earlier_s,
+            )
+
+    def _is_whole(self, name: str, data: bytes, crc: int, waiting: _Waiting, now_s: float) -> bool:
+        """Whether no bytes are to come in place of zeros."""
+        kind = _kind(name)
+        if crc != waiting.crc:
+            waiting.crc, waiting.same_s = crc, now_s
+        hollow_s = HOLLOW_S if self._usual_zeros.knows(kind) else FIRST_HOLLOW_S
+        is_whole = (
+            not self._usual_zeros.are_unusual(kind, data)
+            or now_s - waiting.same_s >= min(hollow_s, self._patience_s / 2)
+            or any(_seen(self.tree.path(each)) for each in (f"{name}{DONE}", stem(name) + DONE))
+        )
+        if is_whole:
+            self._usual_zeros.learn(kind, data)
+        return is_whole
+
+    def _beside(self, name: str, other: str, n_most: int) -> bytes | None:
+        """Return the beginning of the file with the same name but another suffix, if there is one."""
+        for each in names_beside(name, other):
+            try:
+                with open_within(self.folder, each) as file:
+                    return file.read(n_most)
+            except FileNotFoundError:
+                continue
+        return None
+
+    def _settle_header_or_foreign(self, name: str) -> None:
+        """Take up the voxels that waited in vain for this header; log one line per suffix of other files."""
+        if voxels := describes(name):
+            for each in self._given_up.intersection(names_beside(name, voxels)):
+                self.again(each)
+        else:
+            kind = Path(name).suffix or name
+            self._say_once(kind, "%r and others like it are ignored: none of the formats that are read", name)
+
+    def _give_up(self, name: str, state: _FileState, error: NotWholeError | OSError) -> None:
+        self._given_up.add(name)
+        is_cut = isinstance(error, NotWholeError)
+        why = "incomplete and no longer growing" if is_cut else "it cannot be read"
+        _log.warning("%r is ignored: %s; its volume is missing: %s", name, why, error)
+        self._finish(name, state)
 
     def _ignore(self, name: str, state: _FileState, why: str) -> None:
-        _log.warning("%r is ignored: %s", name, why)
+        self._say_once(why, "%r is ignored: %s", name, why, level=logging.WARNING)
+        self._finish(name, state)
+
+    def _finish(self, name: str, state: _FileState) -> None:
+        self._done.pop(name, None)  # so that it is the last again
         self._done[name] = state
         self._waiting.pop(name, None)
 
-    def _tell_foreign(self, name: str) -> None:
-        """Log one line per suffix of files that are not images."""
-        kind = Path(name).suffix or name
-        if kind not in self._foreign:
-            self._foreign.add(kind)
-            _log.info("%r and others like it are ignored: neither NIfTI nor DICOM", name)
+    def _remark(self, volume: VolumeFile) -> None:
+        if volume.remark:
+            self._say_once(
+                f"{volume.series} {volume.remark}",
+                "series %s: %s",
+                volume.series,
+                volume.remark,
+                level=logging.WARNING,
+            )
+
+    def _say_once(self, what: str, text: str, *arguments: object, level: int = logging.INFO) -> None:
+        if what not in self._said:
+            self._said.add(what)
+            _log.log(level, text, *arguments)
 
 
-class _TooShortError(NotWholeError):
-    """A file is too short to tell whether it is an image."""
-
-    def __init__(self) -> None:
-        super().__init__("too short to tell whether it is an image")
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
 
 
-def _file_state(entry: os.DirEntry[str]) -> _FileState:
-    seen = entry.stat(follow_symlinks=False)
+def _kind(name: str) -> str:
+    """Return what files of one series have in common."""
+    return f"{name.rpartition('/')[0]}/{suffix(name)}"
+
+
+def _seen(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path, follow_symlinks=False)
+    except OSError:  # it was renamed or deleted after it was listed, or its folder is away
+        return None
+
+
+def _file_state(seen: os.stat_result) -> _FileState:
     return seen.st_size, seen.st_mtime_ns
-
-
-def parse(name: str, data: bytes) -> VolumeFile | SliceFile | None:
-    """Read the volume or slice from a file's bytes; return None if the file is not an image.
-
-    :raises NotWholeError: when the file is incomplete
-    :raises WireError: when the image is damaged or not supported
-    """
-    if name.lower().endswith(nifti.SUFFIXES):
-        return nifti.read(name, data)
-    if data[dicom.MARK_AT :].startswith(dicom.MARK):
-        return dicom.read(data)
-    if name.lower().endswith(dicom.SUFFIXES):
-        raise NotWholeError("expected a DICOM file, found no DICM mark")
-    if len(data) < dicom.MARK_AT + len(dicom.MARK):
-        raise _TooShortError
-    return None

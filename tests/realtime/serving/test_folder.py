@@ -167,8 +167,7 @@ class Watched:
 @asynccontextmanager
 async def watching(folder: Path, scan: conftest.Scan, **options: Any) -> AsyncIterator[Watched]:
     plan = Plan(subject=1, run_id=RUN_ID, n_volumes=3, tr_s=SHORT_TR_S)
-    defaults: dict[str, Any] = {"grid_shape": scan.start.shape, "series": "", "first_number": 1}
-    defaults["unfinished"] = None
+    defaults: dict[str, Any] = {"series": "", "first_number": None, "echo": None, "unfinished": None}
     scanner = FolderScanner(folder, plan, **(defaults | options))
     watched = Watched(scanner, folder, scan)
     try:

@@ -25,8 +25,8 @@ from realtime.errors import RegistrationError, ServeError, WireError
 from realtime.record.run_json import Registration, confounds_path, read_run_file
 from realtime.record.tables import read_quality
 from realtime.registration.rigid import RigidParameters
-from realtime.runs.head import Head as RunHead
-from realtime.runs.head import MovedSlices, positions_of
+from realtime.runs.head_position import Head as RunHead
+from realtime.runs.head_position import MovedSlices, positions_of
 from realtime.runs.replay import Options, replay
 from realtime.service.record import Options as RecordOptions
 from realtime.service.record import record
@@ -176,7 +176,7 @@ def test_a_registered_run_is_decoded_recorded_killed_and_replayed(
     bundle: Bundle, tmp_path: Path, serve: Callable[..., Served], connect: Callable[[str], Client]
 ) -> None:
     scan = MovingHead()
-    served = serve("--max-fd", "0.9", bundle=bundle.folder)
+    served = serve("--max-fd", "0.9", "--fit-motion", bundle=bundle.folder)
     client = connect(served.address)
     assert isinstance(client.ask(scan.start), wire.RunAccepted)
     table = confounds_path(served.run_folder(scan), scan.start)
@@ -195,7 +195,7 @@ def test_a_registered_run_is_decoded_recorded_killed_and_replayed(
     assert quality["trans_z"][20] == pytest.approx(-0.6, abs=0.1)
     sidecar = json.loads(table.with_suffix(".json").read_text())
     assert sidecar["rot_x"]["Units"] == "rad"
-    assert read_run_file(folder).registration == Registration(max_fd_mm=0.9)
+    assert read_run_file(folder).registration == Registration(max_fd_mm=0.9, fits_motion=True)
 
     compared = replay(Options(run=folder, out=tmp_path / "replays", bundle=bundle.folder), lambda line: None)
     assert compared.is_same

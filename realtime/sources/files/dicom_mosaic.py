@@ -1,0 +1,102 @@
+"""Siemens mosaics: all slices of a volume side by side as the tiles of one image. Pure."""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from typing import Any
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+
+from realtime.errors import WireError
+from realtime.sources.files.dicom_geometry import plane_affine
+from realtime.sources.files.dicom_identity import image_type
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # nibabel warns that the module is experimental; results are checked here
+    from nibabel.nicom import csareader
+
+_N_TILES = (0x0019, 0x100A)
+_TILE_TEXT = (0x0051, 0x100B)
+
+
+def is_mosaic(dataset: pydicom.Dataset) -> bool:
+    """Whether an image of one frame is a mosaic."""
+    return "MOSAIC" in image_type(dataset) or bool(_csa(dataset) and csareader.get_n_mosaic(_csa(dataset)))
+
+
+def untiled(dataset: pydicom.Dataset) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Return the slices of a mosaic.
+
+    :returns: voxels [row, column, slice] as stored, and their affine to DICOM's LPS+ mm
+    :raises WireError: code ``file``, when the header does not say how the tiles lie, or they do not fit
+    """
+    pixels = dataset.pixel_array
+    n_tiles, edge = _layout(dataset, pixels)
+    if n_tiles < 1 or any(size % edge for size in pixels.shape):
+        raise WireError(
+            "file",
+            f"expected a mosaic of {edge} x {edge} tiles for {n_tiles} slices, got an image of "
+            f"{pixels.shape[0]} x {pixels.shape[1]} pixels, which these tiles do not fill",
+        )
+    n_rows, n_columns = (size // edge for size in pixels.shape)
+    tiles = pixels.reshape(edge, n_rows, edge, n_columns).transpose(1, 3, 0, 2)
+    stacked = tiles.reshape(n_rows, n_columns, edge * edge)[..., :n_tiles]
+    in_patient = plane_affine(
+        dataset.ImageOrientationPatient, dataset.PixelSpacing, dataset.ImagePositionPatient
+    )
+    # Siemens gives the place of an image as large as the mosaic with the same centre as a slice.
+    in_patient[:3, 3] += in_patient[:3, 0] * (pixels.shape[0] - n_rows) / 2
+    in_patient[:3, 3] += in_patient[:3, 1] * (pixels.shape[1] - n_columns) / 2
+    apart_mm = dataset.get("SpacingBetweenSlices") or dataset.get("SliceThickness")
+    if not apart_mm:
+        raise WireError("file", "expected SpacingBetweenSlices or SliceThickness in a mosaic, found neither")
+    in_patient[:3, 2] = _normal(dataset, in_patient[:3, 2]) * float(apart_mm)
+    return stacked, in_patient
+
+
+def _layout(dataset: pydicom.Dataset, pixels: NDArray[Any]) -> tuple[int, int]:
+    """Return the number of slices, and of tiles along an edge."""
+    csa = _csa(dataset)
+    n_tiles = csareader.get_n_mosaic(csa) if csa else None
+    if not n_tiles and _N_TILES in dataset:
+        n_tiles = (
+            int.from_bytes(value, "little") if isinstance(value := dataset[_N_TILES].value, bytes) else value
+        )
+    if n_tiles:
+        return int(n_tiles), math.ceil(math.sqrt(int(n_tiles)))
+    value = dataset[_TILE_TEXT].value if _TILE_TEXT in dataset else ""
+    text = value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
+    sizes = [int(size) for size in re.findall(r"\d+", text)[:2]]
+    for n_rows, n_columns in (sizes, sizes[::-1]) if len(sizes) == 2 and all(sizes) else ():
+        edge = pixels.shape[0] // n_rows
+        if edge and pixels.shape == (edge * n_rows, edge * n_columns):
+            tiles = pixels.reshape(edge, n_rows, edge, n_columns).any(axis=(1, 3)).ravel()
+            n_tiles = int(np.flatnonzero(tiles)[-1]) + 1 if tiles.any() else 0
+            if n_tiles > (edge - 1) ** 2:  # otherwise the mosaic would have fewer tiles
+                return n_tiles, edge
+    raise WireError(
+        "file",
+        "expected NumberOfImagesInMosaic in the CSA header (0029,1010), or (0019,100a), of a mosaic, found "
+        "neither: they were removed on the way here. Export from the scanner itself without anonymising, or "
+        "as enhanced DICOM",
+    )
+
+
+def _normal(dataset: pydicom.Dataset, crossed: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the direction in which the slices follow each other.
+
+    Siemens counts slices to the left, to the back and to the head, whichever is nearest.
+    """
+    csa = _csa(dataset)
+    found = csareader.get_slice_normal(csa) if csa else None
+    if found is not None:
+        return np.asarray(found, dtype=np.float64)
+    return crossed * (1 if crossed[np.abs(crossed).argmax()] > 0 else -1)
+
+
+def _csa(dataset: pydicom.Dataset) -> Any:
+    return csareader.get_csa_header(dataset, "image")

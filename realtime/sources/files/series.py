@@ -1,0 +1,147 @@
+"""The files of one series become numbered volumes. Pure: time comes in as an argument."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from realtime.errors import WireError
+from realtime.sources.files.echoes import Echoes
+from realtime.sources.files.numbering import Echo, Image, Numbering, echo_of
+from realtime.sources.files.slices import SliceFile, Slices
+from realtime.sources.files.volume_file import VolumeFile
+
+PATIENCE_TR = 2
+"""For so many TR volumes wait for what is not known yet: slices, echoes, and the number of the first."""
+_FIRST = (0, 1)
+"""Numbers that scanners and converters give to a first volume."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbered:
+    """A volume of a run."""
+
+    index: int
+    """From 0."""
+    volume: VolumeFile
+    whole_s: float
+    """Time when its last file was whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Held:
+    """What a file holds, while its volume is not known yet."""
+
+    image: Image
+    name: str
+    whole_s: float
+
+
+class Series:
+    """Makes the volumes of one series.
+
+    :param first_number: number of the first volume; None means to learn it
+    :param echo: as for :class:`Echoes`
+    :param numbering: what the images told that were passed over before
+    """
+
+    def __init__(
+        self,
+        tr_s: float,
+        *,
+        first_number: int | None = None,
+        echo: int | str | None = None,
+        numbering: Numbering | None = None,
+    ) -> None:
+        self._patience_s = PATIENCE_TR * tr_s
+        self._first_number = first_number
+        self._numbering = numbering or Numbering()
+        self._echoes = Echoes(echo, self._numbering)
+        self._slices: dict[Echo, Slices] = {}
+        self._held: list[_Held] = []
+        self._early: list[tuple[VolumeFile, _Held]] = []
+        """Volumes before the number of the first one is known, with their last files."""
+        self._heard_s = 0.0
+        self._early_since_s = 0.0
+
+    def pass_over(self, image: Image) -> None:
+        """Learn from an image that is not taken, such as a phase image."""
+        self._numbering.learn(image)
+
+    def add(self, image: Image, name: str, whole_s: float, now_s: float) -> list[Numbered]:
+        """Add what a file holds and return the volumes that are ready."""
+        self._heard_s = now_s
+        self._numbering.learn(image)
+        self._held.append(_Held(image=image, name=name, whole_s=whole_s))
+        return self._ready(now_s)
+
+    def settle(self, now_s: float) -> list[Numbered]:
+        """Return the volumes that have waited long enough."""
+        if self._held and not self._numbering.is_known and now_s - self._heard_s > self._patience_s:
+            self._numbering.assume_whole()
+        return self._ready(now_s) if self._held or self._early else []
+
+    def _ready(self, now_s: float) -> list[Numbered]:
+        waiting, self._held = self._held, []
+        for held in waiting:
+            try:
+                volume = self._volume(held)
+            except WireError as error:
+                _log.warning("%r is ignored: %s", held.name, error)
+                continue
+            if volume:
+                self._early_since_s = self._early_since_s if self._early else now_s
+                self._early.append((volume, held))
+        return list(self._from_first(now_s))
+
+    def _volume(self, held: _Held) -> VolumeFile | None:
+        """Return the volume that an image is or completes; hold it if that is not known yet.
+
+        :raises WireError: when the image belongs to no volume
+        """
+        image = held.image
+        is_wanted = self._echoes.wants(image)
+        if is_wanted is False:
+            return None
+        number = self._numbering.number(image)
+        is_early = isinstance(image, SliceFile) and not self._numbering.is_known
+        if is_wanted is None or number is None or is_early:
+            self._held.append(held)
+            return None
+        if isinstance(image, SliceFile):
+            slices = self._slices.setdefault(echo_of(image), Slices())
+            volume = slices.add(image, number, self._numbering.n_slices)
+        else:
+            volume = replace(image, number=number)
+        return self._echoes.add(volume) if volume else None
+
+    def _from_first(self, now_s: float) -> Iterator[Numbered]:
+        """Yield the volumes with their indices, once the first one's number is known."""
+        if self._first_number is None and self._early:
+            first = min((volume for volume, _ in self._early), key=lambda volume: volume.number)
+            if first.number not in _FIRST and now_s - self._early_since_s <= self._patience_s:
+                return  # one of a lower number may still come
+            self._first_number = first.number
+            if first.number not in _FIRST:
+                _log.warning(
+                    "the first volume of series %s (%s) has the number %d, and becomes the first of the run: "
+                    "numbers are shifted by %d. If the run began earlier, start again with --first-number 1",
+                    first.series,
+                    first.series_name,
+                    first.number,
+                    first.number - 1,
+                )
+        early, self._early = self._early, []
+        for volume, held in early:
+            index = volume.number - (self._first_number or 0)
+            if index < 0:
+                _log.warning(
+                    "%r is ignored: its number, %d, is below that of the first volume",
+                    held.name,
+                    volume.number,
+                )
+            else:
+                yield Numbered(index=index, volume=volume, whole_s=held.whole_s)

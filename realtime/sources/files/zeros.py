@@ -1,0 +1,63 @@
+"""Tells files that have their full size before all bytes have come. Pure.
+
+Windows gives a file its size first when it copies to a share, and a file that was allocated ahead has it as
+well. What has not come reads as zeros. Images have zeros too, where a scanner or a mask leaves no signal, but
+at the same places in all volumes of a series. So only pages of zeros where earlier files of the series have
+data are suspicious. Pages are counted from the end, because headers of DICOM differ in length.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+_PAGE_BYTES, _SMALL_PAGE_BYTES, _SMALL_BYTES = 4_096, 512, 2**18
+_END_BYTES = 32
+
+
+class UsualZeros:
+    """Where files of each kind have pages of zeros although they are whole."""
+
+    def __init__(self) -> None:
+        self._usual: dict[str, NDArray[np.bool_]] = {}
+
+    def knows(self, kind: str) -> bool:
+        """Whether a file of this kind was whole before."""
+        return kind in self._usual
+
+    def are_unusual(self, kind: str, data: bytes | memoryview) -> bool:
+        """Whether there are pages of zeros where no whole file of this kind had any."""
+        pages = _zero_pages(data)
+        usual = self._usual.get(kind)
+        if usual is None:
+            return bool(pages.any())
+        n_known = min(len(pages), len(usual))
+        return bool(pages[n_known:].any() or (pages[:n_known] & ~usual[:n_known]).any())
+
+    def learn(self, kind: str, data: bytes | memoryview) -> None:
+        """Take a file for whole."""
+        pages = _zero_pages(data)
+        usual = self._usual.get(kind, pages[:0])
+        if len(usual) < len(pages):
+            usual = np.concatenate([usual, np.zeros(len(pages) - len(usual), dtype=np.bool_)])
+        usual[: len(pages)] |= pages
+        self._usual[kind] = usual
+
+    def forget(self, kind: str) -> None:
+        """Take back what was learned: a file was not whole."""
+        self._usual.pop(kind, None)
+
+
+def has_data(data: bytes) -> bool:
+    """Whether not all bytes are zero."""
+    return data.count(0) < len(data)
+
+
+def _zero_pages(data: bytes | memoryview) -> NDArray[np.bool_]:
+    """Return which pages are zero, the last first; before them, whether the last bytes are."""
+    page_bytes = _PAGE_BYTES if len(data) > _SMALL_BYTES else _SMALL_PAGE_BYTES
+    n_pages = len(data) // page_bytes
+    words = np.frombuffer(data, np.uint64, n_pages * page_bytes // 8, len(data) - n_pages * page_bytes)
+    is_written: NDArray[np.bool_] = np.any(words.reshape(n_pages, page_bytes // 8) != 0, axis=1)
+    ends_in_zeros = len(data) >= _END_BYTES and not any(data[-_END_BYTES:])
+    return np.concatenate([[ends_in_zeros], np.logical_not(is_written[::-1])])

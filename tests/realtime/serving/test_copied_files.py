@@ -1,0 +1,288 @@
+"""However a file is copied into the folder, what it holds is reported once and whole. In virtual time."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from realtime.sources.files import tree, watch
+from realtime.sources.files.volume_file import VolumeFile
+from realtime.sources.files.watch import FIRST_HOLLOW_S, HOLLOW_S, SETTLE_S, Files, Found
+
+from .test_dicom import enhanced, mosaic, written
+
+PATIENCE_S = 10.0
+AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
+SHAPE = (16, 16, 12)
+N_VOLUMES = 5
+
+
+def voxels(number: int = 1) -> np.ndarray:
+    return np.random.default_rng(number).integers(1, 4_000, SHAPE).astype(np.uint16)
+
+
+def image(number: int = 1) -> nibabel.Nifti1Image:
+    return nibabel.Nifti1Image(voxels(number), AFFINE)
+
+
+def pair(number: int = 1) -> dict[str, bytes]:
+    """Header and voxels, as suffix and bytes."""
+    header, signal = io.BytesIO(), io.BytesIO()
+    stored = nibabel.Nifti1Pair(voxels(number), AFFINE)
+    stored.to_file_map(
+        {"header": nibabel.FileHolder(fileobj=header), "image": nibabel.FileHolder(fileobj=signal)}
+    )
+    return {".hdr": header.getvalue(), ".img": signal.getvalue()}
+
+
+class Watched:
+    """A folder, and the time at which it is looked at."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files = Files(folder, PATIENCE_S)
+        self.files.pass_over_those_before()
+        self.now_s = 0.0
+
+    def write(self, name: str, data: bytes) -> None:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        self.stamp(name)
+
+    def stamp(self, name: str) -> None:
+        """Give a file the present time of modification."""
+        os.utime(self.folder / name, (self.now_s, self.now_s))
+
+    def after(self, seconds: float) -> list[Found]:
+        """What is reported within this time, by looks every 50 ms."""
+        end_s = self.now_s + seconds
+        found: list[Found] = []
+        while self.now_s < end_s:
+            self.now_s += SETTLE_S
+            found += self.files.look(self.now_s)
+        return found
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Watched:
+    return Watched(tmp_path)
+
+
+def numbers(found: list[Found]) -> list[int]:
+    return [each.holds.number for each in found]
+
+
+def allocated(data: bytes, part: float) -> bytes:
+    """A file that has its full size, and only this part of its bytes."""
+    n_bytes = int(len(data) * part)
+    return data[:n_bytes] + bytes(len(data) - n_bytes)
+
+
+KINDS: dict[str, Callable[[], tuple[str, bytes]]] = {
+    "nifti": lambda: ("run_0001.nii", image().to_bytes()),
+    "enhanced": lambda: ("0001.dcm", written(enhanced(voxels()))),
+    "no-suffix": lambda: ("IM_0001", written(enhanced(voxels()))),
+    "mosaic": lambda: ("0001.ima", written(mosaic(voxels()))),
+    "voxels-of-a-pair": lambda: ("run_0001.img", pair()[".img"]),
+}
+
+
+@pytest.mark.parametrize("part", [0.0, 0.01, 0.5, 0.95])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_of_full_size_is_taken_when_its_bytes_have_come(
+    watched: Watched, kind: str, part: float
+) -> None:
+    """Windows sets the size first when it copies to a share."""
+    name, data = KINDS[kind]()
+    watched.write("run_0001.hdr", pair()[".hdr"])
+    watched.write(name, allocated(data, part))
+    assert watched.after(FIRST_HOLLOW_S - 0.2) == []
+    watched.write(name, data)
+    (found,) = watched.after(3.0)
+    assert isinstance(found.holds, VolumeFile)
+    assert np.array_equal(found.holds.voxels, voxels())
+
+
+def test_what_looks_whole_is_taken_at_once(watched: Watched) -> None:
+    watched.write("run_0001.nii", image().to_bytes())
+    assert numbers(watched.after(2.5 * SETTLE_S)) == [1]
+
+
+def test_zeros_where_all_volumes_have_them_delay_the_first_volume_only(watched: Watched) -> None:
+    """Masks and corners without signal; of a file that is not whole, others are zero."""
+
+    def masked(number: int) -> bytes:
+        signal = voxels(number)
+        signal[:, :, :3] = signal[:, :, -2:] = 0
+        return nibabel.Nifti1Image(signal, AFFINE).to_bytes()
+
+    watched.write("run_0001.nii", masked(1))
+    assert watched.after(FIRST_HOLLOW_S) == []
+    assert numbers(watched.after(0.3)) == [1]
+    for number in (2, 3):
+        watched.write(f"run_{number:04d}.nii", masked(number))
+        assert numbers(watched.after(2.5 * SETTLE_S)) == [number]
+    watched.write("run_0004.nii", allocated(masked(4), 0.5))
+    assert watched.after(HOLLOW_S - 0.3) == []
+    watched.write("run_0004.nii", masked(4))
+    (found,) = watched.after(2.5 * SETTLE_S)
+    assert np.array_equal(found.holds.voxels[:, :, 3:-2], voxels(4)[:, :, 3:-2])
+
+
+@pytest.mark.parametrize("done", ["run_0001.nii.done", "run_0001.done"])
+def test_a_done_file_says_that_a_file_is_whole(
+    watched: Watched, done: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    signal = voxels()
+    signal[:, :, 6:] = 0
+    watched.write("run_0001.nii", nibabel.Nifti1Image(signal, AFFINE).to_bytes())
+    assert watched.after(0.5) == []
+    watched.write(done, b"")
+    with caplog.at_level(logging.INFO):
+        assert numbers(watched.after(0.4)) == [1]
+    assert caplog.messages == []
+
+
+def test_bytes_that_come_after_the_file_was_taken_are_told(
+    watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = image().to_bytes()
+    watched.write("run_0001.nii", allocated(data, 0.5))
+    assert numbers(watched.after(FIRST_HOLLOW_S + 0.5)) == [1]
+    watched.write("run_0001.nii", data)
+    assert numbers(watched.after(0.5)) == [1]
+    (said,) = caplog.messages
+    assert "'run_0001.nii' was changed" in said
+    watched.now_s += 60
+    watched.write("run_0001.nii", image(2).to_bytes())  # the next run uses the name again
+    assert numbers(watched.after(0.5)) == [1]
+    assert caplog.messages == [said]
+
+
+@pytest.mark.parametrize("suffix", [".part", ".tmp", ".filepart", ".crdownload"])
+def test_a_file_is_read_when_it_has_its_final_name(
+    watched: Watched, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in (1, 2):
+        watched.write(f"{number:04d}.dcm{suffix}", written(enhanced(voxels(number), number)))
+    with caplog.at_level(logging.INFO):
+        assert watched.after(1.0) == []
+    assert len(caplog.messages) == 1
+    (watched.folder / f"0001.dcm{suffix}").rename(watched.folder / "0001.dcm")
+    assert numbers(watched.after(0.3)) == [1]
+
+
+@pytest.mark.parametrize("folder", ["s7", "p001/e1234/s0007", "20240131/0000", "a/b/c/d/e/f"])
+def test_series_in_new_subfolders_are_found(watched: Watched, folder: str) -> None:
+    watched.write(f"{folder}/run_0001.nii", image().to_bytes())
+    (found,) = watched.after(0.5)
+    assert found.name == f"{folder}/run_0001.nii"
+    watched.write(f"{folder}/run_0002.nii", image(2).to_bytes())
+    watched.write("run_0001.nii", image(3).to_bytes())
+    series = {each.name: each.holds.series for each in watched.after(0.5)}
+    assert series[f"{folder}/run_0002.nii"] == found.holds.series != series["run_0001.nii"]
+
+
+def test_links_to_folders_and_hidden_folders_are_not_looked_into(
+    watched: Watched, tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    outside = tmp_path_factory.mktemp("outside")
+    (outside / "run_0001.nii").write_bytes(image().to_bytes())
+    (watched.folder / "link").symlink_to(outside)
+    (watched.folder / "circle").symlink_to(watched.folder)
+    watched.write(".hidden/run_0001.nii", image().to_bytes())
+    assert watched.after(1.0) == []
+    (said,) = caplog.messages
+    assert "links are not followed" in said
+
+
+def test_a_folder_that_became_a_link_after_it_was_listed_is_not_entered(
+    watched: Watched, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    watched.write("s1/run_0001.nii", image().to_bytes())
+    list(watched.files.look(0.0))
+    (watched.folder / "s1").rename(tmp_path_factory.mktemp("outside") / "s1")
+    (watched.folder / "s1").symlink_to(tmp_path_factory.getbasetemp() / "outside0" / "s1")
+    assert watched.after(0.5) == []
+
+
+def test_folders_beyond_the_limits_are_told_once(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tree, "DEEPEST", 2)
+    watched.write("a/b/run_0001.nii", image().to_bytes())
+    watched.write("a/b/c/run_0002.nii", image().to_bytes())
+    watched.write("a/b/d/run_0003.nii", image().to_bytes())
+    assert numbers(watched.after(1.0)) == [1]
+    (said,) = caplog.messages
+    assert "further folders are not looked into" in said
+
+
+def test_a_poll_does_not_grow_with_the_files_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in range(300):
+        (tmp_path / f"s{folder:03d}").mkdir()
+        for number in range(5):
+            (tmp_path / f"s{folder:03d}" / f"IM_{number}").touch()
+        os.utime(tmp_path / f"s{folder:03d}", (folder, folder))
+    os.utime(tmp_path, (0, 0))
+    watched = Watched(tmp_path)
+    watched.after(1.0)
+    n_asked = n_listed = 0
+    ask, list_ = os.stat, os.scandir
+
+    def counted_ask(*arguments: object, **options: object) -> os.stat_result:
+        nonlocal n_asked
+        n_asked += 1
+        return ask(*arguments, **options)  # type: ignore[arg-type]
+
+    def counted_list(path: str) -> object:
+        nonlocal n_listed
+        n_listed += 1
+        return list_(path)
+
+    monkeypatch.setattr(os, "stat", counted_ask)
+    monkeypatch.setattr(os, "scandir", counted_list)
+    watched.now_s += 1_000
+    list(watched.files.look(watched.now_s))
+    assert n_asked <= tree.ASKED_AT_ONCE + watch.LOOKED_AT_AGAIN + 2 * n_listed
+    assert n_listed <= 4
+    watched.write("s007/run_0001.nii", image().to_bytes())
+    watched.files.touch([str(tmp_path / "s007" / "run_0001.nii")])
+    assert numbers(watched.after(0.2)) == [1]
+
+
+def test_new_files_do_not_wait_for_those_of_a_run_that_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "BACKLOG_AT_ONCE", 2)
+    for number in range(1, 9):
+        path = tmp_path / f"run_{number:04d}.nii"
+        path.write_bytes(image(number).to_bytes())
+        os.utime(path, (number, number))
+    (tmp_path / "of_another_day_0001.nii").write_bytes(image().to_bytes())
+    os.utime(tmp_path / "of_another_day_0001.nii", (-1e6, -1e6))
+    files = Files(tmp_path, PATIENCE_S)
+    (tmp_path / "run_0009.nii").write_bytes(image().to_bytes())
+    files.touch([str(tmp_path / "run_0009.nii")])
+    came = [found.holds.number for look in range(40) for found in files.look(look / 10)]
+    assert 9 in came[:3]
+    assert sorted(came) == list(range(1, 10))
+
+
+def test_a_foreign_archive_is_not_unpacked(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
+    with tarfile.open(watched.folder / "notes.tar.gz", "w:gz") as archive:
+        archive.add(__file__)
+    with caplog.at_level(logging.INFO):
+        assert watched.after(1.0) == []
+    assert "none of the formats that are read" in caplog.text
