@@ -37,11 +37,14 @@ All but the first need --volumes. They carry no pictures: presentation software 
 """
 
 
-def add_source_options(parser: argparse.ArgumentParser) -> None:
+def add_source_options(parser: argparse.ArgumentParser, default: str | None = DEFAULT) -> None:
     """``--source`` and what goes with it."""
     group = parser.add_argument_group("volumes", _HELP)
     group.add_argument(
-        "--source", default=DEFAULT, metavar="ADDRESS", help="one of the above (default %(default)s)"
+        "--source",
+        default=default,
+        metavar="ADDRESS",
+        help=f"one of the above (default: {default or 'none'})",
     )
     group.add_argument(
         "--volumes", type=int, metavar="N", help="volumes of a run, for sources that do not say"
