@@ -22,7 +22,7 @@ from realtime.record.run_json import Registration
 from realtime.record.storage import lock_role
 from realtime.registration.resample import RegionSampler
 from realtime.registration.session import register_session
-from realtime.runs.head import positions_of
+from realtime.runs.head_position import positions_of
 from realtime.service.listen import Heard, listen
 from realtime.sources.open import SourceOptions
 
