@@ -26,6 +26,7 @@ from realtime.registration.rigid import Matrix, RigidParameters, inverse
 from realtime.registration.splines import Positions, Volume, sample, transformed, voxels_of
 
 Vector = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 MOST_STEPS = 30
 MARGIN_VOXELS = 2.0
@@ -39,7 +40,7 @@ _CAUCHY, SD_OF_MAD = 2.385, 1.4826
 deviation."""
 _HEAD = 0.2
 """The head is what is brighter than this share of its bright parts."""
-_BRIGHT = 0.98
+BRIGHT = 0.98
 """The quantile that counts as bright."""
 
 
@@ -58,8 +59,11 @@ class Fit(NamedTuple):
 class Template:
     """Points of a reference, and how its values there change with a small move."""
 
-    def __init__(self, spline: Volume, affine: Matrix, centre_mm: Matrix, n_points: int) -> None:
-        voxels = steepest(spline, affine, n_points)
+    def __init__(
+        self, spline: Volume, affine: Matrix, inside: Mask, centre_mm: Matrix, n_points: int
+    ) -> None:
+        """Choose points of a reference inside a mask; turns are about a centre."""
+        voxels = _steepest(spline, affine, inside, n_points)
         self.positions: Positions = transformed(affine, voxels)
         self._centre = np.asarray(centre_mm, float)
         values = sample(spline, voxels)
@@ -71,12 +75,14 @@ class Template:
         self._design = design / self._scale[:, None]
         self._values = values
 
-    def fit(self, spline: Volume, affine: Matrix, start: Matrix, until_mm: float) -> Fit:
+    def fit(
+        self, spline: Volume, affine: Matrix, start: Matrix, until_mm: float, margin: float = MARGIN_VOXELS
+    ) -> Fit:
         """Return how a volume lies to the reference, sought from a start."""
         to_voxels = voxels_of(affine)
         matrix, move, weights = start, None, np.ones_like(self._values)
         for step in range(MOST_STEPS + 1):
-            values = sample(spline, transformed(to_voxels @ matrix, self.positions), MARGIN_VOXELS)
+            values = sample(spline, transformed(to_voxels @ matrix, self.positions), margin)
             seen = np.isfinite(values)
             overlap = float(np.count_nonzero(seen)) / seen.size
             values, weights = np.where(seen, values, 0), weights * seen
@@ -107,8 +113,8 @@ class Template:
         return (np.array(move) / gain if gain > 0 else None), new_weights
 
 
-def steepest(spline: Volume, affine: Matrix, n_points: int) -> Positions:
-    """Return the positions in voxels [3, N] inside the head where intensity changes steeply.
+def _steepest(spline: Volume, affine: Matrix, inside: Mask, n_points: int) -> Positions:
+    """Return the positions in voxels [3, N] inside a mask where intensity changes steeply.
 
     Of the four times as many steepest, every fourth, so that they lie all over the head.
     """
@@ -118,7 +124,6 @@ def steepest(spline: Volume, affine: Matrix, n_points: int) -> Positions:
         for axis, (side, n) in enumerate(zip(sides, spline.shape, strict=True))
     ]
     steepness = np.sqrt(sum(slope**2 for slope in slopes))
-    inside = head(spline)
     for axis in range(3):
         inside = inside & _in_from_edge(spline.shape, axis)
     candidates = np.flatnonzero(inside)
@@ -133,9 +138,9 @@ def steepest(spline: Volume, affine: Matrix, n_points: int) -> Positions:
     return np.stack(np.unravel_index(chosen, spline.shape)).astype(np.float64)
 
 
-def head(volume: Volume) -> NDArray[np.bool_]:
+def head(volume: Volume) -> Mask:
     """Return the mask of the largest part that is bright and in one piece, grown by one voxel."""
-    parts, n_parts = ndimage.label(volume > _HEAD * np.quantile(volume, _BRIGHT))
+    parts, n_parts = ndimage.label(volume > _HEAD * np.quantile(volume, BRIGHT))
     if n_parts > 1:
         sizes = np.bincount(parts.ravel())
         parts = parts == 1 + np.argmax(sizes[1:])
