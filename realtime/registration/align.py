@@ -35,6 +35,7 @@ LEVER_MM = 50.0
 """Where a turn is measured in mm."""
 _LEAST_SEEN = 0.1
 """Share of the points in the field of view below which there is nothing to fit."""
+_WORST_CONDITION = 1e10
 _CAUCHY, SD_OF_MAD = 2.385, 1.4826
 """Cauchy's weights with 95 % efficiency under normal noise; SD of normal numbers over their median absolute
 deviation."""
@@ -72,8 +73,13 @@ class Template:
         turned = np.cross(offset, gradient, axis=0) / LEVER_MM
         design = np.concatenate([gradient, turned, values[None], np.ones_like(values)[None]])
         self._scale = np.sqrt(np.add.reduce(design**2, axis=1))
-        self._design = design / self._scale[:, None]
+        self._design = design / np.where(self._scale > 0, self._scale, 1)[:, None]
         self._values = values
+        if np.linalg.cond(_normal(self._design, self._design)) > _WORST_CONDITION:
+            raise RegistrationError(
+                "expected a head in the reference volume, found a shape that looks the same after a shift or "
+                "a turn; look at the images"
+            )
 
     def fit(
         self, spline: Volume, affine: Matrix, start: Matrix, until_mm: float, margin: float = MARGIN_VOXELS
@@ -99,11 +105,8 @@ class Template:
     def _move(self, values: Vector, weights: Vector) -> tuple[Vector | None, Vector]:
         """Return the move [6] in mm that explains the values best, or None, and new weights."""
         weighted = self._design * weights
-        normal = np.empty((len(weighted), len(weighted)))
-        for i, row in enumerate(weighted):
-            normal[i, i:] = normal[i:, i] = np.add.reduce(row * self._design[i:], axis=1)
         try:
-            found = np.linalg.solve(normal, np.add.reduce(weighted * values, axis=1))
+            found = np.linalg.solve(_normal(weighted, self._design), np.add.reduce(weighted * values, axis=1))
         except np.linalg.LinAlgError:
             return None, weights
         misfit = np.abs(values - np.add.reduce(found[:, None] * self._design, axis=0))
@@ -111,6 +114,14 @@ class Template:
         *move, gain, _ = found / self._scale
         new_weights = 1 / (1 + (misfit / (_CAUCHY * spread)) ** 2) if spread > 0 else np.ones_like(misfit)
         return (np.array(move) / gain if gain > 0 else None), new_weights
+
+
+def _normal(weighted: Vector, design: Vector) -> Vector:
+    """Return the normal matrix, without BLAS, which would share the sums among threads."""
+    normal = np.empty((len(design), len(design)))
+    for i, row in enumerate(weighted):
+        normal[i, i:] = normal[i:, i] = np.add.reduce(row * design[i:], axis=1)
+    return normal
 
 
 def _steepest(spline: Volume, affine: Matrix, inside: Mask, n_points: int) -> Positions:
