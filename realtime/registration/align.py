@@ -40,9 +40,9 @@ _CAUCHY, SD_OF_MAD = 2.385, 1.4826
 """Cauchy's weights with 95 % efficiency under normal noise; SD of normal numbers over their median absolute
 deviation."""
 _HEAD = 0.2
-"""The head is what is brighter than this share of its bright parts."""
-BRIGHT = 0.98
-"""The quantile that counts as bright."""
+"""The head is what is brighter than this share of the way from dark to bright."""
+DARK, BRIGHT = 0.01, 0.98
+"""The quantiles that count as dark and bright; some images have an offset."""
 
 
 class Fit(NamedTuple):
@@ -151,7 +151,8 @@ def _steepest(spline: Volume, affine: Matrix, inside: Mask, n_points: int) -> Po
 
 def head(volume: Volume) -> Mask:
     """Return the mask of the largest part that is bright and in one piece, grown by one voxel."""
-    parts, n_parts = ndimage.label(volume > _HEAD * np.quantile(volume, BRIGHT))
+    dark, bright = np.quantile(volume, (DARK, BRIGHT))
+    parts, n_parts = ndimage.label(volume > dark + _HEAD * (bright - dark))
     if n_parts > 1:
         sizes = np.bincount(parts.ravel())
         parts = parts == 1 + np.argmax(sizes[1:])

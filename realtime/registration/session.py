@@ -24,6 +24,7 @@ from scipy import ndimage
 from realtime.errors import RegistrationError
 from realtime.registration.align import (
     BRIGHT,
+    DARK,
     MARGIN_VOXELS,
     SD_OF_MAD,
     Fit,
@@ -101,6 +102,7 @@ class _Image:
     def __init__(self, volume: Floats, affine: ArrayLike, name: str) -> None:
         try:
             self.volume = with_contrast(volume)
+            self.volume = self.volume - np.float32(np.quantile(self.volume, DARK))
         except RegistrationError as error:
             raise RegistrationError(f"{name}: {error}") from None
         self.affine = np.asarray(affine, float)
@@ -108,7 +110,10 @@ class _Image:
         self.centre_mm = self.affine[:3, :3] @ ((np.array(self.volume.shape) - 1) / 2) + self.affine[:3, 3]
 
         around = np.maximum(self.smoothed(AROUND_MM), 0)
-        self._unit = around + FLOOR * np.quantile(around, BRIGHT)
+        bright = np.quantile(around, BRIGHT)
+        if bright <= 0:
+            raise RegistrationError(f"{name}: expected a head, found nothing bright; look at the images")
+        self._unit = around + FLOOR * bright
 
     def smoothed(self, sd_mm: float) -> Volume:
         return blurred(self.volume, sd_mm / self.sides_mm)
