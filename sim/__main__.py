@@ -270,8 +270,8 @@ def _add_excerpt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = commands.add_parser(
         "excerpt",
         help="copy one run of a synthetic data set to a small data set",
-        description="Copy one run with its ROI, design and motion to a folder in the same layout. Pictures "
-        "are omitted; replay draws them from the seed.",
+        description="Copy one run with its ROI, design, motion, mean volume and raw side to a folder in the same "
+        "layout. Pictures are omitted; replay draws them from the seed.",
     )
     _add_run_options(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="root of the new data set")
