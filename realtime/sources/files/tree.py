@@ -26,8 +26,8 @@ ASKED_AT_ONCE = 200
 _STILL_CHANGES_S = 2.0
 """For so long after a change a folder is listed again at each poll: times of modification may be coarse."""
 _UNPROMPTED_S, _UNPROMPTED_AT_ONCE = 5.0, 4
-_IDLE_PARTS = 5
-"""Listing takes at most one part of the time in this many."""
+_IDLE_PARTS = 3
+"""After a folder was listed, it is left alone for so many times what that took."""
 
 _log = logging.getLogger(__name__)
 

@@ -47,6 +47,8 @@ BACKLOG_AT_ONCE = 200
 """So many files that existed before are taken up at once, so that new ones do not wait for all of them."""
 OLDEST_OF_RUN_S = 6 * 3600.0
 """Files that are older than the newest file by more than this belong to no run that is still open."""
+LISTED_AT_LEAST_S = 1.0
+"""While files come by events, or settle, folders are listed so often only: a large one takes long."""
 UNFINISHED = (".part", ".partial", ".filepart", ".crdownload", ".tmp", ".temp", ".lock")
 """Suffixes of files that get another name when they are whole."""
 DONE = ".done"
@@ -120,6 +122,7 @@ class Files:
         self._unreported: Iterator[Found] = iter(())
         """What the last file that was read holds besides what was reported."""
         self._touched: set[str] = set()
+        self._listed_s = float("-inf")
         self._turns: Iterator[str] = iter(())
         self._said: set[str] = set()
 
@@ -171,8 +174,12 @@ class Files:
 
     def _changed(self, now_s: float) -> list[tuple[str, _FileState]]:
         """Return unfinished regular files and their states, sorted by time of modification."""
-        names = dict.fromkeys([*self._touched, *self._waiting, *self.tree.new(now_s, self._done)])
+        is_urgent = bool(self._touched) or any(waiting.read_s is None for waiting in self._waiting.values())
+        names = dict.fromkeys([*self._touched, *self._waiting])
         self._touched.clear()
+        if not is_urgent or now_s - self._listed_s >= LISTED_AT_LEAST_S:
+            self._listed_s = now_s
+            names |= dict.fromkeys(self.tree.new(now_s, self._done))
         names |= dict.fromkeys(self._turn())
         names |= dict.fromkeys(self._next_of_backlog())
         found, to_see = [], list(names)
