@@ -14,6 +14,7 @@ from realtime.commands.page import add_page
 from realtime.commands.record import add_record
 from realtime.commands.replay import add_replay
 from realtime.commands.report import add_report
+from realtime.commands.seal import add_seal
 from realtime.commands.serve import add_serve
 from realtime.errors import RealtimeError
 
@@ -53,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     add_keys(commands)
     add_replay(commands)
     add_report(commands)
+    add_seal(commands)
     add_record(commands)
     add_decode(commands)
     add_page(commands)

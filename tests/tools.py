@@ -54,6 +54,7 @@ def _find_compiler() -> str | None:
     return shutil.which(str(get_cxx_compiler()))
 
 
+AGE = Tool(name="age", install="apt-get install age", find=lambda: shutil.which("age"))
 CHROMIUM = Tool(
     name="Chromium or Chrome", install="playwright install --with-deps chromium", find=_find_chromium
 )
@@ -64,7 +65,7 @@ COMPILER = Tool(
 )
 CURL = Tool(name="curl", install="apt-get install curl", find=lambda: shutil.which("curl"))
 MINISIGN = Tool(name="minisign", install="apt-get install minisign", find=lambda: shutil.which("minisign"))
-TOOLS = (CHROMIUM, COMPILER, CURL, MINISIGN)
+TOOLS = (AGE, CHROMIUM, COMPILER, CURL, MINISIGN)
 
 
 def told(skipped: list[str]) -> list[str]:

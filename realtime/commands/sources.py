@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,7 +11,8 @@ if TYPE_CHECKING:
 
 DEFAULT = "tcp://127.0.0.1:5555"
 _HELP = f"""\
-Where volumes come from. All addresses are on this machine, except tcp:// with --keys:
+Where volumes come from. All addresses are on this machine, except tcp:// with --keys and those that
+take --allow:
 
   tcp://127.0.0.1:5555         this project's own messages, as `python -m sim replay` sends them;
                                they describe runs in full, and a crash on either side loses nothing
@@ -20,7 +22,12 @@ Where volumes come from. All addresses are on this machine, except tcp:// with -
   pyneal+tcp://127.0.0.1:5555  Pyneal's scanner side connects here; each volume is acknowledged
                                once it is recorded
   afni+tcp://127.0.0.1:7961    AFNI's senders (Dimon, rtfeedme) connect here; their protocol has no
-                               acknowledgements, so a crash loses volumes that are in transit
+                               acknowledgements, so a crash loses volumes that are in transit; with
+                               --allow also from other machines
+  dicom://127.0.0.1:11112?aet=NAME
+                               DICOM objects that a scanner or a PACS node stores here (C-STORE) by
+                               the name NAME; each is answered once it is recorded; with --allow and
+                               --source-tls-cert also from other machines
   folder:/path                 files that a scanner writes into a folder: NIfTI (a volume each),
                                Siemens mosaics, enhanced DICOM, classic DICOM (a slice each); files
                                that are already there are ignored
@@ -47,20 +54,44 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--series",
         metavar="TEXT",
-        help="in a folder, only series whose description (DICOM) or file name (NIfTI) contains TEXT",
+        help="in a folder and with dicom://, only series whose description (DICOM) or file name (NIfTI) "
+        "contains TEXT",
     )
     group.add_argument(
         "--first-number",
         type=int,
         metavar="N",
-        help="in a folder, the number of a run's first volume (default: that of the first that comes)",
+        help="in a folder and with dicom://, the number of a run's first volume (default: that of the first "
+        "that comes)",
+    )
+    group.add_argument(
+        "--tr",
+        type=float,
+        metavar="S",
+        help="seconds from volume to volume, where the scanner's headers say another time, such as that of a "
+        "shot (default: what they say)",
     )
     group.add_argument(
         "--echo",
         metavar="N|combine",
-        help="in a folder, the echo to follow, from 1 in order of echo time, or combine: all echoes, weighted by "
-        "T2* (default: the first that comes)",
+        help="the echo to follow, from 1 in order of echo time, or combine: all echoes, weighted by T2* "
+        "(default: the first that comes)",
     )
+    group.add_argument(
+        "--allow",
+        action="append",
+        metavar="ADDRESS",
+        help="with afni+tcp:// and dicom://, a machine or network that may send, such as 10.0.0.5 or "
+        "10.0.0.0/24; may be repeated (default: this machine only). Nothing else authenticates it, and "
+        "AFNI's protocol is not encrypted",
+    )
+    group.add_argument(
+        "--source-tls-cert",
+        type=Path,
+        metavar="PEM",
+        help="with dicom://, the certificate of this machine: objects then come over TLS",
+    )
+    group.add_argument("--source-tls-key", type=Path, metavar="PEM", help="the certificate's key")
     group.add_argument(
         "--markers",
         metavar="ADDRESS",
@@ -77,7 +108,11 @@ def source_options(arguments: argparse.Namespace) -> SourceOptions:
         n_volumes=arguments.volumes,
         run_id=arguments.run_id,
         series=arguments.series,
+        tr_s=arguments.tr,
         first_number=arguments.first_number,
         echo=arguments.echo,
+        allow=tuple(arguments.allow or ()),
+        tls_cert=arguments.source_tls_cert,
+        tls_key=arguments.source_tls_key,
         markers=arguments.markers,
     )

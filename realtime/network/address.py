@@ -18,10 +18,11 @@ _LINGER_MS = 500
 """Time for pending messages when a socket is closed."""
 
 
-def check_address(address: str, *, has_keys: bool = False) -> tuple[str, int]:
+def check_address(address: str, *, is_guarded: bool = False) -> tuple[str, int]:
     """Parse a ``tcp://`` address into host and port.
 
-    :param has_keys: whether peers are authenticated; if not, only loopback addresses are allowed
+    :param is_guarded: whether peers have keys, or the operator named their machines; if neither, only
+        loopback addresses are allowed
     :raises ServeError: when the address is malformed or not allowed
     """
     try:
@@ -39,12 +40,12 @@ def check_address(address: str, *, has_keys: bool = False) -> tuple[str, int]:
         raise ServeError(
             f"expected an IP address of this machine, such as tcp://127.0.0.1:{port}, got {address!r}"
         ) from error
-    if not (loopback or has_keys):
+    if not (loopback or is_guarded):
         raise ServeError(
             f"expected a loopback address such as tcp://127.0.0.1:{port}, got {address!r}: other machines "
             "could reach it without authentication; forward the port to this machine through an SSH tunnel "
             "or, for this project's own messages and results, make keys with `realtime keys` and give the "
-            "runtime's as --keys"
+            "runtime's as --keys, or, for AFNI's protocol and DICOM, name the sender's machine with --allow"
         )
     return host, port
 

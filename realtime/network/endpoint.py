@@ -31,7 +31,7 @@ class Endpoint:
             self._path = check_path(address)
             return
         is_known = keys is not None and not keys.loopback_only
-        self._host, self._port = check_address(address, has_keys=is_known)
+        self._host, self._port = check_address(address, is_guarded=is_known)
         if keys is None:
             raise ServeError(
                 f"expected keys for {address}; make them with `realtime keys`, or listen at ipc:///path"

@@ -1,28 +1,34 @@
-"""Receives volumes over AFNI's real-time protocol, as Dimon and rtfeedme send them.
+"""Receives volumes over AFNI's real-time protocol, as Dimon, rtfeedme and AFNI's Python client send them.
 
 The sender connects to the control port, sends the number of its data port and closes. Then it connects to the
 data port and sends commands (:mod:`realtime.sources.afni_header`), directly followed by the images. A run
-ends when the sender closes the connection or sends an image that begins with :data:`END`.
+ends when the sender closes the connection or sends an image that begins with :data:`END`. After such an image
+the next run's commands may follow on the same connection, at any time: Dimon keeps one for a whole session.
 
-The protocol does not number volumes, so they are counted from 0 in each connection. It has no
-acknowledgements: volumes in transit when either side dies are lost, and the run cannot continue. The data
-port is opened on the loopback interface, whatever host the sender names; this module never connects.
+The protocol does not number volumes, so they are counted from 0 in each run. It has no acknowledgements:
+volumes in transit when either side dies are lost, and the run cannot continue. The data port is opened at the
+address of the control port, whatever host the sender names; this module never connects. Peers on other
+machines are heard only if the operator named them, as AFNI_TRUSTHOST does for AFNI.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 import logging
 import time
 from collections.abc import AsyncIterator
 
+import numpy as np
+from numpy.typing import NDArray
+
 from realtime import wire
 from realtime.errors import ServeError, WireError
 from realtime.network.address import check_address
+from realtime.network.hosts import Hosts
 from realtime.sources import afni_header
 from realtime.sources.afni_header import Header
+from realtime.sources.files.echoes import t2star_ms, weights
 from realtime.sources.orient import to_ras
 from realtime.sources.run_boundaries import RunOver, Scan
 
@@ -42,10 +48,14 @@ class AfniScanner:
     """A control port, and a data port for one sender at a time.
 
     :param address: such as ``tcp://127.0.0.1:7961``; port 0 chooses a free one
+    :param hosts: who may connect; an address that other machines reach needs some of them
+    :param echo: the echo to take of several, from 1, or ``combine``; None takes the first
     """
 
-    def __init__(self, address: str) -> None:
-        self._host, self._port = check_address(address)
+    def __init__(self, address: str, hosts: Hosts | None = None, echo: int | str | None = None) -> None:
+        self._hosts = hosts or Hosts()
+        self._echo = echo
+        self._host, self._port = check_address(address, is_guarded=self._hosts.has_others)
         self._control: asyncio.Server | None = None
         self._data: asyncio.Server | None = None
         self._connections: asyncio.Queue[_Connection] = asyncio.Queue(1)
@@ -69,12 +79,14 @@ class AfniScanner:
         return f"afni+tcp://{host}:{self._control.sockets[0].getsockname()[1]}"
 
     async def scans(self) -> AsyncIterator[Scan | RunOver]:
-        """Yield the volumes of one connection after the other, each followed by the end of its run."""
+        """Yield the volumes of one connection after the other, those of each run followed by its end."""
         while True:
             reader, writer = await self._connections.get()
             try:
-                async for scan in self._volumes(reader):
-                    yield scan
+                async for news in self._runs(reader):
+                    yield news
+            except EOFError:
+                _log.info("the sender has closed its connection")
             except (WireError, ConnectionError, TimeoutError) as error:
                 _log.warning("closed the sender's connection: %s", error or "it sent no commands in time")
             finally:
@@ -90,6 +102,9 @@ class AfniScanner:
                 server.close()
 
     async def _on_control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._is_stranger(writer):
+            writer.close()
+            return
         if self._n_controls >= MOST_CONTROL_CONNECTIONS:
             _log.warning("refused a sender: %d others are connected to the control port", self._n_controls)
             writer.close()
@@ -98,8 +113,8 @@ class AfniScanner:
         try:
             async with asyncio.timeout(PATIENCE_S):
                 text = await _until_zero(reader)
-            await self._expect_data(data_port(text))
-        except (WireError, ConnectionError, TimeoutError) as error:
+            await self._expect_data(data_port(text, is_local=not self._hosts.has_others))
+        except (WireError, EOFError, ConnectionError, TimeoutError) as error:
             _log.warning("refused a sender: %s", error or "it did not send its data port in time")
         finally:
             self._n_controls -= 1
@@ -130,13 +145,20 @@ class AfniScanner:
             await self._free.wait()
 
     def _on_data(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._data is None:
+        if self._data is None or self._is_stranger(writer):
             writer.close()
             return
         self._data.close()
         self._data = None
         self._sender, self._heard_s = writer, time.monotonic()
         self._connections.put_nowait((reader, writer))
+
+    def _is_stranger(self, writer: asyncio.StreamWriter) -> bool:
+        peer: str = (writer.get_extra_info("peername") or ("0.0.0.0",))[0]  # gone already
+        if peer in self._hosts:
+            return False
+        _log.warning("refused a connection from %s: expected this machine, or one that --allow names", peer)
+        return True
 
     def _give_up(self, server: asyncio.Server) -> None:
         if self._data is server:
@@ -145,16 +167,37 @@ class AfniScanner:
             self._data = None
             self._free.set()
 
-    async def _volumes(self, reader: asyncio.StreamReader) -> AsyncIterator[Scan]:
+    async def _runs(self, reader: asyncio.StreamReader) -> AsyncIterator[Scan | RunOver]:
+        """Yield the volumes of one run after the other, each run followed by its end.
+
+        :raises EOFError: when the sender has closed the connection
+        :raises WireError: when the commands are not valid, so that the size of the images is not known
+        """
         async with asyncio.timeout(PATIENCE_S):
             commands = await _until_zero(reader)
-        header = afni_header.parse(commands)
+        while True:
+            header = afni_header.parse(commands, self._echo)
+            if header.channel is None:
+                _log.info("combining echoes at %s ms", header.echo_times_ms)
+            elif header.n_channels > 1:
+                _log.info("taking echo %d of %d (--echo)", header.channel + 1, header.n_channels)
+            async for scan in self._volumes(reader, header):
+                yield scan
+            yield RunOver()
+            commands = await _until_zero(reader)  # the operator may take long to start the next run
+
+    async def _volumes(self, reader: asyncio.StreamReader, header: Header) -> AsyncIterator[Scan]:
+        """Yield the volumes of a run; pass over those of a refused run, so that the next one is heard."""
         verdict = _Verdict()
+        combined = _Combined(header)
         index = 0
-        while not verdict.is_against_run and (images := await _images(reader, header)):
+        while images := await _images(reader, header):
+            if verdict.is_against_run:
+                continue
             received_s = time.perf_counter()
             self._heard_s = time.monotonic()
-            voxels, affine = to_ras(header.volume(images), header.affine)
+            volume = header.volume(images) if header.channel is not None else combined.volume(images)
+            voxels, affine = to_ras(volume, header.affine)
             x, y, z = voxels.shape
             yield Scan(
                 index=index,
@@ -169,21 +212,46 @@ class AfniScanner:
             index += 1
 
 
+class _Combined:
+    """Combines the echoes of a run's volumes with the weights of its first one, which knows only the past."""
+
+    def __init__(self, header: Header) -> None:
+        self._header = header
+        self._te_ms = np.array(header.echo_times_ms)
+        self._weights: NDArray[np.float32] | None = None
+
+    def volume(self, images: list[bytes]) -> NDArray[np.float32]:
+        """Combine the images of a volume to its voxels [nx, ny, nz]."""
+        signal = self._header.echoes(images)
+        if self._weights is None:
+            self._weights = weights(self._te_ms, t2star_ms(signal, self._te_ms))
+        found: NDArray[np.float32] = np.einsum("exyz,exyz->xyz", self._weights, signal, dtype=np.float32)
+        return found
+
+
 class _Verdict:
-    """Stores whether the run was refused; the protocol has no answers, so its connection is then closed."""
+    """Stores whether the run was refused, as the protocol has no answers."""
 
     def __init__(self) -> None:
         self.is_against_run = False
 
     async def take(self, message: wire.Ack | wire.Refused) -> None:
-        self.is_against_run = isinstance(message, wire.Refused) and message.index is None
+        if isinstance(message, wire.Refused) and message.index is None:
+            self.is_against_run = True
+            _log.warning("the run is passed over up to its end: %s", message.message)
 
 
 async def _until_zero(reader: asyncio.StreamReader) -> bytes:
-    """Read up to a zero byte. :raises WireError: when there is none, or the text before it is too long"""
+    """Read up to a zero byte.
+
+    :raises EOFError: when the sender has closed the connection before it sent any
+    :raises WireError: when there is no zero byte, or the text before it is too long
+    """
     try:
         return (await reader.readuntil(b"\0"))[:-1]
     except asyncio.IncompleteReadError as error:
+        if not error.partial:
+            raise
         raise WireError(
             "header", f"expected text terminated by a zero byte, got {error.partial[:80]!r}"
         ) from error
@@ -192,32 +260,47 @@ async def _until_zero(reader: asyncio.StreamReader) -> bytes:
 
 
 async def _images(reader: asyncio.StreamReader, header: Header) -> list[bytes]:
-    """Read the images of the next volume; return none if the run ends before the volume is complete."""
+    """Read the images of the next volume, or none at the end of the run.
+
+    :raises EOFError: when the sender has closed the connection
+    """
     images: list[bytes] = []
-    with contextlib.suppress(asyncio.IncompleteReadError):
+    try:
         while len(images) < header.images:
             image = await reader.readexactly(header.image_bytes)
             if image.startswith(END):
                 break
             images.append(image)
-    if 0 < len(images) < header.images:
-        _log.warning("the run ended with an incomplete volume of %d of %d slices", len(images), header.images)
-    return images if len(images) == header.images else []
+        else:
+            return images
+    except asyncio.IncompleteReadError as error:
+        _tell_incomplete(header, len(images) * header.image_bytes + len(error.partial))
+        raise
+    _tell_incomplete(header, len(images) * header.image_bytes)
+    return []
 
 
-def data_port(control: bytes) -> int:
+def _tell_incomplete(header: Header, n_bytes: int) -> None:
+    if n_bytes:
+        n_expected = header.images * header.image_bytes
+        _log.warning("the run ended within a volume: %d of its %d bytes came", n_bytes, n_expected)
+
+
+def data_port(control: bytes, *, is_local: bool = True) -> int:
     """Parse the data port from a control string.
 
+    :param is_local: whether only this machine can connect; otherwise the sender may name this one as it likes
     :raises WireError: code ``control``, when it does not name a port on this machine
     """
     kind, _, rest = control.decode("ascii", "replace").partition("\n")[0].strip().partition(":")
     host, _, port = rest.rpartition(":")
     is_port = port.isascii() and port.isdigit() and len(port) <= 5 and 1_024 <= int(port) <= 65_535
-    if kind != "tcp" or not is_port or not _is_this_machine(host):
+    if kind != "tcp" or not is_port or (is_local and not _is_this_machine(host)):
         raise WireError(
             "control",
             "expected tcp:localhost:PORT with a port from 1024 to 65535, "
-            f"got {control[:80]!r}; if the sender runs elsewhere, forward both ports through an SSH tunnel",
+            f"got {control[:80]!r}; if the sender runs elsewhere, name its machine with --allow, or forward "
+            "both ports through an SSH tunnel",
         )
     return int(port)
 

@@ -2,10 +2,11 @@
 
 There is one command per line. ``XYMATRIX nx ny [nz]`` (or ``ZNUM nz``), ``XYZAXES R-L A-P I-S`` and
 ``XYFOV x y [z]`` (or ``ZDELTA dz``) are required; of the others, those that affect the meaning of the voxels
-are used. The x axis varies fastest. Images are whole volumes (``3D+t``) or, by default, slices in interleaved
-order.
+are used. The x axis varies fastest. Images are whole volumes (``3D+t``, or ``3D+timing`` as Dimon says) or,
+by default, slices in interleaved order. With ``NUM_CHAN`` each image comes once for every channel, before
+the next image; channels are echoes.
 
-Source: AFNI's README.realtime. Its "DICOM" coordinates are LPS+.
+Source: AFNI's README.realtime, plug_realtime.c and rtfeedme.c. Their "DICOM" coordinates are LPS+.
 """
 
 from __future__ import annotations
@@ -13,21 +14,25 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from realtime import wire
 from realtime.errors import WireError
+from realtime.sources.files.echoes import COMBINE
 from realtime.sources.orient import LPS_TO_RAS
 
 MAX_BYTES = 65_536
 _AXIS = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
 _SIGN = {"R": 1, "L": -1, "A": 1, "P": -1, "S": 1, "I": -1}
 _AXES = ("RL", "LR", "AP", "PA", "IS", "SI")
-_SENT = {"short": "i2", "byte": "u1", "float": "f4"}
-_TAKEN = {"short": "int16", "byte": "int16", "float": "float32"}
-_ACQUISITIONS = ("2D+z", "2D+zt", "3D", "3D+t")
+_SENT = {"short": "i2", "byte": "u1", "int": "i4", "float": "f4", "double": "f8"}
+_TAKEN = {"short": "int16", "byte": "int16", "int": "int32", "float": "float32", "double": "float64"}
+_ACQUISITIONS = ("2D+z", "2D+zt", "3D", "3D+t", "3D+timing")
+_MOST_CHANNELS = 32
 _PLACE = re.compile(r"([-+0-9.eE]{1,32})([IPASRL]?)")
 
 
@@ -44,29 +49,47 @@ class Header:
     tr_s: float | None
     slices: tuple[int, ...] | None
     """Order in which slices are sent; None if images are whole volumes."""
+    n_channels: int = 1
+    channel: int | None = 0
+    """The channel that is taken; None means that all are combined."""
+    echo_times_ms: tuple[float, ...] = ()
+    """Of the channels, if they are combined."""
 
     @property
     def images(self) -> int:
-        """Number of images per volume."""
-        return 1 if self.slices is None else len(self.slices)
+        """Number of images per volume, those of all channels."""
+        return self._n_slice_images * self.n_channels
 
     @property
     def image_bytes(self) -> int:
         """Size of an image in bytes."""
-        return math.prod(self.shape) * self.sent.itemsize // self.images
+        return math.prod(self.shape) * self.sent.itemsize // self._n_slice_images
+
+    @property
+    def _n_slice_images(self) -> int:
+        return 1 if self.slices is None else len(self.slices)
 
     def volume(self, images: list[bytes]) -> NDArray[np.generic]:
-        """Assemble the images of a volume to its voxels [nx, ny, nz]."""
+        """Assemble the images of the channel that is taken to its voxels [nx, ny, nz]."""
+        return self._channel(images, self.channel or 0).astype(self.taken)
+
+    def echoes(self, images: list[bytes]) -> NDArray[Any]:
+        """Assemble the images of all channels to their voxels [channel, nx, ny, nz]."""
+        return np.stack([self._channel(images, channel) for channel in range(self.n_channels)])
+
+    def _channel(self, images: list[bytes], channel: int) -> NDArray[Any]:
         nx, ny, nz = self.shape
-        stacked = np.frombuffer(b"".join(images), dtype=self.sent).reshape(nz, ny, nx)
+        taken = images[channel :: self.n_channels]
+        stacked = np.frombuffer(b"".join(taken), dtype=self.sent).reshape(nz, ny, nx)
         if self.slices is not None:
             stacked = stacked[np.argsort(self.slices)]
-        return stacked.transpose(2, 1, 0).astype(self.taken)
+        return stacked.transpose(2, 1, 0)
 
 
-def parse(text: bytes) -> Header:
+def parse(text: bytes, echo: int | str | None = None) -> Header:
     """Parse the commands, given without the zero byte that ends them.
 
+    :param echo: the echo to take of several, from 1, or ``combine``; None takes the first
     :raises WireError: code ``header``, when a command is missing or invalid
     """
     commands = _Commands(text)
@@ -74,32 +97,57 @@ def parse(text: bytes) -> Header:
     datum = commands.choice("DATUM", tuple(_SENT), "short")
     order = commands.choice("BYTEORDER", ("LSB_FIRST", "MSB_FIRST"), "LSB_FIRST")
     acquisition = commands.choice("ACQUISITION_TYPE", _ACQUISITIONS, "2D+zt")
-    slices = commands.choice("ZORDER", ("seq", "alt"), "alt")
-    if commands.get("NUM_CHAN") not in (None, ["1"]):
-        raise WireError("header", f"expected images of one channel, got NUM_CHAN {commands.get('NUM_CHAN')}")
-    taken = np.dtype(_TAKEN[datum])
-    if math.prod(shape) * taken.itemsize > wire.MAX_VOLUME_BYTES:
-        raise WireError("header", f"expected volumes of at most {wire.MAX_VOLUME_BYTES} bytes, got {shape}")
-    nz = shape[2]
-    interleaved = (*range(0, nz, 2), *range(1, nz, 2)) if slices == "alt" else tuple(range(nz))
+    n_channels = _n_channels(commands)
+    channel = int(echo or 1) - 1 if echo != COMBINE else None if n_channels > 1 else 0
+    if channel is not None and channel >= n_channels:
+        raise WireError("header", f"expected at least {echo} channels for --echo {echo}, got {n_channels}")
+    taken = np.dtype(_TAKEN[datum] if channel is not None else "float32")
+    if math.prod(shape) * taken.itemsize * n_channels > wire.MAX_VOLUME_BYTES:
+        raise WireError(
+            "header",
+            f"expected at most {wire.MAX_VOLUME_BYTES} bytes a volume, got {n_channels} channels of {shape}",
+        )
     return Header(
         shape=shape,
         sent=np.dtype(_SENT[datum]).newbyteorder("<" if order == "LSB_FIRST" else ">"),
         taken=taken.name,
         affine=_oblique(commands) if commands.get("OBLIQUE_XFORM") else _axis_aligned(commands, shape),
         tr_s=commands.numbers("TR", 1, 1)[0] if commands.get("TR") else None,
-        slices=None if acquisition.startswith("3D") else interleaved,
+        slices=None if acquisition.startswith("3D") else _slice_order(commands, shape[2]),
+        n_channels=n_channels,
+        channel=channel,
+        echo_times_ms=_echo_times_ms(commands, n_channels) if channel is None else (),
     )
+
+
+def _echo_times_ms(commands: _Commands, n_channels: int) -> tuple[float, ...]:
+    times_ms = tuple(commands.numbers("ECHO_TIMES", n_channels, n_channels))
+    if any(earlier >= later for earlier, later in pairwise((0.0, *times_ms))):
+        raise WireError("header", f"expected ECHO_TIMES above 0 that increase, got {times_ms} ms")
+    return times_ms
+
+
+def _n_channels(commands: _Commands) -> int:
+    if not commands.get("NUM_CHAN"):
+        return 1
+    (count,) = commands.numbers("NUM_CHAN", 1, 1)
+    if not (count.is_integer() and 1 <= count <= _MOST_CHANNELS):
+        raise WireError("header", f"expected NUM_CHAN from 1 to {_MOST_CHANNELS}, got {count:g}")
+    return int(count)
+
+
+def _slice_order(commands: _Commands, nz: int) -> tuple[int, ...]:
+    if commands.choice("ZORDER", ("seq", "alt"), "alt") == "seq":
+        return tuple(range(nz))
+    return (*range(0, nz, 2), *range(1, nz, 2))
 
 
 class _Commands:
     """The commands by name; a repeated command replaces the earlier one."""
 
     def __init__(self, text: bytes) -> None:
-        try:
-            lines = text.decode("ascii").splitlines()
-        except UnicodeDecodeError as error:
-            raise WireError("header", f"expected commands in ASCII: {error}") from error
+        # Notes have names of files, in any encoding, and form feeds, which begin no line.
+        lines = text.decode("latin-1").split("\n")
         self._arguments: dict[str, list[str]] = {}
         for name, *arguments in filter(None, map(str.split, lines)):
             self._arguments.pop(name, None)  # so that the order is that of the last occurrences

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from realtime import wire
 from realtime.bundle.spec import Spec
 from realtime.errors import ServeError
+from realtime.network.certificate import server_context
+from realtime.network.hosts import Hosts
 from realtime.network.key_files import ServerKeys
 from realtime.sources import Source
 from realtime.sources.markers import MarkedSource
@@ -18,11 +22,13 @@ from realtime.sources.run_boundaries import Plan, RunBoundarySource, Scanner
 from realtime.sources.zeromq import ZeroMqSource
 
 FORMS = (
-    "tcp://127.0.0.1:5555, pyneal+tcp://127.0.0.1:5555, afni+tcp://127.0.0.1:7961, ipc:///path or "
-    "folder:/path"
+    "tcp://127.0.0.1:5555, pyneal+tcp://127.0.0.1:5555, afni+tcp://127.0.0.1:7961, "
+    "dicom://127.0.0.1:11112?aet=NAME, ipc:///path or folder:/path"
 )
 
 _LEAST_VOLUME_BYTES = 16 * 2**20
+_LEAST_OTHER_GRID_BYTES = 64 * 2**20
+"""For a bundle that takes any grid: 200 slices of 200 x 200 voxels in float64."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +38,18 @@ class SourceOptions:
     n_volumes: int | None = None
     run_id: str | None = None
     series: str | None = None
-    """For a folder: follow only series whose description or name contains this text."""
+    """For a folder and DICOM: follow only series whose description or name contains this text."""
+    tr_s: float | None = None
+    """The TR, where the scanner's headers lie; None: as they say, or else as the bundle does."""
     first_number: int | None = None
-    """For a folder: the number of a run's first volume; None means to learn it."""
+    """For a folder and DICOM: the number of a run's first volume; None means to learn it."""
     echo: str | None = None
-    """For a folder: the number of the echo to follow, or ``combine``; None means the first that comes."""
+    """The number of the echo to follow, or ``combine``; None means the first that comes."""
+    allow: tuple[str, ...] = ()
+    """For AFNI's protocol and DICOM: other machines that may send."""
+    tls_cert: Path | None = None
+    """For DICOM: the certificate of this machine."""
+    tls_key: Path | None = None
     markers: str | None = None
     """Address where presentation software sends markers."""
 
@@ -62,21 +75,16 @@ def open_source(
     if kind in ("tcp", "ipc"):
         if options != SourceOptions():
             raise ServeError(
-                f"expected no --volumes, --run-id, --series, --first-number, --echo or --markers with "
-                f"{address}: its messages contain all of this"
+                "expected no --volumes, --run-id, --series, --first-number, --tr, --echo, --allow, --markers "
+                f"or --source-tls-cert with {address}: its messages say all of this, and its peers have keys"
             )
         return ZeroMqSource(address, keys, max_volume_bytes=_max_volume_bytes(spec))
-    if kind not in ("pyneal+tcp", "afni+tcp", "folder"):
+    if kind not in ("pyneal+tcp", "afni+tcp", "dicom", "folder"):
         raise ServeError(f"expected a source like {FORMS}, got {address!r}")
-    if kind != "folder" and {options.series, options.first_number, options.echo} != {None}:
-        raise ServeError(
-            f"--series, --first-number and --echo are for folder:/path; remove them for {address}"
-        )
+    _check_options(kind, address, options)
     plan = _plan(address, options, spec)
-    if kind == "folder":
-        scanner = _folder(Path(rest), options, spec, plan, unfinished)
-    else:
-        scanner = _scanner(kind, f"tcp:{rest}")
+    scanners = {"pyneal+tcp": _pyneal, "afni+tcp": _afni, "dicom": _dicom, "folder": _folder}
+    scanner = scanners[kind](rest, options, plan, unfinished.run_id if unfinished else None)
     source = RunBoundarySource(scanner, plan)
     if not options.markers:
         return source
@@ -86,17 +94,60 @@ def open_source(
 
 def _max_volume_bytes(spec: Spec) -> int:
     """Four times the bundle's grid in the widest dtype, so that a run on another grid is refused, not cut."""
-    return min(max(4 * 8 * math.prod(spec.roi.shape), _LEAST_VOLUME_BYTES), wire.MAX_VOLUME_BYTES)
+    least = _LEAST_VOLUME_BYTES if spec.reference is None else _LEAST_OTHER_GRID_BYTES
+    return min(max(4 * 8 * math.prod(spec.roi.shape), least), wire.MAX_VOLUME_BYTES)
 
 
-def _scanner(kind: str, address: str) -> Scanner:
-    if kind == "pyneal+tcp":
-        from realtime.sources.pyneal import PynealScanner
+def _check_options(kind: str, address: str, options: SourceOptions) -> None:
+    """:raises ServeError: when an option does not apply to this kind of source"""
+    for names, given, kinds in (
+        ("--series and --first-number", (options.series, options.first_number), ("folder", "dicom")),
+        ("--echo", (options.echo,), ("folder", "dicom", "afni+tcp")),
+        ("--allow", (options.allow or None,), ("afni+tcp", "dicom")),
+        ("--source-tls-cert and --source-tls-key", (options.tls_cert, options.tls_key), ("dicom",)),
+    ):
+        if kind not in kinds and any(each is not None for each in given):
+            raise ServeError(f"{names} are for {' and '.join(kinds)} sources; remove them for {address}")
 
-        return PynealScanner(address)
+
+def _pyneal(rest: str, options: SourceOptions, plan: Plan, unfinished: str | None) -> Scanner:
+    from realtime.sources.pyneal import PynealScanner
+
+    return PynealScanner(f"tcp:{rest}")
+
+
+def _afni(rest: str, options: SourceOptions, plan: Plan, unfinished: str | None) -> Scanner:
     from realtime.sources.afni import AfniScanner
 
-    return AfniScanner(address)
+    return AfniScanner(f"tcp:{rest}", Hosts(options.allow), _echo(options.echo))
+
+
+def _dicom(rest: str, options: SourceOptions, plan: Plan, unfinished: str | None) -> Scanner:
+    from realtime.sources.dicom_node import DicomNode
+
+    return DicomNode(
+        f"dicom:{rest}",
+        plan,
+        hosts=Hosts(options.allow),
+        tls=_tls(options),
+        **_series_options(options, unfinished),
+    )
+
+
+def _folder(rest: str, options: SourceOptions, plan: Plan, unfinished: str | None) -> Scanner:
+    from realtime.sources.files.folder import FolderScanner
+
+    return FolderScanner(Path(rest), plan, **_series_options(options, unfinished))
+
+
+def _series_options(options: SourceOptions, unfinished: str | None) -> dict[str, Any]:
+    """What says which series are followed, and how."""
+    return {
+        "series": options.series or "",
+        "first_number": options.first_number,
+        "echo": _echo(options.echo),
+        "unfinished": unfinished,
+    }
 
 
 def _echo(choice: str | None) -> int | str | None:
@@ -107,19 +158,12 @@ def _echo(choice: str | None) -> int | str | None:
     return int(choice)
 
 
-def _folder(
-    folder: Path, options: SourceOptions, spec: Spec, plan: Plan, unfinished: wire.RunStart | None
-) -> Scanner:
-    from realtime.sources.files.folder import FolderScanner
-
-    return FolderScanner(
-        folder,
-        plan,
-        series=options.series or "",
-        first_number=options.first_number,
-        echo=_echo(options.echo),
-        unfinished=unfinished.run_id if unfinished else None,
-    )
+def _tls(options: SourceOptions) -> ssl.SSLContext | None:
+    if options.tls_cert is None and options.tls_key is None:
+        return None
+    if options.tls_cert is None or options.tls_key is None:
+        raise ServeError("expected --source-tls-cert and --source-tls-key together, got one of them")
+    return server_context(options.tls_cert, options.tls_key)
 
 
 def _plan(address: str, options: SourceOptions, spec: Spec) -> Plan:
@@ -132,4 +176,13 @@ def _plan(address: str, options: SourceOptions, spec: Spec) -> Plan:
         run_id = msgspec.convert(options.run_id or f"sub-{spec.subject:02d}_task-realtime", wire.RunId)
     except msgspec.ValidationError as error:
         raise ServeError(f"expected --volumes and --run-id of a valid run: {error}") from error
-    return Plan(subject=spec.subject, run_id=run_id, n_volumes=n_volumes, tr_s=spec.tr_s)
+    tr_s = options.tr_s
+    if tr_s is not None and not 0 < tr_s <= 60:
+        raise ServeError(f"expected --tr of more than 0 and at most 60 s, got {tr_s}")
+    return Plan(
+        subject=spec.subject,
+        run_id=run_id,
+        n_volumes=n_volumes,
+        tr_s=tr_s or spec.tr_s,
+        is_tr_certain=tr_s is not None,
+    )

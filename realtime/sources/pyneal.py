@@ -18,12 +18,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import re
 import time
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
+import numpy as np
 import zmq
 import zmq.asyncio
 
@@ -34,6 +37,8 @@ from realtime.network.connections import Connections
 from realtime.sources.run_boundaries import Scan
 
 MAX_GREETING_BYTES = 1_024
+EXACT = 2**53
+"""Integers up to this one are the same in float64."""
 LONGEST_TR_S = 60
 """A larger TR is in milliseconds; some clients send seconds."""
 
@@ -53,11 +58,14 @@ class Header(msgspec.Struct, frozen=True):
     """The first frame of a volume; unknown fields are ignored."""
 
     volIdx: wire.Count  # noqa: N815 (the protocol's name)
-    dtype: Literal["int16", "uint16", "int32", "float32", "float64"]
+    dtype: Annotated[str, msgspec.Meta(max_length=16)]
+    """A number's name in numpy, such as ``float64`` or ``>i2``."""
     shape: tuple[wire.Edge, wire.Edge, wire.Edge]
     affine: Annotated[str, msgspec.Meta(max_length=2_048)]
     TR: Annotated[str, msgspec.Meta(max_length=64)] | float
 
+
+_NUMBER = re.compile(r"[<>=|]?[biuf][1248]|bool|u?int(?:8|16|32|64)|float(?:16|32|64)")
 
 _header = msgspec.json.Decoder(Header)
 _affine = msgspec.json.Decoder(wire.Affine)
@@ -174,12 +182,13 @@ class PynealScanner:
         if len(frames) != 2:
             raise WireError("frames", f"expected two frames, a header and voxels, got {len(frames)}")
         header, affine, tr_s = parse(frames[0])
+        dtype, payload = taken(header, frames[1])
         return Scan(
             index=header.volIdx,
             shape=header.shape,
             affine=affine,
-            dtype=header.dtype,
-            payload=frames[1],
+            dtype=dtype,
+            payload=payload,
             received_s=received_s,
             answer=partial(self._answer, header.volIdx),
             tr_s=tr_s,
@@ -280,3 +289,46 @@ def parse(frame: memoryview) -> tuple[Header, wire.Affine, float]:
             "header", f"expected a header with volIdx, dtype, shape, affine and TR: {error}"
         ) from error
     return header, affine, tr / 1_000 if tr > LONGEST_TR_S else tr
+
+
+def taken(header: Header, payload: memoryview) -> tuple[str, memoryview]:
+    """Bring voxels of any type of number and byte order to one that the runtime records, without a loss.
+
+    The type depends on the header only, so that it is the same for all volumes of a run.
+
+    :returns: the type's name, and the voxels
+    :raises WireError: codes ``header``, ``size`` and ``range``, when that is not possible
+    """
+    sent = _number(header.dtype)
+    recorded = next(name for name in wire.DTYPES if np.can_cast(sent, name, "safe"))
+    if sent == np.dtype(recorded).newbyteorder("<"):
+        return recorded, payload
+    n_voxels = math.prod(header.shape)
+    if len(payload) != n_voxels * sent.itemsize:
+        raise WireError(
+            "size", f"expected {n_voxels * sent.itemsize} bytes of {header.dtype}, got {len(payload)}"
+        )
+    if n_voxels * np.dtype(recorded).itemsize > wire.MAX_VOLUME_BYTES:
+        raise WireError("size", f"expected at most {wire.MAX_VOLUME_BYTES} bytes, got {n_voxels} voxels")
+    voxels = np.frombuffer(payload, dtype=sent)
+    if sent.kind in "iu" and sent.itemsize == 8 and max(int(voxels.max()), -int(voxels.min())) > EXACT:
+        raise WireError(
+            "range",
+            f"expected {header.dtype} from -{EXACT} to {EXACT}, which float64 holds exactly, got "
+            f"{voxels.min()} to {voxels.max()}; send float64",
+        )
+    return recorded, memoryview(voxels.astype(np.dtype(recorded).newbyteorder("<")).tobytes())
+
+
+def _number(name: str) -> np.dtype[Any]:
+    """The type of numbers with this name in numpy. :raises WireError: when there is none"""
+    try:
+        found = np.dtype(name) if _NUMBER.fullmatch(name) else None
+    except TypeError:
+        found = None
+    if found is None:
+        raise WireError(
+            "header",
+            f"expected a dtype of integers or floating point numbers, such as int16 or >i2, got {name!r}",
+        )
+    return found

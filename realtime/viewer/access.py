@@ -8,17 +8,16 @@ too, and answers only to the names in its certificate.
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
 import secrets
 import ssl
-import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography import x509
 
 from realtime.errors import ServeError
+from realtime.network.certificate import server_context
 
 LOOPBACK = "127.0.0.1"
 
@@ -112,7 +111,9 @@ def open_access(address: str, certificate: Path | None, key: Path | None, token:
         return Access(address=address, names=names, token=token)
     if certificate is None or key is None:
         raise ServeError("expected --tls-cert and --tls-key together, got one of them")
-    return Access(address=address, names=_names(certificate), tls=_context(certificate, key), token=token)
+    return Access(
+        address=address, names=_names(certificate), tls=server_context(certificate, key), token=token
+    )
 
 
 def is_loopback_host(host: str) -> bool:
@@ -153,24 +154,3 @@ def _names(certificate: Path) -> tuple[str, ...]:
             "machine, such as mri.example.org, beside any *.example.org"
         )
     return names
-
-
-def _context(certificate: Path, key: Path) -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        mode = key.stat().st_mode
-        if not stat.S_ISREG(mode):  # to read a pipe would wait for ever
-            raise ServeError(f"expected a file with the certificate's key, {key} is none")
-        context.load_cert_chain(certificate, key, password=lambda: "")  # do not ask for one on the terminal
-    except OSError as error:  # SSLError is one
-        raise ServeError(
-            f"expected a certificate in {certificate} and its key, without a password, in {key}: "
-            f"{error.strerror or error}"
-        ) from error
-    if os.name == "posix" and mode & 0o077:
-        raise ServeError(
-            f"expected that only its owner can read the certificate's key {key}, found mode "
-            f"{mode & 0o777:o}; run chmod 600 {key}, and get a new certificate if another user may have read "
-            "it"
-        )
-    return context

@@ -30,7 +30,7 @@ _BARE_STARTS = tuple(
     bytes((group, 0, element, 0)) for group, element in ((2, 0), (2, 1), (2, 2), (2, 16))
 ) + tuple(bytes((8, 0, element, 0)) for element in (0, 1, 5, 8, 0x12, 0x16))
 """Files without preamble and mark begin with one of these tags."""
-_IMAGES = (
+IMAGES = (
     pydicom.uid.MRImageStorage,
     pydicom.uid.EnhancedMRImageStorage,
     pydicom.uid.LegacyConvertedEnhancedMRImageStorage,
@@ -71,7 +71,7 @@ def _read(data: bytes) -> Sequence[VolumeFile | SliceFile]:
     dataset = pydicom.dcmread(io.BytesIO(data), force=True)
     if not {"SOPInstanceUID", "PixelData"} & set(dataset.dir()):  # SOPInstanceUID follows SOPClassUID
         raise NotWholeError("expected SOPClassUID, found the end of the file")
-    if dataset.get("SOPClassUID") not in _IMAGES:
+    if dataset.get("SOPClassUID") not in IMAGES:
         raise WireError("file", f"expected an MR image, got {dataset.get('SOPClassUID', 'none')}")
     check_pixels(dataset)
     if "TransferSyntaxUID" not in dataset.file_meta:

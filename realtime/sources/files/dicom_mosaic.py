@@ -93,9 +93,8 @@ def _normal(dataset: pydicom.Dataset, crossed: NDArray[np.float64]) -> NDArray[n
     """
     csa = _csa(dataset)
     found = csareader.get_slice_normal(csa) if csa else None
-    if found is not None:
-        return np.asarray(found, dtype=np.float64)
-    return crossed * (1 if crossed[np.abs(crossed).argmax()] > 0 else -1)
+    along = crossed @ found if found is not None else crossed[np.abs(crossed).argmax()]
+    return crossed * (1 if along > 0 else -1)
 
 
 def _csa(dataset: pydicom.Dataset) -> Any:

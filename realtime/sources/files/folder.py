@@ -19,9 +19,11 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from realtime import wire
 from realtime.sources.files.folder_events import changes
+from realtime.sources.files.incoming import Incoming
 from realtime.sources.files.numbering import Numbering
 from realtime.sources.files.series import Numbered, Series
 from realtime.sources.files.volume_file import DTYPE
@@ -40,20 +42,20 @@ _log = logging.getLogger(__name__)
 logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it logs every event at INFO
 
 
-class FolderScanner:
-    """Watches a folder and yields the volumes of one series at a time.
+class SeriesScanner:
+    """Yields the volumes of one series at a time.
 
+    :param files: the images; a subclass sets :attr:`_wake` when some may have come
     :param series: text that the name of a series must contain
     :param first_number: number of a series' first volume; None means to learn it
     :param echo: number of the echo that is followed, ``combine``, or None for the first that comes
     :param unfinished: id of the run that an earlier runtime left open. Existing files of its series are read;
         all other existing files are ignored.
-    :raises ServeError: when the folder does not exist
     """
 
     def __init__(
         self,
-        folder: Path,
+        files: Incoming,
         plan: Plan,
         *,
         series: str,
@@ -61,7 +63,7 @@ class FolderScanner:
         echo: int | str | None,
         unfinished: str | None,
     ) -> None:
-        self._files = Files(folder, GIVE_UP_TR * plan.tr_s)
+        self._files = files
         self._plan = plan
         self._series = series
         self._make_series = partial(Series, plan.tr_s, first_number=first_number, echo=echo)
@@ -84,11 +86,6 @@ class FolderScanner:
         """Number of files of waiting series so far, which numbers these files in order of arrival."""
         self._wake = asyncio.Event()
 
-    async def start(self) -> str:
-        """Return the watched folder as an address."""
-        _log.info("watching %s; it contains %d files", self._files.folder, self._files.n_before)
-        return f"folder:{self._files.folder}"
-
     async def scans(self) -> AsyncIterator[Scan | RunOver]:
         """Yield the volumes of the followed series and the ends of runs."""
         watching = asyncio.create_task(self._watch())
@@ -110,9 +107,6 @@ class FolderScanner:
         finally:
             watching.cancel()
 
-    async def stop(self) -> None:
-        """Do nothing; ``scans`` stops watching when it is closed."""
-
     def _look(self) -> list[Found]:
         new, n_bytes = [], 0
         for found in self._files.look(time.perf_counter()):
@@ -123,14 +117,7 @@ class FolderScanner:
         return new
 
     async def _watch(self) -> None:
-        try:
-            async for paths in changes(self._files.tree):
-                self._files.touch(paths)
-                self._wake.set()
-        except Exception as error:  # polling still finds files, only later
-            _log.warning(
-                "no file system events of %s: %s; polling every %.2f s", self._files.folder, error, POLL_S
-            )
+        """Wake at events; without any, images are found by looking."""
 
     async def _news(self) -> None:
         patience_s = SETTLE_S if self._files.is_settling else POLL_S
@@ -282,6 +269,36 @@ class FolderScanner:
     def _ignore(self, series: str, why: str) -> None:
         _log.info("series %s is ignored from now on: %s", series, why)
         self._ignored.add(series)
+
+
+class FolderScanner(SeriesScanner):
+    """Watches a folder and yields the volumes of one series at a time.
+
+    :param options: those of :class:`SeriesScanner`
+    :raises ServeError: when the folder does not exist
+    """
+
+    def __init__(self, folder: Path, plan: Plan, **options: Any) -> None:
+        self._watched = Files(folder, GIVE_UP_TR * plan.tr_s)
+        super().__init__(self._watched, plan, **options)
+
+    async def start(self) -> str:
+        """Return the watched folder as an address."""
+        _log.info("watching %s; it contains %d files", self._watched.folder, self._watched.n_before)
+        return f"folder:{self._watched.folder}"
+
+    async def stop(self) -> None:
+        """Do nothing; ``scans`` stops watching when it is closed."""
+
+    async def _watch(self) -> None:
+        try:
+            async for paths in changes(self._watched.tree):
+                self._watched.touch(paths)
+                self._wake.set()
+        except Exception as error:  # polling still finds files, only later
+            _log.warning(
+                "no file system events of %s: %s; polling every %.2f s", self._watched.folder, error, POLL_S
+            )
 
 
 class _FollowedSeries:

@@ -20,7 +20,8 @@ from nibabel.orientations import aff2axcodes
 from numpy.typing import ArrayLike
 
 from realtime import wire
-from realtime.errors import WireError
+from realtime.errors import ServeError, WireError
+from realtime.network.hosts import Hosts
 from realtime.sources.afni import MOST_CONTROL_CONNECTIONS, AfniScanner, data_port
 from realtime.sources.afni_header import Header, parse
 from realtime.sources.orient import to_ras
@@ -39,6 +40,16 @@ def free_port() -> int:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return int(taken.getsockname()[1])
+
+
+def own_address() -> str:
+    """An address of this machine that is not loopback's."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing
+        except OSError:
+            pytest.skip("this machine has no network")
+        return str(probe.getsockname()[0])
 
 
 def connect(port: int) -> socket.socket:
@@ -63,8 +74,12 @@ def begin(address: str, commands: list[str]) -> socket.socket:
         control.sendall(f"tcp:localhost:{port}\0".encode())
         assert control.recv(1) == b""  # the other side closes once it listens
     data = connect(port)
-    data.sendall("\n".join(commands).encode() + b"\0")
+    tell(data, commands)
     return data
+
+
+def tell(data: socket.socket, commands: list[str]) -> None:
+    data.sendall("\n".join(commands).encode() + b"\0")
 
 
 def oblique(affine: ArrayLike) -> str:
@@ -72,9 +87,12 @@ def oblique(affine: ArrayLike) -> str:
 
 
 def commands(affine: ArrayLike, shape: tuple[int, int, int] = (6, 6, 6), **changes: str) -> list[str]:
+    """As Dimon sends them for whole volumes."""
     x, y, z = shape
     said = {
-        "ACQUISITION_TYPE": "3D+t",
+        "ACQUISITION_TYPE": "3D+timing",
+        "ZORDER": "seq",
+        "TPATTERN": "explicit " + " ".join(f"{0.0667 * k:.3f}" for k in range(z)),
         "TR": "1.333333",
         "XYFOV": f"{1.8 * x} {1.8 * y} {1.8 * z}",
         "XYMATRIX": f"{x} {y} {z}",
@@ -82,6 +100,8 @@ def commands(affine: ArrayLike, shape: tuple[int, int, int] = (6, 6, 6), **chang
         "DATUM": "short",
         "BYTEORDER": "LSB_FIRST",
         "OBLIQUE_XFORM": oblique(affine).partition(" ")[2],
+        "DRIVE_AFNI": "OPEN_WINDOW axialimage",
+        "NOTE": "created remotely\f    starting with file : 'M\u00fcller/IM001.dcm'\fXYMATRIX : none",
     }
     return [f"{name} {value}" for name, value in (said | changes).items() if value]
 
@@ -123,7 +143,7 @@ def test_the_demos_run_gives_the_same_frames_as_over_our_own_messages(
     senders[0].close()
 
 
-@pytest.mark.parametrize("ends_by", ["close", "magic"])
+@pytest.mark.parametrize("ends_by", ["close", "marker"])
 def test_runs_are_recorded(
     serve: Callable[..., Served],
     make_scan: type[Scan],
@@ -132,15 +152,23 @@ def test_runs_are_recorded(
 ) -> None:
     scan = make_scan(n_volumes=12)
     served = serve("--volumes", "12", source="afni+tcp://127.0.0.1:0")
-    for folder, n_volumes in ((RUN_ID, 12), (f"{RUN_ID}_take-2", 7)):
-        with begin(served.address, commands(scan.start.affine)) as data:
-            for index in range(n_volumes):
-                data.sendall(x_fastest(scan.voxels(index)))
-            if ends_by == "magic":
-                data.sendall(MAGIC.ljust(432, b"\0"))
-                assert data.recv(1) == b""
+    said = commands(scan.start.affine)
+    runs = {RUN_ID: 12, f"{RUN_ID}_take-2": 7, f"{RUN_ID}_take-3": 9}
+    data = begin(served.address, said)
+    for number, (folder, n_volumes) in enumerate(runs.items()):
+        if number and ends_by == "marker":  # the next run is on the same connection
+            tell(data, said)
+        elif number:
+            data = begin(served.address, said)
+        for index in range(n_volumes):
+            data.sendall(x_fastest(scan.voxels(index)))
+        if ends_by == "marker":
+            data.sendall(MAGIC.ljust(432, b"\0"))
+        else:
+            data.close()
         summary = closed_account(served.out / folder)
         assert (summary["received"], summary["missing"]) == (n_volumes, 12 - n_volumes)
+    data.close()
     assert served.interrupt() == 0
     assert "Traceback" not in served.log()
 
@@ -157,7 +185,7 @@ def test_an_invalid_run_is_closed_and_the_next_is_accepted(
             control.shutdown(socket.SHUT_WR)
             with contextlib.suppress(ConnectionResetError):
                 assert control.recv(1) == b""
-    for bad in (["TR 2"], commands(affine, XYMATRIX="6 6 2000"), commands(affine, TR="2.0")):
+    for bad in (["TR 2"], commands(affine, XYMATRIX="6 6 2000")):
         with begin(served.address, bad) as data, contextlib.suppress(ConnectionError):
             data.sendall(x_fastest(scan.voxels(0)))
             assert data.recv(1) == b""
@@ -172,8 +200,8 @@ def test_an_invalid_run_is_closed_and_the_next_is_accepted(
         "expected tcp:localhost:PORT",
         "expected the command XYMATRIX",
         "from 1 to 1024 voxels",
-        "got 2.0000 s",
         "got volume 13",
+        "13 of its 432 bytes came",
     ):
         assert said in log, said
     assert "Traceback" not in log
@@ -253,13 +281,64 @@ def test_interleaved_slices_are_sorted() -> None:
 
 
 @pytest.mark.parametrize(("order", "sign"), [("LSB_FIRST", "<"), ("MSB_FIRST", ">")])
-@pytest.mark.parametrize(("datum", "dtype"), [("short", "i2"), ("float", "f4"), ("byte", "u1")])
+@pytest.mark.parametrize(
+    ("datum", "dtype"), [("short", "i2"), ("float", "f4"), ("byte", "u1"), ("int", "i4"), ("double", "f8")]
+)
 def test_voxels_of_any_type_and_byte_order(order: str, sign: str, datum: str, dtype: str) -> None:
     header = parse("\n".join(commands(np.eye(4), BYTEORDER=order, DATUM=datum)).encode())
     voxels = np.random.default_rng(0).integers(0, 255, (6, 6, 6)).astype(dtype)
     taken = header.volume([voxels.astype(sign + dtype).tobytes(order="F")])
     assert taken.dtype == header.taken
     assert np.array_equal(taken, voxels)
+
+
+@pytest.mark.parametrize("acquisition", ["3D+timing", "2D+zt"])
+@pytest.mark.parametrize(("echo", "taken"), [(None, 1), (1, 1), (2, 2), (3, 3)])
+def test_one_echo_of_several_is_taken(acquisition: str, echo: int | None, taken: int) -> None:
+    """Each image, a volume or a slice, comes for every echo before the next one (rtfeedme.c)."""
+    said = commands(np.eye(4), ACQUISITION_TYPE=acquisition, NUM_CHAN="3", ECHO_TIMES="12 30.5 48")
+    header = parse("\n".join(said).encode(), echo)
+    echoes = {number: np.arange(216).reshape(6, 6, 6) + 1_000 * number for number in (1, 2, 3)}
+    slices = [...] if acquisition.startswith("3D") else [np.s_[..., k] for k in range(6)]
+    images = [x_fastest(echoes[number][part]) for part in slices for number in (1, 2, 3)]
+    assert header.images == len(images)
+    assert np.array_equal(header.volume(images), echoes[taken])
+
+
+def test_echoes_are_combined_with_the_weights_of_the_first_volume() -> None:
+    """w = TE exp(-TE / T2*): of a signal that decays by one T2*, they are those of the formula."""
+    te_ms, t2star_ms = np.array([12.0, 30.5, 48.0]), 35.0
+    said = "\n".join(commands(np.eye(4), DATUM="float", NUM_CHAN="3", ECHO_TIMES="12 30.5 48"))
+
+    async def volumes() -> list[np.ndarray]:
+        async with listening(echo="combine") as (heard, address):
+            data = await asyncio.to_thread(begin, address, said.split("\n"))
+            taken = []
+            for scale in (1e6, 5e5):
+                for decay in np.exp(-te_ms / t2star_ms):
+                    data.sendall(x_fastest(np.full((6, 6, 6), scale * decay), "<f4"))
+                scan = await heard.get()
+                assert scan.dtype == "float32"
+                taken.append(np.frombuffer(scan.payload, "<f4"))
+            data.close()
+            return taken
+
+    weights = te_ms * np.exp(-te_ms / t2star_ms)
+    expected = (weights / weights.sum()) @ np.exp(-te_ms / t2star_ms)
+    for taken, scale in zip(asyncio.run(volumes()), (1e6, 5e5), strict=True):
+        assert np.allclose(taken, scale * expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("times", ["", "12 30.5", "12 0 48", "30 12 48", "12 x 48"])
+def test_echoes_without_their_times_are_not_combined(times: str) -> None:
+    said = "\n".join(commands(np.eye(4), NUM_CHAN="3", ECHO_TIMES=times)).encode()
+    with pytest.raises(WireError, match="ECHO_TIMES"):
+        parse(said, "combine")
+
+
+def test_an_echo_that_is_not_sent_is_refused() -> None:
+    with pytest.raises(WireError, match="at least 3 channels for --echo 3, got 2"):
+        parse("\n".join(commands(np.eye(4), NUM_CHAN="2")).encode(), 3)
 
 
 words = st.one_of(
@@ -280,9 +359,9 @@ lines = st.tuples(names, st.lists(words, max_size=16)).map(lambda line: " ".join
 
 
 @asynccontextmanager
-async def listening() -> AsyncIterator[tuple[asyncio.Queue[Any], str]]:
+async def listening(**options: Any) -> AsyncIterator[tuple[asyncio.Queue[Any], str]]:
     """What comes from an AFNI source, and its address."""
-    scanner, heard = AfniScanner("tcp://127.0.0.1:0"), asyncio.Queue[Any]()
+    scanner, heard = AfniScanner("tcp://127.0.0.1:0", **options), asyncio.Queue[Any]()
 
     async def hear() -> None:
         async for each in scanner.scans():
@@ -350,6 +429,28 @@ def test_a_sender_that_sends_is_not_disconnected_for_another(make_scan: type[Sca
     asyncio.run(check())
 
 
+def test_a_refused_run_is_passed_over_and_the_next_on_its_connection_is_heard(
+    make_scan: type[Scan], caplog: pytest.LogCaptureFixture
+) -> None:
+    scan = make_scan()
+    said, voxels = commands(scan.start.affine), x_fastest(scan.voxels(0))
+
+    async def check() -> None:
+        async with listening() as (heard, address):
+            data = await asyncio.to_thread(begin, address, said)
+            data.sendall(voxels)
+            await (await heard.get()).answer(wire.Refused(run_id="", code="tr", message="expected the TR"))
+            data.sendall(voxels * 3 + MAGIC.ljust(432, b"\0"))
+            tell(data, said)
+            data.sendall(voxels)
+            assert isinstance(await heard.get(), RunOver)
+            assert (await heard.get()).index == 0
+            data.close()
+
+    asyncio.run(check())
+    assert "passed over up to its end: expected the TR" in caplog.text
+
+
 def test_connections_to_the_control_port_are_limited() -> None:
     async def check() -> None:
         async with listening() as (_, address):
@@ -385,6 +486,62 @@ def test_any_bytes_are_refused_as_commands_and_as_a_data_port(data: bytes) -> No
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]", "::1"])
 def test_the_data_port_is_on_this_machine(host: str) -> None:
     assert data_port(f"tcp:{host}:7960".encode()) == 7_960
+
+
+@pytest.mark.parametrize("host", ["localhost", "10.0.0.5", "console", "mri.example.org"])
+def test_where_others_may_send_the_name_of_the_machine_does_not_matter(host: str) -> None:
+    """A sender names this machine by the name that it knows."""
+    assert data_port(f"tcp:{host}:7960".encode(), is_local=False) == 7_960
+
+
+def test_machines_that_are_not_named_are_refused(caplog: pytest.LogCaptureFixture) -> None:
+    """This machine's own other address stands for another machine."""
+    here = own_address()
+
+    async def heard_from(allowed: Hosts, is_heard: bool) -> None:
+        scanner = AfniScanner(f"tcp://{here}:0", allowed)
+        address = await scanner.start()
+        try:
+            port = free_port()
+            with await asyncio.to_thread(socket.create_connection, (here, control_port(address))) as control:
+                control.sendall(f"tcp:{here}:{port}\0".encode())
+                with contextlib.suppress(ConnectionError):
+                    assert await asyncio.to_thread(control.recv, 1) == b""
+            with contextlib.nullcontext() if is_heard else pytest.raises(ConnectionRefusedError):
+                (await asyncio.to_thread(socket.create_connection, (here, port))).close()
+        finally:
+            await scanner.stop()
+
+    asyncio.run(heard_from(Hosts([here]), is_heard=True))
+    assert not caplog.records
+    asyncio.run(heard_from(Hosts(["192.0.2.1"]), is_heard=False))
+    assert f"refused a connection from {here}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("named", "address", "is_in"),
+    [
+        ([], "127.0.0.1", True),
+        ([], "::1", True),
+        ([], "10.0.0.5", False),
+        (["10.0.0.5"], "10.0.0.5", True),
+        (["10.0.0.5"], "::ffff:10.0.0.5", True),
+        (["10.0.0.5"], "10.0.0.6", False),
+        (["192.0.2.1", "10.0.0.0/24"], "10.0.0.6", True),
+        (["10.0.0.0/24"], "10.0.1.6", False),
+        (["fe80::/64"], "fe80::1%eth0", True),
+    ],
+)
+def test_this_machine_and_those_that_are_named_may_connect(
+    named: list[str], address: str, is_in: bool
+) -> None:
+    assert (address in Hosts(named)) is is_in
+
+
+@pytest.mark.parametrize("named", ["console", "10.0.0", "10.0.0.5/24", ""])
+def test_machines_are_named_by_addresses(named: str) -> None:
+    with pytest.raises(ServeError, match="--allow"):
+        Hosts([named])
 
 
 @pytest.mark.parametrize("host", ["", "0.0.0.0", "scanner", "192.168.1.7", "localhost.example.org", "::"])

@@ -163,7 +163,7 @@ def test_a_secret_key_is_not_printed(keys: Path) -> None:
 
 @pytest.mark.parametrize("address", ["tcp://0.0.0.0:5555", "tcp://192.168.1.7:5555", "tcp://[::]:5555"])
 def test_keys_allow_addresses_on_the_network(address: str) -> None:
-    assert check_address(address, has_keys=True)[1] == 5555
+    assert check_address(address, is_guarded=True)[1] == 5555
 
 
 def nothing(socket: zmq.Socket[bytes]) -> None:

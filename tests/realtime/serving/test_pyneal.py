@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import zmq
@@ -21,7 +22,7 @@ from numpy.typing import ArrayLike
 from realtime import wire
 from realtime.errors import WireError
 from realtime.record.reader import read_recorded
-from realtime.sources.pyneal import PynealScanner, greeting, parse
+from realtime.sources.pyneal import Header, PynealScanner, greeting, parse, taken
 from realtime.sources.run_boundaries import Scan as RunScan
 
 from .conftest import DemoScan, Scan, Served, closed
@@ -110,7 +111,7 @@ def test_the_demos_run_gives_the_same_frames_as_over_our_own_messages(
     same_as_ours("pyneal+tcp://127.0.0.1:0", RUN_ID, connect)
 
 
-@pytest.mark.parametrize(("dtype", "tr"), [("float64", "1.3333"), ("uint16", "1333.3333")])
+@pytest.mark.parametrize(("dtype", "tr"), [("int64", "1.3333"), (">i2", "1333.3333")])
 def test_runs_are_recorded_and_each_volume_is_answered_once_it_is(
     serve: Callable[..., Served],
     pyneal: Callable[[str], Pyneal],
@@ -150,7 +151,8 @@ def test_a_run_that_cannot_be_decoded_stops_the_scanner_and_the_next_is_taken(
         ("got volume 12", scanner.send(12, voxels, affine)),
         ("expected two frames", scanner.say(b"{}", b"", b"")),
         ("volIdx", scanner.say(b"{}", b"")),
-        ("float16", scanner.send(0, voxels, affine, dtype="float16")),
+        ("complex64", scanner.send(0, voxels, affine, dtype="complex64")),
+        ("which float64 holds exactly", scanner.send(0, voxels.astype(np.int64) + 2**60, affine)),
         ("expected 432 bytes", scanner.say(json.dumps(header(affine)).encode(), b"short")),
     ):
         assert reply.startswith("STOP: ")
@@ -309,6 +311,37 @@ def test_a_tr_is_in_seconds_or_milliseconds(tr: object, tr_s: float) -> None:
     assert parse(memoryview(json.dumps(header(AFFINE) | {"TR": tr}).encode()))[2] == pytest.approx(tr_s)
 
 
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("dtype", ["?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8"])
+def test_voxels_of_any_numbers_are_recorded_without_a_loss(dtype: str, order: str) -> None:
+    """The extremes too; of integers of 8 bytes, those that float64 holds."""
+    sent = np.dtype(dtype).newbyteorder(order)
+    voxels = np.arange(216).reshape(6, 6, 6).astype(sent)
+    if sent.kind in "iu":
+        limits = np.iinfo(sent)
+        voxels[0, 0, 0], voxels[5, 5, 5] = max(limits.min, -(2**53)), min(limits.max, 2**53)
+    for name in (sent.str, sent.name if order == "<" else sent.str):
+        said = msgspec.convert(header(AFFINE) | {"dtype": name}, Header)
+        recorded, payload = taken(said, memoryview(voxels.tobytes()))
+        assert recorded in wire.DTYPES
+        read = np.frombuffer(payload, dtype=np.dtype(recorded).newbyteorder("<")).reshape(6, 6, 6)
+        assert np.array_equal(read.astype(sent), voxels)
+
+
+@pytest.mark.parametrize("value", [2**53 + 1, -(2**53) - 1, 2**63 - 1])
+def test_integers_that_would_be_changed_are_refused(value: int) -> None:
+    voxels = np.full((6, 6, 6), value)
+    with pytest.raises(WireError, match="send float64"):
+        taken(msgspec.convert(header(AFFINE) | {"dtype": "int64"}, Header), memoryview(voxels.tobytes()))
+
+
+@given(dtype=st.one_of(st.text(max_size=16), st.text("<>=|biufcOSV0123456789,()", max_size=16)))
+def test_any_dtype_is_recorded_or_refused_and_nothing_else(dtype: str) -> None:
+    said = msgspec.convert(header(AFFINE) | {"dtype": dtype}, Header)
+    with contextlib.suppress(WireError):
+        assert taken(said, memoryview(bytes(432)))[0] in wire.DTYPES
+
+
 scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20))
 values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=5), max_leaves=20)
 
@@ -319,7 +352,6 @@ def test_a_header_with_any_values_is_valid_or_refused_and_nothing_else(changes: 
     with contextlib.suppress(WireError):
         said, affine, tr_s = parse(frame)
         assert 0 <= said.volIdx <= 100_000
-        assert said.dtype in wire.DTYPES
         assert all(1 <= edge <= 1_024 for edge in said.shape)
         assert [len(row) for row in affine] == [4, 4, 4, 4]
         assert isinstance(tr_s, float)

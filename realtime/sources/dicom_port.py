@@ -1,0 +1,277 @@
+"""A port where scanners and PACS nodes store DICOM objects (C-STORE), by pynetdicom, within limits.
+
+pynetdicom speaks the protocol, each association in a thread of its own. What it does not limit is limited
+here: who may connect, how many do, how long a silent one stays, and how much one sends before it is heard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import socketserver
+import ssl
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pynetdicom._config
+from pydicom import Dataset
+from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
+
+from realtime.errors import ServeError
+from realtime.network.hosts import Hosts
+
+SUCCESS = 0x0000
+NOT_SUPPORTED = 0x0122
+"""The SOP class is refused."""
+OUT_OF_RESOURCES = 0xA700
+CANNOT_UNDERSTAND = 0xC000
+
+MOST_OBJECT_BYTES = 64 * 2**20
+"""A volume of 256 x 256 x 256 voxels of 4 bytes."""
+MOST_CONNECTIONS = 8
+SILENT_TURN_S = 10.0
+"""A connection that was silent for so long gives way to another, if there are too many."""
+PATIENCE_S = 5.0
+"""Time for the TLS handshake and for the request of an association."""
+STUCK_S = 30.0
+"""A peer that begins a message and does not go on for so long is let go."""
+
+_PDU_BYTES = 2**17
+_MOST_PDU_BYTES = 2**20
+"""Also of a request for an association, which may be longer than what is announced for objects."""
+_MOST_WAITING = 2
+"""Messages of an association that wait; without an agreement a sender waits for each answer."""
+
+_QUICK_ACK: int | None = getattr(socket, "TCP_QUICKACK", None)
+"""Linux only."""
+
+_log = logging.getLogger(__name__)
+logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # it logs what peers do wrong, with tracebacks
+pynetdicom._config.LOG_HANDLER_LEVEL = "none"
+
+Store = Callable[[str, bytes], tuple[int, str]]
+"""Takes the UID of an object and its bytes as a file, and returns status and comment; called in threads."""
+
+
+class StorePort:
+    """Listens until it is closed.
+
+    :param title: the application entity title that senders must call; None lets them call any
+    :param classes: SOP classes that are stored, with the transfer syntaxes in which they are taken
+    :raises ServeError: when it cannot listen
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        title: str | None,
+        hosts: Hosts,
+        tls: ssl.SSLContext | None,
+        classes: dict[str, list[str]],
+        store: Store,
+    ) -> None:
+        self._classes = classes
+        self._store = store
+        entity = AE(title or "REALTIME")
+        entity.require_called_aet = title is not None
+        entity.maximum_pdu_size = _PDU_BYTES
+        entity.maximum_associations = 2 * MOST_CONNECTIONS  # the port itself limits them
+        entity.acse_timeout = PATIENCE_S
+        entity.add_supported_context(Verification)
+        for context in AllStoragePresentationContexts:
+            # Classes that are not stored are negotiated too, so that their sender gets a status.
+            syntaxes = classes.get(str(context.abstract_syntax), ALL_TRANSFER_SYNTAXES)
+            entity.add_supported_context(str(context.abstract_syntax), syntaxes)
+        handlers: list[Any] = [
+            (evt.EVT_C_STORE, self._on_store),
+            (evt.EVT_ESTABLISHED, self._on_established),
+            (evt.EVT_REJECTED, self._on_rejected),
+        ]
+        try:
+            self._server: Any = entity.make_server(
+                (host, port), evt_handlers=handlers, server_class=_Server, hosts=hosts, tls=tls
+            )
+        except OSError as error:
+            raise ServeError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+        self.port = int(self._server.server_address[1])
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True, name="dicom-port")
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop listening, and end all associations."""
+        socketserver.BaseServer.shutdown(self._server)
+        self._server.server_close()
+        self._server.end_all()
+
+    def _on_store(self, event: Any) -> Dataset | int:
+        sop_class = event.request.AffectedSOPClassUID
+        if sop_class not in self._classes:
+            name = sop_class.name if sop_class else "none"
+            _log.warning("refused an object of class %s from %s: expected MR images", name, _peer(event))
+            return _status(NOT_SUPPORTED, "expected MR images")
+        status, comment = self._store(str(event.request.AffectedSOPInstanceUID), event.encoded_dataset())
+        return _status(status, comment)
+
+    def _on_established(self, event: Any) -> None:
+        self._server.peers[event.assoc].is_established = True
+        for context in event.assoc.rejected_contexts:
+            if (taken := self._classes.get(str(context.abstract_syntax))) is not None:
+                _log.warning(
+                    "%s offers %s in %s, which are not taken; these are: %s",
+                    _peer(event),
+                    context.abstract_syntax.name,
+                    ", ".join(each.name for each in context.transfer_syntax),
+                    ", ".join(taken),
+                )
+
+    def _on_rejected(self, event: Any) -> None:
+        called = event.assoc.requestor.primitive.called_ae_title
+        _log.warning(
+            "refused an association of %s, which calls %r: expected %r",
+            _peer(event),
+            called,
+            event.assoc.ae.ae_title,
+        )
+
+
+@dataclass(eq=False)
+class _Peer:
+    """What one connection does."""
+
+    connection: socket.socket
+    heard_s: float = field(default_factory=time.monotonic)
+    n_bytes: int = 0
+    """Of the message that is not complete yet."""
+    is_established: bool = False
+
+    def may_give_way(self) -> bool:
+        return not self.is_established or time.monotonic() - self.heard_s > SILENT_TURN_S
+
+
+class _Handler(RequestHandler):
+    """Limits what the peer of one connection can send."""
+
+    server: _Server
+
+    def _create_association(self) -> Any:
+        made: Any = super()._create_association()
+        made.dul.daemon = True
+        peer = self.server.peers[made] = self.server.connected[self.request]
+        read = made.dul.socket.recv
+
+        def receive(n_bytes: int) -> bytearray:
+            peer.n_bytes += n_bytes
+            if n_bytes > _MOST_PDU_BYTES or peer.n_bytes > MOST_OBJECT_BYTES:
+                _log.warning("closed a connection: expected an object of at most %d bytes", MOST_OBJECT_BYTES)
+                raise OSError("too long")
+            if made.dimse.msg_queue.qsize() > _MOST_WAITING:
+                _log.warning("closed a connection: expected a sender that waits for answers")
+                raise OSError("too many")
+            peer.heard_s = time.monotonic()
+            if _QUICK_ACK:  # a sender that collects small packets would wait 40 ms for each object
+                peer.connection.setsockopt(socket.IPPROTO_TCP, _QUICK_ACK, 1)
+            received: bytearray = read(n_bytes)
+            return received
+
+        def is_complete(_: Any) -> None:
+            peer.n_bytes = 0
+
+        made.dul.socket.recv = receive
+        made.bind(evt.EVT_DIMSE_RECV, is_complete)
+        return made
+
+
+class _Server(ThreadedAssociationServer):
+    """Accepts connections, of some machines, and not too many."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(
+        self, *arguments: Any, hosts: Hosts, tls: ssl.SSLContext | None, evt_handlers: list[Any]
+    ) -> None:
+        self._hosts = hosts
+        self._tls = tls
+        self._lock = threading.Lock()
+        self.connected: dict[socket.socket, _Peer] = {}
+        """Connections in the order in which they came."""
+        self.peers: weakref.WeakKeyDictionary[Any, _Peer] = weakref.WeakKeyDictionary()
+        """The same by their associations."""
+        super().__init__(*arguments, evt_handlers, _Handler)  # type: ignore[call-arg]
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        assert self.socket, "it listens"
+        connection, address = self.socket.accept()
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.settimeout(PATIENCE_S)
+        if self._tls:  # the handshake is done by the connection's thread, so that nobody waits for it
+            connection = self._tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        return connection, address
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        if client_address[0] not in self._hosts:
+            _log.warning(
+                "refused a connection from %s: expected this machine, or one that --allow names",
+                client_address[0],
+            )
+            return False
+        with self._lock:
+            self.connected = {each: peer for each, peer in self.connected.items() if each.fileno() != -1}
+            if len(self.connected) >= MOST_CONNECTIONS and not self._make_room():
+                _log.warning(
+                    "refused a connection from %s: %d others send", client_address[0], MOST_CONNECTIONS
+                )
+                return False
+            self.connected[request] = _Peer(request)
+        return True
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        if self._tls:
+            request.do_handshake()
+        request.settimeout(STUCK_S)
+        super().finish_request(request, client_address)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        _log.warning("closed a connection from %s: %s", client_address[0], sys.exception())
+
+    def end_all(self) -> None:
+        for connection in self.connected:
+            _end(connection)
+
+    def _make_room(self) -> bool:
+        """End the connection that was silent for the longest time, if it was silent for long."""
+        silent = min(self.connected.values(), key=lambda peer: (peer.is_established, peer.heard_s))
+        if not silent.may_give_way():
+            return False
+        del self.connected[silent.connection]
+        _end(silent.connection)
+        return True
+
+
+def _end(connection: socket.socket) -> None:
+    """End a connection; the thread that reads it notices and closes it."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+def _peer(event: Any) -> str:
+    requestor = event.assoc.requestor
+    return f"{requestor.ae_title!r} at {requestor.address}"
+
+
+def _status(code: int, comment: str) -> Dataset:
+    status = Dataset()
+    status.Status = code
+    if comment:
+        status.ErrorComment = comment[:64]
+    return status
