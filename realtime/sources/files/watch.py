@@ -44,9 +44,7 @@ LOOKED_AT_AGAIN = 500
 NEWEST_LOOKED_AT_AGAIN = 50
 """So many of them are those that were finished last."""
 BACKLOG_AT_ONCE = 200
-"""So many files that existed before are taken up at once, so that new ones do not wait for all of them."""
-OLDEST_OF_RUN_S = 6 * 3600.0
-"""Files that are older than the newest file by more than this belong to no run that is still open."""
+"""So many files that existed before are taken up at once."""
 LISTED_AT_LEAST_S = 1.0
 """While files come by events, or settle, folders are listed so often only: a large one takes long."""
 UNFINISHED = (".part", ".partial", ".filepart", ".crdownload", ".tmp", ".temp", ".lock")
@@ -99,17 +97,18 @@ class Files:
     """The files of a folder; what each holds is reported once.
 
     :param patience_s: an incomplete file that has not changed for this time is given up
+    :param longest_s: files older than the newest by more than this are of no run that is still open
     :raises ServeError: when the folder does not exist
     """
 
-    def __init__(self, folder: Path, patience_s: float) -> None:
+    def __init__(self, folder: Path, patience_s: float, longest_s: float = 86_400.0) -> None:
         self.tree = Tree(folder)
         self._before = {
             name: _file_state(seen) for name in self.tree.all() if (seen := _seen(self.tree.path(name)))
         }
         self._patience_s = patience_s
-        self._backlog = self._of_an_open_run()
-        """Names of files that existed before, the newest last, that are still to be read."""
+        self._backlog = self._of_an_open_run(longest_s)
+        """Names of files that existed before and are still to be read, the oldest first."""
         self._waiting: dict[str, _Waiting] = {}
         self._done = self._before.copy()
         """States of the files that were reported or ignored."""
@@ -174,14 +173,17 @@ class Files:
 
     def _changed(self, now_s: float) -> list[tuple[str, _FileState]]:
         """Return unfinished regular files and their states, sorted by time of modification."""
-        is_urgent = bool(self._touched) or any(waiting.read_s is None for waiting in self._waiting.values())
-        names = dict.fromkeys([*self._touched, *self._waiting])
-        self._touched.clear()
-        if not is_urgent or now_s - self._listed_s >= LISTED_AT_LEAST_S:
-            self._listed_s = now_s
-            names |= dict.fromkeys(self.tree.new(now_s, self._done))
-        names |= dict.fromkeys(self._turn())
-        names |= dict.fromkeys(self._next_of_backlog())
+        is_settling = any(waiting.read_s is None for waiting in self._waiting.values())
+        is_urgent = is_settling or bool(self._touched)
+        names = dict.fromkeys(self._waiting)
+        if self._backlog:  # its numbers say where a series begins, so what came later is looked at later
+            names |= dict.fromkeys([] if is_settling else self._next_of_backlog())
+        else:
+            names |= dict.fromkeys([*self._touched, *self._turn()])
+            self._touched.clear()
+            if not is_urgent or now_s - self._listed_s >= LISTED_AT_LEAST_S:
+                self._listed_s = now_s
+                names |= dict.fromkeys(self.tree.new(now_s, self._done))
         found, to_see = [], list(names)
         while to_see:
             name = to_see.pop()
@@ -204,18 +206,14 @@ class Files:
                 return
             yield name
 
-    def _of_an_open_run(self) -> list[str]:
-        oldest_ns = (
-            max((mtime_ns for _, mtime_ns in self._before.values()), default=0) - OLDEST_OF_RUN_S * 1e9
-        )
+    def _of_an_open_run(self, longest_s: float) -> list[str]:
+        oldest_ns = max((mtime_ns for _, mtime_ns in self._before.values()), default=0) - longest_s * 1e9
         recent = [name for name, (_, mtime_ns) in self._before.items() if mtime_ns >= oldest_ns]
         return sorted(recent, key=lambda name: (self._before[name][1], name))
 
     def _next_of_backlog(self) -> list[str]:
-        """Take up some files that existed before, once no other file waits."""
-        if self._waiting:
-            return []
-        names = self._backlog[:BACKLOG_AT_ONCE]  # the oldest, whose numbers say where the series begins
+        """Take up some files that existed before."""
+        names = self._backlog[:BACKLOG_AT_ONCE]
         del self._backlog[:BACKLOG_AT_ONCE]
         for name in names:
             if self._done.get(name) == self._before[name]:
