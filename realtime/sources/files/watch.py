@@ -13,6 +13,7 @@ import os
 import stat
 import time
 import zlib
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -103,9 +104,7 @@ class Files:
 
     def __init__(self, folder: Path, patience_s: float, longest_s: float = 86_400.0) -> None:
         self.tree = Tree(folder)
-        self._before = {
-            name: _file_state(seen) for name in self.tree.all() if (seen := _seen(self.tree.path(name)))
-        }
+        self._before = {name: _file_state(seen) for name in self.tree.all() if (seen := self.tree.seen(name))}
         self._patience_s = patience_s
         self._backlog = self._of_an_open_run(longest_s)
         """Names of files that existed before and are still to be read, the oldest first."""
@@ -120,7 +119,8 @@ class Files:
         self._usual_zeros = UsualZeros()
         self._unreported: Iterator[Found] = iter(())
         """What the last file that was read holds besides what was reported."""
-        self._touched: set[str] = set()
+        self._touched: deque[str] = deque()
+        """Filled while a poll may run in another thread."""
         self._listed_s = float("-inf")
         self._turns: Iterator[str] = iter(())
         self._said: set[str] = set()
@@ -146,7 +146,7 @@ class Files:
 
     def touch(self, paths: Iterable[str]) -> None:
         """Look at these files at the next poll; the file system says that something happened to them."""
-        self._touched |= {name for path in paths if (name := self.tree.name(path)) and not _is_hidden(name)}
+        self._touched.extend(name for path in paths if (name := self.tree.name(path)))
 
     def look(self, now_s: float) -> Iterator[Found]:
         """Poll the folder and yield what the files hold that are complete now.
@@ -169,7 +169,7 @@ class Files:
         """Report a file again at the next poll."""
         self._runs.pop(name, None)
         if self._done.pop(name, None):
-            self._touched.add(name)
+            self._touched.append(name)
 
     def _changed(self, now_s: float) -> list[tuple[str, _FileState]]:
         """Return unfinished regular files and their states, sorted by time of modification."""
@@ -179,15 +179,16 @@ class Files:
         if self._backlog:  # its numbers say where a series begins, so what came later is looked at later
             names |= dict.fromkeys([] if is_settling else self._next_of_backlog())
         else:
-            names |= dict.fromkeys([*self._touched, *self._turn()])
-            self._touched.clear()
+            while self._touched:
+                names[self._touched.popleft()] = None
+            names |= dict.fromkeys(self._turn())
             if not is_urgent or now_s - self._listed_s >= LISTED_AT_LEAST_S:
                 self._listed_s = now_s
                 names |= dict.fromkeys(self.tree.new(now_s, self._done))
         found, to_see = [], list(names)
         while to_see:
             name = to_see.pop()
-            seen = _seen(self.tree.path(name))
+            seen = self.tree.seen(name)
             if seen and stat.S_ISDIR(seen.st_mode):
                 to_see += self.tree.add(name, now_s, self._done)
             elif seen and self._done.get(name) != _file_state(seen) and self._is_to_be_read(name, seen):
@@ -319,7 +320,7 @@ class Files:
         is_whole = (
             not self._usual_zeros.are_unusual(kind, data)
             or now_s - waiting.same_s >= min(hollow_s, self._patience_s / 2)
-            or any(_seen(self.tree.path(each)) for each in (f"{name}{DONE}", stem(name) + DONE))
+            or any(self.tree.seen(each) for each in (f"{name}{DONE}", stem(name) + DONE))
         )
         if is_whole:
             self._usual_zeros.learn(kind, data)
@@ -376,20 +377,9 @@ class Files:
             _log.log(level, text, *arguments)
 
 
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.split("/"))
-
-
 def _kind(name: str) -> str:
     """Return what files of one series have in common."""
     return f"{name.rpartition('/')[0]}/{suffix(name)}"
-
-
-def _seen(path: str) -> os.stat_result | None:
-    try:
-        return os.stat(path, follow_symlinks=False)
-    except OSError:  # it was renamed or deleted after it was listed, or its folder is away
-        return None
 
 
 def _file_state(seen: os.stat_result) -> _FileState:
