@@ -112,6 +112,29 @@ def test_a_file_of_full_size_is_taken_when_its_bytes_have_come(
     assert np.array_equal(found.holds.voxels, voxels())
 
 
+def test_bytes_that_come_without_a_word_of_the_file_system_are_waited_for(watched: Watched) -> None:
+    """Shares may tell size and time of modification of a file only when it is closed."""
+    path, data = watched.folder / "run_0001.nii", image().to_bytes()
+    for part in (0.2, 0.6, 0.9, 1.0):
+        path.write_bytes(allocated(data, part))
+        os.utime(path, (0, 0))
+        found = watched.after(FIRST_HOLLOW_S - 0.3)
+        assert len(found) == (part == 1.0)
+    assert np.array_equal(found[0].holds.voxels, voxels())
+
+
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.99])
+def test_a_whole_version_replaces_one_that_was_given_up(
+    watched: Watched, part: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = image().to_bytes()
+    watched.write("run_0001.nii", data[: int(len(data) * part)])
+    assert watched.after(PATIENCE_S + 1) == []
+    assert "its volume is missing" in caplog.text
+    watched.write("run_0001.nii", data)
+    assert numbers(watched.after(0.3)) == [1]
+
+
 def test_what_looks_whole_is_taken_at_once(watched: Watched) -> None:
     watched.write("run_0001.nii", image().to_bytes())
     assert numbers(watched.after(2.5 * SETTLE_S)) == [1]
