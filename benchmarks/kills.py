@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from machine import machine
-from runtime import PATIENCE_S, Runtime, replay, start
+from runtime import PATIENCE_S, Runtime, is_reported, replay, start
 
 from nsd import Layout, Run
 from realtime import wire
@@ -101,7 +101,7 @@ class Trial:
         if scanner.returncode:
             said = (self.work / "sim.log").read_text()
             raise SystemExit(f"the scanner failed; it printed: {said[-4000:]}")
-        self._wait_until(lambda: (self.folder / "report.html").exists(), f"the report in {self.folder}")
+        self._wait_until(lambda: is_reported(self.folder), f"the report in {self.folder}")
         self.runtime.stop()
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -55,6 +56,14 @@ def find_url(said: str) -> str:
     """The page's URL, from what a runtime printed; empty: it has not said so yet."""
     found = re.search(r"\b(https?://\S+)\s", said)
     return found[1] if found else ""
+
+
+def is_reported(folder: Path) -> bool:
+    """Whether a run is closed and its last file is there; a runtime that is stopped reports open runs too."""
+    info, report = folder / "run.json", folder / "report.html"
+    if not report.exists() or json.loads(info.read_text())["state"] != "closed":
+        return False
+    return report.stat().st_mtime_ns >= info.stat().st_mtime_ns
 
 
 class Runtime:

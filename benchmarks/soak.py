@@ -31,7 +31,7 @@ import numpy as np
 from attacks import Target, duplicates, garbage, http_requests
 from kills import LAST_SHARE
 from machine import machine
-from runtime import PATIENCE_S, Runtime
+from runtime import PATIENCE_S, Runtime, is_reported
 
 from realtime import wire
 from realtime.bundle.bundle import Bundle
@@ -119,7 +119,7 @@ def one_run(
         disturbing.result()
     folder = out / scan.start.run_id
     deadline_s = time.monotonic() + PATIENCE_S
-    while not (folder / "report.html").exists() and time.monotonic() < deadline_s:  # the last file
+    while not is_reported(folder) and time.monotonic() < deadline_s:
         runtime.check()
         time.sleep(0.05)
     recorded = read_recorded(folder)

@@ -74,6 +74,22 @@ TensorRT, the GPU architecture and the graphs that it was built for; build again
 """
 
 
+_REFERENCE_DESCRIPTION = """\
+Write a copy of a bundle with a reference volume: where the subject's head lies on the grid of the bundle's
+region. Runs on any other grid are then registered to it, so that the subject can come back for another
+session, and to another scanner. A bundle without one takes only volumes on its region's own grid.
+"""
+
+_REFERENCE_EPILOG = """\
+example:
+
+  python -m export reference bundles/sub-01 --image mean.nii.gz --out bundles/sub-01-anywhere
+  realtime serve --subject 1 --bundle bundles/sub-01-anywhere --source folder:/mnt/scanner --volumes 226
+
+The image is best the mean of the volumes that the decoder was trained on. It may have another grid than the
+region, but must be in its space (for NSD: func1pt8mm/mean.nii.gz).
+"""
+
 _SIGN_DESCRIPTION = """\
 Sign a bundle, so that others can check who made it. Its files are checked first; the signature is written
 beside bundle.json, which names the SHA-256 of every other file. The format is minisign's: a key of that tool
@@ -168,6 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--name", help="name that the runtime shows (default: the subject, as sub-01)")
     command.set_defaults(run=_bundle)
     _add_bank(commands)
+    _add_reference(commands)
     _add_engines(commands)
     _add_signing(commands)
     return parser
@@ -194,6 +211,22 @@ def _add_bank(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     command.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="folder of the bank")
     command.set_defaults(run=_bank)
+
+
+def _add_reference(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "reference",
+        help="give a bundle a reference volume, for other sessions and grids",
+        description=_REFERENCE_DESCRIPTION,
+        epilog=_REFERENCE_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
+    command.add_argument(
+        "--image", type=Path, required=True, metavar="FILE", help="NIfTI volume in the space of the region"
+    )
+    command.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="folder of the copy")
+    command.set_defaults(run=_reference)
 
 
 def _add_engines(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -278,6 +311,14 @@ def _bank(options: argparse.Namespace) -> None:
     made = make_bank(options.general, options.specialised, options.out)
     names = ", ".join(decoder.name for decoder in made.spec.decoders)
     print(f"{options.out}: {names}; {len(made.spec.graphs)} graphs, sha256 {made.sha256}")
+    print(f"serve it: realtime serve --subject {made.spec.subject} --bundle {options.out}")
+
+
+def _reference(options: argparse.Namespace) -> None:
+    from export.bundle.reference import add_reference
+
+    made = add_reference(options.bundle, options.image, options.out)
+    print(f"{options.out}: registers other grids to {made.spec.reference}, sha256 {made.sha256}")
     print(f"serve it: realtime serve --subject {made.spec.subject} --bundle {options.out}")
 
 

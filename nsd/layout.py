@@ -37,6 +37,16 @@ class Layout:
         """The nsdgeneral ROI: > 0 inside, 0 other cortex, -1 outside cortex."""
         return self.root / "nsddata" / "ppdata" / f"subj{subject:02d}" / _SPACE / "roi" / "nsdgeneral.nii.gz"
 
+    def mean(self, subject: int) -> Path:
+        """The mean functional volume, ``[x, y, z]``, in the coordinates of the series."""
+        return self.root / "nsddata" / "ppdata" / f"subj{subject:02d}" / _SPACE / "mean.nii.gz"
+
+    def raw(self, subject: int, session: int, run: int, ending: str) -> Path:
+        """A file of the raw side of a run, in BIDS, such as ``ending`` ``bold.json``."""
+        place = f"sub-{subject:02d}_ses-nsd{session:02d}"
+        folder = self.root / "nsddata_rawdata" / f"sub-{subject:02d}" / f"ses-nsd{session:02d}" / "func"
+        return folder / f"{place}_task-nsdcore_run-{run:02d}_{ending}"
+
     def expdesign(self) -> Path:
         """Orderings and image lists of the whole experiment (MATLAB, 1-based)."""
         return self.root / "nsddata" / "experiments" / "nsd" / "nsd_expdesign.mat"

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 
 from realtime.commands.decode import add_decode
 from realtime.commands.demo import add_demo
-from realtime.commands.engines import add_bench, add_doctor
+from realtime.commands.doctor import add_doctor
+from realtime.commands.engines import add_bench
 from realtime.commands.keys import add_keys
 from realtime.commands.page import add_page
 from realtime.commands.record import add_record
 from realtime.commands.replay import add_replay
 from realtime.commands.report import add_report
+from realtime.commands.seal import add_seal
 from realtime.commands.serve import add_serve
 from realtime.errors import RealtimeError
 
@@ -53,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     add_keys(commands)
     add_replay(commands)
     add_report(commands)
+    add_seal(commands)
     add_record(commands)
     add_decode(commands)
     add_page(commands)

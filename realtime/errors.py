@@ -4,6 +4,7 @@ RealtimeError
 ├── WireError        a message is refused
 ├── BundleError      a bundle cannot be read or trusted
 ├── PreprocessError  volumes and settings are inconsistent
+├── RegistrationError  a volume shows no head, or not where the reference's is
 ├── EngineError      a graph cannot be loaded or run
 ├── RecordError      a run folder cannot be written or continued
 │   └── RecordGoneError    it was deleted, replaced or cut while it was written
@@ -31,6 +32,10 @@ class BundleError(RealtimeError):
 
 class PreprocessError(RealtimeError):
     """Volumes, ROI or settings are inconsistent."""
+
+
+class RegistrationError(RealtimeError):
+    """How the head lies in a volume cannot be found; no position is better than a wrong one."""
 
 
 class EngineError(RealtimeError):

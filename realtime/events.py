@@ -48,6 +48,39 @@ class DecoderUsed(msgspec.Struct, frozen=True, kw_only=True):
     """Volumes from a picture's onset to the last volume of the window that shows it."""
 
 
+class Motion(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the head lies at a volume, against the run's first (see :mod:`realtime.registration.rigid`)."""
+
+    trans_x: float
+    """mm to the right; y to the front, z to the top."""
+    trans_y: float
+    trans_z: float
+    rot_x: float
+    """rad, about the axis that points to the right; then y and z."""
+    rot_y: float
+    rot_z: float
+    framewise_displacement: float | None
+    """mm since the volume before (Power et al. 2012); None where that one was not registered."""
+    rmsd: float | None
+    """mm since the volume before, RMS over a sphere of 80 mm (Jenkinson 1999)."""
+
+    def in_mm(self) -> tuple[float, ...]:
+        """The six parameters, rotations as arcs on a sphere of 50 mm: numbers of one size."""
+        turns = (self.rot_x, self.rot_y, self.rot_z)
+        return (self.trans_x, self.trans_y, self.trans_z, *(50.0 * turn for turn in turns))
+
+
+class Quality(msgspec.Struct, frozen=True, kw_only=True):
+    """What one volume is like: columns of the confounds table (:mod:`realtime.record.tables`)."""
+
+    volume: int
+    motion: Motion | None = None
+    """None where volumes are not registered, or this one could not be."""
+    dvars: float | None = None
+    global_signal: float | None = None
+    tsnr: float | None = None
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status", tag_field="kind"):
     """The state of the run; sent on every change, and first to every new listener."""
 
@@ -67,8 +100,10 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status", tag_field=
     run_folder: str | None
     statistics: str = ""
     """The statistics that the run began with, in words."""
+    quality: Quality | None = None
+    """Of the newest volume."""
     alarm: str = ""
-    """Why recording has stopped, so that no volume is acknowledged; empty while the disk works."""
+    """Why volumes or results are not recorded, or a run is not sealed; empty while all is well."""
     message: str
     """The latest message to the operator, such as why a volume was skipped, or that a run was resumed."""
 

@@ -52,6 +52,11 @@ Affine = tuple[Row4, Row4, Row4, Row4]
 T = TypeVar("T")
 
 
+def _check_finite(affine: Affine) -> None:
+    if not all(math.isfinite(number) for row in affine for number in row):
+        raise ValueError(f"expected a finite affine, got {affine}")
+
+
 class _Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of all messages. Values are validated when a header is decoded, not when a message is created."""
 
@@ -72,8 +77,7 @@ class RunStart(_Message, frozen=True, kw_only=True, tag="run_start", tag_field="
     """Known to the process that sends the run only; tells it from others with the same key."""
 
     def __post_init__(self) -> None:
-        if not all(math.isfinite(number) for row in self.affine for number in row):
-            raise ValueError(f"expected a finite affine, got {self.affine}")
+        _check_finite(self.affine)
         if self.volume_bytes > MAX_VOLUME_BYTES:
             raise ValueError(f"expected volumes of at most {MAX_VOLUME_BYTES} bytes, got {self.volume_bytes}")
 
@@ -91,10 +95,14 @@ class Volume(_Message, frozen=True, kw_only=True, tag="volume", tag_field="kind"
     """End of its acquisition, in seconds since the run's start, by the scanner's clock."""
     crc32: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] | None = None
     """CRC-32 of the header without this field and of the voxels; ZeroMQ scanners must send it."""
+    affine: Affine | msgspec.UnsetType = msgspec.UNSET
+    """Of this volume, where the scanner moved its slices within the run (prospective motion correction)."""
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.acquired_s):
             raise ValueError(f"expected a finite acquisition time, got {self.acquired_s}")
+        if self.affine is not msgspec.UNSET:
+            _check_finite(self.affine)
 
 
 class Marker(_Message, frozen=True, kw_only=True, tag="marker", tag_field="kind"):

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
-import secrets
-import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from nsd import N_IMAGES, NsdError
 from realtime.errors import RealtimeError
 from sim.errors import SimError
+
+_SHIPPED = Path("raw.toml of this package")
+"""Stands for the shipped settings where an option has no file."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_synthesize(commands)
     _add_replay(commands)
+    _add_play(commands)
     _add_excerpt(commands)
     _add_betas(commands)
     return parser
@@ -46,9 +46,9 @@ def _add_synthesize(commands: argparse._SubParsersAction[argparse.ArgumentParser
         "synthesize",
         help="write a synthetic subject in the layout of the Natural Scenes Dataset",
         description="Write a synthetic subject in NSD's layout: pictures, experimental design, region of "
-        "interest and the runs of the first N sessions. The result depends on --seed only; an interrupted "
-        "command continues when it is run again. A session takes about 10 s and 24 MB, all 73 000 pictures 2 "
-        "minutes and 290 MB.",
+        "interest, mean functional volume with the head around it, and the runs of the first N sessions. The "
+        "result depends on --seed only; an interrupted command continues when it is run again. A session "
+        "takes about 10 s and 24 MB, all 73 000 pictures 2 minutes and 290 MB.",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="root of the data set")
     parser.add_argument("--subject", type=int, default=1, help="subject number, 1 to 8 (default 1)")
@@ -69,13 +69,28 @@ def _add_synthesize(commands: argparse._SubParsersAction[argparse.ArgumentParser
         help="write the first N pictures to the stimulus file; 0 writes none, since replay can draw them "
         "(default all)",
     )
+    parser.add_argument(
+        "--raw",
+        type=Path,
+        nargs="?",
+        const=_SHIPPED,
+        metavar="TOML",
+        help="also write the raw side: for each session the scanner's grid and where the head lies, for "
+        "each run how the head moves, as desc-truth_timeseries.tsv (BIDS, under nsddata_rawdata). It takes "
+        "a few kB: `replay --raw` draws the raw volumes when it sends them. The settings are grid, "
+        "position, motion, TR and slice timing (default: sim/raw.toml)",
+    )
     parser.set_defaults(command=_synthesize)
 
 
 def _synthesize(arguments: argparse.Namespace) -> int:
+    from sim.raw_settings import read_raw_settings
     from sim.settings import read_settings
     from sim.synthesize import synthesize
 
+    raw = None
+    if arguments.raw:
+        raw = read_raw_settings(None if arguments.raw == _SHIPPED else arguments.raw)
     provenance = synthesize(
         arguments.out,
         settings=read_settings(arguments.settings),
@@ -83,6 +98,7 @@ def _synthesize(arguments: argparse.Namespace) -> int:
         subject=arguments.subject,
         n_sessions=arguments.sessions,
         n_stimuli=arguments.pictures,
+        raw=raw,
     )
     low, median, high = provenance.share_quartiles(arguments.subject)
     print(f"share of variance that pictures evoke: median {median:.3f}, quartiles {low:.3f} and {high:.3f}")
@@ -101,26 +117,25 @@ def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "replay",
         help="simulate a scanner: send a recorded run to a runtime, volume by volume",
         description="Send a run of a data set in NSD's layout to a runtime, volume by volume at the scan's "
-        "pace, with the pictures that were shown. Volumes that the runtime has not acknowledged are sent "
-        "again after a restart of either side: the same command continues at the first volume that the "
-        "runtime lacks. Ctrl-C ends the run on both sides.",
+        "pace, with the pictures that were shown. By this project's own messages, volumes that the runtime "
+        "has not acknowledged are sent again after a restart of either side: the same command continues at "
+        "the first volume that the runtime lacks. By the other ways, each volume is sent once, and no "
+        "pictures. Ctrl-C ends the run on both sides.",
     )
     _add_run_options(parser)
     parser.add_argument(
-        "--connect",
-        default="tcp://127.0.0.1:5555",
+        "--raw",
+        action="store_true",
+        help="send the raw side of a synthetic run, as the scanner sees it before motion is corrected; "
+        "`synthesize --raw` writes what it takes",
+    )
+    _add_way_options(parser)
+    parser.add_argument(
+        "--markers",
         metavar="ADDRESS",
-        help="address of the runtime, tcp:// or ipc:// (default tcp://127.0.0.1:5555)",
-    )
-    parser.add_argument(
-        "--keys",
-        type=Path,
-        metavar="DIR",
-        help="the scanner's folder made by `realtime keys` (default: the keys that `realtime serve` made for "
-        "this user's programs on this machine; an ipc:// address needs none)",
-    )
-    parser.add_argument(
-        "--speed", type=float, default=1.0, help="1 is the scan's pace, 8 is eight times as fast (default 1)"
+        help="send the pictures to the runtime's port of --markers, for ways that carry none; at --speed "
+        "1, since the runtime compares their time with the volume's (--keys is then the presentation's "
+        "folder)",
     )
     parser.add_argument(
         "--run-id", metavar="ID", help="name of the run (default: as in sub-01_ses-nsd01_task-nsdcore_run-01)"
@@ -135,8 +150,9 @@ def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         action="append",
         default=[],
         metavar="KIND=RATE",
-        help="inject a fault into each volume with this probability; can be repeated. Faults of the scanner: "
-        "drop, delay, reorder, stall, nan, spike; in transit: corrupt, duplicate, disconnect",
+        help="inject a fault into each volume with this probability; can be repeated. Faults of the "
+        "scanner: drop, delay, reorder, stall, nan, spike; in transit, for tcp:// and ipc:// only: "
+        "corrupt, duplicate, disconnect",
     )
     parser.add_argument(
         "--fault-seed", type=int, default=0, metavar="N", help="seed of the faults (default %(default)s)"
@@ -144,60 +160,51 @@ def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.set_defaults(command=_replay)
 
 
+def _add_way_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--connect",
+        default="tcp://127.0.0.1:5555",
+        metavar="ADDRESS",
+        help="where the volumes go, and how; on one machine it is the runtime's --source. tcp:// or "
+        "ipc://: this project's own messages. pyneal+tcp://HOST:PORT: as Pyneal's scanner side. "
+        "afni+tcp://HOST:PORT?data=PORT: as AFNI's rtfeedme (data port: default 7960). "
+        "dicom://HOST:PORT?aet=NAME&format=FORMAT: to a DICOM node (C-STORE; format: default enhanced). "
+        "folder:/path?format=FORMAT: files, with a format of nifti (the default), pair (.hdr and .img), "
+        "mosaic, enhanced, classic, split (DICOM) or nifti-4d (one file, once the run is over) (default "
+        "%(default)s)",
+    )
+    parser.add_argument(
+        "--keys",
+        type=Path,
+        metavar="DIR",
+        help="the scanner's folder made by `realtime keys` (default: the keys that `realtime serve` made for "
+        "this user's programs on this machine; only tcp:// needs any)",
+    )
+    parser.add_argument(
+        "--speed", type=float, default=1.0, help="1 is the scan's pace, 8 is eight times as fast (default 1)"
+    )
+
+
 def _replay(arguments: argparse.Namespace) -> int:
-    import msgspec
-    from tqdm import tqdm
-
     from nsd import Layout
-    from sim.faults import FaultyLink, FaultyScan, describe, draw_plan, late_tr, parse_rates
-    from sim.recording import Recording
-    from sim.scanner import Scanner, ZmqLink
-    from sim.sender import Sender
-
-    def tell(line: str) -> None:
-        tqdm.write(f"scanner: {line}", file=sys.stderr)
+    from sim.faults import draw_plan, parse_rates
+    from sim.recording import RawRecording, Recording
+    from sim.transmit import transmit
 
     if arguments.stop_with_stdin:
         threading.Thread(target=_exit_at_end_of_input, daemon=True).start()
     numbers = {"subject": arguments.subject, "session": arguments.session, "run": arguments.run}
-    with Recording(Layout(arguments.nsd), **numbers, run_id=arguments.run_id) as recording:
-        plan = draw_plan(parse_rates(arguments.fault), arguments.fault_seed, recording.start)
-        scan = FaultyScan(recording, plan)
-        late = late_tr(plan, scan.start.n_volumes)
-        start = msgspec.structs.replace(scan.start, secret=secrets.token_urlsafe())
-        sender = Sender(start, recording.markers, speed=arguments.speed, late_tr=late)
-        for line in describe(plan):
-            tell(line)
-        with (
-            ZmqLink(arguments.connect, arguments.keys) as link,
-            tqdm(total=sender.start.n_volumes, unit="volume", desc="replay", disable=None) as progress,
-        ):
-            scanner = Scanner(scan, FaultyLink(link, plan), sender, tell=tell)
-            with _interrupts(scanner.interrupt):
-                is_complete = scanner.replay(progress)
-    if not is_complete:
-        tell(f"interrupted; the runtime has {sender.n_held} of {sender.start.n_volumes} volumes")
-        return 130
-    tell(f"run complete: {sender.n_held} volumes acknowledged")
-    return 0
-
-
-@contextlib.contextmanager
-def _interrupts(interrupt: Callable[[], None]) -> Iterator[None]:
-    """Call ``interrupt`` at the first Ctrl-C; the second ends the program at once.
-
-    It raises no exception, because an exception inside a library's callback is printed there and lost.
-    """
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        interrupt()
-
-    before = signal.signal(signal.SIGINT, on_signal)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+    kind = RawRecording if arguments.raw else Recording
+    with kind(Layout(arguments.nsd), **numbers, run_id=arguments.run_id) as recording:
+        return transmit(
+            recording,
+            recording.markers,
+            address=arguments.connect,
+            keys=arguments.keys,
+            speed=arguments.speed,
+            plan=draw_plan(parse_rates(arguments.fault), arguments.fault_seed, recording.start),
+            markers_to=arguments.markers,
+        )
 
 
 def _exit_at_end_of_input() -> None:
@@ -205,6 +212,58 @@ def _exit_at_end_of_input() -> None:
     while os.read(0, 4096):
         pass
     os._exit(130)  # the parent, which runs the runtime, is gone, so the run cannot be ended properly
+
+
+def _add_play(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "play",
+        help="play anyone's 4D NIfTI file, or a folder that a scanner has exported, at its TR",
+        description="Play a recorded run through a runtime, as if it were acquired now. PATH is a 4D file "
+        "that nibabel reads (NIfTI, PAR/REC), whose volumes are sent by any way that --connect knows; or a "
+        "folder of DICOM files, or of NIfTI or PAR/REC files of one volume each, which are copied as they "
+        "are into the folder that a runtime watches (--connect folder:/path), volume by volume, subfolders "
+        "and series in the scanner's order. A runtime that watches, for 300 volumes: `realtime serve "
+        "--source folder:/tmp/watched --volumes 300`; then: `python -m sim play export/ --connect "
+        "folder:/tmp/watched`. Ctrl-C ends it.",
+    )
+    parser.add_argument("path", type=Path, metavar="PATH", help="a 4D file, or a folder of files")
+    _add_way_options(parser)
+    parser.add_argument(
+        "--tr", type=float, metavar="SECONDS", help="TR, where headers do not say it or are wrong"
+    )
+    parser.add_argument(
+        "--series",
+        default="",
+        metavar="TEXT",
+        help="of a folder, play only series with this text in their name",
+    )
+    parser.add_argument(
+        "--subject", type=int, default=1, help="subject number, for this project's own messages (default 1)"
+    )
+    parser.add_argument("--run-id", metavar="ID", help="name of the run (default: after the file)")
+    parser.set_defaults(command=_play)
+
+
+def _play(arguments: argparse.Namespace) -> int:
+    from sim.play import play_file, play_folder
+
+    if arguments.path.is_dir():
+        return play_folder(
+            arguments.path,
+            address=arguments.connect,
+            tr_s=arguments.tr,
+            speed=arguments.speed,
+            only=arguments.series,
+        )
+    return play_file(
+        arguments.path,
+        address=arguments.connect,
+        keys=arguments.keys,
+        tr_s=arguments.tr,
+        speed=arguments.speed,
+        subject=arguments.subject,
+        run_id=arguments.run_id,
+    )
 
 
 def _add_excerpt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -11,11 +11,12 @@ from pathlib import Path
 from nsd import Layout, Run, read_roi
 from nsd.errors import require_file
 from sim.errors import SimError
+from sim.raw import ENDINGS
 from sim.synthetic_json import FILE_NAME, read_provenance
 
 
 def excerpt(source: Path, out: Path, *, subject: int, session: int, run: int) -> list[Path]:
-    """Copy one run with its ROI, design, motion and provenance; return the written files, sorted.
+    """Copy one run with its ROI, design, motion, provenance and raw side; return the written files, sorted.
 
     :raises SimError: when ``source`` is not synthetic (NSD's terms forbid redistribution), or equals ``out``
     :raises NsdError: when the run or the ROI is missing or invalid
@@ -37,6 +38,10 @@ def excerpt(source: Path, out: Path, *, subject: int, session: int, run: int) ->
         (layout.timeseries(*found.key), target.timeseries(*found.key)),
         (source / FILE_NAME, out / FILE_NAME),
     ]
+    if layout.mean(subject).is_file():
+        pairs.append((layout.mean(subject), target.mean(subject)))
+    raw = [(layout.raw(*found.key, ending), target.raw(*found.key, ending)) for ending in ENDINGS]
+    pairs += [pair for pair in raw if pair[0].is_file()]
     for original, copy in pairs:
         require_file(original, "a file of the run to copy")
         copy.parent.mkdir(parents=True, exist_ok=True)

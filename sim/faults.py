@@ -35,6 +35,9 @@ from sim.scanner import Link, RunData
 Kind = Literal["drop", "delay", "reorder", "stall", "nan", "spike", "corrupt", "duplicate", "disconnect"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
+IN_TRANSIT: frozenset[Kind] = frozenset({"corrupt", "duplicate", "disconnect"})
+"""Faults of messages; the others are the scanner's."""
+
 DELAY_TR = (0.5, 5.0)
 STALL_TR = (4.0, 8.0)
 REORDER_TR = 1.25

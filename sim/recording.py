@@ -9,10 +9,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from nsd import Layout, Run, Stimuli, task_runs
+from nsd import TR_S, Layout, Run, Stimuli, task_runs
 from realtime import wire
 from realtime.errors import WireError
 from sim.errors import SimError
+from sim.raw import RawRun
 from sim.scenes import SceneSet
 from sim.synthetic_json import FILE_NAME, read_provenance
 
@@ -42,8 +43,16 @@ class Recording:
             )
         self._run = Run(layout, subject, session, run)
         self._pictures = _open_pictures(layout)
-        self._dtype = _wire_dtype(self._run.dtype)
-        self.start = self._make_start(run_id or default_run_id(self._run))
+        self._dtype = wire_dtype(self._run.dtype)
+        self.start = make_start(
+            run_id=run_id or default_run_id(self._run),
+            subject=subject,
+            tr_s=self._run.tr_s,
+            n_volumes=self._run.n_volumes,
+            shape=self._run.shape,
+            affine=self._run.affine,
+            dtype=self._dtype,
+        )
         self._trials = {trial.onset_volume: trial for trial in self._run.trials}
 
     def __enter__(self) -> Recording:
@@ -59,8 +68,8 @@ class Recording:
         if self._pictures is None:
             return []
         name, run_id = self._pictures.name, self.start.run_id
-        trials = self._trials.values()
-        return [wire.Marker(run_id=run_id, onset_volume=t.onset_volume, name=name(t.image)) for t in trials]
+        trials = self._trials.items()
+        return [wire.Marker(run_id=run_id, onset_volume=at, name=name(trial.image)) for at, trial in trials]
 
     def volume(self, index: int) -> bytes:
         """Return the voxels of a volume in the wire format: C order, little endian."""
@@ -74,25 +83,64 @@ class Recording:
         _, png = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
         return png.tobytes()
 
-    def _make_start(self, run_id: str) -> wire.RunStart:
-        x, y, z = self._run.shape
+
+class RawRecording(Recording):
+    """The raw side of a task run of a synthetic data set; the pictures are those of the run.
+
+    A picture appears at the volume that is being acquired then, whatever the scanner's TR.
+    """
+
+    def __init__(
+        self, layout: Layout, *, subject: int, session: int, run: int, run_id: str | None = None
+    ) -> None:
+        super().__init__(layout, subject=subject, session=session, run=run, run_id=run_id)
+        self._raw = RawRun(layout, subject=subject, session=session, run=run)
+        geometry = self._raw.geometry
+        self.start = make_start(
+            run_id=self.start.run_id,
+            subject=subject,
+            tr_s=geometry.tr_s,
+            n_volumes=geometry.n_volumes,
+            shape=geometry.shape,
+            affine=geometry.affine,
+            dtype=np.dtype(np.int16),
+        )
+        onsets = {int(onset * TR_S / geometry.tr_s + 1e-6): trial for onset, trial in self._trials.items()}
+        self._trials = {onset: trial for onset, trial in onsets.items() if onset < geometry.n_volumes}
+
+    def volume(self, index: int) -> bytes:
+        """Return the voxels of a volume in the wire format: C order, little endian."""
+        return self._raw.volume(index).astype("<i2").tobytes()
+
+
+def make_start(
+    *,
+    run_id: str,
+    subject: int,
+    tr_s: float,
+    n_volumes: int,
+    shape: tuple[int, int, int],
+    affine: npt.NDArray[np.float64],
+    dtype: np.dtype[Any],
+) -> wire.RunStart:
+    """Make the start of a run. :raises SimError: when it does not fit the wire format"""
+    try:
         start = wire.RunStart(
             run_id=run_id,
-            subject=self._run.subject,
-            tr_s=self._run.tr_s,
-            n_volumes=self._run.n_volumes,
-            shape=(x, y, z),
-            affine=cast("Any", tuple(tuple(row) for row in self._run.affine.tolist())),
-            dtype=cast("Any", self._dtype.name),
+            subject=subject,
+            tr_s=tr_s,
+            n_volumes=n_volumes,
+            shape=shape,
+            affine=cast("Any", tuple(tuple(row) for row in affine.tolist())),
+            dtype=cast("Any", dtype.name),
         )
-        try:
-            wire.decode_to_runtime(wire.encode(start))
-        except WireError as error:
-            raise SimError(f"the start of run {run_id!r} does not fit the wire format: {error}") from error
-        return start
+        wire.decode_to_runtime(wire.encode(start))
+    except (WireError, ValueError) as error:
+        raise SimError(f"the start of run {run_id!r} does not fit the wire format: {error}") from error
+    return start
 
 
-def _wire_dtype(stored: np.dtype[Any]) -> np.dtype[Any]:
+def wire_dtype(stored: np.dtype[Any]) -> np.dtype[Any]:
     """Return the dtype to send: the stored one if the wire format supports it, otherwise float64."""
     dtype = stored if stored.name in wire.DTYPES else np.dtype(np.float64)
     return dtype.newbyteorder("<")

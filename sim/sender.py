@@ -81,11 +81,14 @@ class Pacer:
     volume to acquire when the pacer begins.
 
     :param late_tr: delays of volumes after their acquisition; infinity means never sent
+    :raises SimError: when ``speed`` is not above 0
     """
 
     def __init__(
         self, *, n_volumes: int, tr_s: float, speed: float, late_tr: Mapping[int, float] | None = None
     ) -> None:
+        if not (math.isfinite(speed) and speed > 0):
+            raise SimError(f"speed: expected a number above 0 (1 is the scanner's own), got {speed}")
         self._n_volumes = n_volumes
         self._period_s = tr_s / speed
         self._late_tr = late_tr or {}
@@ -157,8 +160,6 @@ class Sender:
         resend_s: float = 1.0,
         late_tr: Mapping[int, float] | None = None,
     ) -> None:
-        if not (math.isfinite(speed) and speed > 0):
-            raise SimError(f"speed: expected a number above 0 (1 is the scanner's own), got {speed}")
         self.start = start
         self.state = State.OPENING
         self.is_unanswered = False

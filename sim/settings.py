@@ -9,9 +9,11 @@ import tomllib
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from sim.errors import SimError
+
+T = TypeVar("T")
 
 _SHARES = ("retinotopic_share", "signal_share", "drift_share", "shared_noise_share", "driving_share")
 
@@ -86,25 +88,33 @@ def read_settings(path: Path | None = None) -> CortexSettings:
 
     :raises SimError: when the file is unreadable, a field is missing or unknown, or a value is invalid
     """
-    source = path if path is not None else resources.files("sim") / "cortex.toml"
+    return read_toml(CortexSettings, "cortex", path)
+
+
+def read_toml(kind: type[T], what: str, path: Path | None) -> T:
+    """Read settings from a TOML file with exactly the fields of a dataclass; by default the shipped one.
+
+    :param what: what they are settings of, which is also the name of the shipped file
+    """
+    source = path if path is not None else resources.files("sim") / f"{what}.toml"
     try:
         values = tomllib.loads(source.read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SimError(f"{source}: expected cortex settings in TOML: {error}") from error
-    fields = {field.name: field.type for field in dataclasses.fields(CortexSettings)}
+        raise SimError(f"{source}: expected {what} settings in TOML: {error}") from error
+    fields = {field.name: str(field.type) for field in dataclasses.fields(cast("Any", kind))}
     if values.keys() != fields.keys():
         missing, unknown = sorted(fields.keys() - values.keys()), sorted(values.keys() - fields.keys())
-        raise SimError(f"{source}: expected the fields of cortex.toml; missing {missing}, unknown {unknown}")
-    return CortexSettings(**{name: _typed(name, str(fields[name]), values[name]) for name in fields})
+        raise SimError(f"{source}: expected the fields of {what}.toml; missing {missing}, unknown {unknown}")
+    return kind(**{name: _typed(what, name, fields[name], values[name]) for name in fields})
 
 
-def _typed(name: str, kind: str, value: Any) -> Any:
+def _typed(what: str, name: str, kind: str, value: Any) -> Any:
     if kind.startswith("tuple"):
         kinds = kind[len("tuple[") : -1].split(", ")
         if not isinstance(value, list) or len(value) != len(kinds):
-            raise SimError(f"cortex setting {name}: expected {len(kinds)} numbers, got {value!r}")
-        return tuple(_typed(name, inner, item) for inner, item in zip(kinds, value, strict=True))
-    accepted = (int,) if kind == "int" else (int, float)
+            raise SimError(f"{what} setting {name}: expected {len(kinds)} numbers, got {value!r}")
+        return tuple(_typed(what, name, inner, item) for inner, item in zip(kinds, value, strict=True))
+    accepted = {"int": (int,), "str": (str,)}.get(kind, (int, float))
     if isinstance(value, bool) or not isinstance(value, accepted):
-        raise SimError(f"cortex setting {name}: expected {kind}, got {value!r}")
-    return int(value) if kind == "int" else float(value)
+        raise SimError(f"{what} setting {name}: expected {kind}, got {value!r}")
+    return {"int": int, "str": str}.get(kind, float)(value)

@@ -20,10 +20,14 @@ from tqdm import tqdm
 
 from nsd import N_IMAGES, TR_S, ExpDesign, Layout, task_runs
 from realtime.atomic import whole, write_whole
+from sim.anatomy import build_anatomy
 from sim.cortex import N_WRITTEN_VOLUMES, Cortex
 from sim.errors import SimError
 from sim.experiment import design_rows, expdesign_variables, plan_experiment, stim_info_csv
+from sim.head import build_head
 from sim.noise import VoxelNoise, draw_run_noise, draw_voxel_noise
+from sim.raw import write_raw
+from sim.raw_settings import RawSettings
 from sim.scenes import SIZE_PX, SceneSet
 from sim.settings import CortexSettings
 from sim.synthetic_json import Provenance
@@ -189,9 +193,11 @@ def synthesize(
     subject: int,
     n_sessions: int,
     n_stimuli: int = N_IMAGES,
+    raw: RawSettings | None = None,
 ) -> Provenance:
     """Write or complete a synthetic data set: stimuli, then the design, then ``n_sessions`` sessions.
 
+    :param raw: settings of the sessions' raw side; None writes none
     :raises SimError: when the folder contains data of other settings or seed, or not synthetic data
     :raises NsdError: when NSD has no such subject or session
     """
@@ -202,15 +208,34 @@ def synthesize(
         write_stimuli(layout, seed, n_stimuli)
     plan = write_experiment(layout, seed)
     missing = [s for s in range(1, n_sessions + 1) if not _is_complete(layout, provenance, subject, s)]
-    if not missing:
-        return provenance
-    writer = SubjectWriter(layout, plan, settings, seed, subject)
-    writer.write_roi()
-    for session in tqdm(missing, desc=f"sessions of subject {subject}", unit="session"):
-        share = writer.write_session(session)
-        provenance = provenance.with_session(subject, session, share)
-        provenance.write(root)
+    if missing:
+        writer = SubjectWriter(layout, plan, settings, seed, subject)
+        writer.write_roi()
+        for session in tqdm(missing, desc=f"sessions of subject {subject}", unit="session"):
+            share = writer.write_session(session)
+            provenance = provenance.with_session(subject, session, share)
+            provenance.write(root)
+    if not layout.mean(subject).exists():
+        write_mean(layout, settings, seed, subject)
+    if raw:
+        write_raw(root, subject=subject, n_sessions=n_sessions, settings=raw)
     return provenance
+
+
+def write_mean(layout: Layout, settings: CortexSettings, seed: int, subject: int) -> None:
+    """Write the mean functional volume, int16: the brain of session 1's first run, and the head around it.
+
+    Its grid is that of the series, extended on all sides so that it holds the whole head.
+    """
+    anatomy = build_anatomy(settings)
+    head = build_head(settings, anatomy, seed, subject)
+    image: Any = nib.load(layout.timeseries(subject, 1, task_runs(subject, 1).start))
+    brain = np.asanyarray(image.dataobj)[anatomy.brain].mean(axis=1, dtype=np.float32)
+    values = np.clip(np.rint(head.with_brain(brain)), 0, np.iinfo(np.int16).max).astype(np.int16)
+    make: Any = nib.Nifti1Image  # untyped in nibabel
+    mean = make(values, head.affine)
+    mean.header.set_xyzt_units("mm", "sec")
+    write_image(layout.mean(subject), mean)
 
 
 def _is_complete(layout: Layout, provenance: Provenance, subject: int, session: int) -> bool:

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import HealthCheck, settings
 
 from .signal_stack import signal_stack
-from .tools import CHROMIUM, COMPILER, CURL, MINISIGN, told
+from .tools import AGE, CHROMIUM, COMPILER, CURL, MINISIGN, told
 
 # Before torch is loaded, and for the processes that tests start. The models are so small that a second thread
 # gains nothing, and threads that spin while they wait for each other take the cores from other processes.
@@ -36,6 +36,12 @@ def own_configuration(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("configuration")))
         yield
+
+
+@pytest.fixture(scope="session")
+def age() -> str:
+    """The path of age."""
+    return AGE.path()
 
 
 @pytest.fixture(scope="session")

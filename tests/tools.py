@@ -54,6 +54,7 @@ def _find_compiler() -> str | None:
     return shutil.which(str(get_cxx_compiler()))
 
 
+AGE = Tool(name="age", install="apt-get install age", find=lambda: shutil.which("age"))
 CHROMIUM = Tool(
     name="Chromium or Chrome", install="playwright install --with-deps chromium", find=_find_chromium
 )
@@ -65,7 +66,7 @@ COMPILER = Tool(
 CURL = Tool(name="curl", install="apt-get install curl", find=lambda: shutil.which("curl"))
 DCMTK = Tool(name="storescu (DCMTK)", install="apt-get install dcmtk", find=lambda: shutil.which("storescu"))
 MINISIGN = Tool(name="minisign", install="apt-get install minisign", find=lambda: shutil.which("minisign"))
-TOOLS = (CHROMIUM, COMPILER, CURL, DCMTK, MINISIGN)
+TOOLS = (AGE, CHROMIUM, COMPILER, CURL, DCMTK, MINISIGN)
 
 
 def told(skipped: list[str]) -> list[str]:

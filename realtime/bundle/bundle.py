@@ -9,6 +9,7 @@
     brain-<decoder>.onnx denoise-<decoder>.onnx null_condition-<decoder>.npy
                           files of a bank's specialised decoders
     parity.json .html     numerical differences at each step from the checkpoint to the bundle
+    reference.nii.gz      optional reference volume of the decoder, for registration
     README.md             model card
     bundle.json.minisig   optional signature of bundle.json
 
@@ -54,6 +55,16 @@ N = TypeVar("N", Sampler, Decoder)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Reference:
+    """The decoder's reference volume: where the head lies on the grid of the region."""
+
+    voxels: NDArray[np.float32]
+    """[x, y, z], on any grid."""
+    affine: NDArray[np.float64]
+    """[4, 4], voxel indices to RAS+ mm of the region's affine."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Bundle:
     """An open bundle whose files were checked against ``bundle.json``."""
 
@@ -64,6 +75,8 @@ class Bundle:
     roi_mask: NDArray[np.bool_]
     """[x, y, z]"""
     prior: VoxelStatistics
+    reference: Reference | None
+    """None: the bundle takes only volumes on the region's own grid."""
     null_conditions: Mapping[str, NDArray[np.float32]]
     """[tokens, width], by the name of the decoder."""
     signed: Signed = Signed()
@@ -91,6 +104,7 @@ class Bundle:
             sha256=hashlib.sha256(encoded).hexdigest(),
             roi_mask=mask,
             prior=VoxelStatistics.read(folder / PRIOR_FILE, spec.roi.n_voxels),
+            reference=_read_reference(folder, spec.reference),
             null_conditions={
                 decoder.name: bundle_files.read_npy(folder / decoder.null_condition, spec.condition_shape)
                 for decoder in spec.decoders
@@ -135,6 +149,13 @@ def _named(items: tuple[N, ...], name: str | None, what: str) -> N:
             return item
     known = ", ".join(item.name for item in items)
     raise BundleError(f"expected one of the bundle's {what} ({known}), got {name!r}")
+
+
+def _read_reference(folder: Path, file: str | None) -> Reference | None:
+    if file is None:
+        return None
+    voxels, affine = bundle_files.read_volume(folder / file)
+    return Reference(voxels=voxels, affine=affine)
 
 
 def _read_roi(folder: Path, roi: Roi) -> NDArray[np.bool_]:

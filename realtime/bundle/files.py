@@ -15,7 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Collection
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import nibabel
 import numpy as np
@@ -34,8 +34,8 @@ MODEL_SUFFIXES = (".onnx", ".data", ".plan", ".engine", ".npz", ".npy")
 
 _HEADER_BYTES = 348
 _MAX_OFFSET_BYTES = 2**20
-"""Limit of the offset of an ROI's voxels in its file; only extensions lie between header and voxels."""
-_MAX_MASK_BYTES = _MAX_OFFSET_BYTES + 8 * MAX_GRID_VOXELS
+"""Limit of the offset of the voxels in their file; only extensions lie between header and voxels."""
+_MAX_FILE_BYTES = _MAX_OFFSET_BYTES + 8 * MAX_GRID_VOXELS
 _NIBABEL_FAILURES = (
     EOFError,
     HeaderDataError,
@@ -92,21 +92,38 @@ def read_mask(path: Path) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
 
     :raises BundleError: when the file cannot be read as a single volume
     """
+    voxels, affine = _read_nifti(path)
+    return voxels > 0, affine
+
+
+def read_volume(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Read a volume from a NIfTI file: finite voxels [x, y, z], and the affine [4, 4].
+
+    :raises BundleError: when the file cannot be read as a single volume of finite voxels
+    """
+    voxels, affine = _read_nifti(path)
+    volume = voxels.astype(np.float32)
+    if not (np.isfinite(volume).all() and np.isfinite(affine).all()):
+        raise BundleError(f"{path}: expected finite voxels and a finite affine; make the volume again")
+    return volume, affine
+
+
+def _read_nifti(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
     try:
-        with open_regular(path, _MAX_MASK_BYTES) as file:
+        with open_regular(path, _MAX_FILE_BYTES) as file:
             content = file.read()  # a read of at most so many bytes would allocate them all
         if path.suffix == ".gz":
-            content = unpack(content, _mask_bytes(unpack(content, _HEADER_BYTES)))
-        if len(content) < _mask_bytes(content):  # before nibabel allocates memory for the voxels
-            raise ValueError(f"expected {_mask_bytes(content)} bytes, found {len(content)}")
+            content = unpack(content, _nifti_bytes(unpack(content, _HEADER_BYTES)))
+        if len(content) < _nifti_bytes(content):  # before nibabel allocates memory for the voxels
+            raise ValueError(f"expected {_nifti_bytes(content)} bytes, found {len(content)}")
         image = nibabel.Nifti1Image.from_bytes(content)
-        mask = np.asarray(image.dataobj) > 0
+        voxels = np.asarray(image.dataobj)
     except _NIBABEL_FAILURES as error:
         raise BundleError(f"{path}: expected a NIfTI volume: {error}") from error
-    return mask, np.asarray(image.affine, dtype=np.float64)
+    return voxels, np.asarray(image.affine, dtype=np.float64)
 
 
-def _mask_bytes(content: bytes) -> int:
+def _nifti_bytes(content: bytes) -> int:
     """Return the size of a NIfTI file up to its last voxel, from its header.
 
     :raises ValueError: when the header does not describe a single volume

@@ -29,8 +29,13 @@ def read_spec(folder: Path) -> tuple[Spec, str]:
     return decode_spec(encoded, folder / SPEC_FILE), hashlib.sha256(encoded).hexdigest()
 
 
+def is_on_grid(spec: Spec, start: RunStart) -> bool:
+    """Whether the volumes of a run lie on the grid of the bundle's region."""
+    return start.shape == spec.roi.shape and same_grid(start.affine, spec.roi.affine, spec.roi.shape)
+
+
 def check_run(spec: Spec, start: RunStart) -> None:
-    """Check that a bundle can decode a run.
+    """Check that a bundle can decode a run; one with a reference volume takes any grid.
 
     :raises WireError: codes ``subject``, ``grid`` and ``tr``, when these differ from the bundle's
     """
@@ -40,15 +45,17 @@ def check_run(spec: Spec, start: RunStart) -> None:
             f"expected subject {spec.subject} of bundle {spec.name!r}, got subject {start.subject}; "
             "start the runtime with that subject's bundle",
         )
-    if start.shape != spec.roi.shape or not same_grid(start.affine, spec.roi.affine, spec.roi.shape):
+    if spec.reference is None and not is_on_grid(spec, start):
         raise WireError(
             "grid",
             f"expected volumes on the grid {spec.roi.shape} with affine {spec.roi.affine}, got "
-            f"{start.shape} with {start.affine}; send volumes on the grid of the subject's region",
+            f"{start.shape} with {start.affine}; send volumes on the grid of the subject's region, or give "
+            "the bundle a reference volume, so that others are registered to it: python -m export reference",
         )
     if abs(start.tr_s - spec.tr_s) > TR_TOLERANCE * spec.tr_s:
         raise WireError(
             "tr",
             f"expected the TR the decoder was trained for, {spec.tr_s:.4f} s, got {start.tr_s:.4f} s; "
-            "scan with this TR, or serve a bundle that was trained for the scanner's",
+            "scan with this TR, serve a bundle that was trained for the scanner's, or give --tr if the "
+            "scanner's headers are wrong",
         )

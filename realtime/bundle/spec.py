@@ -143,7 +143,7 @@ class Stage(_Part, frozen=True, kw_only=True):
     notes: dict[str, str]
 
 
-class Spec(_Part, frozen=True, kw_only=True):
+class Spec(_Part, frozen=True, kw_only=True, omit_defaults=True):
     """``bundle.json``."""
 
     format_version: int
@@ -161,6 +161,9 @@ class Spec(_Part, frozen=True, kw_only=True):
     decoders: Annotated[tuple[Decoder, ...], msgspec.Meta(min_length=1)]
     samplers: Annotated[tuple[Sampler, ...], msgspec.Meta(min_length=1)]
     graphs: dict[str, Graph]
+    reference: FileName | None = None
+    """The decoder's reference volume, to which other sessions and grids are registered; None: the bundle
+    takes only volumes on the region's own grid."""
     files: dict[FileName, Sha256]
     """SHA-256 of every file of the bundle except ``bundle.json``."""
     provenance: tuple[Stage, ...]
@@ -176,6 +179,7 @@ class Spec(_Part, frozen=True, kw_only=True):
             raise ValueError("expected decoders with distinct names, found a name twice")
         conditions = {each.null_condition for each in decoders}
         named = {self.roi.file, PRIOR_FILE} | conditions | {graph.file for graph in self.graphs.values()}
+        named |= {self.reference} if self.reference else set()
         for file in sorted(named - self.files.keys()):
             raise ValueError(f"no SHA-256 for {file!r}")
         for name in brains:

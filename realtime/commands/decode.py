@@ -43,6 +43,7 @@ def _decode(arguments: argparse.Namespace) -> None:
             sampler=arguments.sampler,
             show_faces=arguments.show_faces,
             carry=arguments.statistics == "carry",
+            seal_to=tuple(arguments.seal_to),
             keys=arguments.keys,
             publish=arguments.publish,
             is_supervised=arguments.supervised,

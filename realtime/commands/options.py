@@ -7,6 +7,8 @@ from pathlib import Path
 
 from realtime.commands.engines import add_engine_options, add_faces_option
 from realtime.commands.keys import add_page_options
+from realtime.commands.registration import add_registration_options
+from realtime.commands.seal import add_seal_to_option
 from realtime.commands.sources import add_source_options
 
 
@@ -50,6 +52,7 @@ def add_log_option(parser: argparse.ArgumentParser) -> None:
 def add_recorder_options(parser: argparse.ArgumentParser) -> None:
     """Add what only the recorder needs."""
     add_source_options(parser)
+    add_registration_options(parser)
     parser.add_argument(
         "--fallback-out",
         type=Path,
@@ -74,6 +77,7 @@ def add_decoder_options(parser: argparse.ArgumentParser) -> None:
         help="the statistics that z-score the first volumes of a run: reset takes the bundle's prior, carry "
         "those at the end of the last closed run in --out (default %(default)s)",
     )
+    add_seal_to_option(parser)
     add_decoding_options(parser)
 
 

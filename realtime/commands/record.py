@@ -6,6 +6,7 @@ import argparse
 
 from realtime.commands.keys import add_keys_option
 from realtime.commands.options import add_bundle_options, add_recorder_options
+from realtime.commands.registration import registration
 from realtime.commands.sources import source_options
 from realtime.commands.supervised import add_supervised_option, configure_log
 
@@ -40,6 +41,8 @@ def _record(arguments: argparse.Namespace) -> None:
             source_options=source_options(arguments),
             out=arguments.out,
             fallback_out=arguments.fallback_out,
+            registration=registration(arguments),
+            registers_all=arguments.register_all,
             keys=arguments.keys,
             is_supervised=arguments.supervised,
         )

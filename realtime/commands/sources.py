@@ -37,11 +37,14 @@ All but the first need --volumes. They carry no pictures: presentation software 
 """
 
 
-def add_source_options(parser: argparse.ArgumentParser) -> None:
+def add_source_options(parser: argparse.ArgumentParser, default: str | None = DEFAULT) -> None:
     """``--source`` and what goes with it."""
     group = parser.add_argument_group("volumes", _HELP)
     group.add_argument(
-        "--source", default=DEFAULT, metavar="ADDRESS", help="one of the above (default %(default)s)"
+        "--source",
+        default=default,
+        metavar="ADDRESS",
+        help=f"one of the above (default: {default or 'none'})",
     )
     group.add_argument(
         "--volumes", type=int, metavar="N", help="volumes of a run, for sources that do not say"
@@ -63,6 +66,13 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="in a folder and with dicom://, the number of a run's first volume (default: that of the first "
         "that comes)",
+    )
+    group.add_argument(
+        "--tr",
+        type=float,
+        metavar="S",
+        help="seconds from volume to volume, where the scanner's headers say another time, such as that of a "
+        "shot (default: what they say)",
     )
     group.add_argument(
         "--echo",
@@ -101,6 +111,7 @@ def source_options(arguments: argparse.Namespace) -> SourceOptions:
         n_volumes=arguments.volumes,
         run_id=arguments.run_id,
         series=arguments.series,
+        tr_s=arguments.tr,
         first_number=arguments.first_number,
         echo=arguments.echo,
         allow=tuple(arguments.allow or ()),

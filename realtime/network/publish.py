@@ -1,9 +1,10 @@
-"""Publishes every decoded frame to subscribers over a ZeroMQ PUB socket.
+"""Publishes every decoded frame, and what each volume is like, to subscribers over a ZeroMQ PUB socket.
 
 Each message has three parts:
 
-    topic     ``frame``, ``run_start`` or ``run_end``; subscribe to the ones you need
-    header    msgpack map with the fields of :class:`FrameHeader`, :class:`RunStart` or :class:`RunEnd`
+    topic     ``frame``, ``quality``, ``run_start`` or ``run_end``; subscribe to the ones you need
+    header    msgpack map with the fields of :class:`FrameHeader`, :class:`VolumeQuality`,
+              :class:`RunStart` or :class:`RunEnd`
     picture   for ``frame``: RGB uint8 in C order, with the header's ``shape`` [height, width, 3];
               otherwise empty
 
@@ -32,7 +33,7 @@ import numpy as np
 import zmq
 
 from realtime.errors import ServeError
-from realtime.events import Counts, Event, Frame, LatencyMs, Status
+from realtime.events import Counts, Event, Frame, LatencyMs, Quality, Status
 from realtime.network.curve import REREAD_S
 from realtime.network.endpoint import Endpoint
 from realtime.network.key_files import ServerKeys
@@ -75,6 +76,16 @@ class FrameHeader(msgspec.Struct, frozen=True, kw_only=True, tag="frame", tag_fi
     dtype: Literal["uint8"] = "uint8"
 
 
+class VolumeQuality(msgspec.Struct, frozen=True, kw_only=True, tag="quality", tag_field="kind"):
+    """What a volume is like, before its frame; of several volumes that come at once, the newest."""
+
+    version: int = PUBLISH_VERSION
+    sequence: int
+    run_id: str
+    quality: Quality
+    published_unix_s: float
+
+
 class RunStart(msgspec.Struct, frozen=True, kw_only=True, tag="run_start", tag_field="kind"):
     """A run begins, or continues after a restart."""
 
@@ -104,7 +115,7 @@ class RunEnd(msgspec.Struct, frozen=True, kw_only=True, tag="run_end", tag_field
     published_unix_s: float
 
 
-Header = FrameHeader | RunStart | RunEnd
+Header = FrameHeader | VolumeQuality | RunStart | RunEnd
 
 
 class Publisher:
@@ -126,6 +137,7 @@ class Publisher:
         self._watching: asyncio.Task[None] | None = None
         self._status: Status | None = None
         self._open_folder: str | None = None
+        self._quality: Quality | None = None
 
     def start(self) -> str:
         """Bind and return the address with its port; needs a running event loop.
@@ -196,7 +208,10 @@ class Publisher:
         if not has_ended and status.run_folder != self._open_folder:
             self._open_folder = status.run_folder
             self._send(self._run_start(status, status.run_id, status.subject))
-        elif has_ended and status.run_folder == self._open_folder:
+        if status.quality is not None and status.quality is not self._quality:
+            self._quality = status.quality
+            self._send(self._volume_quality(status.run_id, status.quality))
+        if has_ended and status.run_folder == self._open_folder:
             self._open_folder = None
             end = RunEnd(
                 sequence=self.published["run_end"],
@@ -217,6 +232,14 @@ class Publisher:
             decode_delay_s=status.decode_delay_s,
             bundle_name=status.bundle_name,
             bundle_sha256=status.bundle_sha256,
+            published_unix_s=time.time(),
+        )
+
+    def _volume_quality(self, run_id: str, quality: Quality) -> VolumeQuality:
+        return VolumeQuality(
+            sequence=self.published["quality"],
+            run_id=run_id,
+            quality=quality,
             published_unix_s=time.time(),
         )
 
@@ -265,4 +288,9 @@ class Publisher:
             _log.warning("cannot publish a %s: %s", topic, error)
 
 
-_TOPICS: dict[type[Header], str] = {FrameHeader: "frame", RunStart: "run_start", RunEnd: "run_end"}
+_TOPICS: dict[type[Header], str] = {
+    FrameHeader: "frame",
+    VolumeQuality: "quality",
+    RunStart: "run_start",
+    RunEnd: "run_end",
+}

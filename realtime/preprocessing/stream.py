@@ -24,7 +24,7 @@ Legend: V voxels of the region in C order, T volumes of a window, K regressors, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -55,6 +55,14 @@ class Pushed:
     """Voxels that were not finite and got their last good value."""
     reason: str = ""
     """Why it was censored."""
+    global_signal: float | None = None
+    """Mean of the region's voxels; None where too many are not finite."""
+    dvars: float | None = None
+    """RMS over the region's voxels of the change from the volume before, in the scanner's units (Power et al.
+    2012); None where that one is missing or not finite."""
+    tsnr: float | None = None
+    """Median over the region's voxels of their mean over their SD after detrending, so far; None until there
+    are enough volumes for a fit."""
 
 
 def cosine_basis(n_volumes: int, tr_s: float, high_pass_hz: float) -> Floats:
@@ -84,6 +92,7 @@ class StreamingPreprocessor:
     :param n_volumes: planned length of the run; fixes the drift basis
     :param prior: per-voxel mean and SD of earlier runs
     :param spikes: which finite volumes to censor; None: none
+    :param n_confounds: regressors of every volume that are fitted together with the drifts, C
     :raises PreprocessError: when these do not fit each other
     """
 
@@ -96,6 +105,7 @@ class StreamingPreprocessor:
         prior: VoxelStatistics,
         window_volumes: int,
         spikes: SpikeRule | None = None,
+        n_confounds: int = 0,
     ) -> None:
         n_voxels = int(np.count_nonzero(mask))
         _check_prior(n_voxels, prior.mean, prior.sd)
@@ -107,27 +117,41 @@ class StreamingPreprocessor:
         self._basis = cosine_basis(n_volumes, tr_s, settings.high_pass_hz)
         # The fit wants regressors of size about 1; their scale does not change what they span.
         self._basis /= np.abs(self._basis).max(axis=0)
-        self._needed = self._basis.shape[1] + 3
-        self._fit = StreamingFit(self._basis.shape[1], n_voxels, window_volumes)
+        self._n_confounds = n_confounds
+        n_regressors = n_confounds + self._basis.shape[1]
+        self._needed = n_regressors + 3
+        self._fit = StreamingFit(n_regressors, n_voxels, window_volumes)
         self._spikes = SpikeWatch(spikes) if spikes else None
         self._ages = range(window_volumes - 1, -1, -1)
         self._first: Floats | None = None
         self._last = self._prior_mean
+        self._previous: Floats | None = None
+        """The row of the newest volume, if it was finite."""
         self._index = -1
 
     @classmethod
     def for_bundle(
-        cls, bundle: Bundle, n_volumes: int, tr_s: float, spikes: SpikeRule | None = None
+        cls,
+        bundle: Bundle,
+        n_volumes: int,
+        tr_s: float,
+        spikes: SpikeRule | None = None,
+        prior: VoxelStatistics | None = None,
+        n_confounds: int = 0,
     ) -> StreamingPreprocessor:
-        """For a run of a bundle's subject, with the bundle's prior; otherwise as the constructor."""
+        """For a run of a bundle's subject; otherwise as the constructor.
+
+        :param prior: by default the bundle's
+        """
         return cls(
             bundle.roi_mask,
             n_volumes,
             tr_s,
             bundle.spec.preprocessing,
-            bundle.prior,
+            prior or bundle.prior,
             bundle.window_volumes,
             spikes,
+            n_confounds,
         )
 
     def push(self, index: int, volume: NDArray[Any]) -> Pushed:
@@ -139,21 +163,38 @@ class StreamingPreprocessor:
             raise PreprocessError(f"expected a volume of shape {self._shape}, got {volume.shape}")
         return self.push_row(index, volume.reshape(-1)[self._voxels])
 
-    def push_row(self, index: int, row: NDArray[Any]) -> Pushed:
-        """Add the region's voxels [V] of volume ``index``; otherwise as :meth:`push`."""
+    def push_row(
+        self, index: int, row: NDArray[Any], censored: str = "", confounds: Sequence[float] = ()
+    ) -> Pushed:
+        """Add the region's voxels [V] of volume ``index``; otherwise as :meth:`push`.
+
+        :param censored: why the volume is not to be used; empty if it is
+        :param confounds: the volume's own regressors [C], of size about 1; none of a volume that is censored
+        """
         self._check(index, row)
+        if len(confounds) != self._n_confounds and not censored:
+            raise PreprocessError(f"expected {self._n_confounds} confounds, got {len(confounds)}")
+        if index > self._index + 1:
+            self._previous = None
         self._fill(index - self._index - 1)
         self._index = index
         values = row.astype(np.float64)
         bad = ~(np.abs(values) <= LARGEST)
         n_bad = int(np.count_nonzero(bad))
         if n_bad > CENSOR_SHARE * row.size:
+            self._previous = None
             return self._censor("too many of its ROI voxels are not finite")
         values = np.where(bad, self._last, values) if n_bad else values
-        if spike := self._spike(values):
-            return self._censor(spike)
-        self._accept(values)
-        return Pushed(status=self._status(), repaired_voxels=n_bad)
+        previous, self._previous = self._previous, values
+        dvars = None if previous is None else float(np.sqrt(np.mean(np.square(values - previous))))
+        # The constant must stay the last regressor.
+        regressors = np.concatenate([np.asarray(confounds, dtype=np.float64), self._basis[index]])
+        if reason := censored or self._spike(values, regressors):
+            pushed = self._censor(reason)
+        else:
+            self._accept(values, regressors)
+            pushed = Pushed(status=self._status(), repaired_voxels=n_bad)
+        return replace(pushed, global_signal=float(values.mean()), dvars=dvars, tsnr=self._tsnr())
 
     def window(self) -> NDArray[np.float32] | None:
         """Z-scores [V, T] of the last T volumes, all by the fit as of now; None while the run is shorter."""
@@ -178,7 +219,8 @@ class StreamingPreprocessor:
     def state(self) -> dict[str, NDArray[Any]]:
         """All that later windows depend on, by name; copies, which a later volume does not change.
 
-        ``first`` is NaN before the first good volume. ``spikes`` is empty where no rule was given.
+        ``first`` is NaN before the first good volume, ``previous`` where the newest volume was not finite.
+        ``spikes`` is empty where no rule was given.
         """
         return {name: array.copy() for name, array in self._state().items()}
 
@@ -195,7 +237,7 @@ class StreamingPreprocessor:
         index = int(state["index"])
         n_rows, newest, _ = state["place"].tolist()
         has_first = bool(np.isfinite(state["first"]).all())
-        numbers = [state[name] for name in ours if name not in ("first", "spikes")]
+        numbers = [state[name] for name in ours if name not in ("first", "previous", "spikes")]
         if not (
             -1 <= index < len(self._basis)
             and 0 <= n_rows <= index + 1
@@ -207,6 +249,8 @@ class StreamingPreprocessor:
         self._index = index
         self._first = state["first"].copy() if has_first else None
         self._last = state["last"].copy()
+        previous = state["previous"]
+        self._previous = previous.copy() if np.isfinite(previous).all() else None
         if self._spikes:
             self._spikes.restore(state["spikes"])
         self._fit.restore(state)
@@ -216,6 +260,7 @@ class StreamingPreprocessor:
             "index": np.array(self._index, dtype=np.int64),
             "first": np.full_like(self._last, np.nan) if self._first is None else self._first,
             "last": self._last,
+            "previous": np.full_like(self._last, np.nan) if self._previous is None else self._previous,
             "spikes": self._spikes.state() if self._spikes else np.empty(0),
             **self._fit.state(),
         }
@@ -233,11 +278,11 @@ class StreamingPreprocessor:
         self._fill(1)
         return Pushed(status="censored", repaired_voxels=0, reason=reason)
 
-    def _spike(self, row: Floats) -> str:
+    def _spike(self, row: Floats, regressors: Floats) -> str:
         """Why a volume's row is censored as a spike; empty if it is none."""
         if self._spikes is None or self._first is None or self._fit.n_rows < self._needed:
             return ""
-        residual = self._fit.innovation(self._basis[self._index], row - self._first)
+        residual = self._fit.innovation(regressors, row - self._first)
         variance = self._fit.variance()
         distance, change = rms_sd(residual, variance), rms_sd(row - self._last, variance)
         if not self._spikes.is_spike(distance, change):
@@ -250,12 +295,18 @@ class StreamingPreprocessor:
             for _ in range(min(n_volumes, len(self._ages))):
                 self._fit.repeat()
 
-    def _accept(self, row: Floats) -> None:
+    def _tsnr(self) -> float | None:
+        if self._first is None or self._fit.n_rows < self._needed:
+            return None
+        mean, sd = self._first + self._fit.mean(), self._fit.sd()
+        return float(np.median(np.abs(mean[sd > 0]) / sd[sd > 0])) if (sd > 0).any() else None
+
+    def _accept(self, row: Floats, regressors: Floats) -> None:
         self._last = row
         is_first = self._first is None
         if self._first is None:
             self._first = row
-        self._fit.add(self._basis[self._index], row - self._first)
+        self._fit.add(regressors, row - self._first)
         if is_first:
             self._fill(len(self._ages) - 1)  # in place of volumes that were lost before it
 

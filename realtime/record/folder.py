@@ -8,6 +8,7 @@
     frames/000123_<decoder>.png the same by another decoder of a bank
     shown/000120.png            the picture that presentation software put on screen at volume 120
     <name>_desc-dynadiff_decoding.tsv, .json    one row per decode (see :mod:`realtime.record.tables`)
+    <name>_desc-confounds_timeseries.tsv, .json one row per planned volume: motion and quality
     <name>_desc-shown_events.tsv, .json         one row per picture shown
     dataset_description.json    a BIDS-style derivative
 
@@ -31,7 +32,7 @@ from numpy.typing import NDArray
 
 from realtime import wire
 from realtime.errors import RecordError
-from realtime.events import DecoderUsed
+from realtime.events import DecoderUsed, Quality
 from realtime.record import tables
 from realtime.record.format_1 import upgrade
 from realtime.record.run_json import (
@@ -39,12 +40,13 @@ from realtime.record.run_json import (
     EngineUsed,
     Faces,
     RunFile,
+    confounds_path,
     events_path,
     read_run_file,
     table_path,
     utc_now,
 )
-from realtime.record.storage import Folder
+from realtime.record.storage import Folder, read_file
 
 EVENT_COLUMNS: dict[str, dict[str, Any]] = {
     "onset": {"Description": "Start of the volume at which the picture appeared.", "Units": "s"},
@@ -68,7 +70,10 @@ class RunFolder:
         self._folder = folder
         self._table = table_path(folder.path, info.start).name
         self._events = events_path(folder.path, info.start).name
-        self._unwritten = {self._table: b"", self._events: b""}
+        self._confounds = confounds_path(folder.path, info.start).name
+        self._unwritten = {self._table: b"", self._events: b"", self._confounds: b""}
+        self._n_qualities = 0
+        """Rows of the confounds table."""
         self.is_fresh = False
         """Whether no decoder had this run before."""
 
@@ -102,12 +107,12 @@ class RunFolder:
             upgraded = upgrade(self.path, self.info, decoders)
             self._describe()
             self._save(upgraded)  # last: until then all of this can be repeated
-        if not self._folder.has(self._table):
+        if not (self._folder.has(self._table) and self._folder.has(self._confounds)):
             self._describe()
-            self._append(self._table, tables.header_line())
         rows, table_end = tables.read_table(self.path / self._table)
         self.is_fresh = not rows and self.info.engine == EngineUsed()
-        self._cut_table(table_end)
+        self._cut(self._table, table_end, tables.header_line())
+        self._prepare_confounds()
         self._write(self._events, ("\t".join(EVENT_COLUMNS) + "\n").encode())  # filled from the journal again
         named = {row.frame for row in rows}
         with self._folder.sub("frames") as frames:
@@ -115,14 +120,23 @@ class RunFolder:
                 if f"frames/{orphan}" not in named:
                     frames.unlink(orphan)
 
-    def _cut_table(self, end: int) -> None:
-        descriptor = self._folder.open_append(self._table)
+    def _prepare_confounds(self) -> None:
+        """Keep whole rows; a run that an earlier release recorded in part begins its table here."""
+        header = tables.quality_header()
+        table = read_file(self.path / self._confounds, tables.MAX_TABLE_BYTES, missing=b"")
+        end = table.rfind(b"\n") + 1 if table.startswith(header) else 0
+        self._cut(self._confounds, end, header)
+        self._n_qualities = max(0, table[:end].count(b"\n") - 1)
+
+    def _cut(self, table: str, end: int, header: bytes) -> None:
+        """Cut a table to its whole rows; without any, it begins with its header."""
+        descriptor = self._folder.open_append(table)
         try:
             os.ftruncate(descriptor, end)
         finally:
             os.close(descriptor)
         if end == 0:
-            self._append(self._table, tables.header_line())
+            self._append(table, header)
 
     def begin(
         self, engine: EngineUsed, faces: Faces, prior_from: str | None, signed_by: str | None = None
@@ -170,6 +184,14 @@ class RunFolder:
     def write_row(self, row: tables.Row) -> None:
         """Append a row to the table of decodes."""
         self._append(self._table, tables.row_line(row))
+
+    def write_quality(self, volume: int, quality: Quality | None) -> None:
+        """Append a volume's row to the confounds table, unless it has one; None: it is missing."""
+        if volume < self._n_qualities:
+            return
+        missing = tables.quality_line(None) * (volume - self._n_qualities)
+        self._n_qualities = volume + 1
+        self._append(self._confounds, missing + tables.quality_line(quality))
 
     def has_picture(self, marker: wire.Marker, n_bytes: int) -> bool:
         """Whether the picture of a marker is there; it is written whole, so its size tells."""
@@ -240,6 +262,11 @@ class RunFolder:
             "Sources": ["volumes.journal", f"bundle:{self.info.bundle_name}#{self.info.bundle_sha256}"],
             **tables.COLUMNS,
         }
+        confounds = {
+            "Description": "What each planned volume was like, as it came.",
+            "Sources": ["volumes.journal"],
+            **tables.QUALITY_COLUMNS,
+        }
         shown = {
             "Description": "What was on screen, by presentation software's markers; decoders do not get it.",
             "Sources": ["volumes.journal"],
@@ -248,6 +275,7 @@ class RunFolder:
         for name, content in (
             ("dataset_description.json", description),
             (Path(self._table).with_suffix(".json").name, decoding),
+            (Path(self._confounds).with_suffix(".json").name, confounds),
             (Path(self._events).with_suffix(".json").name, shown),
         ):
             self._write(name, msgspec.json.format(msgspec.json.encode(content), indent=2))

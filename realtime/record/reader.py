@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +21,7 @@ from realtime.record.folder import EVENT_COLUMNS
 from realtime.record.format_1 import read_format_1
 from realtime.record.image import decode_png
 from realtime.record.journal import read_journal
-from realtime.record.run_json import RunFile, events_path, read_run_file, table_path
+from realtime.record.run_json import RunFile, confounds_path, events_path, read_run_file, table_path
 from realtime.record.storage import read_file
 
 _MAX_IMAGE_BYTES = 2**24
@@ -70,6 +70,8 @@ class Recorded:
     """In the order of onsets."""
     received: frozenset[int]
     """The volumes that came."""
+    quality: Mapping[str, NDArray[np.float64]]
+    """The columns of the confounds table; none in a run of an earlier release."""
 
     def rows_by(self, decoder: str) -> list[tables.Row]:
         """One decoder's rows, in the order of volumes."""
@@ -136,6 +138,7 @@ def read_recorded(path: Path) -> Recorded:
         rows=tuple(sorted(rows, key=lambda row: row.volume)),
         pictures=tuple(pictures),
         received=received,
+        quality=tables.read_quality(confounds_path(path, info.start)),
     )
 
 

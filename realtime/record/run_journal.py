@@ -19,7 +19,7 @@ from realtime import wire
 from realtime.atomic import whole
 from realtime.errors import RecordError, WireError
 from realtime.record.journal import JOURNAL, Head, Journal, read_heads, read_journal
-from realtime.record.run_json import RunFile, read_run_file, take_path, takes_of
+from realtime.record.run_json import RunFile, is_sealed, read_run_file, take_path, takes_of
 from realtime.record.storage import Folder
 
 _UNKNOWN = -1
@@ -218,11 +218,11 @@ def copy_run(recorded: Path, root: Path, info: RunFile, files: Mapping[str, byte
 
 
 def has_ended(path: Path) -> bool:
-    """Whether a run's end was recorded.
+    """Whether a run's end was recorded; only a closed run is sealed.
 
     :raises RecordError: when the folder cannot be read
     """
-    if read_run_file(path).state == "closed":
+    if is_sealed(path) or read_run_file(path).state == "closed":
         return True
     last = None
     for head in read_heads(path / JOURNAL):

@@ -24,6 +24,8 @@ FORMAT_VERSION = 2
 MAX_RUN_FILE_BYTES = 2**20
 Faces = Literal["blurred", "shown"]
 PACKAGE = "realtime-dynadiff"
+SEALED = ".tar.age"
+"""After the name of its folder, the name of a sealed run (see :mod:`realtime.record.seal`)."""
 _BIDS_NAME = re.compile(r"sub-[a-zA-Z0-9]+(_ses-[a-zA-Z0-9]+)?_task-[a-zA-Z0-9]+(_[a-z]+-[a-zA-Z0-9]+)*")
 
 
@@ -43,6 +45,17 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
     """Public key of the peer; empty for sources without keys."""
     secret_sha256: str | None = None
     """Of the secret that came with the run's start, if one did."""
+
+
+class Registration(msgspec.Struct, frozen=True, kw_only=True):
+    """How the volumes of a run are registered to the decoder's reference volume."""
+
+    initial: wire.Affine | None = None
+    """Where registration begins: the decoder's mm to the scanner's mm. None: where the scanner says."""
+    max_fd_mm: float | None = None
+    """A volume with more framewise displacement is censored; None: none is."""
+    fits_motion: bool = False
+    """Whether the six parameters are fitted together with the drifts, and what they explain is taken away."""
 
 
 class RunFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +81,8 @@ class RunFile(msgspec.Struct, frozen=True, kw_only=True):
     """Whether faces were blurred in the frames, here as on the page and in published messages."""
     spikes: SpikeRule | None = None
     """Which volumes are censored as spikes; None, as in records of the first release: none are."""
+    registration: Registration | None = None
+    """None: the volumes lie on the decoder's grid and are taken as they are."""
     prior_from: str | None = None
     """The run whose statistics it began with (a copy is in ``prior.npz``); None: the bundle's prior."""
     versions: dict[str, str]
@@ -97,6 +112,7 @@ def new_run_file(
     engine: EngineUsed = EngineUsed(),  # noqa: B008  # frozen
     faces: Faces = "shown",
     spikes: SpikeRule | None = None,
+    registration: Registration | None = None,
     prior_from: str | None = None,
     owner: Owner | None = None,
 ) -> RunFile:
@@ -115,6 +131,7 @@ def new_run_file(
         engine=engine,
         faces=faces,
         spikes=spikes,
+        registration=registration,
         prior_from=prior_from,
         owner=owner,
         versions=versions(),
@@ -125,9 +142,14 @@ def new_run_file(
 def read_run_file(path: Path) -> RunFile:
     """Read ``run.json`` of a run folder.
 
-    :raises RecordError: when it is missing, damaged or of a newer format
+    :raises RecordError: when it is missing, damaged, sealed or of a newer format
     """
     file = path / "run.json"
+    if sealed := _sealed(path):
+        raise RecordError(
+            f"expected a run folder, found a sealed run, {sealed}, which is encrypted; bring its folder back "
+            f"with `realtime unseal {sealed} --identity FILE`"
+        )
     try:
         content = read_file(file, MAX_RUN_FILE_BYTES)
     except RecordError as error:
@@ -145,6 +167,23 @@ def read_run_file(path: Path) -> RunFile:
     if info.format_version == FORMAT_VERSION and not info.decoders:
         raise RecordError(f"expected at least one decoder in {file}, got none")
     return info
+
+
+def sealed_path(folder: Path) -> Path:
+    """Where a run of this folder is once it is sealed."""
+    return folder.with_name(folder.name + SEALED)
+
+
+def is_sealed(folder: Path) -> bool:
+    """Whether the run of a folder is sealed, so that the folder is gone."""
+    return not exists(folder) and exists(sealed_path(folder))
+
+
+def _sealed(path: Path) -> Path | None:
+    """The sealed run that somebody means who gives this as a run folder."""
+    if path.name.endswith(SEALED) and path.is_file():
+        return path
+    return sealed_path(path) if is_sealed(path) else None
 
 
 def decoders_of(spec: Spec) -> tuple[DecoderUsed, ...]:
@@ -165,12 +204,12 @@ def take_path(root: Path, run_id: str, take: int) -> Path:
 
 
 def takes_of(root: Path, run_id: str) -> Iterator[Path]:
-    """The folders of a run, in order of their takes.
+    """The folders of a run, in order of their takes, also those of takes that were sealed.
 
     :raises RecordError: when the folder of runs cannot be read
     """
     take = 1
-    while exists(path := take_path(root, run_id, take)):
+    while exists(path := take_path(root, run_id, take)) or is_sealed(path):
         yield path
         take += 1
 
@@ -183,6 +222,11 @@ def table_path(folder: Path, start: wire.RunStart) -> Path:
 def events_path(folder: Path, start: wire.RunStart) -> Path:
     """The table of the pictures that were shown, in a run folder."""
     return folder / f"{bids_name(start)}_desc-shown_events.tsv"
+
+
+def confounds_path(folder: Path, start: wire.RunStart) -> Path:
+    """The table of what each volume was like, in a run folder."""
+    return folder / f"{bids_name(start)}_desc-confounds_timeseries.tsv"
 
 
 def bids_name(start: wire.RunStart) -> str:

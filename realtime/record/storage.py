@@ -137,6 +137,11 @@ class Folder:
             raise RecordError(f"cannot read {self.path / name}: {_reason(error)}") from error
         return True
 
+    def has_folder(self, name: str) -> bool:
+        """Whether it is a folder; a link to one is none."""
+        with _told("read", self.path / name):
+            return stat.S_ISDIR(self._status(name).st_mode)
+
     def size(self, name: str) -> int:
         """Bytes of a regular file."""
         path = self.path / name

@@ -3,6 +3,8 @@
 The bundle's first decoder has one row per planned volume, written when the volume's state is final. Each of a
 bank's specialised decoders has one row per picture, at the volume that ends the picture's window.
 
+The confounds table says what each planned volume was like: motion, DVARS, tSNR.
+
 A row is appended with one write, so that a crash loses at most the row in flight; a torn last line is
 dropped.
 """
@@ -13,9 +15,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from realtime.errors import RecordError
-from realtime.events import Frame, LatencyMs, VolumeState
+from realtime.events import Frame, LatencyMs, Quality, VolumeState
 from realtime.record.storage import read_file
 
 MAX_TABLE_BYTES = 2**28
@@ -91,6 +95,82 @@ COLUMNS: dict[str, dict[str, Any]] = {
     },
 }
 """The sidecar's description of every column."""
+
+
+QUALITY_COLUMNS: dict[str, dict[str, Any]] = {
+    **{
+        f"trans_{axis}": {
+            "Description": f"How far the head has moved {way} since the run's first registered volume.",
+            "Units": "mm",
+        }
+        for axis, way in (("x", "to the right"), ("y", "to the front"), ("z", "to the top"))
+    },
+    **{
+        f"rot_{axis}": {
+            "Description": f"How far the head has turned about the axis that points {way}, counter-clockwise "
+            "seen from its end; the rotation about x is applied first.",
+            "Units": "rad",
+        }
+        for axis, way in (("x", "to the right"), ("y", "to the front"), ("z", "to the top"))
+    },
+    "framewise_displacement": {
+        "Description": "Sum of the absolute changes of the six parameters since the volume before, with "
+        "rotations as arcs on a sphere of 50 mm (Power et al. 2012).",
+        "Units": "mm",
+    },
+    "rmsd": {
+        "Description": "RMS movement since the volume before over a sphere of 80 mm (Jenkinson 1999).",
+        "Units": "mm",
+    },
+    "dvars": {
+        "Description": "RMS over the region's voxels of the change since the volume before (Power et al. "
+        "2012), in the scanner's units."
+    },
+    "global_signal": {"Description": "Mean of the region's voxels, in the scanner's units."},
+    "tsnr": {
+        "Description": "Median over the region's voxels of mean over SD after detrending, up to this volume."
+    },
+}
+"""The sidecar's description of the confounds table, which has one row for each planned volume, in order."""
+
+
+def quality_header() -> bytes:
+    """The first line of the confounds table."""
+    return ("\t".join(QUALITY_COLUMNS) + "\n").encode()
+
+
+def quality_line(quality: Quality | None) -> bytes:
+    """A volume's row of the confounds table; None for a volume that is missing."""
+    known: dict[str, object] = {}
+    if quality:
+        known = msgspec.structs.asdict(quality)
+        known |= msgspec.structs.asdict(quality.motion) if quality.motion else {}
+    cells = (known.get(name) for name in QUALITY_COLUMNS)
+    line = "\t".join(NOT_AVAILABLE if cell is None else f"{cell:.8g}" for cell in cells)
+    return (line + "\n").encode()
+
+
+def read_quality(path: Path) -> dict[str, NDArray[np.float64]]:
+    """The columns of a confounds table, NaN where there is no value; empty for a run that has none.
+
+    :raises RecordError: when the table is damaged
+    """
+    lines = read_file(path, MAX_TABLE_BYTES, missing=b"").decode(errors="replace").splitlines()
+    if not lines:
+        return {}
+    try:
+        rows = [
+            [float("nan") if cell == NOT_AVAILABLE else float(cell) for cell in line.split("\t")]
+            for line in lines[1:]
+        ]
+        columns = np.array(rows, dtype=np.float64).reshape(len(rows), len(QUALITY_COLUMNS))
+    except ValueError as error:
+        raise RecordError(
+            f"{path} is damaged: expected numbers in {len(QUALITY_COLUMNS)} columns: {error}"
+        ) from error
+    if lines[0].split("\t") != list(QUALITY_COLUMNS):
+        raise RecordError(f"expected the columns {', '.join(QUALITY_COLUMNS)} in {path}, got: {lines[0]}")
+    return dict(zip(QUALITY_COLUMNS, columns.T, strict=True))
 
 
 def frame_row(frame: Frame, file: str | None, repaired_voxels: int) -> Row:

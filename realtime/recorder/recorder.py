@@ -20,14 +20,14 @@ from pathlib import Path
 import msgspec
 
 from realtime import wire
-from realtime.bundle.match import check_run
+from realtime.bundle.match import check_run, is_on_grid
 from realtime.bundle.spec import Spec
 from realtime.errors import RealtimeError, RecordError, RecordGoneError, WireError
 from realtime.events import Recording
 from realtime.preprocessing.spikes import SpikeRule
 from realtime.record.png import check_png_structure
 from realtime.record.run_journal import RunJournal, has_ended, open_folders
-from realtime.record.run_json import Owner, decoders_of, new_run_file, read_run_file, takes_of
+from realtime.record.run_json import Owner, Registration, decoders_of, new_run_file, read_run_file, takes_of
 from realtime.sources import Peer, Received, Source
 
 STALE_TR = 3
@@ -50,6 +50,10 @@ class Settings:
     """Where run folders are made."""
     fallback_out: Path | None = None
     """Where a run goes on whose folder is gone; by default in ``out``."""
+    registration: Registration = Registration()
+    """How volumes on another grid than the decoder's are registered."""
+    registers_all: bool = False
+    """Whether volumes on the decoder's own grid are registered too."""
 
 
 class Recorder:
@@ -254,12 +258,15 @@ class Recorder:
         settings = self._settings
         for path in self._last_takes(start.run_id):
             try:
+                if has_ended(path):
+                    continue
                 info = read_run_file(path)
-                theirs = (info.state, info.bundle_sha256, info.start, info.replay_of)
-                if theirs == ("open", settings.bundle_sha256, start, None) and not has_ended(path):
+                theirs = (info.bundle_sha256, info.start, info.replay_of)
+                if theirs == (settings.bundle_sha256, start, None):
                     return RunJournal.reopen(path)
             except RecordError as error:
                 _log.warning("%s", error)
+        is_registered = settings.registers_all or not is_on_grid(settings.spec, start)
         info = new_run_file(
             start,
             bundle_name=settings.spec.name,
@@ -267,6 +274,7 @@ class Recorder:
             decoders=decoders_of(settings.spec),
             seed=settings.seed,
             spikes=SpikeRule(),
+            registration=settings.registration if is_registered else None,
             owner=owner,
         )
         return RunJournal.create(settings.out, info)

@@ -13,6 +13,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from realtime.events import STATES
 from realtime.record.reader import Recorded, Trial
 from realtime.record.tables import Row
+from realtime.report import quality
+from realtime.report.quality import panels
 from realtime.report.summary import Summary
 
 WIDTH_PX, HEIGHT_PX = 900, 220
@@ -33,6 +35,8 @@ def page(summary: Summary, recorded: Recorded) -> str:
         rows=rows,
         bank=_bank(summary, recorded),
         plot=_plot(summary, rows),
+        panels=panels(recorded.quality, summary.planned),
+        panel_px=(quality.WIDTH_PX, quality.HEIGHT_PX, quality.LEFT_PX),
         trials=recorded.trials(),
     )
 

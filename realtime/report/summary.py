@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from realtime.events import STATES
 from realtime.record.reader import Recorded, Trial
 from realtime.report.identification import Identification, hog, identification, pixels, stack
+from realtime.report.quality import QualitySummary, in_words, summarize_quality
 
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +53,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """All of them: the first, then the others by how soon after a picture's onset their windows end."""
     specialised: dict[str, DecoderSummary]
     """``decoders`` without the first: what there was before ``decoders``."""
+    quality: QualitySummary | None
+    """None for a run of an earlier release."""
     bundle_sha256: str
     notes: list[str]
 
@@ -76,6 +79,7 @@ def summarize(recorded: Recorded) -> Summary:
         identification=decoders[first.name].identification,
         decoders=decoders,
         specialised={name: decoders[name] for name in names[1:]},
+        quality=summarize_quality(recorded.quality),
         bundle_sha256=recorded.info.bundle_sha256,
         notes=_notes(recorded, len(trusted(recorded))),
     )
@@ -111,6 +115,7 @@ def lines(summary: Summary) -> list[str]:
         )
         + f"(TR {1e3 * summary.tr_s:.0f} ms)",
     ]
+    found += [f"quality         {in_words(summary.quality)}"] if summary.quality else []
     found += [f"{name:<15} {_score_line(score)}" for name, score in summary.identification.items()]
     found += [f"{name:<15} {_decoder_line(each)}" for name, each in summary.specialised.items()]
     return found + [f"note            {note}" for note in summary.notes]

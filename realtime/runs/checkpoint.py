@@ -99,7 +99,7 @@ def parse(content: bytes, like: Arrays, window: NDArray[np.float32]) -> Checkpoi
         raise RecordError("it is damaged: its checksum does not fit")
     try:
         about = msgspec.msgpack.decode(content[start : start + n_about], type=About)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:  # the latter: of deep nesting
         raise RecordError(f"it is damaged: {error}") from error
     expected = {**like, "window": window} if about.waiting else like
     at, arrays = start + n_about, {}
@@ -118,5 +118,12 @@ def max_bytes(like: Arrays, window: NDArray[np.float32]) -> int:
 
 def digest_of(info: RunFile) -> bytes:
     """Of all that, besides the volumes, decides what the state is."""
-    made_by = (info.start, info.bundle_sha256, info.prior_from, info.spikes, versions())
+    made_by = (
+        info.start,
+        info.bundle_sha256,
+        info.prior_from,
+        info.spikes,
+        info.registration,
+        versions(),
+    )
     return hashlib.sha256(msgspec.msgpack.encode(made_by)).digest()

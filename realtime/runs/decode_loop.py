@@ -15,7 +15,8 @@ from realtime.decoding.decoder import Decoder
 from realtime.decoding.pace import MARGIN_TR, SPECIALISED_MARGIN_TR, left_s
 from realtime.errors import EngineError
 from realtime.events import Event
-from realtime.runs.run import Ready, Run
+from realtime.runs.queue import Ready
+from realtime.runs.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,63 @@
-"""Queues of windows that wait for the decoder, which takes one at a time. Pure."""
+"""Windows that are ready, and queues in which they wait for the decoder, which takes one at a time. Pure."""
 
 from __future__ import annotations
 
 from collections import deque
-from typing import Generic, TypeVar
+from dataclasses import dataclass
+from typing import Generic, Literal, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from realtime import wire
+from realtime.bundle.spec import Decoder
 
 Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """A volume that is in the journal; ``voxels`` is ``[x, y, z]``, None if it was preprocessed before."""
+
+    voxels: NDArray[np.generic] | None
+    affine: wire.Affine
+    received_s: float
+    journal_ms: float
+    restored: bool = False
+    """It was in the journal before this process followed the run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """A window to decode: ``[V, T]``, z-scores of the T volumes up to ``volume``, enough for any decoder."""
+
+    volume: int
+    window: NDArray[np.float32]
+    state: Literal["warming", "trusted"]
+    repaired_voxels: int
+    preprocess_ms: float
+    arrival: Arrival
+
+    def window_of(self, decoder: Decoder) -> NDArray[np.float32]:
+        """The part of the window that a decoder takes, ``[V, T]``."""
+        return np.ascontiguousarray(self.window[:, -decoder.window.length_volumes :])
+
+
+class Queue(Protocol):
+    """Windows that wait for the decoder."""
+
+    def offer(self, item: Ready) -> Ready | None:
+        """Add a window; return the one that it replaces, if any."""
+        ...
+
+    def take(self) -> Ready | None:
+        """The window to decode now."""
+        ...
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether there is one."""
+        ...
 
 
 class InTurn(Generic[Item]):

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from realtime.atomic import write_whole
 from realtime.bundle.bundle import Bundle
 from realtime.bundle.locate import choose_bundle
+from realtime.bundle.match import is_on_grid
 from realtime.bundle.signers import Trust
 from realtime.bundle.spec import Sampler
 from realtime.decoding.open import open_decoders
@@ -30,12 +31,20 @@ from realtime.events import Event, Frame
 from realtime.record.folder import RunFolder
 from realtime.record.reader import Recorded, read_image, read_recorded
 from realtime.record.run_journal import copy_run
-from realtime.record.run_json import EngineUsed, Faces, RunFile, decoders_of, new_run_file, table_path
+from realtime.record.run_json import (
+    EngineUsed,
+    Faces,
+    Registration,
+    RunFile,
+    decoders_of,
+    new_run_file,
+    table_path,
+)
 from realtime.record.tables import Row, read_table
 from realtime.runs import follow
 from realtime.runs.decode_loop import Decode, DecodeLoop, Skip
-from realtime.runs.queue import InTurn
-from realtime.runs.run import Ready, Run
+from realtime.runs.queue import InTurn, Ready
+from realtime.runs.run import Run
 from realtime.runs.statistics import PRIOR_FILE, read_statistics
 
 _NOT_THEN = "it was not decoded in the recorded run"
@@ -278,9 +287,17 @@ def _run_file(recorded: Recorded, bundle: Bundle, used: EngineUsed, faces: Faces
         engine=used,
         faces=faces,
         spikes=recorded.info.spikes,
+        registration=_registration(recorded.info, bundle),
         prior_from=recorded.info.prior_from if bundle.sha256 == recorded.info.bundle_sha256 else None,
     )
     return msgspec.structs.replace(info, replay_of=str(recorded.path.absolute()))
+
+
+def _registration(info: RunFile, bundle: Bundle) -> Registration | None:
+    """As in the recording; with a bundle of another grid, as that needs it."""
+    if info.registration is None and not is_on_grid(bundle.spec, info.start):
+        return Registration()
+    return info.registration
 
 
 def _prior(recorded: Recorded, bundle: Bundle) -> dict[str, bytes]:

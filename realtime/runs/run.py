@@ -6,13 +6,12 @@ decode loop takes windows.
 
 from __future__ import annotations
 
-import bisect
 import hashlib
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
-from typing import Literal, Protocol, TypeVar
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -22,14 +21,15 @@ from realtime import wire
 from realtime.bundle.bundle import Bundle
 from realtime.bundle.spec import Decoder
 from realtime.errors import RecordError, WireError
-from realtime.events import Event, Frame, LatencyMs, Shown, VolumeState
-from realtime.preprocessing.stream import StreamingPreprocessor
+from realtime.events import Event, Frame, LatencyMs, VolumeState
 from realtime.record.folder import RunFolder
-from realtime.record.image import decode_png
 from realtime.record.journal import Entry, Head
 from realtime.record.tables import Row, frame_row
 from realtime.runs.account import Account
 from realtime.runs.checkpoint import CHECKPOINT, About, Checkpoint, WaitingWindow, digest_of
+from realtime.runs.pictures import Pictures
+from realtime.runs.queue import Arrival, Queue, Ready
+from realtime.runs.region import Region
 from realtime.runs.reorder import Reorder, Turn
 from realtime.runs.statistics import STATISTICS_FILE, prior_of
 
@@ -42,50 +42,6 @@ _RESTARTED = "the decoder was restarted before it was decoded"
 _log = logging.getLogger(__name__)
 
 Line = TypeVar("Line")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Arrival:
-    """A volume that is in the journal; ``voxels`` is ``[x, y, z]``, None if it was preprocessed before."""
-
-    voxels: NDArray[np.generic] | None
-    received_s: float
-    journal_ms: float
-    restored: bool = False
-    """It was in the journal before this process followed the run."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ready:
-    """A window to decode: ``[V, T]``, z-scores of the T volumes up to ``volume``, enough for any decoder."""
-
-    volume: int
-    window: NDArray[np.float32]
-    state: Literal["warming", "trusted"]
-    repaired_voxels: int
-    preprocess_ms: float
-    arrival: Arrival
-
-    def window_of(self, decoder: Decoder) -> NDArray[np.float32]:
-        """The part of the window that a decoder takes, ``[V, T]``."""
-        return np.ascontiguousarray(self.window[:, -decoder.window.length_volumes :])
-
-
-class Queue(Protocol):
-    """Windows that wait for the decoder (:mod:`realtime.runs.queue`)."""
-
-    def offer(self, item: Ready) -> Ready | None:
-        """Add a window; return the one that it replaces, if any."""
-        ...
-
-    def take(self) -> Ready | None:
-        """The window to decode now."""
-        ...
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether there is one."""
-        ...
 
 
 class Run:
@@ -125,21 +81,13 @@ class Run:
         """The newest window that was ready."""
         self._resumed: Checkpoint | None = None
         """The checkpoint from which the run went on, if there was one."""
-        self._onsets: list[int] = []
+        self._shown = Pictures(folder, self.disk_failed)
         self._reorder: Reorder[Arrival] = Reorder(
             self.start.n_volumes,
             GAP_PATIENCE_TR * self.start.tr_s,
             given_up=[row.volume for row in rows if row.state == "missing"],
         )
-        self.preprocessor = StreamingPreprocessor(
-            bundle.roi_mask,
-            self.start.n_volumes,
-            self.start.tr_s,
-            bundle.spec.preprocessing,
-            prior_of(folder, bundle),
-            window_volumes=bundle.window_volumes,
-            spikes=folder.info.spikes,
-        )
+        self.region = Region(bundle, folder.info, prior_of(folder, bundle))
         self._window_shape = (bundle.spec.roi.n_voxels, bundle.window_volumes)
 
     @property
@@ -196,6 +144,7 @@ class Run:
             self.tell(f"volume {message.index} came after its gap had been given up; it is not used")
         arrival = Arrival(
             voxels=None if payload is None else wire.volume_array(self.start, payload),
+            affine=self.start.affine if message.affine is msgspec.UNSET else message.affine,
             received_s=received_s,
             journal_ms=1e3 * (perf_counter() - received_s),
             restored=is_past,
@@ -218,7 +167,7 @@ class Run:
         for volume in range(self.start.n_volumes):
             if self.account.state_of(volume) is not None:
                 self.skip(volume, _TOO_LATE)
-        if statistics := self.preprocessor.statistics():
+        if statistics := self.region.statistics():
             self.folder.write_file(STATISTICS_FILE, statistics.as_npz())
         self.folder.remove_file(CHECKPOINT)
         self.folder.close(note)
@@ -229,7 +178,7 @@ class Run:
         if self._reorder.is_waiting or not self.folder.has_all_rows:
             return None
         next_index, newest = self._reorder.next_index, self._newest
-        arrays, waiting = self.preprocessor.state(), None
+        arrays, waiting = self.region.state(), None
         if newest and self.account.state_of(newest.volume) is None:
             arrays["window"] = newest.window
             waiting = WaitingWindow(
@@ -257,39 +206,19 @@ class Run:
     def resume(self, saved: Checkpoint) -> None:
         """Before the first record: go on from a checkpoint. The records before it must be taken next.
 
-        :raises PreprocessError: when its numbers do not fit; nothing is changed then
+        :raises PreprocessError, RegistrationError: when its numbers do not fit
         """
-        self.preprocessor.restore({name: saved.arrays[name] for name in saved.arrays if name != "window"})
+        self.region.restore({name: saved.arrays[name] for name in saved.arrays if name != "window"})
         window = {name: saved.arrays[name] for name in saved.arrays if name == "window"}
         self._resumed = Checkpoint(about=saved.about, arrays=window)
         self.trusted = saved.about.is_trusted
 
     def _show(self, marker: wire.Marker, png: bytes | None, *, is_past: bool) -> Event | None:
-        """Record the picture that was put on screen, if it is one."""
-        if marker.onset_volume in self._onsets:
-            return None
-        unsaved = png
-        if png is not None and is_past and self.folder.has_picture(marker, len(png)):
-            unsaved = None
         try:
-            if unsaved is not None:
-                decode_png(unsaved)
-            self.folder.write_shown(marker, unsaved)
+            return self._shown.take(marker, png, is_past=is_past)
         except WireError as error:
             self.tell(f"the picture at volume {marker.onset_volume} is left out: {error}")
             return None
-        except RecordError as error:
-            self.disk_failed(error)
-        bisect.insort(self._onsets, marker.onset_volume)
-        if png is None:
-            return None
-        shown = Shown(run_id=self.name, onset_volume=marker.onset_volume, name=marker.name)
-        return Event(shown, png=png, is_recorded=is_past)
-
-    def shown_onset(self, volume: int) -> int | None:
-        """Onset of the newest picture that the first decoder can see in the window ending at ``volume``."""
-        position = bisect.bisect_right(self._onsets, volume - self._decoders[0].window.delay_volumes)
-        return self._onsets[position - 1] if position else None
 
     def due(self, volume: int) -> list[Decoder]:
         """The decoders that decode the window ending at ``volume`` and have no row there yet.
@@ -300,7 +229,7 @@ class Run:
             decoder
             for decoder in self._decoders
             if (volume, decoder.name) not in self._accounted
-            and (decoder is self._decoders[0] or volume - decoder.window.delay_volumes in self._onsets)
+            and (decoder is self._decoders[0] or volume - decoder.window.delay_volumes in self._shown.onsets)
         ]
 
     def frame(self, ready: Ready, decoder: Decoder, sampler: str, stages_ms: dict[str, float]) -> Frame:
@@ -317,7 +246,7 @@ class Run:
             state=ready.state,
             sampler=sampler,
             latency_ms=LatencyMs(**known, wait=max(0.0, total_ms - sum(known.values())), total=total_ms),
-            shown_onset=self.shown_onset(ready.volume) if is_first else onset,
+            shown_onset=self._shown.newest(onset) if is_first else onset,
         )
 
     def record(self, frame: Frame, image: NDArray[np.uint8], repaired_voxels: int) -> None:
@@ -366,9 +295,12 @@ class Run:
             self._pass(volume, arrival)
             return
         began_s = perf_counter()
-        pushed = self.preprocessor.push(volume, arrival.voxels)
-        window = self.preprocessor.window()
+        pushed = self.region.push(volume, arrival.voxels, arrival.affine)
+        window = self.region.window()
         preprocess_ms = 1e3 * (perf_counter() - began_s)
+        self._write(partial(self.folder.write_quality, volume), self.region.quality)
+        if self.region.said:
+            self.tell(self.region.said)
         self.trusted = self.trusted or pushed.status == "trusted"
         if self.account.state_of(volume) is not None:
             self.skip(volume, _RESTARTED)

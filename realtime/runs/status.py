@@ -36,7 +36,7 @@ def status_of(
 ) -> Status:
     """The snapshot that is sent to listeners.
 
-    :param alarm: the recorder's
+    :param alarm: the recorder's, or that a run is not sealed
     :param sha256: the bundle's
     :param is_demo: whether the bundle is the shipped demo's
     """
@@ -54,6 +54,7 @@ def status_of(
         bundle_is_demo=is_demo,
         decoders=decoders_of(spec),
         run_folder=str(run.folder.path) if run else None,
+        quality=run.region.quality if run else None,
         statistics=begins_with(run.folder.info) if run else "",
         alarm=alarm or (run.alarm if run else ""),
         message=message,

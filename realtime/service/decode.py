@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,8 +13,8 @@ from pathlib import Path
 from realtime.bundle.bundle import Bundle
 from realtime.bundle.signers import Trust
 from realtime.decoding.open import OpenDecoders, open_decoders
-from realtime.errors import RealtimeError, RecordError
-from realtime.events import Event, Publishing, Recording, Reported, State
+from realtime.errors import RealtimeError, RecordError, ServeError
+from realtime.events import Event, Publishing, Recording, State
 from realtime.network.channel import BEAT_S, ChannelSender, Heard, listening
 from realtime.network.publish import Publisher
 from realtime.record.run_journal import has_ended, open_folders
@@ -27,12 +25,10 @@ from realtime.runs.follow import Following
 from realtime.runs.open import open_run
 from realtime.runs.run import Run
 from realtime.runs.status import run_state, status_of
+from realtime.service.after_run import AfterRun
 from realtime.service.keys import keys_for
 from realtime.service.process import Ready, every, say_ready, set_budget, until_stopped
 from realtime.service.record import SEED
-
-REPORT_PATIENCE_S = 60.0
-"""How long a stopped decoder waits for the reports that are being written."""
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +50,8 @@ class Options:
     """Leave faces in the frames as they are; by default they are blurred on the page and in every output."""
     carry: bool = False
     """Whether a run begins with the statistics of the run before, not with the bundle's prior."""
+    seal_to: tuple[str, ...] = ()
+    """Public keys of age for which each closed run is sealed; none: runs stay in plain form."""
     keys: Path | None = None
     publish: str | None = None
     """Where frames are published, such as ``tcp://127.0.0.1:5556``; None: nowhere."""
@@ -65,10 +63,22 @@ def decode(options: Options) -> None:
 
     :raises RealtimeError: when it cannot start
     """
+    if options.seal_to:
+        _check_can_seal(options)
     set_budget("decode")
     bundle = Bundle.open(options.bundle, options.trust)
     opened = open_decoders(bundle, options.engine, SEED, blurs_faces=not options.show_faces)
     asyncio.run(_decode(options, bundle, opened))
+
+
+def _check_can_seal(options: Options) -> None:
+    from realtime.record.age import recipients_of
+
+    recipients_of(options.seal_to)
+    if options.carry:
+        raise ServeError(
+            "--statistics carry reads the run before, and --seal-to encrypts it; leave one of the two out"
+        )
 
 
 async def _decode(options: Options, bundle: Bundle, opened: OpenDecoders) -> None:
@@ -128,17 +138,18 @@ class DecoderService:
         self._message = f"waiting for the scanner; decoding on {opened.engine_description}"
         self._done: set[str] = set()
         """Folders of runs that are closed, or could not be decoded."""
-        self._reports: set[asyncio.Task[None]] = set()
+        self._after_run = AfterRun(options.seal_to, channel.send, self._tell_of_sealing)
 
     async def run(self) -> None:
         """Follow runs until cancelled."""
+        self._after_run.take_left_over(self._out)
         async with listening(self._out, "recorder") as heard, asyncio.TaskGroup() as tasks:
             tasks.create_task(self._hear(heard))
             tasks.create_task(every(BEAT_S, self._beat))
             tasks.create_task(self._follow_runs())
 
     async def stop(self) -> None:
-        """Once :meth:`run` is over: let go of the open run, and wait for reports."""
+        """Once :meth:`run` is over: let go of the open run, and wait for reports and seals."""
         if self._following:
             await self._following.stop()
         self._decoding.stop()
@@ -149,9 +160,8 @@ class DecoderService:
             except RecordError as error:  # the journal has all that was acknowledged
                 _log.error("%s", error)
             run.folder.let_go()
-            self._report(run.folder.path)
-        if self._reports:
-            await asyncio.wait(self._reports, timeout=REPORT_PATIENCE_S)
+            self._after_run.take(run.folder.path, is_closed=False)
+        await self._after_run.stop()
 
     # Runs
 
@@ -211,7 +221,7 @@ class DecoderService:
         if is_closed or is_damaged:  # if not, the recorder may go on with it in the same place
             self._done.add(str(path))
         if is_closed:
-            self._report(path)
+            self._after_run.take(path, is_closed=True)
         else:
             run.folder.let_go()
         is_whole = is_closed and run.end is not None and run.end.reason == "complete"
@@ -251,6 +261,12 @@ class DecoderService:
             self._run.message = message
         self._send_status()
 
+    def _tell_of_sealing(self, message: str | None) -> None:
+        if message and not self._is_open:
+            self._tell(message)
+        else:
+            self._send_status()
+
     def _changed(self) -> None:
         if self._run and self._run.message:
             self._message = self._run.message
@@ -258,7 +274,8 @@ class DecoderService:
 
     def _send_status(self) -> None:
         spec, sha256 = self._bundle.spec, self._bundle.sha256
-        alarm, is_demo = self._recording.alarm, self._is_demo
+        run_alarm, is_demo = self._run.alarm if self._run else "", self._is_demo
+        alarm = self._recording.alarm or run_alarm or self._after_run.alarm
         status = status_of(self._run, self._state(), self._message, alarm, spec, sha256, is_demo=is_demo)
         self._send(Event(status))
 
@@ -272,34 +289,6 @@ class DecoderService:
         if self._publisher:
             messages = self._publisher.published.total()
             self._channel.send(Publishing(messages=messages, overruns=self._publisher.overruns))
-
-    # Reports
-
-    def _report(self, folder: Path) -> None:
-        task = asyncio.create_task(self._write_report(folder))
-        self._reports.add(task)
-        task.add_done_callback(self._reports.discard)
-
-    async def _write_report(self, folder: Path) -> None:
-        """In a process of its own: it reads every frame, while the next run may be under way."""
-        command = [sys.executable, "-P", "-m", "realtime", "report", str(folder)]
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=_behind_all if os.name == "posix" else None,
-        )
-        said = (await process.communicate())[0].decode(errors="replace").strip()
-        for line in said.splitlines():
-            _log.info("%s", line)
-        error = said.splitlines()[-1:] if process.returncode else []
-        self._channel.send(Reported(run_folder=str(folder), error=error[0] if error else ""))
-
-
-def _behind_all() -> None:
-    os.nice(10)
 
 
 def _is_open(path: Path) -> bool:

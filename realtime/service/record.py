@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from realtime.bundle.match import read_spec
-from realtime.errors import RecordError
+from realtime.errors import RecordError, ServeError
 from realtime.network.channel import BEAT_S, ChannelSender
 from realtime.record.run_journal import has_ended, open_folders
-from realtime.record.run_json import read_run_file
+from realtime.record.run_json import Registration, read_run_file
 from realtime.record.storage import lock_role
 from realtime.recorder.recorder import Recorder, Settings
 from realtime.service.keys import keys_for
@@ -37,6 +37,9 @@ class Options:
     """What the operator says about runs, for sources that do not."""
     out: Path
     fallback_out: Path | None = None
+    registration: Registration = Registration()
+    registers_all: bool = False
+    """Whether volumes on the decoder's own grid are registered too."""
     keys: Path | None = None
     """The runtime's folder of :func:`realtime.network.key_files.make_keys`; by default the user's own."""
     is_supervised: bool = False
@@ -53,6 +56,11 @@ def record(options: Options) -> None:
 
 async def _record(options: Options) -> None:
     spec, sha256 = read_spec(options.bundle)
+    if options.registers_all and spec.reference is None:
+        raise ServeError(
+            f"expected a bundle with a reference volume for --register-all, {spec.name} has none; add one: "
+            "python -m export reference"
+        )
     out = options.out.absolute()
     with lock_role(out, "recorder"):
         source = open_source(
@@ -68,6 +76,8 @@ async def _record(options: Options) -> None:
             seed=SEED,
             out=out,
             fallback_out=options.fallback_out.absolute() if options.fallback_out else None,
+            registration=options.registration,
+            registers_all=options.registers_all,
         )
         with ChannelSender(out, "recorder") as channel:
             recorder = Recorder(settings, source, channel.send)

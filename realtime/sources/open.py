@@ -27,6 +27,8 @@ FORMS = (
 )
 
 _LEAST_VOLUME_BYTES = 16 * 2**20
+_LEAST_OTHER_GRID_BYTES = 64 * 2**20
+"""For a bundle that takes any grid: 200 slices of 200 x 200 voxels in float64."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,8 @@ class SourceOptions:
     run_id: str | None = None
     series: str | None = None
     """For a folder and DICOM: follow only series whose description or name contains this text."""
+    tr_s: float | None = None
+    """The TR, where the scanner's headers lie; None: as they say, or else as the bundle does."""
     first_number: int | None = None
     """For a folder and DICOM: the number of a run's first volume; None means to learn it."""
     echo: str | None = None
@@ -58,7 +62,33 @@ def open_source(
     keys: ServerKeys | None = None,
     unfinished: wire.RunStart | None = None,
 ) -> Source:
-    """Create the source at an address; call its ``start`` to listen.
+    """Create the source at an address, joined with that of markers; call its ``start`` to listen.
+
+    Takes and raises what :func:`open_volumes` does.
+    """
+    source = open_volumes(address, options, spec, keys=keys, unfinished=unfinished)
+    if not options.markers:
+        return source
+    return MarkedSource(source, open_markers(options.markers, keys), spec.tr_s)
+
+
+def open_markers(address: str, keys: ServerKeys | None) -> Source:
+    """Create the source of presentation software's markers.
+
+    :raises ServeError: when the address is malformed, or reachable from other machines without keys
+    """
+    return ZeroMqSource(address, keys, "markers", max_volume_bytes=wire.MAX_PICTURE_BYTES)
+
+
+def open_volumes(
+    address: str,
+    options: SourceOptions,
+    spec: Spec,
+    *,
+    keys: ServerKeys | None = None,
+    unfinished: wire.RunStart | None = None,
+) -> Source:
+    """Create the source of volumes alone.
 
     :param spec: the bundle's spec, which sets subject, grid and TR
     :param keys: keys that authenticate senders of this project's own messages at ``tcp://``; the other
@@ -71,8 +101,8 @@ def open_source(
     if kind in ("tcp", "ipc"):
         if options != SourceOptions():
             raise ServeError(
-                "expected no --volumes, --run-id, --series, --first-number, --echo, --allow, --markers or "
-                f"--source-tls-cert with {address}: its messages say what these do, and its peers have keys"
+                "expected no --volumes, --run-id, --series, --first-number, --tr, --echo, --allow, --markers "
+                f"or --source-tls-cert with {address}: its messages say all of this, and its peers have keys"
             )
         return ZeroMqSource(address, keys, max_volume_bytes=_max_volume_bytes(spec))
     if kind not in ("pyneal+tcp", "afni+tcp", "dicom", "folder"):
@@ -81,16 +111,13 @@ def open_source(
     plan = _plan(address, options, spec)
     scanners = {"pyneal+tcp": _pyneal, "afni+tcp": _afni, "dicom": _dicom, "folder": _folder}
     scanner = scanners[kind](rest, options, plan, unfinished.run_id if unfinished else None)
-    source = RunBoundarySource(scanner, plan)
-    if not options.markers:
-        return source
-    markers = ZeroMqSource(options.markers, keys, "markers", max_volume_bytes=wire.MAX_PICTURE_BYTES)
-    return MarkedSource(source, markers, spec.tr_s)
+    return RunBoundarySource(scanner, plan)
 
 
 def _max_volume_bytes(spec: Spec) -> int:
     """Four times the bundle's grid in the widest dtype, so that a run on another grid is refused, not cut."""
-    return min(max(4 * 8 * math.prod(spec.roi.shape), _LEAST_VOLUME_BYTES), wire.MAX_VOLUME_BYTES)
+    least = _LEAST_VOLUME_BYTES if spec.reference is None else _LEAST_OTHER_GRID_BYTES
+    return min(max(4 * 8 * math.prod(spec.roi.shape), least), wire.MAX_VOLUME_BYTES)
 
 
 def _check_options(kind: str, address: str, options: SourceOptions) -> None:
@@ -171,4 +198,13 @@ def _plan(address: str, options: SourceOptions, spec: Spec) -> Plan:
         run_id = msgspec.convert(options.run_id or f"sub-{spec.subject:02d}_task-realtime", wire.RunId)
     except msgspec.ValidationError as error:
         raise ServeError(f"expected --volumes and --run-id of a valid run: {error}") from error
-    return Plan(subject=spec.subject, run_id=run_id, n_volumes=n_volumes, tr_s=spec.tr_s)
+    tr_s = options.tr_s
+    if tr_s is not None and not 0 < tr_s <= 60:
+        raise ServeError(f"expected --tr of more than 0 and at most 60 s, got {tr_s}")
+    return Plan(
+        subject=spec.subject,
+        run_id=run_id,
+        n_volumes=n_volumes,
+        tr_s=tr_s or spec.tr_s,
+        is_tr_certain=tr_s is not None,
+    )

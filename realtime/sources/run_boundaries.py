@@ -50,7 +50,9 @@ class Plan:
     run_id: str
     n_volumes: int
     tr_s: float
-    """Used if the scanner does not send the TR."""
+    """Used if the scanner does not send the TR, or sends a wrong one."""
+    is_tr_certain: bool = False
+    """Whether the operator has given the TR, because the scanner sends a wrong one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +188,7 @@ class RunBoundarySource:
         fields = {
             "run_id": f"{plan.run_id}_series-{scan.series}" if scan.series else plan.run_id,
             "subject": plan.subject,
-            "tr_s": plan.tr_s if scan.tr_s is None else scan.tr_s,
+            "tr_s": plan.tr_s if scan.tr_s is None or plan.is_tr_certain else scan.tr_s,
             "n_volumes": plan.n_volumes,
             "shape": scan.shape,
             "affine": scan.affine,
@@ -258,6 +260,8 @@ class _Run:
 
         acquired_s = (scan.index + 1) * self._start.tr_s
         message = wire.Volume(run_id=self._start.run_id, index=scan.index, acquired_s=acquired_s)
+        if scan.affine != self._start.affine:
+            message = msgspec.structs.replace(message, affine=scan.affine)
         return Received(message=message, payload=scan.payload, received_s=scan.received_s, reply=reply)
 
     def ends(self) -> AsyncIterator[Received]:

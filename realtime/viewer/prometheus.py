@@ -5,6 +5,8 @@
                                          the bundle's first decoder
     realtime_backlog_volumes             volumes whose turn has come and that have no final state yet
     realtime_pace_drift_seconds          delay of the newest volume against the run's first volume and the TR
+    realtime_framewise_displacement_mm   of the newest volume, where volumes are registered
+    realtime_dvars, realtime_tsnr        of the newest volume (see the confounds table)
     realtime_published_messages_total    messages handed to the publisher's socket
     realtime_publish_overruns_total      times that a subscriber's queue was found full
     process_resident_memory_bytes, ...   of this process (Linux only)
@@ -14,6 +16,7 @@ Counters are of this process, over all its runs; of a resumed run, what an earli
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 
@@ -22,7 +25,7 @@ from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
-from realtime.events import STATES, Counts, Event, Frame, Publishing, Status
+from realtime.events import STATES, Counts, Event, Frame, Publishing, Quality, Status
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 LATENCY_BUCKETS_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 4 / 3, 1.6, 2.0, 3.0, 5.0, 10.0)
@@ -65,6 +68,14 @@ class Metrics:
             "Delay of the newest volume against the time expected from the run's first volume and the TR.",
             registry=registry,
         )
+        self._quality = {
+            name: Gauge(f"realtime_{metric}", f"{what} of the newest volume.", registry=registry)
+            for name, metric, what in (
+                ("framewise_displacement", "framewise_displacement_mm", "Framewise displacement"),
+                ("dvars", "dvars", "DVARS"),
+                ("tsnr", "tsnr", "Median tSNR of the region"),
+            )
+        }
         ProcessCollector(registry=registry)
         registry.register(_Published(publishing))
 
@@ -91,6 +102,7 @@ class Metrics:
             new = max(0, getattr(status.counts, state) - getattr(self._counts, state))
             self._volumes.labels(state).inc(new)
         self._counts = status.counts
+        self._take_quality(status.quality)
         if status.volume is None:
             return
         settled = sum(getattr(status.counts, state) for state in STATES)
@@ -98,6 +110,12 @@ class Metrics:
         if self._newest is None or status.volume > self._newest:
             self._newest = status.volume
             self._note_pace(status.volume, status.tr_s)
+
+    def _take_quality(self, quality: Quality | None) -> None:
+        motion = quality.motion if quality else None
+        for name, gauge in self._quality.items():
+            value = getattr(quality, name, None) if name in ("dvars", "tsnr") else getattr(motion, name, None)
+            gauge.set(math.nan if value is None else value)
 
     def _note_pace(self, volume: int, tr_s: float) -> None:
         if self._first is None:

@@ -10,6 +10,7 @@ import importlib.util
 import io
 import struct
 import sys
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from realtime.preprocessing.spikes import SpikeRule
 from realtime.record import run_json
 from realtime.record import tables as record_tables
 from realtime.record.journal import MAGIC
+from realtime.runs.checkpoint import About, Checkpoint, WaitingWindow
 
 TESTS = Path(__file__).parent.parent
 ID = "sub-01_task-fuzz"
@@ -209,6 +211,42 @@ def runs() -> Iterator[bytes]:
     yield msgspec.json.encode(msgspec.structs.replace(info, spikes=SpikeRule(), notes=("resumed",), **closed))
 
 
+def checkpoints() -> Iterator[bytes]:
+    """With and without a window that waits."""
+    arrays = {"index": np.array(5), "rss": np.zeros(3)}
+    about = About(
+        run=bytes(32),
+        journal_end=1_000,
+        headers_sha256=bytes(32),
+        next_index=6,
+        is_trusted=True,
+        open_volumes=(3, 5),
+        waiting=None,
+    )
+    yield Checkpoint(about=about, arrays=arrays).as_bytes()
+    window = WaitingWindow(volume=5, state="warming", repaired_voxels=1, preprocess_ms=0.5)
+    waits = msgspec.structs.replace(about, waiting=window)
+    yield Checkpoint(about=waits, arrays=arrays | {"window": np.zeros((3, 2), np.float32)}).as_bytes()
+
+
+def tars() -> Iterator[bytes]:
+    """Of a run folder, with a long name: GNU's, and an older one."""
+    deep = f"run/{'n' * 90}"
+    for form in (tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT):
+        tar = b""
+        for name, content in (
+            ("run", None),
+            ("run/run.json", b"{}"),
+            (deep, None),
+            (f"{deep}/{'b' * 60}", b""),
+        ):
+            member = tarfile.TarInfo(name)
+            member.type = tarfile.DIRTYPE if content is None else tarfile.REGTYPE
+            member.size = len(content or b"")
+            tar += member.tobuf(form) + (content or b"").ljust(512 if content else 0, b"\0")
+        yield tar + bytes(1024)
+
+
 def bundles() -> Iterator[bytes]:
     """A bank of two decoders."""
     tensor = bundle_spec.Tensor(name="window", dtype="float32", shape=(1, 8, "T"))
@@ -346,6 +384,8 @@ SEEDS = {
     "table": tables,
     "events": events,
     "run-json": runs,
+    "checkpoint": checkpoints,
+    "sealed": tars,
     "bundle-json": bundles,
     "npy": lambda: iter([array()]),
     "npz": archives,

@@ -11,9 +11,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import resource
+import shutil
 import sys
 import tempfile
 import tracemalloc
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -50,6 +52,13 @@ from realtime.record import (
 from realtime.record import (
     run_json as record_run_json,
 )
+from realtime.record import (
+    storage as record_storage,
+)
+from realtime.record import (
+    tar as record_tar,
+)
+from realtime.runs import checkpoint
 from realtime.sources import afni, afni_header, pyneal, zeromq
 from realtime.sources.files import formats
 from realtime.sources.files.series import Series
@@ -74,6 +83,8 @@ START = wire.RunStart(
 )
 SHAPE = (2, 4)
 """Shape of arrays in .npy and .npz files."""
+CHECKPOINT_ARRAYS = {"index": np.array(5), "rss": np.zeros(3)}
+CHECKPOINT_WINDOW = np.zeros((3, 2), np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,6 +303,35 @@ def _run_folder(name: str) -> Path:
     return folder
 
 
+def a_checkpoint(data: bytes) -> None:
+    """The state of a run, as it is and with the checksum that it should have."""
+    for content in (data, with_checksum(data)):
+        with contextlib.suppress(RecordError):
+            saved = checkpoint.parse(content, CHECKPOINT_ARRAYS, CHECKPOINT_WINDOW)
+            assert (
+                checkpoint.parse(saved.as_bytes(), CHECKPOINT_ARRAYS, CHECKPOINT_WINDOW).about == saved.about
+            )
+
+
+def with_checksum(data: bytes) -> bytes:
+    """A checkpoint whose checksum is that of the rest."""
+    at = data.find(b"\n") + 1
+    rest = data[at + 4 :]
+    return data[:at] + zlib.crc32(rest).to_bytes(4, "little") + rest
+
+
+def sealed(data: bytes) -> None:
+    """The tar in a sealed run, which anybody may have made."""
+    around = Path(_folder().name) / "sealed"
+    shutil.rmtree(around, ignore_errors=True)
+    around.mkdir()
+    with record_storage.Folder.create(around / "run") as folder:
+        with contextlib.closing(record_tar.Unpacker(folder)) as unpacker:
+            unpacker.take(data)
+    assert [path.name for path in around.iterdir()] == ["run"]
+    assert not any(path.is_symlink() for path in around.rglob("*"))
+
+
 def bundle_json(data: bytes) -> None:
     """A bundle's specification."""
     spec = bundle_spec.decode_spec(data)
@@ -345,6 +385,8 @@ TARGETS: dict[str, Target] = {
     "table": Target(run=a_table, refuses=(RecordError,)),
     "events": Target(run=events, refuses=(RecordError,)),
     "run-json": Target(run=run_json, refuses=(RecordError,)),
+    "checkpoint": Target(run=a_checkpoint, refuses=(RecordError,)),
+    "sealed": Target(run=sealed, refuses=(RecordError,), max_bytes=8_192),
     "bundle-json": Target(run=bundle_json, refuses=(BundleError,), max_bytes=8_192),
     "npy": Target(run=npy, refuses=(BundleError,)),
     "npz": Target(run=npz, refuses=(BundleError,)),

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from realtime.events import STATES, Counts, DecoderUsed, Event, Frame, LatencyMs, Publishing, Status
+from realtime.events import (
+    STATES,
+    Counts,
+    DecoderUsed,
+    Event,
+    Frame,
+    LatencyMs,
+    Motion,
+    Publishing,
+    Quality,
+    Status,
+)
 from realtime.viewer.prometheus import Metrics
 
 TR_S = 4 / 3
@@ -41,6 +54,10 @@ def status(volume: int | None, run: str = "run", **counts: int) -> Event:
             message="",
         )
     )
+
+
+def with_quality(volume: int, quality: Quality) -> Event:
+    return Event(msgspec.structs.replace(status(volume).message, quality=quality))
 
 
 def frame(total_ms: float, decoder: str = "general", **changes: Any) -> Event:
@@ -150,3 +167,16 @@ def test_the_publishers_figures_are_those_that_the_decoder_sends() -> None:
     assert found["realtime_published_messages_total"] == 7
     assert found["realtime_publish_overruns_total"] == 2
     assert "realtime_published_messages_total" not in figures(Metrics(lambda: None))
+
+
+def test_the_newest_volumes_quality_is_shown_where_it_is_known() -> None:
+    metrics = Metrics(lambda: None)
+    names = ("realtime_framewise_displacement_mm", "realtime_dvars", "realtime_tsnr")
+    motion = Motion(
+        trans_x=0, trans_y=0, trans_z=0.1, rot_x=0, rot_y=0, rot_z=0, framewise_displacement=0.25, rmsd=0.2
+    )
+    metrics.take(with_quality(7, Quality(volume=7, motion=motion, dvars=12.5, tsnr=48.0)))
+    assert [figures(metrics)[name] for name in names] == [0.25, 12.5, 48.0]
+    metrics.take(with_quality(8, Quality(volume=8, dvars=13.0)))
+    assert np.isnan([figures(metrics)[names[0]], figures(metrics)[names[2]]]).all()
+    assert figures(metrics)["realtime_dvars"] == 13.0

@@ -489,3 +489,65 @@ def test_a_state_of_another_region_is_refused_and_changes_nothing() -> None:
     assert {name: array.tobytes() for name, array in one.state().items()} == {
         name: array.tobytes() for name, array in before.items()
     }
+
+
+def test_quality_is_that_of_the_published_formulas() -> None:
+    rows = recording(n=80, voxels=150)
+    basis = cosine_basis(80, TR_S, 0.008)
+    stream = stream_for(rows, preprocessing())
+    pushed = [stream.push_row(index, row) for index, row in enumerate(rows)]
+    # DVARS as in nipype.algorithms.confounds.compute_dvars, without its scaling to a median of 1000.
+    dvars = np.sqrt(np.square(np.diff(rows, axis=0)).mean(axis=1))
+    assert pushed[0].dvars is None
+    assert [each.dvars for each in pushed[1:]] == pytest.approx(dvars.tolist(), rel=1e-6)
+    assert [each.global_signal for each in pushed] == pytest.approx(rows.mean(axis=1).tolist(), rel=1e-6)
+    for n in (20, 50, 80):
+        # As nipype's TSNR with regressors: what they explain is taken away, the mean is kept.
+        centred = rows[:n] - rows[:n].mean(axis=0)
+        residuals = clean(centred, confounds=basis[:n], detrend=False, standardize=None)
+        tsnr = np.median(rows[:n].mean(axis=0) / residuals.std(axis=0, ddof=1))
+        assert pushed[n - 1].tsnr == pytest.approx(tsnr, rel=1e-6)
+
+
+def test_the_change_to_a_volume_before_that_is_missing_or_broken_is_not_known() -> None:
+    rows = recording(n=12, voxels=20)
+    stream = stream_for(rows, preprocessing(), planned=40)
+    broken = np.full(20, np.nan)
+    come = (0, 1, 3, 4, 6, 7, 8)
+    pushed = {index: stream.push_row(index, broken if index == 6 else rows[index]) for index in come}
+    assert {index for index, each in pushed.items() if each.dvars is None} == {0, 3, 6, 7}
+    assert pushed[6].global_signal is None
+
+
+def test_a_volume_that_the_caller_censors_is_left_out_and_its_change_is_known() -> None:
+    rows = recording(n=60, voxels=30)
+    rows[40] += 500
+    censoring, missing = (stream_for(rows, preprocessing()) for _ in range(2))
+    for index, row in enumerate(rows):
+        pushed = censoring.push_row(index, row, censored="the head moved" if index == 40 else "")
+        if index == 40:
+            assert (pushed.status, pushed.reason) == ("censored", "the head moved")
+            assert pushed.dvars == pytest.approx(np.sqrt(np.square(rows[40] - rows[39]).mean()))
+        else:
+            missing.push_row(index, row)
+    np.testing.assert_array_equal(censoring.window(), missing.window())
+
+
+def test_confounds_of_each_volume_are_fitted_with_the_drifts_as_in_the_batch() -> None:
+    rows = recording(n=60, voxels=40)
+    motion = np.random.default_rng(5).normal(0, 1, (60, 6)).cumsum(axis=0) / 5
+    rows = rows + motion @ np.random.default_rng(6).normal(0, 30, (6, 40))
+    stream = StreamingPreprocessor(
+        np.ones((40, 1, 1), bool), 60, TR_S, preprocessing(), prior_of(40), T, n_confounds=6
+    )
+    basis = cosine_basis(60, TR_S, 0.008)
+    for index, row in enumerate(rows):
+        stream.push_row(index, row, confounds=motion[index])
+        if index in (30, 45, 59):
+            n = index + 1
+            expected = batch(rows[:n], np.hstack([motion[:n], basis[:n]]))[-T:].T
+            np.testing.assert_allclose(np.asarray(stream.window()), expected, rtol=RTOL, atol=ATOL)
+    with pytest.raises(PreprocessError, match="expected 6 confounds, got 0"):
+        StreamingPreprocessor(
+            np.ones((40, 1, 1), bool), 60, TR_S, preprocessing(), prior_of(40), T, n_confounds=6
+        ).push_row(0, rows[0])

@@ -21,7 +21,7 @@ def test_an_excerpt_is_a_data_set_of_its_own(
     out = tmp_path / "run"
     options = ["--nsd", str(tiny.root), "--session", "1", "--run", "4", "--out", str(out)]
     assert main(["excerpt", *options]) == 0
-    assert capsys.readouterr().out.startswith(f"{out}: 5 files, ")
+    assert capsys.readouterr().out.startswith(f"{out}: 6 files, ")
     layout = Layout(out)
     assert runs(layout, 1) == [(1, 1, 4)]
     original, copy = Run(Layout(tiny.root), 1, 1, 4), Run(layout, 1, 1, 4)

@@ -20,7 +20,18 @@ import pytest
 from numpy.typing import NDArray
 from playwright.sync_api import Page, expect, sync_playwright
 
-from realtime.events import Broadcast, Counts, DecoderUsed, Event, Frame, LatencyMs, Shown, Status
+from realtime.events import (
+    Broadcast,
+    Counts,
+    DecoderUsed,
+    Event,
+    Frame,
+    LatencyMs,
+    Motion,
+    Quality,
+    Shown,
+    Status,
+)
 from realtime.viewer.server import Viewer
 
 PATIENCE_MS = 240_000
@@ -55,6 +66,10 @@ _MEAN_RGB = """source => {
   return sum.map(value => value / 4096);
 }"""
 
+MOTION = Motion(
+    trans_x=0, trans_y=0.1, trans_z=-0.2, rot_x=0, rot_y=0.01, rot_z=0, framewise_displacement=0.25, rmsd=0.2
+)
+
 
 class SyntheticRun:
     """Events as the pipeline sends them, with pictures of a known colour."""
@@ -79,6 +94,7 @@ class SyntheticRun:
             "bundle_is_demo": True,
             "decoders": (DecoderUsed(name="general", window_delay_volumes=8),),
             "run_folder": f"/data/runs/{self.run_id}",
+            "quality": None if volume is None else Quality(volume=volume, motion=MOTION, dvars=12.5, tsnr=48),
             "message": "",
         }
         return Event(Status(**(facts | changes)))

@@ -99,6 +99,7 @@ def check_numbers(page: Page, frame: Any, status: Any) -> None:
     assert value(page, "run-folder") == status.message.run_folder
     assert value(page, "bundle") == "demo-bundle"
     assert page.get_by_test_id("bundle").get_attribute("data-sha256") == "5a" * 32
+    expect(page.get_by_test_id("quality")).to_have_text("moved 0.25 mm · DVARS 12.5 · tSNR 48")
     expect(page.get_by_test_id("demo-badge")).to_be_visible()
     assert page.get_by_test_id("latency-chart").get_attribute("data-points") == str(len(COLOURS))
 

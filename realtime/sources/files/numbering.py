@@ -42,7 +42,8 @@ class Echo(NamedTuple):
 def echo_of(image: Image) -> Echo:
     """Return part and echo of an image."""
     said = image.acquired
-    return Echo(said.part, round(said.echo_time_ms or 0.0, _TE_DIGITS), said.echo or 0)
+    number = 0 if said.echo_time_ms else said.echo or 0
+    return Echo(said.part, round(said.echo_time_ms or 0.0, _TE_DIGITS), number)
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,6 @@ class Numbering:
         self._is_by_place = False
         """Whether all images of a place come before those of the next, as when a series is copied."""
         self._n_slices: int | None = None
-        self._has_told = False
         self._n_arrived: Counter[tuple[Echo, float | None]] = Counter()
 
     @property
@@ -142,8 +142,8 @@ class Numbering:
             self._is_one_volume = True
 
     def _tell_late(self, seen: _Seen) -> None:
-        if not self._has_told and seen.echo not in self.echoes:
-            self._has_told = True
+        if seen.echo not in self.echoes:
+            self._at_place[seen.echo, seen.place] = seen
             _log.warning(
                 "%s images (%s) began to come after the first volume: if they were delayed, the numbers of "
                 "volumes are wrong; start again",

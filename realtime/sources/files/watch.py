@@ -208,8 +208,8 @@ class Files:
         """Take up some files that existed before, once no other file waits."""
         if self._waiting:
             return []
-        names = self._backlog[-BACKLOG_AT_ONCE:]
-        del self._backlog[-BACKLOG_AT_ONCE:]
+        names = self._backlog[:BACKLOG_AT_ONCE]  # the oldest, whose numbers say where the series begins
+        del self._backlog[:BACKLOG_AT_ONCE]
         for name in names:
             if self._done.get(name) == self._before[name]:
                 del self._done[name]

@@ -63,8 +63,19 @@ function drawRunFacts(status) {
   find("bundle").dataset.sha256 = status.bundle_sha256;
   showOnly(find("demo-badge"), status.bundle_is_demo);
   showOnly(find("demo-note"), status.bundle_is_demo);
+  put("quality", qualityInWords(status.quality));
   put("statistics", status.statistics || "–");
   put("run-folder", status.run_folder ?? "–", status.run_folder);
   put("decode-delay", status.decode_delay_s.toFixed(1), status.decode_delay_s);
   put("tr", ms(status.tr_s * 1000), status.tr_s * 1000);
+}
+
+function qualityInWords(quality) {
+  if (!quality) return "–";
+  const known = [
+    ["moved", quality.motion?.framewise_displacement, 2, " mm"],
+    ["DVARS", quality.dvars, 1, ""],
+    ["tSNR", quality.tsnr, 0, ""],
+  ].filter(([, value]) => value !== null && value !== undefined);
+  return known.map(([name, value, digits, unit]) => `${name} ${value.toFixed(digits)}${unit}`).join(" · ") || "–";
 }

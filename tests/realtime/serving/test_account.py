@@ -16,8 +16,8 @@ from realtime.events import STATES
 from realtime.record.reader import read_recorded
 from realtime.report.summary import summarize
 from realtime.runs.account import Account
-from realtime.runs.queue import NewestWins
-from realtime.runs.run import Ready, Run
+from realtime.runs.queue import NewestWins, Ready
+from realtime.runs.run import Run
 
 from .conftest import Scan
 from .in_process import Lockstep

@@ -28,8 +28,8 @@ from realtime.record.run_journal import RunJournal
 from realtime.record.run_json import decoders_of, events_path, new_run_file
 from realtime.runs import resume
 from realtime.runs.checkpoint import CHECKPOINT, Checkpoint
-from realtime.runs.queue import InTurn, NewestWins
-from realtime.runs.run import Ready, Run
+from realtime.runs.queue import InTurn, NewestWins, Ready
+from realtime.runs.run import Run
 from realtime.runs.statistics import STATISTICS_FILE
 
 from .conftest import SHAPE, Scan
@@ -312,6 +312,13 @@ def is_empty(rig: Rig) -> None:
     (rig.path / CHECKPOINT).write_bytes(b"")
 
 
+def is_of_an_older_format(rig: Rig) -> None:
+    file = rig.path / CHECKPOINT
+    magic, _, rest = file.read_bytes().partition(b"\n")
+    assert magic == b"realtime checkpoint 1"
+    file.write_bytes(b"realtime checkpoint 0\n" + rest)
+
+
 def is_a_link(rig: Rig) -> None:
     file = rig.path / CHECKPOINT
     file.symlink_to(file.rename(file.with_name("elsewhere")))
@@ -334,7 +341,7 @@ def is_behind_the_journal(rig: Rig) -> None:
 
 
 def has_numbers_that_are_not_finite(rig: Rig) -> None:
-    write(rig, arrays={"rss": np.full_like(rig.run.preprocessor.state()["rss"], np.nan)})
+    write(rig, arrays={"rss": np.full_like(rig.run.region.state()["rss"], np.nan)})
 
 
 def is_of_another_region(rig: Rig) -> None:
@@ -360,6 +367,7 @@ def has_rows_that_the_table_lost(rig: Rig) -> None:
         is_cut,
         has_a_flipped_bit,
         is_empty,
+        is_of_an_older_format,
         is_a_link,
         is_of_another_run,
         is_ahead_of_its_numbers,
@@ -381,12 +389,12 @@ def test_a_checkpoint_that_does_not_fit_is_ignored_and_said_so(
         rig.follow()
     assert rig.save()
     damage(rig)
-    before = rig.run.preprocessor.state()
+    before = rig.run.region.state()
     with caplog.at_level(logging.WARNING):
         assert rig.restart() == 0
     [said] = [record.getMessage() for record in caplog.records]
     assert said.startswith(f"the checkpoint of {rig.run.name} is ignored, its journal is read instead: ")
-    after = rig.run.preprocessor.state()
+    after = rig.run.region.state()
     assert {name: array.tobytes() for name, array in after.items()} == {
         name: array.tobytes() for name, array in before.items()
     }

@@ -14,6 +14,8 @@ from realtime import wire
 from realtime.bundle.locate import demo_data
 from realtime.bundle.match import read_spec
 from realtime.errors import ServeError
+from realtime.sources.files import watch
+from realtime.sources.files.dicom import read
 from realtime.sources.files.folder import FolderScanner
 from realtime.sources.open import SourceOptions, open_source
 from realtime.sources.run_boundaries import Plan, RunOver, Scan
@@ -30,7 +32,9 @@ def export(tmp_path: Path) -> Path:
     return folder
 
 
-def heard(export: Path, sent: list[FileDataset], n_volumes: int, **options: Any) -> list[Scan | RunOver]:
+def heard(
+    export: Path, sent: list[FileDataset], n_volumes: int, first_name: int = 0, **options: Any
+) -> list[Scan | RunOver]:
     """Write files one by one into a watched folder; return what comes of them, up to so many volumes."""
     plan = Plan(subject=1, run_id="sub-01_task-realtime", n_volumes=n_volumes, tr_s=SHORT_TR_S)
     defaults: dict[str, Any] = {"series": "", "first_number": None, "echo": None, "unfinished": None}
@@ -38,7 +42,7 @@ def heard(export: Path, sent: list[FileDataset], n_volumes: int, **options: Any)
     async def run() -> list[Scan | RunOver]:
         scanner = FolderScanner(export, plan, **(defaults | options))
         news: list[Scan | RunOver] = []
-        for count, data in enumerate(sent):
+        for count, data in enumerate(sent, start=first_name):
             moved_in(export, f"{count:06d}.dcm", written(data))
         async with asyncio.timeout(PATIENCE_S):
             scans = scanner.scans()
@@ -107,11 +111,9 @@ def test_a_phase_series_is_no_run(export: Path, caplog: pytest.LogCaptureFixture
 def test_a_corrected_copy_beside_the_series_is_told_and_chosen_by_name(
     export: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    copy = run_of(
-        series=8, SeriesDescription="MoCoSeries", ImageType=["ORIGINAL", "PRIMARY", "M", "MOCO", "MOSAIC"]
-    )
+    copy = [mosaic(np.full(VOXELS.shape, 5, "<u2"), k + 1, 8) for k in range(N_VOLUMES)]
     for data in copy:
-        data.PixelData = np.full(data.Rows * data.Columns, 5, "<u2").tobytes()
+        data.SeriesDescription, data.ImageType = "MoCoSeries", ["ORIGINAL", "PRIMARY", "M", "MOCO", "MOSAIC"]
     sent = [image for pair in zip(run_of(), copy, strict=True) for image in pair]
     with caplog.at_level("INFO"):
         asserts_run(heard(export, sent, N_VOLUMES))
@@ -133,10 +135,25 @@ def test_the_series_uid_is_no_part_of_a_series(export: Path) -> None:
     asserts_run(heard(export, sent, N_VOLUMES))
 
 
+def test_a_run_that_a_crash_left_open_keeps_its_first_number(
+    export: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is read first: files that were there before are taken up in parts."""
+    monkeypatch.setattr(watch, "BACKLOG_AT_ONCE", 2)
+    images = [mosaic(voxels(k), k + 6) for k in range(N_VOLUMES)]
+    (image,) = read(written(images[0]))
+    for count, data in enumerate(images[:3]):
+        moved_in(export, f"{count:06d}.dcm", written(data))
+    news = heard(
+        export, images[3:], N_VOLUMES, first_name=3, unfinished=f"sub-01_task-realtime_series-{image.series}"
+    )
+    asserts_run(sorted(news, key=lambda scan: scan.index if isinstance(scan, Scan) else -1))
+
+
 @pytest.mark.parametrize("choice", ["0", "two", "-1", ""])
 def test_an_echo_that_is_none_is_refused(export: Path, choice: str) -> None:
     spec, _ = read_spec(demo_data("bundle"))
     with pytest.raises(ServeError, match="expected --echo N, from 1, or --echo combine"):
         open_source(f"folder:{export}", SourceOptions(n_volumes=9, echo=choice), spec)
-    with pytest.raises(ServeError, match="--echo are for folder:/path"):
+    with pytest.raises(ServeError, match="--echo are for folder"):
         open_source("pyneal+tcp://127.0.0.1:5555", SourceOptions(n_volumes=9, echo="1"), spec)

@@ -425,7 +425,8 @@ def files(kind: str) -> Iterator[FileDataset]:
 
 @pytest.mark.parametrize("kind", ["mosaic", "mosaic, oblique", "slices", "enhanced"])
 def test_volumes_and_affines_are_those_of_dcm2niix(kind: str, tmp_path: Path) -> None:
-    series, found = Series(tr_s=1), {}
+    series = Series(tr_s=1)
+    found: dict[int, VolumeFile] = {}
     for count, data in enumerate(files(kind)):
         data.Modality, data.Manufacturer = "MR", "SIEMENS"
         data.ImageType = [

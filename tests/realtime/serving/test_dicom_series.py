@@ -16,7 +16,8 @@ from realtime.sources.files.series import Series
 
 from .test_dicom import GRID, VOXELS, base, enhanced, mosaic, single, written
 
-N_VOLUMES, N_SLICES = 4, VOXELS.shape[2]
+N_VOLUMES = 4
+N_SLICES: int = VOXELS.shape[2]
 ECHO_TIMES_MS = (20.0, 37.83, 55.0)
 TR_S = 1.0
 SLICE_ORDER = (0, 2, 4, 1, 3)
@@ -337,6 +338,23 @@ def test_one_echo_is_followed(
     Heard(echo=n_echoes + 1).send(images).asserts_volumes()
     (said,) = caplog.messages
     assert f"none is of number {n_echoes + 1}, only TE 20 ms, TE 37.83 ms" in said
+
+
+def test_the_first_echo_is_followed_even_if_it_comes_second() -> None:
+    images = with_echoes(mosaic, lambda k, echo: (2 * k + echo + 1, k + 1), 2)
+    for data in images:
+        data.EchoNumbers = 1 + (data.EchoTime != ECHO_TIMES_MS[0])
+    swapped = [images[count ^ 1] for count in range(len(images))]
+    Heard().send(swapped).asserts_volumes(*range(N_VOLUMES))
+    Heard().send(images[1::2]).asserts_volumes(*range(N_VOLUMES), echo=1)  # no other was exported
+
+
+def test_phase_images_that_all_come_first_are_no_volumes() -> None:
+    phase = of_volumes(mosaic)
+    for data in phase:
+        data.ImageType = ["ORIGINAL", "PRIMARY", "P", "ND", "MOSAIC"]
+    for choice in (None, 1, "combine"):
+        Heard(echo=choice).send([*phase, *COUNTED["mosaics"]]).wait(2.1).asserts_volumes(*range(N_VOLUMES))
 
 
 def test_slices_of_several_echoes() -> None:

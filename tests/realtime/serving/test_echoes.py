@@ -43,7 +43,8 @@ def sent(
     run: list[NDArray[np.float64]], order: tuple[int, ...] = (0, 1, 2)
 ) -> dict[int, NDArray[np.float32]]:
     """Combine a run of volumes, each [echo, x, y, z]."""
-    series, found = Series(1.0, echo="combine"), {}
+    series = Series(1.0, echo="combine")
+    found: dict[int, NDArray[np.float32]] = {}
     for index, signal in enumerate(run):
         for echo in order:
             ready = series.add(volume(signal[echo], index, echo, TE_MS[echo]), "file", 0, 0)
@@ -61,7 +62,8 @@ def fitted(signal: NDArray[np.float64]) -> NDArray[np.float64]:
     """The formula of tedana.decay.fit_loglinear: least squares of log(signal + 1) on 1 and -TE."""
     design = np.stack([np.ones_like(TE_MS), -TE_MS], axis=1)
     betas = np.linalg.lstsq(design, np.log(np.abs(signal) + 1).reshape(len(TE_MS), -1), rcond=None)[0]
-    return (1 / betas[1]).reshape(signal.shape[1:])
+    decay: NDArray[np.float64] = betas[1].reshape(signal.shape[1:])
+    return 1 / decay
 
 
 def test_the_decay_of_a_voxel_is_found() -> None:

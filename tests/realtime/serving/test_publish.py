@@ -16,7 +16,7 @@ import zmq
 
 from realtime import cli
 from realtime.errors import ServeError
-from realtime.events import Broadcast, Counts, DecoderUsed, Event, Frame, LatencyMs, Status
+from realtime.events import Broadcast, Counts, DecoderUsed, Event, Frame, LatencyMs, Quality, Status
 from realtime.network.key_files import load_client_keys, load_server_keys, make_keys, own_server_keys
 from realtime.network.publish import HIGH_WATER_MARK, Publisher
 from realtime.record.reader import read_image, read_recorded
@@ -152,6 +152,26 @@ def test_start_frames_and_end_of_a_run_are_published(subscribe: Subscribe) -> No
         begun = start["sequence"]
         assert [header["sequence"] for _, header, _ in got] == [begun, 0, 0, begun + 1]
         assert published.publisher.overruns == 0
+
+    with_publisher(check)
+
+
+def test_what_a_volume_is_like_is_published_once(subscribe: Subscribe) -> None:
+    async def check(published: Published) -> None:
+        socket = subscribe(published.address)
+        await published.until_heard(socket)
+        event = status("warming")
+        told = msgspec.structs.replace(event.message, quality=Quality(volume=7, dvars=12.5, tsnr=40.0))
+        for _ in range(3):  # a status is repeated as a sign of life
+            published.send(Event(told))
+        published.send(Event(msgspec.structs.replace(told, quality=Quality(volume=8))))
+        got = [receive(socket) for _ in range(3)]
+        assert [topic for topic, _, _ in got] == ["run_start", "quality", "quality"]
+        first, second = got[1][1], got[2][1]
+        assert (first["run_id"], first["quality"]["volume"], first["quality"]["dvars"]) == ("run", 7, 12.5)
+        assert first["quality"]["motion"] is None
+        assert second["quality"]["volume"] == 8
+        assert second["sequence"] == first["sequence"] + 1
 
     with_publisher(check)
 

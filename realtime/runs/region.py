@@ -1,0 +1,99 @@
+"""From the volumes of a run to the windows of its region: registration where it is needed, preprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from realtime import wire
+from realtime.bundle.bundle import Bundle
+from realtime.bundle.grid import same_grid
+from realtime.bundle.statistics import VoxelStatistics
+from realtime.events import Quality
+from realtime.preprocessing.stream import Pushed, StreamingPreprocessor
+from realtime.record.run_json import RunFile
+from realtime.runs.head_position import Head, MovedSlices
+
+
+class Region:
+    """The region of one run, volume after volume.
+
+    :param info: of the run
+    :param prior: the statistics that it begins with
+    """
+
+    def __init__(self, bundle: Bundle, info: RunFile, prior: VoxelStatistics) -> None:
+        self._bundle = bundle
+        self._start = info.start
+        self._head: Head | MovedSlices | None = None
+        """None as long as all volumes lie on the decoder's grid."""
+        if info.registration:
+            self._head = Head(bundle, info.registration, info.start.shape)
+        self._fits_motion = info.registration is not None and info.registration.fits_motion
+        self._preprocessor = StreamingPreprocessor.for_bundle(
+            bundle,
+            info.start.n_volumes,
+            info.start.tr_s,
+            info.spikes,
+            prior,
+            n_confounds=6 if self._fits_motion else 0,
+        )
+        self.quality: Quality | None = None
+        """Of the newest volume."""
+        self.said = ""
+        """What the operator is to be told of it."""
+
+    def push(self, index: int, voxels: NDArray[Any], affine: wire.Affine) -> Pushed:
+        """Add a volume [x, y, z]; indices must rise, and those left out count as missing."""
+        motion, self.said = None, ""
+        has_moved = affine != self._start.affine
+        if self._head is None and has_moved and not same_grid(affine, self._start.affine, self._start.shape):
+            self._head = MovedSlices(self._bundle)
+        if self._head is None:
+            pushed = self._preprocessor.push(index, voxels)
+        else:
+            placed = self._head.place(index, voxels, np.array(affine))
+            motion, self.said = placed.motion, placed.said
+            confounds = motion.in_mm() if motion and self._fits_motion else ()
+            pushed = self._preprocessor.push_row(index, placed.row, placed.censored, confounds)
+        self.quality = Quality(
+            volume=index,
+            motion=motion,
+            dvars=pushed.dvars,
+            global_signal=pushed.global_signal,
+            tsnr=pushed.tsnr,
+        )
+        return pushed
+
+    def window(self) -> NDArray[np.float32] | None:
+        """Z-scores [V, T] of the last T volumes; None while the run is shorter."""
+        return self._preprocessor.window()
+
+    def statistics(self) -> VoxelStatistics | None:
+        """Mean and SD of the volumes so far; None while there are too few for a fit."""
+        return self._preprocessor.statistics()
+
+    @property
+    def index(self) -> int:
+        """The newest volume that was pushed; -1 before the first."""
+        return self._preprocessor.index
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """All that later windows depend on, by name; copies, which a later volume does not change."""
+        return self._preprocessor.state() | self._head_state()
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from the state of another region of this run, bit for bit.
+
+        :raises PreprocessError, RegistrationError: when it is not such a state
+        """
+        head = {name: state[name] for name in self._head_state()}
+        self._preprocessor.restore({name: state[name] for name in state.keys() - head.keys()})
+        if isinstance(self._head, Head):
+            self._head.restore(head)
+
+    def _head_state(self) -> dict[str, NDArray[Any]]:
+        return self._head.state() if isinstance(self._head, Head) else {}
