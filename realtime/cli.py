@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from realtime.commands.decode import add_decode
 from realtime.commands.demo import add_demo
-from realtime.commands.engines import add_bench, add_doctor
+from realtime.commands.doctor import add_doctor
+from realtime.commands.engines import add_bench
 from realtime.commands.keys import add_keys
 from realtime.commands.page import add_page
 from realtime.commands.record import add_record

@@ -131,6 +131,13 @@ def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     _add_way_options(parser)
     parser.add_argument(
+        "--markers",
+        metavar="ADDRESS",
+        help="send the pictures to the runtime's port of --markers, for ways that carry none; at --speed "
+        "1, since the runtime compares their time with the volume's (--keys is then the presentation's "
+        "folder)",
+    )
+    parser.add_argument(
         "--run-id", metavar="ID", help="name of the run (default: as in sub-01_ses-nsd01_task-nsdcore_run-01)"
     )
     parser.add_argument(
@@ -161,6 +168,7 @@ def _add_way_options(parser: argparse.ArgumentParser) -> None:
         help="where the volumes go, and how; on one machine it is the runtime's --source. tcp:// or "
         "ipc://: this project's own messages. pyneal+tcp://HOST:PORT: as Pyneal's scanner side. "
         "afni+tcp://HOST:PORT?data=PORT: as AFNI's rtfeedme (data port: default 7960). "
+        "dicom://HOST:PORT?aet=NAME&format=FORMAT: to a DICOM node (C-STORE; format: default enhanced). "
         "folder:/path?format=FORMAT: files, with a format of nifti (the default), pair (.hdr and .img), "
         "mosaic, enhanced, classic, split (DICOM) or nifti-4d (one file, once the run is over) (default "
         "%(default)s)",
@@ -195,6 +203,7 @@ def _replay(arguments: argparse.Namespace) -> int:
             keys=arguments.keys,
             speed=arguments.speed,
             plan=draw_plan(parse_rates(arguments.fault), arguments.fault_seed, recording.start),
+            markers_to=arguments.markers,
         )
 
 

@@ -19,6 +19,7 @@ from sim.errors import SimError
 
 Files = Iterator[tuple[str, bytes]]
 Format = Callable[[wire.RunStart, int, Voxels], Files]
+Images = Callable[[wire.RunStart, int, Voxels], dicom_images.Named]
 
 
 def _nifti(start: wire.RunStart, index: int, voxels: Voxels) -> Files:
@@ -44,7 +45,7 @@ def _image(kind: Any, start: wire.RunStart, voxels: npt.NDArray[Any]) -> Any:
     return image
 
 
-def _dicom(images: Callable[[wire.RunStart, int, Voxels], dicom_images.Named]) -> Format:
+def _dicom(images: Images) -> Format:
     def files(start: wire.RunStart, index: int, voxels: Voxels) -> Files:
         for name, image in images(start, index, voxels):
             yield name, dicom_images.encode(image)
@@ -52,13 +53,17 @@ def _dicom(images: Callable[[wire.RunStart, int, Voxels], dicom_images.Named]) -
     return files
 
 
+DICOM_FORMATS: dict[str, Images] = {
+    "mosaic": dicom_images.mosaics,
+    "enhanced": dicom_images.enhanced,
+    "classic": dicom_images.classic,
+    "split": dicom_images.split,
+}
+"""The images of a volume, by the name of the format."""
 FORMATS: dict[str, Format] = {
     "nifti": _nifti,
     "pair": _pair,
-    "mosaic": _dicom(dicom_images.mosaics),
-    "enhanced": _dicom(dicom_images.enhanced),
-    "classic": _dicom(dicom_images.classic),
-    "split": _dicom(dicom_images.split),
+    **{name: _dicom(images) for name, images in DICOM_FORMATS.items()},
 }
 """How a volume is written, by the name of the format."""
 WHOLE_RUN = "nifti-4d"

@@ -1,4 +1,4 @@
-"""The commands ``realtime doctor`` and ``realtime bench``, and the options for engines of other commands."""
+"""The command ``realtime bench``, and the options for engines of other commands."""
 
 from __future__ import annotations
 
@@ -7,18 +7,11 @@ from functools import partial
 from pathlib import Path
 
 from realtime.commands.signers import add_signer_options, trust_of
-from realtime.errors import EngineError
 
 say = partial(print, flush=True)
 """Print a line for the operator at once."""
 
 NAMES = "tensorrt, onnxruntime-cuda, openvino, openvino-bf16, onnxruntime-cpu"
-_DOCTOR = """\
-Show what can decode a bundle on this machine: which engines run and why the others do not, how long a step
-takes on each, which of the bundle's samplers fits into a TR, and how much memory and disk space is free. Each
-engine that can run is opened and measured, which takes seconds for a small model and minutes for a full-size
-one on a CPU. Run it before the scan, with the bundle and on the machine that will serve.
-"""
 _BENCH = """\
 Measure whole decodes with every engine that can run here and every sampler of the bundle. A sampler whose
 95th percentile is below the TR keeps up with the scanner. `realtime serve` chooses a sampler at every volume:
@@ -27,26 +20,10 @@ meanwhile.
 """
 
 
-def add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command ``doctor``."""
-    parser = commands.add_parser(
-        "doctor", help="what can decode a bundle here, and how fast", description=_DOCTOR
-    )
-    _add_bundle(parser)
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs"),
-        metavar="DIR",
-        help="where runs would be recorded; the free space of its disk is shown (default ./runs)",
-    )
-    parser.set_defaults(command=_doctor)
-
-
 def add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command ``bench``."""
     parser = commands.add_parser("bench", help="time decodes for engines and samplers", description=_BENCH)
-    _add_bundle(parser)
+    add_measured_bundle(parser)
     parser.add_argument(
         "--engine",
         nargs="+",
@@ -89,7 +66,8 @@ def add_faces_option(
     )
 
 
-def _add_bundle(parser: argparse.ArgumentParser) -> None:
+def add_measured_bundle(parser: argparse.ArgumentParser) -> None:
+    """Add which bundle is measured, and in which form that is told."""
     parser.add_argument(
         "--bundle",
         type=Path,
@@ -107,20 +85,6 @@ def _positive(text: str) -> int:
     return number
 
 
-def _doctor(arguments: argparse.Namespace) -> None:
-    from realtime.bundle.bundle import Bundle
-    from realtime.bundle.locate import choose_bundle
-    from realtime.decoding import doctor
-
-    folder, _ = choose_bundle(arguments.bundle, None)
-    found = doctor.diagnose(Bundle.open(folder, trust_of(arguments)), arguments.out)
-    _print(found, doctor.lines(found), as_json=arguments.json)
-    if not found.engine:
-        raise EngineError(
-            "expected an engine that runs this bundle here, found none; the lines above say why each does not"
-        )
-
-
 def _bench(arguments: argparse.Namespace) -> None:
     from realtime.bundle.bundle import Bundle
     from realtime.bundle.locate import choose_bundle
@@ -131,10 +95,11 @@ def _bench(arguments: argparse.Namespace) -> None:
     samplers = [bundle.sampler(name) for name in arguments.sampler] or bundle.spec.samplers
     tell = (lambda line: None) if arguments.json else say
     found = bench.bench(bundle, arguments.engine, samplers, arguments.n, tell)
-    _print(found, bench.lines(found), as_json=arguments.json)
+    print_found(found, bench.lines(found), as_json=arguments.json)
 
 
-def _print(found: object, lines: list[str], *, as_json: bool) -> None:
+def print_found(found: object, lines: list[str], *, as_json: bool) -> None:
+    """Print what was found, for people or for programs."""
     import msgspec
 
     if as_json:

@@ -37,11 +37,14 @@ All but the first need --volumes. They carry no pictures: presentation software 
 """
 
 
-def add_source_options(parser: argparse.ArgumentParser) -> None:
+def add_source_options(parser: argparse.ArgumentParser, default: str | None = DEFAULT) -> None:
     """``--source`` and what goes with it."""
     group = parser.add_argument_group("volumes", _HELP)
     group.add_argument(
-        "--source", default=DEFAULT, metavar="ADDRESS", help="one of the above (default %(default)s)"
+        "--source",
+        default=default,
+        metavar="ADDRESS",
+        help=f"one of the above (default: {default or 'none'})",
     )
     group.add_argument(
         "--volumes", type=int, metavar="N", help="volumes of a run, for sources that do not say"
@@ -74,7 +77,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--echo",
         metavar="N|combine",
-        help="the echo to follow, from 1 in order of echo time, or combine: all echoes, weighted by T2* "
+        help="the echo to follow, from 1 in order of echo time; or combine: all echoes, weighted by T2* "
         "(default: the first that comes)",
     )
     group.add_argument(

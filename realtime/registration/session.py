@@ -34,20 +34,28 @@ from realtime.registration.splines import (
     with_contrast,
 )
 
-SPACINGS_MM = (10.0, 5.0, 2.5)
-"""Of the three grids; each is smoothed by half of this (SD)."""
-N_POINTS = (1_500, 5_000, 20_000)
-BEST = (4, 3, 2)
-"""How many fits go on from each grid, and after the last to the comparison of detail."""
+
+class _Level(NamedTuple):
+    """One of the grids that the search goes through."""
+
+    spacing_mm: float
+    """Its volumes are smoothed by half of this (SD)."""
+    n_points: int
+    until_mm: float
+    n_best: int
+    """How many fits go on from it, and after the last to the comparison of detail."""
+
+
+LEVELS = (_Level(10.0, 1_500, 0.5, 4), _Level(5.0, 5_000, 0.1, 3), _Level(2.5, 20_000, 0.005, 2))
 SAME_MM = 2.0
 """Fits that differ by less are one."""
-UNTIL_MM = (0.5, 0.1, 0.005)
-TURNS_RAD = 0.25
+TURN_RAD = 0.25
 """Of the starts that are turned."""
 LEAST_SIMILARITY, LEAST_OVERLAP = 0.6, 0.55
 DETAIL_MM = (2.0, 5.0)
 """Detail is what the first SD of smoothing leaves and the second takes away."""
 RIM_MM = 12.0
+MOST_VOXELS = 20_000
 MOST_SD = 3.0
 """Detail is cut off at so many SDs: vessels and artefacts are far brighter than folds."""
 
@@ -110,15 +118,14 @@ def register_session(
     session = _Image(moving, moving_affine, "the session's reference volume")
     decoder = _Image(fixed, fixed_affine, "the decoder's reference volume")
     starts = [as_rigid(initial)] if initial is not None else list(_starts(session, decoder))
-    for spacing, n_points, best, until in zip(SPACINGS_MM, N_POINTS, BEST, UNTIL_MM, strict=True):
-        template = Template(*decoder.grid(spacing), decoder.centre_mm, n_points)
-        grid = session.grid(spacing)
-        fits = [template.fit(*grid, start, until) for start in starts]
-        fits = _best_distinct(fits, best, decoder.centre_mm)
+    for level in LEVELS:
+        template = Template(*decoder.grid(level.spacing_mm), decoder.centre_mm, level.n_points)
+        grid = session.grid(level.spacing_mm)
+        fits = [template.fit(*grid, start, level.until_mm) for start in starts]
+        fits = _best_distinct(fits, level.n_best, decoder.centre_mm)
         starts = [fit.matrix for fit in fits]
-    similarity, fit = max(
-        ((_similarity(session, decoder, fit.matrix), fit) for fit in fits), key=lambda pair: pair[0]
-    )
+    judged = [(_similarity(session, decoder, fit.matrix), fit) for fit in fits]
+    similarity, fit = max(judged, key=lambda pair: pair[0])
     _accept(similarity, fit.overlap)
     parameters = RigidParameters.of(fit.matrix, decoder.centre_mm)
     return SessionRegistration(fit.matrix, similarity, fit.overlap, parameters)
@@ -130,7 +137,7 @@ def _starts(session: _Image, decoder: _Image) -> Iterator[Matrix]:
     shift[:3, 3] = session.centre_of_mass() - centre
     turns = [RigidParameters()]
     for axis, sign in itertools.product((3, 4, 5), (1, -1)):
-        turns.append(RigidParameters(*(sign * TURNS_RAD if k == axis else 0.0 for k in range(6))))
+        turns.append(RigidParameters(*(sign * TURN_RAD if k == axis else 0.0 for k in range(6))))
     for first, turn in itertools.product((np.eye(4), shift), turns):
         yield first @ turn.matrix(centre)
 
@@ -138,20 +145,21 @@ def _starts(session: _Image, decoder: _Image) -> Iterator[Matrix]:
 def _best_distinct(fits: list[Fit], n_best: int, centre_mm: Matrix) -> list[Fit]:
     """Return the fits that promise most; of those that agree, one."""
     best: list[Fit] = []
-    for fit in sorted(
-        fits, key=lambda fit: fit.similarity * min(1.0, fit.overlap / LEAST_OVERLAP), reverse=True
-    ):
+    for fit in sorted(fits, key=_promise, reverse=True):
         if all(rms_displacement(other.matrix, fit.matrix, centre_mm) > SAME_MM for other in best):
             best.append(fit)
     return best[:n_best]
 
 
+def _promise(fit: Fit) -> float:
+    return fit.similarity * min(1.0, fit.overlap / LEAST_OVERLAP)
+
+
 def _similarity(session: _Image, decoder: _Image, matrix: Matrix) -> float:
     inside = head(decoder.smoothed(DETAIL_MM[0]))
-    sampling = decoder.sides_mm
-    inside = ndimage.distance_transform_edt(inside, sampling=sampling) > RIM_MM
+    inside = ndimage.distance_transform_edt(inside, decoder.sides_mm) > RIM_MM
     voxels = np.stack(np.nonzero(inside)).astype(np.float64)
-    voxels = voxels[:, :: max(1, voxels.shape[1] // N_POINTS[-1])]
+    voxels = voxels[:, :: max(1, voxels.shape[1] // MOST_VOXELS)]
     to_session = voxels_of(session.affine) @ matrix @ decoder.affine
     details = []
     for image, to_image in ((decoder, np.eye(4)), (session, to_session)):

@@ -62,7 +62,33 @@ def open_source(
     keys: ServerKeys | None = None,
     unfinished: wire.RunStart | None = None,
 ) -> Source:
-    """Create the source at an address; call its ``start`` to listen.
+    """Create the source at an address, joined with that of markers; call its ``start`` to listen.
+
+    Takes and raises what :func:`open_volumes` does.
+    """
+    source = open_volumes(address, options, spec, keys=keys, unfinished=unfinished)
+    if not options.markers:
+        return source
+    return MarkedSource(source, open_markers(options.markers, keys), spec.tr_s)
+
+
+def open_markers(address: str, keys: ServerKeys | None) -> Source:
+    """Create the source of presentation software's markers.
+
+    :raises ServeError: when the address is malformed, or reachable from other machines without keys
+    """
+    return ZeroMqSource(address, keys, "markers", max_volume_bytes=wire.MAX_PICTURE_BYTES)
+
+
+def open_volumes(
+    address: str,
+    options: SourceOptions,
+    spec: Spec,
+    *,
+    keys: ServerKeys | None = None,
+    unfinished: wire.RunStart | None = None,
+) -> Source:
+    """Create the source of volumes alone.
 
     :param spec: the bundle's spec, which sets subject, grid and TR
     :param keys: keys that authenticate senders of this project's own messages at ``tcp://``; the other
@@ -85,11 +111,7 @@ def open_source(
     plan = _plan(address, options, spec)
     scanners = {"pyneal+tcp": _pyneal, "afni+tcp": _afni, "dicom": _dicom, "folder": _folder}
     scanner = scanners[kind](rest, options, plan, unfinished.run_id if unfinished else None)
-    source = RunBoundarySource(scanner, plan)
-    if not options.markers:
-        return source
-    markers = ZeroMqSource(options.markers, keys, "markers", max_volume_bytes=wire.MAX_PICTURE_BYTES)
-    return MarkedSource(source, markers, spec.tr_s)
+    return RunBoundarySource(scanner, plan)
 
 
 def _max_volume_bytes(spec: Spec) -> int:
