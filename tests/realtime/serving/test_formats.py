@@ -255,6 +255,14 @@ def test_a_run_that_grows_in_one_file_is_read_volume_by_volume(watched: Watched,
     assert came == list(range(1, N_VOLUMES + 1))
 
 
+def test_a_run_whose_header_counts_the_volumes_so_far_is_read_as_it_grows(watched: Watched) -> None:
+    came: list[int] = []
+    for n_volumes in range(2, N_VOLUMES + 1):
+        watched.write("bold.nii", run_bytes(n_volumes))
+        came += numbers(watched.after(0.5))
+        assert came == list(range(1, n_volumes + 1))
+
+
 @settings(deadline=None, max_examples=30)
 @given(n_bytes=st.integers(352, len(run_bytes())), is_packed=st.booleans())
 def test_of_a_run_that_was_cut_off_each_whole_volume_is_read(n_bytes: int, is_packed: bool) -> None:
