@@ -283,11 +283,8 @@ def test_a_sender_must_call_the_title_if_there_is_one(
 
 
 @pytest.mark.parametrize("is_established", [False, True])
-def test_silent_connections_give_way(
-    tmp_path: Path, is_established: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_silent_connections_give_way(tmp_path: Path, is_established: bool) -> None:
     """As a flood of connections, or of associations that send nothing."""
-    monkeypatch.setattr("realtime.sources.dicom_port.SILENT_TURN_S", 0.0)
 
     async def check() -> None:
         async with listening(tmp_path) as node:
