@@ -38,6 +38,9 @@ from realtime.sources.files.volume_file import VolumeFile
 from realtime.sources.files.watch import Found
 from realtime.sources.run_boundaries import Plan, Scan
 
+FIRST_NUMBER = 1
+"""Of the first volume of a series, unless the operator or the series says otherwise."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -221,6 +224,7 @@ class DicomNode(SeriesScanner):
         self._open: set[Outcome] = set()
         """Of objects that wait for their answer."""
         self._is_stopped = False
+        self._first_number: int | None = options["first_number"]
         super().__init__(self._arrivals, plan, **options)
 
     async def start(self) -> str:
@@ -274,6 +278,17 @@ class DicomNode(SeriesScanner):
             self._open.discard(outcome)
         self._arrivals.answered(name)
         return status, comment
+
+    def _follow(self, series: str, **known: Any) -> Any:
+        if series == self._unfinished and self._first_number is None:
+            known["first_number"] = FIRST_NUMBER
+            _log.warning(
+                "series %s goes on after a restart, and what came before is not here: its volumes are counted "
+                "from number %d. If the run began with another number, start again with --first-number",
+                series,
+                FIRST_NUMBER,
+            )
+        return super()._follow(series, **known)
 
     def _scans(self, found: Found) -> list[Scan]:
         scans = super()._scans(found)

@@ -209,6 +209,27 @@ def test_the_next_series_is_followed_from_its_first_volume(tmp_path: Path) -> No
     asyncio.run(check())
 
 
+def test_a_run_goes_on_after_a_restart(tmp_path: Path) -> None:
+    """The volumes before it are not stored again, so their numbers are not learnt from them."""
+
+    async def check() -> None:
+        async with listening(tmp_path) as node:
+            storing = node.storing(object_of(1))
+            news = await node.heard()
+            assert isinstance(news, Scan)
+            await news.answer(wire.Ack(run_id="r", index=0))
+            await storing
+        async with listening(tmp_path, unfinished=f"r_series-{news.series}") as node:
+            storing = node.storing(object_of(2), object_of(3))
+            await node.records(("7", 1), ("7", 2))
+            assert n_stored(await storing) == 2
+            storing = node.storing(object_of(5, 8), object_of(6, 8))
+            await node.records(None, ("8", 0), ("8", 1))  # of the next series the numbers are learnt
+            await storing
+
+    asyncio.run(check())
+
+
 def test_what_is_kept_lies_on_the_disk_only_as_long_as_needed() -> None:
     arrivals = Arrivals(wake=lambda: None)
     volumes = {f"{series}.{number}": object_of(number, series) for series in (7, 8) for number in (1, 2)}
