@@ -283,7 +283,7 @@ class DicomNode(SeriesScanner):
         if series == self._unfinished and self._first_number is None:
             known["first_number"] = FIRST_NUMBER
             _log.warning(
-                "series %s goes on after a restart, and what came before is not here: its volumes are counted "
+                "series %s goes on after a restart, and what came before is not here: volumes are counted "
                 "from number %d. If the run began with another number, start again with --first-number",
                 series,
                 FIRST_NUMBER,
