@@ -22,7 +22,7 @@ from realtime.record.run_json import Registration
 from realtime.record.storage import lock_role
 from realtime.registration.resample import RegionSampler
 from realtime.registration.session import register_session
-from realtime.runs.head import positions_of
+from realtime.runs.head_position import positions_of
 from realtime.service.listen import Heard, listen
 from realtime.sources.open import SourceOptions
 
@@ -39,6 +39,7 @@ _WHAT_TO_CHECK = {
     "pyneal+tcp": "is Pyneal's scanner side started, with this host and port? If it runs on another "
     "computer, is the port forwarded to this one?",
     "afni+tcp": "is Dimon (-rt -host) or rtfeedme started, with this host and port?",
+    "dicom": "does the console send to this AE title, host and port, and is its machine among --allow?",
     "folder": "does the scanner export into this folder, and is real-time export switched on at the console? "
     "Files that were there before do not count",
 }

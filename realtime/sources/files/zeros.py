@@ -29,7 +29,7 @@ class UsualZeros:
         return kind in self._usual
 
     def are_unusual(self, kind: str, data: bytes) -> bool:
-        """Whether zeros are where no whole file of this kind had any, and are enough for bytes that come late."""
+        """Whether there are zeros where no whole file had any, and enough for bytes that come late."""
         pages = _zero_pages(data)
         unusual = pages.copy()
         usual = self._usual.get(kind, pages[:0])[: len(pages)]

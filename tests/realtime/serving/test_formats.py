@@ -213,6 +213,38 @@ def test_cut_par_rec_is_incomplete(cut: str) -> None:
         parse("a_1.rec", cut_rec, beside=lambda suffix, n_most: cut_par)
 
 
+spots = st.lists(st.tuples(st.integers(0, 20_000), st.integers(0, 255)), min_size=1, max_size=8)
+
+
+@settings(deadline=None, max_examples=60)
+@given(spots=spots, kind=st.sampled_from([".par", ".hdr"]))
+def test_voxels_with_a_damaged_description_are_volumes_or_refused_and_nothing_else(
+    spots: list[tuple[int, int]], kind: str
+) -> None:
+    name, whole, signal = "a_1.img", pair()[".hdr"], pair()[".img"]
+    if kind == ".par":
+        par = PAR_REC / "phantom_varscale.PAR"
+        name, whole, signal = "a_1.rec", par.read_bytes(), par.with_suffix(".REC").read_bytes()
+    described = bytearray(whole)
+    for place, value in spots:
+        described[place % len(described)] = value
+    with contextlib.suppress(WireError):
+        found = volumes(name, signal, beside=lambda suffix, n_most: bytes(described))
+        assert all(each.voxels.ndim == 3 for each in found)
+
+
+@settings(deadline=None, max_examples=300)
+@given(names=st.lists(st.text("0123456789_-. eE(ph", max_size=24), max_size=6))
+def test_any_name_is_a_number_or_refused_and_always_says_the_same(names: list[str]) -> None:
+    known = FileNames()
+    for name in names:
+        with contextlib.suppress(WireError):
+            first = known.place(name, is_last_chance=True)
+            assert first is not None
+            assert first.number >= 0
+            assert known.place(name) == first
+
+
 @pytest.mark.parametrize("name", ["run1_bold.nii", "run1_bold.nii.gz", "run1_0001.nii", "rest"])
 def test_a_run_in_one_file_is_played_in_order(watched: Watched, name: str) -> None:
     data = run_bytes()
@@ -253,6 +285,14 @@ def test_a_run_that_grows_in_one_file_is_read_volume_by_volume(watched: Watched,
     watched.write("bold.nii", data)
     came += numbers(watched.after(0.5))
     assert came == list(range(1, N_VOLUMES + 1))
+
+
+def test_a_run_whose_header_counts_the_volumes_so_far_is_read_as_it_grows(watched: Watched) -> None:
+    came: list[int] = []
+    for n_volumes in range(2, N_VOLUMES + 1):
+        watched.write("bold.nii", run_bytes(n_volumes))
+        came += numbers(watched.after(0.5))
+        assert came == list(range(1, n_volumes + 1))
 
 
 @settings(deadline=None, max_examples=30)

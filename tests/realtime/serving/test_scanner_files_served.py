@@ -16,10 +16,6 @@ N_VOLUMES = 6
 RUN_ID = "sub-01_task-realtime"
 
 
-def image(scan: Scan, index: int, kind: type[nibabel.Nifti1Pair] = nibabel.Nifti1Image) -> nibabel.Nifti1Pair:
-    return kind(scan.voxels(index), np.array(AFFINE))
-
-
 def has_come(served: Served, series: str, n_volumes: int) -> None:
     folder = served.out / f"{RUN_ID}_series-{series}"
     wait_until(
@@ -49,7 +45,7 @@ def test_runs_in_subfolders_in_pairs_in_one_file_and_with_echoes_are_recorded_as
     (folder.parent / "link").symlink_to(tmp_path)
     for index in range(N_VOLUMES):
         name = f"Dump-{index + 1:04d}"
-        nibabel.save(image(pairs, index, nibabel.Nifti1Pair), tmp_path / f"{name}.img")
+        nibabel.save(nibabel.Nifti1Pair(pairs.voxels(index), np.array(AFFINE)), tmp_path / f"{name}.img")
         signal = (tmp_path / f"{name}.img").read_bytes()
         with (folder / f"{name}.img").open("wb", buffering=0) as file:
             file.truncate(len(signal))  # the size comes first, as when Windows copies to a share
@@ -76,7 +72,8 @@ def test_runs_in_subfolders_in_pairs_in_one_file_and_with_echoes_are_recorded_as
     echoes = {1: Scan(seed=3), 2: Scan(seed=4)}
     for index in range(N_VOLUMES):
         for echo, scan in echoes.items():
-            (export / f"vol_{index:04d}_e{echo}.nii").write_bytes(image(scan, index).to_bytes())
+            data = nibabel.Nifti1Image(scan.voxels(index), np.array(AFFINE)).to_bytes()
+            (export / f"vol_{index:04d}_e{echo}.nii").write_bytes(data)
         has_come(served, "vol", index + 1)
     assert_is(served, "vol", echoes[1])
     assert served.interrupt() == 0
