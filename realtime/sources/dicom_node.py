@@ -267,6 +267,8 @@ class DicomNode(SeriesScanner):
         except WireError as error:
             _log.warning("refused object %s: %s", name, error)
             return CANNOT_UNDERSTAND, str(error)
+        if not images:
+            return CANNOT_UNDERSTAND, "expected an image"
         outcome = Outcome(len(images))
         with self._lock:
             if self._is_stopped:

@@ -125,7 +125,14 @@ class StorePort:
         sop_class = event.request.AffectedSOPClassUID
         if sop_class not in self._classes:
             name = sop_class.name if sop_class else "none"
-            _log.warning("refused an object of class %s from %s: expected MR images", name, _peer(event))
+            told = self._server.peers[event.assoc].told
+            if name not in told:
+                _log.warning(
+                    "refused objects of class %s from %s: expected MR images, and send only these",
+                    name,
+                    _peer(event),
+                )
+            told.add(name)
             return _status(NOT_SUPPORTED, "expected MR images")
         status, comment = self._store(str(event.request.AffectedSOPInstanceUID), event.encoded_dataset())
         self._server.peers[event.assoc].has_stored |= status == SUCCESS
@@ -169,6 +176,8 @@ class _Peer:
     """Of the message that is not complete yet."""
     is_established: bool = False
     has_stored: bool = False
+    told: set[str] = field(default_factory=set)
+    """SOP classes whose refusal was logged."""
     is_cut: bool = False
 
     def cut(self, expected: str) -> None:
