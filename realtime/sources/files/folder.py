@@ -130,8 +130,8 @@ class SeriesScanner:
             return
         self._wake.clear()
 
-    def _follow(self, series: str) -> _FollowedSeries:
-        made = self._make_series(numbering=self._numberings[series])
+    def _follow(self, series: str, **known: Any) -> _FollowedSeries:
+        made = self._make_series(numbering=self._numberings[series], **known)
         return _FollowedSeries(series, self._plan, made)
 
     def _scans(self, found: Found) -> list[Scan]:
