@@ -103,7 +103,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status", tag_field=
     quality: Quality | None = None
     """Of the newest volume."""
     alarm: str = ""
-    """Why volumes or results are not recorded, or a run is not sealed; empty while all is well."""
+    """Why volumes or results are not recorded, a run is not sealed, or onsets are probably wrong; empty while
+    all is well."""
     message: str
     """The latest message to the operator, such as why a volume was skipped, or that a run was resumed."""
 

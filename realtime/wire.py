@@ -110,6 +110,8 @@ class Marker(_Message, frozen=True, kw_only=True, tag="marker", tag_field="kind"
 
     onset_volume: Count
     name: Annotated[str, msgspec.Meta(max_length=200)]
+    triggers: Count | msgspec.UnsetType = msgspec.UNSET
+    """How many of the run's trigger pulses its sender had counted when it sent this."""
 
 
 class RunEnd(_Message, frozen=True, kw_only=True, tag="run_end", tag_field="kind"):

@@ -59,8 +59,8 @@ def open_export(address: str, start: wire.RunStart, tell: Tell) -> Export:
     if kind == "folder" and place:
         from sim.send_files import open_folder
 
-        name = options.pop("format", "nifti")
-        return open_folder(Path(place), name, _none_left(start, address, options))
+        name, dialects = options.pop("format", "nifti"), options.pop("dialect", "")
+        return open_folder(Path(place), name, dialects, _none_left(start, address, options))
     if kind == "pyneal+tcp":
         from sim.send_pyneal import PynealExport
 
@@ -72,9 +72,11 @@ def open_export(address: str, start: wire.RunStart, tell: Tell) -> Export:
         return AfniExport(place, data_port, _none_left(start, address, options), tell)
     if kind == "dicom":
         from sim.send_dicom import ANY_TITLE, NodeExport
+        from sim.send_files import dicom_format
 
-        title, name = options.pop("aet", ANY_TITLE), options.pop("format", "enhanced")
-        return NodeExport(place, title, name, _none_left(start, address, options), tell)
+        images = dicom_format(options.pop("format", "enhanced"), options.pop("dialect", ""))
+        title = options.pop("aet", ANY_TITLE)
+        return NodeExport(place, title, images, _none_left(start, address, options), tell)
     raise SimError(f"{address}: expected an address like {FORMS}")
 
 

@@ -6,14 +6,14 @@ import time
 from collections.abc import Iterable
 
 from pydicom.dataset import Dataset
-from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage
+from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage, RLELossless
 from pynetdicom import AE
 from pynetdicom.association import Association
 
 from realtime import wire
 from sim.delivery import IsInterrupted, Tell, Voxels
+from sim.dialects import Images
 from sim.errors import SimError
-from sim.send_files import DICOM_FORMATS
 from sim.sender import RefusedError
 
 TITLE = "SIM"
@@ -28,6 +28,8 @@ Context = tuple[str, str]
 MADE_HERE: tuple[Context, ...] = (
     (MRImageStorage, ExplicitVRLittleEndian),
     (EnhancedMRImageStorage, ExplicitVRLittleEndian),
+    (MRImageStorage, RLELossless),
+    (EnhancedMRImageStorage, RLELossless),
 )
 
 
@@ -97,15 +99,10 @@ class StoreNode:
 
 
 class NodeExport:
-    """Stores the images of a run, volume by volume.
+    """Stores the images of a run, volume by volume. :raises SimError: as `StoreNode`"""
 
-    :raises SimError: as `StoreNode`, or when there is no such format
-    """
-
-    def __init__(self, place: str, title: str, name: str, start: wire.RunStart, tell: Tell) -> None:
-        if name not in DICOM_FORMATS:
-            raise SimError(f"format={name}: expected one of {', '.join(DICOM_FORMATS)} for dicom://")
-        self._images = DICOM_FORMATS[name]
+    def __init__(self, place: str, title: str, images: Images, start: wire.RunStart, tell: Tell) -> None:
+        self._images = images
         self._start = start
         self._node = StoreNode(place, title, MADE_HERE, tell)
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from realtime.errors import RegistrationError
-from realtime.registration.align import Fit, Template
+from realtime.registration.align import Fit, Template, head
 from realtime.registration.rigid import Floats, Matrix, RigidParameters
 from realtime.registration.splines import Volume, blurred, with_contrast
 
@@ -47,9 +47,9 @@ class MotionTracker:
         self.centre_mm = affine[:3, :3] @ ((np.array(volume.shape) - 1) / 2) + affine[:3, 3]
         """[3], the centre of the reference's grid."""
         fine = blurred(volume, SD_VOXELS)
-        self._fine = Template(fine, affine, self.centre_mm, N_FINE)
+        self._fine = Template(fine, affine, head(fine), self.centre_mm, N_FINE)
         coarse, coarse_affine = _halved(fine, affine)
-        self._coarse = Template(coarse, coarse_affine, self.centre_mm, N_COARSE)
+        self._coarse = Template(coarse, coarse_affine, head(coarse), self.centre_mm, N_COARSE)
 
     def estimate(self, volume: Floats, affine: Matrix, start: Motion | None = None) -> Motion:
         """Return how the head lies in a volume [x, y, z].

@@ -32,6 +32,7 @@ from realtime.runs.queue import Arrival, Queue, Ready
 from realtime.runs.region import Region
 from realtime.runs.reorder import Reorder, Turn
 from realtime.runs.statistics import STATISTICS_FILE, prior_of
+from realtime.runs.triggers import TriggerCount
 
 GAP_PATIENCE_TR = 2
 """A gap in the volumes is given up after this many TR."""
@@ -82,6 +83,7 @@ class Run:
         self._resumed: Checkpoint | None = None
         """The checkpoint from which the run went on, if there was one."""
         self._shown = Pictures(folder, self.disk_failed)
+        self.triggers = TriggerCount(self.start.tr_s)
         self._reorder: Reorder[Arrival] = Reorder(
             self.start.n_volumes,
             GAP_PATIENCE_TR * self.start.tr_s,
@@ -119,6 +121,8 @@ class Run:
         payload = entry.payload if isinstance(entry, Entry) else None
         self.headers.update(entry.header)
         self.journal_end = entry.end
+        if said := self.triggers.take(message, entry.received_utc_s):
+            self._warn(said)
         if isinstance(message, wire.Volume):
             self.heard_s = received_s
             self._take_volume(message, payload, received_s, is_past=is_past)
@@ -171,7 +175,7 @@ class Run:
             self.folder.write_file(STATISTICS_FILE, statistics.as_npz())
         self.folder.remove_file(CHECKPOINT)
         self.folder.close(note)
-        self.alarm = ""  # the disk has taken all that waited
+        self.alarm = self.triggers.alarm = ""  # the disk has taken all that waited, and no onset follows
 
     def checkpoint(self) -> Checkpoint | None:
         """The state so far; None while a volume waits for its turn, or a row for the disk."""
@@ -373,6 +377,13 @@ class Run:
             if self.alarm:
                 self.alarm = ""
                 self.tell(f"results are recorded again after {self.where()}")
+
+    def _warn(self, message: str) -> None:
+        """Send the operator a message that belongs into the record."""
+        self.message = message
+        _log.warning("%s", message, extra={"run_id": self.name})
+        if message not in self.folder.info.notes:  # where it is from before a restart
+            self._write(self.folder.note, message)
 
     def tell(self, message: str) -> None:
         """Send the operator a message."""

@@ -39,6 +39,7 @@ _WHAT_TO_CHECK = {
     "pyneal+tcp": "is Pyneal's scanner side started, with this host and port? If it runs on another "
     "computer, is the port forwarded to this one?",
     "afni+tcp": "is Dimon (-rt -host) or rtfeedme started, with this host and port?",
+    "dicom": "does the console send to this AE title, host and port, and is its machine among --allow?",
     "folder": "does the scanner export into this folder, and is real-time export switched on at the console? "
     "Files that were there before do not count",
 }

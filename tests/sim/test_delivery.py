@@ -33,7 +33,7 @@ from sim.errors import SimError
 from sim.faults import FaultyScan, draw_plan, late_tr, parse_rates
 from sim.head_motion import rigid
 from sim.recording import Recording
-from sim.send_files import FORMATS
+from sim.send_files import DICOM_FORMATS
 from sim.sender import RefusedError
 
 from .conftest import Tiny
@@ -44,7 +44,7 @@ N_VOLUMES = 6
 SHAPE = (6, 7, 5)
 OBLIQUE = rigid((4.0, -8.0, 20.0, 0.2, -0.1, 0.3)) @ np.diag([1.5, 2.0, 3.0, 1.0])
 ROWS: wire.Affine = msgspec.convert(OBLIQUE.tolist(), wire.Affine)
-DICOM = [name for name in FORMATS if name not in ("nifti", "pair")]
+DICOM = list(DICOM_FORMATS)
 
 
 class SmallScan:
@@ -428,11 +428,13 @@ def test_dicom_refuses_grids_that_it_cannot_describe(tmp_path: Path, change: Any
     [
         ("http://127.0.0.1", "expected an address like tcp://"),
         ("folder:", "expected an address like tcp://"),
-        ("folder:/x?format=gif", "format=gif: expected one of nifti, pair, mosaic"),
+        ("folder:/x?format=gif", "format=gif: expected one of nifti, pair, nifti-4d, mosaic"),
         ("folder:/x?fromat=nifti", "expected no option fromat"),
         ("afni+tcp://127.0.0.1", "expected ports like afni"),
         ("afni+tcp://127.0.0.1:1?data=x", "got data port 'x'"),
         ("dicom://127.0.0.1:1?format=nifti", "format=nifti: expected one of mosaic, enhanced"),
+        ("folder:/x?format=mosaic&dialect=uid", "dialect=uid: expected one of echoes, phase, uids"),
+        ("folder:/x?format=nifti&dialect=uids", "dialect=uids: expected a DICOM format with it"),
         ("dicom://127.0.0.1:1?aet=12345678901234567", "with a title of at most 16 characters"),
         ("dicom://127.0.0.1", "expected an address like dicom://"),
         ("pyneal+tcp://:x", "expected an address like tcp://"),

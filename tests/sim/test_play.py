@@ -91,6 +91,10 @@ def test_the_tr_is_the_headers_or_what_is_given(
         (lambda path: write_4d(path, tr=0), "expected a TR in the header, got 0.0 sec; give --tr"),
         (lambda path: path.write_bytes(b"not a volume"), "expected a series that nibabel reads"),
         (lambda path: nib.save(nib.Nifti1Image(VOXELS[..., 0], OBLIQUE), path), "expected four dimensions"),
+        (
+            lambda path: write_4d(path, voxels=VOXELS.astype(np.complex64)),
+            "integers or floats, got complex64",
+        ),
         (lambda path: None, "expected a series that nibabel reads"),
     ],
 )

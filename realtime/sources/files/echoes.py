@@ -30,8 +30,8 @@ _log = logging.getLogger(__name__)
 class Echoes:
     """Chooses among the echoes of one series.
 
-    :param choice: number of the echo, from 1 in order of echo time; or :data:`COMBINE`; or None, for the first
-        that comes and that the scanner does not number otherwise
+    :param choice: number of the echo, from 1 in order of echo time; or :data:`COMBINE`; or None, for the
+        first, as the scanner numbers them or as they come
     """
 
     def __init__(self, choice: int | str | None, numbering: Numbering) -> None:

@@ -78,6 +78,13 @@ def test_some_voxels_may_be_no_numbers(tracker: MotionTracker) -> None:
     assert apart_mm(tracker.estimate(volume, AFFINE).matrix, MOVE.matrix()) < 0.05
 
 
+def test_all_outside_the_head_may_be_no_numbers(tracker: MotionTracker) -> None:
+    volume = HEAD.volume(AFFINE, MOVE.matrix(), noise=10, seed=5)
+    volume[HEAD.volume(AFFINE, MOVE.matrix()) < 100] = np.nan
+    assert np.isnan(volume).mean() > 0.5
+    assert apart_mm(tracker.estimate(volume, AFFINE).matrix, MOVE.matrix()) < 0.2
+
+
 def test_a_start_that_leads_nowhere_does_no_harm(tracker: MotionTracker) -> None:
     volume = HEAD.volume(AFFINE, MOVE.matrix(), noise=10, seed=6)
     right = tracker.estimate(volume, AFFINE)

@@ -36,7 +36,7 @@ from realtime.sources.files.jpeg_lossless import decoded
 from realtime.sources.files.series import Series
 from realtime.sources.files.volume_file import NotWholeError, VolumeFile
 
-from .test_dicom import AFFINE, GRID, VOXELS, enhanced, first_pixel_mm, mosaic, single, written
+from .test_dicom import AFFINE, GRID, VOXELS, enhanced, first_pixel_mm, images, mosaic, single, written
 
 CSA, N_TILES, TILE_TEXT = (0x0029, 0x1010), (0x0019, 0x100A), (0x0051, 0x100B)
 
@@ -137,6 +137,45 @@ def test_tiles_that_do_not_fill_the_image_are_refused() -> None:
     data = mosaic()
     data.Rows, data.Columns = 27, 14
     assert "expected a mosaic of 3 x 3 tiles for 5 slices, got an image of" in why_refused(data)
+
+
+def united_imaging() -> FileDataset:
+    """Two rows of three tiles, in any order of height, and the place of each slice."""
+    order = (4, 2, 0, 1, 3)
+    data, tiles = mosaic(), images()[list(order)]
+    n_rows, n_columns = tiles.shape[1:]
+    tiled = np.zeros((6, n_rows, n_columns), np.uint16)
+    tiled[:5] = tiles
+    pixels = tiled.reshape(2, 3, n_rows, n_columns).transpose(0, 2, 1, 3).reshape(2 * n_rows, 3 * n_columns)
+    data.Rows, data.Columns = pixels.shape
+    data.PixelData = pixels.astype("<u2").tobytes()
+    data.ImageType = ["ORIGINAL", "PRIMARY", "M", "VFRAME"]
+    del data[CSA], data.ImagePositionPatient
+    frames = []
+    for slice_ in order:
+        frame = Dataset()
+        frame.ImagePositionPatient = first_pixel_mm(VOXELS, slice_)
+        frames.append(frame)
+    data.private_block(0x65, "Image Private Header", create=True).add_new(0x51, "SQ", frames)
+    return data
+
+
+def test_a_mosaic_of_united_imaging_is_placed_by_its_frames() -> None:
+    asserts_whole(written(united_imaging()))
+    data = united_imaging()
+    del data[0x65, 0x1051]
+    assert "expected (0065,1051)" in why_refused(data)
+    data = united_imaging()
+    data.Rows, data.Columns = data.Columns, data.Rows
+    assert "expected a mosaic of 2 x 3 tiles for 5 slices" in why_refused(data)
+
+
+def test_philips_values_are_those_that_compare_between_volumes() -> None:
+    """(stored * RescaleSlope + RescaleIntercept) / (RescaleSlope * ScaleSlope): Chenevert et al., 2014."""
+    data = mosaic()
+    data.RescaleSlope, data.RescaleIntercept = 2, -100
+    data.private_block(0x2005, "Philips MR Imaging DD 001", create=True).add_new(0x0E, "FL", 0.25)
+    assert np.allclose(only(written(data)).voxels, (VOXELS * 2.0 - 100) / (2 * 0.25))
 
 
 @pytest.mark.parametrize("name", ["0.dcm", "1.dcm"])

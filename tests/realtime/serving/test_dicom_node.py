@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import socket
 import ssl
-import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,23 +13,24 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydicom import Dataset
+from pydicom import Dataset, FileDataset
 from pydicom.uid import UID, CTImageStorage
 
 from realtime import wire
 from realtime.errors import ServeError
 from realtime.network.certificate import server_context
 from realtime.network.hosts import Hosts
-from realtime.sources.dicom_node import DicomNode
+from realtime.sources.dicom_node import Arrivals, DicomNode, Outcome
 from realtime.sources.dicom_port import MOST_CONNECTIONS
-from realtime.sources.run_boundaries import QUIET_TR, Plan, RunOver, Scan
+from realtime.sources.files.volume_file import VolumeFile
+from realtime.sources.run_boundaries import Plan, RunOver, Scan
 
 from ...tools import DCMTK
 from . import test_dicom
 from .conftest import Scan as ScanOfNoise
 from .conftest import Served
 from .test_afni import own_address
-from .test_dicom import VOXELS, mosaic, single
+from .test_dicom import VOXELS, mosaic, single, written
 
 PATIENCE_S = 60.0
 TR_S = 0.1
@@ -94,7 +94,7 @@ async def listening(
         await scans.aclose()
 
 
-def object_of(number: int, series: int = 7, voxels: np.ndarray = VOXELS) -> Dataset:
+def object_of(number: int, series: int = 7, voxels: np.ndarray = VOXELS) -> FileDataset:
     """A volume."""
     made = mosaic(voxels, number, series)
     made.SOPInstanceUID = made.file_meta.MediaStorageSOPInstanceUID
@@ -178,38 +178,24 @@ def test_slices_are_kept_until_their_volume_is_complete(tmp_path: Path) -> None:
     asyncio.run(check())
 
 
-def kept(folder: Path) -> list[Path]:
-    return list(folder.glob("realtime-dicom-*/*"))
-
-
-def test_a_series_that_ran_beside_another_is_passed_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_series_that_ran_beside_another_is_passed_over(tmp_path: Path) -> None:
     """Its objects are kept, as they may be the next run, and then forgotten."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     async def check() -> None:
         async with listening(tmp_path) as node:
             objects = [object_of(number, series) for number in (1, 2, 3) for series in (7, 8)]
             storing = node.storing(*objects[:-1])
-            await node.records(("7", 0), ("7", 1))
-            assert len(kept(tmp_path)) == 1
-            await node.records(("7", 2), None)
+            await node.records(("7", 0), ("7", 1), ("7", 2), None)
             assert n_stored(await storing) == 5
             storing = node.storing(objects[-1], object_of(1, 9))
             await node.records(("9", 0))
             assert n_stored(await storing) == 2
-            assert not kept(tmp_path)
 
     asyncio.run(check())
-    assert not list(tmp_path.glob("realtime-dicom-*"))
 
 
-def test_the_next_series_is_followed_from_its_first_volume(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_next_series_is_followed_from_its_first_volume(tmp_path: Path) -> None:
     """The one before it was broken off, which shows when it is silent for long."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     async def check() -> None:
         async with listening(tmp_path) as node:
@@ -220,8 +206,27 @@ def test_the_next_series_is_followed_from_its_first_volume(
             await node.records(("8", 2), None)
             assert n_stored(await storing) == 1
 
-    assert QUIET_TR * TR_S < PATIENCE_S
     asyncio.run(check())
+
+
+def test_what_is_kept_lies_on_the_disk_only_as_long_as_needed() -> None:
+    arrivals = Arrivals(wake=lambda: None)
+    volumes = {f"{series}.{number}": object_of(number, series) for series in (7, 8) for number in (1, 2)}
+    for name, made in volumes.items():
+        arrivals.add(name, written(made), (), Outcome(1))
+        arrivals.keep(name)
+        arrivals.answered(name)
+    for name in ("8.1", "8.2", "8.1"):
+        arrivals.again(name)
+    arrivals.forget_kept()
+    arrivals.again("7.1")
+    told = list(arrivals.look(0.0))
+    assert [each.name for each in told] == ["8.1", "8.2"]
+    assert all(isinstance(each.holds, VolumeFile) for each in told)
+    assert arrivals.n_kept_bytes > 0
+    arrivals.forget_kept()
+    assert arrivals.n_kept_bytes == 0
+    arrivals.close()
 
 
 def without_pixels() -> Dataset:
@@ -364,6 +369,17 @@ def test_an_object_without_an_answer_is_refused_when_the_node_stops(tmp_path: Pa
         assert n_stored(await storing) == 0
 
     asyncio.run(check())
+
+
+def test_machines_that_cannot_reach_the_port_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def check() -> None:
+        async with listening(tmp_path, hosts=Hosts(["192.0.2.1"])):
+            pass
+
+    asyncio.run(check())
+    assert "which cannot reach 127.0.0.1" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,11 @@ def late_numbers(scan: Scan, index: int) -> list[FileDataset]:
     return [data]
 
 
+def is_recorded(out: Path, series: int) -> bool:
+    runs = [path.parent for path in out.glob(f"*_series-{series}x*/run.json")]
+    return bool(runs) and len(read_recorded(runs[0]).received) == N_VOLUMES
+
+
 def test_every_kind_of_series_is_recorded_as_it_came(
     serve: Callable[..., Served], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,15 +67,8 @@ def test_every_kind_of_series_is_recorded_as_it_came(
         for index in range(N_VOLUMES):
             for count, data in enumerate(make(scan, index)):
                 (export / f"{number:03d}_{index:03d}_{count:03d}.dcm").write_bytes(written(data))
-        pattern = f"*_series-{number}x*"
-        wait_until(
-            lambda pattern=pattern: any(
-                len(read_recorded(path.parent).received) == N_VOLUMES
-                for path in served.out.glob(f"{pattern}/run.json")
-            ),
-            f"a run of {pattern}",
-        )
-        (folder,) = served.out.glob(pattern)
+        wait_until(partial(is_recorded, served.out, number), f"a run of series {number}")
+        (folder,) = served.out.glob(f"*_series-{number}x*")
         for index, voxels in read_recorded(folder).volumes():
             assert np.array_equal(voxels, scan.voxels(index))
     assert len(list(served.out.glob("*/run.json"))) == 3
