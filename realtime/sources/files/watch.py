@@ -228,7 +228,8 @@ class Files:
             if not gives_up:
                 return
         except (NotWholeError, OSError) as error:
-            waiting.cost_s = time.perf_counter() - begun_s
+            if not n_held:  # otherwise it is also the time that the caller took
+                waiting.cost_s = time.perf_counter() - begun_s
             if gives_up:
                 self._give_up(name, waiting.state, error)
             return
