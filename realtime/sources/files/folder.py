@@ -27,7 +27,8 @@ from realtime.sources.files.incoming import Incoming
 from realtime.sources.files.numbering import Numbering
 from realtime.sources.files.series import Numbered, Series
 from realtime.sources.files.volume_file import DTYPE
-from realtime.sources.files.watch import SETTLE_S, Files, Found
+from realtime.sources.files.waiting import SETTLE_S
+from realtime.sources.files.watch import Files, Found
 from realtime.sources.run_boundaries import QUIET_TR, Plan, RunOver, Scan
 
 POLL_S = 0.25
