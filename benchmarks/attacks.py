@@ -7,7 +7,8 @@ Two runtimes record the same run side by side on this machine; one is attacked. 
 gap between two volumes beyond the scanner's pace is measured by the time that the volume was received and by
 the growth of the file. The runtime beside shows what the load of this machine does to a scanner and a runtime
 that nobody attacks. Afterwards both runs must be complete. ``nothing`` attacks neither: how much two runs
-differ.
+differ. The attacker's process has the lowest priority: it stands for another machine, and should take the
+runtime's attention, not its cores.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ OPEN_FILES = 1024
 """A runtime may have so many files open: what systems allow by default."""
 BEFORE_S, AFTER_S = 5.0, 10.0
 """The run goes on for so long before and after an attack."""
+LOWEST = 19
+"""Of priorities (nice)."""
 LIMIT_MS = 50.0
 """By how much the largest gap may exceed that of the runtime beside."""
 
@@ -295,7 +298,9 @@ def attacked_run(attack: str, seconds: float, folder: Path) -> dict[str, Any]:
         with (
             Watch(*(trial.journal for trial in trials.values())) as watch,
             # Another process, so that this one can watch the journals.
-            ProcessPoolExecutor(1, mp_context=get_context("spawn")) as attacker,
+            ProcessPoolExecutor(
+                1, mp_context=get_context("spawn"), initializer=os.nice, initargs=(LOWEST,)
+            ) as attacker,
         ):
             for trial in trials.values():
                 trial.start_scanner()

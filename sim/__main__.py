@@ -131,6 +131,13 @@ def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     _add_way_options(parser)
     parser.add_argument(
+        "--markers",
+        metavar="ADDRESS",
+        help="send the pictures to the runtime's port of --markers, for ways that carry none; at --speed "
+        "1, since the runtime compares their time with the volume's (--keys is then the presentation's "
+        "folder)",
+    )
+    parser.add_argument(
         "--run-id", metavar="ID", help="name of the run (default: as in sub-01_ses-nsd01_task-nsdcore_run-01)"
     )
     parser.add_argument(
@@ -160,10 +167,12 @@ def _add_way_options(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="where the volumes go, and how; on one machine it is the runtime's --source. tcp:// or "
         "ipc://: this project's own messages. pyneal+tcp://HOST:PORT: as Pyneal's scanner side. "
-        "afni+tcp://HOST:PORT?data=PORT: as AFNI's rtfeedme (data port: default 7960). "
+        "afni+tcp://HOST:PORT?data=PORT: as AFNI's Dimon (data port: default 7960). "
+        "dicom://HOST:PORT?aet=NAME&format=FORMAT: to a DICOM node (C-STORE; format: default enhanced). "
         "folder:/path?format=FORMAT: files, with a format of nifti (the default), pair (.hdr and .img), "
-        "mosaic, enhanced, classic, split (DICOM) or nifti-4d (one file, once the run is over) (default "
-        "%(default)s)",
+        "mosaic, enhanced, classic, split (DICOM) or nifti-4d (one file, once the run is over). DICOM takes "
+        "&dialect=NAME,...: echoes, phase, uids, no-csa, slice-major, shot-tr, from-6, subfolder, sbref, "
+        "follow, rle; sim/dialects.py explains each (default %(default)s)",
     )
     parser.add_argument(
         "--keys",
@@ -195,6 +204,7 @@ def _replay(arguments: argparse.Namespace) -> int:
             keys=arguments.keys,
             speed=arguments.speed,
             plan=draw_plan(parse_rates(arguments.fault), arguments.fault_seed, recording.start),
+            markers_to=arguments.markers,
         )
 
 
@@ -261,8 +271,8 @@ def _add_excerpt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = commands.add_parser(
         "excerpt",
         help="copy one run of a synthetic data set to a small data set",
-        description="Copy one run with its ROI, design and motion to a folder in the same layout. Pictures "
-        "are omitted; replay draws them from the seed.",
+        description="Copy one run with its ROI, design, motion, mean volume and raw side to a folder in "
+        "the same layout. Pictures are omitted; replay draws them from the seed.",
     )
     _add_run_options(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="root of the new data set")

@@ -30,7 +30,7 @@ OWN = ("tcp:", "ipc:")
 """Addresses of this project's own messages."""
 FORMS = (
     "tcp://127.0.0.1:5555 or ipc:///path (this project's own messages), pyneal+tcp://127.0.0.1:5555, "
-    "afni+tcp://127.0.0.1:7961 or folder:/path?format=mosaic"
+    "afni+tcp://127.0.0.1:7961, dicom://127.0.0.1:11112?aet=NAME or folder:/path?format=mosaic"
 )
 _LONGEST_WAIT_S = 0.5
 
@@ -59,8 +59,8 @@ def open_export(address: str, start: wire.RunStart, tell: Tell) -> Export:
     if kind == "folder" and place:
         from sim.send_files import open_folder
 
-        name = options.pop("format", "nifti")
-        return open_folder(Path(place), name, _none_left(start, address, options))
+        name, dialects = options.pop("format", "nifti"), options.pop("dialect", "")
+        return open_folder(Path(place), name, dialects, _none_left(start, address, options))
     if kind == "pyneal+tcp":
         from sim.send_pyneal import PynealExport
 
@@ -70,6 +70,13 @@ def open_export(address: str, start: wire.RunStart, tell: Tell) -> Export:
 
         data_port = options.pop("data", "7960")
         return AfniExport(place, data_port, _none_left(start, address, options), tell)
+    if kind == "dicom":
+        from sim.send_dicom import ANY_TITLE, NodeExport
+        from sim.send_files import dicom_format
+
+        images = dicom_format(options.pop("format", "enhanced"), options.pop("dialect", ""))
+        title = options.pop("aet", ANY_TITLE)
+        return NodeExport(place, title, images, _none_left(start, address, options), tell)
     raise SimError(f"{address}: expected an address like {FORMS}")
 
 
@@ -84,6 +91,7 @@ class Delivery:
 
     :param speed: 1 is the scan's pace
     :param late_tr: as for `Pacer`
+    :param on_sent: called with the index of each volume that was sent
     """
 
     def __init__(
@@ -93,6 +101,7 @@ class Delivery:
         *,
         speed: float,
         late_tr: Mapping[int, float] | None = None,
+        on_sent: Callable[[int], None] = lambda index: None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -102,6 +111,7 @@ class Delivery:
         start, late = scan.start, late_tr or {}
         self._pacer = Pacer(n_volumes=start.n_volumes, tr_s=start.tr_s, speed=speed, late_tr=late)
         self._coming = {k for k in range(start.n_volumes) if not math.isinf(late.get(k, 0.0))}
+        self._on_sent = on_sent
         self._clock, self._sleep = clock, sleep
         self._is_interrupted = False
 
@@ -135,6 +145,7 @@ class Delivery:
         self._export.send(index, wire.volume_array(start, self._scan.volume(index)))
         self._coming.remove(index)
         self.n_sent += 1
+        self._on_sent(index)
 
     def _wait(self, until_s: float) -> None:
         """Wait for the next volume, in small steps, so that an interrupt is noticed."""

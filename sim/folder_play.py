@@ -1,7 +1,7 @@
-"""Copies a scanner's export into a watched folder, as the scanner wrote it: volume by volume, at its TR.
+"""Plays a folder that a scanner has exported, into a watched folder or a DICOM node: a volume a TR.
 
-Files are copied as they are, so that the runtime meets the vendor's own dialect. Only headers are read here,
-to learn which files come together:
+Files are passed on as they are, so that the runtime meets the vendor's own dialect. Only headers are read
+here, to learn which files come together:
 
 - DICOM: the k-th image at a place (position, echo, magnitude or phase) of a series belongs to volume k. So a
   file may hold a volume, such as a mosaic or an enhanced image, or a slice. Series follow by their numbers.
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pydicom
 from pydicom.errors import InvalidDicomError
@@ -193,18 +193,57 @@ def _of_groups(header: pydicom.Dataset, sequence: str, name: str) -> Any:
     return None
 
 
+class Destination(Protocol):
+    """Where the files of a scanner go."""
+
+    def begin(self, is_interrupted: Callable[[], bool]) -> bool:
+        """Make ready; False if interrupted."""
+
+    def put(self, path: Path) -> None:
+        """Put a file there, whose path is relative to the folder that is played."""
+
+    def end(self) -> None:
+        """The last file was put."""
+
+
+class Folder:
+    """Copies files into a watched folder.
+
+    :raises SimError: when the target is no place for them
+    """
+
+    def __init__(self, source: Path, series: list[Series], target: Path) -> None:
+        self._source, self._target = source, target
+        if target.resolve().is_relative_to(source.resolve()):
+            raise SimError(f"{target}: expected a folder outside of {source}, which is played")
+        for path in (target / path for one in series for files in one.volumes for path in files):
+            if path.exists():
+                raise SimError(f"{path}: expected no file that is to be played; choose another folder")
+
+    def begin(self, is_interrupted: Callable[[], bool]) -> bool:
+        """Make the folder, unless it is there."""
+        self._target.mkdir(parents=True, exist_ok=True)
+        return not is_interrupted()
+
+    def put(self, path: Path) -> None:
+        """Copy a file as it is."""
+        (self._target / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self._source / path, self._target / path)
+
+    def end(self) -> None:
+        """Do nothing: a folder has no end."""
+
+
 class FolderPlay:
-    """Copies series into a watched folder, one after the other.
+    """Puts series somewhere as a scanner does, one after the other.
 
     :param speed: 1 is the scan's pace
-    :raises SimError: when the target is no place for them
     """
 
     def __init__(
         self,
-        folder: Path,
         series: list[Series],
-        target: Path,
+        destination: Destination,
         *,
         speed: float,
         clock: Callable[[], float] = time.monotonic,
@@ -212,13 +251,8 @@ class FolderPlay:
     ) -> None:
         if not 0 < speed < float("inf"):
             raise SimError(f"speed: expected a number above 0 (1 is the scanner's own), got {speed}")
-        if target.resolve().is_relative_to(folder.resolve()):
-            raise SimError(f"{target}: expected a folder outside of {folder}, which is played")
         self._moves = [(one.tr_s / speed, files) for one in series for files in one.volumes]
-        for path in (target / path for _, files in self._moves for path in files):
-            if path.exists():
-                raise SimError(f"{path}: expected no file that is to be played; choose another folder")
-        self._folder, self._target = folder, target
+        self._destination = destination
         self._clock, self._sleep = clock, sleep
         self._is_interrupted = False
 
@@ -232,8 +266,16 @@ class FolderPlay:
         self._is_interrupted = True
 
     def run(self, progress: tqdm[Any] | None = None) -> bool:
-        """Copy all files, those of a volume once it is acquired; False if interrupted."""
-        self._target.mkdir(parents=True, exist_ok=True)
+        """Put all files, those of a volume once it is acquired; False if interrupted.
+
+        :raises SimError: when the other side refuses
+        """
+        try:
+            return self._destination.begin(lambda: self._is_interrupted) and self._put_all(progress)
+        finally:
+            self._destination.end()
+
+    def _put_all(self, progress: tqdm[Any] | None) -> bool:
         due_s = self._clock()
         for seconds, files in self._moves:
             due_s += seconds
@@ -242,8 +284,7 @@ class FolderPlay:
             if self._is_interrupted:
                 return False
             for path in files:
-                (self._target / path).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(self._folder / path, self._target / path)
+                self._destination.put(path)
             if progress is not None:
                 progress.update()
         return True

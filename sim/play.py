@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 from tqdm import tqdm
 
 from sim.errors import SimError
-from sim.folder_play import FolderPlay, read_series
+from sim.folder_play import Destination, Folder, FolderPlay, Series, read_series
 from sim.played import PlayedSeries
 from sim.transmit import INTERRUPTED, interrupts, tell, transmit
 
@@ -33,25 +34,35 @@ def play_file(
 
 
 def play_folder(folder: Path, *, address: str, tr_s: float | None, speed: float, only: str) -> int:
-    """Copy the files of a folder into a watched one; return the exit code.
+    """Copy the files of a folder into a watched one, or store them in a node; return the exit code.
 
-    :raises SimError: when there is nothing to play, or the address is no folder
+    :raises SimError: when there is nothing to play, or the address cannot take files
     """
-    kind, _, target = address.partition(":")
-    if kind != "folder" or not target or "?" in target:
-        raise SimError(
-            f"{folder}: expected --connect folder:/path for a folder of files, which are copied as they are, "
-            f"got {address}. To send them by another way, convert them to a 4D file (dcm2niix) and play that"
-        )
     series, others = read_series(folder, tr_s=tr_s, only=only)
     for one in series:
         n_files = sum(len(files) for files in one.volumes)
         tell(f"{one.name}: {len(one.volumes)} volumes in {n_files} files, TR {one.tr_s:g} s")
     if others:
         tell(f"passed over {len(others)} files that are no images, such as {others[0].name}")
-    play = FolderPlay(folder, series, Path(target), speed=speed)
+    play = FolderPlay(series, _destination(folder, series, address), speed=speed)
     with tqdm(total=play.n_volumes, unit="volume", desc="play", disable=None) as progress:
         with interrupts(play.interrupt):
             is_complete = play.run(progress)
-    tell("all files copied" if is_complete else "interrupted")
+    tell("all files sent" if is_complete else "interrupted")
     return 0 if is_complete else INTERRUPTED
+
+
+def _destination(folder: Path, series: list[Series], address: str) -> Destination:
+    kind, _, place = address.partition(":")
+    if kind == "folder" and place and "?" not in place:
+        return Folder(folder, series, Path(place))
+    place, _, query = place.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    if kind == "dicom" and options.keys() <= {"aet"}:
+        from sim.stored_play import Node
+
+        return Node(folder, series, place, options.get("aet"), tell)
+    raise SimError(
+        f"{folder}: expected --connect folder:/path or dicom://HOST:PORT for a folder of files, which are "
+        f"passed on as they are, got {address}. To send them by another way, make a 4D file (dcm2niix)"
+    )

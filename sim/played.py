@@ -44,6 +44,8 @@ class PlayedSeries:
         self._image = image
         self._affine = np.asarray(image.affine, dtype=np.float64)
         first, affine = self._turned(0)
+        if first.dtype.kind not in "iuf":
+            raise SimError(f"{path}: expected voxels that are integers or floats, got {first.dtype}")
         self._dtype = wire_dtype(first.dtype)
         x, y, z = first.shape
         self.start = make_start(

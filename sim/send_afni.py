@@ -1,4 +1,4 @@
-"""Sends volumes over AFNI's real-time protocol, as rtfeedme does: a control port, then a data port.
+"""Sends volumes over AFNI's real-time protocol, as Dimon does: a control port, then a data port.
 
 Source: AFNI's README.realtime. Its "DICOM" coordinates are LPS+.
 """
@@ -107,7 +107,8 @@ def commands(start: wire.RunStart) -> str:
     extent_mm = sizes_mm * start.shape
     return "\n".join(
         [
-            "ACQUISITION_TYPE 3D+t",
+            "ACQUISITION_TYPE 3D+timing",
+            "ZORDER seq",
             f"TR {start.tr_s:.6f}",
             "XYFOV " + " ".join(f"{mm:.6f}" for mm in extent_mm),
             "XYMATRIX " + " ".join(str(n) for n in start.shape),

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from realtime import wire
 from sim import dicom_images
 from sim.delivery import Export, IsInterrupted, Voxels
+from sim.dialects import Images, in_dialects
 from sim.errors import SimError
 
 Files = Iterator[tuple[str, bytes]]
@@ -44,7 +45,7 @@ def _image(kind: Any, start: wire.RunStart, voxels: npt.NDArray[Any]) -> Any:
     return image
 
 
-def _dicom(images: Callable[[wire.RunStart, int, Voxels], dicom_images.Named]) -> Format:
+def _dicom(images: Images) -> Format:
     def files(start: wire.RunStart, index: int, voxels: Voxels) -> Files:
         for name, image in images(start, index, voxels):
             yield name, dicom_images.encode(image)
@@ -52,26 +53,38 @@ def _dicom(images: Callable[[wire.RunStart, int, Voxels], dicom_images.Named]) -
     return files
 
 
-FORMATS: dict[str, Format] = {
-    "nifti": _nifti,
-    "pair": _pair,
-    "mosaic": _dicom(dicom_images.mosaics),
-    "enhanced": _dicom(dicom_images.enhanced),
-    "classic": _dicom(dicom_images.classic),
-    "split": _dicom(dicom_images.split),
+DICOM_FORMATS: dict[str, Images] = {
+    "mosaic": dicom_images.mosaics,
+    "enhanced": dicom_images.enhanced,
+    "classic": dicom_images.classic,
+    "split": dicom_images.split,
 }
+"""The images of a volume, by the name of the format."""
+NIFTI_FORMATS: dict[str, Format] = {"nifti": _nifti, "pair": _pair}
 """How a volume is written, by the name of the format."""
 WHOLE_RUN = "nifti-4d"
 """The format of one file that holds all volumes."""
 
 
-def open_folder(folder: Path, name: str, start: wire.RunStart) -> Export:
-    """Return what writes a run into a folder. :raises SimError: when there is no such format"""
+def open_folder(folder: Path, name: str, dialects: str, start: wire.RunStart) -> Export:
+    """Return what writes a run into a folder. :raises SimError: when there is no such format or dialect"""
+    if name in DICOM_FORMATS:
+        return FolderExport(folder, _dicom(dicom_format(name, dialects)), start)
+    if dialects:
+        raise SimError(f"dialect={dialects}: expected a DICOM format with it, {', '.join(DICOM_FORMATS)}")
     if name == WHOLE_RUN:
         return WholeRunExport(folder, start)
-    if name not in FORMATS:
-        raise SimError(f"format={name}: expected one of {', '.join([*FORMATS, WHOLE_RUN])}")
-    return FolderExport(folder, FORMATS[name], start)
+    if name not in NIFTI_FORMATS:
+        known = ", ".join([*NIFTI_FORMATS, WHOLE_RUN, *DICOM_FORMATS])
+        raise SimError(f"format={name}: expected one of {known}")
+    return FolderExport(folder, NIFTI_FORMATS[name], start)
+
+
+def dicom_format(name: str, dialects: str) -> Images:
+    """Return how a volume's images are made. :raises SimError: when there is no such format or dialect"""
+    if name not in DICOM_FORMATS:
+        raise SimError(f"format={name}: expected one of {', '.join(DICOM_FORMATS)}")
+    return in_dialects(DICOM_FORMATS[name], dialects)
 
 
 class FolderExport:
@@ -90,7 +103,9 @@ class FolderExport:
     def send(self, index: int, voxels: Voxels) -> None:
         """Write the files of a volume. :raises SimError: when one is there already"""
         for name, content in self._write(self._start, index, voxels):
-            _write_new(self._folder / name, content)
+            path = self._folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write_new(path, content)
 
     def end(self) -> None:
         """Files have no end of a run."""

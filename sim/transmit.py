@@ -14,9 +14,10 @@ import msgspec
 from tqdm import tqdm
 
 from realtime import wire
-from sim.delivery import OWN, Delivery, open_export
+from sim.delivery import OWN, Delivery, Export, open_export
 from sim.errors import SimError
 from sim.faults import IN_TRANSIT, FaultyLink, FaultyScan, Plan, StartedRun, describe, late_tr
+from sim.presentation import Presentation
 from sim.scanner import Scanner, ZmqLink
 from sim.sender import Sender
 
@@ -37,10 +38,12 @@ def transmit(
     keys: Path | None = None,
     speed: float,
     plan: Plan | None = None,
+    markers_to: str | None = None,
 ) -> int:
     """Send a run; return the exit code.
 
-    :param keys: as for `ZmqLink`
+    :param keys: as for `ZmqLink`, or for `Presentation` where ``markers_to`` is given
+    :param markers_to: the runtime's port of markers, for protocols that carry no pictures
     :param plan: faults to inject
     :raises SimError: when the other side refuses the run
     """
@@ -49,8 +52,19 @@ def transmit(
         tell(line)
     with tqdm(total=scan.start.n_volumes, unit="volume", desc="replay", disable=None) as progress:
         if address.startswith(OWN):
+            if markers_to:
+                raise SimError(f"expected no --markers with {address}: its messages contain the pictures")
             return _by_own_messages(scan, markers, address, keys, speed, plan or {}, progress)
-        return _by_export(scan, markers, address, speed, plan or {}, progress)
+        export = open_export(address, scan.start, tell)
+        if not markers_to:
+            if markers:
+                tell("this way carries no pictures; --markers sends them to a port of their own")
+            return _by_export(scan, export, speed, plan or {}, progress)
+        presentation = Presentation(markers_to, keys, recording, markers, tell)
+        try:
+            return _by_export(scan, export, speed, plan or {}, progress, presentation.show)
+        finally:
+            presentation.end()
 
 
 def _by_own_messages(
@@ -77,20 +91,17 @@ def _by_own_messages(
 
 def _by_export(
     scan: FaultyScan,
-    markers: Sequence[wire.Marker],
-    address: str,
+    export: Export,
     speed: float,
     plan: Plan,
     progress: tqdm[None],
+    on_sent: Callable[[int], None] = lambda index: None,
 ) -> int:
     if kinds := {fault.kind for fault in plan.values()} & IN_TRANSIT:
-        raise SimError(
-            f"fault {', '.join(sorted(kinds))}: expected tcp: or ipc: for faults in transit, got {address}"
-        )
-    if markers:
-        tell("this way carries no pictures; the runtime decodes without knowing what was shown")
-    export = open_export(address, scan.start, tell)
-    delivery = Delivery(scan, export, speed=speed, late_tr=late_tr(plan, scan.start.n_volumes))
+        faults = ", ".join(sorted(kinds))
+        raise SimError(f"fault {faults}: expected tcp:// or ipc:// as --connect for faults in transit")
+    late = late_tr(plan, scan.start.n_volumes)
+    delivery = Delivery(scan, export, speed=speed, late_tr=late, on_sent=on_sent)
     with interrupts(delivery.interrupt):
         is_complete = delivery.run(progress)
     said = "run complete" if is_complete else "interrupted"

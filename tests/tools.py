@@ -64,8 +64,9 @@ COMPILER = Tool(
     find=_find_compiler,
 )
 CURL = Tool(name="curl", install="apt-get install curl", find=lambda: shutil.which("curl"))
+DCMTK = Tool(name="storescu (DCMTK)", install="apt-get install dcmtk", find=lambda: shutil.which("storescu"))
 MINISIGN = Tool(name="minisign", install="apt-get install minisign", find=lambda: shutil.which("minisign"))
-TOOLS = (AGE, CHROMIUM, COMPILER, CURL, MINISIGN)
+TOOLS = (AGE, CHROMIUM, COMPILER, CURL, DCMTK, MINISIGN)
 
 
 def told(skipped: list[str]) -> list[str]:

@@ -28,9 +28,9 @@ take --allow:
                                DICOM objects that a scanner or a PACS node stores here (C-STORE) by
                                the name NAME; each is answered once it is recorded; with --allow and
                                --source-tls-cert also from other machines
-  folder:/path                 files that a scanner writes into a folder: NIfTI (a volume each),
-                               Siemens mosaics, enhanced DICOM, classic DICOM (a slice each); files
-                               that are already there are ignored
+  folder:/path                 files that a scanner writes into a folder and its subfolders: DICOM
+                               (mosaics, enhanced, a slice each), NIfTI (a volume or a run each, also
+                               .hdr and .img), PAR/REC; files that are already there are ignored
 
 All but the first need --volumes. They carry no pictures: presentation software sends those to
 --markers. For a scanner on another machine, forward the port through an SSH tunnel.
@@ -77,7 +77,7 @@ def add_source_options(parser: argparse.ArgumentParser, default: str | None = DE
     group.add_argument(
         "--echo",
         metavar="N|combine",
-        help="the echo to follow, from 1 in order of echo time, or combine: all echoes, weighted by T2* "
+        help="the echo to follow, from 1 in order of echo time; or combine: all echoes, weighted by T2* "
         "(default: the first that comes)",
     )
     group.add_argument(

@@ -7,9 +7,12 @@ strangers on a network that one trusts, and is no authentication.
 from __future__ import annotations
 
 import ipaddress
+import logging
 from collections.abc import Sequence
 
 from realtime.errors import ServeError
+
+_log = logging.getLogger(__name__)
 
 
 class Hosts:
@@ -37,3 +40,11 @@ class Hosts:
         found = ipaddress.ip_address(address.partition("%")[0])  # without the zone of a link-local address
         found = getattr(found, "ipv4_mapped", None) or found  # IPv4 at a socket of IPv6
         return found.is_loopback or any(found in network for network in self._networks)
+
+    def tell_of_those_out_of_reach(self, host: str) -> None:
+        """Warn if a port at this IP address cannot be reached by the others."""
+        if self.has_others and ipaddress.ip_address(host).is_loopback:
+            _log.warning(
+                "--allow names other machines, which cannot reach %s: listen at this machine's own address",
+                host,
+            )

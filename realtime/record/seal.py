@@ -8,7 +8,7 @@ secret, so what was sealed cannot be decrypted here to compare it. Instead, the 
 the disk has the file, the file was read back as it was written, and the folder, read once more, still is what
 was encrypted. The process may be killed at any moment; then there is, beside one of the two,
 
-    .partial-RUN.tar.age    being written: RUN/ is whole, and the next seal begins anew
+    .partial-RUN.tar.age    being written, or about to be: RUN/ is whole, and the next seal begins anew
     RUN/.sealed             the digests of both: RUN/ is whole, and so is RUN.tar.age if it is there with this
                             digest; the next seal compares and goes on
     .sealed-RUN/            being removed: RUN.tar.age is whole, and the next seal removes the rest
@@ -53,7 +53,7 @@ def seal(path: Path, recipients: Recipients) -> Path:
     """
     path = Path(os.path.abspath(path))
     sealed = sealed_path(path)
-    if is_sealed(path) or (exists(_to_remove(path)) and not exists(path)):
+    if is_sealed(path) or (exists(to_remove(path)) and not exists(path)):
         _remove_rest(path)
         return sealed
     if read_run_file(path).state != "closed":
@@ -71,7 +71,7 @@ def seal(path: Path, recipients: Recipients) -> Path:
             _remove_rest(path)  # of an earlier run of this name
             if not folder.is_in_place():
                 raise RecordError(f"{path} was replaced while it was sealed in {sealed}; look at both")
-            path.rename(_to_remove(path))
+            path.rename(to_remove(path))
         except OSError as error:
             raise RecordError(f"cannot seal {path}: {error.strerror or error}") from error
     _remove_rest(path)
@@ -110,6 +110,17 @@ def unseal(sealed: Path, identity: Path) -> Path:
     return path
 
 
+def note_to_seal(path: Path) -> None:
+    """Make a run count as one whose sealing was begun (see :func:`interrupted`).
+
+    :raises RecordError: when the disk does not take the note
+    """
+    try:
+        sealed_path(path).with_name(f".partial-{path.name}{SEALED}").touch(FILE_MODE)
+    except OSError as error:
+        raise RecordError(f"cannot note that {path} is to be sealed: {error.strerror or error}") from error
+
+
 def interrupted(out: Path) -> list[Path]:
     """Folders of the runs whose sealing was begun under ``out`` and did not come to its end."""
     partial = f".partial-*{SEALED}"
@@ -117,6 +128,11 @@ def interrupted(out: Path) -> list[Path]:
     found |= {file.parent.name for file in out.glob(f"[!.]*/{MARK}")}
     found |= {rest.name.removeprefix(f"{MARK}-") for rest in out.glob(f"{MARK}-*")}
     return [out / name for name in sorted(found)]
+
+
+def to_remove(path: Path) -> Path:
+    """Where the folder of a sealed run is while it is being removed."""
+    return path.with_name(f"{MARK}-{path.name}")
 
 
 def _write(sealed: Path, folder: Folder, recipients: Recipients) -> None:
@@ -170,7 +186,7 @@ def _names(recipients: Recipients) -> list[str]:
 
 def _remove_rest(path: Path) -> None:
     """Remove what is left of the folder of a sealed run."""
-    rest = _to_remove(path)
+    rest = to_remove(path)
     try:
         if exists(rest):
             shutil.rmtree(rest)
@@ -180,10 +196,6 @@ def _remove_rest(path: Path) -> None:
             f"the run is sealed in {sealed_path(path)}, and its plain folder cannot be removed: "
             f"{error.strerror or error}; remove {rest}"
         ) from error
-
-
-def _to_remove(path: Path) -> Path:
-    return path.with_name(f"{MARK}-{path.name}")
 
 
 @contextlib.contextmanager

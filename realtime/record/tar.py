@@ -73,6 +73,8 @@ def _header(name: str, modified_s: float, *, n_bytes: int = 0, is_folder: bool =
     member.type = tarfile.DIRTYPE if is_folder else tarfile.REGTYPE
     member.mode = 0o700 if is_folder else 0o600
     member.size, member.mtime = n_bytes, max(0, int(modified_s))
+    if len(os.fsencode(name)) >= _MAX_NAME_BYTES:  # with the byte that ends it
+        raise RecordError(f"expected a name of less than {_MAX_NAME_BYTES} bytes, got {name!a}")
     try:
         return member.tobuf(tarfile.GNU_FORMAT, _ENCODING, "strict")
     except UnicodeEncodeError as error:
@@ -130,14 +132,15 @@ def _unpack(folder: Folder) -> _Unpacking:
         elif member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and parts:
             yield from _unpack_file(folder, parts, member.size)
         else:
-            _refuse(f"expected only regular files and folders, found {member.name!r}, which is neither")
+            _refuse(f"expected only regular files and folders, found {member.name!a}, which is neither")
     yield 0
 
 
 def _member(block: bytes) -> tarfile.TarInfo:
     try:
-        member = tarfile.TarInfo.frombuf(block, _ENCODING, "strict")
-    except (tarfile.HeaderError, UnicodeDecodeError) as error:
+        # The name before a long one is cut off, perhaps within a character.
+        member = tarfile.TarInfo.frombuf(block, _ENCODING, "surrogateescape")
+    except tarfile.HeaderError as error:
         raise RecordError(f"it holds no tar, or a damaged one: {error}") from error
     if member.size < 0:
         _refuse(f"a size of {member.size} bytes is stated")
@@ -148,14 +151,13 @@ def _long_name(member: tarfile.TarInfo) -> Generator[int, bytes, str]:
     if not 0 < member.size <= _MAX_NAME_BYTES:
         _refuse(f"expected a name of at most {_MAX_NAME_BYTES} bytes, found {member.size}")
     name = yield _padded(member.size)
-    try:
-        return name[: member.size].rstrip(b"\0").decode(_ENCODING)
-    except UnicodeDecodeError as error:
-        raise RecordError(f"it holds a name that is not UTF-8: {error}") from error
+    return name[: member.size].rstrip(b"\0").decode(_ENCODING, "surrogateescape")
 
 
 def _parts(name: str, root: str) -> list[str]:
     """The components of a member's name, of which the first is the tar's one folder."""
+    if any("\ud800" <= character <= "\udfff" for character in name):
+        _refuse(f"the name {name!a} is not UTF-8")
     parts = name.rstrip("/").split("/")
     if any(part in ("", ".", "..") or set(part) & {"\\", "\0"} for part in parts):
         _refuse(f"the name {name!r} leads out of the folder")

@@ -26,6 +26,7 @@ from realtime.registration.rigid import Matrix, RigidParameters, inverse
 from realtime.registration.splines import Positions, Volume, sample, transformed, voxels_of
 
 Vector = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 MOST_STEPS = 30
 MARGIN_VOXELS = 2.0
@@ -34,13 +35,14 @@ LEVER_MM = 50.0
 """Where a turn is measured in mm."""
 _LEAST_SEEN = 0.1
 """Share of the points in the field of view below which there is nothing to fit."""
+_WORST_CONDITION = 1e10
 _CAUCHY, SD_OF_MAD = 2.385, 1.4826
 """Cauchy's weights with 95 % efficiency under normal noise; SD of normal numbers over their median absolute
 deviation."""
 _HEAD = 0.2
-"""The head is what is brighter than this share of its bright parts."""
-_BRIGHT = 0.98
-"""The quantile that counts as bright."""
+"""The head is what is brighter than this share of the way from dark to bright."""
+DARK, BRIGHT = 0.01, 0.98
+"""The quantiles that count as dark and bright; some images have an offset."""
 
 
 class Fit(NamedTuple):
@@ -58,8 +60,11 @@ class Fit(NamedTuple):
 class Template:
     """Points of a reference, and how its values there change with a small move."""
 
-    def __init__(self, spline: Volume, affine: Matrix, centre_mm: Matrix, n_points: int) -> None:
-        voxels = steepest(spline, affine, n_points)
+    def __init__(
+        self, spline: Volume, affine: Matrix, inside: Mask, centre_mm: Matrix, n_points: int
+    ) -> None:
+        """Choose points of a reference inside a mask; turns are about a centre."""
+        voxels = _steepest(spline, affine, inside, n_points)
         self.positions: Positions = transformed(affine, voxels)
         self._centre = np.asarray(centre_mm, float)
         values = sample(spline, voxels)
@@ -68,15 +73,22 @@ class Template:
         turned = np.cross(offset, gradient, axis=0) / LEVER_MM
         design = np.concatenate([gradient, turned, values[None], np.ones_like(values)[None]])
         self._scale = np.sqrt(np.add.reduce(design**2, axis=1))
-        self._design = design / self._scale[:, None]
+        self._design = design / np.where(self._scale > 0, self._scale, 1)[:, None]
         self._values = values
+        if np.linalg.cond(_normal(self._design, self._design)) > _WORST_CONDITION:
+            raise RegistrationError(
+                "expected a head in the reference volume, found a shape that looks the same after a shift or "
+                "a turn; look at the images"
+            )
 
-    def fit(self, spline: Volume, affine: Matrix, start: Matrix, until_mm: float) -> Fit:
+    def fit(
+        self, spline: Volume, affine: Matrix, start: Matrix, until_mm: float, margin: float = MARGIN_VOXELS
+    ) -> Fit:
         """Return how a volume lies to the reference, sought from a start."""
         to_voxels = voxels_of(affine)
         matrix, move, weights = start, None, np.ones_like(self._values)
         for step in range(MOST_STEPS + 1):
-            values = sample(spline, transformed(to_voxels @ matrix, self.positions), MARGIN_VOXELS)
+            values = sample(spline, transformed(to_voxels @ matrix, self.positions), margin)
             seen = np.isfinite(values)
             overlap = float(np.count_nonzero(seen)) / seen.size
             values, weights = np.where(seen, values, 0), weights * seen
@@ -93,11 +105,8 @@ class Template:
     def _move(self, values: Vector, weights: Vector) -> tuple[Vector | None, Vector]:
         """Return the move [6] in mm that explains the values best, or None, and new weights."""
         weighted = self._design * weights
-        normal = np.empty((len(weighted), len(weighted)))
-        for i, row in enumerate(weighted):
-            normal[i, i:] = normal[i:, i] = np.add.reduce(row * self._design[i:], axis=1)
         try:
-            found = np.linalg.solve(normal, np.add.reduce(weighted * values, axis=1))
+            found = np.linalg.solve(_normal(weighted, self._design), np.add.reduce(weighted * values, axis=1))
         except np.linalg.LinAlgError:
             return None, weights
         misfit = np.abs(values - np.add.reduce(found[:, None] * self._design, axis=0))
@@ -107,8 +116,16 @@ class Template:
         return (np.array(move) / gain if gain > 0 else None), new_weights
 
 
-def steepest(spline: Volume, affine: Matrix, n_points: int) -> Positions:
-    """Return the positions in voxels [3, N] inside the head where intensity changes steeply.
+def _normal(weighted: Vector, design: Vector) -> Vector:
+    """Return the normal matrix, without BLAS, which would share the sums among threads."""
+    normal = np.empty((len(design), len(design)))
+    for i, row in enumerate(weighted):
+        normal[i, i:] = normal[i:, i] = np.add.reduce(row * design[i:], axis=1)
+    return normal
+
+
+def _steepest(spline: Volume, affine: Matrix, inside: Mask, n_points: int) -> Positions:
+    """Return the positions in voxels [3, N] inside a mask where intensity changes steeply.
 
     Of the four times as many steepest, every fourth, so that they lie all over the head.
     """
@@ -118,7 +135,6 @@ def steepest(spline: Volume, affine: Matrix, n_points: int) -> Positions:
         for axis, (side, n) in enumerate(zip(sides, spline.shape, strict=True))
     ]
     steepness = np.sqrt(sum(slope**2 for slope in slopes))
-    inside = head(spline)
     for axis in range(3):
         inside = inside & _in_from_edge(spline.shape, axis)
     candidates = np.flatnonzero(inside)
@@ -133,9 +149,10 @@ def steepest(spline: Volume, affine: Matrix, n_points: int) -> Positions:
     return np.stack(np.unravel_index(chosen, spline.shape)).astype(np.float64)
 
 
-def head(volume: Volume) -> NDArray[np.bool_]:
+def head(volume: Volume) -> Mask:
     """Return the mask of the largest part that is bright and in one piece, grown by one voxel."""
-    parts, n_parts = ndimage.label(volume > _HEAD * np.quantile(volume, _BRIGHT))
+    dark, bright = np.quantile(volume, (DARK, BRIGHT))
+    parts, n_parts = ndimage.label(volume > dark + _HEAD * (bright - dark))
     if n_parts > 1:
         sizes = np.bincount(parts.ravel())
         parts = parts == 1 + np.argmax(sizes[1:])

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from realtime.errors import RegistrationError
-from realtime.registration.align import Fit, Template
+from realtime.registration.align import Fit, Template, head
 from realtime.registration.rigid import Floats, Matrix, RigidParameters
 from realtime.registration.splines import Volume, blurred, with_contrast
 
@@ -21,8 +21,10 @@ COARSE_SD_VOXELS = 2.0
 N_COARSE, N_FINE = 2_500, 12_000
 """Points."""
 COARSE_UNTIL_MM, FINE_UNTIL_MM = 0.1, 0.02
-LEAST_SIMILARITY, LEAST_OVERLAP = 0.6, 0.5
+LEAST_SIMILARITY, LEAST_OVERLAP = 0.7, 0.5
 """Below, a volume does not show the reference's head."""
+SURE_SIMILARITY = 0.9
+"""Below, the search is repeated from the reference's position."""
 
 
 class Motion(NamedTuple):
@@ -45,9 +47,9 @@ class MotionTracker:
         self.centre_mm = affine[:3, :3] @ ((np.array(volume.shape) - 1) / 2) + affine[:3, 3]
         """[3], the centre of the reference's grid."""
         fine = blurred(volume, SD_VOXELS)
-        self._fine = Template(fine, affine, self.centre_mm, N_FINE)
+        self._fine = Template(fine, affine, head(fine), self.centre_mm, N_FINE)
         coarse, coarse_affine = _halved(fine, affine)
-        self._coarse = Template(coarse, coarse_affine, self.centre_mm, N_COARSE)
+        self._coarse = Template(coarse, coarse_affine, head(coarse), self.centre_mm, N_COARSE)
 
     def estimate(self, volume: Floats, affine: Matrix, start: Motion | None = None) -> Motion:
         """Return how the head lies in a volume [x, y, z].
@@ -57,10 +59,10 @@ class MotionTracker:
         """
         fine, affine = blurred(with_contrast(volume), SD_VOXELS), np.asarray(affine, float)
         found = [self._fit(fine, affine, np.eye(4) if start is None else start.matrix)]
-        if start is not None and not _is_good(found[0][0]):
+        if start is not None and found[0][0].similarity < SURE_SIMILARITY:
             found.append(self._fit(fine, affine, np.eye(4)))
         fit, iterations = max(found, key=lambda one: one[0].similarity)
-        if not _is_good(fit):
+        if fit.similarity < LEAST_SIMILARITY or fit.overlap < LEAST_OVERLAP:
             raise RegistrationError(
                 "this volume does not show the head of the session's reference volume: expected a similarity "
                 f"of at least {LEAST_SIMILARITY}, got {fit.similarity:.2f}; expected at least "
@@ -74,10 +76,6 @@ class MotionTracker:
         near = self._coarse.fit(*_halved(fine, affine), start, COARSE_UNTIL_MM)
         fit = self._fine.fit(fine, affine, near.matrix, FINE_UNTIL_MM)
         return fit, near.steps + fit.steps
-
-
-def _is_good(fit: Fit) -> bool:
-    return fit.similarity >= LEAST_SIMILARITY and fit.overlap >= LEAST_OVERLAP
 
 
 def _halved(volume: Volume, affine: Matrix) -> tuple[Volume, Matrix]:

@@ -17,6 +17,9 @@ from scipy import ndimage
 from realtime.registration.rigid import Matrix
 from realtime.registration.splines import coefficients, finite, sample, transformed, voxels_of
 
+_LEAST_SHARE = 1e-3
+"""A voxel that is no number spoils what it would have this share in, by linear interpolation."""
+
 
 class RegionSampler:
     """Interpolates volumes at the region's voxels."""
@@ -36,5 +39,5 @@ class RegionSampler:
         bad = ~np.isfinite(volume)
         if bad.any():
             share = ndimage.map_coordinates(bad.astype(np.float32), voxels, order=1, mode="nearest")
-            values[share > 0] = np.nan
+            values[share > _LEAST_SHARE] = np.nan
         return values.astype(np.float32)

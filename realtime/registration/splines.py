@@ -18,22 +18,29 @@ Volume = NDArray[np.float32]
 Positions = NDArray[np.float64]
 """Positions [3, N]."""
 
+LEAST_FINITE = 0.05
+"""Share of a volume's voxels that are numbers; some programs write what is outside the head as NaN."""
+
 
 def finite(volume: NDArray[Any]) -> Volume:
-    """Return a volume in float32; voxels that are no numbers have the value of the nearest that is one."""
+    """Return a volume in float32; a voxel that is no number has the mean of its neighbours that are, or 0."""
     values = np.asarray(volume, np.float32)
     if values.ndim != 3:
         raise RegistrationError(f"expected a volume [x, y, z], got an array of shape {values.shape}")
-    bad = ~np.isfinite(values)
-    n_bad = int(bad.sum())
-    if 2 * n_bad >= values.size:
+    good = np.isfinite(values)
+    n_good = int(good.sum())
+    if n_good < LEAST_FINITE * values.size:
         raise RegistrationError(
-            f"expected a volume of numbers, got {n_bad} of {values.size} voxels that are not finite; look "
-            " whether the scanner reconstructs its images"
+            f"expected a volume of numbers, got {values.size - n_good} of {values.size} voxels that are not "
+            "finite; look whether the scanner reconstructs its images"
         )
-    if n_bad:
-        nearest = ndimage.distance_transform_edt(bad, return_distances=False, return_indices=True)
-        values = values[tuple(nearest)]
+    if n_good < values.size:
+        share, total = (
+            ndimage.uniform_filter(one, 3, np.float32, mode="constant")
+            for one in (good.astype(np.float32), np.where(good, values, 0))
+        )
+        is_beside = share > 0.5 / 27
+        values = np.where(good, values, np.where(is_beside, total / np.where(is_beside, share, 1), 0))
     return values
 
 

@@ -1,7 +1,8 @@
 """What is done with a run once it is over: its report is written, and, if asked for, it is sealed.
 
-Each is a process of its own, behind all others: they read all of a run while the next may be under way. They
-go on if the decoder ends.
+Each is a process of its own, behind all others: they read all of a run while the next may be under way. A
+decoder that stops waits for them, but not for long. A run whose seal was cut short then, or by its death, is
+sealed by the next decoder.
 """
 
 from __future__ import annotations
@@ -55,18 +56,19 @@ class AfterRun:
 
     async def stop(self) -> None:
         """Wait for what is under way, for a while."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=PATIENCE_S)
+        if not self._tasks:
+            return
+        _, pending = await asyncio.wait(self._tasks, timeout=PATIENCE_S)
+        if pending:
+            _log.warning(
+                "the report or the seal of a run is cut short; `realtime report` and `realtime seal` do it"
+            )
 
     @property
     def alarm(self) -> str:
-        """Which run is in plain form though it should be sealed; empty once its folder is gone."""
+        """Which run is in plain form though it should be sealed; empty once nothing of its folder is left."""
         for folder, reason in list(self._not_sealed.items()):
-            try:
-                is_gone = not exists(folder)
-            except RecordError:
-                is_gone = False
-            if is_gone:
+            if _is_gone(folder):
                 del self._not_sealed[folder]
             else:
                 return f"{folder.name} is not sealed: {reason}; mend that, and run `{self._command(folder)}`"
@@ -78,10 +80,22 @@ class AfterRun:
         task.add_done_callback(self._tasks.discard)
 
     async def _report_and_seal(self, folder: Path, *, is_closed: bool) -> None:
+        is_to_seal = is_closed and bool(self._seal_to)
+        if is_to_seal:
+            self._note(folder)
         error = await _run("report", str(folder))
         self._reported(Reported(run_folder=str(folder), error=error))
-        if is_closed and self._seal_to:
+        if is_to_seal:
             await self._seal(folder)
+
+    def _note(self, folder: Path) -> None:
+        """Let the next decoder know, should this one die first."""
+        from realtime.record.seal import note_to_seal
+
+        try:
+            note_to_seal(folder)
+        except RecordError as error:  # the seal itself may have more luck
+            _log.warning("%s", error)
 
     async def _seal_left_over(self, out: Path) -> None:
         from realtime.record.seal import interrupted
@@ -140,6 +154,15 @@ async def _run(*arguments: str) -> str:
 
 def _behind_all() -> None:
     os.nice(10)
+
+
+def _is_gone(folder: Path) -> bool:
+    from realtime.record.seal import to_remove
+
+    try:
+        return not (exists(folder) or exists(to_remove(folder)))
+    except RecordError:
+        return False
 
 
 def _closed(out: Path) -> list[Path]:

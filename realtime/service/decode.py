@@ -274,7 +274,8 @@ class DecoderService:
 
     def _send_status(self) -> None:
         spec, sha256 = self._bundle.spec, self._bundle.sha256
-        alarm, is_demo = self._recording.alarm or self._after_run.alarm, self._is_demo
+        run_alarm, is_demo = self._run.alarm if self._run else "", self._is_demo
+        alarm = self._recording.alarm or run_alarm or self._after_run.alarm
         status = status_of(self._run, self._state(), self._message, alarm, spec, sha256, is_demo=is_demo)
         self._send(Event(status))
 

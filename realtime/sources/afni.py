@@ -69,6 +69,7 @@ class AfniScanner:
 
     async def start(self) -> str:
         """Listen for senders and return the address. :raises ServeError: when the port is in use"""
+        self._hosts.tell_of_those_out_of_reach(self._host)
         try:
             self._control = await asyncio.start_server(
                 self._on_control, self._host, self._port, limit=MAX_CONTROL_BYTES

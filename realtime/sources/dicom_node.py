@@ -2,14 +2,16 @@
 
 An object is parsed as a file would be, and series are followed as in a folder. Each is answered once its
 volume is in the journal; a slice, or an object of a series that waits, once it is kept. Objects that wait lie
-in a temporary folder of this process. What was kept and is in no volume yet is lost if the process dies.
+in a temporary file without a name. What was kept and is in no volume yet is lost if the process dies.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
+import os
 import ssl
 import tempfile
 import threading
@@ -19,10 +21,8 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count
-from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 from realtime import wire
 from realtime.errors import ServeError, WireError
@@ -75,7 +75,7 @@ class NodeAddress:
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"dicom://{host}:{self.port}" + (f"?aet={self.title}" if self.title else "")
+        return f"dicom://{host}:{self.port}" + (f"?aet={quote(self.title)}" if self.title else "")
 
 
 def _is_title(text: str) -> bool:
@@ -124,10 +124,10 @@ class Arrivals:
         self._new: deque[Found] = deque()
         self._data: dict[str, bytes] = {}
         """Of objects that were reported and not yet answered."""
-        self._kept: dict[str, Path] = {}
+        self._kept: dict[str, tuple[int, int]] = {}
+        """Where they are in the file: offset and number of bytes."""
         self._again: deque[str] = deque()
-        self._numbers = count()
-        self._folder = tempfile.TemporaryDirectory(prefix="realtime-dicom-", ignore_cleanup_errors=True)
+        self._file = tempfile.TemporaryFile(buffering=0)
 
     @property
     def is_settling(self) -> bool:
@@ -154,7 +154,7 @@ class Arrivals:
         while self._again:
             name = self._again.popleft()
             try:
-                held = parse("kept.dcm", self._kept[name].read_bytes())
+                held = parse("kept.dcm", self._read(name))
             except (OSError, WireError) as error:
                 _log.error("%r was kept and cannot be read again; its volume is missing: %s", name, error)
                 continue
@@ -169,9 +169,11 @@ class Arrivals:
     def keep(self, name: str) -> None:
         """Keep an object until it is forgotten. :raises OSError: when there is no room"""
         if name not in self._kept:
-            path = Path(self._folder.name) / f"{next(self._numbers)}.dcm"
-            path.write_bytes(self._data[name])
-            self._kept[name] = path
+            offset, data = self._file.seek(0, os.SEEK_END), self._data[name]
+            n_written = self._file.write(data)
+            if n_written != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._kept[name] = offset, len(data)
 
     def answered(self, name: str) -> None:
         """An object need not be in memory any longer."""
@@ -180,11 +182,23 @@ class Arrivals:
     def forget_kept(self) -> None:
         """Forget the objects that are kept, except those that are to be reported again."""
         for name in self._kept.keys() - set(self._again):
-            self._kept.pop(name).unlink(missing_ok=True)
+            del self._kept[name]
+        if not self._kept:
+            self._file.truncate(0)
+
+    @property
+    def n_kept_bytes(self) -> int:
+        """How much of the disk is used."""
+        return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
-        """Remove what is kept."""
-        self._folder.cleanup()
+        """Forget everything."""
+        self._file.close()
+
+    def _read(self, name: str) -> bytes:
+        offset, n_bytes = self._kept[name]
+        self._file.seek(offset)
+        return self._file.read(n_bytes)
 
 
 class DicomNode(SeriesScanner):
@@ -211,6 +225,7 @@ class DicomNode(SeriesScanner):
 
     async def start(self) -> str:
         """Listen for scanners and return the address. :raises ServeError: when the port is in use"""
+        self._hosts.tell_of_those_out_of_reach(self._address.host)
         self._loop = asyncio.get_running_loop()
         self._port = StorePort(
             self._address.host,

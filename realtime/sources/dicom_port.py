@@ -21,7 +21,7 @@ from typing import Any
 
 import pynetdicom._config
 from pydicom import Dataset
-from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
+from pynetdicom import AE, DEFAULT_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
@@ -90,7 +90,7 @@ class StorePort:
         entity.add_supported_context(Verification)
         for context in AllStoragePresentationContexts:
             # Classes that are not stored are negotiated too, so that their sender gets a status.
-            syntaxes = classes.get(str(context.abstract_syntax), ALL_TRANSFER_SYNTAXES)
+            syntaxes = classes.get(str(context.abstract_syntax), DEFAULT_TRANSFER_SYNTAXES)
             entity.add_supported_context(str(context.abstract_syntax), syntaxes)
         handlers: list[Any] = [
             (evt.EVT_C_STORE, self._on_store),
@@ -125,14 +125,12 @@ class StorePort:
     def _on_established(self, event: Any) -> None:
         self._server.peers[event.assoc].is_established = True
         for context in event.assoc.rejected_contexts:
-            if (taken := self._classes.get(str(context.abstract_syntax))) is not None:
-                _log.warning(
-                    "%s offers %s in %s, which are not taken; these are: %s",
-                    _peer(event),
-                    context.abstract_syntax.name,
-                    ", ".join(each.name for each in context.transfer_syntax),
-                    ", ".join(taken),
-                )
+            _log.warning(
+                "refused %s in %s from %s: expected MR images, not compressed or without loss",
+                context.abstract_syntax.name,
+                " or ".join(each.name for each in context.transfer_syntax),
+                _peer(event),
+            )
 
     def _on_rejected(self, event: Any) -> None:
         called = event.assoc.requestor.primitive.called_ae_title
@@ -149,12 +147,23 @@ class _Peer:
     """What one connection does."""
 
     connection: socket.socket
+    address: str
     heard_s: float = field(default_factory=time.monotonic)
     n_bytes: int = 0
     """Of the message that is not complete yet."""
     is_established: bool = False
+    is_cut: bool = False
+
+    def cut(self, expected: str) -> None:
+        """Close the connection. :raises OSError: always, as for any connection that ends"""
+        if not self.is_cut:
+            _log.warning("closed the connection from %s: expected %s", self.address, expected)
+        self.is_cut = True
+        _end(self.connection)
+        raise OSError(f"expected {expected}")
 
     def may_give_way(self) -> bool:
+        """Whether it may be ended for another one."""
         return not self.is_established or time.monotonic() - self.heard_s > SILENT_TURN_S
 
 
@@ -172,11 +181,9 @@ class _Handler(RequestHandler):
         def receive(n_bytes: int) -> bytearray:
             peer.n_bytes += n_bytes
             if n_bytes > _MOST_PDU_BYTES or peer.n_bytes > MOST_OBJECT_BYTES:
-                _log.warning("closed a connection: expected an object of at most %d bytes", MOST_OBJECT_BYTES)
-                raise OSError("too long")
+                peer.cut(f"an object of at most {MOST_OBJECT_BYTES} bytes")
             if made.dimse.msg_queue.qsize() > _MOST_WAITING:
-                _log.warning("closed a connection: expected a sender that waits for answers")
-                raise OSError("too many")
+                peer.cut("a sender that waits for answers")
             peer.heard_s = time.monotonic()
             if _QUICK_ACK:  # a sender that collects small packets would wait 40 ms for each object
                 peer.connection.setsockopt(socket.IPPROTO_TCP, _QUICK_ACK, 1)
@@ -232,7 +239,7 @@ class _Server(ThreadedAssociationServer):
                     "refused a connection from %s: %d others send", client_address[0], MOST_CONNECTIONS
                 )
                 return False
-            self.connected[request] = _Peer(request)
+            self.connected[request] = _Peer(request, client_address[0])
         return True
 
     def finish_request(self, request: Any, client_address: Any) -> None:
@@ -245,6 +252,7 @@ class _Server(ThreadedAssociationServer):
         _log.warning("closed a connection from %s: %s", client_address[0], sys.exception())
 
     def end_all(self) -> None:
+        """End all connections."""
         for connection in self.connected:
             _end(connection)
 

@@ -127,7 +127,7 @@ def volumes() -> Iterator[bytes]:
 
 
 def dicoms() -> Iterator[bytes]:
-    """Mosaic, enhanced image, slice: as the tests of DICOM make them."""
+    """Mosaic, enhanced image, slice, without preamble, compressed: as the tests of DICOM make them."""
     where = importlib.util.spec_from_file_location("makers", TESTS / "realtime" / "serving" / "test_dicom.py")
     assert where
     assert where.loader
@@ -138,6 +138,11 @@ def dicoms() -> Iterator[bytes]:
     yield makers.written(makers.mosaic(voxels, syntax="1.2.840.10008.1.2"))
     yield makers.written(makers.enhanced(voxels))
     yield makers.written(makers.single(voxels, 1, number=2, moment=1))
+    yield makers.written(makers.mosaic(voxels))[makers.dicom.MIN_BYTES :]
+    for syntax in ("1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.80"):  # RLE, JPEG-LS
+        packed = makers.mosaic(voxels)
+        packed.compress(syntax, generate_instance_uid=False)
+        yield makers.written(packed)
 
 
 def regions() -> Iterator[bytes]:

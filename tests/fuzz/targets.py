@@ -62,6 +62,7 @@ from realtime.runs import checkpoint
 from realtime.sources import afni, afni_header, pyneal, zeromq
 from realtime.sources.files import formats
 from realtime.sources.files.series import Series
+from realtime.sources.run_boundaries import Scan
 from realtime.viewer import offer
 from sim.errors import SimError
 from sim.sender import Sender
@@ -192,7 +193,7 @@ def afni_control(data: bytes) -> None:
 
 
 def afni_volumes(data: bytes) -> None:
-    """What a sender says on the data port: commands, a zero byte, images."""
+    """What a sender says on the data port: commands, a zero byte, images, and so on for each run."""
     asyncio.set_event_loop(_loop())
     _loop().run_until_complete(_afni_volumes(data))
 
@@ -206,8 +207,10 @@ async def _afni_volumes(data: bytes) -> None:
     reader = asyncio.StreamReader(limit=afni_header.MAX_BYTES)
     reader.feed_data(data)
     reader.feed_eof()
-    async for scan in afni.AfniScanner("tcp://127.0.0.1:7961")._volumes(reader):
-        assert len(scan.payload) == np.prod(scan.shape) * np.dtype(scan.dtype).itemsize
+    with contextlib.suppress(EOFError):  # the sender has closed its connection
+        async for news in afni.AfniScanner("tcp://127.0.0.1:7961", echo="combine")._runs(reader):
+            if isinstance(news, Scan):
+                assert len(news.payload) == np.prod(news.shape) * np.dtype(news.dtype).itemsize
 
 
 def nifti(data: bytes) -> None:

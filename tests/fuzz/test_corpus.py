@@ -40,7 +40,7 @@ FOUND = {
     ("roi", "promised-voxels"): "expected 134218080 bytes",
     ("roi", "promised-voxels-gz"): "expected 134218080 bytes",
     ("run-json", "nested"): "does not describe a run",
-    ("sealed", "bad-utf8"): "it holds a name that is not UTF-8",
+    ("sealed", "bad-utf8"): "is not UTF-8",
     ("table", "other-folder"): "Expected `str` matching",
     ("weights", "inner-graph"): "found control flow",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import io
@@ -11,6 +12,7 @@ import stat
 import subprocess
 import sys
 import tarfile
+import tempfile
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +32,8 @@ from realtime.record import storage
 from realtime.record.age import recipients_of
 from realtime.record.run_json import new_run_file, read_run_file
 from realtime.record.seal import interrupted, seal, unseal
+from realtime.record.storage import Folder
+from realtime.record.tar import Unpacker, pack
 
 IDENTITY = pyrage.x25519.Identity.generate()
 RECIPIENTS = recipients_of([str(IDENTITY.to_public())])
@@ -116,6 +120,42 @@ def test_the_programs_age_and_tar_open_it_too(age: str, run: Path, identity: Pat
     done = subprocess.run(["tar", "x"], input=plain, cwd=tmp_path, capture_output=True, check=True)
     assert done.stderr == b""
     assert content(tmp_path / NAME) == before
+
+
+NAMES = st.text(st.characters(exclude_characters="/\\\0", codec="utf-8"), min_size=1, max_size=60).filter(
+    lambda name: name not in (".", "..") and len(name.encode()) < 200
+)
+SIZES = st.sampled_from([0, 1, 511, 512, 513, 2**16, 2**20, 2**20 + 1])
+
+
+@given(
+    files=st.dictionaries(st.lists(NAMES, min_size=1, max_size=3).map(tuple), SIZES, max_size=6), cut=SIZES
+)
+@settings(max_examples=60, deadline=None)
+def test_whatever_a_folder_holds_comes_back_and_python_reads_the_same_tar(
+    files: dict[tuple[str, ...], int], cut: int
+) -> None:
+    with tempfile.TemporaryDirectory() as around:
+        folder = Path(around) / "run"
+        folder.mkdir()
+        for parts, n_bytes in files.items():
+            path = folder.joinpath(*parts)
+            with contextlib.suppress(OSError):  # a name that another has as a folder
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(os.urandom(n_bytes))
+        with Folder.open(folder, to_write=False) as opened:
+            plain = b"".join(pack(opened, "run", 0.0, without=""))
+        with tarfile.open(fileobj=io.BytesIO(plain)) as tar:
+            by_python = {
+                member.name.removeprefix("run/"): file.read() if (file := tar.extractfile(member)) else None
+                for member in tar.getmembers()[1:]
+            }
+        with Folder.create(Path(around) / "back") as opened:
+            unpacker = Unpacker(opened)
+            for start in range(0, len(plain), max(cut, 100)):
+                unpacker.take(plain[start : start + max(cut, 100)])
+            assert unpacker.has_ended
+        assert content(folder) == content(Path(around) / "back") == by_python
 
 
 def test_any_of_several_recipients_opens_it_and_nobody_else(run: Path, tmp_path: Path) -> None:

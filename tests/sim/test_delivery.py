@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +19,32 @@ import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pynetdicom import AE, AllStoragePresentationContexts, evt
 
+from nsd import Layout
 from realtime import wire
 from realtime.sources.afni import AfniScanner
 from realtime.sources.pyneal import PynealScanner
 from realtime.sources.run_boundaries import RunOver
 from realtime.sources.run_boundaries import Scan as Received
+from sim.__main__ import main
 from sim.delivery import Delivery, open_export
 from sim.errors import SimError
 from sim.faults import FaultyScan, draw_plan, late_tr, parse_rates
 from sim.head_motion import rigid
-from sim.send_files import FORMATS
+from sim.recording import Recording
+from sim.send_files import DICOM_FORMATS
 from sim.sender import RefusedError
+
+from .conftest import Tiny
+from .runtime import ContractRuntime
+from .test_scanner import RouterRuntime
 
 N_VOLUMES = 6
 SHAPE = (6, 7, 5)
 OBLIQUE = rigid((4.0, -8.0, 20.0, 0.2, -0.1, 0.3)) @ np.diag([1.5, 2.0, 3.0, 1.0])
-DICOM = [name for name in FORMATS if name not in ("nifti", "pair")]
+ROWS: wire.Affine = msgspec.convert(OBLIQUE.tolist(), wire.Affine)
+DICOM = list(DICOM_FORMATS)
 
 
 class SmallScan:
@@ -196,8 +208,6 @@ def test_afnis_receiver_gets_the_volumes(dtype: str, free_port: int) -> None:
 
 @pytest.fixture
 def free_port() -> int:
-    import socket
-
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return int(taken.getsockname()[1])
@@ -218,19 +228,99 @@ def test_pyneals_stop_ends_the_run_with_the_runtimes_reason() -> None:
 
 
 def test_a_closed_afni_connection_is_told(free_port: int) -> None:
-    async def run() -> None:
-        scanner = AfniScanner("tcp://127.0.0.1:0")
-        address = f"{await scanner.start()}?data={free_port}"
-        sending = asyncio.create_task(asyncio.to_thread(deliver, address, speed=20.0))
-        async for one in scanner.scans():
-            if isinstance(one, RunOver):
-                break
-            await one.answer(wire.Refused(run_id="", code="grid", message="expected another grid"))
-        with pytest.raises(SimError, match="the runtime closed the connection before volume"):
-            await sending
-        await scanner.stop()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as control,
+        socket.create_server(("127.0.0.1", free_port)) as data,
+    ):
 
-    asyncio.run(run())
+        def receive() -> None:
+            with control.accept()[0] as connection:
+                assert connection.recv(100) == f"tcp:localhost:{free_port}\0".encode()
+            data.accept()[0].close()
+
+        with ThreadPoolExecutor() as pool:
+            receiving = pool.submit(receive)
+            with pytest.raises(SimError, match="the runtime closed the connection before volume"):
+                deliver(f"afni+tcp://127.0.0.1:{control.getsockname()[1]}?data={free_port}", speed=20.0)
+            receiving.result()
+
+
+@contextmanager
+def dicom_node(status: int = 0x0000, title: str = "NODE") -> Iterator[tuple[int, list[pydicom.Dataset]]]:
+    """A node that any DICOM sender could use: its port, and what was stored."""
+    stored: list[pydicom.Dataset] = []
+
+    def on_store(event: Any) -> pydicom.Dataset:
+        stored.append(event.dataset)
+        answer = pydicom.Dataset()
+        answer.Status = status
+        if status:
+            answer.ErrorComment = "expected MR images"
+        return answer
+
+    entity = AE(title)
+    entity.require_called_aet = True
+    entity.supported_contexts = AllStoragePresentationContexts
+    server: Any = entity.start_server(
+        ("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, on_store)]
+    )
+    try:
+        yield server.server_address[1], stored
+    finally:
+        server.shutdown()
+
+
+@pytest.mark.parametrize("name", ["enhanced", "mosaic", "classic"])
+def test_a_dicom_node_stores_the_images_that_a_folder_would_get(tmp_path: Path, name: str) -> None:
+    deliver(f"folder:{tmp_path}?format={name}")
+    with dicom_node() as (port, stored):
+        deliver(f"dicom://127.0.0.1:{port}?aet=NODE&format={name}")
+    files = [pydicom.dcmread(path) for path in sorted(tmp_path.iterdir())]
+    assert [image.SOPInstanceUID for image in stored] == [image.SOPInstanceUID for image in files]
+    assert [image.PixelData for image in stored] == [image.PixelData for image in files]
+
+
+def test_a_dicom_node_that_refuses_is_told() -> None:
+    with dicom_node(0x0122) as (port, _), pytest.raises(RefusedError, match=r"0x0122\): expected MR images"):
+        deliver(f"dicom://127.0.0.1:{port}?aet=NODE")
+    with dicom_node() as (port, _), pytest.raises(SimError, match="rejects calls to 'OTHER'; `.aet=NAME`"):
+        deliver(f"dicom://127.0.0.1:{port}?aet=OTHER")
+
+
+def test_pictures_go_to_a_port_of_their_own(tiny: Tiny, tmp_path: Path) -> None:
+    """Markers follow their volumes; here the volumes are written as files meanwhile."""
+    router = RouterRuntime(runtime := ContractRuntime())
+    start = wire.RunStart(
+        run_id="x", subject=1, tr_s=1, n_volumes=1, shape=(1, 1, 1), affine=ROWS, dtype="int16"
+    )
+    runtime.handle(start, b"")
+    command = ["replay", "--nsd", str(tiny.root), "--connect", f"folder:{tmp_path}", "--speed", "1000"]
+    with router.serving():
+        assert main([*command, "--markers", f"tcp://127.0.0.1:{router.port}"]) == 0
+    with Recording(Layout(tiny.root), subject=1, session=1, run=1) as recording:
+        assert {at: name for at, (name, _) in runtime.markers.items()} == {
+            marker.onset_volume: marker.name for marker in recording.markers
+        }
+        assert runtime.markers[9][1] == recording.picture_png(9)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--connect", "tcp://127.0.0.1:1", "--markers", "tcp://127.0.0.1:2"],
+            "expected no --markers with tcp",
+        ),
+        (["--connect", "folder:{}", "--fault", "corrupt=1"], "fault corrupt: expected tcp:// or ipc://"),
+        (["--connect", "folder:{}", "--markers", "foo"], "--markers foo: expected tcp://127.0.0.1:5557"),
+    ],
+)
+def test_what_only_own_messages_can_do_is_named(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    filled = [option.format(tmp_path) for option in options]
+    assert main(["replay", "--nsd", str(tiny.root), *filled]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "ending"), [("nifti", "nii"), ("pair", "img")])
@@ -338,10 +428,15 @@ def test_dicom_refuses_grids_that_it_cannot_describe(tmp_path: Path, change: Any
     [
         ("http://127.0.0.1", "expected an address like tcp://"),
         ("folder:", "expected an address like tcp://"),
-        ("folder:/x?format=gif", "format=gif: expected one of nifti, pair, mosaic"),
+        ("folder:/x?format=gif", "format=gif: expected one of nifti, pair, nifti-4d, mosaic"),
         ("folder:/x?fromat=nifti", "expected no option fromat"),
         ("afni+tcp://127.0.0.1", "expected ports like afni"),
         ("afni+tcp://127.0.0.1:1?data=x", "got data port 'x'"),
+        ("dicom://127.0.0.1:1?format=nifti", "format=nifti: expected one of mosaic, enhanced"),
+        ("folder:/x?format=mosaic&dialect=uid", "dialect=uid: expected one of echoes, phase, uids"),
+        ("folder:/x?format=nifti&dialect=uids", "dialect=uids: expected a DICOM format with it"),
+        ("dicom://127.0.0.1:1?aet=12345678901234567", "with a title of at most 16 characters"),
+        ("dicom://127.0.0.1", "expected an address like dicom://"),
         ("pyneal+tcp://:x", "expected an address like tcp://"),
     ],
 )

@@ -16,11 +16,11 @@ from realtime import wire
 from sim.__main__ import main
 from sim.dicom_images import DESCRIPTION, classic, encode, enhanced, mosaics
 from sim.errors import SimError
-from sim.folder_play import FolderPlay, Series, read_series
+from sim.folder_play import Folder, FolderPlay, Series, read_series
 from sim.played import PlayedSeries
 
 from .runtime import ContractRuntime
-from .test_delivery import DICOM, N_VOLUMES, OBLIQUE, SHAPE, SmallScan, VirtualTime, deliver
+from .test_delivery import DICOM, N_VOLUMES, OBLIQUE, SHAPE, SmallScan, VirtualTime, deliver, dicom_node
 from .test_scanner import RouterRuntime
 
 VOXELS = np.moveaxis(SmallScan().voxels, 0, -1)
@@ -91,6 +91,10 @@ def test_the_tr_is_the_headers_or_what_is_given(
         (lambda path: write_4d(path, tr=0), "expected a TR in the header, got 0.0 sec; give --tr"),
         (lambda path: path.write_bytes(b"not a volume"), "expected a series that nibabel reads"),
         (lambda path: nib.save(nib.Nifti1Image(VOXELS[..., 0], OBLIQUE), path), "expected four dimensions"),
+        (
+            lambda path: write_4d(path, voxels=VOXELS.astype(np.complex64)),
+            "integers or floats, got complex64",
+        ),
         (lambda path: None, "expected a series that nibabel reads"),
     ],
 )
@@ -257,7 +261,7 @@ def test_a_session_is_played_series_by_series_at_its_tr(tmp_path: Path) -> None:
         seen.append((time.now_s, sum(path.is_file() for path in target.rglob("*"))))
         time.sleep(seconds)
 
-    play = FolderPlay(source, series, target, speed=2.0, clock=time.clock, sleep=sleep)
+    play = FolderPlay(series, Folder(source, series, target), speed=2.0, clock=time.clock, sleep=sleep)
     assert play.run()
     assert play.n_volumes == N_VOLUMES + 1
     assert all(n_files == int(now_s / 0.75 + 1e-9) for now_s, n_files in seen)
@@ -278,11 +282,38 @@ def test_only_the_chosen_series_is_played(tmp_path: Path, capsys: pytest.Capture
     assert "expected no file that is to be played; choose another folder" in capsys.readouterr().err
 
 
+def test_a_session_is_stored_in_a_dicom_node(tmp_path: Path) -> None:
+    session(tmp_path)
+    (tmp_path / "readme.txt").write_text("")
+    with dicom_node() as (port, stored):
+        address = f"dicom://127.0.0.1:{port}?aet=NODE"
+        assert main(["play", str(tmp_path), "--connect", address, "--speed", "1000"]) == 0
+    assert [image.SeriesDescription for image in stored] == [
+        "ep2d_bold_sbref",
+        *["ep2d_bold_bold"] * N_VOLUMES,
+    ]
+    assert [image.InstanceNumber for image in stored[1:]] == list(range(1, N_VOLUMES + 1))
+
+
+def test_only_dicom_files_go_to_a_dicom_node(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "vol_1.nii").write_bytes(b"x" * 400)
+    assert main(["play", str(tmp_path), "--connect", "dicom://127.0.0.1:1", "--tr", "1"]) == 2
+    assert "vol_1.nii: expected a DICOM file for a DICOM node" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("connect", "options", "message"),
     [
-        ("tcp://127.0.0.1:5555", [], "expected --connect folder:/path for a folder of files"),
-        ("folder:{}/out?format=mosaic", [], "expected --connect folder:/path for a folder of files"),
+        (
+            "tcp://127.0.0.1:5555",
+            [],
+            "expected --connect folder:/path or dicom://HOST:PORT for a folder of files",
+        ),
+        (
+            "folder:{}/out?format=mosaic",
+            [],
+            "expected --connect folder:/path or dicom://HOST:PORT for a folder of files",
+        ),
         ("folder:{}/export/out", [], "expected a folder outside of"),
         ("folder:{}/out", ["--series", "rest"], "expected a series with 'rest' in its name, found ep2d"),
         ("folder:{}/out", ["--speed", "0"], "speed: expected a number above 0"),

@@ -22,6 +22,8 @@ from realtime.sources.files.dicom_pixels import frame_rescaled
 from realtime.sources.files.volume_file import Acquired, VolumeFile, check_shape, placed
 from realtime.sources.orient import LPS_TO_RAS
 
+_ROUNDING_MM = 1e-3
+"""A distance of slices in the header that differs from that of their positions by less is taken."""
 _SAME_PLACE_DIGITS = 2
 """Heights in mm that agree to this number of digits are one."""
 
@@ -158,11 +160,12 @@ def _volume(
 
 
 def _distance_mm(dataset: pydicom.Dataset, frames: list[_Frame]) -> float:
-    if len(frames) > 1:
-        exact = np.array([frame.affine[:3, 3] @ frame.affine[:3, 2] for frame in frames])
-        return slice_distance_mm(exact)
+    """Return the distance of slices that the header says, as dcm2niix does, if their positions agree."""
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
-    measures = _item(
-        dataset.PerFrameFunctionalGroupsSequence[frames[0].index], shared, "PixelMeasuresSequence"
-    )
-    return float(measures.get("SpacingBetweenSlices") or measures.get("SliceThickness") or 1)
+    group = dataset.PerFrameFunctionalGroupsSequence[frames[0].index]
+    measures = _item(group, shared, "PixelMeasuresSequence")
+    said_mm = float(measures.get("SpacingBetweenSlices") or measures.get("SliceThickness") or 1)
+    if len(frames) == 1:
+        return said_mm
+    found_mm = slice_distance_mm(np.array([frame.affine[:3, 3] @ frame.affine[:3, 2] for frame in frames]))
+    return said_mm if abs(said_mm - found_mm) < _ROUNDING_MM else found_mm

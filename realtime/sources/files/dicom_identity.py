@@ -10,6 +10,7 @@ import zlib
 from typing import Any
 
 import pydicom
+from pydicom.multival import MultiValue
 
 from realtime.errors import WireError
 from realtime.sources.files.volume_file import Acquired
@@ -74,7 +75,7 @@ def acquired(dataset: pydicom.Dataset) -> Acquired:
         acquisition=counted(dataset.get("AcquisitionNumber")),
         moment=counted(dataset.get("TemporalPositionIdentifier")),
         echo_time_ms=float(echo_time_ms) if echo_time_ms else None,
-        echo=None if echo_time_ms else counted(dataset.get("EchoNumbers")),
+        echo=counted(_first_value(dataset.get("EchoNumbers"))),
         part=part or part_of(dataset.get("ComplexImageComponent"), dataset.get("ImageType")),
     )
 
@@ -101,6 +102,10 @@ def private(dataset: pydicom.Dataset, group: int, creator: str, element: int) ->
 def counted(value: Any) -> int | None:
     """Return a counter's value; scanners that do not count leave it out or store 0."""
     return int(value) if value else None
+
+
+def _first_value(value: Any) -> Any:
+    return value[0] if isinstance(value, MultiValue) else value
 
 
 def _upper(values: Any) -> set[str]:

@@ -1,4 +1,4 @@
-"""Siemens mosaics: all slices of a volume side by side as the tiles of one image. Pure."""
+"""Mosaics of Siemens and United Imaging: all slices of a volume as the tiles of one image. Pure."""
 
 from __future__ import annotations
 
@@ -12,20 +12,24 @@ import pydicom
 from numpy.typing import NDArray
 
 from realtime.errors import WireError
-from realtime.sources.files.dicom_geometry import plane_affine
+from realtime.sources.files.dicom_geometry import plane_affine, slice_distance_mm
 from realtime.sources.files.dicom_identity import image_type
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # nibabel warns that the module is experimental; results are checked here
     from nibabel.nicom import csareader
 
+_UNITED_IMAGING = "VFRAME"
+_FRAMES = (0x0065, 0x1051)
 _N_TILES = (0x0019, 0x100A)
 _TILE_TEXT = (0x0051, 0x100B)
 
 
 def is_mosaic(dataset: pydicom.Dataset) -> bool:
     """Whether an image of one frame is a mosaic."""
-    return "MOSAIC" in image_type(dataset) or bool(_csa(dataset) and csareader.get_n_mosaic(_csa(dataset)))
+    if {"MOSAIC", _UNITED_IMAGING} & image_type(dataset):
+        return True
+    return bool(_csa(dataset) and csareader.get_n_mosaic(_csa(dataset)))
 
 
 def untiled(dataset: pydicom.Dataset) -> tuple[NDArray[Any], NDArray[np.float64]]:
@@ -35,16 +39,11 @@ def untiled(dataset: pydicom.Dataset) -> tuple[NDArray[Any], NDArray[np.float64]
     :raises WireError: code ``file``, when the header does not say how the tiles lie, or they do not fit
     """
     pixels = dataset.pixel_array
+    if _UNITED_IMAGING in image_type(dataset):
+        return _united_imaging(dataset, pixels)
     n_tiles, edge = _layout(dataset, pixels)
-    if n_tiles < 1 or any(size % edge for size in pixels.shape):
-        raise WireError(
-            "file",
-            f"expected a mosaic of {edge} x {edge} tiles for {n_tiles} slices, got an image of "
-            f"{pixels.shape[0]} x {pixels.shape[1]} pixels, which these tiles do not fill",
-        )
-    n_rows, n_columns = (size // edge for size in pixels.shape)
-    tiles = pixels.reshape(edge, n_rows, edge, n_columns).transpose(1, 3, 0, 2)
-    stacked = tiles.reshape(n_rows, n_columns, edge * edge)[..., :n_tiles]
+    stacked = _stacked(pixels, n_tiles, edge, edge)
+    n_rows, n_columns, _ = stacked.shape
     in_patient = plane_affine(
         dataset.ImageOrientationPatient, dataset.PixelSpacing, dataset.ImagePositionPatient
     )
@@ -58,14 +57,46 @@ def untiled(dataset: pydicom.Dataset) -> tuple[NDArray[Any], NDArray[np.float64]
     return stacked, in_patient
 
 
+def _stacked(pixels: NDArray[Any], n_tiles: int, n_down: int, n_across: int) -> NDArray[Any]:
+    """Return tiles [row, column, slice]. :raises WireError: when so many do not fill the image"""
+    if n_tiles < 1 or pixels.shape[0] % n_down or pixels.shape[1] % n_across:
+        raise WireError(
+            "file",
+            f"expected a mosaic of {n_down} x {n_across} tiles for {n_tiles} slices, got an image of "
+            f"{pixels.shape[0]} x {pixels.shape[1]} pixels, which these tiles do not fill",
+        )
+    n_rows, n_columns = pixels.shape[0] // n_down, pixels.shape[1] // n_across
+    tiles = pixels.reshape(n_down, n_rows, n_across, n_columns).transpose(1, 3, 0, 2)
+    return tiles.reshape(n_rows, n_columns, n_down * n_across)[..., :n_tiles]
+
+
+def _united_imaging(
+    dataset: pydicom.Dataset, pixels: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Return slices and affine of a mosaic of United Imaging, which states the place of each slice."""
+    frames = dataset[_FRAMES].value if _FRAMES in dataset else []
+    if not frames:
+        raise WireError("file", "expected (0065,1051), the places of slices, in a VFRAME image, found none")
+    n_across = math.ceil(math.sqrt(len(frames)))
+    stacked = _stacked(pixels, len(frames), math.ceil(len(frames) / n_across), n_across)
+    positions = [frame.ImagePositionPatient for frame in frames]
+    in_patient = plane_affine(dataset.ImageOrientationPatient, dataset.PixelSpacing, positions[0])
+    heights_mm = np.array(positions, dtype=np.float64) @ in_patient[:3, 2]
+    order = np.argsort(heights_mm)
+    in_patient[:3, 3] = positions[order[0]]
+    if len(frames) > 1:
+        in_patient[:3, 2] *= slice_distance_mm(heights_mm[order])
+    return stacked[..., order], in_patient
+
+
 def _layout(dataset: pydicom.Dataset, pixels: NDArray[Any]) -> tuple[int, int]:
     """Return the number of slices, and of tiles along an edge."""
     csa = _csa(dataset)
     n_tiles = csareader.get_n_mosaic(csa) if csa else None
     if not n_tiles and _N_TILES in dataset:
-        n_tiles = (
-            int.from_bytes(value, "little") if isinstance(value := dataset[_N_TILES].value, bytes) else value
-        )
+        n_tiles = dataset[_N_TILES].value
+        if isinstance(n_tiles, bytes):  # in implicit files
+            n_tiles = int.from_bytes(n_tiles, "little")
     if n_tiles:
         return int(n_tiles), math.ceil(math.sqrt(int(n_tiles)))
     value = dataset[_TILE_TEXT].value if _TILE_TEXT in dataset else ""
@@ -93,9 +124,8 @@ def _normal(dataset: pydicom.Dataset, crossed: NDArray[np.float64]) -> NDArray[n
     """
     csa = _csa(dataset)
     found = csareader.get_slice_normal(csa) if csa else None
-    if found is not None:
-        return np.asarray(found, dtype=np.float64)
-    return crossed * (1 if crossed[np.abs(crossed).argmax()] > 0 else -1)
+    along = crossed @ found if found is not None else crossed[np.abs(crossed).argmax()]
+    return crossed * (1 if along > 0 else -1)
 
 
 def _csa(dataset: pydicom.Dataset) -> Any:

@@ -14,7 +14,7 @@ import pydicom
 import pydicom.uid
 from numpy.typing import NDArray
 from pydicom.encaps import generate_frames
-from pydicom.pixels import get_decoder
+from pydicom.pixels.decoders.base import get_decoder
 
 from realtime import wire
 from realtime.errors import WireError

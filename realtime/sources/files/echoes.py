@@ -30,8 +30,8 @@ _log = logging.getLogger(__name__)
 class Echoes:
     """Chooses among the echoes of one series.
 
-    :param choice: number of the echo, from 1 in order of echo time; or :data:`COMBINE`; or None, for the echo
-        of the first image
+    :param choice: number of the echo, from 1 in order of echo time; or :data:`COMBINE`; or None, for the
+        first, as the scanner numbers them or as they come
     """
 
     def __init__(self, choice: int | str | None, numbering: Numbering) -> None:
@@ -48,6 +48,11 @@ class Echoes:
         """Whether an image is taken; None means that it is not known yet."""
         echo = echo_of(image)
         if self._choice is None:
+            if self._followed is None and (image.acquired.echo or 1) > 1:
+                known = self._all()  # another may be the first
+                if known is None:
+                    return None
+                self._followed = known[0]
             self._followed = self._followed or echo
             if echo != self._followed:
                 self._tell(
@@ -88,7 +93,7 @@ class Echoes:
     def _all(self) -> list[Echo] | None:
         """Return the echoes of a volume, in order of time, once they are known."""
         if self._known is None and self._numbering.is_known:
-            self._known = [echo for echo in self._numbering.echoes if echo.part == "magnitude"]
+            self._known = [echo for echo in self._numbering.echoes if echo.part == "magnitude"] or None
         return self._known
 
     def _number_of(self, known: list[Echo]) -> Echo | None:

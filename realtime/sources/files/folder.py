@@ -35,6 +35,8 @@ GIVE_UP_TR = QUIET_TR - 1
 """An incomplete file is given up when it has not changed for this many TR, before its run ends."""
 BYTES_AT_ONCE = 64 * 2**20
 """Bytes of voxels read in one pass, so that a full folder does not fill the memory."""
+_PAUSE_S = 1_800.0
+"""A run that a crash left open has no files that are older than the newest by more than this and two runs."""
 _REFERENCE = "sbref"
 """In the name of a series that precedes a multiband run: the same slices, acquired one by one, once."""
 
@@ -279,7 +281,8 @@ class FolderScanner(SeriesScanner):
     """
 
     def __init__(self, folder: Path, plan: Plan, **options: Any) -> None:
-        self._watched = Files(folder, GIVE_UP_TR * plan.tr_s)
+        longest_s = 2 * plan.n_volumes * plan.tr_s + _PAUSE_S
+        self._watched = Files(folder, GIVE_UP_TR * plan.tr_s, longest_s)
         super().__init__(self._watched, plan, **options)
 
     async def start(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from realtime.bundle.gzip import unpack
 from realtime.errors import WireError
@@ -150,10 +151,8 @@ def _pair(
     if described.startswith(GZIP_MARK):
         described = unpacked(described)
     if suffix(name) == ".rec":
-        numbered = None
-        if not par_rec.is_run(described):
-            numbered = placed_by_name(names, name, is_last_chance=is_last_chance)
-        return par_rec.read(name, described, data, numbered)
+        place = partial(placed_by_name, names, name, is_last_chance=is_last_chance)
+        return par_rec.read(name, described, data, place)
     layout = nifti.layout(described, is_pair=True)
     if len(data) < layout.n_bytes:
         raise NotWholeError(f"expected {layout.n_bytes} bytes of voxels, got {len(data)}")

@@ -130,9 +130,12 @@ def _scan_data(source: bytes, at: int) -> tuple[bytes, int]:
         if source[end + 1] != 0:
             break
         end += 2
-    if source[end + 1] not in (*_RESTARTS, _EOI):
-        raise ValueError(f"expected the end of the scan, got marker {source[end + 1]:02x}")
-    return source[at:end].replace(b"\xff\0", b"\xff"), end + 2
+    marker = end + 1
+    while marker < len(source) - 1 and source[marker] == 0xFF:  # any number of these may precede a marker
+        marker += 1
+    if source[marker] not in (*_RESTARTS, _EOI):
+        raise ValueError(f"expected the end of the scan, got marker {source[marker]:02x}")
+    return source[at:end].replace(b"\xff\0", b"\xff"), marker + 1
 
 
 def _differences(data: bytes, lengths: NDArray[Any], symbols: NDArray[Any], n: int) -> NDArray[np.uint16]:

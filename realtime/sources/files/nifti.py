@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from realtime.errors import WireError
 from realtime.sources.files.file_names import Numbered, of_all_volumes
-from realtime.sources.files.volume_file import NotWholeError, VolumeFile, check_shape, placed
+from realtime.sources.files.volume_file import Acquired, NotWholeError, VolumeFile, check_shape, placed
 
 SUFFIXES = (".nii", ".nii.gz")
 MOST_VOLUMES = 10_000
@@ -71,6 +71,7 @@ class Layout:
             voxels=turned,
             affine=rows,
             tr_s=self.tr_s if self.is_run else None,  # files of a single volume seldom contain it
+            acquired=numbered.acquired if numbered else Acquired(moment=nth + 1),
             remark=self.remark,
         )
 

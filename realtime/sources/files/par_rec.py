@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,30 +14,31 @@ from numpy.typing import NDArray
 
 from realtime.errors import WireError
 from realtime.sources.files.file_names import Numbered, of_all_volumes
-from realtime.sources.files.volume_file import NotWholeError, VolumeFile, check_shape, placed
+from realtime.sources.files.volume_file import Acquired, NotWholeError, VolumeFile, check_shape, placed
 
 _END = b"END OF DATA DESCRIPTION"
 _MAGNITUDE = 0
 
 
-def is_run(par: bytes) -> bool:
-    """Whether there is more than one volume; these are numbered by their order.
-
-    :raises NotWholeError: when the header is truncated
-    :raises WireError: code ``file``, when it is damaged
-    """
-    return len(_magnitudes(_header(par))) > 1
-
-
-def read(name: str, par: bytes, rec: bytes, numbered: Numbered | None) -> list[VolumeFile]:
+def read(name: str, par: bytes, rec: bytes, place: Callable[[], Numbered]) -> list[VolumeFile]:
     """Read the magnitude volumes of the first echo.
 
-    :param numbered: what the file's name says, unless the file is a run
+    :param place: returns what the file's name says; several volumes are numbered by their order
     :raises NotWholeError: when a file is truncated
     :raises WireError: codes ``file`` and ``grid``, when one is damaged or not supported
     """
+    try:
+        return _read(name, par, rec, place)
+    except WireError:
+        raise
+    except Exception as error:  # nibabel raises any exception for a damaged header
+        raise WireError("file", f"expected a readable .PAR file: {error}") from error
+
+
+def _read(name: str, par: bytes, rec: bytes, place: Callable[[], Numbered]) -> list[VolumeFile]:
     header = _header(par)
     chosen = _magnitudes(header)
+    numbered = place() if len(chosen) == 1 else None
     shape = header.get_data_shape()
     check_shape(shape[:3])
     n_bytes = math.prod(header.get_rec_shape()) * header.get_data_dtype().itemsize
@@ -59,6 +61,7 @@ def read(name: str, par: bytes, rec: bytes, numbered: Numbered | None) -> list[V
                 voxels=turned,
                 affine=rows,
                 tr_s=tr_s if math.isfinite(tr_s) and tr_s > 0 else None,
+                acquired=numbered.acquired if numbered else Acquired(moment=nth + 1),
                 remark=f"{n_others} volumes of other echoes or of phase are passed over" if n_others else "",
             )
         )
@@ -68,14 +71,11 @@ def read(name: str, par: bytes, rec: bytes, numbered: Numbered | None) -> list[V
 def _header(par: bytes) -> PARRECHeader:
     if _END not in par:
         raise NotWholeError("expected a .PAR file up to its END OF DATA DESCRIPTION")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # nibabel warns of a run that has fewer volumes than were planned
-            text = io.StringIO(par.decode("latin-1"), newline=None)
-            header: PARRECHeader = PARRECHeader.from_fileobj(text, permit_truncated=True, strict_sort=True)
-            return header
-    except Exception as error:  # nibabel raises any exception for a damaged header
-        raise WireError("file", f"expected a readable .PAR file: {error}") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nibabel warns of a run that has fewer volumes than were planned
+        text = io.StringIO(par.decode("latin-1"), newline=None)
+        header: PARRECHeader = PARRECHeader.from_fileobj(text, permit_truncated=True, strict_sort=True)
+        return header
 
 
 def _magnitudes(header: PARRECHeader) -> NDArray[Any]:

@@ -14,6 +14,8 @@ from realtime.sources.files.volume_file import VolumeFile
 
 PATIENCE_TR = 2
 """For so many TR volumes wait for what is not known yet: slices, echoes, and the number of the first."""
+MAX_HELD_BYTES = 2**30
+"""When more waits, what has come is taken as one volume, or as the whole series."""
 _FIRST = (0, 1)
 """Numbers that scanners and converters give to a first volume."""
 
@@ -62,6 +64,8 @@ class Series:
         self._echoes = Echoes(echo, self._numbering)
         self._slices: dict[Echo, Slices] = {}
         self._held: list[_Held] = []
+        self._held_bytes = 0
+        """Of all images since their volumes were known last."""
         self._early: list[tuple[VolumeFile, _Held]] = []
         """Volumes before the number of the first one is known, with their last files."""
         self._heard_s = 0.0
@@ -75,17 +79,24 @@ class Series:
         """Add what a file holds and return the volumes that are ready."""
         self._heard_s = now_s
         self._numbering.learn(image)
-        self._held.append(_Held(image=image, name=name, whole_s=whole_s))
-        return self._ready(now_s)
+        held = _Held(image=image, name=name, whole_s=whole_s)
+        self._held_bytes += image.voxels.nbytes
+        if self._held_bytes > MAX_HELD_BYTES:
+            self._numbering.assume_whole()
+        if not self._numbering.is_known:  # then it is known of none of those that wait
+            return self._ready([held], now_s)
+        waiting, self._held, self._held_bytes = [*self._held, held], [], 0
+        return self._ready(waiting, now_s)
 
     def settle(self, now_s: float) -> list[Numbered]:
         """Return the volumes that have waited long enough."""
-        if self._held and not self._numbering.is_known and now_s - self._heard_s > self._patience_s:
+        waiting: list[_Held] = []
+        if self._held and now_s - self._heard_s > self._patience_s:
             self._numbering.assume_whole()
-        return self._ready(now_s) if self._held or self._early else []
+            waiting, self._held, self._held_bytes = self._held, [], 0
+        return self._ready(waiting, now_s)
 
-    def _ready(self, now_s: float) -> list[Numbered]:
-        waiting, self._held = self._held, []
+    def _ready(self, waiting: list[_Held], now_s: float) -> list[Numbered]:
         for held in waiting:
             try:
                 volume = self._volume(held)
@@ -121,18 +132,19 @@ class Series:
     def _from_first(self, now_s: float) -> Iterator[Numbered]:
         """Yield the volumes with their indices, once the first one's number is known."""
         if self._first_number is None and self._early:
-            first = min((volume for volume, _ in self._early), key=lambda volume: volume.number)
-            if first.number not in _FIRST and now_s - self._early_since_s <= self._patience_s:
+            lowest = min(self._numbering.first, *(volume.number for volume, _ in self._early))
+            if lowest not in _FIRST and now_s - self._early_since_s <= self._patience_s:
                 return  # one of a lower number may still come
-            self._first_number = first.number
-            if first.number not in _FIRST:
+            self._first_number = lowest
+            if lowest not in _FIRST:
+                volume, _ = self._early[0]
                 _log.warning(
                     "the first volume of series %s (%s) has the number %d, and becomes the first of the run: "
                     "numbers are shifted by %d. If the run began earlier, start again with --first-number 1",
-                    first.series,
-                    first.series_name,
-                    first.number,
-                    first.number - 1,
+                    volume.series,
+                    volume.series_name,
+                    lowest,
+                    lowest - 1,
                 )
         early, self._early = self._early, []
         for volume, held in early:

@@ -82,7 +82,7 @@ class Slices:
         if one.place not in self._places and not self._has_told:
             self._has_told = True
             _log.warning(
-                "a slice of volume %d of series %s (%s) came after the volume was taken with %d slices, or missing",
+                "a slice of volume %d of series %s (%s) came after the volume, of %d slices, was over",
                 volume_number,
                 one.series,
                 one.series_name,

@@ -26,8 +26,8 @@ ASKED_AT_ONCE = 200
 _STILL_CHANGES_S = 2.0
 """For so long after a change a folder is listed again at each poll: times of modification may be coarse."""
 _UNPROMPTED_S, _UNPROMPTED_AT_ONCE = 5.0, 4
-_IDLE_PARTS = 5
-"""Listing takes at most one part of the time in this many."""
+_IDLE_PARTS = 3
+"""After a folder was listed, it is left alone for so many times what that took."""
 
 _log = logging.getLogger(__name__)
 
@@ -62,12 +62,19 @@ class Tree:
         return os.path.join(self.folder, *name.split("/")) if name else str(self.folder)
 
     def name(self, path: str) -> str | None:
-        """Return the path within the folder of a path of the system."""
+        """Return the path within the folder of a path of the system, unless it is hidden."""
         try:
             name = Path(path).relative_to(self.folder).as_posix()
         except ValueError:
             return None
-        return None if name == "." else name
+        return None if any(part.startswith(".") for part in name.split("/")) else name
+
+    def seen(self, name: str) -> os.stat_result | None:
+        """Return what the system says of a file; None if it is gone, or its folder is away."""
+        try:
+            return os.stat(self.path(name), follow_symlinks=False)
+        except OSError:
+            return None
 
     def all(self) -> list[str]:
         """Return what is there at first."""
@@ -158,10 +165,9 @@ class Tree:
 
     def _newest(self, n_most: int) -> list[str]:
         """Return the folders that changed last."""
+        folders = self._folders.copy()  # a poll in another thread may add some
         return heapq.nlargest(
-            n_most,
-            self._folders,
-            key=lambda name: (self._folders[name].changed_s, self._folders[name].mtime_ns),
+            n_most, folders, key=lambda name: (folders[name].changed_s, folders[name].mtime_ns)
         )
 
     def _lose(self, name: str, error: OSError) -> None:

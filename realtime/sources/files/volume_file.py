@@ -29,7 +29,7 @@ class Acquired:
     """Number of the volume in the series, on scanners that store it."""
     echo_time_ms: float | None = None
     echo: int | None = None
-    """Number of the echo, where its time is not stored."""
+    """Number of the echo."""
     part: str = "magnitude"
     """``magnitude``, ``phase``, ``real`` or ``imaginary``."""
 

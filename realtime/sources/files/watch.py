@@ -13,6 +13,7 @@ import os
 import stat
 import time
 import zlib
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -44,9 +45,9 @@ LOOKED_AT_AGAIN = 500
 NEWEST_LOOKED_AT_AGAIN = 50
 """So many of them are those that were finished last."""
 BACKLOG_AT_ONCE = 200
-"""So many files that existed before are taken up at once, so that new ones do not wait for all of them."""
-OLDEST_OF_RUN_S = 6 * 3600.0
-"""Files that are older than the newest file by more than this belong to no run that is still open."""
+"""So many files that existed before are taken up at once."""
+LISTED_AT_LEAST_S = 1.0
+"""While files come by events, or settle, folders are listed so often only: a large one takes long."""
 UNFINISHED = (".part", ".partial", ".filepart", ".crdownload", ".tmp", ".temp", ".lock")
 """Suffixes of files that get another name when they are whole."""
 DONE = ".done"
@@ -97,17 +98,16 @@ class Files:
     """The files of a folder; what each holds is reported once.
 
     :param patience_s: an incomplete file that has not changed for this time is given up
+    :param longest_s: files older than the newest by more than this are of no run that is still open
     :raises ServeError: when the folder does not exist
     """
 
-    def __init__(self, folder: Path, patience_s: float) -> None:
+    def __init__(self, folder: Path, patience_s: float, longest_s: float = 86_400.0) -> None:
         self.tree = Tree(folder)
-        self._before = {
-            name: _file_state(seen) for name in self.tree.all() if (seen := _seen(self.tree.path(name)))
-        }
+        self._before = {name: _file_state(seen) for name in self.tree.all() if (seen := self.tree.seen(name))}
         self._patience_s = patience_s
-        self._backlog = self._of_an_open_run()
-        """Names of files that existed before, the newest last, that are still to be read."""
+        self._backlog = self._of_an_open_run(longest_s)
+        """Names of files that existed before and are still to be read, the oldest first."""
         self._waiting: dict[str, _Waiting] = {}
         self._done = self._before.copy()
         """States of the files that were reported or ignored."""
@@ -119,7 +119,9 @@ class Files:
         self._usual_zeros = UsualZeros()
         self._unreported: Iterator[Found] = iter(())
         """What the last file that was read holds besides what was reported."""
-        self._touched: set[str] = set()
+        self._touched: deque[str] = deque()
+        """Filled while a poll may run in another thread."""
+        self._listed_s = float("-inf")
         self._turns: Iterator[str] = iter(())
         self._said: set[str] = set()
 
@@ -144,14 +146,15 @@ class Files:
 
     def touch(self, paths: Iterable[str]) -> None:
         """Look at these files at the next poll; the file system says that something happened to them."""
-        self._touched |= {name for path in paths if (name := self.tree.name(path)) and not _is_hidden(name)}
+        self._touched.extend(name for path in paths if (name := self.tree.name(path)))
 
     def look(self, now_s: float) -> Iterator[Found]:
         """Poll the folder and yield what the files hold that are complete now.
 
         The caller may stop at any time; the next call goes on with what the last file holds.
         """
-        yield from self._unreported
+        for found in self._unreported:  # not ``yield from``: that would end it when the caller stops
+            yield found
         for name, state in self._changed(now_s):
             waiting = self._waiting.get(name)
             if waiting is None or waiting.state != state:
@@ -159,24 +162,33 @@ class Files:
             elif waiting.is_due(now_s):
                 waiting.read_s = now_s
                 self._unreported = self._read(name, waiting, now_s)
-                yield from self._unreported
+                for found in self._unreported:
+                    yield found
 
     def again(self, name: str) -> None:
         """Report a file again at the next poll."""
         self._runs.pop(name, None)
         if self._done.pop(name, None):
-            self._touched.add(name)
+            self._touched.append(name)
 
     def _changed(self, now_s: float) -> list[tuple[str, _FileState]]:
         """Return unfinished regular files and their states, sorted by time of modification."""
-        names = dict.fromkeys([*self._touched, *self._waiting, *self.tree.new(now_s, self._done)])
-        self._touched.clear()
-        names |= dict.fromkeys(self._turn())
-        names |= dict.fromkeys(self._next_of_backlog())
+        is_settling = any(waiting.read_s is None for waiting in self._waiting.values())
+        is_urgent = is_settling or bool(self._touched)
+        names = dict.fromkeys(self._waiting)
+        if self._backlog:  # its numbers say where a series begins, so what came later is looked at later
+            names |= dict.fromkeys([] if is_settling else self._next_of_backlog())
+        else:
+            while self._touched:
+                names[self._touched.popleft()] = None
+            names |= dict.fromkeys(self._turn())
+            if not is_urgent or now_s - self._listed_s >= LISTED_AT_LEAST_S:
+                self._listed_s = now_s
+                names |= dict.fromkeys(self.tree.new(now_s, self._done))
         found, to_see = [], list(names)
         while to_see:
             name = to_see.pop()
-            seen = _seen(self.tree.path(name))
+            seen = self.tree.seen(name)
             if seen and stat.S_ISDIR(seen.st_mode):
                 to_see += self.tree.add(name, now_s, self._done)
             elif seen and self._done.get(name) != _file_state(seen) and self._is_to_be_read(name, seen):
@@ -195,19 +207,15 @@ class Files:
                 return
             yield name
 
-    def _of_an_open_run(self) -> list[str]:
-        oldest_ns = (
-            max((mtime_ns for _, mtime_ns in self._before.values()), default=0) - OLDEST_OF_RUN_S * 1e9
-        )
+    def _of_an_open_run(self, longest_s: float) -> list[str]:
+        oldest_ns = max((mtime_ns for _, mtime_ns in self._before.values()), default=0) - longest_s * 1e9
         recent = [name for name, (_, mtime_ns) in self._before.items() if mtime_ns >= oldest_ns]
         return sorted(recent, key=lambda name: (self._before[name][1], name))
 
     def _next_of_backlog(self) -> list[str]:
-        """Take up some files that existed before, once no other file waits."""
-        if self._waiting:
-            return []
-        names = self._backlog[-BACKLOG_AT_ONCE:]
-        del self._backlog[-BACKLOG_AT_ONCE:]
+        """Take up some files that existed before."""
+        names = self._backlog[:BACKLOG_AT_ONCE]
+        del self._backlog[:BACKLOG_AT_ONCE]
         for name in names:
             if self._done.get(name) == self._before[name]:
                 del self._done[name]
@@ -312,7 +320,7 @@ class Files:
         is_whole = (
             not self._usual_zeros.are_unusual(kind, data)
             or now_s - waiting.same_s >= min(hollow_s, self._patience_s / 2)
-            or any(_seen(self.tree.path(each)) for each in (f"{name}{DONE}", stem(name) + DONE))
+            or any(self.tree.seen(each) for each in (f"{name}{DONE}", stem(name) + DONE))
         )
         if is_whole:
             self._usual_zeros.learn(kind, data)
@@ -369,20 +377,9 @@ class Files:
             _log.log(level, text, *arguments)
 
 
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.split("/"))
-
-
 def _kind(name: str) -> str:
     """Return what files of one series have in common."""
     return f"{name.rpartition('/')[0]}/{suffix(name)}"
-
-
-def _seen(path: str) -> os.stat_result | None:
-    try:
-        return os.stat(path, follow_symlinks=False)
-    except OSError:  # it was renamed or deleted after it was listed, or its folder is away
-        return None
 
 
 def _file_state(seen: os.stat_result) -> _FileState:

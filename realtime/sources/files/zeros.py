@@ -9,9 +9,12 @@ data are suspicious. Pages are counted from the end, because headers of DICOM di
 from __future__ import annotations
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 _PAGE_BYTES, _SMALL_PAGE_BYTES, _SMALL_BYTES = 4_096, 512, 2**18
+_FEWEST_SMALL_PAGES = 7
+"""So many small pages are at least in 4 kB that come late; in noise near zero, one may be zero by chance."""
 _END_BYTES = 32
 
 
@@ -25,16 +28,21 @@ class UsualZeros:
         """Whether a file of this kind was whole before."""
         return kind in self._usual
 
-    def are_unusual(self, kind: str, data: bytes | memoryview) -> bool:
-        """Whether there are pages of zeros where no whole file of this kind had any."""
+    def are_unusual(self, kind: str, data: bytes) -> bool:
+        """Whether there are zeros where no whole file had any, and enough for bytes that come late."""
         pages = _zero_pages(data)
-        usual = self._usual.get(kind)
-        if usual is None:
-            return bool(pages.any())
-        n_known = min(len(pages), len(usual))
-        return bool(pages[n_known:].any() or (pages[:n_known] & ~usual[:n_known]).any())
+        unusual = pages.copy()
+        usual = self._usual.get(kind, pages[:0])[: len(pages)]
+        unusual[: len(usual)] &= ~usual
+        if unusual[0]:
+            return True
+        n_together = 1 if _page_bytes(data) == _PAGE_BYTES else min(_FEWEST_SMALL_PAGES, 1 + len(pages) // 8)
+        if len(pages) <= n_together:
+            return False
+        together = sliding_window_view(np.stack([pages[1:], unusual[1:]]), n_together, axis=1)
+        return bool((together[0].all(axis=1) & together[1].any(axis=1)).any())
 
-    def learn(self, kind: str, data: bytes | memoryview) -> None:
+    def learn(self, kind: str, data: bytes) -> None:
         """Take a file for whole."""
         pages = _zero_pages(data)
         usual = self._usual.get(kind, pages[:0])
@@ -53,9 +61,13 @@ def has_data(data: bytes) -> bool:
     return data.count(0) < len(data)
 
 
-def _zero_pages(data: bytes | memoryview) -> NDArray[np.bool_]:
+def _page_bytes(data: bytes) -> int:
+    return _PAGE_BYTES if len(data) > _SMALL_BYTES else _SMALL_PAGE_BYTES
+
+
+def _zero_pages(data: bytes) -> NDArray[np.bool_]:
     """Return which pages are zero, the last first; before them, whether the last bytes are."""
-    page_bytes = _PAGE_BYTES if len(data) > _SMALL_BYTES else _SMALL_PAGE_BYTES
+    page_bytes = _page_bytes(data)
     n_pages = len(data) // page_bytes
     words = np.frombuffer(data, np.uint64, n_pages * page_bytes // 8, len(data) - n_pages * page_bytes)
     is_written: NDArray[np.bool_] = np.any(words.reshape(n_pages, page_bytes // 8) != 0, axis=1)

@@ -9,8 +9,9 @@ from numpy.typing import ArrayLike, NDArray
 
 Volume = NDArray[np.float32]
 RADII_MM = np.array([68.0, 85.0, 62.0])
-GRID = (48, 58, 46)
-SIDE_MM = 3.4
+GRID = (38, 46, 36)
+SIDE_MM = 4.2
+N_FOLDS = 24
 
 
 class Head:
@@ -18,10 +19,10 @@ class Head:
 
     def __init__(self, person: int) -> None:
         rng = np.random.default_rng(person)
-        ways = rng.standard_normal((40, 3))
-        wavelengths_mm = rng.uniform(14, 45, 40)
+        ways = rng.standard_normal((N_FOLDS, 3))
+        wavelengths_mm = rng.uniform(14, 45, N_FOLDS)
         self._waves = 2 * np.pi * ways / np.linalg.norm(ways, axis=1)[:, None] / wavelengths_mm[:, None]
-        self._phases = rng.uniform(0, 2 * np.pi, 40)
+        self._phases = rng.uniform(0, 2 * np.pi, N_FOLDS)
         self._radii = RADII_MM * rng.uniform(0.95, 1.05, 3)
 
     def at(self, positions_mm: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -312,6 +312,13 @@ def is_empty(rig: Rig) -> None:
     (rig.path / CHECKPOINT).write_bytes(b"")
 
 
+def is_of_an_older_format(rig: Rig) -> None:
+    file = rig.path / CHECKPOINT
+    magic, _, rest = file.read_bytes().partition(b"\n")
+    assert magic == b"realtime checkpoint 1"
+    file.write_bytes(b"realtime checkpoint 0\n" + rest)
+
+
 def is_a_link(rig: Rig) -> None:
     file = rig.path / CHECKPOINT
     file.symlink_to(file.rename(file.with_name("elsewhere")))
@@ -360,6 +367,7 @@ def has_rows_that_the_table_lost(rig: Rig) -> None:
         is_cut,
         has_a_flipped_bit,
         is_empty,
+        is_of_an_older_format,
         is_a_link,
         is_of_another_run,
         is_ahead_of_its_numbers,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import itertools
 import warnings
 from pathlib import Path
 from typing import Any
@@ -55,11 +56,10 @@ def volumes(name: str, data: bytes, **options: Any) -> list[VolumeFile]:
         (["vol_0000.nii"], [("vol_", 0)]),
         (["img-00001-00012.nii.gz"], [("img-00001-", 12)]),
         (["001_000007_000012.nii"], [("001_000007_", 12)]),
-        (["vol_0003_e2.nii", "vol_0003_echo-1.nii"], [("vol__e2", 3), ("vol__echo-1", 3)]),
-        (["vol0003e2.nii", "e2_vol_0003.nii"], [("vole2", 3), ("e2_vol_", 3)]),
-        (["vol_0003_TE37.8ms.nii"], [("vol__TE37.8ms", 3)]),
         (["sub-01_ses-02_run-3_bold_00012.nii"], [("sub-01_ses-02_run-3_bold_", 12)]),
-        (["bold_00012_run-3.nii"], [("bold__run-3", 12)]),
+        (["bold_00012_run-3.nii", "bold_00012_run3.nii"], [("bold__run-3", 12), ("bold__run3", 12)]),
+        (["vol_0001_b12.nii", "vol_0002_b12.nii"], [("vol__b12", 2)]),
+        (["scan0001_12.nii", "scan0001_13.nii"], [("scan0001_", 13)]),
         (["vol_0001 (1).nii", "vol_0001(2).nii", "vol_0001 - Copy.nii"], [("vol_", 1)] * 3),
         (["run1.nii", "f0012.NII"], [("run", 1), ("f", 12)]),
         (["run1.0001.nii"], [("run1.", 1)]),
@@ -71,6 +71,41 @@ def test_the_volumes_number_is_found_in_a_name(names: list[str], expected: list[
     known = FileNames()
     found = [known.place(name) for name in names]
     assert [(each.series_name, each.number) for each in found if each] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "echo", "echo_time_ms", "part"),
+    [
+        ("vol_0003_e2.nii", 2, None, "magnitude"),
+        ("vol_0003_echo-1.nii.gz", 1, None, "magnitude"),
+        ("vol0003e2.nii", 2, None, "magnitude"),
+        ("e2_vol_0003.nii", 2, None, "magnitude"),
+        ("vol_0003_TE37.8ms.nii", None, 37.8, "magnitude"),
+        ("vol_te35_0003.nii", None, 35, "magnitude"),
+        ("vol_TE2_0003.nii", 2, None, "magnitude"),
+        ("vol_0003_e3_20240131101112.nii", 3, None, "magnitude"),
+        ("vol_0003_ph.nii", None, None, "phase"),
+        ("sub-01_echo-2_part-phase_bold_0003.nii", 2, None, "phase"),
+        ("E1234_task_0003.nii", None, None, "magnitude"),
+    ],
+)
+def test_echo_and_part_are_found_in_a_name(
+    name: str, echo: int | None, echo_time_ms: float | None, part: str
+) -> None:
+    found = FileNames().place(name)
+    assert found is not None
+    said = found.acquired
+    assert (found.number, said.echo, said.echo_time_ms, said.part) == (3, echo, echo_time_ms, part)
+
+
+@pytest.mark.parametrize(
+    "form", ["vol_{0:04d}_e{1}.nii", "e{1}_vol_{0:04d}.nii", "vol_{0:04d}_e{1}_10111{0}.nii"]
+)
+def test_the_echoes_of_a_volume_are_of_one_series(form: str) -> None:
+    names = FileNames()
+    found = [names.place(form.format(number, echo)) for number in (1, 2, 3) for echo in (1, 2)]
+    assert len({each.series for each in found if each}) == 1
+    assert len({(each.number, each.acquired.echo) for each in found if each}) == len(found)
 
 
 STAMPS = ("2024013110111{}", "20240131T10111{}.5", "10111{}", "170000000{}", "2024-01-31_10-11-1{}")
@@ -99,8 +134,11 @@ def test_a_last_digit_is_an_echo_if_the_number_before_it_runs_on(watched: Watche
             watched.write(f"vol_{number:04d}_{echo}.nii", data)
             if (number, echo) < (2, 1):
                 assert watched.after(0.3) == []  # the volume's number may be either
-    came = [(found.holds.series_name, found.holds.number) for found in watched.after(1.0)]
-    assert sorted(came) == [(f"vol__{echo}", number) for echo in (1, 2) for number in (1, 2, 3)]
+    came = [
+        (found.holds.series_name, found.holds.acquired.echo, found.holds.number)
+        for found in watched.after(1.0)
+    ]
+    assert sorted(came) == [("vol__", echo, number) for echo in (1, 2) for number in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("n_volumes", [2, 7])
@@ -175,6 +213,38 @@ def test_cut_par_rec_is_incomplete(cut: str) -> None:
         parse("a_1.rec", cut_rec, beside=lambda suffix, n_most: cut_par)
 
 
+spots = st.lists(st.tuples(st.integers(0, 20_000), st.integers(0, 255)), min_size=1, max_size=8)
+
+
+@settings(deadline=None, max_examples=60)
+@given(spots=spots, kind=st.sampled_from([".par", ".hdr"]))
+def test_voxels_with_a_damaged_description_are_volumes_or_refused_and_nothing_else(
+    spots: list[tuple[int, int]], kind: str
+) -> None:
+    name, whole, signal = "a_1.img", pair()[".hdr"], pair()[".img"]
+    if kind == ".par":
+        par = PAR_REC / "phantom_varscale.PAR"
+        name, whole, signal = "a_1.rec", par.read_bytes(), par.with_suffix(".REC").read_bytes()
+    described = bytearray(whole)
+    for place, value in spots:
+        described[place % len(described)] = value
+    with contextlib.suppress(WireError):
+        found = volumes(name, signal, beside=lambda suffix, n_most: bytes(described))
+        assert all(each.voxels.ndim == 3 for each in found)
+
+
+@settings(deadline=None, max_examples=300)
+@given(names=st.lists(st.text("0123456789_-. eE(ph", max_size=24), max_size=6))
+def test_any_name_is_a_number_or_refused_and_always_says_the_same(names: list[str]) -> None:
+    known = FileNames()
+    for name in names:
+        with contextlib.suppress(WireError):
+            first = known.place(name, is_last_chance=True)
+            assert first is not None
+            assert first.number >= 0
+            assert known.place(name) == first
+
+
 @pytest.mark.parametrize("name", ["run1_bold.nii", "run1_bold.nii.gz", "run1_0001.nii", "rest"])
 def test_a_run_in_one_file_is_played_in_order(watched: Watched, name: str) -> None:
     data = run_bytes()
@@ -185,6 +255,20 @@ def test_a_run_in_one_file_is_played_in_order(watched: Watched, name: str) -> No
         assert isinstance(each.holds, VolumeFile)
         assert np.array_equal(each.holds.voxels, voxels(each.holds.number))
         assert (each.holds.series, each.holds.tr_s) == (name.split(".")[0].replace("_", ""), 1.5)
+
+
+@pytest.mark.parametrize("name", ["run1_bold.nii", "run1_bold.nii.gz", "phantom_varscale.REC"])
+def test_a_reader_that_stops_within_a_file_goes_on_with_the_next_volume(watched: Watched, name: str) -> None:
+    """As when a run in one file is larger than what is read at once."""
+    if name.endswith(".REC"):
+        watched.write(name.replace(".REC", ".PAR"), (PAR_REC / name).with_suffix(".PAR").read_bytes())
+        watched.write(name, (PAR_REC / name).read_bytes())
+    else:
+        watched.write(name, gzip.compress(run_bytes()) if name.endswith(".gz") else run_bytes())
+    came = []
+    for look in range(40):
+        came += [found.holds.number for found in itertools.islice(watched.files.look(look / 10), 1)]
+    assert came == list(range(1, (3 if name.endswith(".REC") else N_VOLUMES) + 1))
 
 
 @pytest.mark.parametrize("is_allocated", [False, True])
@@ -201,6 +285,14 @@ def test_a_run_that_grows_in_one_file_is_read_volume_by_volume(watched: Watched,
     watched.write("bold.nii", data)
     came += numbers(watched.after(0.5))
     assert came == list(range(1, N_VOLUMES + 1))
+
+
+def test_a_run_whose_header_counts_the_volumes_so_far_is_read_as_it_grows(watched: Watched) -> None:
+    came: list[int] = []
+    for n_volumes in range(2, N_VOLUMES + 1):
+        watched.write("bold.nii", run_bytes(n_volumes))
+        came += numbers(watched.after(0.5))
+        assert came == list(range(1, n_volumes + 1))
 
 
 @settings(deadline=None, max_examples=30)

@@ -128,8 +128,7 @@ class Export:
 
 @asynccontextmanager
 async def watching(bundle: Bundle, out: Path, export: Export) -> AsyncIterator[Bench]:
-    shape = bundle.spec.roi.shape
-    scanner = FolderScanner(export.folder, PLAN, grid_shape=shape, series="", first_number=1, unfinished=None)
+    scanner = FolderScanner(export.folder, PLAN, series="", first_number=1, echo=None, unfinished=None)
     async with bench(bundle, out, source=RunBoundarySource(scanner, PLAN)) as one:
         yield one
 

@@ -315,7 +315,7 @@ def test_a_tr_is_in_seconds_or_milliseconds(tr: object, tr_s: float) -> None:
 @pytest.mark.parametrize("dtype", ["?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8"])
 def test_voxels_of_any_numbers_are_recorded_without_a_loss(dtype: str, order: str) -> None:
     """The extremes too; of integers of 8 bytes, those that float64 holds."""
-    sent = np.dtype(dtype).newbyteorder(order)
+    sent = np.dtype(order + dtype)
     voxels = np.arange(216).reshape(6, 6, 6).astype(sent)
     if sent.kind in "iu":
         limits = np.iinfo(sent)

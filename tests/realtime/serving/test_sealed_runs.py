@@ -146,6 +146,28 @@ def test_a_run_that_is_left_open_is_reported_and_not_sealed(
     assert read_run_file(folder).state == "closed"
 
 
+def test_a_run_whose_decoder_died_while_its_report_was_written_is_sealed_by_the_next(
+    closed_run: Callable[[Scan], Path], scan: Scan
+) -> None:
+    folder = closed_run(scan)
+
+    async def run() -> None:
+        first, reported, _ = after_run(KEY)
+        first.take(folder, is_closed=True)
+        await asyncio.sleep(0)
+        for task in list(first._tasks):
+            task.cancel()
+        await first.stop()
+        assert reported == []
+        assert folder.exists()
+        after, _, _ = after_run(KEY)
+        after.take_left_over(folder.parent)
+        await after.stop()
+
+    asyncio.run(run())
+    assert [path.name for path in folder.parent.iterdir()] == [sealed_of(folder).name]
+
+
 def test_what_was_interrupted_is_sealed_at_the_next_start_and_what_was_never_begun_is_named(
     closed_run: Callable[[Scan], Path], make_scan: type[Scan], caplog: pytest.LogCaptureFixture
 ) -> None:
