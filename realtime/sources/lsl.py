@@ -32,7 +32,7 @@ from realtime.sources import Received
 MAX_SAMPLE_CHARACTERS = 2_000
 _LOOK_S = 1.0
 """How long one look for streams lasts."""
-_OPEN_S, _PULL_S = 5.0, 0.25
+_OPEN_S, _PULL_S, _AGAIN_S = 5.0, 0.25, 0.1
 _QUEUED = 1_000
 
 _log = logging.getLogger(__name__)
@@ -99,6 +99,7 @@ class LslMarkers:
                     self._follow(library, stream)
             except RuntimeError as error:  # what the library raises
                 self._say(f"{str(error).rstrip('.')}; it is followed again once it is back")
+                self._stopped.wait(_AGAIN_S)
 
     def _find(self, library: Any) -> Any:
         """The one stream of this name; None while there is none."""

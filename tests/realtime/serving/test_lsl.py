@@ -17,9 +17,11 @@ from realtime import cli, wire
 from realtime.bundle.bundle import Bundle
 from realtime.errors import ServeError
 from realtime.record.reader import read_recorded
-from realtime.record.run_json import events_path
+from realtime.record.run_json import Registration, events_path
+from realtime.service.preflight import Options, check
 from realtime.sources import Received
 from realtime.sources.lsl import LslMarkers
+from realtime.sources.open import SourceOptions
 
 from .conftest import PATIENCE_S, Scan, Served, wait_until
 from .in_process import Lockstep
@@ -37,6 +39,8 @@ for line in sys.stdin:
     if line.startswith("wait"):
         markers.wait()
         print("followed", flush=True)
+    elif line.startswith("there"):
+        print("there", flush=True)
     elif line.startswith("raw "):
         markers._outlet.push_sample([line[4:-1]])
     else:
@@ -60,6 +64,11 @@ class Presentation:
         assert self._process.stdin
         self._process.stdin.write(f"{line}\n")
         self._process.stdin.flush()
+
+    def is_there(self) -> None:
+        self.say("there")
+        assert self._process.stdout
+        assert self._process.stdout.readline() == "there\n"
 
     def is_followed(self) -> None:
         self.say("wait")
@@ -169,6 +178,54 @@ def test_samples_become_markers_and_others_are_passed_over_and_said(
         "lost; it is followed again once it is back",
     ):
         assert said in caplog.text
+
+
+def test_of_several_streams_of_a_name_none_is_followed_until_there_is_one(
+    present: Callable[[str], Presentation], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def take() -> Received:
+        first, second = (present("twice") for _ in range(2))
+        for each in (first, second):
+            await asyncio.to_thread(each.is_there)
+        source = LslMarkers("twice")
+        await source.start()
+        try:
+            while "there are several of this name" not in caplog.text:
+                await asyncio.sleep(0.05)
+            second.close()
+            await asyncio.to_thread(first.is_followed)
+            first.say("5 a face")
+            return await asyncio.wait_for(source.receive(), PATIENCE_S)
+        finally:
+            await source.stop()
+
+    received = asyncio.run(take())
+    assert received.message == wire.Marker(run_id="presentation", onset_volume=4, name="a face", triggers=5)
+    assert bytes(received.payload) == b""
+
+
+def test_the_preflight_hears_a_stream(
+    tiny_bundle: Path, tmp_path: Path, present: Callable[[str], Presentation]
+) -> None:
+    presentation = present("before-a-scan")
+    options = Options(
+        source="pyneal+tcp://127.0.0.1:0",
+        source_options=SourceOptions(n_volumes=9, markers="lsl:before-a-scan"),
+        keys=None,
+        registration=Registration(),
+        registers_all=False,
+        out=tmp_path,
+        wait_s=4.0,
+    )
+
+    def show(line: str) -> None:
+        presentation.is_followed()
+        presentation.say("3 a house")
+
+    found = check(Bundle.open(tiny_bundle), options, show)
+    assert (found.markers_at, found.markers) == ("lsl:before-a-scan", ((2, "a house"),))
+    (problem,) = found.problems
+    assert "nothing came to pyneal+tcp://" in problem
 
 
 def test_a_marker_with_a_name_only_is_recorded(tiny_bundle: Path, tmp_path: Path) -> None:
