@@ -106,7 +106,10 @@ class Volume(_Message, frozen=True, kw_only=True, tag="volume", tag_field="kind"
 
 
 class Marker(_Message, frozen=True, kw_only=True, tag="marker", tag_field="kind"):
-    """A picture that appeared on screen at ``onset_volume``; the picture (PNG) is the second frame."""
+    """A picture that appeared on screen at ``onset_volume``; the picture (PNG) is the second frame.
+
+    That is empty where only the picture's name is known.
+    """
 
     onset_volume: Count
     name: Annotated[str, msgspec.Meta(max_length=200)]

@@ -84,7 +84,7 @@ def add_source_options(parser: argparse.ArgumentParser, default: str | None = DE
         "--allow",
         action="append",
         metavar="ADDRESS",
-        help="with afni+tcp:// and dicom://, a machine or network that may send, such as 10.0.0.5 or "
+        help="with afni+tcp://, dicom:// and lsl:, a machine or network that may send, such as 10.0.0.5 or "
         "10.0.0.0/24; may be repeated (default: this machine only). Nothing else authenticates it, and "
         "AFNI's protocol is not encrypted",
     )
@@ -99,7 +99,15 @@ def add_source_options(parser: argparse.ArgumentParser, default: str | None = DE
         "--markers",
         metavar="ADDRESS",
         help="listen here, such as tcp://127.0.0.1:5557, for what presentation software shows (see "
-        "docs/examples/presentation.py; default: nowhere)",
+        "docs/examples/presentation.py); or lsl:NAME, an LSL stream of this name (see "
+        "docs/examples/psychopy_lsl.py; default: nowhere)",
+    )
+    group.add_argument(
+        "--pictures",
+        type=Path,
+        metavar="DIR",
+        help="with --markers lsl:NAME, the folder with the PNG files that markers name (default: only the "
+        "names are recorded)",
     )
 
 
@@ -118,4 +126,5 @@ def source_options(arguments: argparse.Namespace) -> SourceOptions:
         tls_cert=arguments.source_tls_cert,
         tls_key=arguments.source_tls_key,
         markers=arguments.markers,
+        pictures=arguments.pictures,
     )

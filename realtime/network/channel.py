@@ -166,5 +166,5 @@ class Heard:
             image = np.frombuffer(picture, np.uint8).reshape(envelope.shape) if envelope.shape else None
             return Event(message, image=image)
         if isinstance(message, Shown):
-            return Event(message, png=picture)
+            return Event(message, png=picture or None)
         return Event(message) if isinstance(message, Status) else message

@@ -53,7 +53,9 @@ EVENT_COLUMNS: dict[str, dict[str, Any]] = {
     "duration": {"Description": "How long it was shown: markers do not say.", "Units": "s"},
     "onset_volume": {"Description": "Index of that volume, from 0."},
     "name": {"Description": "The picture's name in presentation software."},
-    "stim_file": {"Description": "The picture: a PNG, relative to this file's folder."},
+    "stim_file": {
+        "Description": "The picture: a PNG, relative to this file's folder; n/a if only its name is known."
+    },
 }
 
 
@@ -203,12 +205,16 @@ class RunFolder:
             return False
 
     def write_shown(self, marker: wire.Marker, png: bytes | None) -> None:
-        """Save the picture of a marker, None if it is there already, and its row in the events table."""
-        if png is not None:
+        """Save the picture of a marker, and its row in the events table.
+
+        :param png: None if the picture is there already, empty if the marker has only a name
+        """
+        if png:
             self._write(_picture_file(marker), png)
+        file = tables.NOT_AVAILABLE if png == b"" else _picture_file(marker)
         onset_s = marker.onset_volume * self.info.start.tr_s
         name = " ".join(marker.name.split()) or tables.NOT_AVAILABLE
-        row = (f"{onset_s:.4f}", tables.NOT_AVAILABLE, str(marker.onset_volume), name, _picture_file(marker))
+        row = (f"{onset_s:.4f}", tables.NOT_AVAILABLE, str(marker.onset_volume), name, file)
         self._append(self._events, ("\t".join(row) + "\n").encode())
 
     def changes(self, what: Literal["engine", "faces"], note: str) -> None:

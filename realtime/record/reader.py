@@ -169,6 +169,8 @@ def _pictures(path: Path, info: RunFile) -> Iterator[Picture]:
         for row in csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE):
             if row.keys() != EVENT_COLUMNS.keys():
                 raise RecordError(f"expected the columns {', '.join(EVENT_COLUMNS)} in {file}, got {row}")
+            if row["stim_file"] == tables.NOT_AVAILABLE:  # only its name is known
+                continue
             shown = msgspec.convert(row, _Shown, strict=False)
             yield Picture(onset_volume=shown.onset_volume, name=shown.name, path=path / shown.stim_file)
     except (csv.Error, msgspec.ValidationError) as error:

@@ -202,7 +202,8 @@ class Recorder:
                 "index",
                 f"expected a marker below volume {run.start.n_volumes}, got one at {message.onset_volume}",
             )
-        check_png_structure(received.payload)
+        if received.payload:  # a marker may have no more than a name
+            check_png_structure(received.payload)
         run.add_marker(message, received.payload, _utc_s(received))
         await received.reply(wire.MarkerAck(run_id=message.run_id, onset_volume=message.onset_volume))
         self._say()

@@ -27,6 +27,8 @@ class Pictures:
     def take(self, marker: wire.Marker, png: bytes | None, *, is_past: bool) -> Event | None:
         """Record a picture; returns what listeners are told, nothing if it was known or its PNG was not read.
 
+        :param png: empty where only the name of the picture is known
+
         :raises WireError: when it is no picture
         """
         if marker.onset_volume in self.onsets:
@@ -34,7 +36,7 @@ class Pictures:
         unsaved = png
         if png is not None and is_past and self._folder.has_picture(marker, len(png)):
             unsaved = None
-        if unsaved is not None:
+        if unsaved:
             decode_png(unsaved)
         bisect.insort(self.onsets, marker.onset_volume)
         try:
@@ -44,7 +46,7 @@ class Pictures:
         if png is None:
             return None
         shown = Shown(run_id=self._folder.path.name, onset_volume=marker.onset_volume, name=marker.name)
-        return Event(shown, png=png, is_recorded=is_past)
+        return Event(shown, png=png or None, is_recorded=is_past)
 
     def newest(self, onset: int) -> int | None:
         """Onset of the newest picture that was shown at ``onset`` or before; None if there is none."""

@@ -97,7 +97,7 @@ async def listen(
     """
     heard = Heard(address)
     source = open_volumes(address, options, spec, keys=keys)
-    markers = open_markers(options.markers, keys) if options.markers else None
+    markers = open_markers(options.markers, options, keys) if options.markers else None
     began_s = time.perf_counter()
     with _said_by_sources(heard.said):
         async with contextlib.AsyncExitStack() as stack:

@@ -43,6 +43,13 @@ _WHAT_TO_CHECK = {
     "folder": "does the scanner export into this folder, and is real-time export switched on at the console? "
     "Files that were there before do not count",
 }
+_MARKERS_TO_CHECK = {
+    "tcp": "is presentation software started, does it send there, and has it keys that are known here "
+    "(--keys)? docs/examples/presentation.py tries the way",
+    "ipc": "is presentation software started, as this user, and does it send there?",
+    "lsl": "is presentation software started, with a stream of this name? If it runs on another machine, is "
+    "that among --allow?",
+}
 _OTHERWISE = "is the scanner's sender started, and does it send to this address?"
 
 
@@ -171,10 +178,8 @@ def _silence(heard: Heard, options: Options) -> Iterator[str]:
     elif heard.first is None:
         yield f"{heard.start.run_id} began at {heard.address}, but none of its volumes came {waited}"
     if heard.markers_at and not heard.markers:
-        yield (
-            f"no marker came to {heard.markers_at} {waited}; is presentation software started, does it send "
-            "there, and has it keys that are known here (--keys)? docs/examples/presentation.py tries the way"
-        )
+        kind = heard.markers_at.partition(":")[0]
+        yield f"no marker came to {heard.markers_at} {waited}; {_MARKERS_TO_CHECK[kind]}"
 
 
 def _described(heard: Heard, start: wire.RunStart, bundle: Bundle) -> Volumes:

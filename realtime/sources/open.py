@@ -51,7 +51,9 @@ class SourceOptions:
     """For DICOM: the certificate of this machine."""
     tls_key: Path | None = None
     markers: str | None = None
-    """Address where presentation software sends markers."""
+    """Address where presentation software sends markers, or ``lsl:NAME``."""
+    pictures: Path | None = None
+    """For ``lsl:NAME``: the folder with the pictures that markers name."""
 
 
 def open_source(
@@ -69,14 +71,18 @@ def open_source(
     source = open_volumes(address, options, spec, keys=keys, unfinished=unfinished)
     if not options.markers:
         return source
-    return MarkedSource(source, open_markers(options.markers, keys), spec.tr_s)
+    return MarkedSource(source, open_markers(options.markers, options, keys), spec.tr_s)
 
 
-def open_markers(address: str, keys: ServerKeys | None) -> Source:
+def open_markers(address: str, options: SourceOptions, keys: ServerKeys | None) -> Source:
     """Create the source of presentation software's markers.
 
     :raises ServeError: when the address is malformed, or reachable from other machines without keys
     """
+    if address.startswith("lsl:"):
+        from realtime.sources.lsl import LslMarkers
+
+        return LslMarkers(address.removeprefix("lsl:"), options.pictures, options.allow)
     return ZeroMqSource(address, keys, "markers", max_volume_bytes=wire.MAX_PICTURE_BYTES)
 
 
@@ -122,10 +128,13 @@ def _max_volume_bytes(spec: Spec) -> int:
 
 def _check_options(kind: str, address: str, options: SourceOptions) -> None:
     """:raises ServeError: when an option does not apply to this kind of source"""
+    has_lsl = bool(options.markers and options.markers.startswith("lsl:"))
+    if options.pictures is not None and not has_lsl:
+        raise ServeError("--pictures is for --markers lsl:NAME; over ZeroMQ a marker brings its picture")
     for names, given, kinds in (
         ("--series and --first-number are", (options.series, options.first_number), ("folder", "dicom")),
         ("--echo is", (options.echo,), ("folder", "dicom", "afni+tcp")),
-        ("--allow is", (options.allow or None,), ("afni+tcp", "dicom")),
+        ("--allow is", (options.allow or None,), (kind,) if has_lsl else ("afni+tcp", "dicom")),
         ("--source-tls-cert and --source-tls-key are", (options.tls_cert, options.tls_key), ("dicom",)),
     ):
         if kind not in kinds and any(each is not None for each in given):
