@@ -125,6 +125,7 @@ def test_the_demos_run_gives_the_same_frames_as_over_our_own_messages(
             start.affine,
             start.shape,
             ACQUISITION_TYPE="2D+zt",
+            ZORDER="alt",
             XYZAXES="R-L A-P I-S",
             XYZFIRST=f"{right + 1.8 * (x - 1):f}R {front + 1.8 * (y - 1):f}A {-up:f}I",
             BYTEORDER="MSB_FIRST",
