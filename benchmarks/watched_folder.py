@@ -17,7 +17,6 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ import numpy as np
 from machine import machine
 
 from realtime import wire
-from realtime.sources.files import folder as folder_source
 from realtime.sources.files.folder import FolderScanner
 from realtime.sources.run_boundaries import Plan, Scan
 
@@ -41,17 +39,20 @@ def volume(index: int, *, is_masked: bool) -> bytes:
     return nibabel.Nifti1Image(signal, np.diag([1.8, 1.8, 1.8, 1.0])).to_bytes()
 
 
-async def no_events(_: object) -> AsyncIterator[set[str]]:
-    """As on a network share."""
-    await asyncio.Event().wait()
-    yield set()
+class OnAShare(FolderScanner):
+    """A network share has no file system events."""
+
+    async def _watch(self) -> None:
+        pass
 
 
-async def measured(folder: Path, *, name: str, is_masked: bool) -> dict[str, float]:
+async def measured(
+    kind: type[FolderScanner], folder: Path, *, name: str, is_masked: bool
+) -> dict[str, float]:
     """Milliseconds and other figures of one run."""
     begun = time.perf_counter()
     plan = Plan(subject=1, run_id="run", n_volumes=N_VOLUMES, tr_s=EVERY_S)
-    scanner = FolderScanner(folder, plan, series="", first_number=None, echo=None, unfinished=None)
+    scanner = kind(folder, plan, series="", first_number=None, echo=None, unfinished=None)
     start_s = time.perf_counter() - begun
     came: asyncio.Queue[Scan] = asyncio.Queue()
 
@@ -93,7 +94,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     runs: dict[str, Any] = {}
-    events = folder_source.changes
     for n_old in (0, N_OLD):
         with tempfile.TemporaryDirectory() as parent:
             folder = Path(parent)
@@ -101,12 +101,12 @@ def main() -> None:
                 (folder / f"IM_{number:06d}.dcm").write_bytes(b"old")
             for is_masked in (False, True):
                 for has_events in (True, False):
-                    folder_source.changes = events if has_events else no_events
+                    kind = FolderScanner if has_events else OnAShare
                     name = f"{n_old} old files, {'events' if has_events else 'no events'}, " + (
                         "masked" if is_masked else "signal everywhere"
                     )
                     run = f"run{len(runs)}"
-                    runs[name] = asyncio.run(measured(folder, name=run, is_masked=is_masked))
+                    runs[name] = asyncio.run(measured(kind, folder, name=run, is_masked=is_masked))
                     print(name, runs[name])
     result = {"machine": machine("watchfiles", "numpy"), "runs": runs}
     if arguments.out:

@@ -220,12 +220,13 @@ def _add_play(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "play",
         help="play anyone's 4D NIfTI file, or a folder that a scanner has exported, at its TR",
         description="Play a recorded run through a runtime, as if it were acquired now. PATH is a 4D file "
-        "that nibabel reads (NIfTI, PAR/REC), whose volumes are sent by any way that --connect knows; or a "
-        "folder of DICOM files, or of NIfTI or PAR/REC files of one volume each, which are copied as they "
-        "are into the folder that a runtime watches (--connect folder:/path), volume by volume, subfolders "
-        "and series in the scanner's order. A runtime that watches, for 300 volumes: `realtime serve "
-        "--source folder:/tmp/watched --volumes 300`; then: `python -m sim play export/ --connect "
-        "folder:/tmp/watched`. Ctrl-C ends it.",
+        "that nibabel reads (NIfTI, PAR/REC), whose volumes are sent by any way that --connect knows. Or "
+        "PATH is a folder that a scanner has exported: DICOM files, or NIfTI or PAR/REC files of one "
+        "volume each. They are passed on as they are, into the folder that a runtime watches (--connect "
+        "folder:/path) or to its DICOM node (--connect dicom://HOST:PORT): files of a volume together, "
+        "volumes one TR apart, series in the order of their numbers, subfolders as they are. For example, "
+        "in one terminal `realtime serve --source folder:/tmp/watched --volumes 300`, in another `python "
+        "-m sim play export/ --connect folder:/tmp/watched`. Ctrl-C ends it.",
     )
     parser.add_argument("path", type=Path, metavar="PATH", help="a 4D file, or a folder of files")
     _add_way_options(parser)

@@ -14,7 +14,7 @@ import msgspec
 from tqdm import tqdm
 
 from realtime import wire
-from sim.delivery import OWN, Delivery, Export, open_export
+from sim.delivery import OWN, Delivery, open_export
 from sim.errors import SimError
 from sim.faults import IN_TRANSIT, FaultyLink, FaultyScan, Plan, StartedRun, describe, late_tr
 from sim.presentation import Presentation
@@ -55,14 +55,13 @@ def transmit(
             if markers_to:
                 raise SimError(f"expected no --markers with {address}: its messages contain the pictures")
             return _by_own_messages(scan, markers, address, keys, speed, plan or {}, progress)
-        export = open_export(address, scan.start, tell)
         if not markers_to:
             if markers:
                 tell("this way carries no pictures; --markers sends them to a port of their own")
-            return _by_export(scan, export, speed, plan or {}, progress)
+            return _by_export(scan, address, speed, plan or {}, progress)
         presentation = Presentation(markers_to, keys, recording, markers, tell)
         try:
-            return _by_export(scan, export, speed, plan or {}, progress, presentation.show)
+            return _by_export(scan, address, speed, plan or {}, progress, presentation.show)
         finally:
             presentation.end()
 
@@ -91,7 +90,7 @@ def _by_own_messages(
 
 def _by_export(
     scan: FaultyScan,
-    export: Export,
+    address: str,
     speed: float,
     plan: Plan,
     progress: tqdm[None],
@@ -100,7 +99,7 @@ def _by_export(
     if kinds := {fault.kind for fault in plan.values()} & IN_TRANSIT:
         faults = ", ".join(sorted(kinds))
         raise SimError(f"fault {faults}: expected tcp:// or ipc:// as --connect for faults in transit")
-    late = late_tr(plan, scan.start.n_volumes)
+    export, late = open_export(address, scan.start, tell), late_tr(plan, scan.start.n_volumes)
     delivery = Delivery(scan, export, speed=speed, late_tr=late, on_sent=on_sent)
     with interrupts(delivery.interrupt):
         is_complete = delivery.run(progress)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,3 +60,29 @@ def test_a_loss_is_measurable_when_its_interval_is_below_zero(
     text = samplers.as_markdown({"trials": 300, "seed": 1, **result})
     assert f"loses nothing measurable is **{result['cheapest_lossless']}**" in text
     assert "| dpm++-6-g4 | 10 | 9" in text
+
+
+@pytest.mark.parametrize(
+    ("part", "figure", "value", "broken"),
+    [
+        ("motion", "error_median_mm", 0.04, "error <= 0.03 mm in the median"),
+        ("motion", "error_max_mm", 0.2, "error <= 0.1 mm"),
+        ("motion", "p95_ms", 120.0, "p95 <= 100 ms"),
+        ("motion", "memory_growth_mb", 50.0, "memory is flat"),
+        ("sessions", "right", 197, "sessions: 99% right"),
+        ("sessions", "wrong", 1, "sessions: none wrong"),
+        ("sessions", "max_s", 11.0, "sessions: <= 10 s"),
+    ],
+)
+def test_a_registration_that_misses_a_goal_is_told(
+    load_benchmark: Callable[[str], ModuleType], part: str, figure: str, value: float, broken: str
+) -> None:
+    registration = load_benchmark("registration")
+    results: dict[str, dict[str, Any]] = {
+        "motion": {"error_median_mm": 0.01, "error_max_mm": 0.05, "p95_ms": 60.0, "memory_growth_mb": 0.0},
+        "peers": {"ours": {"p50_ms": 50.0}, "python-rtspm": {"p50_ms": 150.0}},
+        "sessions": {"starts": 200, "right": 198, "wrong": 0, "max_s": 4.0},
+    }
+    assert all(registration.verdicts(results).values())
+    results[part][figure] = value
+    assert [goal for goal, holds in registration.verdicts(results).items() if not holds] == [broken]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,15 @@ def _find_compiler() -> str | None:
     return shutil.which(str(get_cxx_compiler()))
 
 
+def _find_dcmtk() -> str | None:
+    """DCMTK's storescu; pynetdicom installs another program of this name beside Python's."""
+    for folder in os.get_exec_path():
+        program = shutil.which("storescu", path=folder)
+        if program and b"dcmtk" in subprocess.run([program, "--version"], capture_output=True).stdout:
+            return program
+    return None
+
+
 AGE = Tool(name="age", install="apt-get install age", find=lambda: shutil.which("age"))
 CHROMIUM = Tool(
     name="Chromium or Chrome", install="playwright install --with-deps chromium", find=_find_chromium
@@ -64,7 +74,7 @@ COMPILER = Tool(
     find=_find_compiler,
 )
 CURL = Tool(name="curl", install="apt-get install curl", find=lambda: shutil.which("curl"))
-DCMTK = Tool(name="storescu (DCMTK)", install="apt-get install dcmtk", find=lambda: shutil.which("storescu"))
+DCMTK = Tool(name="storescu (DCMTK)", install="apt-get install dcmtk", find=_find_dcmtk)
 MINISIGN = Tool(name="minisign", install="apt-get install minisign", find=lambda: shutil.which("minisign"))
 TOOLS = (AGE, CHROMIUM, COMPILER, CURL, DCMTK, MINISIGN)
 

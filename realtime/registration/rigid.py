@@ -66,14 +66,16 @@ class RigidParameters(NamedTuple):
 
 
 def as_rigid(matrix: ArrayLike) -> Matrix:
-    """Return a matrix [4, 4] in float64, or raise where it does more than turn and shift."""
-    moved = np.asarray(matrix, float)
+    """Return a matrix [4, 4], its turn made exact, or raise where it does more than turn and shift."""
+    moved = np.array(matrix, float)
     ok = moved.shape == (4, 4) and np.isfinite(moved).all() and np.array_equal(moved[3], (0, 0, 0, 1))
     if not ok or not _turns_only(moved[:3, :3]):
         raise RegistrationError(
             "expected a rigid transform: a matrix [4, 4] in mm that turns and shifts, and neither scales, "
             f"shears nor mirrors, with 0 0 0 1 as its last row; got {moved.tolist()}"
         )
+    left, _, right = np.linalg.svd(moved[:3, :3])
+    moved[:3, :3] = left @ right
     return moved
 
 

@@ -108,7 +108,6 @@ class _Image:
         self.affine = np.asarray(affine, float)
         self.sides_mm = np.linalg.norm(self.affine[:3, :3], axis=0)
         self.centre_mm = self.affine[:3, :3] @ ((np.array(self.volume.shape) - 1) / 2) + self.affine[:3, 3]
-
         around = np.maximum(self.smoothed(AROUND_MM), 0)
         bright = np.quantile(around, BRIGHT)
         if bright <= 0:

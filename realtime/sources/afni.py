@@ -181,7 +181,12 @@ class AfniScanner:
             if header.channel is None:
                 _log.info("combining echoes at %s ms", header.echo_times_ms)
             elif header.n_channels > 1:
-                _log.info("taking echo %d of %d (--echo)", header.channel + 1, header.n_channels)
+                _log.log(
+                    logging.WARNING if self._echo is None else logging.INFO,
+                    "taking echo %d of %d; --echo N chooses another, --echo combine takes all",
+                    header.channel + 1,
+                    header.n_channels,
+                )
             async for scan in self._volumes(reader, header):
                 yield scan
             yield RunOver()
@@ -252,7 +257,7 @@ async def _until_zero(reader: asyncio.StreamReader) -> bytes:
         return (await reader.readuntil(b"\0"))[:-1]
     except asyncio.IncompleteReadError as error:
         if not error.partial:
-            raise
+            raise EOFError("it closed its connection before it sent anything") from error
         raise WireError(
             "header", f"expected text terminated by a zero byte, got {error.partial[:80]!r}"
         ) from error

@@ -38,6 +38,9 @@ from realtime.sources.files.volume_file import VolumeFile
 from realtime.sources.files.watch import Found
 from realtime.sources.run_boundaries import Plan, Scan
 
+FIRST_NUMBER = 1
+"""Of the first volume of a series, unless the operator or the series says otherwise."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -221,6 +224,7 @@ class DicomNode(SeriesScanner):
         self._open: set[Outcome] = set()
         """Of objects that wait for their answer."""
         self._is_stopped = False
+        self._first_number: int | None = options["first_number"]
         super().__init__(self._arrivals, plan, **options)
 
     async def start(self) -> str:
@@ -263,6 +267,8 @@ class DicomNode(SeriesScanner):
         except WireError as error:
             _log.warning("refused object %s: %s", name, error)
             return CANNOT_UNDERSTAND, str(error)
+        if not images:
+            return CANNOT_UNDERSTAND, "expected an image"
         outcome = Outcome(len(images))
         with self._lock:
             if self._is_stopped:
@@ -274,6 +280,17 @@ class DicomNode(SeriesScanner):
             self._open.discard(outcome)
         self._arrivals.answered(name)
         return status, comment
+
+    def _follow(self, series: str, **known: Any) -> Any:
+        if series == self._unfinished and self._first_number is None:
+            known["first_number"] = FIRST_NUMBER
+            _log.warning(
+                "series %s goes on after a restart, and what came before is not here: volumes are counted "
+                "from number %d. If the run began with another number, start again with --first-number",
+                series,
+                FIRST_NUMBER,
+            )
+        return super()._follow(series, **known)
 
     def _scans(self, found: Found) -> list[Scan]:
         scans = super()._scans(found)

@@ -22,6 +22,7 @@ from typing import Any
 import pynetdicom._config
 from pydicom import Dataset
 from pynetdicom import AE, DEFAULT_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
+from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
@@ -36,9 +37,11 @@ CANNOT_UNDERSTAND = 0xC000
 
 MOST_OBJECT_BYTES = 64 * 2**20
 """A volume of 256 x 256 x 256 voxels of 4 bytes."""
-MOST_CONNECTIONS = 8
+MOST_BYTES = 4 * MOST_OBJECT_BYTES
+"""Of the objects of all connections that are not complete yet."""
+MOST_CONNECTIONS = 32
 SILENT_TURN_S = 10.0
-"""A connection that was silent for so long gives way to another, if there are too many."""
+"""If there are too many, one gives way that was silent for so long, or that has stored nothing yet."""
 PATIENCE_S = 5.0
 """Time for the TLS handshake and for the request of an association."""
 STUCK_S = 30.0
@@ -85,7 +88,7 @@ class StorePort:
         entity = AE(title or "REALTIME")
         entity.require_called_aet = title is not None
         entity.maximum_pdu_size = _PDU_BYTES
-        entity.maximum_associations = 2 * MOST_CONNECTIONS  # the port itself limits them
+        entity.maximum_associations = sys.maxsize  # the server limits connections
         entity.acse_timeout = PATIENCE_S
         entity.add_supported_context(Verification)
         for context in AllStoragePresentationContexts:
@@ -99,7 +102,12 @@ class StorePort:
         ]
         try:
             self._server: Any = entity.make_server(
-                (host, port), evt_handlers=handlers, server_class=_Server, hosts=hosts, tls=tls
+                (host, port),
+                contexts=_Contexts(entity.supported_contexts),
+                evt_handlers=handlers,
+                server_class=_Server,
+                hosts=hosts,
+                tls=tls,
             )
         except OSError as error:
             raise ServeError(f"cannot listen on {host}:{port}: {error.strerror}") from error
@@ -117,9 +125,17 @@ class StorePort:
         sop_class = event.request.AffectedSOPClassUID
         if sop_class not in self._classes:
             name = sop_class.name if sop_class else "none"
-            _log.warning("refused an object of class %s from %s: expected MR images", name, _peer(event))
+            told = self._server.peers[event.assoc].told
+            if name not in told:
+                _log.warning(
+                    "refused objects of class %s from %s: expected MR images, and send only these",
+                    name,
+                    _peer(event),
+                )
+            told.add(name)
             return _status(NOT_SUPPORTED, "expected MR images")
         status, comment = self._store(str(event.request.AffectedSOPInstanceUID), event.encoded_dataset())
+        self._server.peers[event.assoc].has_stored |= status == SUCCESS
         return _status(status, comment)
 
     def _on_established(self, event: Any) -> None:
@@ -142,6 +158,13 @@ class StorePort:
         )
 
 
+class _Contexts(list[PresentationContext]):
+    """What is negotiated. pynetdicom would copy all of it for every connection, and changes none of it."""
+
+    def __deepcopy__(self, _: dict[int, Any]) -> list[PresentationContext]:
+        return list(self)
+
+
 @dataclass(eq=False)
 class _Peer:
     """What one connection does."""
@@ -152,6 +175,9 @@ class _Peer:
     n_bytes: int = 0
     """Of the message that is not complete yet."""
     is_established: bool = False
+    has_stored: bool = False
+    told: set[str] = field(default_factory=set)
+    """SOP classes whose refusal was logged."""
     is_cut: bool = False
 
     def cut(self, expected: str) -> None:
@@ -159,12 +185,13 @@ class _Peer:
         if not self.is_cut:
             _log.warning("closed the connection from %s: expected %s", self.address, expected)
         self.is_cut = True
+        self.n_bytes = 0
         _end(self.connection)
         raise OSError(f"expected {expected}")
 
     def may_give_way(self) -> bool:
         """Whether it may be ended for another one."""
-        return not self.is_established or time.monotonic() - self.heard_s > SILENT_TURN_S
+        return not self.has_stored or time.monotonic() - self.heard_s > SILENT_TURN_S
 
 
 class _Handler(RequestHandler):
@@ -175,19 +202,26 @@ class _Handler(RequestHandler):
     def _create_association(self) -> Any:
         made: Any = super()._create_association()
         made.dul.daemon = True
-        peer = self.server.peers[made] = self.server.connected[self.request]
+        gone = _Peer(self.request, "a connection that gave way already")
+        peer = self.server.peers[made] = self.server.connected.get(self.request, gone)
         read = made.dul.socket.recv
 
         def receive(n_bytes: int) -> bytearray:
             peer.n_bytes += n_bytes
             if n_bytes > _MOST_PDU_BYTES or peer.n_bytes > MOST_OBJECT_BYTES:
                 peer.cut(f"an object of at most {MOST_OBJECT_BYTES} bytes")
+            if self.server.n_bytes > MOST_BYTES:
+                peer.cut(f"at most {MOST_BYTES} bytes of all senders")
             if made.dimse.msg_queue.qsize() > _MOST_WAITING:
                 peer.cut("a sender that waits for answers")
             peer.heard_s = time.monotonic()
             if _QUICK_ACK:  # a sender that collects small packets would wait 40 ms for each object
                 peer.connection.setsockopt(socket.IPPROTO_TCP, _QUICK_ACK, 1)
             received: bytearray = read(n_bytes)
+            if not received:
+                peer.n_bytes = 0
+            if not received and not peer.is_established:
+                made.dul.to_user_queue.put(None)  # so that its thread waits no longer for a request
             return received
 
         def is_complete(_: Any) -> None:
@@ -251,16 +285,23 @@ class _Server(ThreadedAssociationServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         _log.warning("closed a connection from %s: %s", client_address[0], sys.exception())
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all objects that are not complete yet."""
+        return sum(peer.n_bytes for peer in list(self.connected.values()))
+
     def end_all(self) -> None:
         """End all connections."""
         for connection in self.connected:
             _end(connection)
 
     def _make_room(self) -> bool:
-        """End the connection that was silent for the longest time, if it was silent for long."""
-        silent = min(self.connected.values(), key=lambda peer: (peer.is_established, peer.heard_s))
+        """End the longest silent connection of those that stored nothing, or one that was silent for long."""
+        silent = min(self.connected.values(), key=lambda peer: (peer.has_stored, peer.heard_s))
         if not silent.may_give_way():
             return False
+        if silent.has_stored:
+            _log.warning("closed the silent connection from %s for another one", silent.address)
         del self.connected[silent.connection]
         _end(silent.connection)
         return True

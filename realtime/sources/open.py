@@ -98,7 +98,7 @@ def open_volumes(
 
     :param spec: the bundle's spec, which sets subject, grid and TR
     :param keys: keys that authenticate senders of this project's own messages at ``tcp://``; the other
-        protocols have no authentication and are accepted from this machine only
+        protocols have no keys and are accepted from this machine, and those that ``options`` name
     :param unfinished: the run that an earlier runtime left open, if any
     :raises ServeError: when the address is malformed or reachable from other machines, and when an option is
         missing or does not apply to the source
@@ -132,13 +132,13 @@ def _check_options(kind: str, address: str, options: SourceOptions) -> None:
     if options.pictures is not None and not has_lsl:
         raise ServeError("--pictures is for --markers lsl:NAME; over ZeroMQ a marker brings its picture")
     for names, given, kinds in (
-        ("--series and --first-number", (options.series, options.first_number), ("folder", "dicom")),
-        ("--echo", (options.echo,), ("folder", "dicom", "afni+tcp")),
-        ("--allow", (options.allow or None,), (kind,) if has_lsl else ("afni+tcp", "dicom")),
-        ("--source-tls-cert and --source-tls-key", (options.tls_cert, options.tls_key), ("dicom",)),
+        ("--series and --first-number are", (options.series, options.first_number), ("folder", "dicom")),
+        ("--echo is", (options.echo,), ("folder", "dicom", "afni+tcp")),
+        ("--allow is", (options.allow or None,), (kind,) if has_lsl else ("afni+tcp", "dicom")),
+        ("--source-tls-cert and --source-tls-key are", (options.tls_cert, options.tls_key), ("dicom",)),
     ):
         if kind not in kinds and any(each is not None for each in given):
-            raise ServeError(f"{names} are for {' and '.join(kinds)} sources; remove them for {address}")
+            raise ServeError(f"{names} for {' and '.join(kinds)} sources; remove them for {address}")
 
 
 def _pyneal(rest: str, options: SourceOptions, plan: Plan, unfinished: str | None) -> Scanner:

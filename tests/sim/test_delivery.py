@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import subprocess
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import msgspec
-import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pynetdicom import AE, AllStoragePresentationContexts, evt
 
 from nsd import Layout
 from realtime import wire
@@ -31,56 +25,22 @@ from sim.__main__ import main
 from sim.delivery import Delivery, open_export
 from sim.errors import SimError
 from sim.faults import FaultyScan, draw_plan, late_tr, parse_rates
-from sim.head_motion import rigid
 from sim.recording import Recording
-from sim.send_files import DICOM_FORMATS
 from sim.sender import RefusedError
 
 from .conftest import Tiny
 from .runtime import ContractRuntime
+from .small_scan import (
+    N_VOLUMES,
+    OBLIQUE,
+    ROWS,
+    SmallScan,
+    VirtualTime,
+    deliver,
+    dicom_node,
+    silent,
+)
 from .test_scanner import RouterRuntime
-
-N_VOLUMES = 6
-SHAPE = (6, 7, 5)
-OBLIQUE = rigid((4.0, -8.0, 20.0, 0.2, -0.1, 0.3)) @ np.diag([1.5, 2.0, 3.0, 1.0])
-ROWS: wire.Affine = msgspec.convert(OBLIQUE.tolist(), wire.Affine)
-DICOM = list(DICOM_FORMATS)
-
-
-class SmallScan:
-    """A run of a few small volumes on an oblique grid."""
-
-    def __init__(
-        self, dtype: str = "int16", affine: np.ndarray = OBLIQUE, run_id: str = "task-x_run-03"
-    ) -> None:
-        rng = np.random.default_rng(1)
-        self.voxels = rng.integers(0, 4_000, (N_VOLUMES, *SHAPE)).astype(dtype)
-        self.start = wire.RunStart(
-            run_id=run_id,
-            subject=1,
-            tr_s=1.5,
-            n_volumes=N_VOLUMES,
-            shape=SHAPE,
-            affine=msgspec.convert(affine.tolist(), wire.Affine),
-            dtype=dtype,  # type: ignore[arg-type]
-        )
-
-    def volume(self, index: int) -> bytes:
-        return bytes(self.voxels[index].tobytes())
-
-    def picture_png(self, onset_volume: int) -> bytes:
-        raise AssertionError
-
-
-class VirtualTime:
-    def __init__(self) -> None:
-        self.now_s = 0.0
-
-    def clock(self) -> float:
-        return self.now_s
-
-    def sleep(self, seconds: float) -> None:
-        self.now_s += seconds
 
 
 class Noted:
@@ -100,17 +60,6 @@ class Noted:
 
     def end(self) -> None:
         self.has_ended = True
-
-
-def silent(line: str) -> None:
-    """Nobody reads what the scanner says."""
-
-
-def deliver(address: str, scan: SmallScan | None = None, speed: float = 1e6) -> Delivery:
-    scan = scan or SmallScan()
-    delivery = Delivery(scan, open_export(address, scan.start, silent), speed=speed)
-    assert delivery.run()
-    return delivery
 
 
 @given(send_s=st.floats(0, 1.4), speed=st.sampled_from([1.0, 3.0]))
@@ -245,31 +194,6 @@ def test_a_closed_afni_connection_is_told(free_port: int) -> None:
             receiving.result()
 
 
-@contextmanager
-def dicom_node(status: int = 0x0000, title: str = "NODE") -> Iterator[tuple[int, list[pydicom.Dataset]]]:
-    """A node that any DICOM sender could use: its port, and what was stored."""
-    stored: list[pydicom.Dataset] = []
-
-    def on_store(event: Any) -> pydicom.Dataset:
-        stored.append(event.dataset)
-        answer = pydicom.Dataset()
-        answer.Status = status
-        if status:
-            answer.ErrorComment = "expected MR images"
-        return answer
-
-    entity = AE(title)
-    entity.require_called_aet = True
-    entity.supported_contexts = AllStoragePresentationContexts
-    server: Any = entity.start_server(
-        ("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, on_store)]
-    )
-    try:
-        yield server.server_address[1], stored
-    finally:
-        server.shutdown()
-
-
 @pytest.mark.parametrize("name", ["enhanced", "mosaic", "classic"])
 def test_a_dicom_node_stores_the_images_that_a_folder_would_get(tmp_path: Path, name: str) -> None:
     deliver(f"folder:{tmp_path}?format={name}")
@@ -321,106 +245,6 @@ def test_what_only_own_messages_can_do_is_named(
     filled = [option.format(tmp_path) for option in options]
     assert main(["replay", "--nsd", str(tiny.root), *filled]) == 2
     assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("name", "ending"), [("nifti", "nii"), ("pair", "img")])
-def test_nifti_files_hold_the_volumes(tmp_path: Path, name: str, ending: str) -> None:
-    scan = SmallScan()
-    deliver(f"folder:{tmp_path}?format={name}", scan)
-    for index, voxels in enumerate(scan.voxels):
-        image: Any = nib.load(tmp_path / f"task-x_run-03_{index + 1:04d}.{ending}")
-        assert np.array_equal(np.asanyarray(image.dataobj), voxels)
-        assert np.allclose(image.affine, OBLIQUE, atol=1e-5)
-
-
-def test_a_whole_run_is_one_4d_file(tmp_path: Path) -> None:
-    scan = SmallScan()
-    deliver(f"folder:{tmp_path}?format=nifti-4d", scan)
-    image: Any = nib.load(tmp_path / "task-x_run-03_bold.nii.gz")
-    assert np.array_equal(np.asanyarray(image.dataobj), np.moveaxis(scan.voxels, 0, -1))
-    assert image.header.get_zooms()[3] == pytest.approx(1.5)
-
-
-@pytest.mark.parametrize("name", DICOM)
-@pytest.mark.parametrize("signed", [False, True])
-def test_dcm2niix_finds_the_volumes_in_dicom_files(tmp_path: Path, name: str, signed: bool) -> None:
-    program = pytest.importorskip("dcm2niix").bin
-    scan = SmallScan()
-    scan.voxels -= np.int16(2_000 * signed)
-    deliver(f"folder:{tmp_path / 'dicom'}?format={name}", scan)
-    out = tmp_path / "nifti"
-    out.mkdir()
-    subprocess.run(
-        [program, "-f", "%s_%r", "-z", "n", "-o", out, tmp_path / "dicom"], check=True, capture_output=True
-    )
-    files = sorted(out.glob("*.nii"), key=lambda path: [int(number) for number in path.stem.split("_")])
-    images: list[Any] = [nib.as_closest_canonical(nib.load(path)) for path in files]
-    voxels = np.concatenate([np.asanyarray(image.dataobj).reshape(*SHAPE, -1) for image in images], axis=-1)
-    assert np.array_equal(np.moveaxis(voxels, -1, 0), scan.voxels)
-    assert all(np.allclose(image.affine, OBLIQUE, atol=1e-4) for image in images)
-    assert images[0].header.get_zooms()[3:] in [(pytest.approx(1.5),), ()]
-    assert len(images) == (1 if name in ("mosaic", "classic") else N_VOLUMES)
-
-
-@pytest.mark.parametrize("name", DICOM)
-def test_dicom_files_are_numbered_as_scanners_do(tmp_path: Path, name: str) -> None:
-    deliver(f"folder:{tmp_path}?format={name}")
-    headers = [pydicom.dcmread(path) for path in sorted(tmp_path.iterdir())]
-    n_files = N_VOLUMES * (SHAPE[2] if name in ("classic", "split") else 1)
-    assert len({header.SOPInstanceUID for header in headers}) == n_files
-    assert len({header.StudyInstanceUID for header in headers}) == 1
-    assert Counter(header.AcquisitionNumber for header in headers) == dict.fromkeys(
-        range(1, N_VOLUMES + 1), n_files // N_VOLUMES
-    )
-    if name == "split":
-        assert sorted({header.SeriesNumber for header in headers}) == list(range(3_001, 3_001 + N_VOLUMES))
-    else:
-        assert [header.InstanceNumber for header in headers] == list(range(1, n_files + 1))
-        assert {header.SeriesNumber for header in headers} == {3}
-
-
-def test_runs_of_a_session_are_series_of_one_study(tmp_path: Path) -> None:
-    for run_id in ("ses-1_run-01", "ses-1_run-02"):
-        deliver(f"folder:{tmp_path}?format=mosaic", SmallScan(run_id=run_id))
-    headers = [pydicom.dcmread(path) for path in tmp_path.iterdir()]
-    assert len({header.StudyInstanceUID for header in headers}) == 1
-    assert len({header.SeriesInstanceUID for header in headers}) == 2
-
-
-def test_files_that_are_there_are_not_overwritten(tmp_path: Path) -> None:
-    address = f"folder:{tmp_path}?format=nifti"
-    deliver(address)
-    with pytest.raises(SimError, match=r"0001\.nii: expected no file of this run"):
-        deliver(address)
-
-
-@pytest.mark.parametrize("dtype", ["int32", "float64"])
-def test_dicom_holds_whole_numbers_of_16_bits_whatever_their_type(tmp_path: Path, dtype: str) -> None:
-    scan = SmallScan(dtype)
-    deliver(f"folder:{tmp_path}?format=enhanced", scan)
-    (first, *_) = sorted(tmp_path.iterdir())
-    assert np.array_equal(pydicom.dcmread(first).pixel_array[0], scan.voxels[0][::-1, ::-1, 0].T)
-
-
-@pytest.mark.parametrize("voxel", [40_000 + 1j, 0.5])
-def test_dicom_refuses_voxels_that_it_cannot_hold(tmp_path: Path, voxel: complex) -> None:
-    scan = SmallScan("float32")
-    scan.voxels[0, 0, 0, 0] = voxel.real
-    scan.voxels[0, 1, 0, 0] = -voxel.imag
-    with pytest.raises(SimError, match="expected integers of 16 bits, got float32"):
-        deliver(f"folder:{tmp_path}?format=classic", scan)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ([[1, 0.2, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], "right angles"),
-        (np.diag([1, 1, -1, 1]), "right-handed"),
-    ],
-)
-def test_dicom_refuses_grids_that_it_cannot_describe(tmp_path: Path, change: Any, message: str) -> None:
-    with pytest.raises(SimError, match=message):
-        deliver(f"folder:{tmp_path}?format=classic", SmallScan(affine=OBLIQUE @ np.array(change)))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from sim.dialects import DIALECTS, ECHO_TIMES_MS
 from sim.errors import SimError
 from sim.folder_play import read_series
 
-from .test_delivery import N_VOLUMES, SHAPE, SmallScan, deliver
+from .small_scan import N_VOLUMES, SHAPE, SmallScan, deliver
 
 
 def written(

@@ -20,7 +20,7 @@ from sim.folder_play import Folder, FolderPlay, Series, read_series
 from sim.played import PlayedSeries
 
 from .runtime import ContractRuntime
-from .test_delivery import DICOM, N_VOLUMES, OBLIQUE, SHAPE, SmallScan, VirtualTime, deliver, dicom_node
+from .small_scan import DICOM, N_VOLUMES, OBLIQUE, SHAPE, SmallScan, VirtualTime, deliver, dicom_node
 from .test_scanner import RouterRuntime
 
 VOXELS = np.moveaxis(SmallScan().voxels, 0, -1)

@@ -27,6 +27,7 @@ from sim.recording import RawRecording, Recording
 from .conftest import SEED, Tiny
 from .runtime import ContractRuntime
 from .test_scanner import RouterRuntime
+from .test_settings import shipped_text
 
 RUN: dict[str, Any] = {"subject": 1, "session": 1, "run": 2}
 KEY = RunKey(1, 1, 2)
@@ -252,7 +253,7 @@ def test_a_run_without_a_raw_side_says_how_to_make_it(tiny: Tiny) -> None:
 def test_bad_settings_of_the_raw_side_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], change: tuple[str, str], message: str
 ) -> None:
-    text = (Path(__file__).parents[2] / "sim" / "raw.toml").read_text()
+    text = shipped_text("raw.toml")
     assert change[0] in text
     path = tmp_path / "raw.toml"
     path.write_text(text.replace(*change))
@@ -261,7 +262,7 @@ def test_bad_settings_of_the_raw_side_are_one_line(
 
 
 def test_every_line_of_the_raw_settings_is_explained() -> None:
-    text = (Path(__file__).parents[2] / "sim" / "raw.toml").read_text()
+    text = shipped_text("raw.toml")
     assert all("#" in line for line in text.splitlines() if line.strip())
 
 

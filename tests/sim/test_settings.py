@@ -9,10 +9,10 @@ from sim.errors import SimError
 from sim.settings import read_settings
 
 
-def shipped_text() -> str:
+def shipped_text(name: str = "cortex.toml") -> str:
     from importlib import resources
 
-    return (resources.files("sim") / "cortex.toml").read_text(encoding="utf-8")
+    return (resources.files("sim") / name).read_text(encoding="utf-8")
 
 
 def test_shipped_settings_stay_within_what_the_demo_promises() -> None:

@@ -32,7 +32,7 @@ def series(dataset: pydicom.Dataset) -> dict[str, Any]:
     number = abs(int(dataset.get("SeriesNumber") or 0))
     name = str(dataset.get("SeriesDescription") or dataset.get("ProtocolName") or "")
     if _is_split(dataset, number):
-        number //= 1_000
+        number = (number - int(dataset.AcquisitionNumber)) // 1_000
     who = dataset.get("StudyInstanceUID") or dataset.get("SeriesInstanceUID") or ""
     coil = next((value for tag in _COILS if (value := private(dataset, *tag))), "")
     processed = [each for each in _PROCESSED if each in image_type(dataset)]

@@ -27,7 +27,8 @@ from realtime.sources.files.incoming import Incoming
 from realtime.sources.files.numbering import Numbering
 from realtime.sources.files.series import Numbered, Series
 from realtime.sources.files.volume_file import DTYPE
-from realtime.sources.files.watch import SETTLE_S, Files, Found
+from realtime.sources.files.waiting import SETTLE_S
+from realtime.sources.files.watch import Files, Found
 from realtime.sources.run_boundaries import QUIET_TR, Plan, RunOver, Scan
 
 POLL_S = 0.25
@@ -130,8 +131,8 @@ class SeriesScanner:
             return
         self._wake.clear()
 
-    def _follow(self, series: str) -> _FollowedSeries:
-        made = self._make_series(numbering=self._numberings[series])
+    def _follow(self, series: str, **known: Any) -> _FollowedSeries:
+        made = self._make_series(numbering=self._numberings[series], **known)
         return _FollowedSeries(series, self._plan, made)
 
     def _scans(self, found: Found) -> list[Scan]:

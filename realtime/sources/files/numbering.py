@@ -131,8 +131,9 @@ class Numbering:
         self._seen[seen] = None
         before = self._repeated(seen)
         n_places = sum(echo == seen.echo for echo, _ in self._at_place)
-        if before and seen.place is not None and n_places == 1:
+        if before and seen.place is not None and n_places == 1 and not self._is_by_place:
             self._is_by_place = True
+            _log.info("slices come place by place: volumes follow when no more have come for some TR")
         if self._is_by_place:
             if n_places == self._n_slices:
                 self._decide_by_place()

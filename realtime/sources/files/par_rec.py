@@ -46,6 +46,10 @@ def _read(name: str, par: bytes, rec: bytes, place: Callable[[], Numbered]) -> l
         raise NotWholeError(f"expected {n_bytes} bytes of voxels, as the .PAR says, got {len(rec)}")
     voxels = PARRECArrayProxy(io.BytesIO(rec), header, mmap=False)
     series, series_name = (numbered.series, numbered.series_name) if numbered else of_all_volumes(name)
+    series, series_name = (
+        f"{series}rec",
+        f"{series_name}.rec",
+    )  # some export .hdr and .img of the same name too
     tr_s = float(np.atleast_1d(header.general_info.get("repetition_time", 0))[0]) / 1_000
     n_others = math.prod(shape[3:]) - len(chosen)
     volumes = []

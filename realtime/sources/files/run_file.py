@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import sys
 import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -50,7 +51,7 @@ class RunFile:
             layout = nifti.layout(stream.read(HEAD_BYTES))
         except _DAMAGE as error:
             raise NotWholeError(f"expected a NIfTI header: {error}") from error
-        self._begin_again_if_rewritten(_at(stream, layout, 0))
+        self._begin_again_if_rewritten(_at(stream, layout, 0, _COMPARED_BYTES))
         stored = _at(stream, layout, self._n_reported)
         while self._n_reported < layout.n_volumes:
             following = _at(stream, layout, self._n_reported + 1)
@@ -68,19 +69,19 @@ class RunFile:
             stored = following
 
     def _begin_again_if_rewritten(self, first: bytes) -> None:
-        crc = zlib.crc32(first[:_COMPARED_BYTES])
+        crc = zlib.crc32(first)
         if crc != self._first_crc:
             self._n_reported = 0
             self._usual.forget("")
         self._first_crc = crc
 
 
-def _at(stream: BinaryIO | gzip.GzipFile, layout: nifti.Layout, nth: int) -> bytes:
-    """Return what there is of a volume."""
+def _at(stream: BinaryIO | gzip.GzipFile, layout: nifti.Layout, nth: int, n_most: int = sys.maxsize) -> bytes:
+    """Return what there is of a volume, or of its beginning."""
     if nth >= layout.n_volumes:
         return b""
     try:
         stream.seek(layout.offset + nth * layout.volume_bytes)
-        return stream.read(layout.volume_bytes)
+        return stream.read(min(layout.volume_bytes, n_most))
     except _DAMAGE:  # the rest has not come
         return b""

@@ -29,21 +29,16 @@ from realtime.sources.files.run_file import RunFile
 from realtime.sources.files.slices import SliceFile
 from realtime.sources.files.tree import Tree
 from realtime.sources.files.volume_file import NotWholeError, VolumeFile
+from realtime.sources.files.waiting import AGAIN_S, FileState, Waiting
 from realtime.sources.files.zeros import UsualZeros
 
-SETTLE_S = 0.05
-"""A file that has not changed for this time is read."""
-AGAIN_S = 0.25
-"""An incomplete file is read again after this time."""
 HOLLOW_S, FIRST_HOLLOW_S = 3.0, 1.0
 """A file with zeros at unusual places is taken if it has not changed for this time; the second is for the
 first file of a kind, of which nothing is known yet."""
 LATE_S = 30.0
 """A file that changes so soon after it was read was not whole; later, its name is used again."""
 LOOKED_AT_AGAIN = 500
-"""So many finished files are checked for changes in each poll."""
-NEWEST_LOOKED_AT_AGAIN = 50
-"""So many of them are those that were finished last."""
+"""So many finished files are checked for changes in each poll; a tenth are those that were finished last."""
 BACKLOG_AT_ONCE = 200
 """So many files that existed before are taken up at once."""
 LISTED_AT_LEAST_S = 1.0
@@ -52,33 +47,8 @@ UNFINISHED = (".part", ".partial", ".filepart", ".crdownload", ".tmp", ".temp", 
 """Suffixes of files that get another name when they are whole."""
 DONE = ".done"
 _HEAD_BYTES = 2**16
-_FileState = tuple[int, int]
-"""A file's size in bytes and time of modification in ns."""
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(kw_only=True)
-class _Waiting:
-    """A file that is not finished, and its state at the last poll."""
-
-    state: _FileState
-    since_s: float
-    """Time of the first poll that saw this state."""
-    read_s: float | None = None
-    """Time when it was last read and found incomplete."""
-    cost_s: float = 0.0
-    """How long reading it took."""
-    crc: int | None = None
-    """Of what was read then."""
-    same_s: float = 0.0
-    """Time since when the same was read."""
-
-    def is_due(self, now_s: float) -> bool:
-        """Whether it is time to read it."""
-        if self.read_s is None:
-            return now_s - self.since_s >= SETTLE_S
-        return now_s - self.read_s >= max(AGAIN_S, 10 * self.cost_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +78,7 @@ class Files:
         self._patience_s = patience_s
         self._backlog = self._of_an_open_run(longest_s)
         """Names of files that existed before and are still to be read, the oldest first."""
-        self._waiting: dict[str, _Waiting] = {}
+        self._waiting: dict[str, Waiting] = {}
         self._done = self._before.copy()
         """States of the files that were reported or ignored."""
         self._given_up: set[str] = set()
@@ -157,9 +127,14 @@ class Files:
             yield found
         for name, state in self._changed(now_s):
             waiting = self._waiting.get(name)
+            is_due = waiting is not None and waiting.state == state and waiting.is_due(now_s)
             if waiting is None or waiting.state != state:
-                self._waiting[name] = _Waiting(state=state, since_s=now_s)
-            elif waiting.is_due(now_s):
+                looked_s = waiting.looked_s if waiting else now_s
+                waiting = self._waiting[name] = Waiting(state=state, since_s=now_s, looked_s=looked_s)
+                if now_s - looked_s >= AGAIN_S:  # it never settles; a run may be written slice by slice
+                    waiting.looked_s = now_s
+                    is_due = self._is_run(name)
+            if is_due:
                 waiting.read_s = now_s
                 self._unreported = self._read(name, waiting, now_s)
                 for found in self._unreported:
@@ -171,7 +146,7 @@ class Files:
         if self._done.pop(name, None):
             self._touched.append(name)
 
-    def _changed(self, now_s: float) -> list[tuple[str, _FileState]]:
+    def _changed(self, now_s: float) -> list[tuple[str, FileState]]:
         """Return unfinished regular files and their states, sorted by time of modification."""
         is_settling = any(waiting.read_s is None for waiting in self._waiting.values())
         is_urgent = is_settling or bool(self._touched)
@@ -235,7 +210,7 @@ class Files:
             return True
         return False
 
-    def _read(self, name: str, waiting: _Waiting, now_s: float) -> Iterator[Found]:
+    def _read(self, name: str, waiting: Waiting, now_s: float) -> Iterator[Found]:
         """Yield what a file holds, if it is whole; otherwise it keeps waiting, or is given up."""
         quiet_s, begun_s = now_s - waiting.since_s, time.perf_counter()
         gives_up = quiet_s >= self._patience_s
@@ -253,7 +228,8 @@ class Files:
             if not gives_up:
                 return
         except (NotWholeError, OSError) as error:
-            waiting.cost_s = time.perf_counter() - begun_s
+            if not n_held:  # otherwise it is also the time that the caller took
+                waiting.cost_s = time.perf_counter() - begun_s
             if gives_up:
                 self._give_up(name, waiting.state, error)
             return
@@ -265,7 +241,7 @@ class Files:
             self._settle_header_or_foreign(name)
 
     def _held(
-        self, name: str, waiting: _Waiting, now_s: float, *, quiet_s: float
+        self, name: str, waiting: Waiting, now_s: float, *, quiet_s: float
     ) -> Iterator[VolumeFile | SliceFile]:
         """Yield what a file holds.
 
@@ -311,7 +287,14 @@ class Files:
                 now_s - earlier_s,
             )
 
-    def _is_whole(self, name: str, data: bytes, crc: int, waiting: _Waiting, now_s: float) -> bool:
+    def _is_run(self, name: str) -> bool:
+        try:
+            with open_within(self.folder, name) as file:
+                return run_file.is_run(file.read(_HEAD_BYTES))
+        except (OSError, WireError):
+            return False
+
+    def _is_whole(self, name: str, data: bytes, crc: int, waiting: Waiting, now_s: float) -> bool:
         """Whether no bytes are to come in place of zeros."""
         kind = _kind(name)
         if crc != waiting.crc:
@@ -345,18 +328,18 @@ class Files:
             kind = Path(name).suffix or name
             self._say_once(kind, "%r and others like it are ignored: none of the formats that are read", name)
 
-    def _give_up(self, name: str, state: _FileState, error: NotWholeError | OSError) -> None:
+    def _give_up(self, name: str, state: FileState, error: NotWholeError | OSError) -> None:
         self._given_up.add(name)
         is_cut = isinstance(error, NotWholeError)
         why = "incomplete and no longer growing" if is_cut else "it cannot be read"
         _log.warning("%r is ignored: %s; its volume is missing: %s", name, why, error)
         self._finish(name, state)
 
-    def _ignore(self, name: str, state: _FileState, why: str) -> None:
+    def _ignore(self, name: str, state: FileState, why: str) -> None:
         self._say_once(why, "%r is ignored: %s", name, why, level=logging.WARNING)
         self._finish(name, state)
 
-    def _finish(self, name: str, state: _FileState) -> None:
+    def _finish(self, name: str, state: FileState) -> None:
         self._done.pop(name, None)  # so that it is the last again
         self._done[name] = state
         self._waiting.pop(name, None)
@@ -382,5 +365,5 @@ def _kind(name: str) -> str:
     return f"{name.rpartition('/')[0]}/{suffix(name)}"
 
 
-def _file_state(seen: os.stat_result) -> _FileState:
+def _file_state(seen: os.stat_result) -> FileState:
     return seen.st_size, seen.st_mtime_ns

@@ -61,6 +61,13 @@ def test_what_is_not_rigid_is_refused(matrix: np.ndarray) -> None:
         as_rigid(matrix)
 
 
+@given(MOVES)
+def test_a_matrix_that_was_rounded_in_a_file_is_rigid_again(move: RigidParameters) -> None:
+    found = as_rigid(np.round(move.matrix(), 4))
+    np.testing.assert_allclose(inverse(found) @ found, np.eye(4), atol=1e-12)
+    np.testing.assert_allclose(found, move.matrix(), atol=2e-4)
+
+
 @given(MOVES, MOVES)
 def test_framewise_displacement_is_powers(before: RigidParameters, now: RigidParameters) -> None:
     apart = np.abs(np.subtract(now, before))

@@ -15,7 +15,8 @@ import pytest
 
 from realtime.sources.files import tree, watch
 from realtime.sources.files.volume_file import VolumeFile
-from realtime.sources.files.watch import FIRST_HOLLOW_S, HOLLOW_S, SETTLE_S, Files, Found
+from realtime.sources.files.waiting import SETTLE_S
+from realtime.sources.files.watch import FIRST_HOLLOW_S, HOLLOW_S, Files, Found
 
 from .test_dicom import enhanced, mosaic, written
 

@@ -155,5 +155,5 @@ def test_an_echo_that_is_none_is_refused(export: Path, choice: str) -> None:
     spec, _ = read_spec(demo_data("bundle"))
     with pytest.raises(ServeError, match="expected --echo N, from 1, or --echo combine"):
         open_source(f"folder:{export}", SourceOptions(n_volumes=9, echo=choice), spec)
-    with pytest.raises(ServeError, match="--echo are for folder"):
+    with pytest.raises(ServeError, match="--echo is for folder"):
         open_source("pyneal+tcp://127.0.0.1:5555", SourceOptions(n_volumes=9, echo="1"), spec)

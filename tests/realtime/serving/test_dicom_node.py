@@ -209,6 +209,27 @@ def test_the_next_series_is_followed_from_its_first_volume(tmp_path: Path) -> No
     asyncio.run(check())
 
 
+def test_a_run_goes_on_after_a_restart(tmp_path: Path) -> None:
+    """The volumes before it are not stored again, so their numbers are not learnt from them."""
+
+    async def check() -> None:
+        async with listening(tmp_path) as node:
+            storing = node.storing(object_of(1))
+            news = await node.heard()
+            assert isinstance(news, Scan)
+            await news.answer(wire.Ack(run_id="r", index=0))
+            await storing
+        async with listening(tmp_path, unfinished=f"r_series-{news.series}") as node:
+            storing = node.storing(object_of(2), object_of(3))
+            await node.records(("7", 1), ("7", 2))
+            assert n_stored(await storing) == 2
+            storing = node.storing(object_of(5, 8), object_of(6, 8))
+            await node.records(None, ("8", 0), ("8", 1))  # of the next series the numbers are learnt
+            await storing
+
+    asyncio.run(check())
+
+
 def test_what_is_kept_lies_on_the_disk_only_as_long_as_needed() -> None:
     arrivals = Arrivals(wake=lambda: None)
     volumes = {f"{series}.{number}": object_of(number, series) for series in (7, 8) for number in (1, 2)}
@@ -242,26 +263,28 @@ def of_class(uid: str) -> Dataset:
 
 
 @pytest.mark.parametrize(
-    ("bad", "said", "logged"),
+    ("bad", "said", "logged", "n_lines"),
     [
-        (of_class(CTImageStorage), "SOPClassNotSupported", "refused an object of class CT Image Storage"),
-        (without_pixels(), "CannotUnderstand", "expected PixelData"),
+        (of_class(CTImageStorage), "SOPClassNotSupported", "refused objects of class CT Image Storage", 1),
+        (without_pixels(), "CannotUnderstand", "expected PixelData", 2),
     ],
 )
 def test_what_is_no_mr_image_is_refused_with_a_status_and_a_line(
-    bad: Dataset, said: str, logged: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    bad: Dataset, said: str, logged: str, n_lines: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """One line for all objects of a class in an association; one for each that cannot be read."""
+
     async def check() -> None:
         async with listening(tmp_path) as node:
-            answer = await node.store(bad)
+            answer = await node.store(bad, bad, options=("--no-halt",))
             assert n_stored(answer) == 0
-            assert said in answer.replace(" ", "")
+            assert answer.replace(" ", "").count(said) == 2
             storing = node.storing(object_of(1))
             await node.records(("7", 0))
             assert n_stored(await storing) == 1
 
     asyncio.run(check())
-    assert sum(logged in record.getMessage() for record in caplog.records) == 1
+    assert sum(logged in record.getMessage() for record in caplog.records) == n_lines
 
 
 def test_a_sender_must_call_the_title_if_there_is_one(
@@ -283,11 +306,8 @@ def test_a_sender_must_call_the_title_if_there_is_one(
 
 
 @pytest.mark.parametrize("is_established", [False, True])
-def test_silent_connections_give_way(
-    tmp_path: Path, is_established: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_silent_connections_give_way(tmp_path: Path, is_established: bool) -> None:
     """As a flood of connections, or of associations that send nothing."""
-    monkeypatch.setattr("realtime.sources.dicom_port.SILENT_TURN_S", 0.0)
 
     async def check() -> None:
         async with listening(tmp_path) as node:

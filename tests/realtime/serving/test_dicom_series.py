@@ -397,6 +397,16 @@ def test_what_another_acquisition_made_is_another_series(name: str) -> None:
     assert len({read(written(data))[0].series for data in (one, other)}) == 2
 
 
+def test_a_series_number_for_each_volume_may_pass_the_next_thousand() -> None:
+    names = set()
+    for number, acquisition in ((7_001, 1), (7_999, 999), (8_000, 1_000), (8_001, 1_001)):
+        data = mosaic(VOXELS, 1, number)
+        data.SeriesDescription, data.AcquisitionNumber = "ep2d_bold", acquisition
+        data.ImageType = ["ORIGINAL", "PRIMARY", "M", "MFSPLIT", "MOSAIC"]
+        names.add(held_by(data)[0].series)
+    assert len(names) == 1
+
+
 def test_coils_are_series_of_their_own() -> None:
     images = of_volumes(mosaic)[:2]
     for coil, data in zip(("H1", "H2"), images, strict=True):

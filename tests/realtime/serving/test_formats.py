@@ -287,6 +287,20 @@ def test_a_run_that_grows_in_one_file_is_read_volume_by_volume(watched: Watched,
     assert came == list(range(1, N_VOLUMES + 1))
 
 
+def test_a_run_that_is_written_without_a_pause_is_read_as_it_grows(watched: Watched) -> None:
+    """Slice by slice, so that the file never stays as it is for long."""
+    data = run_bytes()
+    volume_bytes = (len(data) - 352) // N_VOLUMES
+    came: list[int] = []
+    for n_bytes in range(352, len(data) + 1, volume_bytes // 16):
+        watched.write("bold.nii", data[:n_bytes])
+        came += numbers(watched.after(0.05))
+        n_whole = (n_bytes - 352) // volume_bytes
+        assert n_whole - 1 <= len(came) <= n_whole
+    came += numbers(watched.after(0.5))
+    assert came == list(range(1, N_VOLUMES + 1))
+
+
 def test_a_run_whose_header_counts_the_volumes_so_far_is_read_as_it_grows(watched: Watched) -> None:
     came: list[int] = []
     for n_volumes in range(2, N_VOLUMES + 1):
