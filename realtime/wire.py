@@ -108,7 +108,7 @@ class Volume(_Message, frozen=True, kw_only=True, tag="volume", tag_field="kind"
 class Marker(_Message, frozen=True, kw_only=True, tag="marker", tag_field="kind"):
     """A picture that appeared on screen at ``onset_volume``; the picture (PNG) is the second frame.
 
-    That is empty where only the picture's name is known.
+    It is empty in journals where only the picture's name is known, of a marker that came over LSL.
     """
 
     onset_volume: Count

@@ -175,7 +175,8 @@ def _key(frame: zmq.Frame) -> str:
 def parse(frames: list[memoryview]) -> tuple[wire.ToRuntime, memoryview]:
     """Parse the frames of a message into header and payload.
 
-    :raises WireError: codes ``frames``, ``size`` and those of :func:`realtime.wire.decode_to_runtime`
+    :raises WireError: codes ``frames``, ``size``, ``picture`` and those of
+        :func:`realtime.wire.decode_to_runtime`
     """
     if len(frames) != 2:
         raise WireError("frames", f"expected two frames, a header and a buffer, got {len(frames)}")
@@ -190,6 +191,11 @@ def parse(frames: list[memoryview]) -> tuple[wire.ToRuntime, memoryview]:
         raise WireError(
             "size",
             f"expected at most {limit} bytes after a {type(message).__name__} header, got {len(payload)}",
+        )
+    if isinstance(message, wire.Marker) and not payload:
+        raise WireError(
+            "picture",
+            f"expected a picture with the marker at volume {message.onset_volume}, got none; send its PNG",
         )
     return message, payload
 

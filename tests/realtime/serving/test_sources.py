@@ -88,6 +88,7 @@ def header(**changes: object) -> bytes:
             ],
             "size",
         ),
+        ([wire.encode(wire.Marker(run_id="r", onset_volume=1, name="a face")), b""], "picture"),
     ],
 )
 def test_invalid_messages_are_refused_with_a_code(frames: list[bytes], code: str) -> None:
