@@ -23,7 +23,7 @@ from realtime.bundle.spec import Roi
 from realtime.errors import PreprocessError, RegistrationError
 from realtime.record.run_json import Registration
 from realtime.registration.displacement import framewise_displacement, rms_displacement
-from realtime.registration.motion import Motion, MotionTracker
+from realtime.registration.motion import MotionTracker
 from realtime.registration.resample import RegionSampler
 from realtime.registration.rigid import RigidParameters
 from realtime.registration.session import SessionRegistration, register_session
@@ -107,14 +107,12 @@ class Head:
     def _follow(
         self, tracker: MotionTracker, index: int, volume: NDArray[np.float32], affine: Affine
     ) -> Placed:
-        before, last = None, self._last
-        if last is not None:
-            before = Motion(last[1], RigidParameters.of(last[1], tracker.centre_mm), 0, 1.0)
-        motion = tracker.estimate(volume, affine, before)
+        motion = tracker.estimate(volume, affine)  # from anew, so that it depends on this volume alone
         fd_mm = rmsd_mm = None
-        if before is not None and last is not None and last[0] == index - 1:
-            fd_mm = framewise_displacement(before.parameters, motion.parameters)
-            rmsd_mm = rms_displacement(before.matrix, motion.matrix, tracker.centre_mm)
+        if self._last is not None and self._last[0] == index - 1:
+            before = self._last[1]
+            fd_mm = framewise_displacement(RigidParameters.of(before, tracker.centre_mm), motion.parameters)
+            rmsd_mm = rms_displacement(before, motion.matrix, tracker.centre_mm)
         self._last = index, motion.matrix
         row = self._region.sample(volume, affine, motion.matrix @ self._to_first)
         return Placed(
