@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from realtime.record.run_json import Registration
 
 _HELP = """\
-Volumes on another grid than the decoder's, or of a head that lies elsewhere, are registered if the bundle has
-a reference volume: the run's first volume to the decoder's reference, every other volume to that first one.
-Each is then interpolated once, at the region's voxels. Volumes on the decoder's own grid, such as NSD's, are
-taken as they are.
+Volumes on another grid than the decoder's, or of a head that lies elsewhere, are registered if the
+bundle has a reference volume: the run's first volume to the decoder's reference, every other volume
+to that first one. Each is then interpolated once, at the region's voxels. Volumes on the decoder's
+own grid, such as NSD's, are taken as they are.
 """
 _MAX_BYTES = 10_000
 
