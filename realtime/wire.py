@@ -37,6 +37,8 @@ MAX_REPLY_BYTES = 2**20
 """Enough for ``held`` of the longest run with every second volume missing."""
 MAX_VOLUME_BYTES = 256 * 2**20
 MAX_PICTURE_BYTES = 4 * 2**20
+FARTHEST_MM = 1e5
+"""From the scanner's centre."""
 DTYPES = ("int16", "uint16", "int32", "float32", "float64")
 
 RunId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,95}\Z")]
@@ -52,9 +54,12 @@ Affine = tuple[Row4, Row4, Row4, Row4]
 T = TypeVar("T")
 
 
-def _check_finite(affine: Affine) -> None:
+def _check_affine(affine: Affine) -> None:
     if not all(math.isfinite(number) for row in affine for number in row):
         raise ValueError(f"expected a finite affine, got {affine}")
+    axes = np.array(affine)[:3]
+    if np.abs(axes).max() > FARTHEST_MM or np.linalg.matrix_rank(axes[:, :3]) < 3:
+        raise ValueError(f"expected an affine in mm that can be inverted, got {affine}")
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -77,7 +82,7 @@ class RunStart(_Message, frozen=True, kw_only=True, tag="run_start", tag_field="
     """Known to the process that sends the run only; tells it from others with the same key."""
 
     def __post_init__(self) -> None:
-        _check_finite(self.affine)
+        _check_affine(self.affine)
         if self.volume_bytes > MAX_VOLUME_BYTES:
             raise ValueError(f"expected volumes of at most {MAX_VOLUME_BYTES} bytes, got {self.volume_bytes}")
 
@@ -102,7 +107,7 @@ class Volume(_Message, frozen=True, kw_only=True, tag="volume", tag_field="kind"
         if not math.isfinite(self.acquired_s):
             raise ValueError(f"expected a finite acquisition time, got {self.acquired_s}")
         if self.affine is not msgspec.UNSET:
-            _check_finite(self.affine)
+            _check_affine(self.affine)
 
 
 class Marker(_Message, frozen=True, kw_only=True, tag="marker", tag_field="kind"):

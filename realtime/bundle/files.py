@@ -105,6 +105,8 @@ def read_volume(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     volume = voxels.astype(np.float32)
     if not (np.isfinite(volume).all() and np.isfinite(affine).all()):
         raise BundleError(f"{path}: expected finite voxels and a finite affine; make the volume again")
+    if np.linalg.matrix_rank(affine[:3, :3]) < 3:
+        raise BundleError(f"{path}: expected an affine that can be inverted, found {affine.tolist()}")
     return volume, affine
 
 

@@ -183,7 +183,7 @@ class StreamingPreprocessor:
         n_bad = int(np.count_nonzero(bad))
         if n_bad > CENSOR_SHARE * row.size:
             self._previous = None
-            return self._censor("too many of its ROI voxels are not finite")
+            return self._censor(censored or "too many of its ROI voxels are not finite")
         values = np.where(bad, self._last, values) if n_bad else values
         previous, self._previous = self._previous, values
         dvars = None if previous is None else float(np.sqrt(np.mean(np.square(values - previous))))

@@ -155,7 +155,8 @@ def read_quality(path: Path) -> dict[str, NDArray[np.float64]]:
 
     :raises RecordError: when the table is damaged
     """
-    lines = read_file(path, MAX_TABLE_BYTES, missing=b"").decode(errors="replace").splitlines()
+    table = read_file(path, MAX_TABLE_BYTES, missing=b"")
+    lines = table[: table.rfind(b"\n") + 1].decode(errors="replace").splitlines()
     if not lines:
         return {}
     try:

@@ -268,6 +268,12 @@ class Recorder:
             except RecordError as error:
                 _log.warning("%s", error)
         is_registered = settings.registers_all or not is_on_grid(settings.spec, start)
+        if settings.registration != Registration() and not is_registered:
+            _log.warning(
+                "%s lies on the decoder's grid and is not registered: --initial, --max-fd and --fit-motion "
+                "have no effect without --register-all",
+                start.run_id,
+            )
         info = new_run_file(
             start,
             bundle_name=settings.spec.name,

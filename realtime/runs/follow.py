@@ -12,6 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from realtime.errors import RecordError, WireError
 from realtime.events import Event
@@ -36,7 +37,8 @@ async def replay(run: Run, decoding: DecodeLoop, send: Callable[[Event], None]) 
     """
     with JournalReader(run.folder.path / JOURNAL) as reader:
         while run.end is None and (entry := reader.read()):
-            _take(run, entry, send, received_s=time.perf_counter())
+            if event := _take(run, entry, received_s=time.perf_counter()):
+                send(event)
             await decoding.decode_waiting(run)
     run.finish()
     await decoding.decode_waiting(run)
@@ -92,7 +94,7 @@ class Following:
         """Return once the end of the run was read; False if its journal is gone, or let go of."""
         run, was_decoded = self._run, not self._run.folder.is_fresh
         for n_passed, record in enumerate(passed(run)):
-            self._take(record, is_past=True)
+            await self._take(record, is_past=True)
             if n_passed % _AT_ONCE == 0:
                 await asyncio.sleep(0)
         with JournalReader(run.folder.path / JOURNAL, at=run.journal_end) as reader:
@@ -112,7 +114,7 @@ class Following:
                 if entry:
                     # Of a run that has just begun, the first volume may have been quicker than this process.
                     is_past = was_there and (was_decoded or _age_s(entry) > run.start.tr_s)
-                    self._take(entry, is_past=is_past)
+                    await self._take(entry, is_past=is_past)
                     self._unsaved_s += time.perf_counter() - began_s
                     if is_past:
                         self._save_if_it_pays()
@@ -142,9 +144,15 @@ class Following:
                 self._run.disk_failed(error)
         self._changed()
 
-    def _take(self, entry: Entry | Head, *, is_past: bool) -> None:
-        received_s = time.perf_counter() - _age_s(entry)
-        _take(self._run, entry, self._send, received_s=received_s, is_past=is_past)
+    async def _take(self, entry: Entry | Head, *, is_past: bool) -> None:
+        """Take a record; in a thread if it takes seconds, so that signs of life go on."""
+        take = partial(
+            _take, self._run, entry, received_s=time.perf_counter() - _age_s(entry), is_past=is_past
+        )
+        is_slow = self._run.region.is_searching and self._under_way is None
+        event = await asyncio.to_thread(take) if is_slow else take()
+        if event:
+            self._send(event)
 
     async def _wait(self) -> None:
         """Decode what is ready, and wait for more; time passes, too."""
@@ -201,17 +209,13 @@ def _age_s(entry: Entry | Head) -> float:
     return max(0.0, time.time() - entry.received_utc_s)  # the clock may have been set back
 
 
-def _take(
-    run: Run, entry: Entry | Head, send: Callable[[Event], None], *, received_s: float, is_past: bool = False
-) -> None:
+def _take(run: Run, entry: Entry | Head, *, received_s: float, is_past: bool = False) -> Event | None:
     try:
-        event = run.take(entry, received_s, is_past=is_past)
+        return run.take(entry, received_s, is_past=is_past)
     except WireError as error:
         raise RecordError(
             f"a record of the journal in {run.folder.path} is not a message: {error}"
         ) from error
-    if event:
-        send(event)
 
 
 def _save(folder: RunFolder, saved: Checkpoint) -> None:

@@ -21,6 +21,7 @@ from realtime import events
 from realtime.bundle.bundle import Bundle, Reference
 from realtime.bundle.spec import Roi
 from realtime.errors import PreprocessError, RegistrationError
+from realtime.preprocessing.stream import CENSOR_SHARE
 from realtime.record.run_json import Registration
 from realtime.registration.displacement import framewise_displacement, rms_displacement
 from realtime.registration.motion import MotionTracker
@@ -76,6 +77,13 @@ class Head:
         self._last: tuple[int, NDArray[np.float64]] | None = None
         """The newest volume that was registered, and the head's motion in it."""
         self._n_failed = 0
+        self.alarm = ""
+        """Why no volume could be registered so far; empty once one was."""
+
+    @property
+    def is_searching(self) -> bool:
+        """Whether no volume was registered to the decoder's reference so far."""
+        return self._tracker is None
 
     def place(self, index: int, volume: NDArray[Any], affine: Affine) -> Placed:
         """Find the region in a volume [x, y, z]; indices rise."""
@@ -85,7 +93,9 @@ class Head:
                 return self._begin(index, voxels, affine)
             return self._follow(self._tracker, index, voxels, affine)
         except RegistrationError as error:
-            return Placed(row=self._nowhere, censored=f"not registered: {error}", said=self._alarm(error))
+            if self.is_searching:
+                self.alarm = f"the head is not found, and nothing is decoded: {error}"
+            return Placed(row=self._nowhere, censored=f"not registered: {error}")
 
     def _begin(self, index: int, volume: NDArray[np.float32], affine: Affine) -> Placed:
         """Register the first volume to the decoder's reference; that takes seconds."""
@@ -98,11 +108,11 @@ class Head:
         session = register_session(volume, affine, reference.voxels, reference.affine, initial)
         tracker = MotionTracker(volume, affine)
         self._first, self._first_affine, self._to_first = volume, affine, session.matrix
-        self._tracker = tracker
+        self._tracker, self.alarm = tracker, ""
         self._last = index, np.eye(4)
         still = _as_event(RigidParameters(), None, None)
         row = self._region.sample(volume, affine, session.matrix)
-        return Placed(row=row, motion=still, said=_in_words(index, session))
+        return Placed(row=row, motion=still, censored=_outside(row), said=_in_words(index, session))
 
     def _follow(
         self, tracker: MotionTracker, index: int, volume: NDArray[np.float32], affine: Affine
@@ -115,18 +125,14 @@ class Head:
             rmsd_mm = rms_displacement(before, motion.matrix, tracker.centre_mm)
         self._last = index, motion.matrix
         row = self._region.sample(volume, affine, motion.matrix @ self._to_first)
-        return Placed(
-            row=row, motion=_as_event(motion.parameters, fd_mm, rmsd_mm), censored=self._jerk(fd_mm)
-        )
+        moved = _as_event(motion.parameters, fd_mm, rmsd_mm)
+        return Placed(row=row, motion=moved, censored=self._jerk(fd_mm) or _outside(row))
 
     def _jerk(self, fd_mm: float | None) -> str:
         limit_mm = self._settings.max_fd_mm
         if fd_mm is None or limit_mm is None or fd_mm <= limit_mm:
             return ""
         return f"the head moved by {fd_mm:.2f} mm (framewise displacement), the limit is {limit_mm:g} mm"
-
-    def _alarm(self, error: RegistrationError) -> str:
-        return f"the head is not found: {error}" if self._tracker is None else ""
 
     def state(self) -> dict[str, NDArray[Any]]:
         """All that later volumes depend on, by name; NaN where there is nothing yet."""
@@ -159,6 +165,7 @@ class MovedSlices:
 
     def __init__(self, bundle: Bundle) -> None:
         self._region = RegionSampler(positions_of(bundle.spec.roi, bundle.roi_mask))
+        self._nowhere = np.full(bundle.spec.roi.n_voxels, np.nan)
         self._has_said = False
 
     def place(self, index: int, volume: NDArray[Any], affine: Affine) -> Placed:
@@ -169,8 +176,19 @@ class MovedSlices:
         if self._has_said:
             said = ""
         self._has_said = True
-        row = self._region.sample(volume.astype(np.float32), affine, np.eye(4))
-        return Placed(row=row, said=said)
+        try:
+            row = self._region.sample(volume.astype(np.float32), affine, np.eye(4))
+        except RegistrationError as error:
+            return Placed(row=self._nowhere, censored=str(error))
+        return Placed(row=row, censored=_outside(row), said=said)
+
+
+def _outside(row: NDArray[np.floating[Any]]) -> str:
+    """Why a volume is not to be used that does not show all of the region; empty if it does."""
+    inside = float(np.isfinite(row).mean())
+    if inside >= 1 - CENSOR_SHARE:
+        return ""
+    return f"only {100 * inside:.0f} % of the region lie in the field of view; move it over the region"
 
 
 def _as_event(parameters: RigidParameters, fd_mm: float | None, rmsd_mm: float | None) -> events.Motion:

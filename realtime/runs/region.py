@@ -28,11 +28,11 @@ class Region:
     def __init__(self, bundle: Bundle, info: RunFile, prior: VoxelStatistics) -> None:
         self._bundle = bundle
         self._start = info.start
-        self._head: Head | MovedSlices | None = None
-        """None as long as all volumes lie on the decoder's grid."""
-        if info.registration:
-            self._head = Head(bundle, info.registration, info.start.shape)
-        self._fits_motion = info.registration is not None and info.registration.fits_motion
+        registration = info.registration
+        self._head = Head(bundle, registration, info.start.shape) if registration else None
+        self._moved: MovedSlices | None = None
+        """For volumes that lie elsewhere in a run that is not registered."""
+        self._fits_motion = registration is not None and registration.fits_motion
         self._preprocessor = StreamingPreprocessor.for_bundle(
             bundle,
             info.start.n_volumes,
@@ -49,13 +49,11 @@ class Region:
     def push(self, index: int, voxels: NDArray[Any], affine: wire.Affine) -> Pushed:
         """Add a volume [x, y, z]; indices must rise, and those left out count as missing."""
         motion, self.said = None, ""
-        has_moved = affine != self._start.affine
-        if self._head is None and has_moved and not same_grid(affine, self._start.affine, self._start.shape):
-            self._head = MovedSlices(self._bundle)
-        if self._head is None:
+        finder = self._finder(affine)
+        if finder is None:
             pushed = self._preprocessor.push(index, voxels)
         else:
-            placed = self._head.place(index, voxels, np.array(affine))
+            placed = finder.place(index, voxels, np.array(affine))
             motion, self.said = placed.motion, placed.said
             confounds = motion.in_mm() if motion and self._fits_motion else ()
             pushed = self._preprocessor.push_row(index, placed.row, placed.censored, confounds)
@@ -67,6 +65,25 @@ class Region:
             tsnr=pushed.tsnr,
         )
         return pushed
+
+    def _finder(self, affine: wire.Affine) -> Head | MovedSlices | None:
+        """What finds the region in a volume; None if it lies on the decoder's grid and is not registered."""
+        if self._head:
+            return self._head
+        if affine == self._start.affine or same_grid(affine, self._start.affine, self._start.shape):
+            return None
+        self._moved = self._moved or MovedSlices(self._bundle)
+        return self._moved
+
+    @property
+    def is_searching(self) -> bool:
+        """Whether the next volume is registered to the decoder's reference, which takes seconds."""
+        return self._head is not None and self._head.is_searching
+
+    @property
+    def alarm(self) -> str:
+        """Why no volume of the run can be used so far; empty if they can."""
+        return self._head.alarm if self._head else ""
 
     def window(self) -> NDArray[np.float32] | None:
         """Z-scores [V, T] of the last T volumes; None while the run is shorter."""
@@ -92,8 +109,8 @@ class Region:
         """
         head = {name: state[name] for name in self._head_state()}
         self._preprocessor.restore({name: state[name] for name in state.keys() - head.keys()})
-        if isinstance(self._head, Head):
+        if self._head:
             self._head.restore(head)
 
     def _head_state(self) -> dict[str, NDArray[Any]]:
-        return self._head.state() if isinstance(self._head, Head) else {}
+        return self._head.state() if self._head else {}

@@ -115,6 +115,11 @@ def replay(options: Options, tell: Callable[[str], None]) -> Compared:
     changed = _changed(options, recorded.info, bundle, used)
     for line in changed:
         tell(line)
+    registration = _registration(recorded.info, bundle)
+    if registration != recorded.info.registration:
+        tell_of_it = "registered to its reference volume" if registration else "not registered"
+        changed.append(f"volumes {tell_of_it}, in the recording otherwise")
+        tell(changed[-1])
     policy = _AsRecorded(recorded, bundle, options.sampler)
     info, prior = _run_file(recorded, bundle, used, faces), _prior(recorded, bundle)
     path = copy_run(recorded.path, options.out.absolute(), info, prior)
@@ -294,10 +299,13 @@ def _run_file(recorded: Recorded, bundle: Bundle, used: EngineUsed, faces: Faces
 
 
 def _registration(info: RunFile, bundle: Bundle) -> Registration | None:
-    """As in the recording; with a bundle of another grid, as that needs it."""
-    if info.registration is None and not is_on_grid(bundle.spec, info.start):
-        return Registration()
-    return info.registration
+    """As in the recording; with another bundle, as that needs it. A start is for one bundle's reference."""
+    if info.bundle_sha256 == bundle.sha256:
+        return info.registration
+    needs = not is_on_grid(bundle.spec, info.start) or info.registration is not None
+    if bundle.reference is None or not needs:
+        return None
+    return msgspec.structs.replace(info.registration or Registration(), initial=None)
 
 
 def _prior(recorded: Recorded, bundle: Bundle) -> dict[str, bytes]:

@@ -171,6 +171,7 @@ class Run:
         for volume in range(self.start.n_volumes):
             if self.account.state_of(volume) is not None:
                 self.skip(volume, _TOO_LATE)
+        self.folder.write_quality(self.start.n_volumes - 1, None)  # unless it came
         if statistics := self.region.statistics():
             self.folder.write_file(STATISTICS_FILE, statistics.as_npz())
         self.folder.remove_file(CHECKPOINT)

@@ -56,6 +56,6 @@ def status_of(
         run_folder=str(run.folder.path) if run else None,
         quality=run.region.quality if run else None,
         statistics=begins_with(run.folder.info) if run else "",
-        alarm=alarm or (run.alarm or run.triggers.alarm if run else ""),
+        alarm=alarm or (run.alarm or run.region.alarm or run.triggers.alarm if run else ""),
         message=message,
     )

@@ -18,6 +18,7 @@ from realtime.bundle.bundle import Bundle
 from realtime.bundle.match import check_run, is_on_grid
 from realtime.errors import RecordError, RegistrationError, WireError
 from realtime.network.key_files import ServerKeys
+from realtime.preprocessing.stream import CENSOR_SHARE
 from realtime.record.run_json import Registration
 from realtime.record.storage import lock_role
 from realtime.registration.resample import RegionSampler
@@ -26,7 +27,7 @@ from realtime.runs.head_position import positions_of
 from realtime.service.listen import Heard, listen
 from realtime.sources.open import SourceOptions
 
-LEAST_INSIDE = 0.98
+LEAST_INSIDE = 1 - CENSOR_SHARE
 """Of the region that should be in the field of view."""
 MOST_OFF_MM = 1.0
 """How far a head may lie off where volumes on the decoder's own grid are taken as they are."""

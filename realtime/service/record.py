@@ -56,10 +56,10 @@ def record(options: Options) -> None:
 
 async def _record(options: Options) -> None:
     spec, sha256 = read_spec(options.bundle)
-    if options.registers_all and spec.reference is None:
+    if spec.reference is None and (options.registers_all or options.registration != Registration()):
         raise ServeError(
-            f"expected a bundle with a reference volume for --register-all, {spec.name} has none; add one: "
-            "python -m export reference"
+            "expected a bundle with a reference volume for --register-all, --initial, --max-fd and "
+            f"--fit-motion, {spec.name} has none; add one: python -m export reference"
         )
     out = options.out.absolute()
     with lock_role(out, "recorder"):

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from realtime import wire
 from realtime.errors import WireError
 
-FARTHEST_MM = 1e5
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """Converts coordinates from DICOM's LPS+ to RAS+."""
 
@@ -23,7 +22,7 @@ def to_ras(voxels: NDArray[Any], affine: NDArray[np.float64]) -> tuple[NDArray[A
     :returns: the voxels, C order and little endian, and their affine
     :raises WireError: code ``grid``, when the affine is not finite, not invertible or ambiguous
     """
-    is_finite = bool((np.abs(affine) <= FARTHEST_MM).all())
+    is_finite = bool((np.abs(affine) <= wire.FARTHEST_MM).all())
     if not is_finite or np.linalg.matrix_rank(affine[:3, :3]) < 3:
         raise WireError("grid", f"expected an invertible affine, got {affine.tolist()}")
     axes = orientations.io_orientation(affine)

@@ -28,7 +28,11 @@ START = wire.RunStart(
 
 run_ids = st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9_-]{0,95}\Z")
 finite = st.floats(allow_nan=False, allow_infinity=False)
-rows = st.tuples(finite, finite, finite, finite)
+sides, places = st.floats(0.1, 100), st.floats(-1e4, 1e4)
+affines = st.builds(
+    lambda x, y, z, a, b, c: ((x, 0.1, 0.0, a), (-0.1, y, 0.0, b), (0.0, 0.0, -z, c), (0.0, 0.0, 0.0, 1.0)),
+    sides, sides, sides, places, places, places,
+)  # fmt: skip
 counts = st.integers(0, 100_000)
 rising_ranges = st.lists(counts, max_size=40).map(
     lambda numbers: list(zip(sorted(numbers)[::2], sorted(numbers)[1::2], strict=False))
@@ -43,7 +47,7 @@ to_runtime = st.one_of(
         tr_s=st.floats(0.01, 60),
         n_volumes=st.integers(1, 10_000),
         shape=st.tuples(edges, edges, edges),
-        affine=st.tuples(rows, rows, rows, rows),
+        affine=affines,
         dtype=st.sampled_from(wire.DTYPES),
     ),
     st.builds(wire.Volume, run_id=run_ids, index=counts, acquired_s=finite),
@@ -150,6 +154,8 @@ def test_hostile_headers_are_refused(header: bytes) -> None:
         ("tr_s", 0.0, "tr_s"),
         ("n_volumes", True, "n_volumes"),
         ("affine", [[float("nan")] * 4] * 4, "finite affine"),
+        ("affine", [[0.0] * 4] * 4, "can be inverted"),
+        ("affine", [[1e9, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 1.0, 0], [0, 0, 0, 1.0]], "affine in mm"),
         ("subject", "1", "subject"),
     ],
 )
@@ -213,3 +219,13 @@ def test_a_start_without_a_secret_is_valid() -> None:
     assert wire.decode_to_runtime(msgspec.msgpack.encode(fields)) == START
     known = msgspec.structs.replace(START, secret=secrets.token_urlsafe())
     assert wire.decode_to_runtime(wire.encode(known)) == known
+
+
+def test_a_volume_that_lies_elsewhere_says_where() -> None:
+    plain = wire.Volume(run_id="run", index=3, acquired_s=1.0)
+    assert b"affine" not in wire.encode(plain)  # as earlier releases wrote it, whose checksums hold
+    moved = msgspec.structs.replace(plain, affine=START.affine)
+    assert wire.decode_to_runtime(wire.encode(moved)) == moved
+    header = msgspec.msgpack.encode({**msgspec.to_builtins(moved), "affine": [[0.0] * 4] * 4})
+    with pytest.raises(WireError, match="can be inverted"):
+        wire.decode_to_runtime(header)

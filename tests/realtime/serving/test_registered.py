@@ -22,6 +22,7 @@ from realtime.bundle.files import file_sha256
 from realtime.bundle.spec import write_spec
 from realtime.commands.registration import add_registration_options, registration
 from realtime.errors import RegistrationError, ServeError, WireError
+from realtime.record.reader import read_recorded
 from realtime.record.run_json import Registration, confounds_path, read_run_file
 from realtime.record.tables import read_quality
 from realtime.registration.rigid import RigidParameters
@@ -121,12 +122,15 @@ def test_another_person_is_refused_and_the_run_goes_on(bundle: Bundle) -> None:
     head = RunHead(bundle, Registration(), GRID)
     first, second = (head.place(index, scan.voxels(index), AFFINE) for index in range(2))
     assert "not registered" in first.censored
-    assert "--initial" in first.said
+    assert "--initial" in first.censored
+    assert "--initial" in head.alarm
     assert np.isnan(first.row).all()
     assert second.censored
     head = RunHead(bundle, Registration(), GRID)
     assert head.place(0, np.zeros(GRID, np.float32), AFFINE).censored  # such as before the magnet is tuned
+    assert head.alarm
     assert not head.place(1, MovingHead().voxels(1), AFFINE).censored
+    assert head.alarm == ""
     assert head.place(2, np.zeros(GRID, np.float32), AFFINE).censored
     assert not head.place(3, MovingHead().voxels(3), AFFINE).censored
 
@@ -216,3 +220,40 @@ def test_a_start_that_is_no_rigid_matrix_is_refused(tmp_path: Path, text: str) -
     add_registration_options(parser)
     with pytest.raises(RegistrationError, match="expected"):
         registration(parser.parse_args(["--initial", str(tmp_path / "start.txt")]))
+
+
+def test_a_region_that_the_field_of_view_cuts_is_said_so(bundle: Bundle) -> None:
+    beside = AFFINE.copy()
+    beside[0, 3] += 0.5 * np.diag(AFFINE)[0] * GRID[0]  # its edge goes through the region
+    placed = MovedSlices(bundle).place(0, PERSON.volume(beside, shape=GRID), beside)
+    assert "of the region lie in the field of view" in placed.censored
+
+
+def test_the_run_says_why_nothing_is_decoded(
+    bundle: Bundle, serve: Callable[..., Served], connect: Callable[[str], Client]
+) -> None:
+    scan = MovingHead(person=Head(2), n_volumes=8)
+    served = serve(bundle=bundle.folder)
+    connect(served.address).send_run(scan)
+    folder = served.closed(scan)
+    rows = read_recorded(folder).rows
+    assert [row.state for row in rows] == ["censored"] * 8
+    assert "not registered: the session's reference volume does not fit" in (rows[0].reason or "")
+    assert len(read_quality(confounds_path(folder, scan.start))["dvars"]) == 8
+
+
+def test_another_bundles_replay_registers_as_that_needs_it(
+    bundle: Bundle,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    serve: Callable[..., Served],
+    connect: Callable[[str], Client],
+) -> None:
+    scan = Scan(n_volumes=16)  # on the decoder's own grid
+    served = serve(bundle=tiny_bundle)
+    connect(served.address).send_run(scan)
+    folder = served.closed(scan)
+    told: list[str] = []
+    compared = replay(Options(run=folder, out=tmp_path / "replays", bundle=bundle.folder), told.append)
+    assert compared.is_same  # the same graphs, and nothing to register
+    assert read_run_file(Path(compared.run_folder)).registration is None
