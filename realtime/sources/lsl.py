@@ -100,6 +100,9 @@ class LslMarkers:
             except RuntimeError as error:  # what the library raises
                 self._say(f"{str(error).rstrip('.')}; it is followed again once it is back")
                 self._stopped.wait(_AGAIN_S)
+            except Exception as error:  # without this thread, no marker would come, and nobody would know
+                self._say(f"following it failed, and is tried again: {error!r}", logging.ERROR)
+                self._stopped.wait(_AGAIN_S)
 
     def _find(self, library: Any) -> Any:
         """The one stream of this name; None while there is none."""
@@ -119,16 +122,16 @@ class LslMarkers:
         inlet.open_stream(timeout=_OPEN_S)
         self._say("it is followed", logging.INFO)
         while not self._stopped.is_set():
-            sample, _ = inlet.pull_sample(timeout=_PULL_S)
-            if sample:
-                self._take(sample[0], time.perf_counter())
+            try:
+                sample, _ = inlet.pull_sample(timeout=_PULL_S)
+                if sample:
+                    self._take(sample[0], time.perf_counter())
+            except (WireError, ValueError) as error:  # the latter also when it is not UTF-8
+                _log.warning("passed over a sample of the LSL stream %s: %s", self._stream, error)
 
     def _take(self, text: str, received_s: float) -> None:
-        try:
-            message, picture = self._marker(text)
-        except WireError as error:
-            _log.warning("passed over a sample of the LSL stream %s: %s", self._stream, error)
-            return
+        """:raises WireError, ValueError: when the sample is no marker"""
+        message, picture = self._marker(text)
         received = Received(
             message=message, payload=memoryview(picture), received_s=received_s, reply=self._reply
         )
@@ -145,6 +148,8 @@ class LslMarkers:
                 "header",
                 f'expected JSON like {{"onset_volume": 12, "name": "a.png"}}, got {text[:60]!r}: {error}',
             ) from error
+        if "\0" in sample.name:
+            raise WireError("header", f"expected a name without NUL characters, got {sample.name[:60]!r}")
         marker = wire.Marker(
             run_id="presentation",
             onset_volume=sample.onset_volume,

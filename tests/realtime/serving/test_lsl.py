@@ -42,7 +42,7 @@ for line in sys.stdin:
     elif line.startswith("there"):
         print("there", flush=True)
     elif line.startswith("raw "):
-        markers._outlet.push_sample([line[4:-1]])
+        markers._outlet.push_sample([line[4:-1].encode("utf-8", "surrogateescape")])
     else:
         triggers, name = line.split(maxsplit=1)
         markers.shown(name.strip(), int(triggers))
@@ -56,8 +56,14 @@ class Presentation:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            text=True,
-            env={"LSLAPICFG": str(config), "PATH": ""},
+            encoding="utf-8",
+            errors="surrogateescape",
+            env={
+                "LSLAPICFG": str(config),
+                "PATH": "",
+                "PYTHONUTF8": "1",
+                "PYTHONIOENCODING": "utf-8:surrogateescape",
+            },
         )
 
     def say(self, line: str) -> None:
@@ -147,6 +153,8 @@ def test_samples_become_markers_and_others_are_passed_over_and_said(
         first.say("raw fixation")
         first.say('raw {"onset_volume": -1, "name": "face"}')
         first.say("raw " + "x" * 3000)
+        first.say('raw {"onset_volume": 1, "name": "a\\u0000b"}')
+        first.say('raw {"onset_volume": 1, "name": "\udcff"}')
         first.say("5 house")
         first.say('raw {"onset_volume": 6, "name": "face.png", "duration": 2}')
         first.say("8 nobody.png")
@@ -173,6 +181,8 @@ def test_samples_become_markers_and_others_are_passed_over_and_said(
         "got 'fixation'",
         "expected at most 2000 characters, got 3000",
         "`int` >= 0",
+        "expected a name without NUL characters",
+        "can't decode byte 0xff",
         "there is no picture 'nobody.png'",
         "expected a picture's name without a folder, got '../lsl.cfg'",
         "lost; it is followed again once it is back",
