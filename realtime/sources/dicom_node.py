@@ -16,7 +16,7 @@ import ssl
 import tempfile
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -38,6 +38,8 @@ from realtime.sources.files.volume_file import VolumeFile
 from realtime.sources.files.watch import Found
 from realtime.sources.run_boundaries import Plan, Scan
 
+MOST_KEPT_BYTES = 4 * 2**30
+"""Of objects on the disk: several runs of a series that waits."""
 FIRST_NUMBER = 1
 """Of the first volume of a series, unless the operator or the series says otherwise."""
 
@@ -113,6 +115,8 @@ class Outcome:
 class Arrived(Found):
     """An image that has come just now."""
 
+    data: bytes
+    """The object that holds it."""
     outcome: Outcome
 
 
@@ -125,12 +129,16 @@ class Arrivals:
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
         self._new: deque[Found] = deque()
-        self._data: dict[str, bytes] = {}
-        """Of objects that were reported and not yet answered."""
         self._kept: dict[str, tuple[int, int]] = {}
         """Where they are in the file: offset and number of bytes."""
-        self._again: deque[str] = deque()
+        self._to_tell: dict[str, None] = {}
+        """Names of those that are reported again once the others are forgotten."""
+        self._again: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        """Those to be reported again, and where they are in the file of before."""
+        self._rest: deque[Found] = deque()
+        """What the last of these holds besides what was reported."""
         self._file = tempfile.TemporaryFile(buffering=0)
+        self._file_before = tempfile.TemporaryFile(buffering=0)
 
     @property
     def is_settling(self) -> bool:
@@ -143,65 +151,79 @@ class Arrivals:
     def add(self, name: str, data: bytes, holds: Sequence[VolumeFile | SliceFile], outcome: Outcome) -> None:
         """Add an object that has come; called in the thread of its association."""
         now_s = time.perf_counter()
-        self._data[name] = data
         for each in holds:
             self._new.append(
-                Arrived(name=name, holds=each, whole_s=now_s, was_there_before=False, outcome=outcome)
+                Arrived(
+                    name=name, holds=each, whole_s=now_s, was_there_before=False, outcome=outcome, data=data
+                )
             )
         self._wake()
 
     def look(self, now_s: float) -> Iterator[Found]:
-        """Yield what has come, and then what is to be reported again."""
+        """Yield what is to be reported again, so that its series is followed, and then what has come."""
+        while self._again or self._rest:
+            if not self._rest:
+                self._rest.extend(self._next_kept(now_s))
+            while self._rest:  # the caller may stop between two images of an object
+                yield self._rest.popleft()
         while self._new:
             yield self._new.popleft()
-        while self._again:
-            name = self._again.popleft()
-            try:
-                held = parse("kept.dcm", self._read(name))
-            except (OSError, WireError) as error:
-                _log.error("%r was kept and cannot be read again; its volume is missing: %s", name, error)
-                continue
-            for each in held:
-                yield Found(name=name, holds=each, whole_s=now_s, was_there_before=False)
+
+    def _next_kept(self, now_s: float) -> list[Found]:
+        """Read what the next kept object holds."""
+        name, (offset, n_bytes) = self._again.popitem(last=False)
+        try:
+            self._file_before.seek(offset)
+            held = parse("kept.dcm", self._file_before.read(n_bytes))
+            if not self._again:
+                self._file_before.truncate(0)
+        except (OSError, WireError) as error:
+            _log.error("%r was kept and cannot be read again; its volume is missing: %s", name, error)
+            return []
+        return [Found(name=name, holds=each, whole_s=now_s, was_there_before=False) for each in held]
 
     def again(self, name: str) -> None:
-        """Report a kept object again at the next look."""
-        if name in self._kept and name not in self._again:
-            self._again.append(name)
+        """Report a kept object again, once the others are forgotten."""
+        if name in self._kept:
+            self._to_tell.setdefault(name)
 
-    def keep(self, name: str) -> None:
-        """Keep an object until it is forgotten. :raises OSError: when there is no room"""
-        if name not in self._kept:
-            offset, data = self._file.seek(0, os.SEEK_END), self._data[name]
-            n_written = self._file.write(data)
-            if n_written != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            self._kept[name] = offset, len(data)
+    def keep(self, name: str, data: bytes) -> None:
+        """Keep an object until it is forgotten; one that is sent again is kept once.
 
-    def answered(self, name: str) -> None:
-        """An object need not be in memory any longer."""
-        self._data.pop(name, None)
+        :raises OSError: when there is no room
+        """
+        if name in self._kept:
+            return
+        if self.n_kept_bytes + len(data) > MOST_KEPT_BYTES:
+            raise OSError(errno.ENOSPC, f"expected at most {MOST_KEPT_BYTES} bytes of objects that wait")
+        offset = self._file.seek(0, os.SEEK_END)
+        n_written = self._file.write(data)
+        if n_written != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._kept[name] = offset, len(data)
 
     def forget_kept(self) -> None:
         """Forget the objects that are kept, except those that are to be reported again."""
-        for name in self._kept.keys() - set(self._again):
-            del self._kept[name]
-        if not self._kept:
-            self._file.truncate(0)
+        if self._again:
+            _log.warning("%d kept objects of a series whose run is over are not read again", len(self._again))
+        self._again = OrderedDict((name, self._kept[name]) for name in self._to_tell)
+        self._to_tell.clear()
+        self._kept.clear()
+        self._rest.clear()
+        self._file, self._file_before = self._file_before, self._file
+        self._file.truncate(0)
+        if not self._again:
+            self._file_before.truncate(0)
 
     @property
     def n_kept_bytes(self) -> int:
         """How much of the disk is used."""
-        return os.fstat(self._file.fileno()).st_size
+        return sum(os.fstat(each.fileno()).st_size for each in (self._file, self._file_before))
 
     def close(self) -> None:
         """Forget everything."""
         self._file.close()
-
-    def _read(self, name: str) -> bytes:
-        offset, n_bytes = self._kept[name]
-        self._file.seek(offset)
-        return self._file.read(n_bytes)
+        self._file_before.close()
 
 
 class DicomNode(SeriesScanner):
@@ -278,7 +300,6 @@ class DicomNode(SeriesScanner):
         status, comment = outcome.said.result()
         with self._lock:
             self._open.discard(outcome)
-        self._arrivals.answered(name)
         return status, comment
 
     def _follow(self, series: str, **known: Any) -> Any:
@@ -301,13 +322,13 @@ class DicomNode(SeriesScanner):
         found.outcome.n_open += max(len(scans) - 1, 0)
         return [replace(scan, answer=partial(_answer, scan.answer, found.outcome)) for scan in scans]
 
-    def _keep(self, found: Found) -> tuple[int, str]:
+    def _keep(self, found: Arrived) -> tuple[int, str]:
         """Keep an object whose series waits, and return its status."""
         waiting = self._others.get(found.holds.series)
         if waiting is None or found.name not in waiting.names:
             return SUCCESS, ""
         try:
-            self._arrivals.keep(found.name)
+            self._arrivals.keep(found.name, found.data)
         except OSError as error:
             _log.error(
                 "refused object %s: it cannot be kept until its series is followed: %s", found.name, error

@@ -15,13 +15,15 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pynetdicom._config
 from pydicom import Dataset
 from pynetdicom import AE, DEFAULT_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
+from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
@@ -39,6 +41,8 @@ MOST_OBJECT_BYTES = 64 * 2**20
 """A volume of 256 x 256 x 256 voxels of 4 bytes."""
 MOST_BYTES = 4 * MOST_OBJECT_BYTES
 """Of the objects of all connections that are not complete yet."""
+MOST_WAITING_BYTES = MOST_BYTES
+"""Of the complete objects of all connections that wait for their answers."""
 MOST_CONNECTIONS = 32
 SILENT_TURN_S = 10.0
 """If there are too many, one gives way that was silent for so long, or that has stored nothing yet."""
@@ -122,6 +126,10 @@ class StorePort:
         self._server.end_all()
 
     def _on_store(self, event: Any) -> Dataset | int:
+        with self._server.peers[event.assoc].answering():
+            return self._answer(event)
+
+    def _answer(self, event: Any) -> Dataset | int:
         sop_class = event.request.AffectedSOPClassUID
         if sop_class not in self._classes:
             name = sop_class.name if sop_class else "none"
@@ -134,6 +142,14 @@ class StorePort:
                 )
             told.add(name)
             return _status(NOT_SUPPORTED, "expected MR images")
+        if self._server.n_waiting_bytes > MOST_WAITING_BYTES:
+            _log.warning(
+                "refused an object from %s: objects of %d bytes wait for the runtime, and more would fill "
+                "the memory; have it sent again",
+                _peer(event),
+                MOST_WAITING_BYTES,
+            )
+            return _status(OUT_OF_RESOURCES, "too many objects wait, send it again")
         status, comment = self._store(str(event.request.AffectedSOPInstanceUID), event.encoded_dataset())
         self._server.peers[event.assoc].has_stored |= status == SUCCESS
         return _status(status, comment)
@@ -174,6 +190,10 @@ class _Peer:
     heard_s: float = field(default_factory=time.monotonic)
     n_bytes: int = 0
     """Of the message that is not complete yet."""
+    waiting: deque[int] = field(default_factory=deque)
+    """Bytes of the complete objects, each until it is answered."""
+    association: Callable[[], Any] = lambda: None
+    """The thread that has them, as a weak reference."""
     is_established: bool = False
     has_stored: bool = False
     told: set[str] = field(default_factory=set)
@@ -188,6 +208,20 @@ class _Peer:
         self.n_bytes = 0
         _end(self.connection)
         raise OSError(f"expected {expected}")
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        """Count the object that is being answered until it is."""
+        try:
+            yield
+        finally:
+            self.waiting.popleft()
+
+    @property
+    def n_waiting_bytes(self) -> int:
+        """Of its complete objects that have no answer; its thread has them, also after the connection."""
+        thread = self.association()
+        return sum(self.waiting.copy()) if thread is not None and thread.is_alive() else 0
 
     def may_give_way(self) -> bool:
         """Whether it may be ended for another one."""
@@ -204,6 +238,7 @@ class _Handler(RequestHandler):
         made.dul.daemon = True
         gone = _Peer(self.request, "a connection that gave way already")
         peer = self.server.peers[made] = self.server.connected.get(self.request, gone)
+        self.server.remember(peer, made)
         read = made.dul.socket.recv
 
         def receive(n_bytes: int) -> bytearray:
@@ -214,6 +249,8 @@ class _Handler(RequestHandler):
                 peer.cut(f"at most {MOST_BYTES} bytes of all senders")
             if made.dimse.msg_queue.qsize() > _MOST_WAITING:
                 peer.cut("a sender that waits for answers")
+            if peer.n_waiting_bytes and self.server.n_waiting_bytes > MOST_WAITING_BYTES:
+                peer.cut(f"a sender that waits for answers, as objects of {MOST_WAITING_BYTES} bytes do")
             peer.heard_s = time.monotonic()
             if _QUICK_ACK:  # a sender that collects small packets would wait 40 ms for each object
                 peer.connection.setsockopt(socket.IPPROTO_TCP, _QUICK_ACK, 1)
@@ -224,7 +261,9 @@ class _Handler(RequestHandler):
                 made.dul.to_user_queue.put(None)  # so that its thread waits no longer for a request
             return received
 
-        def is_complete(_: Any) -> None:
+        def is_complete(event: Any) -> None:
+            if isinstance(event.message, C_STORE_RQ):
+                peer.waiting.append(peer.n_bytes)
             peer.n_bytes = 0
 
         made.dul.socket.recv = receive
@@ -248,6 +287,8 @@ class _Server(ThreadedAssociationServer):
         """Connections in the order in which they came."""
         self.peers: weakref.WeakKeyDictionary[Any, _Peer] = weakref.WeakKeyDictionary()
         """The same by their associations."""
+        self._all_peers: weakref.WeakSet[_Peer] = weakref.WeakSet()
+        """Also those whose connection has ended."""
         super().__init__(*arguments, evt_handlers, _Handler)  # type: ignore[call-arg]
 
     def get_request(self) -> tuple[socket.socket, Any]:
@@ -289,6 +330,19 @@ class _Server(ThreadedAssociationServer):
     def n_bytes(self) -> int:
         """Bytes of all objects that are not complete yet."""
         return sum(peer.n_bytes for peer in list(self.connected.values()))
+
+    @property
+    def n_waiting_bytes(self) -> int:
+        """Bytes of all complete objects that have no answer yet, also of connections that have ended."""
+        with self._lock:
+            peers = list(self._all_peers)
+        return sum(peer.n_waiting_bytes for peer in peers)
+
+    def remember(self, peer: _Peer, association: Any) -> None:
+        """Count what a peer sends, for as long as its thread lives."""
+        peer.association = weakref.ref(association)
+        with self._lock:
+            self._all_peers.add(peer)
 
     def end_all(self) -> None:
         """End all connections."""

@@ -22,6 +22,7 @@ from realtime.network.certificate import server_context
 from realtime.network.hosts import Hosts
 from realtime.sources.dicom_node import Arrivals, DicomNode, Outcome
 from realtime.sources.dicom_port import MOST_CONNECTIONS
+from realtime.sources.files.formats import parse
 from realtime.sources.files.volume_file import VolumeFile
 from realtime.sources.run_boundaries import Plan, RunOver, Scan
 
@@ -230,24 +231,96 @@ def test_a_run_goes_on_after_a_restart(tmp_path: Path) -> None:
     asyncio.run(check())
 
 
+def kept_in(arrivals: Arrivals, *names: str) -> None:
+    for name in names:
+        series, number = map(int, name.split("."))
+        arrivals.keep(name, written(object_of(number, series)))
+
+
 def test_what_is_kept_lies_on_the_disk_only_as_long_as_needed() -> None:
     arrivals = Arrivals(wake=lambda: None)
-    volumes = {f"{series}.{number}": object_of(number, series) for series in (7, 8) for number in (1, 2)}
-    for name, made in volumes.items():
-        arrivals.add(name, written(made), (), Outcome(1))
-        arrivals.keep(name)
-        arrivals.answered(name)
-    for name in ("8.1", "8.2", "8.1"):
+    for successor in (8, 9, 10):  # each run is followed by another one that waits already
+        names = [f"{successor}.{number}" for number in (1, 2)]
+        kept_in(arrivals, "7.1", *names)
+        one_run = arrivals.n_kept_bytes
+        for name in (*reversed(names), names[0]):
+            arrivals.again(name)
+        arrivals.forget_kept()
+        arrivals.again("7.1")
+        told = list(arrivals.look(0.0))
+        assert [each.name for each in told] == names[::-1]
+        assert all(isinstance(each.holds, VolumeFile) for each in told)
+        assert one_run == len(written(object_of(1))) * 3
+        assert arrivals.n_kept_bytes == 0
+    arrivals.close()
+
+
+def test_the_series_that_waited_is_told_before_one_that_has_just_come() -> None:
+    arrivals = Arrivals(wake=lambda: None)
+    kept_in(arrivals, "8.1", "8.2")
+    third = written(object_of(1, 9))
+    arrivals.add("9.1", third, parse("object.dcm", third), Outcome(1))
+    for name in ("8.1", "8.2"):
         arrivals.again(name)
     arrivals.forget_kept()
-    arrivals.again("7.1")
-    told = list(arrivals.look(0.0))
-    assert [each.name for each in told] == ["8.1", "8.2"]
-    assert all(isinstance(each.holds, VolumeFile) for each in told)
-    assert arrivals.n_kept_bytes > 0
-    arrivals.forget_kept()
-    assert arrivals.n_kept_bytes == 0
+    assert [each.name for each in arrivals.look(0.0)] == ["8.1", "8.2", "9.1"]
     arrivals.close()
+
+
+def test_an_object_of_a_waiting_series_may_come_twice_at_once(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with listening(tmp_path) as node:
+            storing = node.storing(object_of(1))
+            await node.records(("7", 0))
+            await storing
+            twice = [node.storing(object_of(1, 8)) for _ in range(2)]
+            again = asyncio.create_task(node.records(None, ("8", 0)))
+            assert [n_stored(await each) for each in twice] == [1, 1]
+            await again
+
+    asyncio.run(check())
+
+
+def test_what_is_more_than_may_be_kept_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def check() -> None:
+        async with listening(tmp_path) as node:
+            storing = node.storing(object_of(1))
+            await node.records(("7", 0))
+            await storing
+            monkeypatch.setattr(
+                "realtime.sources.dicom_node.MOST_KEPT_BYTES", int(1.5 * len(written(object_of(1))))
+            )
+            waiting = asyncio.create_task(node.records(None, ("8", 0)))
+            said = await node.store(object_of(1, 8), object_of(2, 8))
+            assert n_stored(said) == 1
+            assert "OutOfResources" in said.replace(" ", "")
+            await waiting
+
+    asyncio.run(check())
+
+
+def test_objects_that_wait_for_their_answers_do_not_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    voxels = np.tile(VOXELS, (8, 8, 4))  # so large that the request for an association counts for nothing
+    n_bytes = len(written(object_of(1, voxels=voxels)))
+    monkeypatch.setattr("realtime.sources.dicom_port.MOST_WAITING_BYTES", int(1.5 * n_bytes))
+
+    async def check() -> None:
+        async with listening(tmp_path) as node:
+            first = node.storing(object_of(1, voxels=voxels))
+            news = await node.heard()
+            assert isinstance(news, Scan)
+            said = await node.store(object_of(2, voxels=voxels))
+            assert n_stored(said) == 0
+            assert "OutOfResources" in said.replace(" ", "")
+            await news.answer(wire.Ack(run_id="r", index=news.index))
+            assert n_stored(await first) == 1
+            second = node.storing(object_of(2, voxels=voxels))
+            await node.records(("7", 1))
+            assert n_stored(await second) == 1
+
+    asyncio.run(check())
 
 
 def without_pixels() -> Dataset:
