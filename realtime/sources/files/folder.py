@@ -34,6 +34,8 @@ from realtime.sources.run_boundaries import QUIET_TR, Plan, RunOver, Scan
 POLL_S = 0.25
 GIVE_UP_TR = QUIET_TR - 1
 """An incomplete file is given up when it has not changed for this many TR, before its run ends."""
+EVENTS_AGAIN_S = 1.0
+"""If file system events fail, they are asked for again after this time."""
 BYTES_AT_ONCE = 64 * 2**20
 """Bytes of voxels read in one pass, so that a full folder does not fill the memory."""
 _PAUSE_S = 1_800.0
@@ -295,14 +297,24 @@ class FolderScanner(SeriesScanner):
         """Do nothing; ``scans`` stops watching when it is closed."""
 
     async def _watch(self) -> None:
-        try:
-            async for paths in changes(self._watched.tree):
-                self._watched.touch(paths)
-                self._wake.set()
-        except Exception as error:  # polling still finds files, only later
-            _log.warning(
-                "no file system events of %s: %s; polling every %.2f s", self._watched.folder, error, POLL_S
-            )
+        said = ""
+        while True:
+            try:
+                async for paths in changes(self._watched.tree):
+                    self._watched.touch(paths)
+                    self._wake.set()
+            except FileNotFoundError:
+                pass  # a folder went away just when it was to be watched
+            except Exception as error:  # polling still finds files, only later
+                if str(error) != said:
+                    _log.warning(
+                        "no file system events of %s: %s; polling every %.2f s, and trying again",
+                        self._watched.folder,
+                        error,
+                        POLL_S,
+                    )
+                said = str(error)
+            await asyncio.sleep(EVENTS_AGAIN_S)
 
 
 class _FollowedSeries:

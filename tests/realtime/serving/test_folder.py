@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ import pytest
 from realtime import wire
 from realtime.record.reader import read_recorded
 from realtime.sources.files.folder import FolderScanner
+from realtime.sources.files.folder_events import changes
+from realtime.sources.files.tree import Tree
 from realtime.sources.run_boundaries import QUIET_TR, Plan, RunOver, Scan
 
 from . import conftest
@@ -175,6 +177,34 @@ async def watching(folder: Path, scan: conftest.Scan, **options: Any) -> AsyncIt
     finally:
         assert isinstance(watched._scans, AsyncGenerator)
         await watched._scans.aclose()
+
+
+def test_events_go_on_when_watched_folders_vanish_and_come_back(export: Path) -> None:
+    inner = export / "day"
+    inner.mkdir()
+    tree = Tree(export)
+    tree.all()
+
+    async def run() -> None:
+        inner.rmdir()  # before it is watched, and before the tree knows
+        async with aclosing(changes(tree)) as events, asyncio.timeout(PATIENCE_S):
+            first = asyncio.ensure_future(anext(events))
+            while not first.done():  # the watch begins some time after it is asked for
+                (export / "a.nii").write_bytes(b"a")
+                await asyncio.sleep(0.05)
+            assert first.result() == {str(export / "a.nii")}
+            inner.mkdir()
+            second = asyncio.ensure_future(told_of(events, inner / "b.nii"))
+            while not second.done():
+                (inner / "b.nii").write_bytes(b"b")
+                await asyncio.sleep(0.05)
+            second.result()
+
+    async def told_of(events: AsyncIterator[set[str]], path: Path) -> None:
+        while str(path) not in await anext(events):
+            pass
+
+    asyncio.run(run())
 
 
 def test_a_parallel_series_is_ignored(export: Path, make_scan: type[conftest.Scan]) -> None:
