@@ -311,6 +311,14 @@ def test_a_tr_is_in_seconds_or_milliseconds(tr: object, tr_s: float) -> None:
     assert parse(memoryview(json.dumps(header(AFFINE) | {"TR": tr}).encode()))[2] == pytest.approx(tr_s)
 
 
+@pytest.mark.parametrize(
+    "affine", [np.zeros((4, 4)), np.diag([1.0, 1, 0, 1]), np.ones((4, 4)), np.diag([1e300, 1, 1, 1])]
+)
+def test_an_affine_that_cannot_be_inverted_is_refused(affine: np.ndarray) -> None:
+    with pytest.raises(WireError, match="expected an affine that can be inverted"):
+        parse(memoryview(json.dumps(header(affine)).encode()))
+
+
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("dtype", ["?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8"])
 def test_voxels_of_any_numbers_are_recorded_without_a_loss(dtype: str, order: str) -> None:
