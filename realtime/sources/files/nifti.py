@@ -21,6 +21,10 @@ MOST_VOLUMES = 10_000
 SAME_MM = 0.5
 """Two affines that put no corner of the volume farther apart say the same."""
 _HEADERS = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
+SMALLEST_MM, LARGEST_MM = 0.1, 30.0
+"""Sides of voxels, with which a wrong unit shows."""
+_MM = {1: ("meter", 1e3), 2: ("mm", 1.0), 3: ("micron", 1e-3)}
+"""Names and sizes of the units of space, by the lowest three bits of ``xyzt_units``."""
 _SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
 
 
@@ -116,6 +120,7 @@ def _layout(data: bytes, *, is_pair: bool) -> Layout:
         raise WireError("file", f"expected voxels of an integer or float dtype, got {dtype} at byte {offset}")
     slope, intercept = header.get_slope_inter()
     affine, remark = _affine(header, shape)
+    _check_sides(affine, header)
     return Layout(
         shape=shape,
         n_volumes=n_volumes,
@@ -142,17 +147,18 @@ def _check_magic(magic: bytes, *, is_pair: bool) -> None:
 
 
 def _affine(header: Any, shape: tuple[int, ...]) -> tuple[NDArray[np.float64], str]:
-    """Return the affine that the codes choose, and a remark if there are two that differ."""
+    """Return the affine in mm that the codes choose, and a remark if there are two that differ."""
     codes = int(header["sform_code"]), int(header["qform_code"])
     if max(codes) <= 0:
         raise WireError(
             "grid", "expected an affine in the header, got neither sform nor qform; export with one"
         )
-    sform = np.asarray(header.get_sform(), dtype=np.float64)
+    to_mm = np.array([[_unit(header)[1]]] * 3 + [[1.0]])
+    sform = to_mm * header.get_sform()
     if codes[1] <= 0:
         return sform, ""
     try:
-        qform = np.asarray(header.get_qform(), dtype=np.float64)
+        qform = to_mm * header.get_qform()
     except Exception as error:  # a quaternion that is none
         if codes[0] <= 0:
             raise
@@ -170,6 +176,22 @@ def _affine(header: Any, shape: tuple[int, ...]) -> tuple[NDArray[np.float64], s
         f"sform {_said(sform)} is used, not the qform {_said(qform)}. If the qform is right, export with "
         "sform code 0"
     )
+
+
+def _unit(header: Any) -> tuple[str, float]:
+    """Return name and size in mm of the unit of space; most files that name none mean mm."""
+    return _MM.get(int(header["xyzt_units"]) & 7, ("none, so mm", 1.0))
+
+
+def _check_sides(affine: NDArray[np.float64], header: Any) -> None:
+    sides_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    if not ((sides_mm >= SMALLEST_MM) & (sides_mm <= LARGEST_MM)).all():
+        raise WireError(
+            "grid",
+            f"expected voxels with sides of {SMALLEST_MM} to {LARGEST_MM:.0f} mm, got "
+            f"{' x '.join(f'{side:.4g}' for side in sides_mm)} mm; the unit in the header is "
+            f"{_unit(header)[0]}: export with the unit in which its affine is (xyzt_units)",
+        )
 
 
 def _said(affine: NDArray[np.float64]) -> str:

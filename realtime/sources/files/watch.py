@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import stat
 import time
 import zlib
@@ -46,7 +47,11 @@ LISTED_AT_LEAST_S = 1.0
 UNFINISHED = (".part", ".partial", ".filepart", ".crdownload", ".tmp", ".temp", ".lock")
 """Suffixes of files that get another name when they are whole."""
 DONE = ".done"
+MOST_SAID = 1_000
+"""So many different things are told; beyond that, a folder of damaged files would fill log and memory."""
 _HEAD_BYTES = 2**16
+_VARIES = re.compile(r"'[^']*'|\"[^\"]*\"|[-+]?\d[\d.]*(?:e[-+]?\d+)?")
+"""Numbers and quotations, in which messages of one kind differ."""
 
 _log = logging.getLogger(__name__)
 
@@ -325,7 +330,7 @@ class Files:
             for each in self._given_up.intersection(names_beside(name, voxels)):
                 self.again(each)
         else:
-            kind = Path(name).suffix or name
+            kind = _VARIES.sub("", Path(name).suffix or name)
             self._say_once(kind, "%r and others like it are ignored: none of the formats that are read", name)
 
     def _give_up(self, name: str, state: FileState, error: NotWholeError | OSError) -> None:
@@ -336,7 +341,8 @@ class Files:
         self._finish(name, state)
 
     def _ignore(self, name: str, state: FileState, why: str) -> None:
-        self._say_once(why, "%r is ignored: %s", name, why, level=logging.WARNING)
+        kind = _VARIES.sub("", why)
+        self._say_once(kind, "%r and others like it are ignored: %s", name, why, level=logging.WARNING)
         self._finish(name, state)
 
     def _finish(self, name: str, state: FileState) -> None:
@@ -355,8 +361,17 @@ class Files:
             )
 
     def _say_once(self, what: str, text: str, *arguments: object, level: int = logging.INFO) -> None:
-        if what not in self._said:
-            self._said.add(what)
+        if what in self._said or len(self._said) > MOST_SAID:
+            return
+        self._said.add(what)
+        if len(self._said) > MOST_SAID:
+            _log.warning(
+                "%d kinds of files were told; what else is ignored is not told until the next start. Look at "
+                "what is written into %s",
+                MOST_SAID,
+                self.folder,
+            )
+        else:
             _log.log(level, text, *arguments)
 
 

@@ -89,7 +89,8 @@ def test_only_regular_files_are_opened(
     os.mkfifo(tmp_path / "pipe_0001.nii")
     with caplog.at_level(logging.INFO):
         assert look(files, 0.0, 1.0, 2.0) == []
-    assert caplog.messages == ["'link_0001.nii' is ignored: it is a link, and links are not followed"]
+    (said,) = caplog.messages
+    assert said.startswith("'link_0001.nii' and others like it are ignored: it is a link")
 
 
 def test_foreign_files_are_logged_once_per_suffix(
@@ -102,6 +103,31 @@ def test_foreign_files_are_logged_once_per_suffix(
         assert look(files, 0.0, 1.0, 2.0, 9.0) == []
     assert len(caplog.messages) == 3
     assert sum("none of the formats" in message for message in caplog.messages) == 2
+
+
+def test_files_that_differ_in_numbers_and_names_only_are_told_once(
+    files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(1, 30):
+        affine = AFFINE * [[1000 + number], [1], [1], [1]]
+        image = nibabel.Nifti1Image(VOXELS, affine)
+        (tmp_path / f"run_{number:04d}.nii").write_bytes(image.to_bytes())
+        (tmp_path / f"IM{number:06d}").write_bytes(b"nothing" * 1_000)
+    with caplog.at_level(logging.INFO):
+        assert look(files, 0.0, 1.0, 2.0) == []
+    assert sorted("expected voxels with sides" in message for message in caplog.messages) == [False, True]
+
+
+def test_the_log_of_a_folder_of_many_kinds_of_files_is_bounded(
+    files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("realtime.sources.files.watch.MOST_SAID", 5)
+    for kind in "abcdefghij":
+        (tmp_path / f"notes.{kind}").write_bytes(b"nothing" * 1_000)
+    with caplog.at_level(logging.INFO):
+        assert look(files, 0.0, 1.0, 2.0) == []
+    assert len(caplog.messages) == 6
+    assert "not told until the next start" in caplog.messages[-1]
 
 
 def test_an_unavailable_folder_is_polled_again(
@@ -198,6 +224,25 @@ def test_a_nifti_file_that_is_not_a_volume_is_refused(data: bytes) -> None:
     with pytest.raises(WireError) as raised:
         parse("run_1.nii", data)
     assert not isinstance(raised.value, NotWholeError)
+
+
+@pytest.mark.parametrize(("unit", "in_mm"), [(0, 1.0), (1, 1e3), (2, 1.0), (3, 1e-3), (7, 1.0)])
+def test_an_affine_is_read_in_the_headers_unit_of_space(unit: int, in_mm: float) -> None:
+    affine = np.vstack([AFFINE[:3] / in_mm, AFFINE[3:]])
+    data = bytearray(nibabel.Nifti1Image(VOXELS, affine).to_bytes())
+    data[123] = unit + 8  # seconds
+    (volume,) = parse("run_0001.nii", bytes(data))
+    (expected,) = parse("run_0001.nii", nifti_bytes())
+    assert isinstance(volume, VolumeFile)
+    assert isinstance(expected, VolumeFile)
+    assert np.allclose(volume.affine, expected.affine, rtol=1e-5)
+
+
+@pytest.mark.parametrize("times", [0.01, 1e3])
+def test_voxels_of_a_size_that_no_scanner_has_are_refused_in_words(times: float) -> None:
+    affine = np.vstack([AFFINE[:3] * times, AFFINE[3:]])
+    with pytest.raises(WireError, match=r"sides of 0.1 to 30 mm, got .* unit in the header is"):
+        parse("run_0001.nii", nibabel.Nifti1Image(VOXELS, affine).to_bytes())
 
 
 def test_a_gzip_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
