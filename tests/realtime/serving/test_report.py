@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
-from realtime.events import DecoderUsed, Frame, LatencyMs
+from realtime.events import DecoderUsed, Frame, LatencyMs, Motion, Quality
 from realtime.record import tables
 from realtime.record.folder import RunFolder
 from realtime.record.reader import read_recorded
@@ -40,6 +40,7 @@ KEYS = {
     "tr_s",
     "latency_ms",
     "identification",
+    "quality",
     "decoders",
     "specialised",
     "bundle_sha256",
@@ -289,3 +290,25 @@ def test_where_the_network_is_not_installed_a_note_says_so(
     summary = write.write_report(run)
     write.add_network(summary, run)
     assert summary.notes[-1].endswith("efficientnet_lite_pytorch is not installed")
+
+
+def test_motion_and_quality_are_in_the_report(make_scan: type[Scan], tmp_path: Path) -> None:
+    folder = make_run(tmp_path, make_scan())
+    for volume in (*range(10), *range(12, 20)):
+        fd_mm = None if volume in (0, 12) else 0.1 * volume
+        motion = Motion(
+            trans_x=0.1 * volume, trans_y=0, trans_z=0, rot_x=0, rot_y=0.01, rot_z=0,
+            framewise_displacement=fd_mm, rmsd=fd_mm,
+        )  # fmt: skip
+        folder.write_quality(volume, Quality(volume=volume, motion=motion, dvars=5.0 + volume, tsnr=50.0))
+    folder.close()
+    write.write_report(folder.path)
+    quality = json.loads((folder.path / "summary.json").read_text())["quality"]
+    moved_mm = [0.1 * volume for volume in (*range(1, 10), *range(13, 20))]
+    assert quality["framewise_displacement_mean_mm"] == pytest.approx(np.mean(moved_mm))
+    assert quality["framewise_displacement_max_mm"] == pytest.approx(1.9)
+    assert (quality["dvars_median"], quality["tsnr"]) == (pytest.approx(14.5), 50.0)
+    html = (folder.path / "report.html").read_text()
+    assert html.count("<polyline") == 2 * (3 + 3 + 1 + 1 + 1)  # each line has a gap
+    for title in ("Head position, mm", "Head rotation, °", "Framewise displacement, mm"):
+        assert title in html
