@@ -162,7 +162,7 @@ def test_between_two_messages_everything_else_has_its_turn(
             for _ in range(n_messages // 2 - 1):
                 await source.receive()
             task.cancel()
-            assert turns >= n_messages - 2
+            assert turns > 0.9 * n_messages  # the first and the last few may come together
 
     asyncio.run(check())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -27,6 +28,8 @@ from .conftest import PATIENCE_S, Scan, Served, wait_until
 from .in_process import Lockstep
 from .test_pyneal import RUN_ID, Pyneal
 
+NAME = f"of-a-test-{os.getpid()}"
+"""Of a stream; all processes of a machine hear each other's."""
 EXAMPLE = Path(__file__).parents[3] / "docs" / "examples" / "psychopy_lsl.py"
 pytest.importorskip("pylsl", reason="pip install '.[lsl]'")
 
@@ -140,15 +143,15 @@ def test_samples_become_markers_and_others_are_passed_over_and_said(
     caplog.set_level(logging.INFO)
 
     async def take() -> list[Received]:
-        source = LslMarkers("of-a-test", pictures)
-        assert await source.start() == "lsl:of-a-test"
+        source = LslMarkers(NAME, pictures)
+        assert await source.start() == f"lsl:{NAME}"
         try:
             return await asyncio.wait_for(both_streams(source), PATIENCE_S)
         finally:
             await source.stop()
 
     async def both_streams(source: LslMarkers) -> list[Received]:
-        first = present("of-a-test")
+        first = present(NAME)
         await asyncio.to_thread(first.is_followed)
         first.say("raw fixation")
         first.say('raw {"onset_volume": -1, "name": "face"}')
@@ -161,7 +164,7 @@ def test_samples_become_markers_and_others_are_passed_over_and_said(
         first.say("9 ../lsl.cfg")
         came = [await source.receive() for _ in range(4)]
         first.close()
-        second = present("of-a-test")  # as when presentation software is started again
+        second = present(NAME)  # as when presentation software is started again
         await asyncio.to_thread(second.is_followed)
         second.say("11 face")
         return [*came, await source.receive()]
