@@ -35,6 +35,8 @@ from .test_dicom import VOXELS, mosaic, single, written
 
 PATIENCE_S = 60.0
 TR_S = 0.1
+SLOW_TR_S = 1.0
+"""Before a run with this TR is over, two senders have started."""
 N_VOLUMES = 3
 
 
@@ -80,9 +82,9 @@ class Node:
 
 @asynccontextmanager
 async def listening(
-    folder: Path, address: str = "127.0.0.1:0?aet=NODE", **options: Any
+    folder: Path, address: str = "127.0.0.1:0?aet=NODE", tr_s: float = TR_S, **options: Any
 ) -> AsyncIterator[Node]:
-    plan = Plan(subject=1, run_id="r", n_volumes=N_VOLUMES, tr_s=TR_S)
+    plan = Plan(subject=1, run_id="r", n_volumes=N_VOLUMES, tr_s=tr_s)
     of_series = {"series": "", "first_number": None, "echo": None, "unfinished": None}
     node = DicomNode(f"dicom://{address}", plan, **{"hosts": Hosts(), "tls": None} | of_series | options)
     started = await node.start()
@@ -269,7 +271,7 @@ def test_the_series_that_waited_is_told_before_one_that_has_just_come() -> None:
 
 def test_an_object_of_a_waiting_series_may_come_twice_at_once(tmp_path: Path) -> None:
     async def check() -> None:
-        async with listening(tmp_path) as node:
+        async with listening(tmp_path, tr_s=SLOW_TR_S) as node:
             storing = node.storing(object_of(1))
             await node.records(("7", 0))
             await storing
@@ -283,7 +285,7 @@ def test_an_object_of_a_waiting_series_may_come_twice_at_once(tmp_path: Path) ->
 
 def test_what_is_more_than_may_be_kept_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def check() -> None:
-        async with listening(tmp_path) as node:
+        async with listening(tmp_path, tr_s=SLOW_TR_S) as node:
             storing = node.storing(object_of(1))
             await node.records(("7", 0))
             await storing
