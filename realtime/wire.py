@@ -54,11 +54,16 @@ Affine = tuple[Row4, Row4, Row4, Row4]
 T = TypeVar("T")
 
 
+def is_invertible(affine: NDArray[np.float64]) -> bool:
+    """Whether an affine [4, 4] gives each voxel a place of its own, within reach."""
+    is_near = bool((np.abs(affine) <= FARTHEST_MM).all())
+    return is_near and bool(np.linalg.matrix_rank(affine[:3, :3]) == 3)
+
+
 def _check_affine(affine: Affine) -> None:
     if not all(math.isfinite(number) for row in affine for number in row):
         raise ValueError(f"expected a finite affine, got {affine}")
-    axes = np.array(affine)[:3]
-    if np.abs(axes).max() > FARTHEST_MM or np.linalg.matrix_rank(axes[:, :3]) < 3:
+    if not is_invertible(np.array(affine)):
         raise ValueError(f"expected an affine in mm that can be inverted, got {affine}")
 
 

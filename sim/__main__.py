@@ -225,8 +225,8 @@ def _add_play(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "volume each. They are passed on as they are, into the folder that a runtime watches (--connect "
         "folder:/path) or to its DICOM node (--connect dicom://HOST:PORT): files of a volume together, "
         "volumes one TR apart, series in the order of their numbers, subfolders as they are. For example, "
-        "in one terminal `realtime serve --source folder:/tmp/watched --volumes 300`, in another `python "
-        "-m sim play export/ --connect folder:/tmp/watched`. Ctrl-C ends it.",
+        "in one terminal `realtime serve --source folder:watched --volumes 300`, in another `python "
+        "-m sim play export/ --connect folder:watched`. Ctrl-C ends it.",
     )
     parser.add_argument("path", type=Path, metavar="PATH", help="a 4D file, or a folder of files")
     _add_way_options(parser)

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from realtime.bundle.gzip import unpack
 from realtime.bundle.regular_file import open_regular
 from realtime.errors import BundleError
+from realtime.wire import is_invertible
 
 MAX_GRID_VOXELS = 2**27
 MODEL_SUFFIXES = (".onnx", ".data", ".plan", ".engine", ".npz", ".npy")
@@ -105,8 +106,8 @@ def read_volume(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     volume = voxels.astype(np.float32)
     if not (np.isfinite(volume).all() and np.isfinite(affine).all()):
         raise BundleError(f"{path}: expected finite voxels and a finite affine; make the volume again")
-    if np.linalg.matrix_rank(affine[:3, :3]) < 3:
-        raise BundleError(f"{path}: expected an affine that can be inverted, found {affine.tolist()}")
+    if not is_invertible(affine):
+        raise BundleError(f"{path}: expected an affine in mm that can be inverted, found {affine.tolist()}")
     return volume, affine
 
 

@@ -95,6 +95,10 @@ def add_source_options(parser: argparse.ArgumentParser, default: str | None = DE
         help="with dicom://, the certificate of this machine: objects then come over TLS",
     )
     group.add_argument("--source-tls-key", type=Path, metavar="PEM", help="the certificate's key")
+    _add_marker_options(group)
+
+
+def _add_marker_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--markers",
         metavar="ADDRESS",

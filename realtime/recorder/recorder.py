@@ -9,9 +9,7 @@ volumes, ends and restarts of others. Time comes in with the messages.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,10 +26,9 @@ from realtime.preprocessing.spikes import SpikeRule
 from realtime.record.png import check_png_structure
 from realtime.record.run_journal import RunJournal, has_ended, open_folders
 from realtime.record.run_json import Owner, Registration, decoders_of, new_run_file, read_run_file, takes_of
+from realtime.recorder.owner import STALE_TR, check_owner, claim_of
 from realtime.sources import Peer, Received, Source
 
-STALE_TR = 3
-"""After this many TR without a volume, another run may begin."""
 FAR_AHEAD = 32
 """A volume that comes this many before its turn is an alarm; it is kept, and waits for those before it."""
 
@@ -145,14 +142,14 @@ class Recorder:
     async def _start(self, message: wire.RunStart, received: Received) -> None:
         check_run(self._settings.spec, message)
         start = msgspec.structs.replace(message, secret=None)
-        claim = _claim(message, received.peer)
+        claim = claim_of(message, received.peer)
         run = self._open_run
         if run and run.start.run_id != start.run_id:
             await self._make_room(run, start, claim)
             run = None
         is_new = run is None
         run = run or self._adopt(await self._save_again(start) or self._begin(start, claim))
-        self._check_owner(run, claim, received.received_s)
+        check_owner(self._owner, claim, run.start, received.received_s - self._heard_s)
         self._owner, self._peer = claim, received.peer  # also to end the run if its start is refused
         if run.start != start:
             raise WireError(
@@ -236,23 +233,6 @@ class Recorder:
                 f"{message.run_id} belongs to the peer that started it; only that one adds to it or ends it",
             )
         return run
-
-    def _check_owner(self, run: RunJournal, claim: Owner, now_s: float) -> None:
-        """Let the run's owner send its start again; the same scanner as another process, once it is silent.
-
-        :raises WireError: code ``not-owner``, for any other peer
-        """
-        owner = self._owner
-        if owner is None:  # recorded by an earlier release
-            return
-        is_silent = now_s - self._heard_s > STALE_TR * run.start.tr_s
-        has_secret = secrets.compare_digest(owner.secret_sha256 or "", claim.secret_sha256 or "")
-        if owner.key != claim.key or not (has_secret or is_silent):
-            raise WireError(
-                "not-owner",
-                f"{run.start.run_id} is open and belongs to the peer that started it; give another run an id "
-                f"of its own, or wait {STALE_TR} TR without a volume",
-            )
 
     def _begin(self, start: wire.RunStart, owner: Owner) -> RunJournal:
         """Go on with the run's last take if it is open and was made with this bundle; else begin the next."""
@@ -399,14 +379,6 @@ class Recorder:
 
 def _after(newest: int | None) -> str:
     return "before the first volume" if newest is None else f"after volume {newest}"
-
-
-def _claim(message: wire.RunStart, peer: Peer) -> Owner:
-    return Owner(key=peer.key, secret_sha256=_digest(message.secret) if message.secret else None)
-
-
-def _digest(secret: str) -> str:
-    return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def _no_run(message: wire.Volume | wire.Marker | wire.RunEnd) -> WireError:

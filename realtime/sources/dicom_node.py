@@ -145,9 +145,6 @@ class Arrivals:
         """Objects are complete when they come."""
         return False
 
-    def pass_over_those_before(self) -> None:
-        """Do nothing, as nothing was there before."""
-
     def add(self, name: str, data: bytes, holds: Sequence[VolumeFile | SliceFile], outcome: Outcome) -> None:
         """Add an object that has come; called in the thread of its association."""
         now_s = time.perf_counter()

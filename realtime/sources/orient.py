@@ -22,7 +22,7 @@ def to_ras(voxels: NDArray[Any], affine: NDArray[np.float64]) -> tuple[NDArray[A
     :returns: the voxels, C order and little endian, and their affine
     :raises WireError: code ``grid``, when the affine is not finite, not invertible or ambiguous
     """
-    if not is_invertible(affine):
+    if not wire.is_invertible(affine):
         raise WireError("grid", f"expected an invertible affine, got {affine.tolist()}")
     axes = orientations.io_orientation(affine)
     if not np.isfinite(axes).all():
@@ -31,12 +31,6 @@ def to_ras(voxels: NDArray[Any], affine: NDArray[np.float64]) -> tuple[NDArray[A
     placed = affine @ orientations.inv_ornt_aff(axes, voxels.shape)
     ordered = np.ascontiguousarray(turned, dtype=turned.dtype.newbyteorder("<"))
     return ordered, rows(placed)
-
-
-def is_invertible(affine: NDArray[np.float64]) -> bool:
-    """Whether an affine [4, 4] gives each voxel a place of its own, within reach."""
-    is_near = bool((np.abs(affine) <= wire.FARTHEST_MM).all())
-    return is_near and bool(np.linalg.matrix_rank(affine[:3, :3]) == 3)
 
 
 def rows(affine: NDArray[np.float64]) -> wire.Affine:

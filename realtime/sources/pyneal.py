@@ -34,7 +34,6 @@ from realtime import wire
 from realtime.errors import ServeError, WireError
 from realtime.network.address import bind, check_address
 from realtime.network.connections import Connections
-from realtime.sources.orient import is_invertible
 from realtime.sources.run_boundaries import Scan
 
 MAX_GREETING_BYTES = 1_024
@@ -289,7 +288,7 @@ def parse(frame: memoryview) -> tuple[Header, wire.Affine, float]:
         raise WireError(
             "header", f"expected a header with volIdx, dtype, shape, affine and TR: {error}"
         ) from error
-    if not is_invertible(np.array(affine)):
+    if not wire.is_invertible(np.array(affine)):
         raise WireError(
             "header",
             f"expected an affine that can be inverted, voxel indices to mm, got {header.affine}; without it "

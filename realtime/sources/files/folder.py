@@ -15,7 +15,8 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -75,8 +76,6 @@ class SeriesScanner:
         ours = f"{plan.run_id}_series-"
         is_ours = unfinished is not None and unfinished.startswith(ours)
         self._unfinished = unfinished.removeprefix(ours) if unfinished and is_ours else None
-        if self._unfinished is None:
-            self._files.pass_over_those_before()
         self._numberings: defaultdict[str, Numbering] = defaultdict(Numbering)
         """What images told that were passed over."""
         self._followed = self._follow(self._unfinished) if self._unfinished else None
@@ -91,26 +90,22 @@ class SeriesScanner:
         """Number of files of waiting series so far, which numbers these files in order of arrival."""
         self._wake = asyncio.Event()
 
-    async def scans(self) -> AsyncIterator[Scan | RunOver]:
+    async def scans(self) -> AsyncGenerator[Scan | RunOver, None]:
         """Yield the volumes of the followed series and the ends of runs."""
-        watching = asyncio.create_task(self._watch())
-        try:
-            while True:
-                new = await asyncio.to_thread(self._look)
-                for found in new:
-                    for scan in self._scans(found):
-                        yield scan
-                for scan in self._settled():
+        while True:
+            new = await asyncio.to_thread(self._look)
+            for found in new:
+                for scan in self._scans(found):
                     yield scan
-                has_looked = not (new or self._files.is_settling)
-                if self._is_over(time.perf_counter(), has_looked=has_looked):
-                    self._let_go()
-                    yield RunOver()
-                    continue
-                if not new:  # otherwise more files may be ready already
-                    await self._news()
-        finally:
-            watching.cancel()
+            for scan in self._settled():
+                yield scan
+            has_looked = not (new or self._files.is_settling)
+            if self._is_over(time.perf_counter(), has_looked=has_looked):
+                self._let_go()
+                yield RunOver()
+                continue
+            if not new:  # otherwise more files may be ready already
+                await self._news()
 
     def _look(self) -> list[Found]:
         new, n_bytes = [], 0
@@ -120,9 +115,6 @@ class SeriesScanner:
             if n_bytes > BYTES_AT_ONCE:
                 break
         return new
-
-    async def _watch(self) -> None:
-        """Wake at events; without any, images are found by looking."""
 
     async def _news(self) -> None:
         patience_s = SETTLE_S if self._files.is_settling else POLL_S
@@ -287,6 +279,18 @@ class FolderScanner(SeriesScanner):
         longest_s = 2 * plan.n_volumes * plan.tr_s + _PAUSE_S
         self._watched = Files(folder, GIVE_UP_TR * plan.tr_s, longest_s)
         super().__init__(self._watched, plan, **options)
+        if self._unfinished is None:
+            self._watched.pass_over_those_before()
+
+    async def scans(self) -> AsyncGenerator[Scan | RunOver, None]:
+        """As :meth:`SeriesScanner.scans`; events tell of new files before looking would."""
+        watching = asyncio.create_task(self._watch())
+        try:
+            async with aclosing(super().scans()) as scans:
+                async for scan in scans:
+                    yield scan
+        finally:
+            watching.cancel()
 
     async def start(self) -> str:
         """Return the watched folder as an address."""

@@ -16,10 +16,6 @@ class Incoming(Protocol):
         """Whether something has come that cannot be reported yet."""
         ...
 
-    def pass_over_those_before(self) -> None:
-        """Ignore what was there before."""
-        ...
-
     def look(self, now_s: float) -> Iterator[Found]:
         """Yield what is complete now; the caller may stop at any time. Called in a thread."""
         ...

@@ -52,7 +52,7 @@ def heard(
                     await each.answer(wire.Ack(run_id="r", index=each.index))
                 if sum(isinstance(one, Scan) for one in news) == n_volumes:
                     break
-            await scans.aclose()  # type: ignore[attr-defined]
+            await scans.aclose()
         return news
 
     return asyncio.run(run())

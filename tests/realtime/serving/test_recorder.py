@@ -24,6 +24,7 @@ from realtime.record.run_journal import RunJournal, has_ended
 from realtime.record.run_json import read_run_file
 from realtime.record.storage import Folder
 from realtime.recorder import recorder as recorder_module
+from realtime.recorder.owner import STALE_TR
 from realtime.recorder.recorder import FAR_AHEAD, Recorder, Settings
 from realtime.service.record import unfinished_run
 from realtime.sources import Peer, Source, run_boundaries
@@ -251,7 +252,7 @@ def test_a_scanner_that_was_started_anew_takes_its_run_over_once_the_old_one_is_
             await one.volumes(scan, range(3))
             anew = Peer(key="scanner", connection=b"2")
             assert refusal(await one.start(scan, anew, "the second process")) == "not-owner"
-            one.now_s += recorder_module.STALE_TR * scan.start.tr_s + 0.1
+            one.now_s += STALE_TR * scan.start.tr_s + 0.1
             reply = await one.start(scan, anew, "the second process")
             assert reply == wire.RunAccepted(run_id=scan.run_id, held=[(0, 3)])
             assert isinstance(await one.volume(scan, 3, anew), wire.Ack)
@@ -779,7 +780,7 @@ def test_no_stranger_ends_a_run_whose_owner_has_yet_to_come_back_to_a_recorder_t
             assert refusal(await two.start(other, STRANGERS[0])) == "busy"
             assert await two.start(scan) == wire.RunAccepted(run_id=scan.run_id, held=[(0, 3)])
         async with bench(tiny_bundle, tmp_path, adopt=True) as three:  # the owner stays away
-            three.recorder._adopted_s -= recorder_module.STALE_TR * scan.start.tr_s
+            three.recorder._adopted_s -= STALE_TR * scan.start.tr_s
             assert isinstance(await three.start(other, STRANGERS[0]), wire.RunAccepted)
 
     asyncio.run(run())
