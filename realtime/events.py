@@ -45,7 +45,9 @@ class DecoderUsed(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     window_delay_volumes: int
-    """Volumes from a picture's onset to the last volume of the window that shows it."""
+    """Volumes of the scanner from a picture's onset to the last volume of the window that shows it."""
+    added_delay_s: float = 0.0
+    """In a run that is resampled in time: by how much that volume is later than the window's end."""
 
 
 class Motion(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,6 +102,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status", tag_field=
     run_folder: str | None
     statistics: str = ""
     """The statistics that the run began with, in words."""
+    resampling: str = ""
+    """From which TR volumes are resampled in time to the decoder's, and what delay that adds, in words."""
     quality: Quality | None = None
     """Of the newest volume."""
     alarm: str = ""
@@ -129,7 +133,7 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True, tag="frame", tag_field="k
     decoder: str
     """Name of the decoder that made it."""
     window: tuple[int, int]
-    """Half-open range of volumes the decoder saw."""
+    """Half-open range of the scanner's volumes that the window was made of."""
     state: Literal["warming", "trusted"]
     sampler: str
     latency_ms: LatencyMs

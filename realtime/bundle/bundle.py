@@ -135,12 +135,13 @@ class Bundle:
         """Length of the longest window of any decoder."""
         return max(decoder.window.length_volumes for decoder in self.spec.decoders)
 
-    def check_run(self, start: RunStart) -> None:
+    def check_run(self, start: RunStart, *, resamples: bool = False) -> None:
         """Check that this bundle can decode a run.
 
+        :param resamples: whether a run with another TR is resampled in time
         :raises WireError: codes ``subject``, ``grid`` and ``tr``, when these differ from the bundle's
         """
-        check_run(self.spec, start)
+        check_run(self.spec, start, resamples=resamples)
 
 
 def _named(items: tuple[N, ...], name: str | None, what: str) -> N:

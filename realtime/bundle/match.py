@@ -6,16 +6,20 @@ Nothing here opens a graph, so that a process which only records stays small.
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 
 from realtime.bundle.grid import same_grid
 from realtime.bundle.regular_file import read_bytes
-from realtime.bundle.spec import MAX_SPEC_BYTES, SPEC_FILE, Spec, decode_spec
+from realtime.bundle.spec import MAX_SPEC_BYTES, SPEC_FILE, Spec, Window, decode_spec
 from realtime.errors import WireError
 from realtime.wire import RunStart
 
 TR_TOLERANCE = 0.005
 """Allowed relative difference of a scanner's TR from the bundle's; some scanners round 4/3 s to 1.33 s."""
+MOST_APART = 2
+"""A run is resampled in time if its TR is at most this many times the decoder's, or this part of it."""
+_ROUNDING_VOLUMES = 1e-6
 
 
 def read_spec(folder: Path) -> tuple[Spec, str]:
@@ -34,9 +38,26 @@ def is_on_grid(spec: Spec, start: RunStart) -> bool:
     return start.shape == spec.roi.shape and same_grid(start.affine, spec.roi.affine, spec.roi.shape)
 
 
-def check_run(spec: Spec, start: RunStart) -> None:
+def resampled_to_s(spec: Spec, start: RunStart) -> float | None:
+    """The decoder's TR, to which a run with another TR is resampled in time; None where it has the same."""
+    return None if abs(start.tr_s - spec.tr_s) <= TR_TOLERANCE * spec.tr_s else spec.tr_s
+
+
+def delay_at(window: Window, tr_s: float, scanner_tr_s: float) -> tuple[int, float]:
+    """Where a decoder's window ends when the scanner's TR is another: at the first volume that is not before.
+
+    :returns: volumes of the scanner from a picture's onset to that volume, and by how many seconds that is
+        later than in training: from 0 to less than the scanner's TR
+    """
+    end = window.delay_volumes * tr_s / scanner_tr_s
+    delay_volumes = math.ceil(end - _ROUNDING_VOLUMES)
+    return delay_volumes, max(0.0, delay_volumes - end) * scanner_tr_s
+
+
+def check_run(spec: Spec, start: RunStart, *, resamples: bool = False) -> None:
     """Check that a bundle can decode a run; one with a reference volume takes any grid.
 
+    :param resamples: whether a run with another TR is resampled in time
     :raises WireError: codes ``subject``, ``grid`` and ``tr``, when these differ from the bundle's
     """
     if start.subject != spec.subject:
@@ -52,10 +73,22 @@ def check_run(spec: Spec, start: RunStart) -> None:
             f"{start.shape} with {start.affine}; send volumes on the grid of the subject's region, or give "
             "the bundle a reference volume, so that others are registered to it: python -m export reference",
         )
-    if abs(start.tr_s - spec.tr_s) > TR_TOLERANCE * spec.tr_s:
+    if resampled_to_s(spec, start):
+        _check_resampling(spec, start, resamples=resamples)
+
+
+def _check_resampling(spec: Spec, start: RunStart, *, resamples: bool) -> None:
+    least_s, most_s = spec.tr_s / MOST_APART, spec.tr_s * MOST_APART
+    headers = "give --tr if the scanner's headers are wrong, or serve a bundle that was trained for this TR"
+    if not least_s <= start.tr_s <= most_s:
         raise WireError(
             "tr",
-            f"expected the TR the decoder was trained for, {spec.tr_s:.4f} s, got {start.tr_s:.4f} s; "
-            "scan with this TR, serve a bundle that was trained for the scanner's, or give --tr if the "
-            "scanner's headers are wrong",
+            f"expected the TR the decoder was trained for, {spec.tr_s:.4f} s, or one from {least_s:.4f} to "
+            f"{most_s:.4f} s to resample to it, got {start.tr_s:.4f} s; {headers}",
+        )
+    if not resamples:
+        raise WireError(
+            "tr",
+            f"expected the TR the decoder was trained for, {spec.tr_s:.4f} s, got {start.tr_s:.4f} s; give "
+            f"--resample if that is the scanner's TR, so that volumes are resampled in time; {headers}",
         )

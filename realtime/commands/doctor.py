@@ -88,6 +88,7 @@ def _preflight(bundle: Bundle, arguments: argparse.Namespace) -> Preflight:
         keys=keys_for(arguments.keys, (arguments.source, arguments.markers)),
         registration=registration(arguments),
         registers_all=arguments.register_all,
+        resamples=arguments.resample,
         out=arguments.out,
         wait_s=arguments.wait,
     )

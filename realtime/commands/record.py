@@ -43,6 +43,7 @@ def _record(arguments: argparse.Namespace) -> None:
             fallback_out=arguments.fallback_out,
             registration=registration(arguments),
             registers_all=arguments.register_all,
+            resamples=arguments.resample,
             keys=arguments.keys,
             is_supervised=arguments.supervised,
         )

@@ -75,6 +75,12 @@ def add_source_options(parser: argparse.ArgumentParser, default: str | None = DE
         "shot (default: what they say)",
     )
     group.add_argument(
+        "--resample",
+        action="store_true",
+        help="take a scanner whose TR is another than the decoder's, from half of it to twice it: windows "
+        "are resampled in time, which adds a delay of up to the scanner's TR (default: refuse such a run)",
+    )
+    group.add_argument(
         "--echo",
         metavar="N|combine",
         help="the echo to follow, from 1 in order of echo time; or combine: all echoes, weighted by T2* "

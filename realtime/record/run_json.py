@@ -13,6 +13,7 @@ from typing import Literal
 import msgspec
 
 from realtime import wire
+from realtime.bundle.match import delay_at, resampled_to_s
 from realtime.bundle.spec import Spec
 from realtime.errors import RecordError
 from realtime.events import DecoderUsed
@@ -83,6 +84,8 @@ class RunFile(msgspec.Struct, frozen=True, kw_only=True):
     """Which volumes are censored as spikes; None, as in records of the first release: none are."""
     registration: Registration | None = None
     """None: the volumes lie on the decoder's grid and are taken as they are."""
+    resampled_to_s: float | None = None
+    """The decoder's TR, to which windows are resampled in time; None: the scanner's is the decoder's."""
     prior_from: str | None = None
     """The run whose statistics it began with (a copy is in ``prior.npz``); None: the bundle's prior."""
     versions: dict[str, str]
@@ -113,6 +116,7 @@ def new_run_file(
     faces: Faces = "shown",
     spikes: SpikeRule | None = None,
     registration: Registration | None = None,
+    resampled_to_s: float | None = None,
     prior_from: str | None = None,
     owner: Owner | None = None,
 ) -> RunFile:
@@ -132,6 +136,7 @@ def new_run_file(
         faces=faces,
         spikes=spikes,
         registration=registration,
+        resampled_to_s=resampled_to_s,
         prior_from=prior_from,
         owner=owner,
         versions=versions(),
@@ -186,10 +191,30 @@ def _sealed(path: Path) -> Path | None:
     return sealed_path(path) if is_sealed(path) else None
 
 
-def decoders_of(spec: Spec) -> tuple[DecoderUsed, ...]:
-    """A bundle's decoders as ``run.json`` and the page name them."""
-    return tuple(
-        DecoderUsed(name=each.name, window_delay_volumes=each.window.delay_volumes) for each in spec.decoders
+def decoders_of(spec: Spec, start: wire.RunStart | None = None) -> tuple[DecoderUsed, ...]:
+    """A bundle's decoders as ``run.json`` and the page name them.
+
+    :param start: of a run that is resampled in time where its TR is another; None: of one at the decoder's TR
+    """
+    found = []
+    scanner_tr_s = start.tr_s if start and resampled_to_s(spec, start) else spec.tr_s
+    for each in spec.decoders:
+        delay_volumes, added_s = delay_at(each.window, spec.tr_s, scanner_tr_s)
+        found.append(
+            DecoderUsed(name=each.name, window_delay_volumes=delay_volumes, added_delay_s=round(added_s, 6))
+        )
+    return tuple(found)
+
+
+def resampling_in_words(info: RunFile) -> str:
+    """From which TR a run is resampled, and what delay that adds, for people; empty if it is not."""
+    if info.resampled_to_s is None:
+        return ""
+    added = [decoder.added_delay_s for decoder in info.decoders]
+    delay = f"{min(added):.2f}" if min(added) == max(added) else f"{min(added):.2f} to {max(added):.2f}"
+    return (
+        f"resampled in time from the scanner's TR of {info.start.tr_s:.3f} s to the decoder's "
+        f"{info.resampled_to_s:.3f} s, which adds a delay of {delay} s"
     )
 
 

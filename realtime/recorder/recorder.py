@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from realtime import wire
-from realtime.bundle.match import check_run, is_on_grid
+from realtime.bundle.match import check_run, is_on_grid, resampled_to_s
 from realtime.bundle.spec import Spec
 from realtime.errors import RealtimeError, RecordError, RecordGoneError, WireError
 from realtime.events import Recording
@@ -51,6 +51,8 @@ class Settings:
     """How volumes on another grid than the decoder's are registered."""
     registers_all: bool = False
     """Whether volumes on the decoder's own grid are registered too."""
+    resamples: bool = False
+    """Whether runs with another TR than the decoder's are taken, and resampled in time."""
 
 
 class Recorder:
@@ -140,7 +142,7 @@ class Recorder:
             self._say(message=said)
 
     async def _start(self, message: wire.RunStart, received: Received) -> None:
-        check_run(self._settings.spec, message)
+        check_run(self._settings.spec, message, resamples=self._settings.resamples)
         start = msgspec.structs.replace(message, secret=None)
         claim = claim_of(message, received.peer)
         run = self._open_run
@@ -258,10 +260,11 @@ class Recorder:
             start,
             bundle_name=settings.spec.name,
             bundle_sha256=settings.bundle_sha256,
-            decoders=decoders_of(settings.spec),
+            decoders=decoders_of(settings.spec, start),
             seed=settings.seed,
             spikes=SpikeRule(),
             registration=settings.registration if is_registered else None,
+            resampled_to_s=resampled_to_s(settings.spec, start),
             owner=owner,
         )
         return RunJournal.create(settings.out, info)

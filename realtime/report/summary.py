@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from realtime.events import STATES
 from realtime.record.reader import Recorded, Trial
+from realtime.record.run_json import resampling_in_words
 from realtime.report.identification import Identification, hog, identification, pixels, stack
 from realtime.report.quality import QualitySummary, in_words, summarize_quality
 
@@ -156,6 +157,8 @@ def _latency(recorded: Recorded) -> Latency:
 
 def _notes(recorded: Recorded, n_trials: int) -> list[str]:
     notes = list(recorded.info.notes)
+    if resampling := resampling_in_words(recorded.info):
+        notes.append(resampling)
     if recorded.info.state == "open":
         notes.append("the run is still open: volumes that have not come yet are counted as missing")
     if n_trials < 2:

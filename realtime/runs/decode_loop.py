@@ -86,7 +86,7 @@ class DecodeLoop:
                 self._policy.failed(run, ready, error)
 
     async def _make_frame(self, run: Run, ready: Ready, decoder: Decoder, sampler: Sampler) -> None:
-        decode = partial(decoder.decode, ready.window_of(decoder.spec), sampler)
+        decode = partial(decoder.decode, run.region.windows[decoder.spec.name].of(ready.window), sampler)
         decoded = await asyncio.get_running_loop().run_in_executor(self._worker, decode)
         frame = run.frame(ready, decoder.spec, sampler.name, decoded.stages_ms)
         self._send(Event(frame, image=decoded.image))

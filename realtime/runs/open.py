@@ -7,7 +7,7 @@ from pathlib import Path
 from realtime.bundle.bundle import Bundle
 from realtime.errors import RealtimeError, RecordError
 from realtime.record.folder import RunFolder
-from realtime.record.run_json import EngineUsed, Faces, begins_with, decoders_of
+from realtime.record.run_json import EngineUsed, Faces, begins_with, decoders_of, resampling_in_words
 from realtime.runs.queue import NewestWins
 from realtime.runs.run import Run
 from realtime.runs.statistics import PRIOR_FILE, last_run
@@ -51,4 +51,5 @@ def _begin(folder: RunFolder, bundle: Bundle, engine: EngineUsed, faces: Faces, 
         words += ", because there is no earlier run with this bundle"
     if carry:
         folder.note(words)
-    return words
+    resampling = resampling_in_words(folder.info)
+    return f"{resampling}; {words}" if resampling else words

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from realtime import wire
-from realtime.bundle.spec import Decoder
 
 Item = TypeVar("Item")
 
@@ -29,7 +28,7 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
-    """A window to decode: ``[V, T]``, z-scores of the T volumes up to ``volume``, enough for any decoder."""
+    """A window to decode: ``[V, n]``, z-scores of the n volumes up to ``volume``, enough for any decoder."""
 
     volume: int
     window: NDArray[np.float32]
@@ -37,10 +36,6 @@ class Ready:
     repaired_voxels: int
     preprocess_ms: float
     arrival: Arrival
-
-    def window_of(self, decoder: Decoder) -> NDArray[np.float32]:
-        """The part of the window that a decoder takes, ``[V, T]``."""
-        return np.ascontiguousarray(self.window[:, -decoder.window.length_volumes :])
 
 
 class Queue(Protocol):

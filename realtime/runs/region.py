@@ -13,6 +13,7 @@ from realtime.bundle.bundle import Bundle
 from realtime.bundle.grid import same_grid
 from realtime.bundle.statistics import VoxelStatistics
 from realtime.events import Quality
+from realtime.preprocessing.resample import ScannerWindow
 from realtime.preprocessing.stream import Pushed, StreamingPreprocessor
 from realtime.record.run_json import RunFile
 from realtime.runs.head_position import Head, MovedSlices
@@ -33,12 +34,19 @@ class Region:
         self._moved: MovedSlices | None = None
         """For volumes that lie elsewhere in a run that is not registered."""
         self._fits_motion = registration is not None and registration.fits_motion
-        self._preprocessor = StreamingPreprocessor.for_bundle(
-            bundle,
+        from_s = info.start.tr_s if info.resampled_to_s else None
+        decoders, decoder_tr_s = bundle.spec.decoders, bundle.spec.tr_s
+        self.windows = {each.name: ScannerWindow(each.window, decoder_tr_s, from_s) for each in decoders}
+        """What each decoder makes its window of, by its name."""
+        self._window_volumes = max(window.length_volumes for window in self.windows.values())
+        self._preprocessor = StreamingPreprocessor(
+            bundle.roi_mask,
             info.start.n_volumes,
             info.start.tr_s,
-            info.spikes,
+            bundle.spec.preprocessing,
             prior,
+            self._window_volumes,
+            info.spikes,
             n_confounds=6 if self._fits_motion else 0,
         )
         self.quality: Quality | None = None
@@ -86,8 +94,13 @@ class Region:
         return self._head.alarm if self._head else ""
 
     def window(self) -> NDArray[np.float32] | None:
-        """Z-scores [V, T] of the last T volumes; None while the run is shorter."""
+        """Z-scores [V, n] of the last n volumes, enough for any decoder; None while the run is shorter."""
         return self._preprocessor.window()
+
+    @property
+    def empty_window(self) -> NDArray[np.float32]:
+        """An array of the shape of a window, [V, n]."""
+        return np.zeros((self._bundle.spec.roi.n_voxels, self._window_volumes), dtype=np.float32)
 
     def statistics(self) -> VoxelStatistics | None:
         """Mean and SD of the volumes so far; None while there are too few for a fit."""

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from realtime.atomic import write_whole
 from realtime.bundle.bundle import Bundle
 from realtime.bundle.locate import choose_bundle
-from realtime.bundle.match import is_on_grid
+from realtime.bundle.match import is_on_grid, resampled_to_s
 from realtime.bundle.signers import Trust
 from realtime.bundle.spec import Sampler
 from realtime.decoding.open import open_decoders
@@ -38,6 +38,7 @@ from realtime.record.run_json import (
     RunFile,
     decoders_of,
     new_run_file,
+    resampling_in_words,
     table_path,
 )
 from realtime.record.tables import Row, read_table
@@ -107,7 +108,7 @@ def replay(options: Options, tell: Callable[[str], None]) -> Compared:
     """
     recorded = read_recorded(options.run)
     bundle = _bundle(options.bundle, options.trust, recorded.info)
-    bundle.check_run(recorded.info.start)
+    bundle.check_run(recorded.info.start, resamples=True)
     faces = "shown" if options.show_faces else recorded.info.faces
     wanted = options.engine or recorded.info.engine.name or "auto"
     opened = open_decoders(bundle, wanted, recorded.info.seed, blurs_faces=faces == "blurred")
@@ -122,6 +123,10 @@ def replay(options: Options, tell: Callable[[str], None]) -> Compared:
         tell(changed[-1])
     policy = _AsRecorded(recorded, bundle, options.sampler)
     info, prior = _run_file(recorded, bundle, used, faces), _prior(recorded, bundle)
+    if info.resampled_to_s != recorded.info.resampled_to_s:
+        resampled = resampling_in_words(info) or "not resampled in time"
+        changed.append(f"volumes {resampled}, in the recording otherwise")
+        tell(changed[-1])
     path = copy_run(recorded.path, options.out.absolute(), info, prior)
     folder = RunFolder.open(path, info.decoders)
     frames: list[FrameCompared] = []
@@ -282,17 +287,19 @@ def _changed(options: Options, info: RunFile, bundle: Bundle, used: EngineUsed) 
 
 
 def _run_file(recorded: Recorded, bundle: Bundle, used: EngineUsed, faces: Faces) -> RunFile:
+    start = recorded.info.start
     info = new_run_file(
-        recorded.info.start,
+        start,
         bundle_name=bundle.spec.name,
         bundle_sha256=bundle.sha256,
         bundle_signed_by=bundle.signed.by,
-        decoders=decoders_of(bundle.spec),
+        decoders=decoders_of(bundle.spec, start),
         seed=recorded.info.seed,
         engine=used,
         faces=faces,
         spikes=recorded.info.spikes,
         registration=_registration(recorded.info, bundle),
+        resampled_to_s=resampled_to_s(bundle.spec, start),
         prior_from=recorded.info.prior_from if bundle.sha256 == recorded.info.bundle_sha256 else None,
     )
     return msgspec.structs.replace(info, replay_of=str(recorded.path.absolute()))

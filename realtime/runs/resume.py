@@ -48,7 +48,7 @@ def passed(run: Run) -> Iterator[Entry | Head]:
 
 def _read(run: Run) -> Checkpoint:
     """The checkpoint of a run, with which its table agrees."""
-    like, window = run.region.state(), run.empty_window
+    like, window = run.region.state(), run.region.empty_window
     content = read_file(run.folder.path / CHECKPOINT, max_bytes(like, window))
     saved = parse(content, like, window)
     about = saved.about

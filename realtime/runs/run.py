@@ -90,7 +90,6 @@ class Run:
             given_up=[row.volume for row in rows if row.state == "missing"],
         )
         self.region = Region(bundle, folder.info, prior_of(folder, bundle))
-        self._window_shape = (bundle.spec.roi.n_voxels, bundle.window_volumes)
 
     @property
     def name(self) -> str:
@@ -203,11 +202,6 @@ class Run:
         )
         return Checkpoint(about=about, arrays=arrays)
 
-    @property
-    def empty_window(self) -> NDArray[np.float32]:
-        """An array of the shape of a window, [V, T]."""
-        return np.zeros(self._window_shape, dtype=np.float32)
-
     def resume(self, saved: Checkpoint) -> None:
         """Before the first record: go on from a checkpoint. The records before it must be taken next.
 
@@ -234,20 +228,24 @@ class Run:
             decoder
             for decoder in self._decoders
             if (volume, decoder.name) not in self._accounted
-            and (decoder is self._decoders[0] or volume - decoder.window.delay_volumes in self._shown.onsets)
+            and (decoder is self._decoders[0] or self._onset(volume, decoder) in self._shown.onsets)
         ]
+
+    def _onset(self, volume: int, decoder: Decoder) -> int:
+        """The onset of the picture whose window ends at a volume."""
+        return volume - self.region.windows[decoder.name].delay_volumes
 
     def frame(self, ready: Ready, decoder: Decoder, sampler: str, stages_ms: dict[str, float]) -> Frame:
         """Describe the frame that a decode has just made; its latency ends here."""
         total_ms = 1e3 * (perf_counter() - ready.arrival.received_s)
         known = {"journal": ready.arrival.journal_ms, "preprocess": ready.preprocess_ms} | stages_ms
         is_first = decoder is self._decoders[0]
-        onset = ready.volume - decoder.window.delay_volumes
+        onset = self._onset(ready.volume, decoder)
         return Frame(
             run_id=self.name,
             volume=ready.volume,
             decoder=decoder.name,
-            window=(ready.volume + 1 - decoder.window.length_volumes, ready.volume + 1),
+            window=(ready.volume + 1 - self.region.windows[decoder.name].length_volumes, ready.volume + 1),
             state=ready.state,
             sampler=sampler,
             latency_ms=LatencyMs(**known, wait=max(0.0, total_ms - sum(known.values())), total=total_ms),
@@ -356,7 +354,7 @@ class Run:
                 if state in ("censored", "skipped"):
                     self.tell(f"volume {volume} {state}: {reason}")
                 continue
-            onset = volume - decoder.window.delay_volumes
+            onset = self._onset(volume, decoder)
             self._account_row(
                 Row(volume=volume, state="skipped", reason=reason, shown_onset=onset, decoder=decoder.name)
             )

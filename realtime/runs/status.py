@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from realtime.bundle.spec import Spec
 from realtime.events import Counts, State, Status
-from realtime.record.run_json import begins_with, decoders_of
+from realtime.record.run_json import begins_with, decoders_of, resampling_in_words
 
 if TYPE_CHECKING:
     from realtime.runs.run import Run
@@ -40,22 +40,23 @@ def status_of(
     :param sha256: the bundle's
     :param is_demo: whether the bundle is the shipped demo's
     """
-    delay_volumes = spec.decoders[0].window.delay_volumes
+    tr_s, decoders = (run.start.tr_s, run.folder.info.decoders) if run else (spec.tr_s, decoders_of(spec))
     return Status(
         state=state,
         run_id=run.name if run else None,
         subject=run.start.subject if run else None,
         volume=run.position if run else None,
         counts=run.account.counts if run else Counts(),
-        tr_s=spec.tr_s,
-        decode_delay_s=(delay_volumes + 1) * spec.tr_s,
+        tr_s=tr_s,
+        decode_delay_s=(decoders[0].window_delay_volumes + 1) * tr_s,
         bundle_name=spec.name,
         bundle_sha256=sha256,
         bundle_is_demo=is_demo,
-        decoders=decoders_of(spec),
+        decoders=decoders,
         run_folder=str(run.folder.path) if run else None,
         quality=run.region.quality if run else None,
         statistics=begins_with(run.folder.info) if run else "",
+        resampling=resampling_in_words(run.folder.info) if run else "",
         alarm=alarm or (run.alarm or run.region.alarm or run.triggers.alarm if run else ""),
         message=message,
     )

@@ -15,7 +15,7 @@ import numpy as np
 
 from realtime import wire
 from realtime.bundle.bundle import Bundle
-from realtime.bundle.match import check_run, is_on_grid
+from realtime.bundle.match import check_run, delay_at, is_on_grid, resampled_to_s
 from realtime.errors import RecordError, RegistrationError, WireError
 from realtime.network.key_files import ServerKeys
 from realtime.preprocessing.stream import CENSOR_SHARE
@@ -113,6 +113,7 @@ class Options:
     keys: ServerKeys | None
     registration: Registration
     registers_all: bool
+    resamples: bool
     out: Path
     wait_s: float
 
@@ -136,7 +137,8 @@ def check(bundle: Bundle, options: Options, tell: Callable[[str], None]) -> Pref
         volumes = _described(heard, heard.start, bundle)
         disk_hours = _disk_hours(volumes, bundle, options.out)
         hints += _pace(volumes)
-        problems += _refusal(volumes, heard.start, bundle, disk_hours)
+        problems += _refusal(volumes, heard.start, bundle, disk_hours, resamples=options.resamples)
+        hints += _resampling(heard.start, bundle)
     if heard.start and heard.first:
         array = _array(heard.start, *heard.first, problems)
         if array is not None and bundle.reference is not None:
@@ -215,9 +217,21 @@ def _pace(volumes: Volumes) -> Iterator[str]:
         )
 
 
-def _refusal(volumes: Volumes, start: wire.RunStart, bundle: Bundle, disk_hours: float) -> Iterator[str]:
+def _resampling(start: wire.RunStart, bundle: Bundle) -> Iterator[str]:
+    spec = bundle.spec
+    if resampled_to_s(spec, start):
+        _, added_s = delay_at(spec.decoders[0].window, spec.tr_s, start.tr_s)
+        yield (
+            f"the decoder's TR is {spec.tr_s:.3f} s: with --resample, windows are resampled in time, which "
+            f"adds a delay of {added_s:.2f} s"
+        )
+
+
+def _refusal(
+    volumes: Volumes, start: wire.RunStart, bundle: Bundle, disk_hours: float, *, resamples: bool
+) -> Iterator[str]:
     try:
-        check_run(bundle.spec, start)
+        check_run(bundle.spec, start, resamples=resamples)
     except WireError as error:
         yield str(error)
     run_hours = start.n_volumes * start.tr_s / 3600

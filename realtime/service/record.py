@@ -40,6 +40,8 @@ class Options:
     registration: Registration = Registration()
     registers_all: bool = False
     """Whether volumes on the decoder's own grid are registered too."""
+    resamples: bool = False
+    """Whether runs with another TR than the decoder's are taken, and resampled in time."""
     keys: Path | None = None
     """The runtime's folder of :func:`realtime.network.key_files.make_keys`; by default the user's own."""
     is_supervised: bool = False
@@ -78,6 +80,7 @@ async def _record(options: Options) -> None:
             fallback_out=options.fallback_out.absolute() if options.fallback_out else None,
             registration=options.registration,
             registers_all=options.registers_all,
+            resamples=options.resamples,
         )
         with ChannelSender(out, "recorder") as channel:
             recorder = Recorder(settings, source, channel.send)

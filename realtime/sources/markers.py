@@ -33,7 +33,7 @@ class MarkedSource:
 
     :param volumes: source of all messages except markers
     :param markers: source of markers; its other messages are refused
-    :param tr_s: TR in seconds
+    :param tr_s: TR in seconds, until a run's start says another
     """
 
     def __init__(self, volumes: Source, markers: Source, tr_s: float) -> None:
@@ -102,7 +102,9 @@ class MarkedSource:
     def _note(self, received: Received) -> Received:
         """Remember which run is open and when it began."""
         message = received.message
-        if isinstance(message, wire.Volume):
+        if isinstance(message, wire.RunStart):
+            self._tr_s = message.tr_s
+        elif isinstance(message, wire.Volume):
             if message.run_id != self._run_id:
                 self._before_s = self._heard_s
                 self._first_s = received.received_s

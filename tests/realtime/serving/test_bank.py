@@ -73,7 +73,7 @@ def settled(
         due = run.due(ready.volume)
         for decoder in decoders:
             if decoder.spec in due:
-                decoded = decoder.decode(ready.window_of(decoder.spec), sampler)
+                decoded = decoder.decode(run.region.windows[decoder.spec.name].of(ready.window), sampler)
                 frame = run.frame(ready, decoder.spec, sampler.name, decoded.stages_ms)
                 run.record(frame, decoded.image, ready.repaired_voxels)
 
@@ -182,7 +182,7 @@ def test_what_a_crash_or_a_newer_window_left_out_is_accounted(
     ready = run.queue.take()
     assert ready
     assert [decoder.name for decoder in run.due(16)] == ["general", "before-2", "after-1"]
-    decoded = decoders[0].decode(ready.window_of(decoders[0].spec))
+    decoded = decoders[0].decode(run.region.windows[decoders[0].spec.name].of(ready.window))
     run.record(run.frame(ready, decoders[0].spec, "ddim-4", decoded.stages_ms), decoded.image, 0)
     one.let_go()  # the process is gone before the specialised decoders have had their turn
 

@@ -227,6 +227,7 @@ def test_the_preflight_hears_a_stream(
         keys=None,
         registration=Registration(),
         registers_all=False,
+        resamples=False,
         out=tmp_path,
         wait_s=4.0,
     )

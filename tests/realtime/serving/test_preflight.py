@@ -72,6 +72,7 @@ class Listen:
             keys=keys_for(None, ("tcp://127.0.0.1:0",)),
             registration=Registration(),
             registers_all=False,
+            resamples=False,
             out=self.out,
             wait_s=wait_s,
         )
@@ -239,6 +240,7 @@ def test_a_runtime_that_runs_already_is_said_to(tiny: Bundle, tmp_path: Path) ->
             keys=None,
             registration=Registration(),
             registers_all=False,
+            resamples=False,
             out=tmp_path,
             wait_s=SHORT_S,
         )
