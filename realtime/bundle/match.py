@@ -43,6 +43,11 @@ def resampled_to_s(spec: Spec, start: RunStart) -> float | None:
     return None if abs(start.tr_s - spec.tr_s) <= TR_TOLERANCE * spec.tr_s else spec.tr_s
 
 
+def can_resample(spec: Spec, start: RunStart) -> bool:
+    """Whether the TR of a run is near enough to the decoder's to be resampled to it."""
+    return spec.tr_s / MOST_APART <= start.tr_s <= spec.tr_s * MOST_APART
+
+
 def delay_at(window: Window, tr_s: float, scanner_tr_s: float) -> tuple[int, float]:
     """Where a decoder's window ends when the scanner's TR is another: at the first volume that is not before.
 
@@ -78,13 +83,13 @@ def check_run(spec: Spec, start: RunStart, *, resamples: bool = False) -> None:
 
 
 def _check_resampling(spec: Spec, start: RunStart, *, resamples: bool) -> None:
-    least_s, most_s = spec.tr_s / MOST_APART, spec.tr_s * MOST_APART
     headers = "give --tr if the scanner's headers are wrong, or serve a bundle that was trained for this TR"
-    if not least_s <= start.tr_s <= most_s:
+    if not can_resample(spec, start):
         raise WireError(
             "tr",
-            f"expected the TR the decoder was trained for, {spec.tr_s:.4f} s, or one from {least_s:.4f} to "
-            f"{most_s:.4f} s to resample to it, got {start.tr_s:.4f} s; {headers}",
+            f"expected the TR the decoder was trained for, {spec.tr_s:.4f} s, or one from "
+            f"{spec.tr_s / MOST_APART:.4f} to {spec.tr_s * MOST_APART:.4f} s to resample to it, got "
+            f"{start.tr_s:.4f} s; {headers}",
         )
     if not resamples:
         raise WireError(

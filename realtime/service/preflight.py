@@ -15,7 +15,7 @@ import numpy as np
 
 from realtime import wire
 from realtime.bundle.bundle import Bundle
-from realtime.bundle.match import check_run, delay_at, is_on_grid, resampled_to_s
+from realtime.bundle.match import can_resample, check_run, delay_at, is_on_grid, resampled_to_s
 from realtime.errors import RecordError, RegistrationError, WireError
 from realtime.network.key_files import ServerKeys
 from realtime.preprocessing.stream import CENSOR_SHARE
@@ -219,7 +219,7 @@ def _pace(volumes: Volumes) -> Iterator[str]:
 
 def _resampling(start: wire.RunStart, bundle: Bundle) -> Iterator[str]:
     spec = bundle.spec
-    if resampled_to_s(spec, start):
+    if resampled_to_s(spec, start) and can_resample(spec, start):
         _, added_s = delay_at(spec.decoders[0].window, spec.tr_s, start.tr_s)
         yield (
             f"the decoder's TR is {spec.tr_s:.3f} s: with --resample, windows are resampled in time, which "

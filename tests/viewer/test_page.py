@@ -132,6 +132,18 @@ def test_a_bank_shows_every_picture_by_every_decoder(open_page: Any, serve: Any,
     expect(bank).to_be_hidden()
 
 
+def test_the_delay_that_resampling_adds_is_stated(open_page: Any, serve: Any, run: Any) -> None:
+    words = "resampled in time from the scanner's TR of 1.600 s to the decoder's 1.333 s, which adds a delay"
+    served = serve(run.status("trusted", 31))
+    page = open_page(served.url)
+    expect(page.get_by_test_id("tr")).to_have_text("1333")
+    expect(page.get_by_test_id("resampling")).to_have_text("")
+    served.send(run.status("trusted", 32, tr_s=1.6, decode_delay_s=12.8, resampling=f"{words} of 0.53 s"))
+    expect(page.get_by_test_id("resampling")).to_have_text(f"The volumes are {words} of 0.53 s.")
+    expect(page.get_by_test_id("decode-delay")).to_have_text("12.8")
+    expect(page.get_by_test_id("tr")).to_have_text("1600")
+
+
 def test_an_alarm_stands_in_place_of_the_message_while_it_lasts(open_page: Any, serve: Any, run: Any) -> None:
     alarm = "recording has stopped at volume 31: cannot write: No space left on device"
     served = serve(run.status("trusted", 31, message="all is well", alarm=alarm, statistics="the past"))

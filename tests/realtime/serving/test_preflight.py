@@ -64,6 +64,7 @@ class Listen:
         source: str,
         *,
         wait_s: float = LONG_S,
+        resamples: bool = False,
         **given: Any,
     ) -> Listening:
         options = Options(
@@ -72,7 +73,7 @@ class Listen:
             keys=keys_for(None, ("tcp://127.0.0.1:0",)),
             registration=Registration(),
             registers_all=False,
-            resamples=False,
+            resamples=resamples,
             out=self.out,
             wait_s=wait_s,
         )
@@ -230,6 +231,18 @@ def test_markers_are_heard_or_missed(
     assert "'picture 4' at volume 4" in "\n".join(lines(found))
     missed = listen(tiny, "pyneal+tcp://127.0.0.1:0", wait_s=SHORT_S, **options).found()
     assert "no marker came to tcp://127.0.0.1:" in " ".join(missed.problems)
+
+
+@pytest.mark.parametrize("resamples", [False, True])
+def test_what_resampling_would_cost_is_told(
+    tiny: Bundle, listen: Listen, connect: Callable[[str], Client], resamples: bool
+) -> None:
+    scan = Scan(changes={"tr_s": 1.6})
+    listening = listen(tiny, "tcp://127.0.0.1:0", resamples=resamples)
+    send(connect(listening.address), scan)
+    found = listening.found()
+    assert ["--resample" in problem for problem in found.problems] == ([] if resamples else [True])
+    assert any("which adds a delay of 0.53 s" in hint for hint in found.hints)
 
 
 def test_a_runtime_that_runs_already_is_said_to(tiny: Bundle, tmp_path: Path) -> None:
