@@ -90,6 +90,11 @@ def ways(window: bundle_spec.Window, tr_s: float, onset_s: float, marked: int) -
     if tr_s == TR_S:
         return {"the decoder's": Way(end=marked + window.delay_volumes, of=ScannerWindow(window, TR_S).of)}
     resampled = ScannerWindow(window, TR_S, tr_s)
+    as_live = Way(end=marked + resampled.delay_volumes, of=resampled.of)
+    as_it_is = Way(end=marked + window.delay_volumes, of=ScannerWindow(window, TR_S).of)
+    if abs(onset_s - marked * tr_s) < 1e-6:  # the picture begins with the volume
+        names = ("resampled", "nearest volume", "true onset")
+        return {"not resampled": as_it_is, **dict.fromkeys(names, as_live)}
     end_s = onset_s + window.delay_volumes * TR_S
     end = math.ceil(end_s / tr_s - 1e-6)
     weights = spline_weights(window.length_volumes, TR_S, tr_s, end * tr_s - end_s)
@@ -98,10 +103,10 @@ def ways(window: bundle_spec.Window, tr_s: float, onset_s: float, marked: int) -
         return (z_scores[:, -weights.shape[1] :] @ weights.T).astype(np.float32)
 
     return {
-        "resampled": Way(end=marked + resampled.delay_volumes, of=resampled.of),
+        "resampled": as_live,
         "nearest volume": Way(end=int(onset_s / tr_s + 0.5) + resampled.delay_volumes, of=resampled.of),
         "true onset": Way(end=end, of=at_true_onset),
-        "not resampled": Way(end=marked + window.delay_volumes, of=ScannerWindow(window, TR_S).of),
+        "not resampled": as_it_is,
     }
 
 
@@ -137,13 +142,11 @@ def decoded_run(
         ends = {way.end for each in found.values() for way in each.values()}
         by_end = dict(z_scores(bundle, RawRun(layout, **run), ends))
         for each in found.values():
-            known: dict[bytes, Any] = {}  # of a picture that begins with a volume, several ways are one
+            decoded = {
+                way: decoder.decode(way.of(by_end[way.end]), sampler).image for way in set(each.values())
+            }
             for name, way in each.items():
-                taken = way.of(by_end[way.end])
-                image = known.get(taken.tobytes())
-                if image is None:
-                    image = known[taken.tobytes()] = decoder.decode(taken, sampler).image
-                images.setdefault(f"{tr_s:.2f} {name}", []).append(image)
+                images.setdefault(f"{tr_s:.2f} {name}", []).append(decoded[way])
     return images
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,7 +20,7 @@ TRS_S = st.floats(TR_S / 2, 2 * TR_S)
 WINDOWS = st.builds(Window, offset_volumes=st.integers(-6, 12), length_volumes=st.integers(1, 12))
 
 
-def times_s(window: Window, tr_s: float, n_volumes: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def times_s(window: Window, tr_s: float, n_volumes: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """When the newest volumes of the scanner and a window's samples are, from the picture's onset."""
     delay_volumes, _ = delay_at(window, TR_S, tr_s)
     volumes = delay_volumes - np.arange(n_volumes - 1, -1, -1)
@@ -47,7 +49,7 @@ def test_every_cubic_is_given_back(window: Window, tr_s: float, coefficients: li
     scanner = ScannerWindow(window, TR_S, tr_s)
     before_s, samples_s = times_s(window, tr_s, scanner.length_volumes + more)
 
-    def course(time_s: NDArray[np.float64]) -> NDArray[np.float64]:
+    def course(time_s: NDArray[Any]) -> NDArray[Any]:
         return np.polynomial.polynomial.polyval(time_s / 20, coefficients)
 
     found = scanner.of(course(before_s)[None].astype(np.float32))
