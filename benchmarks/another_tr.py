@@ -113,9 +113,7 @@ def ways(window: bundle_spec.Window, tr_s: float, onset_s: float, marked: int) -
 def z_scores(bundle: Bundle, raw: RawRun, ends: set[int]) -> Iterator[tuple[int, Window]]:
     """The z-scores [V, n] of the newest volumes at some of them, as a live run has them."""
     tr_s, n_volumes = raw.geometry.tr_s, raw.geometry.n_volumes
-    stream = StreamingPreprocessor(
-        bundle.roi_mask, n_volumes, tr_s, bundle.spec.preprocessing, bundle.prior, LONGEST_VOLUMES
-    )
+    stream = StreamingPreprocessor.for_bundle(bundle, n_volumes, tr_s, window_volumes=LONGEST_VOLUMES)
     for index in range(max(ends) + 1):
         stream.push(index, raw.volume(index))
         found = stream.window() if index in ends else None

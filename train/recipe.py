@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from nsd import TR_S
 from realtime.bundle import spec as bundle_spec
 from train.errors import TrainError
 
@@ -111,6 +112,8 @@ class Preprocessing(bundle_spec.Preprocessing, frozen=True, kw_only=True):
 
     drift: Literal["cosine", "linear"] = "cosine"
     """What is removed from whole runs: cosines, as in the paper, or a line, as in the released code."""
+    tr_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = TR_S
+    """TR of the recorded runs, and so of the scanner that the decoder can be used with; by default NSD's."""
     train_on: Annotated[tuple[Form, ...], msgspec.Meta(min_length=1)]
     """The forms of each presentation that the decoder is trained on."""
 

@@ -138,10 +138,12 @@ class StreamingPreprocessor:
         spikes: SpikeRule | None = None,
         prior: VoxelStatistics | None = None,
         n_confounds: int = 0,
+        window_volumes: int | None = None,
     ) -> StreamingPreprocessor:
         """For a run of a bundle's subject; otherwise as the constructor.
 
         :param prior: by default the bundle's
+        :param window_volumes: by default those of the bundle's longest window
         """
         return cls(
             bundle.roi_mask,
@@ -149,7 +151,7 @@ class StreamingPreprocessor:
             tr_s,
             bundle.spec.preprocessing,
             prior or bundle.prior,
-            bundle.window_volumes,
+            window_volumes or bundle.window_volumes,
             spikes,
             n_confounds,
         )

@@ -39,15 +39,14 @@ class Region:
         self.windows = {each.name: ScannerWindow(each.window, decoder_tr_s, from_s) for each in decoders}
         """What each decoder makes its window of, by its name."""
         self._window_volumes = max(window.length_volumes for window in self.windows.values())
-        self._preprocessor = StreamingPreprocessor(
-            bundle.roi_mask,
+        self._preprocessor = StreamingPreprocessor.for_bundle(
+            bundle,
             info.start.n_volumes,
             info.start.tr_s,
-            bundle.spec.preprocessing,
-            prior,
-            self._window_volumes,
             info.spikes,
+            prior,
             n_confounds=6 if self._fits_motion else 0,
+            window_volumes=self._window_volumes,
         )
         self.quality: Quality | None = None
         """Of the newest volume."""

@@ -62,7 +62,8 @@ class Making:
             return
         rows = open_array(self.folder, "rows")
         trains = tqdm([self.keys.index(key) for key in self.prior_keys], desc="prior", unit="run")
-        prior = measure_prior((rows[index] for index in trains), self.recipe.preprocessing.high_pass_hz)
+        settings = self.recipe.preprocessing
+        prior = measure_prior((rows[index] for index in trains), settings.high_pass_hz, settings.tr_s)
         with whole(path) as unfinished:
             unfinished.write_bytes(prior.as_npz())
 

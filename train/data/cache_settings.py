@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from nsd import Layout, RunKey
+from nsd import TR_S, Layout, RunKey
 from nsd.splits import RunTrial
 from realtime.atomic import write_whole
 from train.errors import TrainError
@@ -27,6 +27,8 @@ def required_settings(
     """
     preprocessing: dict[str, Any] = msgspec.to_builtins(recipe.preprocessing)
     del preprocessing["train_on"]
+    if preprocessing["tr_s"] == TR_S:
+        del preprocessing["tr_s"]  # caches that were made when there was no other do not name it
     settings = {
         "subject": keys[0].subject,
         "n_voxels": n_voxels,

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from nsd import TR_S
 from realtime.bundle.statistics import VoxelStatistics
 from realtime.preprocessing.stream import causal_windows, cosine_basis
 from train.recipe import Preprocessing, Recipe
@@ -20,7 +19,7 @@ def drift_basis(n_volumes: int, preprocessing: Preprocessing) -> NDArray[np.floa
     """Drift regressors of a whole run, ``[n, K]``: slow cosines or, as in the released code, a line."""
     if preprocessing.drift == "linear":
         return np.stack([np.ones(n_volumes), np.linspace(-1, 1, n_volumes)], axis=1)
-    return cosine_basis(n_volumes, TR_S, preprocessing.high_pass_hz)
+    return cosine_basis(n_volumes, preprocessing.tr_s, preprocessing.high_pass_hz)
 
 
 def streamed(
@@ -31,4 +30,5 @@ def streamed(
     :param ends: the last volume of each window
     :param n_volumes: T
     """
-    return causal_windows(rows, TR_S, recipe.preprocessing, prior, n_volumes, list(ends))
+    settings = recipe.preprocessing
+    return causal_windows(rows, settings.tr_s, settings, prior, n_volumes, list(ends))

@@ -13,7 +13,9 @@ from realtime.bundle.statistics import VoxelStatistics
 from realtime.preprocessing.stream import cosine_basis
 
 
-def measure_prior(runs_of_rows: Iterable[NDArray[np.float32]], high_pass_hz: float) -> VoxelStatistics:
+def measure_prior(
+    runs_of_rows: Iterable[NDArray[np.float32]], high_pass_hz: float, tr_s: float = TR_S
+) -> VoxelStatistics:
     """Mean over runs of each voxel's mean, and root mean square over runs of its SD after drift removal.
 
     :param runs_of_rows: rows of the ROI in each run, ``[n, V]``
@@ -22,7 +24,7 @@ def measure_prior(runs_of_rows: Iterable[NDArray[np.float32]], high_pass_hz: flo
     variances: Any = 0.0
     n_runs = 0
     for rows in runs_of_rows:
-        basis, _ = np.linalg.qr(cosine_basis(len(rows), TR_S, high_pass_hz))
+        basis, _ = np.linalg.qr(cosine_basis(len(rows), tr_s, high_pass_hz))
         series = rows.astype(np.float64)
         means = means + series.mean(axis=0)
         series -= basis @ (basis.T @ series)

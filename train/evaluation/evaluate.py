@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nsd import TR_S, Layout, Stimuli
+from nsd import Layout, Stimuli
 from realtime.atomic import whole, write_whole
 from realtime.bundle.spec import Window
 from train.checkpoints.checkpoint import Checkpoint, load_checkpoint
@@ -144,7 +144,7 @@ def _ways(checkpoint: Checkpoint, order: Evaluation) -> dict[str, tuple[Form, Wi
         forms: tuple[Form, ...] = ("whole_run", "causal")
         return {_NAMES[form]: (form, recipe.window) for form in forms}
     return {
-        f"from {offset * TR_S:.1f} s": (
+        f"from {offset * recipe.preprocessing.tr_s:.1f} s": (
             "whole_run",
             Window(offset_volumes=offset, length_volumes=recipe.window.length_volumes),
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nsd import TR_S, Layout, run_trials, runs, shared_images
+from nsd import Layout, run_trials, runs, shared_images
 from train.checkpoints.checkpoint import CheckpointInfo, Parent, TrainedSubject, read_info, subject_folder
 from train.data.cache import Cache, prepare, subject_cache
 from train.data.dataset import Examples, WindowData, examples
@@ -144,7 +144,7 @@ def describe_checkpoint(
         method=method,
         subjects=write_subjects(order, trained_on),
         seed=order.seed,
-        tr_s=TR_S,
+        tr_s=recipe.preprocessing.tr_s,
         recipe=recipe,
         base=_reference(order.base, base_folder, order.out),
         base_identity=base_identity(base_folder),
