@@ -68,7 +68,7 @@ COLUMNS: dict[str, dict[str, Any]] = {
     },
     "reason": {"Description": "Why, where the state alone does not say it."},
     "frame": {"Description": "The decoded frame: a PNG, relative to this file's folder."},
-    "window_start": {"Description": "First volume of the decoded window."},
+    "window_start": {"Description": "First volume that the decoded window was made of."},
     "window_stop": {"Description": "Volume after the last of the decoded window."},
     "sampler": {"Description": "Name of the bundle's sampler table that was used."},
     "shown_onset": {

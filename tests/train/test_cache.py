@@ -41,6 +41,28 @@ def recorded(root: Path, cache: Cache, index: int) -> NDArray[np.float64]:
 
 
 @pytest.mark.filterwarnings("ignore:When confounds are provided")
+def test_recordings_at_another_tr_are_prepared_and_kept_apart(
+    cache: Cache, tiny_nsd: Path, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    at_2_s = msgspec.structs.replace(
+        tiny_recipe, preprocessing=msgspec.structs.replace(tiny_recipe.preprocessing, tr_s=2.0)
+    )
+    slower = prepare(tiny_nsd, 1, at_2_s, tmp_path / "cache")
+    rows = recorded(tiny_nsd, slower, 3)
+    basis = cosine_basis(225, 2.0, tiny_recipe.preprocessing.high_pass_hz)
+    assert basis.shape[1] > cosine_basis(225, 4 / 3, tiny_recipe.preprocessing.high_pass_hz).shape[1]
+    expected = clean(
+        rows, confounds=basis, detrend=False, standardize="zscore_sample", standardize_confounds=False
+    )
+    np.testing.assert_allclose(slower.form("whole_run")[3], expected, rtol=FP16, atol=FP16)
+    assert (slower.prior.sd < cache.prior.sd).all()
+    for recipe, folder in ((at_2_s, cache.folder), (tiny_recipe, slower.folder)):
+        with pytest.raises(TrainError, match="other preprocessing"):
+            prepare(tiny_nsd, 1, recipe, folder)
+    assert "tr_s" not in (cache.folder / "cache.json").read_text()  # as in caches of earlier releases
+
+
+@pytest.mark.filterwarnings("ignore:When confounds are provided")
 def test_a_run_is_what_nilearn_makes_of_it(cache: Cache, tiny_nsd: Path, tiny_recipe: Recipe) -> None:
     rows = recorded(tiny_nsd, cache, 3)
     basis = cosine_basis(225, 4 / 3, tiny_recipe.preprocessing.high_pass_hz)
