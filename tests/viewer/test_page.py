@@ -133,13 +133,17 @@ def test_a_bank_shows_every_picture_by_every_decoder(open_page: Any, serve: Any,
 
 
 def test_the_delay_that_resampling_adds_is_stated(open_page: Any, serve: Any, run: Any) -> None:
-    words = "resampled in time from the scanner's TR of 1.600 s to the decoder's 1.333 s, which adds a delay"
+    words = "resampled in time from the scanner's TR of 1.600 s, which adds a delay of 0.53 s"
     served = serve(run.status("trusted", 31))
     page = open_page(served.url)
     expect(page.get_by_test_id("tr")).to_have_text("1333")
     expect(page.get_by_test_id("resampling")).to_have_text("")
-    served.send(run.status("trusted", 32, tr_s=1.6, decode_delay_s=12.8, resampling=f"{words} of 0.53 s"))
-    expect(page.get_by_test_id("resampling")).to_have_text(f"The volumes are {words} of 0.53 s.")
+    decoders = (DecoderUsed(name="general", window_delay_volumes=7, added_delay_s=0.5333),)
+    facts = {"tr_s": 1.6, "decode_delay_s": 12.8, "decoders": decoders, "resampling": words}
+    served.send(run.status("trusted", 32, **facts))
+    stated = page.get_by_test_id("resampling")
+    expect(stated).to_have_text("0.53 s of it because volumes are resampled in time.")
+    expect(stated).to_have_attribute("title", words)
     expect(page.get_by_test_id("decode-delay")).to_have_text("12.8")
     expect(page.get_by_test_id("tr")).to_have_text("1600")
 

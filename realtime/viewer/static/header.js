@@ -67,7 +67,9 @@ function drawRunFacts(status) {
   put("statistics", status.statistics || "–");
   put("run-folder", status.run_folder ?? "–", status.run_folder);
   put("decode-delay", status.decode_delay_s.toFixed(1), status.decode_delay_s);
-  put("resampling", status.resampling && `The volumes are ${status.resampling}.`, status.resampling);
+  const added = status.decoders[0].added_delay_s.toFixed(2);
+  put("resampling", status.resampling && `${added} s of it because volumes are resampled in time.`, status.resampling);
+  find("resampling").title = status.resampling;
   put("tr", ms(status.tr_s * 1000), status.tr_s * 1000);
 }
 
