@@ -143,7 +143,11 @@ class SeriesScanner:
         if series != self._followed.series:
             self._wait(found, self._followed)
             return []
-        return [self._scan(each, series) for each in self._followed.add(found)]
+        scans = [self._scan(each, series) for each in self._followed.add(found)]
+        if refusal := self._followed.volumes.refusal:
+            self._ignore(series, refusal)
+            self._followed.is_refused = True
+        return scans
 
     def _settled(self) -> list[Scan]:
         """Return the volumes of the followed series that need not wait any longer."""
@@ -332,7 +336,7 @@ class _FollowedSeries:
         self.came: set[int] = set()
         self._heard_s = time.perf_counter()
         self._plan = plan
-        self._volumes = volumes
+        self.volumes = volumes
         self._names: set[str] = set()
         """Names of the files counted so far."""
 
@@ -341,11 +345,11 @@ class _FollowedSeries:
         self._heard_s = time.perf_counter()
         self.n_files += not found.was_there_before and found.name not in self._names
         self._names.add(found.name)
-        return self._volumes.add(found.holds, found.name, found.whole_s, self._heard_s)
+        return self.volumes.add(found.holds, found.name, found.whole_s, self._heard_s)
 
     def settle(self) -> list[Numbered]:
         """Return the volumes that need not wait any longer."""
-        return self._volumes.settle(time.perf_counter())
+        return self.volumes.settle(time.perf_counter())
 
     @property
     def is_complete(self) -> bool:
@@ -353,7 +357,8 @@ class _FollowedSeries:
 
     @property
     def has_last(self) -> bool:
-        return self._plan.n_volumes - 1 in self.came
+        last = self._plan.n_volumes - 1
+        return last in self.came or self.volumes.lacks_parts_of(last)
 
     def is_quiet(self, now_s: float) -> bool:
         return now_s - self._heard_s > QUIET_TR * self._plan.tr_s
