@@ -97,8 +97,10 @@ def _echo_by_type(dataset: pydicom.Dataset) -> int | None:
 
 def time_s(value: Any) -> float | None:
     """Return the seconds since midnight of a time, or date and time, such as 153000.25."""
-    found = re.fullmatch(r"(?:\d{8})?(\d{2})(\d{2})(\d{2}(?:\.\d+)?)(?:[+-]\d{4})?", str(value or "").strip())
-    return int(found[1]) * 3_600 + int(found[2]) * 60 + float(found[3]) if found else None
+    found = re.fullmatch(r"(?:\d{8})?(\d\d)(\d\d)(\d\d(?:\.\d+)?)(?:[+-]\d{4})?", str(value or "").strip())
+    if not found:
+        return None
+    return int(found[1]) * 3_600 + int(found[2]) * 60 + float(found[3]) or None  # 0 is written to hide it
 
 
 def part_of(component: Any, types: Any) -> str:

@@ -1,0 +1,187 @@
+"""What a scanner acquires at once, or one after the other, however it stores it in series."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydicom.dataset import FileDataset
+
+from realtime import wire
+from realtime.sources.files.folder import FolderScanner
+from realtime.sources.run_boundaries import Plan, RunOver, Scan
+
+from .test_dicom import VOXELS, enhanced, mosaic, single, written
+from .test_dicom_folder import asserts_run, export, voxels_of  # noqa: F401
+from .test_dicom_series import ECHO_TIMES_MS, N_SLICES, N_VOLUMES, voxels
+from .test_folder import PATIENCE_S, moved_in
+from .test_unsaid_echoes import clock
+
+TR_S = 2.0
+LONG_TR_S = 60.0
+"""A test that waits for several of these fails."""
+N_ECHOES = 2
+
+Files = list[FileDataset]
+
+
+def heard(
+    folder: Path, sent: Files, n_scans: int, tr_s: float = LONG_TR_S, **options: Any
+) -> list[Scan | RunOver]:
+    """Write files into a watched folder, one by one, and return what comes, up to so many volumes."""
+    plan = Plan(subject=1, run_id="sub-01_task-realtime", n_volumes=N_VOLUMES, tr_s=tr_s)
+    defaults: dict[str, Any] = {"series": "", "first_number": None, "echo": None, "unfinished": None}
+
+    async def run() -> list[Scan | RunOver]:
+        scans = FolderScanner(folder, plan, **(defaults | options)).scans()
+        news: list[Scan | RunOver] = []
+        for count, data in enumerate(sent):
+            moved_in(folder, f"{count:06d}.dcm", written(data))
+        async with asyncio.timeout(PATIENCE_S):
+            async for each in scans:
+                news.append(each)
+                if isinstance(each, Scan):
+                    await each.answer(wire.Ack(run_id="r", index=each.index))
+                if sum(isinstance(one, Scan) for one in news) == n_scans:
+                    break
+        await scans.aclose()
+        return news
+
+    return asyncio.run(run())
+
+
+def slices(volume: np.ndarray, number: int, series: int) -> Files:
+    return [single(volume, z, (number - 1) * N_SLICES + z + 1, None, series) for z in range(N_SLICES)]
+
+
+def made(
+    make: Any, volume: np.ndarray, number: int, series: int, time_s: float | None, **headers: Any
+) -> Files:
+    files = make(volume, number, series)
+    for data in files if isinstance(files, list) else [files]:
+        data.SeriesDescription = "ep2d_bold"
+        if time_s is not None:
+            data.AcquisitionTime = clock(time_s + 0.25)
+        for name, value in headers.items():
+            setattr(data, name, value)
+    return files if isinstance(files, list) else [files]
+
+
+@pytest.mark.parametrize("has_times", [True, False])
+@pytest.mark.parametrize("make", [mosaic, enhanced, slices])
+def test_a_reference_of_one_volume_is_over_when_the_run_begins(
+    export: Path,  # noqa: F811
+    make: Any,
+    has_times: bool,
+) -> None:
+    def at(time_s: float) -> float | None:
+        return time_s if has_times else None
+
+    sent = made(make, VOXELS + 9, 1, 6, at(0), SeriesDescription="reference")
+    for k in range(N_VOLUMES):
+        sent += made(make, voxels(k), k + 1, 7, at(LONG_TR_S * (k + 1)))
+    if make is slices:  # the reference is never known to be whole
+        asserts_run([each for each in heard(export, sent, N_VOLUMES) if isinstance(each, Scan)])
+        return
+    reference, over, *run = heard(export, sent, N_VOLUMES + 1)
+    assert np.array_equal(voxels_of(reference), VOXELS + 9)
+    assert isinstance(over, RunOver)
+    asserts_run(run)
+
+
+@pytest.mark.parametrize("has_times", [True, False])
+@pytest.mark.parametrize("kind", ["a corrected copy", "another reconstruction"])
+def test_a_run_is_not_over_because_a_copy_of_it_begins(export: Path, kind: str, has_times: bool) -> None:  # noqa: F811
+    sent: Files = []
+    for k in range(N_VOLUMES):
+        time_s = LONG_TR_S * k if has_times else None
+        sent += made(mosaic, voxels(k), k + 1, 7, time_s)
+        headers: dict[str, Any] = {"SeriesDescription": "copy"}
+        if kind == "a corrected copy":
+            headers["ImageType"] = ["ORIGINAL", "PRIMARY", "M", "MOCO", "MOSAIC"]
+        sent += made(mosaic, voxels(k) + 5, k + 1, 8, time_s, **headers)
+    asserts_run(heard(export, sent, N_VOLUMES))
+
+
+def echo_series(make: Any, *, has_times: bool, names: tuple[str, str], lag: int = 0) -> Files:
+    """Each echo in a series of its own; the second comes ``lag`` volumes later."""
+    of_echo: list[list[Files]] = []
+    for echo in range(N_ECHOES):
+        of_echo.append(
+            [
+                made(
+                    make,
+                    voxels(k, echo),
+                    k + 1,
+                    7 + echo,
+                    TR_S * k + 0.002 * echo if has_times else None,
+                    SeriesDescription=names[echo],
+                )
+                for k in range(N_VOLUMES)
+            ]
+        )
+        for data in sum(of_echo[-1], []):
+            if make is enhanced:
+                timing = type(data.SharedFunctionalGroupsSequence[0])()
+                timing.EffectiveEchoTime = ECHO_TIMES_MS[echo]
+                data.SharedFunctionalGroupsSequence[0].MREchoSequence = [timing]
+            else:
+                data.EchoTime = ECHO_TIMES_MS[echo]
+    first, second = of_echo
+    order = [(k, first[k]) for k in range(N_VOLUMES)] + [(k + lag + 0.5, second[k]) for k in range(N_VOLUMES)]
+    return [data for _, files in sorted(order, key=lambda each: each[0]) for data in files]
+
+
+NAMES = [("ep2d_bold", "ep2d_bold"), ("ep2d_bold_E00", "ep2d_bold_E01"), ("bold_e1", "bold_e2")]
+
+
+@pytest.mark.parametrize("has_times", [True, False])
+@pytest.mark.parametrize("names", NAMES, ids=str)
+@pytest.mark.parametrize("make", [mosaic, enhanced, slices])
+@pytest.mark.parametrize(("choice", "echo"), [(None, 0), (1, 0), (2, 1)])
+def test_an_echo_is_chosen_among_series(
+    export: Path,  # noqa: F811
+    choice: int | None,
+    echo: int,
+    make: Any,
+    names: tuple[str, str],
+    has_times: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sent = echo_series(make, has_times=has_times, names=names)
+    asserts_run(heard(export, sent, N_VOLUMES, TR_S, echo=choice), echo)
+    said = [message for message in caplog.messages if "is passed over" in message]
+    if choice is None:
+        assert said == [
+            "echoes of the series: TE 37.83 ms is passed over, TE 20 ms is followed. --echo N chooses another, "
+            "--echo combine takes all"
+        ]
+
+
+def test_an_echo_that_comes_later_is_found(export: Path) -> None:  # noqa: F811
+    sent = echo_series(mosaic, has_times=True, names=NAMES[1], lag=2)
+    asserts_run(heard(export, sent, N_VOLUMES, TR_S, echo=2), 1)
+
+
+def test_echoes_of_several_series_are_combined(export: Path) -> None:  # noqa: F811
+    sent = echo_series(mosaic, has_times=True, names=NAMES[1])
+    assert len(heard(export, sent, N_VOLUMES, TR_S, echo="combine")) == N_VOLUMES
+
+
+def test_an_echo_is_chosen_by_the_name_of_its_series(export: Path) -> None:  # noqa: F811
+    sent = echo_series(mosaic, has_times=True, names=NAMES[1])
+    asserts_run(heard(export, sent, N_VOLUMES, TR_S, series="E01"), 1)
+
+
+def test_a_run_with_another_echo_time_is_another_run(export: Path) -> None:  # noqa: F811
+    sent: Files = []
+    for series in (7, 8):
+        for k in range(N_VOLUMES):
+            time_s = TR_S * (k + N_VOLUMES * series)
+            sent += made(mosaic, voxels(k), k + 1, series, time_s, EchoTime=ECHO_TIMES_MS[series - 7])
+    first, second = np.split(np.array(heard(export, sent, 2 * N_VOLUMES, TR_S), dtype=object), [N_VOLUMES])
+    asserts_run(list(first))
+    asserts_run([each for each in second if isinstance(each, Scan)])
