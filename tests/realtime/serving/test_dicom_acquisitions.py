@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,15 @@ import pytest
 from pydicom.dataset import FileDataset
 
 from realtime import wire
-from realtime.sources.files.folder import FolderScanner
+from realtime.sources.files.dicom import read
+from realtime.sources.files.folder import SeriesScanner
+from realtime.sources.files.watch import Found
 from realtime.sources.run_boundaries import Plan, RunOver, Scan
 
 from .test_dicom import VOXELS, enhanced, mosaic, single, written
-from .test_dicom_folder import asserts_run, export, voxels_of  # noqa: F401
+from .test_dicom_folder import asserts_run, voxels_of
+from .test_dicom_node import PATIENCE_S
 from .test_dicom_series import ECHO_TIMES_MS, N_SLICES, N_VOLUMES, voxels
-from .test_folder import PATIENCE_S, moved_in
 from .test_unsaid_echoes import clock
 
 TR_S = 2.0
@@ -28,18 +30,33 @@ N_ECHOES = 2
 Files = list[FileDataset]
 
 
-def heard(
-    folder: Path, sent: Files, n_scans: int, tr_s: float = LONG_TR_S, **options: Any
-) -> list[Scan | RunOver]:
-    """Write files into a watched folder, one by one, and return what comes, up to so many volumes."""
+class Sent:
+    """Files that have come one by one, as :class:`realtime.sources.files.incoming.Incoming`."""
+
+    def __init__(self, files: Files) -> None:
+        self._held = {f"{count:06d}.dcm": read(written(data)) for count, data in enumerate(files)}
+        self._to_tell = dict.fromkeys(self._held)
+        self.is_settling = False
+
+    def look(self, now_s: float) -> Iterator[Found]:
+        while self._to_tell:
+            name = next(iter(self._to_tell))
+            del self._to_tell[name]
+            for image in self._held[name]:
+                yield Found(name=name, holds=image, whole_s=now_s, was_there_before=False)
+
+    def again(self, name: str) -> None:
+        self._to_tell[name] = None
+
+
+def heard(sent: Files, n_scans: int, tr_s: float = LONG_TR_S, **options: Any) -> list[Scan | RunOver]:
+    """Return what comes of files, up to so many volumes."""
     plan = Plan(subject=1, run_id="sub-01_task-realtime", n_volumes=N_VOLUMES, tr_s=tr_s)
     defaults: dict[str, Any] = {"series": "", "first_number": None, "echo": None, "unfinished": None}
 
     async def run() -> list[Scan | RunOver]:
-        scans = FolderScanner(folder, plan, **(defaults | options)).scans()
+        scans = SeriesScanner(Sent(sent), plan, **(defaults | options)).scans()
         news: list[Scan | RunOver] = []
-        for count, data in enumerate(sent):
-            moved_in(folder, f"{count:06d}.dcm", written(data))
         async with asyncio.timeout(PATIENCE_S):
             async for each in scans:
                 news.append(each)
@@ -73,7 +90,6 @@ def made(
 @pytest.mark.parametrize("has_times", [True, False])
 @pytest.mark.parametrize("make", [mosaic, enhanced, slices])
 def test_a_reference_of_one_volume_is_over_when_the_run_begins(
-    export: Path,  # noqa: F811
     make: Any,
     has_times: bool,
 ) -> None:
@@ -84,9 +100,9 @@ def test_a_reference_of_one_volume_is_over_when_the_run_begins(
     for k in range(N_VOLUMES):
         sent += made(make, voxels(k), k + 1, 7, at(LONG_TR_S * (k + 1)))
     if make is slices:  # the reference is never known to be whole
-        asserts_run([each for each in heard(export, sent, N_VOLUMES) if isinstance(each, Scan)])
+        asserts_run([each for each in heard(sent, N_VOLUMES) if isinstance(each, Scan)])
         return
-    reference, over, *run = heard(export, sent, N_VOLUMES + 1)
+    reference, over, *run = heard(sent, N_VOLUMES + 1)
     assert np.array_equal(voxels_of(reference), VOXELS + 9)
     assert isinstance(over, RunOver)
     asserts_run(run)
@@ -94,7 +110,7 @@ def test_a_reference_of_one_volume_is_over_when_the_run_begins(
 
 @pytest.mark.parametrize("has_times", [True, False])
 @pytest.mark.parametrize("kind", ["a corrected copy", "another reconstruction"])
-def test_a_run_is_not_over_because_a_copy_of_it_begins(export: Path, kind: str, has_times: bool) -> None:  # noqa: F811
+def test_a_run_is_not_over_because_a_copy_of_it_begins(kind: str, has_times: bool) -> None:
     sent: Files = []
     for k in range(N_VOLUMES):
         time_s = LONG_TR_S * k if has_times else None
@@ -103,7 +119,7 @@ def test_a_run_is_not_over_because_a_copy_of_it_begins(export: Path, kind: str, 
         if kind == "a corrected copy":
             headers["ImageType"] = ["ORIGINAL", "PRIMARY", "M", "MOCO", "MOSAIC"]
         sent += made(mosaic, voxels(k) + 5, k + 1, 8, time_s, **headers)
-    asserts_run(heard(export, sent, N_VOLUMES))
+    asserts_run(heard(sent, N_VOLUMES))
 
 
 def echo_series(make: Any, *, has_times: bool, names: tuple[str, str], lag: int = 0) -> Files:
@@ -143,7 +159,6 @@ NAMES = [("ep2d_bold", "ep2d_bold"), ("ep2d_bold_E00", "ep2d_bold_E01"), ("bold_
 @pytest.mark.parametrize("make", [mosaic, enhanced, slices])
 @pytest.mark.parametrize(("choice", "echo"), [(None, 0), (1, 0), (2, 1)])
 def test_an_echo_is_chosen_among_series(
-    export: Path,  # noqa: F811
     choice: int | None,
     echo: int,
     make: Any,
@@ -152,36 +167,36 @@ def test_an_echo_is_chosen_among_series(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     sent = echo_series(make, has_times=has_times, names=names)
-    asserts_run(heard(export, sent, N_VOLUMES, TR_S, echo=choice), echo)
+    asserts_run(heard(sent, N_VOLUMES, TR_S, echo=choice), echo)
     said = [message for message in caplog.messages if "is passed over" in message]
     if choice is None:
         assert said == [
-            "echoes of the series: TE 37.83 ms is passed over, TE 20 ms is followed. --echo N chooses another, "
-            "--echo combine takes all"
+            "echoes of the series: TE 37.83 ms is passed over, TE 20 ms is followed. --echo N chooses "
+            "another, --echo combine takes all"
         ]
 
 
-def test_an_echo_that_comes_later_is_found(export: Path) -> None:  # noqa: F811
+def test_an_echo_that_comes_later_is_found() -> None:
     sent = echo_series(mosaic, has_times=True, names=NAMES[1], lag=2)
-    asserts_run(heard(export, sent, N_VOLUMES, TR_S, echo=2), 1)
+    asserts_run(heard(sent, N_VOLUMES, TR_S, echo=2), 1)
 
 
-def test_echoes_of_several_series_are_combined(export: Path) -> None:  # noqa: F811
+def test_echoes_of_several_series_are_combined() -> None:
     sent = echo_series(mosaic, has_times=True, names=NAMES[1])
-    assert len(heard(export, sent, N_VOLUMES, TR_S, echo="combine")) == N_VOLUMES
+    assert len(heard(sent, N_VOLUMES, TR_S, echo="combine")) == N_VOLUMES
 
 
-def test_an_echo_is_chosen_by_the_name_of_its_series(export: Path) -> None:  # noqa: F811
+def test_an_echo_is_chosen_by_the_name_of_its_series() -> None:
     sent = echo_series(mosaic, has_times=True, names=NAMES[1])
-    asserts_run(heard(export, sent, N_VOLUMES, TR_S, series="E01"), 1)
+    asserts_run(heard(sent, N_VOLUMES, TR_S, series="E01"), 1)
 
 
-def test_a_run_with_another_echo_time_is_another_run(export: Path) -> None:  # noqa: F811
+def test_a_run_with_another_echo_time_is_another_run() -> None:
     sent: Files = []
     for series in (7, 8):
         for k in range(N_VOLUMES):
             time_s = TR_S * (k + N_VOLUMES * series)
             sent += made(mosaic, voxels(k), k + 1, series, time_s, EchoTime=ECHO_TIMES_MS[series - 7])
-    first, second = np.split(np.array(heard(export, sent, 2 * N_VOLUMES, TR_S), dtype=object), [N_VOLUMES])
+    first, second = np.split(np.array(heard(sent, 2 * N_VOLUMES, TR_S), dtype=object), [N_VOLUMES])
     asserts_run(list(first))
     asserts_run([each for each in second if isinstance(each, Scan)])
