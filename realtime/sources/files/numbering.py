@@ -153,6 +153,12 @@ class Numbering:
                 "no counter in the headers tells the volumes of this series apart (InstanceNumber, "
                 "AcquisitionNumber, TemporalPositionIdentifier): they are counted in order of arrival"
             )
+        if counted.n_slices == 1 and next(iter(self._seen)).place_mm is not None:
+            _log.warning(
+                "each volume of this series has one slice. If its images are mosaics, what says so was "
+                "removed from their headers: export from the scanner itself without anonymising, or as "
+                "enhanced DICOM"
+            )
         self._lowest = min(map(self._rule, self._seen))
         if self._given is not None:
             self._shift = self._given - self._rule(next(iter(self._seen)))

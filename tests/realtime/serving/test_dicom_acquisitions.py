@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from realtime.sources.run_boundaries import Plan, RunOver, Scan
 from .test_dicom import VOXELS, enhanced, mosaic, single, written
 from .test_dicom_folder import asserts_run, voxels_of
 from .test_dicom_node import PATIENCE_S
-from .test_dicom_series import ECHO_TIMES_MS, N_SLICES, N_VOLUMES, voxels
+from .test_dicom_series import ECHO_TIMES_MS, N_SLICES, N_VOLUMES, Heard, voxels
 from .test_unsaid_echoes import clock
 
 TR_S = 2.0
@@ -200,3 +200,32 @@ def test_a_run_with_another_echo_time_is_another_run() -> None:
     first, second = np.split(np.array(heard(sent, 2 * N_VOLUMES, TR_S), dtype=object), [N_VOLUMES])
     asserts_run(list(first))
     asserts_run([each for each in second if isinstance(each, Scan)])
+
+
+@pytest.mark.parametrize(
+    "acquisition", [lambda k: 1, lambda k: k + 1, lambda k: k + 8], ids=["1", "k", "k+8"]
+)
+@pytest.mark.parametrize("first_number", [1, 8])
+@pytest.mark.parametrize("make", [mosaic, slices])
+def test_a_series_number_for_each_volume_counts_them(
+    make: Any, first_number: int, acquisition: Callable[[int], int]
+) -> None:
+    """Whatever AcquisitionNumber and InstanceNumber say."""
+    sent: Files = []
+    for k in range(N_VOLUMES):
+        files = made(make, voxels(k), 1, 8_001 + k, None, AcquisitionNumber=acquisition(k))
+        for number, data in enumerate(files, start=first_number + (k if make is mosaic else 0)):
+            data.ImageType = ["ORIGINAL", "PRIMARY", "M", "ND", "MFSPLIT", *data.get("ImageType", [])[3:]]
+            data.InstanceNumber = number
+        sent += files
+    asserts_run(heard(sent, N_VOLUMES, TR_S))
+    heard_all = Heard().send(sent)
+    assert len(heard_all.names) == 1
+
+
+def test_volumes_in_series_of_their_own_that_nothing_joins_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    sent: Files = []
+    for k in range(N_VOLUMES):
+        sent += made(mosaic, voxels(k), 1, 8_001 + k, LONG_TR_S * k, AcquisitionNumber=1)
+    heard(sent, 2)
+    assert "let the scanner export mosaics or enhanced DICOM" in caplog.text
