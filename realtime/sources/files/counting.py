@@ -116,13 +116,16 @@ def find(images: dict[Seen, Key], n_slices: int | None, *, is_all: bool) -> Coun
             return Counted(rule=None, n_slices=n_slices or len(keys) // n_echoes)
         return None
     rule = rules[0]
-    if n_slices or not is_slices:
-        return Counted(rule=rule, n_slices=n_slices or 1)
     numbers = list(map(rule, images))
+    most = max(Counter(numbers).values())
+    told = (n_slices or 0) * n_echoes
+    is_sure = rule in named or is_all or told in (most, *(n for counts, n in by_number if counts is rule))
+    if not is_slices or (n_slices and is_sure):
+        return Counted(rule=rule, n_slices=n_slices or 1)
     if len(keys) in (n for counts, n in by_number if counts in rules):
         return Counted(rule=rule, n_slices=len(keys) // n_echoes)
     if is_all or _has_whole(numbers, len(keys)):
-        return Counted(rule=rule, n_slices=max(Counter(numbers).values()) // n_echoes)
+        return Counted(rule=rule, n_slices=n_slices or most // n_echoes)
     return None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
+from itertools import pairwise
 
 from realtime.sources.files.counting import Echo, Image, Key, Rule, Seen, find
 from realtime.sources.files.places import Places
@@ -49,7 +50,12 @@ class Numbering:
     @property
     def is_known(self) -> bool:
         """Whether volumes can be numbered, and all echoes and slices of a volume are known."""
-        return self._rule is not None or self._is_one_volume
+        return self._rule is not None or (self._is_one_volume and not self._has_come_again)
+
+    @property
+    def _has_come_again(self) -> bool:
+        """Whether a place has been seen twice, so that there are several volumes."""
+        return len(self._seen) > len(self._first)
 
     @property
     def echoes(self) -> list[Echo]:
@@ -91,12 +97,26 @@ class Numbering:
             self._is_by_place = True
             _log.info("slices come place by place: volumes follow when no more have come for some TR")
         if self._is_by_place:
-            if n_places == self._n_slices:
+            if n_places == self._n_slices and self._is_last_place:
                 self._decide(is_all=True)
-        elif len(self._seen) > len(self._first):
+        elif self._has_come_again:
             self._decide(is_all=False)
-        elif len(self._first) == self._n_slices:
+        elif len(self._first) == self._n_slices and self._seems_one_volume:
             self._is_one_volume = True
+
+    @property
+    def _is_last_place(self) -> bool:
+        """Whether all places but one have equally many images."""
+        counts = sorted(Counter(self._seen.values()).values())
+        return len(set(counts[1:])) <= 1
+
+    @property
+    def _seems_one_volume(self) -> bool:
+        """Whether so many slices as a volume has are of one, rather than of two that come mixed."""
+        numbers = sorted(seen.number for seen in self._seen)
+        return (
+            len({seen.moment for seen in self._seen}) == 1 and len({b - a for a, b in pairwise(numbers)}) <= 1
+        )
 
     def _key(self, seen: Seen) -> Key:
         """Return echo and place of an image."""
@@ -107,7 +127,7 @@ class Numbering:
         if key not in self._first:
             if same_number.counters != seen.counters:
                 return self._seen[same_number]  # prospective motion correction has moved the slices far
-            if self._is_one_volume and seen.echo == next(iter(self._seen)).echo:
+            if self._is_one_volume and self._n_slices and seen.echo == next(iter(self._seen)).echo:
                 return next(iter(self._seen.values()))
         self._first.setdefault(key, seen)
         return key
@@ -124,7 +144,7 @@ class Numbering:
 
     def assume_whole(self) -> None:
         """Take all images so far as one volume, or as the whole series, because no more came for long."""
-        if not self._rule and len(self._seen) > len(self._first):
+        if not self._rule and self._has_come_again:
             self._decide(is_all=True)
         self._is_one_volume = bool(self._seen)
 
@@ -134,7 +154,7 @@ class Numbering:
         if self._rule:
             return self._rule(seen) + self._shift
         is_alone = seen.place_mm is None and seen == next(iter(self._seen))
-        return self.first if self._is_one_volume or is_alone else None
+        return self.first if self.is_known or is_alone else None
 
     def _decide(self, *, is_all: bool) -> None:
         """Find what is counted, if the images tell it."""
@@ -167,6 +187,7 @@ class Numbering:
         """Tell places apart in order of number, in which a head moves less between two images."""
         self._places.clear()
         self._first.clear()
+        self._of_number.clear()
         for seen in sorted(self._seen, key=lambda each: each.number):
             self._seen[seen] = self._key(seen)
 

@@ -147,6 +147,35 @@ def test_a_series_may_be_copied_place_by_place(
     assert not [message for message in caplog.messages if "missing" in message]
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("order", ["mixed", "place by place", "any"])
+@pytest.mark.parametrize("counters", COUNTERS)
+def test_the_header_may_count_the_slices(counters: str, order: str, seed: int) -> None:
+    images = run_of(counters, "still")
+    if order == "place by place":
+        images.sort(key=lambda each: (each[1], each[0]))
+    n_together = {"mixed": 8, "place by place": 1, "any": len(images)}[order]
+    counted = [replace(image, n_slices=N_SLICES) for image in in_part(images, n_together, seed)]
+    heard_of(counted).wait(2.1).asserts_volumes(*range(N_VOLUMES))
+
+
+@pytest.mark.parametrize("motion", MOTION)
+@pytest.mark.parametrize("counters", COUNTERS)
+def test_a_pause_after_the_first_volume_changes_nothing(counters: str, motion: str) -> None:
+    images = [image for _, _, image in run_of(counters, motion)]
+    heard = heard_of(images[:N_SLICES]).wait(2.1)
+    heard.asserts_volumes(0)
+    heard.add(images[N_SLICES:]).asserts_volumes(*range(N_VOLUMES))
+
+
+def test_a_pause_in_the_first_volume_does_not_make_two_of_each() -> None:
+    images = [image for _, _, image in run_of("number over slices", "still", (0, 1, 2, 3, 4))]
+    heard = heard_of(images[:3]).wait(2.1)
+    heard.add(images[3:]).wait(2.1)
+    assert {each.shape[2] for index, each in heard.volumes.items() if index} == {N_SLICES}
+    assert sorted(heard.volumes) == list(range(N_VOLUMES))
+
+
 def a_slice(z: int) -> SliceFile:
     return image_at("still", 0, z)
 
