@@ -13,7 +13,7 @@ from realtime.errors import WireError
 from realtime.sources.files.dicom_enhanced import volumes as enhanced_volumes
 from realtime.sources.files.dicom_geometry import plane_affine, to_ras_plane
 from realtime.sources.files.dicom_identity import acquired, private, series
-from realtime.sources.files.dicom_mosaic import is_mosaic, untiled
+from realtime.sources.files.dicom_mosaic import check_is_slice, is_mosaic, untiled
 from realtime.sources.files.dicom_pixels import SYNTAXES, check_pixels, rescaled
 from realtime.sources.files.slices import SliceFile
 from realtime.sources.files.volume_file import NotWholeError, VolumeFile, check_shape, placed
@@ -92,6 +92,7 @@ def _slice(dataset: pydicom.Dataset) -> SliceFile:
         raise WireError(
             "file", "expected PerFrameFunctionalGroupsSequence in an image of several frames, found none"
         )
+    check_is_slice(dataset)
     in_patient = plane_affine(
         dataset.ImageOrientationPatient, dataset.PixelSpacing, dataset.ImagePositionPatient
     )

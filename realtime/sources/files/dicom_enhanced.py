@@ -6,7 +6,7 @@ because scanners leave it out, repeat it, or count something else.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from realtime.errors import WireError
 from realtime.sources.files.dicom_geometry import plane_affine, slice_distance_mm
-from realtime.sources.files.dicom_identity import acquired, counted, part_of, series
+from realtime.sources.files.dicom_identity import acquired, counted, part_of, series, time_s
 from realtime.sources.files.dicom_pixels import frame_rescaled
 from realtime.sources.files.volume_file import Acquired, VolumeFile, check_shape, placed
 from realtime.sources.orient import LPS_TO_RAS
@@ -37,6 +37,8 @@ class _Frame:
     """Number of its volume; 0 if the file does not tell."""
     part: str
     echo_time_ms: float | None
+    time_s: float | None
+    """When it was acquired, since midnight."""
 
     @property
     def height_mm(self) -> float:
@@ -69,7 +71,10 @@ def volumes(dataset: pydicom.Dataset) -> Sequence[VolumeFile]:
         for (part, echo_time_ms), moments in split.items():
             if k >= len(moments):
                 continue
-            about = replace(of_file, part=part, echo_time_ms=echo_time_ms)
+            times_s = [frame.time_s for frame in moments[k] if frame.time_s is not None]
+            about = replace(
+                of_file, part=part, echo_time_ms=echo_time_ms, time_s=min(times_s, default=of_file.time_s)
+            )
             if n_moments > 1:  # the file's own counters count files
                 about = replace(about, acquisition=None, moment=(header["number"] - 1) * n_moments + k + 1)
             found.append(_volume(dataset, pixels, moments[k], header, about))
@@ -100,6 +105,7 @@ def _frame(dataset: pydicom.Dataset, index: int, group: Any, shared: Any) -> _Fr
             kind.get("FrameType") or dataset.get("ImageType"),
         ),
         echo_time_ms=float(echo_time_ms) if echo_time_ms else None,
+        time_s=time_s(content.get("FrameAcquisitionDateTime")),
     )
 
 
@@ -132,6 +138,15 @@ def _moments(frames: list[_Frame]) -> list[list[_Frame]]:
             "expected every place in PlanePositionSequence (0020,9113) equally often in a file, got "
             f"{len(frames)} frames at {len(places)} places, {min(counts)} to {max(counts)} at each",
         )
+    for at_place in places.values():
+        twice, n_frames = Counter(frame.moment for frame in at_place).most_common(1)[0]
+        if twice and n_frames > 1:
+            raise WireError(
+                "file",
+                f"expected one frame at each place with TemporalPositionIndex (0020,9128) {twice}, got "
+                f"{n_frames}, which nothing tells apart. If they are echoes, export EffectiveEchoTime "
+                "(0018,9082) with them; otherwise export each in a series of its own",
+            )
     in_time = [sorted(at_place, key=lambda frame: frame.moment) for at_place in places.values()]
     return [sorted(moment, key=lambda frame: frame.height_mm) for moment in zip(*in_time, strict=True)]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from realtime.errors import WireError
 from realtime.sources.files.dicom_geometry import plane_affine, slice_distance_mm
-from realtime.sources.files.dicom_identity import image_type
+from realtime.sources.files.dicom_identity import image_type, private
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # nibabel warns that the module is experimental; results are checked here
@@ -22,6 +22,9 @@ with warnings.catch_warnings():
 _UNITED_IMAGING = "VFRAME"
 _FRAMES = (0x0065, 0x1051)
 _N_TILES = (0x0019, 0x100A)
+_SIEMENS_N_TILES = (0x0019, "SIEMENS MR HEADER", 0x0A)
+_WIDEST_MM = 600.0
+"""No slice is wider."""
 _TILE_TEXT = (0x0051, 0x100B)
 
 
@@ -29,7 +32,35 @@ def is_mosaic(dataset: pydicom.Dataset) -> bool:
     """Whether an image of one frame is a mosaic."""
     if {"MOSAIC", _UNITED_IMAGING} & image_type(dataset):
         return True
-    return bool(_csa(dataset) and csareader.get_n_mosaic(_csa(dataset)))
+    if _csa(dataset) and csareader.get_n_mosaic(_csa(dataset)):
+        return True
+    n_tiles = private(dataset, *_SIEMENS_N_TILES)
+    return isinstance(n_tiles, int) and n_tiles > 1
+
+
+def check_is_slice(dataset: pydicom.Dataset) -> None:
+    """Check that an image is no mosaic of which everything that says so was removed.
+
+    A mosaic is wider than a scanner. Smaller ones have a multiple of the acquired matrix that no
+    interpolation makes: scanners double it, those of GE more than once.
+
+    :raises WireError: code ``file``, when it looks like one
+    """
+    shape = int(dataset.Rows), int(dataset.Columns)
+    wide_mm = min(n * float(mm) for n, mm in zip(shape, dataset.PixelSpacing, strict=True))
+    acquired = sorted(int(n) for n in dataset.get("AcquisitionMatrix") or () if n)
+    edge = max(shape) // acquired[-1] if acquired else 1
+    is_multiple = edge > 1 and sorted(shape) in ([edge * n for n in acquired], [edge * acquired[-1]] * 2)
+    is_siemens = str(dataset.get("Manufacturer", "")).upper().startswith("SIEMENS")
+    is_doubled = edge == 2 or (edge in (4, 8) and not is_siemens)
+    if wide_mm > _WIDEST_MM or (is_multiple and not is_doubled):
+        raise WireError(
+            "file",
+            f"expected an image of one slice, got {shape[0]} x {shape[1]} pixels over {wide_mm:.0f} mm, "
+            f"acquired as {' x '.join(map(str, acquired)) or 'unknown'}: this is a mosaic, and what says so, "
+            "MOSAIC in ImageType (0008,0008) and the CSA header, was removed on the way here. Export from "
+            "the scanner itself without anonymising, or as enhanced DICOM",
+        )
 
 
 def untiled(dataset: pydicom.Dataset) -> tuple[NDArray[Any], NDArray[np.float64]]:

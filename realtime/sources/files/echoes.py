@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from realtime.errors import WireError
-from realtime.sources.files.numbering import Echo, Image, Numbering, echo_of
-from realtime.sources.files.slices import MAX_BEGUN
+from realtime.sources.files.begun import Begun
+from realtime.sources.files.counting import Echo, Image, echo_of
+from realtime.sources.files.numbering import Numbering
 from realtime.sources.files.volume_file import DTYPE, VolumeFile
 
 COMBINE = "combine"
@@ -39,8 +40,7 @@ class Echoes:
         self._numbering = numbering
         self._followed: Echo | None = None
         self._known: list[Echo] | None = None
-        self._begun: dict[int, dict[Echo, VolumeFile]] = {}
-        self._done: set[int] = set()
+        self.begun: Begun[Echo, VolumeFile] = Begun("echoes")
         self._weights: NDArray[np.float32] | None = None
         self._told: set[str] = set()
 
@@ -75,24 +75,13 @@ class Echoes:
         known = self._all()
         if self._choice != COMBINE or known is None or len(known) == 1:
             return volume
-        if volume.number in self._done:
-            return None
-        echoes = self._begun.setdefault(volume.number, {})
-        echoes.setdefault(echo_of(volume), volume)
-        if len(echoes) == len(known):
-            del self._begun[volume.number]
-            self._done.add(volume.number)
-            return self._combined([echoes[echo] for echo in known])
-        if len(self._begun) > MAX_BEGUN:
-            given_up = next(iter(self._begun))
-            self._done.add(given_up)
-            n_came = len(self._begun.pop(given_up))
-            _log.warning("volume %d is missing: %d of its %d echoes came", given_up, n_came, len(known))
-        return None
+        echoes = self.begun.add(volume.number, echo_of(volume), volume, len(known))
+        return self._combined([echoes[echo] for echo in known]) if echoes else None
 
     def _all(self) -> list[Echo] | None:
         """Return the echoes of a volume, in order of time, once they are known."""
-        if self._known is None and self._numbering.is_known:
+        is_short = isinstance(self._choice, int) and len(self._known or ()) < self._choice
+        if (self._known is None or is_short) and self._numbering.is_known:
             self._known = [echo for echo in self._numbering.echoes if echo.part == "magnitude"] or None
         return self._known
 

@@ -17,12 +17,13 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from realtime import wire
+from realtime.sources.files.acquisitions import EchoSeries, Volumes
 from realtime.sources.files.folder_events import changes
 from realtime.sources.files.incoming import Incoming
 from realtime.sources.files.numbering import Numbering
@@ -71,6 +72,7 @@ class SeriesScanner:
     ) -> None:
         self._files = files
         self._plan = plan
+        self._volumes: defaultdict[str, Volumes] = defaultdict(Volumes)
         self._series = series
         self._make_series = partial(Series, plan.tr_s, first_number=first_number, echo=echo)
         ours = f"{plan.run_id}_series-"
@@ -78,6 +80,7 @@ class SeriesScanner:
         self._unfinished = unfinished.removeprefix(ours) if unfinished and is_ours else None
         self._numberings: defaultdict[str, Numbering] = defaultdict(Numbering)
         """What images told that were passed over."""
+        self._echo_series = EchoSeries(plan.tr_s, self._unfinished)
         self._followed = self._follow(self._unfinished) if self._unfinished else None
         self._ignored: set[str] = set()
         self._over: set[str] = set()
@@ -110,11 +113,18 @@ class SeriesScanner:
     def _look(self) -> list[Found]:
         new, n_bytes = [], 0
         for found in self._files.look(time.perf_counter()):
-            new.append(found)
+            new.append(self._joined(found))
             n_bytes += found.holds.voxels.nbytes
             if n_bytes > BYTES_AT_ONCE:
                 break
         return new
+
+    def _joined(self, found: Found) -> Found:
+        """Return an image with the series of its acquisition, whose echoes may be stored as several."""
+        is_old = found.was_there_before and not self._unfinished
+        if is_old or self._series not in found.holds.series_name:
+            return found
+        return replace(found, holds=self._echo_series.joined(found.holds, found.whole_s))
 
     async def _news(self) -> None:
         patience_s = SETTLE_S if self._files.is_settling else POLL_S
@@ -137,13 +147,18 @@ class SeriesScanner:
         if found.holds.acquired.part != "magnitude":
             self._pass_over(found)
             return []
+        self._volumes[series].add(found.holds, found.whole_s)
         if self._followed is None:
             _log.info("following series %s (%s)", series, found.holds.series_name)
             self._followed = self._follow(series)
         if series != self._followed.series:
             self._wait(found, self._followed)
             return []
-        return [self._scan(each, series) for each in self._followed.add(found)]
+        scans = [self._scan(each, series) for each in self._followed.add(found)]
+        if refusal := self._followed.volumes.refusal:
+            self._ignore(series, refusal)
+            self._followed.is_refused = True
+        return scans
 
     def _settled(self) -> list[Scan]:
         """Return the volumes of the followed series that need not wait any longer."""
@@ -211,6 +226,16 @@ class SeriesScanner:
         )
         other.names.append(found.name)
         other.last = self._n_waiting
+        before = self._volumes[followed.series]
+        if not followed.is_over and self._volumes[series].follow(before, self._plan.tr_s):
+            followed.is_over = True
+            _log.warning(
+                "series %s has one volume and is over, because series %s (%s) came after it. If these are "
+                "volumes of one run, let the scanner export mosaics or enhanced DICOM",
+                followed.series,
+                series,
+                found.holds.series_name,
+            )
 
     async def _answer(self, index: int, message: wire.Ack | wire.Refused) -> None:
         followed = self._followed
@@ -231,9 +256,8 @@ class SeriesScanner:
         if followed is None:
             return False
         ends = followed.has_last or self._successor is not None
-        return (
-            followed.is_refused or followed.is_complete or (ends and has_looked and followed.is_quiet(now_s))
-        )
+        is_silent = ends and has_looked and followed.is_quiet(now_s)
+        return followed.is_refused or followed.is_over or followed.is_complete or is_silent
 
     @property
     def _successor(self) -> str | None:
@@ -329,10 +353,12 @@ class _FollowedSeries:
         self.n_files = 0
         """Number of files, without those that existed before; a file that is read again counts once."""
         self.is_refused = False
+        self.is_over = False
+        """Whether it had one volume, such as a reference, and another was acquired after it."""
         self.came: set[int] = set()
         self._heard_s = time.perf_counter()
         self._plan = plan
-        self._volumes = volumes
+        self.volumes = volumes
         self._names: set[str] = set()
         """Names of the files counted so far."""
 
@@ -341,11 +367,11 @@ class _FollowedSeries:
         self._heard_s = time.perf_counter()
         self.n_files += not found.was_there_before and found.name not in self._names
         self._names.add(found.name)
-        return self._volumes.add(found.holds, found.name, found.whole_s, self._heard_s)
+        return self.volumes.add(found.holds, found.name, found.whole_s, self._heard_s)
 
     def settle(self) -> list[Numbered]:
         """Return the volumes that need not wait any longer."""
-        return self._volumes.settle(time.perf_counter())
+        return self.volumes.settle(time.perf_counter())
 
     @property
     def is_complete(self) -> bool:
@@ -353,7 +379,8 @@ class _FollowedSeries:
 
     @property
     def has_last(self) -> bool:
-        return self._plan.n_volumes - 1 in self.came
+        last = self._plan.n_volumes - 1
+        return last in self.came or self.volumes.lacks_parts_of(last)
 
     def is_quiet(self, now_s: float) -> bool:
         return now_s - self._heard_s > QUIET_TR * self._plan.tr_s

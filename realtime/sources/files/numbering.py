@@ -1,86 +1,40 @@
-"""Learns which of a scanner's counters counts the volumes of a series. Pure.
+"""Numbers the volumes of a series. Pure.
 
-Scanners number their images in different ways: by volume, or over all slices, echoes and parts (magnitude,
-phase) of a volume, or through time at one place before the next. The first image that comes again, of the
-same place, echo and part but with other counters, belongs to the next volume, and shows what is counted.
+The first image that comes again, of the same place, echo and part but with other counters, belongs to another
+volume, and shows what is counted (:mod:`realtime.sources.files.counting`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from collections import Counter, defaultdict
 from itertools import pairwise
-from typing import NamedTuple
 
+from realtime.sources.files.counting import Echo, Image, Key, Rule, Seen, find
+from realtime.sources.files.places import Places
 from realtime.sources.files.slices import SliceFile
-from realtime.sources.files.volume_file import VolumeFile
+
+_LOOK_AGAIN = 1.05
+"""If it is not known yet what is counted, it is looked for again once so many times the images are there."""
 
 _log = logging.getLogger(__name__)
-
-Image = VolumeFile | SliceFile
-_TE_DIGITS = 2
-
-
-class Echo(NamedTuple):
-    """What tells the images of a volume apart that lie at the same place; in order of time."""
-
-    part: str
-    time_ms: float
-    """0 if it is not known."""
-    number: int
-    """0 if it is not known, or the time is."""
-
-    def __str__(self) -> str:
-        return (
-            f"TE {self.time_ms:g} ms" if self.time_ms else f"echo {self.number}" if self.number else "no TE"
-        )
-
-
-def echo_of(image: Image) -> Echo:
-    """Return part and echo of an image."""
-    said = image.acquired
-    number = 0 if said.echo_time_ms else said.echo or 0
-    return Echo(said.part, round(said.echo_time_ms or 0.0, _TE_DIGITS), number)
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """An image without its voxels."""
-
-    echo: Echo
-    place: float | None
-    """Of a slice, in mm along the normal."""
-    number: int
-    acquisition: int | None
-    moment: int | None
-
-    @classmethod
-    def of(cls, image: Image) -> _Seen:
-        place = image.place if isinstance(image, SliceFile) else None
-        acquired = image.acquired
-        return cls(echo_of(image), place, image.number, acquired.acquisition, acquired.moment)
-
-    @property
-    def counters(self) -> tuple[int | None, ...]:
-        return self.number, self.acquisition, self.moment
-
-
-_Rule = Callable[[_Seen], int]
 
 
 class Numbering:
     """Numbers the volumes of one series."""
 
     def __init__(self) -> None:
-        self._seen: dict[_Seen, None] = {}
-        """Images of the first volume, in order of arrival, then the one that showed the rule."""
-        self._at_place: dict[tuple[Echo, float | None], _Seen] = {}
-        self._of_number: dict[tuple[Echo, int], _Seen] = {}
-        """The first image with an echo and place, or an echo and number."""
-        self._rule: _Rule | None = None
+        self._seen: dict[Seen, Key] = {}
+        """Images in order of arrival, until it is known how volumes are counted."""
+        self._first: dict[Key, Seen] = {}
+        """The first image at each place of each echo."""
+        self._of_number: dict[tuple[Echo, int], Seen] = {}
+        self._places: defaultdict[Echo, Places] = defaultdict(Places)
+        self._look_at = 0
+        """So many images must be there before it is looked for again what is counted."""
+        self._rule: Rule | None = None
+        self._lowest = 0
+        """Number of the first volume, once the rule is known."""
         self._shift = 0
         self._given: int | None = None
         """Number of the first volume, if it was needed before the rule was known."""
@@ -89,32 +43,39 @@ class Numbering:
         self._is_by_place = False
         """Whether all images of a place come before those of the next, as when a series is copied."""
         self._n_slices: int | None = None
-        self._n_arrived: Counter[tuple[Echo, float | None]] = Counter()
+        self._arrived: dict[Seen, int] = {}
+        """Numbers of volumes, if they are counted in order of arrival."""
+        self._n_arrived: Counter[Key] = Counter()
 
     @property
     def is_known(self) -> bool:
         """Whether volumes can be numbered, and all echoes and slices of a volume are known."""
-        return self._rule is not None or self._is_one_volume
+        return self._rule is not None or (self._is_one_volume and not self._has_come_again)
+
+    @property
+    def _has_come_again(self) -> bool:
+        """Whether a place has been seen twice, so that there are several volumes."""
+        return len(self._seen) > len(self._first)
 
     @property
     def echoes(self) -> list[Echo]:
         """Parts and echoes so far, in order of time."""
-        return sorted({echo for echo, _ in self._at_place})
+        return sorted({echo for echo, _ in self._first})
 
     @property
     def n_slices(self) -> int:
         """Number of slices of a volume, as known so far."""
-        return self._n_slices or len({place for _, place in self._at_place})
+        return self._n_slices or max(Counter(echo for echo, _ in self._first).values(), default=1)
 
     @property
     def first(self) -> int:
-        """Number of the first image's volume."""
-        seen = next(iter(self._seen))
+        """Number of the first volume."""
         if self._rule:
-            return self._rule(seen) + self._shift
+            return self._lowest + self._shift
         if self._given is None:
+            seen = next(iter(self._seen))
             number = seen.number
-            if seen.place is not None:
+            if seen.place_mm is not None:
                 number = (seen.number - 1) // (self.n_slices * len(self.echoes)) + 1
             told = (number, seen.acquisition, seen.moment)
             self._given = min(counter for counter in told if counter is not None)
@@ -124,27 +85,56 @@ class Numbering:
         """Look at the next image of the series, of any echo and part."""
         if isinstance(image, SliceFile) and image.n_slices:
             self._n_slices = image.n_slices
-        seen = _Seen.of(image)
+        seen = Seen.of(image)
         if self._rule or seen in self._seen:
             self._tell_late(seen)
             return
-        self._seen[seen] = None
-        before = self._repeated(seen)
-        n_places = sum(echo == seen.echo for echo, _ in self._at_place)
-        if before and seen.place is not None and n_places == 1 and not self._is_by_place:
+        n_keys = len(self._first)
+        self._seen[seen] = self._key(seen)
+        is_again = len(self._first) == n_keys
+        n_places = sum(echo == seen.echo for echo, _ in self._first)
+        if is_again and seen.place_mm is not None and n_places == 1 and not self._is_by_place:
             self._is_by_place = True
             _log.info("slices come place by place: volumes follow when no more have come for some TR")
         if self._is_by_place:
-            if n_places == self._n_slices:
-                self._decide_by_place()
-        elif before:
-            self._decide([each for each in self._seen if each is not seen], before, seen)
-        elif len(self._seen) == self._n_slices:
+            if n_places == self._n_slices and self._is_last_place:
+                self._decide(is_all=True)
+        elif self._has_come_again:
+            self._decide(is_all=False)
+        elif len(self._first) == self._n_slices and self._seems_one_volume:
             self._is_one_volume = True
 
-    def _tell_late(self, seen: _Seen) -> None:
+    @property
+    def _is_last_place(self) -> bool:
+        """Whether all places but one have equally many images."""
+        counts = sorted(Counter(self._seen.values()).values())
+        return len(set(counts[1:])) <= 1
+
+    @property
+    def _seems_one_volume(self) -> bool:
+        """Whether so many slices as a volume has are of one, rather than of two that come mixed."""
+        numbers = sorted(seen.number for seen in self._seen)
+        return (
+            len({seen.moment for seen in self._seen}) == 1 and len({b - a for a, b in pairwise(numbers)}) <= 1
+        )
+
+    def _key(self, seen: Seen) -> Key:
+        """Return echo and place of an image."""
+        same_number = self._of_number.setdefault((seen.echo, seen.number), seen)
+        key = seen.echo, 0
+        if seen.place_mm is not None:
+            key = seen.echo, self._places[seen.echo].of(seen.place_mm, seen.distance_mm, seen.moment)
+        if key not in self._first:
+            if same_number.counters != seen.counters:
+                return self._seen[same_number]  # prospective motion correction has moved the slices far
+            if self._is_one_volume and self._n_slices and seen.echo == next(iter(self._seen)).echo:
+                return next(iter(self._seen.values()))
+        self._first.setdefault(key, seen)
+        return key
+
+    def _tell_late(self, seen: Seen) -> None:
         if seen.echo not in self.echoes:
-            self._at_place[seen.echo, seen.place] = seen
+            self._first[seen.echo, 0] = seen
             _log.warning(
                 "%s images (%s) began to come after the first volume: if they were delayed, the numbers of "
                 "volumes are wrong; start again",
@@ -152,105 +142,58 @@ class Numbering:
                 seen.echo,
             )
 
-    def _repeated(self, seen: _Seen) -> _Seen | None:
-        """Return the image of an earlier volume to which this one corresponds, if any."""
-        at_place = self._at_place.setdefault((seen.echo, seen.place), seen)
-        same_number = self._of_number.setdefault((seen.echo, seen.number), seen)
-        if at_place is not seen:
-            return at_place
-        if same_number is not seen and same_number.counters != seen.counters:
-            return same_number  # prospective motion correction has moved the slices
-        first = next(iter(self._seen))
-        is_one_more = self._is_one_volume and seen.echo == first.echo and len(self._seen) > self.n_slices
-        return first if is_one_more else None
-
     def assume_whole(self) -> None:
         """Take all images so far as one volume, or as the whole series, because no more came for long."""
-        if self._is_by_place:
-            self._decide_by_place()
+        if not self._rule and self._has_come_again:
+            self._decide(is_all=True)
         self._is_one_volume = bool(self._seen)
 
     def number(self, image: Image) -> int | None:
         """Return the number of an image's volume; None means that it is not known yet."""
-        seen = _Seen.of(image)
+        seen = Seen.of(image)
         if self._rule:
             return self._rule(seen) + self._shift
-        is_alone = seen.place is None and seen == next(iter(self._seen))
-        return self.first if self._is_one_volume or is_alone else None
+        is_alone = seen.place_mm is None and seen == next(iter(self._seen))
+        return self.first if self.is_known or is_alone else None
 
-    def _decide_by_place(self) -> None:
-        """Choose the counter when all images of a place came before those of the next."""
-        first = list(self._at_place.values())
-        again = next(seen for seen in self._seen if self._at_place[seen.echo, seen.place] is not seen)
-        self._decide(first, self._at_place[again.echo, again.place], again)
-
-    def _decide(self, first: list[_Seen], before: _Seen, again: _Seen) -> None:
-        """Choose the counter that tells the first volume from the next."""
-        n_echoes = len({seen.echo for seen in first})
-        by_number = _by_number(first, before, again, self._n_slices)
-        counted = [(rule, n) for rule, n in by_number if _fits(rule, first, before, again)]
-        named = [(rule, 0) for rule in (_by_moment, _by_acquisition) if _fits(rule, first, before, again)]
-        if self._n_slices is None and before.place is not None:
-            n_images = counted[0][1] if counted else again.number if before.number == again.number else 0
-            n_seen = len({seen.place for seen in first})
-            self._n_slices = max(n_seen, n_images // n_echoes)
-        if named or counted:
-            self._rule, _ = (named + counted)[0]
-        else:
+    def _decide(self, *, is_all: bool) -> None:
+        """Find what is counted, if the images tell it."""
+        if not is_all and len(self._seen) < self._look_at:
+            return
+        self._look_at = int(_LOOK_AGAIN * len(self._seen)) + 1
+        if is_all:
+            self._place_again()
+        counted = find(self._seen, self._n_slices, is_all=is_all)
+        if counted is None:
+            return
+        self._n_slices = counted.n_slices
+        self._rule = counted.rule or self._by_arrival
+        if counted.rule is None:
             _log.warning(
                 "no counter in the headers tells the volumes of this series apart (InstanceNumber, "
                 "AcquisitionNumber, TemporalPositionIdentifier): they are counted in order of arrival"
             )
-            arrived: dict[_Seen, int] = {}
-            self._rule = partial(self._by_arrival, arrived)
-            for seen in self._seen:
-                self._rule(seen)
+        if counted.n_slices == 1 and next(iter(self._seen)).place_mm is not None:
+            _log.warning(
+                "each volume of this series has one slice. If its images are mosaics, what says so was "
+                "removed from their headers: export from the scanner itself without anonymising, or as "
+                "enhanced DICOM"
+            )
+        self._lowest = min(map(self._rule, self._seen))
         if self._given is not None:
-            self._shift = self._given - self._rule(first[0])
+            self._shift = self._given - self._rule(next(iter(self._seen)))
 
-    def _by_arrival(self, arrived: dict[_Seen, int], seen: _Seen) -> int:
-        if seen not in arrived:
-            self._n_arrived[seen.echo, seen.place] += 1
-            arrived[seen] = self._n_arrived[seen.echo, seen.place]
-        return arrived[seen]
+    def _place_again(self) -> None:
+        """Tell places apart in order of number, in which a head moves less between two images."""
+        self._places.clear()
+        self._first.clear()
+        self._of_number.clear()
+        for seen in sorted(self._seen, key=lambda each: each.number):
+            self._seen[seen] = self._key(seen)
 
-
-def _by_moment(seen: _Seen) -> int:
-    return seen.moment or 0
-
-
-def _by_acquisition(seen: _Seen) -> int:
-    return seen.acquisition or 0
-
-
-def _by_number(
-    first: list[_Seen], before: _Seen, again: _Seen, n_slices: int | None
-) -> list[tuple[_Rule, int]]:
-    """Return the ways in which InstanceNumber may count, each with the number of images of a volume."""
-    numbers = sorted({seen.number for seen in first})
-    zero = min(1, numbers[0])
-    grew = abs(again.number - before.number)
-    n_echoes = len({seen.echo for seen in first})
-    # If images of the first volume are missing, it grew by more than came; if volumes are, by a multiple.
-    n_images = max(1, n_slices * n_echoes if n_slices else grew if grew % len(first) else len(first))
-    n_kept = n_images if n_images < 2 * len(first) else len(first)  # of a copy some slices may have been kept
-    ways: list[tuple[_Rule, int]] = [(lambda seen: (seen.number - zero) // n_images + 1, n_kept)]
-    apart = Counter(b - a for a, b in pairwise(numbers)).most_common(1)
-    n_volumes = apart[0][0] if apart else 0
-    if n_volumes > grew:
-        n_places = (numbers[-1] - zero) // n_volumes - (numbers[0] - zero) // n_volumes + 1
-        ways.append((lambda seen: (seen.number - zero) % n_volumes + 1, n_places))
-        lowest = numbers[0]
-        ways.append((lambda seen: (seen.number - lowest) % n_volumes + 1, n_places))
-    return ways
-
-
-def _fits(rule: _Rule, first: list[_Seen], before: _Seen, again: _Seen) -> bool:
-    """Whether a rule gives the first volume's images one number, and the image that came again another.
-
-    Images of the next volume may have come before the last of the first.
-    """
-    numbers = {rule(seen) for seen in first}
-    if rule(again) == rule(before):
-        return False
-    return len(numbers) == 1 or numbers == {rule(before), rule(again)}
+    def _by_arrival(self, seen: Seen) -> int:
+        if seen not in self._arrived:
+            key = self._seen.get(seen) or self._key(seen)
+            self._n_arrived[key] += 1
+            self._arrived[seen] = self._n_arrived[key]
+        return self._arrived[seen]

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from realtime.errors import WireError
+from realtime.sources.files.counting import Echo, Image, echo_of
 from realtime.sources.files.echoes import Echoes
-from realtime.sources.files.numbering import Echo, Image, Numbering, echo_of
+from realtime.sources.files.numbering import Numbering
 from realtime.sources.files.slices import SliceFile, Slices
+from realtime.sources.files.twins import Twins
 from realtime.sources.files.volume_file import VolumeFile
 
 PATIENCE_TR = 2
@@ -62,6 +64,9 @@ class Series:
         self._first_number = first_number
         self._numbering = numbering or Numbering()
         self._echoes = Echoes(echo, self._numbering)
+        self._twins = Twins(tr_s)
+        self.refusal = ""
+        """Why nothing of it is taken any more."""
         self._slices: dict[Echo, Slices] = {}
         self._held: list[_Held] = []
         self._held_bytes = 0
@@ -78,11 +83,22 @@ class Series:
     def add(self, image: Image, name: str, whole_s: float, now_s: float) -> list[Numbered]:
         """Add what a file holds and return the volumes that are ready."""
         self._heard_s = now_s
+        if self.refusal or self._twins.are_shown_by(image, name):
+            self._refuse(image)
+            return []
         self._numbering.learn(image)
         held = _Held(image=image, name=name, whole_s=whole_s)
         self._held_bytes += image.voxels.nbytes
-        if self._held_bytes > MAX_HELD_BYTES:
+        if self._held_bytes > MAX_HELD_BYTES and not self._numbering.is_known:
             self._numbering.assume_whole()
+            _log.warning(
+                "series %s (%s): %d bytes of images wait, which is the most that is kept: volumes are taken "
+                "to have %d slices. If they have more, copy the series volume by volume",
+                image.series,
+                image.series_name,
+                self._held_bytes,
+                self._numbering.n_slices,
+            )
         if not self._numbering.is_known:  # then it is known of none of those that wait
             return self._ready([held], now_s)
         waiting, self._held, self._held_bytes = [*self._held, held], [], 0
@@ -90,11 +106,36 @@ class Series:
 
     def settle(self, now_s: float) -> list[Numbered]:
         """Return the volumes that have waited long enough."""
+        if now_s - self._heard_s <= self._patience_s:
+            return self._ready([], now_s)
         waiting: list[_Held] = []
-        if self._held and now_s - self._heard_s > self._patience_s:
+        if self._held:
             self._numbering.assume_whole()
             waiting, self._held, self._held_bytes = self._held, [], 0
-        return self._ready(waiting, now_s)
+        ready = self._ready(waiting, now_s)
+        for slices in self._slices.values():
+            slices.begun.tell_missing()
+        self._echoes.begun.tell_missing()
+        return ready
+
+    def _refuse(self, image: Image) -> None:
+        if not self.refusal:
+            self.refusal = (
+                "each volume has several images of one place, as echoes are, which nothing tells apart"
+            )
+            _log.error(
+                "series %s (%s) is not decoded any further: %s. Export EchoTime (0018,0081) or EchoNumbers "
+                "(0018,0086) with the images, or one echo alone",
+                image.series,
+                image.series_name,
+                self.refusal,
+            )
+            self._held.clear()
+
+    def lacks_parts_of(self, index: int) -> bool:
+        """Whether some slices or echoes of a volume have come, and others have not."""
+        number = index + (self._first_number or 0)
+        return number in self._echoes.begun or any(number in each.begun for each in self._slices.values())
 
     def _ready(self, waiting: list[_Held], now_s: float) -> list[Numbered]:
         for held in waiting:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from realtime.errors import WireError
+from realtime.sources.files.begun import Begun
 from realtime.sources.files.dicom_geometry import slice_distance_mm
 from realtime.sources.files.volume_file import Acquired, VolumeFile, check_shape, placed
 
-MAX_BEGUN = 8
-"""Limit of incomplete volumes; beyond it the oldest is given up."""
 _SAME_PLACE_DIGITS = 2
 """Positions in mm that agree to this number of digits are one."""
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,44 +46,15 @@ class Slices:
     """Collects the slices of one echo of a series until they form volumes."""
 
     def __init__(self) -> None:
-        self._begun: dict[int, dict[float, SliceFile]] = {}
-        self._done: set[int] = set()
-        self._places: set[float] = set()
-        """Of the last whole volume."""
-        self._has_told = False
+        self.begun: Begun[float, SliceFile] = Begun("slices")
 
     def add(self, one: SliceFile, volume_number: int, n_slices: int) -> VolumeFile | None:
         """Add a slice and return the volume that it completes, if any.
 
         :raises WireError: code ``grid``, when the slices do not form a volume
         """
-        if volume_number in self._done:
-            self._tell_late(one, volume_number)
-            return None
-        slices = self._begun.setdefault(volume_number, {})
-        slices.setdefault(one.place, one)
-        if len(slices) == n_slices:
-            del self._begun[volume_number]
-            self._done.add(volume_number)
-            self._places = set(slices)
-            return _volume(volume_number, [slices[place] for place in sorted(slices)])
-        if len(self._begun) > MAX_BEGUN:
-            given_up = next(iter(self._begun))
-            self._done.add(given_up)
-            n_came = len(self._begun.pop(given_up))
-            _log.warning("volume %d is missing: %d of its %d slices came", given_up, n_came, n_slices)
-        return None
-
-    def _tell_late(self, one: SliceFile, volume_number: int) -> None:
-        if one.place not in self._places and not self._has_told:
-            self._has_told = True
-            _log.warning(
-                "a slice of volume %d of series %s (%s) came after the volume, of %d slices, was over",
-                volume_number,
-                one.series,
-                one.series_name,
-                len(self._places),
-            )
+        slices = self.begun.add(volume_number, one.place, one, n_slices)
+        return _volume(volume_number, [slices[place] for place in sorted(slices)]) if slices else None
 
 
 def _volume(volume_number: int, slices: list[SliceFile]) -> VolumeFile:

@@ -30,6 +30,10 @@ class Acquired:
     echo_time_ms: float | None = None
     echo: int | None = None
     """Number of the echo."""
+    time_s: float | None = None
+    """When it was acquired, since midnight."""
+    is_derived: bool = False
+    """Whether the scanner computed it from other images, for example to correct motion."""
     part: str = "magnitude"
     """``magnitude``, ``phase``, ``real`` or ``imaginary``."""
 

@@ -28,8 +28,8 @@ from pydicom.uid import (
 
 from realtime.errors import WireError
 from realtime.sources.files import dicom
+from realtime.sources.files.counting import Image
 from realtime.sources.files.dicom import read
-from realtime.sources.files.numbering import Image
 from realtime.sources.files.series import Series
 from realtime.sources.files.slices import SliceFile, Slices
 from realtime.sources.files.volume_file import NotWholeError, VolumeFile
@@ -263,21 +263,6 @@ def volume_of(data: FileDataset) -> VolumeFile:
     image = image_of(data)
     assert isinstance(image, VolumeFile)
     return image
-
-
-def test_a_volume_that_lacks_slices_is_given_up_when_too_many_wait(caplog: pytest.LogCaptureFixture) -> None:
-    slices, one = Slices(), slice_of(single(VOXELS, 0, 1, 1))
-    for volume in range(1, 11):
-        assert slices.add(one, volume, 5) is None
-    assert caplog.messages == [
-        "volume 1 is missing: 1 of its 5 slices came",
-        "volume 2 is missing: 1 of its 5 slices came",
-    ]
-    caplog.clear()
-    for slice_ in range(1, 5):  # late
-        assert slices.add(slice_of(single(VOXELS, slice_, 1, 1)), 1, 5) is None
-    assert len(caplog.messages) == 1
-    assert "came after" in caplog.text
 
 
 def test_slices_that_form_no_volume_are_refused() -> None:

@@ -10,8 +10,8 @@ import pytest
 from pydicom.dataset import FileDataset
 from pydicom.uid import MRImageStorage
 
+from realtime.sources.files.counting import Image
 from realtime.sources.files.dicom import read
-from realtime.sources.files.numbering import Image
 from realtime.sources.files.series import Series
 
 from .test_dicom import GRID, VOXELS, base, enhanced, mosaic, single, written
@@ -50,16 +50,18 @@ class Heard:
         self._now_s = 0.0
 
     def send(self, images: Images) -> Heard:
-        for data in images:
-            for image in held_by(data):
-                self._now_s += 0.01
-                self.names.add(image.series)
-                if image.acquired.part != "magnitude":
-                    self.series.pass_over(image)
-                    continue
-                for ready in self.series.add(image, "file", self._now_s, self._now_s):
-                    before = self.volumes.setdefault(ready.index, ready.volume.voxels)
-                    assert np.array_equal(before, ready.volume.voxels)
+        return self.add(image for data in images for image in held_by(data))
+
+    def add(self, images: Iterable[Image]) -> Heard:
+        for image in images:
+            self._now_s += 0.01
+            self.names.add(image.series)
+            if image.acquired.part != "magnitude":
+                self.series.pass_over(image)
+                continue
+            for ready in self.series.add(image, "file", self._now_s, self._now_s):
+                before = self.volumes.setdefault(ready.index, ready.volume.voxels)
+                assert np.array_equal(before, ready.volume.voxels)
         return self
 
     def wait(self, n_tr: float) -> Heard:
