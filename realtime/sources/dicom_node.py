@@ -145,6 +145,11 @@ class Arrivals:
         """Objects are complete when they come."""
         return False
 
+    @property
+    def is_held_up(self) -> bool:
+        """They are reported in the order in which they come."""
+        return False
+
     def add(self, name: str, data: bytes, holds: Sequence[VolumeFile | SliceFile], outcome: Outcome) -> None:
         """Add an object that has come; called in the thread of its association."""
         now_s = time.perf_counter()

@@ -97,9 +97,10 @@ class SeriesScanner:
             for found in new:
                 for scan in self._scans(found):
                     yield scan
-            for scan in self._settled():
-                yield scan
-            has_looked = not (new or self._files.is_settling)
+            if not self._files.is_held_up:
+                for scan in self._settled():
+                    yield scan
+            has_looked = not (new or self._files.is_settling or self._files.is_held_up)
             if self._is_over(time.perf_counter(), has_looked=has_looked):
                 self._let_go()
                 yield RunOver()
