@@ -156,6 +156,11 @@ def _read_reference(folder: Path, file: str | None) -> Reference | None:
     if file is None:
         return None
     voxels, affine = bundle_files.read_volume(folder / file)
+    if voxels.min() == voxels.max():
+        raise BundleError(
+            f"{folder / file}: expected a reference volume with a head in it, found one in which all voxels "
+            "are the same; give the bundle another: python -m export reference"
+        )
     return Reference(voxels=voxels, affine=affine)
 
 

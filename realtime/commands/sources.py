@@ -101,6 +101,13 @@ def add_source_options(parser: argparse.ArgumentParser, default: str | None = DE
         help="with dicom://, the certificate of this machine: objects then come over TLS",
     )
     group.add_argument("--source-tls-key", type=Path, metavar="PEM", help="the certificate's key")
+    group.add_argument(
+        "--source-tls-peers",
+        type=Path,
+        metavar="PEM",
+        help="with --source-tls-cert, the certificates of those who may send, or of who issued theirs "
+        "(default: a sender needs none)",
+    )
     _add_marker_options(group)
 
 
@@ -135,6 +142,7 @@ def source_options(arguments: argparse.Namespace) -> SourceOptions:
         allow=tuple(arguments.allow or ()),
         tls_cert=arguments.source_tls_cert,
         tls_key=arguments.source_tls_key,
+        tls_peers=arguments.source_tls_peers,
         markers=arguments.markers,
         pictures=arguments.pictures,
     )

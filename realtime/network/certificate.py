@@ -10,10 +10,11 @@ from pathlib import Path
 from realtime.errors import ServeError
 
 
-def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
+def server_context(certificate: Path, key: Path, peers: Path | None = None) -> ssl.SSLContext:
     """TLS of a server.
 
     :param certificate: PEM, the server's own first, then its issuers'; the key is PEM without a password
+    :param peers: certificates, PEM, of those who may connect, or of who issued theirs; None lets anybody
     :raises ServeError: when one cannot be read, or others can read the key
     """
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -33,4 +34,15 @@ def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
             f"{mode & 0o777:o}; run chmod 600 {key}, and get a new certificate if another user may have read "
             "it"
         )
+    if peers is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.verify_flags = (
+            ssl.VERIFY_X509_TRUSTED_FIRST | ssl.VERIFY_X509_PARTIAL_CHAIN
+        )  # as scanners have
+        try:
+            context.load_verify_locations(peers)
+        except OSError as error:
+            raise ServeError(
+                f"expected certificates of those who may connect, PEM, in {peers}: {error.strerror or error}"
+            ) from error
     return context

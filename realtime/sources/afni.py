@@ -27,7 +27,7 @@ from realtime.errors import ServeError, WireError
 from realtime.network.address import check_address
 from realtime.network.hosts import Hosts
 from realtime.sources import afni_header
-from realtime.sources.afni_header import Header
+from realtime.sources.afni_header import Header, RefusedRunError
 from realtime.sources.files.echoes import t2star_ms, weights
 from realtime.sources.orient import to_ras
 from realtime.sources.run_boundaries import RunOver, Scan
@@ -177,24 +177,40 @@ class AfniScanner:
         async with asyncio.timeout(PATIENCE_S):
             commands = await _until_zero(reader)
         while True:
-            header = afni_header.parse(commands, self._echo)
-            if header.channel is None:
-                _log.info("combining echoes at %s ms", header.echo_times_ms)
-            elif header.n_channels > 1:
-                _log.log(
-                    logging.WARNING if self._echo is None else logging.INFO,
-                    "taking echo %d of %d; --echo N chooses another, --echo combine takes all",
-                    header.channel + 1,
-                    header.n_channels,
-                )
-            async for scan in self._volumes(reader, header):
+            verdict = _Verdict()
+            try:
+                header = afni_header.parse(commands, self._echo)
+                self._tell(header)
+            except RefusedRunError as error:
+                header = error.header
+                await verdict.take(wire.Refused(run_id="", code="header", message=str(error)))
+            async for scan in self._volumes(reader, header, verdict):
                 yield scan
             yield RunOver()
             commands = await _until_zero(reader)  # the operator may take long to start the next run
 
-    async def _volumes(self, reader: asyncio.StreamReader, header: Header) -> AsyncIterator[Scan]:
+    def _tell(self, header: Header) -> None:
+        """Tell what is taken of a run, where that is not plain."""
+        if header.channel is None:
+            _log.info("combining echoes at %s ms", header.echo_times_ms)
+        elif header.n_channels > 1:
+            _log.log(
+                logging.WARNING if self._echo is None else logging.INFO,
+                "taking echo %d of %d; --echo N chooses another, --echo combine takes all",
+                header.channel + 1,
+                header.n_channels,
+            )
+        if header.is_tr_in_ms:
+            _log.warning(
+                "the sender's TR is taken as %g ms: AFNI's is in seconds, and no run has one of so many. "
+                "Have it send seconds, or give --tr",
+                1_000 * (header.tr_s or 0.0),
+            )
+
+    async def _volumes(
+        self, reader: asyncio.StreamReader, header: Header, verdict: _Verdict
+    ) -> AsyncIterator[Scan]:
         """Yield the volumes of a run; pass over those of a refused run, so that the next one is heard."""
-        verdict = _Verdict()
         combined = _Combined(header)
         index = 0
         while images := await _images(reader, header):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -33,6 +33,8 @@ _SENT = {"short": "i2", "byte": "u1", "int": "i4", "float": "f4", "double": "f8"
 _TAKEN = {"short": "int16", "byte": "int16", "int": "int32", "float": "float32", "double": "float64"}
 _ACQUISITIONS = ("2D+z", "2D+zt", "3D", "3D+t", "3D+timing")
 _MOST_CHANNELS = 32
+LONGEST_TR_S = 60.0
+"""A larger number is a TR in ms: no run has such a TR in s, and none that is shorter in ms."""
 _PLACE = re.compile(r"([-+0-9.eE]{1,32})([IPASRL]?)")
 
 
@@ -54,6 +56,8 @@ class Header:
     """The channel that is taken; None means that all are combined."""
     echo_times_ms: tuple[float, ...] = ()
     """Of the channels, if they are combined."""
+    is_tr_in_ms: bool = False
+    """Whether the TR was sent in ms, against AFNI's definition."""
 
     @property
     def images(self) -> int:
@@ -86,11 +90,23 @@ class Header:
         return stacked.transpose(2, 1, 0)
 
 
+class RefusedRunError(WireError):
+    """A run is refused, but how long its images are is known, so that they can be passed over.
+
+    :param header: of these images
+    """
+
+    def __init__(self, header: Header, message: str) -> None:
+        super().__init__("header", message)
+        self.header = header
+
+
 def parse(text: bytes, echo: int | str | None = None) -> Header:
     """Parse the commands, given without the zero byte that ends them.
 
     :param echo: the echo to take of several, from 1, or ``combine``; None takes the first
-    :raises WireError: code ``header``, when a command is missing or invalid
+    :raises RefusedRunError: when the run cannot be taken, but its images can be told from the next run
+    :raises WireError: code ``header``, when another command is missing or invalid
     """
     commands = _Commands(text)
     shape = _shape(commands)
@@ -98,26 +114,59 @@ def parse(text: bytes, echo: int | str | None = None) -> Header:
     order = commands.choice("BYTEORDER", ("LSB_FIRST", "MSB_FIRST"), "LSB_FIRST")
     acquisition = commands.choice("ACQUISITION_TYPE", _ACQUISITIONS, "2D+zt")
     n_channels = _n_channels(commands)
-    channel = int(echo or 1) - 1 if echo != COMBINE else None if n_channels > 1 else 0
-    if channel is not None and channel >= n_channels:
-        raise WireError("header", f"expected at least {echo} channels for --echo {echo}, got {n_channels}")
-    taken = np.dtype(_TAKEN[datum] if channel is not None else "float32")
-    if math.prod(shape) * taken.itemsize * n_channels > wire.MAX_VOLUME_BYTES:
+    n_bytes = math.prod(shape) * max(np.dtype(_TAKEN[datum]).itemsize, 4) * n_channels
+    if n_bytes > wire.MAX_VOLUME_BYTES:
         raise WireError(
             "header",
             f"expected at most {wire.MAX_VOLUME_BYTES} bytes a volume, got {n_channels} channels of {shape}",
         )
-    return Header(
+    header = Header(
         shape=shape,
         sent=np.dtype(_SENT[datum]).newbyteorder("<" if order == "LSB_FIRST" else ">"),
-        taken=taken.name,
-        affine=_oblique(commands) if commands.get("OBLIQUE_XFORM") else _axis_aligned(commands, shape),
-        tr_s=commands.numbers("TR", 1, 1)[0] if commands.get("TR") else None,
+        taken=_TAKEN[datum],
+        affine=np.eye(4),
+        tr_s=None,
         slices=None if acquisition.startswith("3D") else _slice_order(commands, shape[2]),
         n_channels=n_channels,
-        channel=channel,
-        echo_times_ms=_echo_times_ms(commands, n_channels) if channel is None else (),
     )
+    try:
+        channel, (tr_s, is_tr_in_ms) = _channel(n_channels, echo), _tr_s(commands)
+        return replace(
+            header,
+            taken=header.taken if channel is not None else "float32",
+            affine=_oblique(commands) if commands.get("OBLIQUE_XFORM") else _axis_aligned(commands, shape),
+            tr_s=tr_s,
+            is_tr_in_ms=is_tr_in_ms,
+            channel=channel,
+            echo_times_ms=_echo_times_ms(commands, n_channels) if channel is None else (),
+        )
+    except WireError as error:
+        raise RefusedRunError(header, str(error)) from error
+
+
+def _channel(n_channels: int, echo: int | str | None) -> int | None:
+    """Return the channel to take; None if all are combined."""
+    if echo == COMBINE:
+        return None if n_channels > 1 else 0
+    if int(echo or 1) > n_channels:
+        raise WireError(
+            "header",
+            f"expected --echo from 1 to {n_channels}, as the sender has so many channels (NUM_CHAN), got "
+            f"--echo {echo}; start again with one of these, or have the sender send more (Dimon -num_chan)",
+        )
+    return int(echo or 1) - 1
+
+
+def _tr_s(commands: _Commands) -> tuple[float | None, bool]:
+    """Return the TR, None if the sender does not know it, and whether it was sent in ms and not in s."""
+    (tr,) = commands.numbers("TR", 1, 1) if commands.get("TR") else (0.0,)
+    if tr == 0:
+        return None, False
+    if 0 < tr <= LONGEST_TR_S:
+        return tr, False
+    if LONGEST_TR_S < tr <= 1_000 * LONGEST_TR_S:
+        return tr / 1_000, True
+    raise WireError("header", f"expected a TR above 0 s and at most {LONGEST_TR_S:.0f} s, got {tr:g}")
 
 
 def _echo_times_ms(commands: _Commands, n_channels: int) -> tuple[float, ...]:

@@ -22,7 +22,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 from realtime import wire
 from realtime.errors import ServeError, WireError
@@ -48,12 +48,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class NodeAddress:
-    """Where the node listens, such as ``dicom://127.0.0.1:11112?aet=REALTIME``."""
+    """Where the node listens, such as ``dicom://127.0.0.1:11112?aet=REALTIME&from=MR1``."""
 
     host: str
     port: int
     title: str | None
     """The application entity title that senders must call; None lets them call any."""
+    senders: tuple[str, ...] = ()
+    """The titles that senders may have; none of them lets them have any."""
 
     @classmethod
     def parse(cls, address: str, *, is_guarded: bool) -> NodeAddress:
@@ -64,11 +66,12 @@ class NodeAddress:
         """
         parts = urlsplit(address)
         options = parse_qs(parts.query, keep_blank_values=True)
-        titles = options.pop("aet", [])
-        if parts.scheme != "dicom" or options or len(titles) > 1 or not all(map(_is_title, titles)):
+        titles, senders = options.pop("aet", []), options.pop("from", [])
+        are_titles = all(map(_is_title, titles + senders))
+        if parts.scheme != "dicom" or options or len(titles) > 1 or not are_titles:
             raise ServeError(
-                "expected an address like dicom://127.0.0.1:11112?aet=NAME, with an application entity title "
-                f"of at most 16 characters, got {address!r}"
+                "expected an address like dicom://127.0.0.1:11112?aet=NAME&from=SCANNER, with application "
+                f"entity titles of at most 16 characters, one for aet, any number for from, got {address!r}"
             )
         host, port = check_address(f"tcp://{parts.netloc}{parts.path}", is_guarded=True)
         if host not in Hosts() and not is_guarded:
@@ -76,11 +79,13 @@ class NodeAddress:
                 f"expected --allow, --source-tls-cert and --source-tls-key with {address}, which other "
                 "machines can reach; give them, or forward a port of 127.0.0.1 through an SSH tunnel"
             )
-        return cls(host=host, port=port, title=titles[0] if titles else None)
+        return cls(host=host, port=port, title=titles[0] if titles else None, senders=tuple(senders))
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"dicom://{host}:{self.port}" + (f"?aet={quote(self.title)}" if self.title else "")
+        titles = [("aet", self.title)] if self.title else []
+        query = urlencode(titles + [("from", each) for each in self.senders], quote_via=quote)
+        return f"dicom://{host}:{self.port}" + (f"?{query}" if query else "")
 
 
 def _is_title(text: str) -> bool:
@@ -143,6 +148,11 @@ class Arrivals:
     @property
     def is_settling(self) -> bool:
         """Objects are complete when they come."""
+        return False
+
+    @property
+    def is_held_up(self) -> bool:
+        """They are reported in the order in which they come."""
         return False
 
     def add(self, name: str, data: bytes, holds: Sequence[VolumeFile | SliceFile], outcome: Outcome) -> None:
@@ -254,6 +264,7 @@ class DicomNode(SeriesScanner):
             self._address.host,
             self._address.port,
             title=self._address.title,
+            senders=self._address.senders,
             hosts=self._hosts,
             tls=self._tls,
             classes=dict.fromkeys(dicom.IMAGES, [str(each) for each in SYNTAXES if each]),

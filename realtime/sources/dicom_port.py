@@ -16,7 +16,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +46,7 @@ MOST_WAITING_BYTES = MOST_BYTES
 MOST_CONNECTIONS = 32
 SILENT_TURN_S = 10.0
 """If there are too many, one gives way that was silent for so long, or that has stored nothing yet."""
+FLOOD_TOLD_AGAIN_S = 60.0
 PATIENCE_S = 5.0
 """Time for the TLS handshake and for the request of an association."""
 STUCK_S = 30.0
@@ -72,6 +73,7 @@ class StorePort:
     """Listens until it is closed.
 
     :param title: the application entity title that senders must call; None lets them call any
+    :param senders: the titles that senders may have; none of them lets them have any
     :param classes: SOP classes that are stored, with the transfer syntaxes in which they are taken
     :raises ServeError: when it cannot listen
     """
@@ -82,6 +84,7 @@ class StorePort:
         port: int,
         *,
         title: str | None,
+        senders: Sequence[str],
         hosts: Hosts,
         tls: ssl.SSLContext | None,
         classes: dict[str, list[str]],
@@ -91,6 +94,7 @@ class StorePort:
         self._store = store
         entity = AE(title or "REALTIME")
         entity.require_called_aet = title is not None
+        entity.require_calling_aet = list(senders)
         entity.maximum_pdu_size = _PDU_BYTES
         entity.maximum_associations = sys.maxsize  # the server limits connections
         entity.acse_timeout = PATIENCE_S
@@ -165,12 +169,14 @@ class StorePort:
             )
 
     def _on_rejected(self, event: Any) -> None:
-        called = event.assoc.requestor.primitive.called_ae_title
+        called, entity = event.assoc.requestor.primitive.called_ae_title, event.assoc.ae
+        senders = entity.require_calling_aet
         _log.warning(
-            "refused an association of %s, which calls %r: expected %r",
+            "refused an association of %s, which calls %r: expected %r%s",
             _peer(event),
             called,
-            event.assoc.ae.ae_title,
+            entity.ae_title,
+            f", called by {' or '.join(senders)}" if senders else "",
         )
 
 
@@ -283,6 +289,8 @@ class _Server(ThreadedAssociationServer):
         self._hosts = hosts
         self._tls = tls
         self._lock = threading.Lock()
+        self._told_s = float("-inf")
+        """When a flood was told."""
         self.connected: dict[socket.socket, _Peer] = {}
         """Connections in the order in which they came."""
         self.peers: weakref.WeakKeyDictionary[Any, _Peer] = weakref.WeakKeyDictionary()
@@ -356,6 +364,14 @@ class _Server(ThreadedAssociationServer):
             return False
         if silent.has_stored:
             _log.warning("closed the silent connection from %s for another one", silent.address)
+        elif time.monotonic() - self._told_s > FLOOD_TOLD_AGAIN_S:
+            self._told_s = time.monotonic()
+            _log.warning(
+                "more than %d connections at the same time: those that have stored nothing give way, "
+                "the first of them from %s; look what connects to this port",
+                MOST_CONNECTIONS,
+                silent.address,
+            )
         del self.connected[silent.connection]
         _end(silent.connection)
         return True

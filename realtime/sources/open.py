@@ -50,6 +50,8 @@ class SourceOptions:
     tls_cert: Path | None = None
     """For DICOM: the certificate of this machine."""
     tls_key: Path | None = None
+    tls_peers: Path | None = None
+    """For DICOM: certificates of those who may send, or of who issued theirs; None lets anybody."""
     markers: str | None = None
     """Address where presentation software sends markers, or ``lsl:NAME``."""
     pictures: Path | None = None
@@ -136,6 +138,7 @@ def _check_options(kind: str, address: str, options: SourceOptions) -> None:
         ("--echo is", (options.echo,), ("folder", "dicom", "afni+tcp")),
         ("--allow is", (options.allow or None,), (kind,) if has_lsl else ("afni+tcp", "dicom")),
         ("--source-tls-cert and --source-tls-key are", (options.tls_cert, options.tls_key), ("dicom",)),
+        ("--source-tls-peers is", (options.tls_peers,), ("dicom",)),
     ):
         if kind not in kinds and any(each is not None for each in given):
             raise ServeError(f"{names} for {' and '.join(kinds)} sources; remove them for {address}")
@@ -190,11 +193,15 @@ def _echo(choice: str | None) -> int | str | None:
 
 
 def _tls(options: SourceOptions) -> ssl.SSLContext | None:
-    if options.tls_cert is None and options.tls_key is None:
+    given = options.tls_cert, options.tls_key, options.tls_peers
+    if given == (None, None, None):
         return None
     if options.tls_cert is None or options.tls_key is None:
-        raise ServeError("expected --source-tls-cert and --source-tls-key together, got one of them")
-    return server_context(options.tls_cert, options.tls_key)
+        raise ServeError(
+            "expected --source-tls-cert and --source-tls-key together, and with them --source-tls-peers, got "
+            "one without the others"
+        )
+    return server_context(options.tls_cert, options.tls_key, options.tls_peers)
 
 
 def _plan(address: str, options: SourceOptions, spec: Spec) -> Plan:

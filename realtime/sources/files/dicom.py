@@ -13,7 +13,7 @@ from realtime.errors import WireError
 from realtime.sources.files.dicom_enhanced import volumes as enhanced_volumes
 from realtime.sources.files.dicom_geometry import plane_affine, to_ras_plane
 from realtime.sources.files.dicom_identity import acquired, private, series
-from realtime.sources.files.dicom_mosaic import check_is_slice, is_mosaic, untiled
+from realtime.sources.files.dicom_mosaic import check_is_slice, is_mosaic, n_unused_bytes, untiled
 from realtime.sources.files.dicom_pixels import SYNTAXES, check_pixels, rescaled
 from realtime.sources.files.slices import SliceFile
 from realtime.sources.files.volume_file import NotWholeError, VolumeFile, check_shape, placed
@@ -83,7 +83,8 @@ def _read(data: bytes) -> Sequence[VolumeFile | SliceFile]:
         tiles, in_patient = untiled(dataset)
         check_shape(tiles.shape)
         voxels, affine = placed(rescaled(dataset, tiles), LPS_TO_RAS @ in_patient)
-        return (VolumeFile(voxels=voxels, affine=affine, acquired=acquired(dataset), **series(dataset)),)
+        said = series(dataset) | {"acquired": acquired(dataset), "n_unused_bytes": n_unused_bytes(dataset)}
+        return (VolumeFile(voxels=voxels, affine=affine, **said),)
     return (_slice(dataset),)
 
 

@@ -88,6 +88,19 @@ def untiled(dataset: pydicom.Dataset) -> tuple[NDArray[Any], NDArray[np.float64]
     return stacked, in_patient
 
 
+def n_unused_bytes(dataset: pydicom.Dataset) -> int:
+    """Return how many bytes follow the last pixel of the last slice; 0 if the header does not tell."""
+    n_tiles = _said_tiles(dataset)
+    if not n_tiles or dataset.file_meta.TransferSyntaxUID.is_compressed:
+        return 0
+    n_across = math.ceil(math.sqrt(n_tiles))
+    n_down = math.ceil(n_tiles / n_across) if _UNITED_IMAGING in image_type(dataset) else n_across
+    n_rows_of_tiles, n_in_last_row = math.ceil(n_tiles / n_across), (n_tiles - 1) % n_across + 1
+    n_rows, n_columns = dataset.Rows // n_down, dataset.Columns // n_across
+    n_pixels = (n_down - n_rows_of_tiles) * n_rows * dataset.Columns + (n_across - n_in_last_row) * n_columns
+    return int(n_pixels * dataset.BitsAllocated // 8)
+
+
 def _stacked(pixels: NDArray[Any], n_tiles: int, n_down: int, n_across: int) -> NDArray[Any]:
     """Return tiles [row, column, slice]. :raises WireError: when so many do not fill the image"""
     if n_tiles < 1 or pixels.shape[0] % n_down or pixels.shape[1] % n_across:
@@ -122,14 +135,8 @@ def _united_imaging(
 
 def _layout(dataset: pydicom.Dataset, pixels: NDArray[Any]) -> tuple[int, int]:
     """Return the number of slices, and of tiles along an edge."""
-    csa = _csa(dataset)
-    n_tiles = csareader.get_n_mosaic(csa) if csa else None
-    if not n_tiles and _N_TILES in dataset:
-        n_tiles = dataset[_N_TILES].value
-        if isinstance(n_tiles, bytes):  # in implicit files
-            n_tiles = int.from_bytes(n_tiles, "little")
-    if n_tiles:
-        return int(n_tiles), math.ceil(math.sqrt(int(n_tiles)))
+    if n_tiles := _said_tiles(dataset):
+        return n_tiles, math.ceil(math.sqrt(n_tiles))
     value = dataset[_TILE_TEXT].value if _TILE_TEXT in dataset else ""
     text = value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
     sizes = [int(size) for size in re.findall(r"\d+", text)[:2]]
@@ -146,6 +153,19 @@ def _layout(dataset: pydicom.Dataset, pixels: NDArray[Any]) -> tuple[int, int]:
         "neither: they were removed on the way here. Export from the scanner itself without anonymising, or "
         "as enhanced DICOM",
     )
+
+
+def _said_tiles(dataset: pydicom.Dataset) -> int:
+    """Return the number of slices that the header says; 0 if it does not."""
+    if _UNITED_IMAGING in image_type(dataset):
+        return len(dataset[_FRAMES].value) if _FRAMES in dataset else 0
+    csa = _csa(dataset)
+    n_tiles = csareader.get_n_mosaic(csa) if csa else None
+    if not n_tiles and _N_TILES in dataset:
+        n_tiles = dataset[_N_TILES].value
+        if isinstance(n_tiles, bytes):  # in implicit files
+            n_tiles = int.from_bytes(n_tiles, "little")
+    return int(n_tiles or 0)
 
 
 def _normal(dataset: pydicom.Dataset, crossed: NDArray[np.float64]) -> NDArray[np.float64]:

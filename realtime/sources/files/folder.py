@@ -17,7 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from typing import Any
 from realtime import wire
 from realtime.sources.files.acquisitions import EchoSeries, Volumes
 from realtime.sources.files.folder_events import changes
+from realtime.sources.files.followed import FollowedSeries, WaitingSeries
 from realtime.sources.files.incoming import Incoming
 from realtime.sources.files.numbering import Numbering
 from realtime.sources.files.series import Numbered, Series
@@ -87,7 +88,7 @@ class SeriesScanner:
         """Ignored series that were followed before; cleared once a warning about a late file is logged."""
         self._passed_over: set[tuple[str, str]] = set()
         """Series and parts for which this was told."""
-        self._others: dict[str, _WaitingSeries] = {}
+        self._others: dict[str, WaitingSeries] = {}
         """Waiting series in the order in which they began."""
         self._n_waiting = 0
         """Number of files of waiting series so far, which numbers these files in order of arrival."""
@@ -100,9 +101,10 @@ class SeriesScanner:
             for found in new:
                 for scan in self._scans(found):
                     yield scan
-            for scan in self._settled():
-                yield scan
-            has_looked = not (new or self._files.is_settling)
+            if not self._files.is_held_up:
+                for scan in self._settled():
+                    yield scan
+            has_looked = not (new or self._files.is_settling or self._files.is_held_up)
             if self._is_over(time.perf_counter(), has_looked=has_looked):
                 self._let_go()
                 yield RunOver()
@@ -135,9 +137,9 @@ class SeriesScanner:
             return
         self._wake.clear()
 
-    def _follow(self, series: str, **known: Any) -> _FollowedSeries:
+    def _follow(self, series: str, **known: Any) -> FollowedSeries:
         made = self._make_series(numbering=self._numberings[series], **known)
-        return _FollowedSeries(series, self._plan, made)
+        return FollowedSeries(series, self._plan, made)
 
     def _scans(self, found: Found) -> list[Scan]:
         """Return the volumes that a file of the followed series contains or completes."""
@@ -216,13 +218,13 @@ class SeriesScanner:
             )
         return series not in self._ignored
 
-    def _wait(self, found: Found, followed: _FollowedSeries) -> None:
+    def _wait(self, found: Found, followed: FollowedSeries) -> None:
         series = found.holds.series
         if series not in self._others:
             _log.info("series %s (%s) waits", series, found.holds.series_name)
         self._n_waiting += 1
         other = self._others.setdefault(
-            series, _WaitingSeries(began_after=followed.n_files, first=self._n_waiting)
+            series, WaitingSeries(began_after=followed.n_files, first=self._n_waiting)
         )
         other.names.append(found.name)
         other.last = self._n_waiting
@@ -255,9 +257,13 @@ class SeriesScanner:
         followed = self._followed
         if followed is None:
             return False
-        ends = followed.has_last or self._successor is not None
-        is_silent = ends and has_looked and followed.is_quiet(now_s)
-        return followed.is_refused or followed.is_over or followed.is_complete or is_silent
+        if followed.is_refused or followed.is_over or followed.is_complete:
+            return True
+        if not (has_looked and followed.is_quiet(now_s)):
+            return False
+        if not (followed.has_last or self._successor):
+            followed.tell_what_is_awaited()
+        return followed.has_last or self._successor is not None or followed.is_played
 
     @property
     def _successor(self) -> str | None:
@@ -343,57 +349,3 @@ class FolderScanner(SeriesScanner):
                     )
                 said = str(error)
             await asyncio.sleep(EVENTS_AGAIN_S)
-
-
-class _FollowedSeries:
-    """The series whose volumes form the run."""
-
-    def __init__(self, series: str, plan: Plan, volumes: Series) -> None:
-        self.series = series
-        self.n_files = 0
-        """Number of files, without those that existed before; a file that is read again counts once."""
-        self.is_refused = False
-        self.is_over = False
-        """Whether it had one volume, such as a reference, and another was acquired after it."""
-        self.came: set[int] = set()
-        self._heard_s = time.perf_counter()
-        self._plan = plan
-        self.volumes = volumes
-        self._names: set[str] = set()
-        """Names of the files counted so far."""
-
-    def add(self, found: Found) -> list[Numbered]:
-        """Return the volumes that are ready now that a file has come."""
-        self._heard_s = time.perf_counter()
-        self.n_files += not found.was_there_before and found.name not in self._names
-        self._names.add(found.name)
-        return self.volumes.add(found.holds, found.name, found.whole_s, self._heard_s)
-
-    def settle(self) -> list[Numbered]:
-        """Return the volumes that need not wait any longer."""
-        return self.volumes.settle(time.perf_counter())
-
-    @property
-    def is_complete(self) -> bool:
-        return len(self.came) == self._plan.n_volumes
-
-    @property
-    def has_last(self) -> bool:
-        last = self._plan.n_volumes - 1
-        return last in self.came or self.volumes.lacks_parts_of(last)
-
-    def is_quiet(self, now_s: float) -> bool:
-        return now_s - self._heard_s > QUIET_TR * self._plan.tr_s
-
-
-@dataclass(kw_only=True)
-class _WaitingSeries:
-    """A series whose files wait until the followed series is over."""
-
-    began_after: int
-    """Number of files of the followed series before this series began."""
-    first: int
-    """Number of its first file among the files of all waiting series."""
-    last: int = 0
-    """Number of its last file."""
-    names: list[str] = field(default_factory=list)

@@ -29,6 +29,13 @@ class TooShortError(NotWholeError):
         super().__init__("too short to tell whether it is an image")
 
 
+class UnnamedError(NotWholeError):
+    """The names of further files are needed to tell which volume a file is."""
+
+    def __init__(self) -> None:
+        super().__init__("expected further files, to tell which number in the name is the volume's")
+
+
 def suffix(name: str) -> str:
     """Return the suffix in small letters, without that of gzip."""
     plain = name.lower().removesuffix(".gz")
@@ -138,10 +145,10 @@ def unpacked(packed: bytes) -> bytes:
 
 
 def placed_by_name(names: FileNames, name: str, *, is_last_chance: bool) -> Numbered:
-    """Return what a name says. :raises NotWholeError: while further names are needed to say it"""
+    """Return what a name says. :raises UnnamedError: while further names are needed to say it"""
     numbered = names.place(name, is_last_chance=is_last_chance)
     if numbered is None:
-        raise NotWholeError("expected further files, to tell which number in the name is the volume's")
+        raise UnnamedError
     return numbered
 
 

@@ -16,6 +16,11 @@ class Incoming(Protocol):
         """Whether something has come that cannot be reported yet."""
         ...
 
+    @property
+    def is_held_up(self) -> bool:
+        """Whether something of a series has come that cannot be reported before other things."""
+        ...
+
     def look(self, now_s: float) -> Iterator[Found]:
         """Yield what is complete now; the caller may stop at any time. Called in a thread."""
         ...

@@ -77,6 +77,7 @@ class Layout:
             tr_s=self.tr_s if self.is_run else None,  # files of a single volume seldom contain it
             acquired=numbered.acquired if numbered else Acquired(moment=nth + 1),
             remark=self.remark,
+            n_of_file=None if numbered else self.n_volumes,
         )
 
 

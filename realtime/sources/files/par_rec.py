@@ -67,6 +67,7 @@ def _read(name: str, par: bytes, rec: bytes, place: Callable[[], Numbered]) -> l
                 tr_s=tr_s if math.isfinite(tr_s) and tr_s > 0 else None,
                 acquired=numbered.acquired if numbered else Acquired(moment=nth + 1),
                 remark=f"{n_others} volumes of other echoes or of phase are passed over" if n_others else "",
+                n_of_file=None if numbered else len(chosen),
             )
         )
     return volumes

@@ -55,6 +55,10 @@ class VolumeFile:
     acquired: Acquired = Acquired()
     remark: str = ""
     """What the operator should know of the series; it is told once."""
+    n_of_file: int | None = None
+    """How many volumes its file holds, if that is a run; None where each volume has a file."""
+    n_unused_bytes: int = 0
+    """Bytes at the end of the file that hold nothing, such as the empty tiles of a mosaic."""
 
 
 class NotWholeError(WireError):

@@ -21,17 +21,36 @@ class Waiting:
     """Time of the first poll that saw this state."""
     looked_s: float
     """Time when it was looked into last although it changes."""
+    came_s: float
+    nth: int
+    """Its place in the order in which files came."""
     read_s: float | None = None
     """Time when it was last read and found incomplete."""
     cost_s: float = 0.0
     """How long reading it took."""
     crc: int | None = None
     """Of what was read then."""
-    same_s: float = 0.0
+    same_s: float = float("-inf")
     """Time since when the same was read."""
+    is_unnamed: bool = False
+    """Whether the names of further files are needed to tell which volume it is."""
+    series: str | None = None
+    """That of what it holds, if only bytes are waited for that may be zeros for good."""
 
     def is_due(self, now_s: float) -> bool:
         """Whether it is time to read it."""
         if self.read_s is None:
             return now_s - self.since_s >= SETTLE_S
         return now_s - self.read_s >= max(AGAIN_S, 10 * self.cost_s)
+
+    def quiet_s(self, now_s: float) -> float:
+        """For how long neither the file system nor its bytes have told of a change."""
+        return now_s - max(self.since_s, self.same_s)
+
+    def holds_up(self, other: Waiting, series: str, *, has_begun: bool) -> bool:
+        """Whether another file, of this series, must not be taken before this one.
+
+        The first files of a series say where it begins, and how many slices a volume has.
+        """
+        is_before = self.nth < other.nth
+        return is_before and (self.series == series or (self.series is None and not has_begun))

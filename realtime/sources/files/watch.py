@@ -3,7 +3,8 @@
 Only regular files are opened, never links. A file is read once its size and time of modification have not
 changed between two polls. If it is incomplete, it is read again until it is complete or given up. A file that
 looks as if bytes were still to come (see ``zeros``) must stay the same for longer, unless a file of the same
-name that ends in ``.done`` says that it is whole. A file that is overwritten counts as a new file.
+name that ends in ``.done`` says that it is whole. Those of its series that came after it wait for it. A file
+that is overwritten counts as a new file.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import os
 import re
 import stat
 import time
-import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -24,20 +24,24 @@ from pathlib import Path
 from realtime.errors import WireError
 from realtime.sources.files import run_file
 from realtime.sources.files.file_names import FileNames
-from realtime.sources.files.formats import TooShortError, describes, names_beside, parse, stem, suffix
+from realtime.sources.files.formats import (
+    TooShortError,
+    UnnamedError,
+    describes,
+    names_beside,
+    parse,
+    suffix,
+)
+from realtime.sources.files.name_parts import SUFFIX
 from realtime.sources.files.opening import all_bytes, open_within
 from realtime.sources.files.run_file import RunFile
+from realtime.sources.files.said_once import SaidOnce
 from realtime.sources.files.slices import SliceFile
 from realtime.sources.files.tree import Tree
 from realtime.sources.files.volume_file import NotWholeError, VolumeFile
 from realtime.sources.files.waiting import AGAIN_S, FileState, Waiting
-from realtime.sources.files.zeros import UsualZeros
+from realtime.sources.files.whole import DONE, HOLLOW_S, WholeFiles
 
-HOLLOW_S, FIRST_HOLLOW_S = 3.0, 1.0
-"""A file with zeros at unusual places is taken if it has not changed for this time; the second is for the
-first file of a kind, of which nothing is known yet."""
-LATE_S = 30.0
-"""A file that changes so soon after it was read was not whole; later, its name is used again."""
 LOOKED_AT_AGAIN = 500
 """So many finished files are checked for changes in each poll; a tenth are those that were finished last."""
 BACKLOG_AT_ONCE = 200
@@ -46,12 +50,10 @@ LISTED_AT_LEAST_S = 1.0
 """While files come by events, or settle, folders are listed so often only: a large one takes long."""
 UNFINISHED = (".part", ".partial", ".filepart", ".crdownload", ".tmp", ".temp", ".lock")
 """Suffixes of files that get another name when they are whole."""
-DONE = ".done"
-MOST_SAID = 1_000
-"""So many different things are told; beyond that, a folder of damaged files would fill log and memory."""
 _HEAD_BYTES = 2**16
 _VARIES = re.compile(r"'[^']*'|\"[^\"]*\"|[-+]?\d[\d.]*(?:e[-+]?\d+)?")
 """Numbers and quotations, in which messages of one kind differ."""
+_NUMBERS = re.compile(r"(\d+)")
 
 _log = logging.getLogger(__name__)
 
@@ -87,18 +89,19 @@ class Files:
         self._done = self._before.copy()
         """States of the files that were reported or ignored."""
         self._given_up: set[str] = set()
-        self._reported: dict[str, tuple[int, float]] = {}
-        """Checksums of the files that were reported, and when."""
+        self._n_came = 0
+        self._begun: set[str] = set()
+        """Series of which something was reported."""
         self._runs: dict[str, RunFile] = {}
         self._names = FileNames()
-        self._usual_zeros = UsualZeros()
+        self._say_once = SaidOnce(_log, self.tree.folder)
+        self._whole = WholeFiles(self.tree, patience_s, self._say_once)
         self._unreported: Iterator[Found] = iter(())
         """What the last file that was read holds besides what was reported."""
         self._touched: deque[str] = deque()
         """Filled while a poll may run in another thread."""
         self._listed_s = float("-inf")
         self._turns: Iterator[str] = iter(())
-        self._said: set[str] = set()
 
     @property
     def folder(self) -> Path:
@@ -109,6 +112,11 @@ class Files:
     def is_settling(self) -> bool:
         """Whether a file has not been read yet."""
         return bool(self._backlog) or any(waiting.read_s is None for waiting in self._waiting.values())
+
+    @property
+    def is_held_up(self) -> bool:
+        """Whether something of a series waits for bytes, for other names, or for a file before it."""
+        return any(each.series or each.is_unnamed for each in self._waiting.values())
 
     @property
     def n_before(self) -> int:
@@ -130,20 +138,39 @@ class Files:
         """
         for found in self._unreported:  # not ``yield from``: that would end it when the caller stops
             yield found
-        for name, state in self._changed(now_s):
+        changed = self._changed(now_s)
+        named = {name for name, (_, mtime_ns) in changed if self._is_named(name, mtime_ns)}
+        for name, state in changed:
             waiting = self._waiting.get(name)
             is_due = waiting is not None and waiting.state == state and waiting.is_due(now_s)
             if waiting is None or waiting.state != state:
-                looked_s = waiting.looked_s if waiting else now_s
-                waiting = self._waiting[name] = Waiting(state=state, since_s=now_s, looked_s=looked_s)
-                if now_s - looked_s >= AGAIN_S:  # it never settles; a run may be written slice by slice
-                    waiting.looked_s = now_s
+                before, waiting = waiting, self._waits_from_now(name, state, now_s)
+                if before and now_s - before.looked_s >= AGAIN_S:
+                    waiting.looked_s = now_s  # it never settles; a run may be written slice by slice
                     is_due = self._is_run(name)
-            if is_due:
+            if is_due or (waiting.is_unnamed and name in named):
                 waiting.read_s = now_s
                 self._unreported = self._read(name, waiting, now_s)
                 for found in self._unreported:
                     yield found
+
+    def _is_named(self, name: str, mtime_ns: int) -> bool:
+        """Learn from a file's name as soon as it is there; return whether it tells which volume it is."""
+        return SUFFIX.search(name) is not None and self._names.see(name, mtime_ns / 1e9)
+
+    def _waits_from_now(self, name: str, state: FileState, now_s: float) -> Waiting:
+        """Begin to wait for a file that is new, or in another state than before."""
+        before = self._waiting.get(name)
+        self._n_came += before is None
+        self._waiting[name] = Waiting(
+            state=state,
+            since_s=now_s,
+            looked_s=before.looked_s if before else now_s,
+            came_s=before.came_s if before else now_s,
+            nth=before.nth if before else self._n_came,
+            series=before.series if before else None,
+        )
+        return self._waiting[name]
 
     def again(self, name: str) -> None:
         """Report a file again at the next poll."""
@@ -175,7 +202,7 @@ class Files:
                 found.append((name, _file_state(seen)))
                 continue
             self._waiting.pop(name, None)
-        return sorted(found, key=lambda each: (each[1][1], each[0]))
+        return sorted(found, key=lambda each: (each[1][1], _counted(each[0])))
 
     def _turn(self) -> Iterator[str]:
         """Yield the finished files that are checked for changes in this poll; thousands would take long."""
@@ -217,7 +244,7 @@ class Files:
 
     def _read(self, name: str, waiting: Waiting, now_s: float) -> Iterator[Found]:
         """Yield what a file holds, if it is whole; otherwise it keeps waiting, or is given up."""
-        quiet_s, begun_s = now_s - waiting.since_s, time.perf_counter()
+        quiet_s, begun_s = waiting.quiet_s(now_s), time.perf_counter()
         gives_up = quiet_s >= self._patience_s
         n_held = 0
         try:
@@ -233,6 +260,7 @@ class Files:
             if not gives_up:
                 return
         except (NotWholeError, OSError) as error:
+            waiting.is_unnamed = isinstance(error, UnnamedError)
             if not n_held:  # otherwise it is also the time that the caller took
                 waiting.cost_s = time.perf_counter() - begun_s
             if gives_up:
@@ -270,27 +298,30 @@ class Files:
             beside=partial(self._beside, name),
             is_last_chance=quiet_s >= self._patience_s,
         )
-        crc = zlib.crc32(data)
-        if held and not self._is_whole(name, data, crc, waiting, now_s):
+        if not held:
+            return
+        waiting.series = series = held[0].series
+        if not self._whole.has_all(name, data, held[0], waiting, now_s):
             raise NotWholeError("expected data where there are zeros")
-        self._tell_if_late(name, crc, now_s)
+        if self._is_held_up(name, waiting, series, now_s):
+            raise NotWholeError("expected the files before it")
+        self._begun.add(series)
+        self._whole.take(name, series, waiting.crc, now_s)
         for holds in held:
             if isinstance(holds, VolumeFile):
                 self._remark(holds)
             yield holds
 
-    def _tell_if_late(self, name: str, crc: int, now_s: float) -> None:
-        """Tell that bytes came after a file was taken for whole."""
-        earlier_crc, earlier_s = self._reported.get(name, (crc, now_s))
-        self._reported[name] = crc, now_s
-        if crc != earlier_crc and now_s - earlier_s < LATE_S:
-            self._usual_zeros.forget(_kind(name))
-            _log.warning(
-                "%r was changed %.1f s after it was read: a run that has its volume keeps what was read "
-                "first, which may not have been whole. Have files copied under another name, then renamed",
-                name,
-                now_s - earlier_s,
-            )
+    def _is_held_up(self, name: str, waiting: Waiting, series: str, now_s: float) -> bool:
+        """Whether a file like it that came earlier is to be taken first."""
+        has_begun = series in self._begun
+        return any(
+            each.holds_up(waiting, series, has_begun=has_begun)
+            and now_s - each.came_s < self._patience_s
+            and _kind(other) == _kind(name)
+            and other not in self._runs
+            for other, each in self._waiting.items()
+        )
 
     def _is_run(self, name: str) -> bool:
         try:
@@ -298,21 +329,6 @@ class Files:
                 return run_file.is_run(file.read(_HEAD_BYTES))
         except (OSError, WireError):
             return False
-
-    def _is_whole(self, name: str, data: bytes, crc: int, waiting: Waiting, now_s: float) -> bool:
-        """Whether no bytes are to come in place of zeros."""
-        kind = _kind(name)
-        if crc != waiting.crc:
-            waiting.crc, waiting.same_s = crc, now_s
-        hollow_s = HOLLOW_S if self._usual_zeros.knows(kind) else FIRST_HOLLOW_S
-        is_whole = (
-            not self._usual_zeros.are_unusual(kind, data)
-            or now_s - waiting.same_s >= min(hollow_s, self._patience_s / 2)
-            or any(self.tree.seen(each) for each in (f"{name}{DONE}", stem(name) + DONE))
-        )
-        if is_whole:
-            self._usual_zeros.learn(kind, data)
-        return is_whole
 
     def _beside(self, name: str, other: str, n_most: int) -> bytes | None:
         """Return the beginning of the file with the same name but another suffix, if there is one."""
@@ -360,24 +376,15 @@ class Files:
                 level=logging.WARNING,
             )
 
-    def _say_once(self, what: str, text: str, *arguments: object, level: int = logging.INFO) -> None:
-        if what in self._said or len(self._said) > MOST_SAID:
-            return
-        self._said.add(what)
-        if len(self._said) > MOST_SAID:
-            _log.warning(
-                "%d kinds of files were told; what else is ignored is not told until the next start. Look at "
-                "what is written into %s",
-                MOST_SAID,
-                self.folder,
-            )
-        else:
-            _log.log(level, text, *arguments)
-
 
 def _kind(name: str) -> str:
     """Return what files of one series have in common."""
     return f"{name.rpartition('/')[0]}/{suffix(name)}"
+
+
+def _counted(name: str) -> list[tuple[int, str]]:
+    """Return what sorts names by their numbers: 2 comes before 10."""
+    return [(int(text[:300]), "") if text.isdecimal() else (-1, text) for text in _NUMBERS.split(name)]
 
 
 def _file_state(seen: os.stat_result) -> FileState:

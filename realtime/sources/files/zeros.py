@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 _PAGE_BYTES, _SMALL_PAGE_BYTES, _SMALL_BYTES = 4_096, 512, 2**18
 _FEWEST_SMALL_PAGES = 7
 """So many small pages are at least in 4 kB that come late; in noise near zero, one may be zero by chance."""
+_LEAST_CUT = 16
+"""Fewer pages than this part of a file, which have data now and zeros then, lie at the edge of a mask."""
 _END_BYTES = 32
 
 
@@ -36,20 +38,29 @@ class UsualZeros:
         unusual[: len(usual)] &= ~usual
         if unusual[0]:
             return True
-        n_together = 1 if _page_bytes(data) == _PAGE_BYTES else min(_FEWEST_SMALL_PAGES, 1 + len(pages) // 8)
+        n_together = _n_together(data, pages)
         if len(pages) <= n_together:
             return False
         together = sliding_window_view(np.stack([pages[1:], unusual[1:]]), n_together, axis=1)
         return bool((together[0].all(axis=1) & together[1].any(axis=1)).any())
 
-    def learn(self, kind: str, data: bytes) -> None:
-        """Take a file for whole."""
+    def learn(self, kind: str, data: bytes) -> bool:
+        """Take a file for whole, and return whether those before it were probably not.
+
+        They had zeros, and it has data in most of the same places.
+        """
         pages = _zero_pages(data)
         usual = self._usual.get(kind, pages[:0])
         if len(usual) < len(pages):
             usual = np.concatenate([usual, np.zeros(len(pages) - len(usual), dtype=np.bool_)])
+        n_zeros, n_filled = np.count_nonzero(usual[1:]), np.count_nonzero(usual[1 : len(pages)] & ~pages[1:])
+        n_least = max(_n_together(data, pages), len(pages) // _LEAST_CUT)
+        were_cut = bool(n_filled >= n_least and 2 * n_filled > n_zeros)
+        if were_cut:
+            usual = np.zeros_like(usual)
         usual[: len(pages)] |= pages
         self._usual[kind] = usual
+        return were_cut
 
     def forget(self, kind: str) -> None:
         """Take back what was learned: a file was not whole."""
@@ -63,6 +74,11 @@ def has_data(data: bytes) -> bool:
 
 def _page_bytes(data: bytes) -> int:
     return _PAGE_BYTES if len(data) > _SMALL_BYTES else _SMALL_PAGE_BYTES
+
+
+def _n_together(data: bytes, pages: NDArray[np.bool_]) -> int:
+    """Return how many pages of zeros together are no chance."""
+    return 1 if _page_bytes(data) == _PAGE_BYTES else min(_FEWEST_SMALL_PAGES, 1 + len(pages) // 8)
 
 
 def _zero_pages(data: bytes) -> NDArray[np.bool_]:

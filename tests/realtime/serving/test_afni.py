@@ -338,8 +338,18 @@ def test_echoes_without_their_times_are_not_combined(times: str) -> None:
 
 
 def test_an_echo_that_is_not_sent_is_refused() -> None:
-    with pytest.raises(WireError, match="at least 3 channels for --echo 3, got 2"):
+    with pytest.raises(WireError, match="--echo from 1 to 2, .* got --echo 3"):
         parse("\n".join(commands(np.eye(4), NUM_CHAN="2")).encode(), 3)
+
+
+@pytest.mark.parametrize(
+    ("said", "tr_s"),
+    [("1.333333", 1.333333), ("60", 60), ("0", None), ("1333.333", 1.333333), ("720", 0.72), ("61", 0.061)],
+)
+def test_a_tr_that_can_only_be_ms_is_taken_as_such(said: str, tr_s: float | None) -> None:
+    header = parse("\n".join(commands(np.eye(4), TR=said)).encode())
+    assert header.tr_s == (None if tr_s is None else pytest.approx(tr_s))
+    assert header.is_tr_in_ms == (float(said) > 60)
 
 
 words = st.one_of(
@@ -450,6 +460,46 @@ def test_a_refused_run_is_passed_over_and_the_next_on_its_connection_is_heard(
 
     asyncio.run(check())
     assert "passed over up to its end: expected the TR" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("bad", "echo", "expected"),
+    [
+        ({"NUM_CHAN": "2"}, 3, "expected --echo from 1 to 2"),
+        ({"NUM_CHAN": "2"}, "combine", "expected the command ECHO_TIMES"),
+        ({"NUM_CHAN": "2", "ECHO_TIMES": "30 12"}, "combine", "expected ECHO_TIMES above 0 that increase"),
+        ({"TR": "-2"}, None, "expected a TR above 0 s"),
+        ({"TR": "1333333"}, None, "expected a TR above 0 s"),
+        ({"TR": "soon"}, None, "expected TR with numbers"),
+        ({"OBLIQUE_XFORM": "", "XYZAXES": "L-R P-A"}, None, "expected XYZAXES"),
+    ],
+)
+def test_a_run_that_cannot_be_taken_is_passed_over_and_the_next_on_its_connection_is_heard(
+    bad: dict[str, Any],
+    echo: int | str | None,
+    expected: str,
+    make_scan: type[Scan],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    scan = make_scan()
+    good: dict[str, Any] = {"NUM_CHAN": "3", "ECHO_TIMES": "12 30.5 48", "TR": "1333.333"} if echo else {}
+    voxels, n_good = x_fastest(scan.voxels(0)), int(good.get("NUM_CHAN", 1))
+
+    async def check() -> None:
+        async with listening(echo=echo) as (heard, address):
+            data = await asyncio.to_thread(begin, address, commands(scan.start.affine, **bad))
+            data.sendall(voxels * 3 * int(bad.get("NUM_CHAN", 1)) + MAGIC.ljust(432, b"\0"))
+            tell(data, commands(scan.start.affine, **good))
+            data.sendall(voxels * n_good)
+            assert isinstance(await heard.get(), RunOver)
+            taken = await heard.get()
+            assert (taken.index, taken.tr_s) == (0, pytest.approx(4 / 3))
+            data.close()
+
+    asyncio.run(check())
+    assert f"passed over up to its end: {expected}" in caplog.text
+    assert "closed the sender's connection" not in caplog.text
+    assert ("the sender's TR is taken as 1333.33 ms" in caplog.text) == bool(echo)
 
 
 def test_connections_to_the_control_port_are_limited() -> None:

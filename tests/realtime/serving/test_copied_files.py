@@ -16,7 +16,8 @@ import pytest
 from realtime.sources.files import tree, watch
 from realtime.sources.files.volume_file import VolumeFile
 from realtime.sources.files.waiting import SETTLE_S
-from realtime.sources.files.watch import FIRST_HOLLOW_S, HOLLOW_S, Files, Found
+from realtime.sources.files.watch import Files, Found
+from realtime.sources.files.whole import HOLLOW_S
 
 from .test_dicom import enhanced, mosaic, written
 
@@ -105,10 +106,11 @@ def test_a_file_of_full_size_is_taken_when_its_bytes_have_come(
     """Windows sets the size first when it copies to a share."""
     name, data = KINDS[kind]()
     watched.write("run_0001.hdr", pair()[".hdr"])
-    watched.write(name, allocated(data, part))
-    assert watched.after(FIRST_HOLLOW_S - 0.2) == []
+    if (cut := allocated(data, part)) != data:  # the empty tiles of a mosaic are zero in any case
+        watched.write(name, cut)
+        assert watched.after(HOLLOW_S - 0.2) == []
     watched.write(name, data)
-    (found,) = watched.after(3.0)
+    (found,) = watched.after(0.4)
     assert isinstance(found.holds, VolumeFile)
     assert np.array_equal(found.holds.voxels, voxels())
 
@@ -119,7 +121,7 @@ def test_bytes_that_come_without_a_word_of_the_file_system_are_waited_for(watche
     for part in (0.2, 0.6, 0.9, 1.0):
         path.write_bytes(allocated(data, part))
         os.utime(path, (0, 0))
-        found = watched.after(FIRST_HOLLOW_S - 0.3)
+        found = watched.after(HOLLOW_S - 0.3)
         assert len(found) == (part == 1.0)
     assert np.array_equal(found[0].holds.voxels, voxels())
 
@@ -150,7 +152,7 @@ def test_zeros_where_all_volumes_have_them_delay_the_first_volume_only(watched: 
         return nibabel.Nifti1Image(signal, AFFINE).to_bytes()
 
     watched.write("run_0001.nii", masked(1))
-    assert watched.after(FIRST_HOLLOW_S) == []
+    assert watched.after(HOLLOW_S) == []
     assert numbers(watched.after(0.3)) == [1]
     for number in (2, 3):
         watched.write(f"run_{number:04d}.nii", masked(number))
@@ -160,6 +162,69 @@ def test_zeros_where_all_volumes_have_them_delay_the_first_volume_only(watched: 
     watched.write("run_0004.nii", masked(4))
     (found,) = watched.after(2.5 * SETTLE_S)
     assert np.array_equal(found.holds.voxels[:, :, 3:-2], voxels(4)[:, :, 3:-2])
+
+
+STOPS_S = (1.5, 1.5, 1.5, 0.0)
+"""For how long the first files stop in the middle."""
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("kind", ["nifti", "mosaic"])
+@pytest.mark.parametrize("stops_s", [(1.5, 0.0, 0.0, 0.0), STOPS_S, (0.0, 1.5, 1.5, 0.0)])
+@pytest.mark.parametrize("n_chunks", [2, 5])
+@pytest.mark.parametrize("is_told", [False, True])
+def test_files_that_stop_in_the_middle_are_taken_whole_and_in_order(
+    watched: Watched, kind: str, stops_s: tuple[float, ...], n_chunks: int, is_told: bool, first: int
+) -> None:
+    """The first among them, of which nothing is known, and several at the same time."""
+    made = {
+        "nifti": lambda number: (f"run_{number:04d}.nii", image(number + 1).to_bytes()),
+        "mosaic": lambda number: (
+            f"{number:04d}.ima",
+            written(mosaic(voxels(number + 1), number)),
+        ),
+    }
+    events: list[tuple[float, str, bytes]] = []
+    for nth, stop_s in enumerate(stops_s):
+        name, data = made[kind](first + nth)
+        for chunk in range(1, n_chunks) if stop_s else ():
+            events.append((nth + stop_s * (chunk - 1), name, allocated(data, chunk / n_chunks)))
+        events.append((nth + stop_s * (n_chunks - 1), name, data))
+    came: list[Found] = []
+    for at_s, name, data in sorted(events):
+        came += watched.after(max(0.0, at_s - watched.now_s))
+        watched.write(name, data)
+        if not is_told:  # shares may tell the time of modification when a file is closed
+            os.utime(watched.folder / name, (0, 0))
+    came += watched.after(HOLLOW_S)
+    # Bytes that come where a mosaic has no slices change nothing.
+    assert list(dict.fromkeys(numbers(came))) == list(range(first, first + len(stops_s)))
+    for each in came:
+        assert np.array_equal(each.holds.voxels, voxels(each.holds.number + 1))
+
+
+@pytest.mark.parametrize("n_slices", [10, 12, 15])
+def test_a_mosaic_with_empty_tiles_is_taken_at_once(watched: Watched, n_slices: int) -> None:
+    watched.write("0001.ima", written(mosaic(voxels()[:, :, :n_slices])))
+    assert numbers(watched.after(2.5 * SETTLE_S)) == [1]
+
+
+def test_zeros_of_a_file_that_was_cut_are_not_expected_of_those_after_it(
+    watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = {number: image(number).to_bytes() for number in range(1, 5)}
+    watched.write("run_0001.nii", allocated(data[1], 0.5))
+    assert numbers(watched.after(HOLLOW_S + 0.5)) == [1]
+    watched.write("run_0002.nii", data[2])
+    assert numbers(watched.after(0.3)) == [2]
+    assert "'run_0002.nii' has data where volumes before it have zeros" in caplog.text
+    watched.write("run_0003.nii", allocated(data[3], 0.5))
+    assert watched.after(HOLLOW_S - 0.2) == []
+    watched.write("run_0003.nii", data[3])
+    assert numbers(watched.after(0.3)) == [3]
+    watched.write("run_0004.nii", allocated(data[4], 0.5))  # and no more comes
+    assert numbers(watched.after(HOLLOW_S + 0.5)) == [4]
+    assert "'run_0004.nii' has zeros where volumes before it have data" in caplog.text
 
 
 @pytest.mark.parametrize("done", ["run_0001.nii.done", "run_0001.done"])
@@ -181,7 +246,7 @@ def test_bytes_that_come_after_the_file_was_taken_are_told(
 ) -> None:
     data = image().to_bytes()
     watched.write("run_0001.nii", allocated(data, 0.5))
-    assert numbers(watched.after(FIRST_HOLLOW_S + 0.5)) == [1]
+    assert numbers(watched.after(HOLLOW_S + 0.5)) == [1]
     watched.write("run_0001.nii", data)
     assert numbers(watched.after(0.5)) == [1]
     (said,) = caplog.messages

@@ -380,6 +380,53 @@ def test_a_sender_must_call_the_title_if_there_is_one(
     asyncio.run(check())
 
 
+def test_a_sender_must_have_one_of_the_titles_if_some_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def check() -> None:
+        async with listening(tmp_path, "127.0.0.1:0?aet=NODE&from=MR1&from=MR%202") as node:
+            assert node.address == f"dicom://127.0.0.1:{node.port}?aet=NODE&from=MR1&from=MR%202"
+            refused = await node.store(object_of(1), options=("-aet", "PACS"))
+            assert "Calling AE Title Not Recognized" in refused
+            assert "of 'PACS' at 127.0.0.1, which calls 'NODE': expected 'NODE', called by MR1" in caplog.text
+            for index, title in enumerate(("MR1", "MR 2")):
+                storing = asyncio.create_task(node.store(object_of(1 + index), options=("-aet", title)))
+                await node.records(("7", index))
+                assert n_stored(await storing) == 1
+
+    asyncio.run(check())
+
+
+def test_a_sender_must_have_a_certificate_if_some_are_named(
+    tmp_path: Path, make_certificate: Callable[..., tuple[Path, Path]], caplog: pytest.LogCaptureFixture
+) -> None:
+    made = {}
+    for name in ("node", "scanner", "stranger"):
+        (tmp_path / name).mkdir()
+        made[name] = make_certificate(tmp_path / name, "127.0.0.1")
+    node_certificate, node_key = made["node"]
+    tls = server_context(node_certificate, node_key, made["scanner"][0])
+    trust = ("--add-cert-file", str(node_certificate))
+
+    def with_certificate(name: str) -> tuple[str, ...]:
+        certificate, key = made[name]
+        return ("--enable-tls", str(key), str(certificate), *trust)
+
+    async def check() -> None:
+        async with listening(tmp_path, tls=tls) as node:
+            for options in (("--anonymous-tls", *trust), with_certificate("stranger"), ()):
+                assert n_stored(await node.store(object_of(1), options=options)) == 0
+            storing = asyncio.create_task(node.store(object_of(1), options=with_certificate("scanner")))
+            await node.records(("7", 0))
+            assert n_stored(await storing) == 1
+
+    asyncio.run(check())
+    assert "peer did not return a certificate" in caplog.text
+    assert "certificate verify failed" in caplog.text
+    with pytest.raises(ServeError, match="certificates of those who may connect"):
+        server_context(node_certificate, node_key, node_key)
+
+
 @pytest.mark.parametrize("is_established", [False, True])
 def test_silent_connections_give_way(tmp_path: Path, is_established: bool) -> None:
     """As a flood of connections, or of associations that send nothing."""
@@ -485,6 +532,7 @@ def test_machines_that_cannot_reach_the_port_are_told(
         ("dicom://127.0.0.1:11112?aet=A_TITLE_THAT_IS_TOO_LONG", "at most 16 characters"),
         ("dicom://127.0.0.1:11112?aet=A&aet=B", "address like dicom://"),
         ("dicom://127.0.0.1:11112?title=A", "address like dicom://"),
+        ("dicom://127.0.0.1:11112?aet=A&from=", "at most 16 characters"),
         ("dicom://scanner:11112", "IP address"),
         ("dicom://0.0.0.0:11112", "--allow, --source-tls-cert"),
         ("dicom://192.0.2.1:11112?aet=A", "--allow, --source-tls-cert"),

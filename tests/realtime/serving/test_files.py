@@ -121,7 +121,7 @@ def test_files_that_differ_in_numbers_and_names_only_are_told_once(
 def test_the_log_of_a_folder_of_many_kinds_of_files_is_bounded(
     files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("realtime.sources.files.watch.MOST_SAID", 5)
+    monkeypatch.setattr("realtime.sources.files.said_once.MOST_SAID", 5)
     for kind in "abcdefghij":
         (tmp_path / f"notes.{kind}").write_bytes(b"nothing" * 1_000)
     with caplog.at_level(logging.INFO):

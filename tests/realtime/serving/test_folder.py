@@ -339,6 +339,45 @@ def test_series_and_first_number_can_be_chosen(export: Path, make_scan: type[con
     asyncio.run(run())
 
 
+def test_a_run_in_one_file_that_is_shorter_than_planned_ends_and_the_next_is_followed(
+    export: Path, make_scan: type[conftest.Scan], caplog: pytest.LogCaptureFixture
+) -> None:
+    scan = make_scan()
+    short = nibabel.Nifti1Image(
+        np.stack([scan.voxels(0), scan.voxels(1)], axis=-1), np.array(conftest.AFFINE)
+    )
+
+    async def run() -> None:
+        async with watching(export, scan) as watched:
+            moved_in(export, "short_bold.nii", short.to_bytes())
+            await watched.asserts_to_hear(("shortbold", 0), ("shortbold", 1), None)
+            watched.write("next_1.nii")
+            await watched.asserts_to_hear(("next", 0))
+
+    asyncio.run(run())
+    (said,) = [each for each in caplog.messages if "--volumes plans" in each]
+    assert said.startswith("2 of the 3 volumes that --volumes plans have come of series shortbold")
+    assert said.endswith("its run ends")
+
+
+def test_what_an_open_run_waits_for_is_told(
+    export: Path, make_scan: type[conftest.Scan], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        async with watching(export, make_scan()) as watched, asyncio.timeout(PATIENCE_S):
+            watched.write("run_1.nii", "run_2.nii")
+            await watched.asserts_to_hear(("run", 0), ("run", 1))
+            following = asyncio.ensure_future(anext(watched._scans))
+            while not any("its run stays open" in each for each in caplog.messages):
+                await asyncio.sleep(0.01)
+            watched.write("run_3.nii")
+            scan = await following
+            assert isinstance(scan, Scan)
+            assert scan.index == 2
+
+    asyncio.run(run())
+
+
 def test_existing_files_are_read_only_for_an_unfinished_run(
     export: Path, make_scan: type[conftest.Scan]
 ) -> None:

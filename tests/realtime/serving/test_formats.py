@@ -17,11 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from realtime.errors import WireError
-from realtime.sources.files.file_names import FileNames
 from realtime.sources.files.formats import parse
 from realtime.sources.files.run_file import RunFile
 from realtime.sources.files.volume_file import NotWholeError, VolumeFile
-from realtime.sources.files.watch import HOLLOW_S
+from realtime.sources.files.whole import HOLLOW_S
 
 from .test_copied_files import AFFINE, N_VOLUMES, SHAPE, Watched, numbers, pair, voxels
 from .test_dicom import enhanced, written
@@ -47,108 +46,6 @@ def volumes(name: str, data: bytes, **options: Any) -> list[VolumeFile]:
     held = parse(name, data, **options)
     assert all(isinstance(each, VolumeFile) for each in held)
     return [each for each in held if isinstance(each, VolumeFile)]
-
-
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [
-        (["run1_0001.nii", "run1_0002.nii"], [("run1_", 1), ("run1_", 2)]),
-        (["vol_0000.nii"], [("vol_", 0)]),
-        (["img-00001-00012.nii.gz"], [("img-00001-", 12)]),
-        (["001_000007_000012.nii"], [("001_000007_", 12)]),
-        (["sub-01_ses-02_run-3_bold_00012.nii"], [("sub-01_ses-02_run-3_bold_", 12)]),
-        (["bold_00012_run-3.nii", "bold_00012_run3.nii"], [("bold__run-3", 12), ("bold__run3", 12)]),
-        (["vol_0001_b12.nii", "vol_0002_b12.nii"], [("vol__b12", 2)]),
-        (["scan0001_12.nii", "scan0001_13.nii"], [("scan0001_", 13)]),
-        (["vol_0001 (1).nii", "vol_0001(2).nii", "vol_0001 - Copy.nii"], [("vol_", 1)] * 3),
-        (["run1.nii", "f0012.NII"], [("run", 1), ("f", 12)]),
-        (["run1.0001.nii"], [("run1.", 1)]),
-        (["bold_123456.nii"], [("bold_", 123456)]),
-        (["s1/vol_01.nii", "s2/vol_01.nii"], [("s1/vol_", 1), ("s2/vol_", 1)]),
-    ],
-)
-def test_the_volumes_number_is_found_in_a_name(names: list[str], expected: list[tuple[str, int]]) -> None:
-    known = FileNames()
-    found = [known.place(name) for name in names]
-    assert [(each.series_name, each.number) for each in found if each] == expected
-
-
-@pytest.mark.parametrize(
-    ("name", "echo", "echo_time_ms", "part"),
-    [
-        ("vol_0003_e2.nii", 2, None, "magnitude"),
-        ("vol_0003_echo-1.nii.gz", 1, None, "magnitude"),
-        ("vol0003e2.nii", 2, None, "magnitude"),
-        ("e2_vol_0003.nii", 2, None, "magnitude"),
-        ("vol_0003_TE37.8ms.nii", None, 37.8, "magnitude"),
-        ("vol_te35_0003.nii", None, 35, "magnitude"),
-        ("vol_TE2_0003.nii", 2, None, "magnitude"),
-        ("vol_0003_e3_20240131101112.nii", 3, None, "magnitude"),
-        ("vol_0003_ph.nii", None, None, "phase"),
-        ("sub-01_echo-2_part-phase_bold_0003.nii", 2, None, "phase"),
-        ("E1234_task_0003.nii", None, None, "magnitude"),
-    ],
-)
-def test_echo_and_part_are_found_in_a_name(
-    name: str, echo: int | None, echo_time_ms: float | None, part: str
-) -> None:
-    found = FileNames().place(name)
-    assert found is not None
-    said = found.acquired
-    assert (found.number, said.echo, said.echo_time_ms, said.part) == (3, echo, echo_time_ms, part)
-
-
-@pytest.mark.parametrize(
-    "form", ["vol_{0:04d}_e{1}.nii", "e{1}_vol_{0:04d}.nii", "vol_{0:04d}_e{1}_10111{0}.nii"]
-)
-def test_the_echoes_of_a_volume_are_of_one_series(form: str) -> None:
-    names = FileNames()
-    found = [names.place(form.format(number, echo)) for number in (1, 2, 3) for echo in (1, 2)]
-    assert len({each.series for each in found if each}) == 1
-    assert len({(each.number, each.acquired.echo) for each in found if each}) == len(found)
-
-
-STAMPS = ("2024013110111{}", "20240131T10111{}.5", "10111{}", "170000000{}", "2024-01-31_10-11-1{}")
-
-
-@pytest.mark.parametrize(
-    ("stamp", "form"),
-    [
-        *((stamp, form) for stamp in STAMPS for form in ("vol_{:04d}_{}", "{1}_vol_{0:04d}")),
-        ("12.{}", "vol_{:04d}_{}"),
-    ],
-)
-def test_time_stamps_that_differ_from_volume_to_volume_are_no_series(stamp: str, form: str) -> None:
-    known = FileNames()
-    first = [known.place(form.format(number, stamp.format(number)) + ".nii") for number in range(4)]
-    second = [known.place(form.format(number, stamp.format(number + 5)) + ".nii") for number in range(4)]
-    assert [each.number for each in first if each] == [each.number for each in second if each] == [0, 1, 2, 3]
-    assert len({each.series for each in first if each}) == len({each.series for each in second if each}) == 1
-    assert {each.series for each in first if each}.isdisjoint(each.series for each in second if each)
-
-
-def test_a_last_digit_is_an_echo_if_the_number_before_it_runs_on(watched: Watched) -> None:
-    for number in (1, 2, 3):
-        for echo in (1, 2):
-            data = nibabel.Nifti1Image(voxels(number), AFFINE).to_bytes()
-            watched.write(f"vol_{number:04d}_{echo}.nii", data)
-            if (number, echo) < (2, 1):
-                assert watched.after(0.3) == []  # the volume's number may be either
-    came = [
-        (found.holds.series_name, found.holds.acquired.echo, found.holds.number)
-        for found in watched.after(1.0)
-    ]
-    assert sorted(came) == [("vol__", echo, number) for echo in (1, 2) for number in (1, 2, 3)]
-
-
-@pytest.mark.parametrize("n_volumes", [2, 7])
-def test_a_last_digit_is_the_volumes_if_it_runs_on(watched: Watched, n_volumes: int) -> None:
-    came = []
-    for number in range(1, n_volumes + 1):
-        watched.write(f"run_0001_{number}.nii", nibabel.Nifti1Image(voxels(number), AFFINE).to_bytes())
-        came += watched.after(0.5)
-    came += watched.after(12.0)
-    assert sorted(numbers(came)) == list(range(1, n_volumes + 1))
 
 
 @pytest.mark.parametrize("order", [(".hdr", ".img"), (".img", ".hdr")])
@@ -231,18 +128,6 @@ def test_voxels_with_a_damaged_description_are_volumes_or_refused_and_nothing_el
     with contextlib.suppress(WireError):
         found = volumes(name, signal, beside=lambda suffix, n_most: bytes(described))
         assert all(each.voxels.ndim == 3 for each in found)
-
-
-@settings(deadline=None, max_examples=300)
-@given(names=st.lists(st.text("0123456789_-. eE(ph", max_size=24), max_size=6))
-def test_any_name_is_a_number_or_refused_and_always_says_the_same(names: list[str]) -> None:
-    known = FileNames()
-    for name in names:
-        with contextlib.suppress(WireError):
-            first = known.place(name, is_last_chance=True)
-            assert first is not None
-            assert first.number >= 0
-            assert known.place(name) == first
 
 
 @pytest.mark.parametrize("name", ["run1_bold.nii", "run1_bold.nii.gz", "run1_0001.nii", "rest"])

@@ -16,7 +16,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from realtime import wire
+from realtime import cli, wire
 from realtime.bundle.bundle import Bundle
 from realtime.bundle.files import file_sha256
 from realtime.bundle.spec import write_spec
@@ -257,3 +257,67 @@ def test_another_bundles_replay_registers_as_that_needs_it(
     compared = replay(Options(run=folder, out=tmp_path / "replays", bundle=bundle.folder), told.append)
     assert compared.is_same  # the same graphs, and nothing to register
     assert read_run_file(Path(compared.run_folder)).registration is None
+
+
+def with_reference(bundle: Bundle, folder: Path, voxels: np.ndarray) -> Path:
+    """A copy of a bundle that has another reference volume."""
+    shutil.copytree(bundle.folder, folder)
+    nibabel.save(nibabel.Nifti1Image(voxels, REFERENCE_AFFINE), folder / "reference.nii.gz")
+    files = {**bundle.spec.files, "reference.nii.gz": file_sha256(folder / "reference.nii.gz")}
+    write_spec(folder, msgspec.structs.replace(bundle.spec, files=files))
+    return folder
+
+
+@dataclass
+class HalfAHead(MovingHead):
+    """The field of view ends in the middle of the head."""
+
+    edge: np.ndarray = field(default_factory=lambda: grid_affine(3.9, (0, 46, 38)))
+
+    @property
+    def start(self) -> wire.RunStart:
+        fields = msgspec.to_builtins(super().start) | {"affine": self.edge.tolist()}
+        return msgspec.convert(fields, wire.RunStart)
+
+    def voxels(self, index: int) -> np.ndarray:
+        return self.person.volume(self.edge, motion(index).matrix() @ OFFSET, GRID, noise=1.0, seed=index)
+
+
+@dataclass
+class DarkVolumes(MovingHead):
+    """The first volume and some later ones are all zero."""
+
+    def voxels(self, index: int) -> np.ndarray:
+        return np.zeros(GRID, np.float32) if index in (0, 9, 10) else super().voxels(index)
+
+
+def test_half_a_head_and_empty_volumes_are_said_and_the_next_run_is_decoded(
+    bundle: Bundle, serve: Callable[..., Served], connect: Callable[[str], Client]
+) -> None:
+    served = serve(bundle=bundle.folder)
+    client = connect(served.address)
+    half, dark = HalfAHead(run_id="half", n_volumes=6), DarkVolumes(run_id="dark", n_volumes=16)
+    good = MovingHead(run_id="good", n_volumes=16)
+    for scan in (half, dark, good):
+        client.send_run(scan)
+    rows = {scan.run_id: read_recorded(served.closed(scan)).rows for scan in (half, dark, good)}
+    assert [row.state for row in rows["half"]] == ["censored"] * 6
+    assert "of the decoder's head in the session's field of view" in (rows["half"][0].reason or "")
+    reasons = {row.volume: row.reason for row in rows["dark"] if row.state == "censored"}
+    assert sorted(reasons) == [0, 9, 10]
+    assert all("one in which every voxel is 0" in (reason or "") for reason in reasons.values())
+    assert rows["dark"][-1].state == rows["good"][-1].state == "decoded"
+    assert served.interrupt() == 0
+    assert "Traceback" not in served.log()
+
+
+@pytest.mark.parametrize("value", [0, 7])
+def test_a_bundle_whose_reference_shows_nothing_is_refused(
+    bundle: Bundle, tmp_path: Path, value: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = with_reference(bundle, tmp_path / "empty", np.full((38, 46, 36), value, np.float32))
+    options = ["--headless", "--bundle", str(empty), "--out", str(tmp_path), "--source", "tcp://127.0.0.1:0"]
+    assert cli.main(["serve", *options]) == 2
+    said = capsys.readouterr().err
+    assert "expected a reference volume with a head in it" in said
+    assert said.count("\n") == 1
