@@ -2,12 +2,16 @@
 
     python benchmarks/kills.py --out kills.json
     python benchmarks/kills.py --kill decoder=5 --kill all=2
+    python benchmarks/kills.py --moving --speed 4 --kill decoder=4 --kill recorder=3 --kill all=3
 
 Five kills per run, in random order: of the ``recorder``, the ``decoder`` or the ``page``, which `realtime
 serve` starts again; of ``serve`` itself, of ``all`` of these at once, and of the ``scanner``, which are
 started again here. Afterwards the run must be a single closed take. Its journal must contain every volume
 byte for byte as it was sent, every volume must have one state and none be missing, and a replay must
 reproduce its frames bit for bit.
+
+With ``--moving``, the runs are the raw side of the same recording: a head that lies elsewhere and moves, on
+the scanner's grid, registered to the decoder's reference. Their replays must find the same confounds, too.
 """
 
 from __future__ import annotations
@@ -23,14 +27,17 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 from machine import machine
 from runtime import PATIENCE_S, Runtime, is_reported, replay, start
 
-from nsd import Layout, Run
+from export.bundle.reference import add_reference
+from nsd import Layout
 from realtime import wire
 from realtime.bundle.locate import demo_data
 from realtime.record.journal import read_journal
 from realtime.record.reader import read_recorded
+from sim.recording import RawRecording, Recording
 
 RUN_ID = "run"
 LAST_SHARE = 0.9
@@ -59,7 +66,8 @@ class Trial:
         scan: Sequence[str] = (),
     ) -> None:
         work.mkdir(parents=True, exist_ok=True)
-        self.recorded = Run(Layout(nsd), 1, 1, run)
+        kind = RawRecording if "--raw" in scan else Recording
+        self.recorded = kind(Layout(nsd), subject=1, session=1, run=run)
         self.work, self.out = work, work / "runs"
         self._replay = ["--nsd", str(nsd), "--run", str(run), "--run-id", RUN_ID, "--speed", str(speed)]
         self._replay += scan
@@ -80,7 +88,7 @@ class Trial:
     def wait_for_volume(self, moment: float) -> None:
         """Wait until the journal holds as many volumes, as far as its size tells."""
         journal = self.journal
-        size = moment * self.recorded.volume(0).nbytes
+        size = moment * len(self.recorded.volume(0))
         self._wait_until(
             lambda: journal.exists() and journal.stat().st_size >= size, f"volume {moment:.0f} in {journal}"
         )
@@ -128,14 +136,22 @@ class Trial:
 
 
 def killed_run(
-    bundle: Path, nsd: Path, run: int, work: Path, *, victims: Sequence[str], rng: random.Random, speed: float
+    bundle: Path,
+    nsd: Path,
+    run: int,
+    work: Path,
+    *,
+    victims: Sequence[str],
+    rng: random.Random,
+    speed: float,
+    scan: Sequence[str] = (),
 ) -> tuple[int, Counter[str]]:
     """Send a run, kill each victim in turn, check and replay it; return its number of frames, and deaths."""
     deaths: Counter[str] = Counter()
-    trial = Trial(bundle, nsd, run, work, speed)
+    trial = Trial(bundle, nsd, run, work, speed, scan=scan)
     trial.start_scanner()
     try:
-        last = LAST_SHARE * trial.recorded.n_volumes
+        last = LAST_SHARE * trial.recorded.start.n_volumes
         moments = sorted(rng.uniform(0, last) for _ in victims)
         for n_held, victim in zip(moments, victims, strict=True):
             trial.wait_for_volume(n_held)
@@ -151,12 +167,18 @@ def killed_run(
 def replayed(trial: Trial, bundle: Path) -> int:
     """Replay a run and return its number of frames.
 
-    :raises SystemExit: when frames or states of volumes differ from the recorded run
+    :raises SystemExit: when frames, states of volumes or confounds differ from the recorded run
     """
     again = trial.work / "again"
     arguments = ["replay", str(trial.folder), "--bundle", str(bundle), "--out", str(again)]
     if start("realtime", arguments, work=trial.work).wait(PATIENCE_S):
         raise SystemExit(f"the replay differs from the run; see {trial.work / 'realtime.log'}")
+    recorded, replayed = (read_recorded(folder).quality for folder in (trial.folder, again / RUN_ID))
+    differing = [
+        name for name in recorded if not np.array_equal(recorded[name], replayed[name], equal_nan=True)
+    ]
+    if differing or recorded.keys() != replayed.keys():
+        raise SystemExit(f"the replay's confounds differ: {', '.join(differing)}; see {trial.work}")
     frames = json.loads((again / RUN_ID / "replay.json").read_text())["frames"]
     return len(frames)
 
@@ -168,13 +190,13 @@ def check(trial: Trial) -> None:
     """
     folder = trial.folder
     recorded = read_recorded(folder)
-    n_volumes = trial.recorded.n_volumes
+    n_volumes = trial.recorded.start.n_volumes
     volumes: dict[int, bytes] = {}
     for entry in read_journal(trial.journal):
         message = wire.decode_to_runtime(entry.header)
         if isinstance(message, wire.Volume):
             volumes[message.index] = entry.payload
-    sent = {index: trial.recorded.volume(index).tobytes() for index in range(n_volumes)}
+    sent = {index: trial.recorded.volume(index) for index in range(n_volumes)}
     checks = {
         "the run is closed": recorded.info.state == "closed",
         "every volume is in the journal as it was recorded": volumes == sent,
@@ -199,11 +221,17 @@ def main() -> None:
         metavar="ROLE=N",
         help=f"how often to kill which; can be repeated (default {KILLS})",
     )
+    parser.add_argument("--moving", action="store_true", help="a head that moves, registered")
     parser.add_argument("--speed", type=float, default=20.0, help="1 is the scan's pace (default 20)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments and their order (default 0)")
-    parser.add_argument("--out", type=Path, help="JSON file of the figures")
+    parser.add_argument("--out", type=Path, help="JSON file of the figures, of both modes")
     options = parser.parse_args()
     rng = random.Random(options.seed)
+    bundle, nsd = demo_data("bundle"), demo_data("nsd")
+    scan = ["--raw"] if options.moving else []
+    if options.moving:
+        folder = Path(tempfile.mkdtemp()) / "bundle"
+        bundle = add_reference(bundle, Layout(nsd).mean(1), folder).folder
     victims = [role for role, number in options.kill or KILLS.items() for _ in range(number)]
     rng.shuffle(victims)
     deaths: Counter[str] = Counter()
@@ -212,20 +240,25 @@ def main() -> None:
     for run_victims in runs:
         work = Path(tempfile.mkdtemp())  # stays if something fails
         frames, died = killed_run(
-            demo_data("bundle"),
-            demo_data("nsd"),
+            bundle,
+            nsd,
             10,
             work,
             victims=run_victims,
             rng=rng,
             speed=options.speed,
+            scan=scan,
         )
         shutil.rmtree(work)
         n_frames, deaths = n_frames + frames, deaths + died
         print(f"{dict(deaths)}: nothing lost, {n_frames} frames replayed bit for bit", flush=True)
     if options.out:
-        figures = {"kills": dict(deaths), "runs": len(runs), "frames_replayed": n_frames}
-        options.out.write_text(json.dumps(figures | {"machine": machine()}, indent=2) + "\n")
+        figures = json.loads(options.out.read_text()) if options.out.exists() else {}
+        found = {"kills": dict(deaths), "runs": len(runs), "frames_replayed": n_frames, "machine": machine()}
+        figures["moving" if options.moving else "still"] = found
+        options.out.write_text(json.dumps(figures, indent=2) + "\n")
+    if options.moving:
+        shutil.rmtree(bundle.parent)
 
 
 def _victims(text: str) -> tuple[str, int]:

@@ -48,7 +48,7 @@ def replay(
 
 def find_address(said: str) -> str:
     """Where a runtime takes volumes, from what it printed; empty: it has not said so yet."""
-    found = re.search(r"volumes from (tcp://[^\s,]+),", said)
+    found = re.search(r"volumes from ([^\s,]+),", said)
     return found[1] if found else ""
 
 
@@ -70,12 +70,20 @@ class Runtime:
     """`realtime serve` and the processes that it starts. A context manager, which stops it.
 
     :param options: those of `realtime serve`, without ``--source``
+    :param source: where volumes come from; port 0 takes a free one
     :raises SystemExit: when it does not start
     """
 
-    def __init__(self, options: Sequence[str], *, work: Path, checkout: Path = HERE) -> None:
+    def __init__(
+        self,
+        options: Sequence[str],
+        *,
+        work: Path,
+        checkout: Path = HERE,
+        source: str = "tcp://127.0.0.1:0",
+    ) -> None:
         self.work = work
-        self.address = "tcp://127.0.0.1:0"
+        self.address = source
         self.url = ""
         self._options, self._checkout = options, checkout
         self._said = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from typing import Any
 
 from pydicom.dataset import Dataset
 from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage, RLELossless
@@ -66,6 +67,7 @@ class StoreNode:
         while not is_interrupted():
             made = self._entity.associate(self._host, self._port, ae_title=self._title)
             if made.is_established:
+                _leave_answers_to_the_sender(made)
                 self._association = made
                 return True
             if made.is_rejected:
@@ -96,6 +98,20 @@ class StoreNode:
         """End the association."""
         if self._association is not None and self._association.is_established:
             self._association.release()
+
+
+def _leave_answers_to_the_sender(association: Association) -> None:
+    """Keep the association's own thread from an answer that the sender waits for.
+
+    pynetdicom pauses that thread meanwhile, but on a busy machine it sometimes goes on, takes the answer and
+    drops it. That thread only looks for messages; the sender waits for them.
+    """
+    get = association.dimse.get_msg
+
+    def get_if_waited_for(block: bool = False) -> Any:
+        return get(block) if block else (None, None)
+
+    association.dimse.get_msg = get_if_waited_for  # type: ignore[method-assign]
 
 
 class NodeExport:

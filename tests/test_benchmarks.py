@@ -17,7 +17,8 @@ from train.evaluation.bootstrap import resample
 from train.recipe import read_recipe
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-BENCHMARKS = sorted(path for path in FOLDER.glob("*.py") if path.stem not in ("machine", "runtime"))
+LIBRARIES = ("accounts", "machine", "runtime", "senders")
+BENCHMARKS = sorted(path for path in FOLDER.glob("*.py") if path.stem not in LIBRARIES)
 SAMPLERS = bundle_samplers(read_recipe().diffusion)
 
 
@@ -86,3 +87,35 @@ def test_a_registration_that_misses_a_goal_is_told(
     assert all(registration.verdicts(results).values())
     results[part][figure] = value
     assert [goal for goal, holds in registration.verdicts(results).items() if not holds] == [broken]
+
+
+@pytest.mark.parametrize(
+    ("change", "rule", "volume"),
+    [
+        ({"held": {4: 0.0}}, "came and was not sent", 4),
+        ({"held": {1: None}, "states": {1: "missing"}}, "was sent and is lost", 1),
+        ({"held": {2: 7.0}}, "has other values than were sent", 2),
+        ({"states": {4: "skipped"}}, "did not come and is not missing", 4),
+        ({"states": {2: "missing"}}, "came in time and is missing", 2),
+    ],
+)
+def test_an_account_that_does_not_add_up_is_told(
+    load_benchmark: Callable[[str], ModuleType], change: dict[str, Any], rule: str, volume: int
+) -> None:
+    """Volume 4 was dropped by the scanner, 0 was in transit at a kill, 3 was late."""
+    accounts = load_benchmark("accounts")
+    sent = {index: np.full((2, 2, 2), float(index)) for index in range(4)}
+    held = {1: sent[1], 2: sent[2], 3: np.copy(sent[3])}
+    states = {0: "missing", 1: "decoded", 2: "skipped", 3: "missing", 4: "missing"}
+
+    def broken() -> list[tuple[str, int]]:
+        found = accounts.account(sent, held, states, may_be_lost={0}, may_be_missing={3})
+        return [(rule, index) for rule, indices in found.items() for index in indices]
+
+    assert broken() == []
+    states |= change.get("states", {})
+    for index, value in change.get("held", {}).items():
+        held.pop(index, None)
+        if value is not None:
+            held[index] = np.full((2, 2, 2), value)
+    assert (rule, volume) in broken()

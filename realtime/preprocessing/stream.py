@@ -23,6 +23,7 @@ Legend: V voxels of the region in C order, T volumes of a window, K regressors, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -300,7 +301,9 @@ class StreamingPreprocessor:
     def _tsnr(self) -> float | None:
         if self._first is None or self._fit.n_rows < self._needed:
             return None
-        mean, sd = self._first + self._fit.mean(), self._fit.sd()
+        n = self._fit.n_rows
+        mean = self._first + self._fit.mean()
+        sd = self._fit.sd() * math.sqrt((n - 1) / n)  # ddof 0, as nipype
         return float(np.median(np.abs(mean[sd > 0]) / sd[sd > 0])) if (sd > 0).any() else None
 
     def _accept(self, row: Floats, regressors: Floats) -> None:

@@ -136,8 +136,9 @@ class DecoderService:
         self._following: Following | None = None
         self._is_open = False
         self._message = f"waiting for the scanner; decoding on {opened.engine_description}"
-        self._done: set[str] = set()
-        """Folders of runs that are closed, or could not be decoded."""
+        self._damaged: set[tuple[Path, str]] = set()
+        """Runs that could not be decoded: folder, and when opened. Once it is moved away, another may
+        have its name."""
         self._after_run = AfterRun(options.seal_to, channel.send, self._tell_of_sealing)
 
     async def run(self) -> None:
@@ -170,7 +171,7 @@ class DecoderService:
             await self._follow(path)
         while True:
             current = self._recording.run_folder
-            if current and current not in self._done and _is_open(Path(current)):
+            if current and self._is_to_follow(Path(current)):
                 for path in self._ended():  # that began and ended while this process did something else
                     await self._follow(path)
                 await self._follow(Path(current))
@@ -186,10 +187,18 @@ class DecoderService:
         """Older runs that have ended but are not closed, in the order in which they began."""
         for path in reversed(open_folders(self._out, self._bundle.sha256)[1:]):
             try:
-                if str(path) not in self._done and has_ended(path):
+                if self._is_to_follow(path) and has_ended(path):
                     yield path
             except RecordError as error:
                 _log.warning("%s", error)
+
+    def _is_to_follow(self, path: Path) -> bool:
+        """Whether the run in a folder is open, and is not one that could not be decoded."""
+        try:
+            info = read_run_file(path)
+        except RecordError:
+            return False
+        return info.state == "open" and (path, info.opened_utc) not in self._damaged
 
     async def _follow(self, path: Path) -> None:
         try:
@@ -218,8 +227,8 @@ class DecoderService:
             is_unclosed = run.end is not None  # the disk does not take its end, and may do so later
             is_damaged = not is_unclosed
         self._is_open = False
-        if is_closed or is_damaged:  # if not, the recorder may go on with it in the same place
-            self._done.add(str(path))
+        if is_damaged:
+            self._damaged.add((path, run.folder.info.opened_utc))
         if is_closed:
             self._after_run.take(path, is_closed=True)
         else:
@@ -289,10 +298,3 @@ class DecoderService:
         if self._publisher:
             messages = self._publisher.published.total()
             self._channel.send(Publishing(messages=messages, overruns=self._publisher.overruns))
-
-
-def _is_open(path: Path) -> bool:
-    try:
-        return read_run_file(path).state == "open"
-    except RecordError:
-        return False

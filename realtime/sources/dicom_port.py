@@ -248,9 +248,9 @@ class _Handler(RequestHandler):
         read = made.dul.socket.recv
 
         def receive(n_bytes: int) -> bytearray:
-            peer.n_bytes += n_bytes
-            if n_bytes > _MOST_PDU_BYTES or peer.n_bytes > MOST_OBJECT_BYTES:
+            if n_bytes > _MOST_PDU_BYTES or peer.n_bytes + n_bytes > MOST_OBJECT_BYTES:
                 peer.cut(f"an object of at most {MOST_OBJECT_BYTES} bytes")
+            peer.n_bytes += n_bytes  # not before: what is only announced would have other senders cut
             if self.server.n_bytes > MOST_BYTES:
                 peer.cut(f"at most {MOST_BYTES} bytes of all senders")
             if made.dimse.msg_queue.qsize() > _MOST_WAITING:

@@ -502,10 +502,10 @@ def test_quality_is_that_of_the_published_formulas() -> None:
     assert [each.dvars for each in pushed[1:]] == pytest.approx(dvars.tolist(), rel=1e-6)
     assert [each.global_signal for each in pushed] == pytest.approx(rows.mean(axis=1).tolist(), rel=1e-6)
     for n in (20, 50, 80):
-        # As nipype's TSNR with regressors: what they explain is taken away, the mean is kept.
+        # As nipype's TSNR, which keeps the mean and divides by the SD with ddof 0, but without cosines.
         centred = rows[:n] - rows[:n].mean(axis=0)
         residuals = clean(centred, confounds=basis[:n], detrend=False, standardize=None)
-        tsnr = np.median(rows[:n].mean(axis=0) / residuals.std(axis=0, ddof=1))
+        tsnr = np.median(rows[:n].mean(axis=0) / residuals.std(axis=0))
         assert pushed[n - 1].tsnr == pytest.approx(tsnr, rel=1e-6)
 
 

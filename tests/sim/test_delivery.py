@@ -14,6 +14,7 @@ import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pynetdicom.association import Association
 
 from nsd import Layout
 from realtime import wire
@@ -21,6 +22,7 @@ from realtime.sources.afni import AfniScanner
 from realtime.sources.pyneal import PynealScanner
 from realtime.sources.run_boundaries import RunOver
 from realtime.sources.run_boundaries import Scan as Received
+from sim import send_dicom
 from sim.__main__ import main
 from sim.delivery import Delivery, open_export
 from sim.errors import SimError
@@ -34,6 +36,7 @@ from .small_scan import (
     N_VOLUMES,
     OBLIQUE,
     ROWS,
+    SHAPE,
     SmallScan,
     VirtualTime,
     deliver,
@@ -202,6 +205,24 @@ def test_a_dicom_node_stores_the_images_that_a_folder_would_get(tmp_path: Path, 
     files = [pydicom.dcmread(path) for path in sorted(tmp_path.iterdir())]
     assert [image.SOPInstanceUID for image in stored] == [image.SOPInstanceUID for image in files]
     assert [image.PixelData for image in stored] == [image.PixelData for image in files]
+
+
+def test_every_answer_of_a_dicom_node_is_heard_on_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where pynetdicom fails to pause the association's thread, that thread must not take the answer."""
+    always = property(lambda self: True, lambda self, value: None)
+    monkeypatch.setattr(Association, "_is_paused", always, raising=False)
+    monkeypatch.setattr(send_dicom, "_ANSWER_S", 2.0)
+    scan = SmallScan()
+    with dicom_node() as (port, stored):
+        export = open_export(f"dicom://127.0.0.1:{port}?aet=NODE&format=classic", scan.start, silent)
+        assert isinstance(export, send_dicom.NodeExport)
+        assert export.begin(lambda: False)
+        association: Any = export._node._association
+        monkeypatch.setattr(association._reactor_checkpoint, "clear", lambda: None)
+        for index in range(N_VOLUMES):
+            export.send(index, scan.voxels[index])
+        export.end()
+    assert len(stored) == N_VOLUMES * SHAPE[2]
 
 
 def test_a_dicom_node_that_refuses_is_told() -> None:

@@ -126,6 +126,25 @@ def test_a_run_is_decoded_to_its_end_whatever_happened_to_its_folder(
     asyncio.run(run())
 
 
+def test_a_run_is_decoded_that_takes_the_name_of_one_that_was_moved_away(
+    tiny_bundle: Path, scan: Scan, tmp_path: Path
+) -> None:
+    """Operators move the runs of a session to storage; the next then has the first's name again."""
+
+    async def run() -> None:
+        async with bench(tiny_bundle, tmp_path / "out") as one:
+            for _ in range(2):
+                await one.ask(scan.start)
+                await one.volumes(scan, range(24))
+                await one.ask(scan.end())
+                await one.until(lambda: one.is_closed(scan))
+                moved = (one.out / scan.run_id).rename(tmp_path / "moved")
+                assert {row.volume for row in read_recorded(moved).rows} == set(range(24))
+                shutil.rmtree(moved)
+
+    asyncio.run(run())
+
+
 def test_a_run_is_closed_once_the_disk_takes_it(
     tiny_bundle: Path, scan: Scan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,7 @@ from realtime import wire
 from realtime.errors import ServeError
 from realtime.network.certificate import server_context
 from realtime.network.hosts import Hosts
+from realtime.sources import dicom_port
 from realtime.sources.dicom_node import Arrivals, DicomNode, Outcome
 from realtime.sources.dicom_port import MOST_CONNECTIONS
 from realtime.sources.files.formats import parse
@@ -464,6 +465,13 @@ def test_no_more_is_read_than_an_object_may_have(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("realtime.sources.dicom_port.MOST_OBJECT_BYTES", 100_000)
+    cut, counted = dicom_port._Peer.cut, []
+
+    def noting(peer: dicom_port._Peer, expected: str) -> None:
+        counted.append(peer.n_bytes)
+        cut(peer, expected)
+
+    monkeypatch.setattr(dicom_port._Peer, "cut", noting)
 
     async def check() -> None:
         async with listening(tmp_path) as node:
@@ -478,6 +486,7 @@ def test_no_more_is_read_than_an_object_may_have(
 
     asyncio.run(check())
     assert caplog.text.count("expected an object of at most 100000 bytes") == 2
+    assert max(counted) <= 100_000  # what one sender announces is not counted against the others
     assert "Traceback" not in caplog.text
 
 

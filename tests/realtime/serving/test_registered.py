@@ -196,6 +196,10 @@ def test_a_registered_run_is_decoded_recorded_killed_and_replayed(
     quality = read_quality(table)
     assert np.flatnonzero(quality["framewise_displacement"] > 0.9).tolist() == [15, 16]
     assert quality["trans_z"][20] == pytest.approx(-0.6, abs=0.1)
+    # As in nipype.algorithms.confounds.FramewiseDisplacement.
+    six = [quality[name] for name in ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")]
+    moved_mm = np.abs(np.diff(np.column_stack(six), axis=0) * (1, 1, 1, 50, 50, 50)).sum(axis=1)
+    assert quality["framewise_displacement"][1:] == pytest.approx(moved_mm, abs=1e-6)
     sidecar = json.loads(table.with_suffix(".json").read_text())
     assert sidecar["rot_x"]["Units"] == "rad"
     assert read_run_file(folder).registration == Registration(max_fd_mm=0.9, fits_motion=True)
