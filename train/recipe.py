@@ -113,6 +113,9 @@ class Preprocessing(bundle_spec.Preprocessing, frozen=True, kw_only=True):
     """What is removed from whole runs: cosines, as in the paper, or a line, as in the released code."""
     train_on: Annotated[tuple[Form, ...], msgspec.Meta(min_length=1)]
     """The forms of each presentation that the decoder is trained on."""
+    repaired_volumes: Literal["leave out", "use"] = "leave out"
+    """What becomes of the volumes that NSD's authors filled in (:mod:`nsd.repairs`): they, and presentations
+    whose windows hold them, are left out, or used like others, as in the released code."""
 
 
 class Finetune(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -10,8 +10,11 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+from nsd import Layout
+from train.data.cache import subject_cache
+from train.data.found import found
 from train.errors import TrainError
-from train.experiments.catalogue import every_window
+from train.experiments.catalogue import SUBJECTS, every_window
 from train.experiments.entries import N_DRAWS
 from train.experiments.findings import Report
 from train.experiments.over_time import time_resolved, window_length
@@ -50,19 +53,21 @@ def run_experiment(
         root=root, base=base, work=work, recipe=recipe, windows=every_window(recipe.window), seed=seed
     )
     report = EXPERIMENTS[name](bench)
-    page = write_page(report, _facts(name, recipe, seed), out)
+    page = write_page(report, _facts(name, bench), out)
     for finding in report.findings:
         _log.info("%s: %s. %s", finding.verdict, finding.claim, finding.here)
     _log.info("%s", page)
     return page
 
 
-def _facts(name: str, recipe: Recipe, seed: int) -> dict[str, str]:
+def _facts(name: str, bench: Workbench) -> dict[str, str]:
     """How the results were made, for the end of the page."""
+    recipe, seed = bench.recipe, bench.seed
     fit, processor = recipe.fit, platform.processor() or platform.machine()
     return {
         "command": shlex.join(["python", "-m", "train", "experiment", name]) + " --nsd … --base … --work …",
         "data": f"synthetic subjects of `python -m sim synthesize`; held out by the {recipe.split} split",
+        "recordings": _recordings(bench),
         "training": f"{fit.steps} steps of {fit.batch} windows, seed {seed}: few, so differences may be of "
         "how fast models learn",
         "verdicts": "by the paired difference of two models on the same trials with its 95 % bootstrap "
@@ -77,3 +82,12 @@ def _facts(name: str, recipe: Recipe, seed: int) -> dict[str, str]:
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{processor}, {platform.system()}, Python {sys.version.split()[0]}",
     }
+
+
+def _recordings(bench: Workbench) -> str:
+    """How much of each subject was found whose recordings are prepared."""
+    subjects = [each for each in SUBJECTS if subject_cache(bench.work / "cache", each).exists()]
+    return " ".join(
+        found(Layout(bench.root), bench.cache(each, bench.recipe), bench.recipe).in_words(each)
+        for each in subjects
+    )
