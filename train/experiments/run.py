@@ -10,9 +10,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+
 from nsd import Layout
 from train.data.cache import subject_cache
 from train.data.found import found
+from train.data.trials import n_warming
 from train.errors import TrainError
 from train.experiments.catalogue import SUBJECTS, every_window
 from train.experiments.entries import N_DRAWS
@@ -79,6 +82,7 @@ def _facts(name: str, bench: Workbench) -> dict[str, str]:
         "base model": "has seen no picture of subject 1, but some of other subjects",
         "decoding": f"{N_TRIALS} presentations drawn by seed, {recipe.diffusion.inference_steps} DDIM steps, "
         f"guidance {recipe.diffusion.guidance:g}",
+        "warm-up": _early(bench),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{processor}, {platform.system()}, Python {sys.version.split()[0]}",
     }
@@ -90,4 +94,15 @@ def _recordings(bench: Workbench) -> str:
     return " ".join(
         found(Layout(bench.root), bench.cache(each, bench.recipe), bench.recipe).in_words(each)
         for each in subjects
+    )
+
+
+def _early(bench: Workbench) -> str:
+    """How many of subject 1's presentations a runtime would decode while it is warming."""
+    cache, warmup = bench.cache(1, bench.recipe), bench.recipe.preprocessing.warmup_volumes
+    trials = np.concatenate(bench.groups(1, bench.recipe))
+    n_early = n_warming(cache, trials, bench.recipe.window, warmup)
+    return (
+        f"of {n_early} of subject 1's {len(trials)} presentations the window ends within the run's first "
+        f"{warmup} volumes, in which a runtime is warming; none is left out for that"
     )
