@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+SYNTHETIC_FILE = "synthetic.json"
+"""Written into the root of a synthetic data set; NSD itself has no such file."""
+
 _SPACE = "func1pt8mm"
 
 
@@ -16,6 +19,11 @@ class Layout:
     """
 
     root: Path
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether a simulator wrote this data set."""
+        return (self.root / SYNTHETIC_FILE).is_file()
 
     def _timeseries_dir(self, subject: int) -> Path:
         return self.root / "nsddata_timeseries" / "ppdata" / f"subj{subject:02d}" / _SPACE
@@ -59,7 +67,10 @@ class Layout:
         """The pictures, HDF5 data set ``imgBrick``."""
         return self.root / "nsddata_stimuli" / "stimuli" / "nsd" / "nsd_stimuli.hdf5"
 
-    def betas(self, subject: int, session: int) -> Path:
-        """Single-trial GLM responses of one session (the GLMdenoise + ridge version)."""
+    def betas(self, subject: int, session: int, ending: str = "nii.gz") -> Path:
+        """Single-trial GLM responses of one session (the GLMdenoise + ridge version).
+
+        :param ending: ``nii.gz``, or ``hdf5`` for the same values in a file for random access
+        """
         folder = self.root / "nsddata_betas" / "ppdata" / f"subj{subject:02d}" / _SPACE
-        return folder / "betas_fithrf_GLMdenoise_RR" / f"betas_session{session:02d}.nii.gz"
+        return folder / "betas_fithrf_GLMdenoise_RR" / f"betas_session{session:02d}.{ending}"

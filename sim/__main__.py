@@ -190,13 +190,15 @@ def _replay(arguments: argparse.Namespace) -> int:
     from nsd import Layout
     from sim.faults import draw_plan, parse_rates
     from sim.recording import RawRecording, Recording
-    from sim.transmit import transmit
+    from sim.transmit import tell, transmit
 
     if arguments.stop_with_stdin:
         threading.Thread(target=_exit_at_end_of_input, daemon=True).start()
     numbers = {"subject": arguments.subject, "session": arguments.session, "run": arguments.run}
     kind = RawRecording if arguments.raw else Recording
     with kind(Layout(arguments.nsd), **numbers, run_id=arguments.run_id) as recording:
+        for note in recording.notes:
+            tell(note)
         return transmit(
             recording,
             recording.markers,

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from nsd import TR_S, Layout, Run, Stimuli, task_runs
+from nsd import TR_S, Layout, Run, Stimuli, repaired_volumes, task_runs
 from realtime import wire
 from realtime.errors import WireError
 from sim.errors import SimError
@@ -70,6 +70,18 @@ class Recording:
         name, run_id = self._pictures.name, self.start.run_id
         trials = self._trials.items()
         return [wire.Marker(run_id=run_id, onset_volume=at, name=name(trial.image)) for at, trial in trials]
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of this run before it is sent."""
+        repaired = repaired_volumes(self._run.layout, self._run.key)
+        if not repaired:
+            return []
+        return [
+            f"volumes {repaired.start} to {repaired.stop - 1} of this run are not what the scanner recorded: "
+            "NSD's authors repaired them. They are sent as they are, and the runtime does not know; leave "
+            "pictures whose windows hold them out of what you report"
+        ]
 
     def volume(self, index: int) -> bytes:
         """Return the voxels of a volume in the wire format: C order, little endian."""

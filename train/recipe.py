@@ -116,6 +116,9 @@ class Preprocessing(bundle_spec.Preprocessing, frozen=True, kw_only=True):
     """TR of the recorded runs, and so of the scanner that the decoder can be used with; by default NSD's."""
     train_on: Annotated[tuple[Form, ...], msgspec.Meta(min_length=1)]
     """The forms of each presentation that the decoder is trained on."""
+    repaired_volumes: Literal["leave out", "use"] = "leave out"
+    """What becomes of the volumes that NSD's authors filled in (:mod:`nsd.repairs`): they, and presentations
+    whose windows hold them, are left out, or used like others, as in the released code."""
 
 
 class Finetune(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -212,9 +212,11 @@ def _training(checkpoint: Checkpoint) -> str:
             f"checkpoint `{info.imported_from}`;\non which presentations and for how long is theirs to tell."
         )
     sessions = f" of the first {info.n_sessions} session(s)" if info.n_sessions else ""
+    found = checkpoint.subject.found
+    on_disk = f"\n{found.in_words(checkpoint.subject.number)}" if found else ""
     return (
         f"Trained on {checkpoint.subject.n_train_trials} presentations{sessions} {_method(info)} with seed "
-        f"{info.seed}.{_beginning(info)}"
+        f"{info.seed}.{_beginning(info)}{on_disk}"
     )
 
 

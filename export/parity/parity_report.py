@@ -9,7 +9,7 @@ import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from export.parity.differences import Difference
-from realtime.report.identification import Identification
+from realtime.report.identification import Identification, Interval
 
 JSON_FILE, PAGE_FILE = "parity.json", "parity.html"
 _TEMPLATES = Environment(
@@ -94,7 +94,7 @@ def page(parity: Parity, title: str) -> str:
     return _TEMPLATES.get_template("parity.html.jinja").render(
         title=title,
         parity=parity,
-        features=features,
+        identified_in=[f"{name}, {way}" for name in features for way in ("by decode", "by picture")],
         graphs=[_graph_cells(row) for row in parity.graphs],
         decodes=[_decode_cells(row, features) for row in parity.decodes],
     )
@@ -107,17 +107,22 @@ def _graph_cells(row: GraphParity) -> tuple[str, ...]:
 
 def _decode_cells(row: DecodeParity, features: list[str]) -> tuple[str, ...]:
     if row.runs_on is None:
-        return row.way, f"not here: {row.reason}", "", "", "", *("" for _ in features)
+        return row.way, f"not here: {row.reason}", "", "", "", *("" for _ in 2 * features)
     figures = (row.psnr_db, row.largest_levels, row.relative)
     return (
         row.way,
         row.runs_on,
         *("" if figure is None else f"{figure:.3g}" for figure in figures),
-        *(_interval(row.identification[name]) if name in row.identification else "" for name in features),
+        *(cell for name in features for cell in _directions(row.identification.get(name))),
     )
 
 
-def _interval(found: Identification) -> str:
-    if found.value is None or found.low is None or found.high is None:
+def _directions(found: Identification | None) -> tuple[str, str]:
+    """An identification by decode, and by picture."""
+    return ("", "") if found is None else (_interval(found), _interval(found.by_picture))
+
+
+def _interval(found: Identification | Interval | None) -> str:
+    if found is None or found.value is None or found.low is None or found.high is None:
         return ""
     return f"{100 * found.value:.2f} % [{100 * found.low:.1f}, {100 * found.high:.1f}]"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from realtime.events import STATES
 from realtime.record.reader import Recorded, Trial
 from realtime.record.run_json import resampling_in_words
-from realtime.report.identification import Identification, hog, identification, pixels, stack
+from realtime.report.identification import Identification, Interval, hog, identification, pixels, stack
 from realtime.report.quality import QualitySummary, in_words, summarize_quality
 
 
@@ -130,10 +130,18 @@ def _decoder_line(found: DecoderSummary) -> str:
 def _score_line(score: Identification) -> str:
     if score.value is None or score.low is None or score.high is None:
         return f"identification not scored: expected at least 2 trials, got {score.n_trials}"
+    by_picture = "" if score.by_picture is None else f", {_share(score.by_picture)} by picture"
     return (
-        f"{100 * score.value:.1f} % identified, two-way (95 % interval {100 * score.low:.1f} to "
-        f"{100 * score.high:.1f}, chance {100 * score.chance:.0f}, {score.n_trials} trials)"
+        f"{_share(score)} by decode{by_picture} (two-way identification with 95 % intervals, chance "
+        f"{100 * score.chance:.0f}, {score.n_trials} trials)"
     )
+
+
+def _share(score: Identification | Interval) -> str:
+    assert score.value is not None
+    assert score.low is not None
+    assert score.high is not None
+    return f"{100 * score.value:.1f} % [{100 * score.low:.1f}, {100 * score.high:.1f}]"
 
 
 def _identify(

@@ -29,6 +29,7 @@ from train.checkpoints.checkpoint import (
     save_checkpoint,
     subject_folder,
 )
+from train.data.found import Found
 from train.model.base_model import make_unet, make_vae
 from train.model.brain import BrainModule
 from train.model.diffusion import make_scheduler
@@ -81,7 +82,11 @@ def write_checkpoint(root: Path, recipe: Recipe, n_voxels: int = N_VOXELS) -> tu
     info = CheckpointInfo(
         subjects=[
             TrainedSubject(
-                number=1, n_voxels=n_voxels, held_out_runs=[(1, 1, 3), (1, 2, 5)], n_train_trials=1234
+                number=1,
+                n_voxels=n_voxels,
+                held_out_runs=[(1, 1, 3), (1, 2, 5)],
+                n_train_trials=1234,
+                found=Found(sessions=2, runs=24, presentations=1500, shared_images=71, repaired=0),
             )
         ],
         seed=7,

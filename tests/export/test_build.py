@@ -159,6 +159,8 @@ def test_the_card_says_what_a_person_should_know(exported: Exported, tiny_checkp
         "OpenMoji",
         "CC BY-SA 4.0",
         "1234 presentations",
+        "2 of the 40 sessions",
+        "71 of the 1000 shared images",
         "30 voxels",
         "`ddim-4`",
         "12.0 s",

@@ -9,6 +9,7 @@ from export.errors import ExportError
 from export.parity.decodes import Decodes, Seen, random_windows, recorded_windows
 from export.parity.limits import Limits
 from export.parity.parity_report import DecodeParity, GraphParity, Parity, page
+from realtime.report.identification import Identification, Interval
 
 from .conftest import Exported
 
@@ -71,7 +72,17 @@ def test_the_page_escapes_what_it_shows_and_lists_every_row() -> None:
         step="vae <onnx>", against="torch", what="image", largest=2.0, relative=0.00392, limit=1e-2
     )
     ran = DecodeParity(
-        way="compact & fast", runs_on="a CPU", psnr_db=51.23, largest_levels=3, relative=0.0118
+        way="compact & fast",
+        runs_on="a CPU",
+        psnr_db=51.23,
+        largest_levels=3,
+        relative=0.0118,
+        identification={
+            "HOG": Identification(value=0.8, low=0.7, high=0.9, n_trials=9),  # as earlier versions wrote it
+            "pixels": Identification(
+                value=0.5, low=0.4, high=0.6, n_trials=9, by_picture=Interval(value=0.3, low=0.2, high=0.4)
+            ),
+        },
     )
     missing = DecodeParity(way="tensorrt", reason="no GPU <here>")
     parity = Parity(
@@ -88,5 +99,11 @@ def test_the_page_escapes_what_it_shows_and_lists_every_row() -> None:
     assert "<h1>Parity of &lt;b&gt;sub-01&lt;/b&gt;</h1>" in text
     assert "<td>vae &lt;onnx&gt;</td><td>torch</td><td>image</td><td>2</td><td>0.0039</td>" in text
     assert "<td>compact &amp; fast</td><td>a CPU</td><td>51.2</td><td>3</td><td>0.0118</td>" in text
+    assert (
+        "<td>80.00 % [70.0, 90.0]</td><td></td><td>50.00 % [40.0, 60.0]</td><td>30.00 % [20.0, 40.0]</td>"
+        in text
+    )
+    for head in ("HOG, by decode", "HOG, by picture", "pixels, by decode", "pixels, by picture"):
+        assert f"<th>{head}</th>" in text
     assert "<td>tensorrt</td><td>not here: no GPU &lt;here&gt;</td>" in text
     assert "by ddim-20, dpm++-6" in text

@@ -4,12 +4,13 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import h5py
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from nsd import BadFile, BadRequest, GridMismatch, Layout, MissingFile, Roi, read_betas, read_roi
+from nsd import BadFile, BadRequest, GridMismatch, Layout, MissingFile, Roi, betas_path, read_betas, read_roi
 
 from .conftest import AFFINE, GRID, HandMade, save
 
@@ -120,4 +121,76 @@ def test_a_damaged_or_foreign_file_is_named(hand_made: HandMade, values: npt.NDA
         read(hand_made)
     path.write_text("no image")
     with pytest.raises(BadFile, match="expected a NIfTI series"):
+        read(hand_made)
+
+
+HDF5 = BETAS.replace(".nii.gz", ".hdf5")
+
+
+def write_hdf5(made: HandMade, values: npt.NDArray[Any], name: str = "betas") -> Path:
+    """As NSD's: x first for MATLAB, so axes are reversed here; a chunk holds all trials of a voxel."""
+    path = made.root / HDF5
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        file.create_dataset(name, data=values.transpose(3, 2, 1, 0), chunks=(values.shape[3], 1, 1, 1))
+    return path
+
+
+def test_both_files_of_a_session_give_the_same_numbers(
+    hand_made: HandMade, values: npt.NDArray[np.int16]
+) -> None:
+    from_nifti = read(hand_made)
+    path = write_hdf5(hand_made, values)
+    (hand_made.root / BETAS).unlink()
+    layout = Layout(hand_made.root)
+    assert betas_path(layout, 1, 3) == path
+    np.testing.assert_array_equal(read(hand_made), from_nifti)
+
+
+def test_of_two_files_the_one_with_coordinates_is_read(
+    hand_made: HandMade, values: npt.NDArray[np.int16]
+) -> None:
+    expected = read(hand_made)
+    write_hdf5(hand_made, np.zeros_like(values))
+    np.testing.assert_array_equal(read(hand_made), expected)
+
+
+def test_an_hdf5_file_is_read_by_slices(tmp_path: Path) -> None:
+    layout, grid = Layout(tmp_path), (30, 30, 30)
+    path = layout.betas(1, 1, "hdf5")
+    path.parent.mkdir(parents=True)
+    with h5py.File(path, "w") as file:
+        file.create_dataset("betas", (750, *grid), np.int16, chunks=(750, 1, 1, 1))  # 40 MB
+    mask = np.ones(grid, dtype=np.bool_)
+    mask[:, :, 1:-1] = False
+    tracemalloc.start()
+    try:
+        betas = read_betas(layout, 1, 1, Roi(mask=mask, affine=AFFINE))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < betas.nbytes + 10e6  # a slice is 1.35 MB
+
+
+def test_an_hdf5_file_of_something_else_is_named(hand_made: HandMade, values: npt.NDArray[np.int16]) -> None:
+    refusals: list[tuple[npt.NDArray[Any], str]] = [
+        (
+            values[..., :749],
+            r"expected four dimensions \[750 trials, z, y, x\], found shape \(749,",
+        ),
+        (values.astype(np.float32), "expected int16, 300 times percent signal change, unscaled"),
+    ]
+    (hand_made.root / BETAS).unlink()
+    for other, said in refusals:
+        write_hdf5(hand_made, other)
+        with pytest.raises(BadFile, match=r"betas_session03\.hdf5: " + said):
+            read(hand_made)
+    write_hdf5(hand_made, values.transpose(2, 1, 0, 3))  # axes as they lie in the file
+    with pytest.raises(GridMismatch, match=r"nsdgeneral.*\(3, 4, 5\), found \(5, 4, 3\)"):
+        read(hand_made)
+    write_hdf5(hand_made, values, name="other")
+    with pytest.raises(BadFile, match="expected an HDF5 file with a data set 'betas'"):
+        read(hand_made)
+    (hand_made.root / HDF5).write_bytes(b"\x89HDF\r\n\x1a\n and no more")
+    with pytest.raises(BadFile, match="expected an HDF5 file"):
         read(hand_made)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import math
+
+import msgspec
 import numpy as np
 import pytest
 
@@ -11,6 +14,7 @@ from realtime.report.identification import (
     pixels,
     stack,
     two_way,
+    two_way_by_picture,
 )
 
 
@@ -20,23 +24,61 @@ def interval(found: Identification) -> tuple[float, float]:
     return found.low, found.high
 
 
-def double_loop(true: np.ndarray, decoded: np.ndarray) -> np.ndarray:
-    """The definition, word for word."""
-    n_trials = len(true)
-    scores = np.zeros(n_trials)
-    for j in range(n_trials):
-        own = np.corrcoef(true[j], decoded[j])[0, 1]
-        others = [np.corrcoef(true[i], decoded[j])[0, 1] for i in range(n_trials) if i != j]
-        scores[j] = np.mean([other < own for other in others])
+def pearson(a: list[float], b: list[float]) -> float:
+    mean_a, mean_b = sum(a) / len(a), sum(b) / len(b)
+    covariance = sum((x - mean_a) * (y - mean_b) for x, y in zip(a, b, strict=True))
+    spread = sum((x - mean_a) ** 2 for x in a) * sum((y - mean_b) ** 2 for y in b)
+    return covariance / math.sqrt(spread)
+
+
+def each_decode_against_all_pictures(true: np.ndarray, decoded: np.ndarray) -> list[float]:
+    pictures, decodes = true.tolist(), decoded.tolist()
+    scores = []
+    for j, decode in enumerate(decodes):
+        own = pearson(pictures[j], decode)
+        beaten = 0
+        for i, picture in enumerate(pictures):
+            if i != j and pearson(picture, decode) < own:
+                beaten += 1
+        scores.append(beaten / (len(pictures) - 1))
+    return scores
+
+
+def each_picture_against_all_decodes(true: np.ndarray, decoded: np.ndarray) -> list[float]:
+    pictures, decodes = true.tolist(), decoded.tolist()
+    scores = []
+    for i, picture in enumerate(pictures):
+        own = pearson(picture, decodes[i])
+        beaten = 0
+        for j, decode in enumerate(decodes):
+            if j != i and pearson(picture, decode) < own:
+                beaten += 1
+        scores.append(beaten / (len(decodes) - 1))
     return scores
 
 
 @pytest.mark.parametrize("noise", [0.0, 1.0, 5.0])
-def test_two_way_is_the_definition(noise: float) -> None:
+def test_both_directions_are_their_definitions(noise: float) -> None:
     rng = np.random.default_rng(1)
     true = rng.standard_normal((17, 40)) + 3
-    decoded = true + noise * rng.standard_normal(true.shape)
-    assert np.array_equal(two_way(true, decoded), double_loop(true, decoded))
+    # Decodes that are alike, as those of weak decoders are: the two directions then differ.
+    decoded = true + noise * (rng.standard_normal(true.shape) + rng.standard_normal(40))
+    by_decode = each_decode_against_all_pictures(true, decoded)
+    by_picture = each_picture_against_all_decodes(true, decoded)
+    np.testing.assert_allclose(two_way(true, decoded), by_decode, atol=1e-6)
+    np.testing.assert_allclose(two_way_by_picture(true, decoded), by_picture, atol=1e-6)
+    found = identification(true, decoded)
+    assert found.by_picture is not None
+    assert found.value == pytest.approx(np.mean(by_decode), abs=1e-6)
+    assert found.by_picture.value == pytest.approx(np.mean(by_picture), abs=1e-6)
+    assert found.by_picture.low <= found.by_picture.value <= found.by_picture.high
+    if noise == 5:
+        assert found.value != found.by_picture.value
+
+
+def test_a_score_of_an_earlier_version_has_one_direction() -> None:
+    earlier = b'{"value": 0.8, "low": 0.7, "high": 0.9, "chance": 0.5, "n_trials": 5}'
+    assert msgspec.json.decode(earlier, type=Identification).by_picture is None
 
 
 def test_shuffled_frames_are_at_chance() -> None:
@@ -76,6 +118,7 @@ def test_with_less_than_two_trials_there_is_no_value(n_trials: int) -> None:
     features = np.ones((n_trials, 5))
     found = identification(features, features)
     assert (found.value, found.low, found.high, found.n_trials) == (None, None, None, n_trials)
+    assert found.by_picture is None
 
 
 def test_features_that_do_not_fit_each_other_are_refused() -> None:

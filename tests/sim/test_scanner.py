@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from nsd import TR_S, Layout, NsdError, Run, Stimuli
 from realtime import wire
+from sim.__main__ import main
 from sim.errors import SimError
 from sim.recording import Recording
 from sim.scanner import Scanner, ZmqLink
@@ -184,6 +185,25 @@ def test_without_pictures_there_are_no_markers(tiny: Tiny, tmp_path: Path) -> No
         assert recording.markers == []
         with pytest.raises(SimError, match="expected pictures, found neither"):
             recording.picture_png(9)
+
+
+def test_repaired_volumes_are_sent_as_they_are_and_named(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs, ours = Layout(tiny.root), Layout(tmp_path / "nsd")  # without synthetic.json
+    for run in (1, 2):
+        for file in (Layout.timeseries, Layout.design):
+            file(ours, 1, 2, run).parent.mkdir(parents=True, exist_ok=True)
+            file(ours, 1, 2, run).symlink_to(file(theirs, 1, 1, run))
+    address = f"folder:{tmp_path / 'watched'}?format=nifti-4d"
+    command = ["replay", "--nsd", str(ours.root), "--session", "2", "--connect", address, "--speed", "1000"]
+    assert main([*command, "--run", "1"]) == 0
+    assert "repaired" not in capsys.readouterr().err
+    assert main([*command, "--run", "2"]) == 0
+    assert "volumes 152 to 184 of this run are not what the scanner recorded" in capsys.readouterr().err
+    with Recording(ours, subject=1, session=2, run=2) as recording:
+        sent = np.frombuffer(recording.volume(160), dtype=recording.start.dtype)
+    assert np.array_equal(sent, Run(theirs, 1, 1, 2).volume(160).ravel())
 
 
 def test_runs_that_cannot_be_replayed_are_refused(tiny: Tiny) -> None:

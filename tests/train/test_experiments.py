@@ -63,6 +63,10 @@ def test_an_experiment_ends_with_a_page_and_is_not_made_twice(
     assert "<div class='finding" in text
     assert text.count("<svg") == 1
     assert "data:image/webp" in text
+    assert "Found on disk: 1 of the 40 sessions of subject 1" in text
+    assert "in which a runtime is warming" in text
+    assert "by picture: each picture against all decodes" in text
+    assert "<th>Pixels by decode ↑</th><th>Pixels by picture ↑</th>" in text
     result = json.loads((out / "betas.json").read_text())
     assert [entry["series"] for entry in result["entries"]] == [
         "Dynadiff, windows of 6 volumes",

@@ -241,6 +241,12 @@ def test_evaluation_writes_table_and_grid(tiny_checkpoint: Path, tiny_nsd: Path,
         for name in ("SSIM", "PixCorr", "Pixels", "HOG", "EffNet-Lite0"):
             assert -1 <= row[name]["low"] <= row[name]["value"] <= row[name]["high"] <= 1
             assert row[name]["n_trials"] == 32
+    assert (table["found"]["sessions"], table["found"]["runs"], table["found"]["repaired"]) == (1, 12, 0)
+    assert 0 < table["found"]["shared_images"] < 1000
+    text = (tmp_path / "table.md").read_text()
+    assert f"{table['found']['shared_images']} of the 1000 shared images" in text
+    assert "1 of the 40 sessions of subject 1" in text
+    assert f"of {table['within_warmup']} of the 32 presentations the window ends within" in text
     grid = cv2.imread(str(tmp_path / "grid.png"))
     assert grid is not None
     assert grid.shape == (2 * 4 * 64 + 8, 16 * 64, 3)

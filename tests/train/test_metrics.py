@@ -15,7 +15,15 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial import distance
 from scipy.stats import pearsonr
 
-from train.evaluation.metrics import correlation_distance, cosine_distance, mean_iou, pixcorr, ssim, two_way
+from train.evaluation.metrics import (
+    correlation_distance,
+    cosine_distance,
+    mean_iou,
+    pixcorr,
+    ssim,
+    two_way,
+    two_way_by_picture,
+)
 
 SIZE = (5, 24, 20, 3)
 Metric = Callable[[NDArray[Any], NDArray[Any]], NDArray[np.float64]]
@@ -87,6 +95,19 @@ def test_two_way_identification_is_its_definition(rng: np.random.Generator) -> N
     assert 0.5 < np.mean(expected) < 0.95
     np.testing.assert_allclose(two_way(true, decoded), expected, rtol=1e-12)
     np.testing.assert_allclose(two_way(true.astype(np.float32), decoded), expected, atol=1e-6)
+
+
+def test_by_picture_is_its_definition(rng: np.random.Generator) -> None:
+    true = rng.normal(size=(40, 30))
+    decoded = true + 2 * rng.normal(size=true.shape) + 3 * rng.normal(size=30)
+    expected = []
+    for i in range(40):
+        own = np.corrcoef(true[i], decoded[i])[0, 1]
+        beaten = sum(np.corrcoef(true[i], decoded[j])[0, 1] < own for j in range(40) if j != i)
+        expected.append(beaten / 39)
+    np.testing.assert_allclose(two_way_by_picture(true, decoded), expected, rtol=1e-12)
+    np.testing.assert_allclose(two_way_by_picture(true.astype(np.float32), decoded), expected, atol=1e-6)
+    assert not np.array_equal(two_way(true, decoded), expected)
 
 
 def test_shuffled_trials_are_identified_by_chance(rng: np.random.Generator) -> None:

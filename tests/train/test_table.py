@@ -17,7 +17,7 @@ from scipy.stats import bootstrap, sem
 
 from train.errors import TrainError
 from train.evaluation import results_table
-from train.evaluation.metrics import correlation_distance, pixcorr, ssim, two_way
+from train.evaluation.metrics import correlation_distance, pixcorr, ssim, two_way, two_way_by_picture
 from train.evaluation.networks.backbones import AlexNet, ResNet50
 from train.evaluation.networks.dreamsim import FILES
 from train.evaluation.networks.registry import NETWORKS, Device, Extract, Network, features, resized
@@ -40,7 +40,11 @@ PAPER = (
     "DreamSim",
 )
 SWAV = "swav_800ep_pretrain.pth.tar"
-EVERYWHERE = {"SSIM", "PixCorr", "EffNet-Lite0", "HOG", "Pixels"}
+EVERYWHERE = {
+    "SSIM",
+    "PixCorr",
+    *(f"{name}{way}" for name in ("EffNet-Lite0", "HOG", "Pixels") for way in ("", " by picture")),
+}
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +88,13 @@ def unaided(pictures: NDArray[np.uint8], decoded: NDArray[np.uint8]) -> dict[str
 
 
 def test_the_papers_ten_come_first_in_its_order() -> None:
-    assert tuple(metric.name for metric in METRICS)[:10] == PAPER
+    named = [metric.name for metric in METRICS]
+    by_decode = [name for name in named if not name.endswith(" by picture")]
+    assert tuple(by_decode)[:10] == PAPER
+    for metric in METRICS:
+        if metric.chance is not None and metric.name in by_decode:
+            assert metric.heading == f"{metric.name} by decode"
+            assert named[named.index(metric.name) + 1] == f"{metric.name} by picture"
     lower = {metric.name for metric in METRICS if metric.better == "lower"}
     assert lower == {"EffNet", "SwAV", "DreamSim"}
     kinds = {kind for network in NETWORKS for kind in network.kinds}
@@ -124,6 +134,7 @@ def test_values_errors_and_intervals_are_over_trials(
     large = [resized(those, 425, Image.Resampling.BICUBIC) for those in (pictures, decoded)]
     flat = [those.reshape(len(those), -1).astype(np.float64) for those in (pictures, decoded)]
     expected = {"SSIM": ssim(*large), "PixCorr": pixcorr(*large), "Pixels": two_way(*flat)}
+    expected["Pixels by picture"] = two_way_by_picture(*flat)
     for name, values in expected.items():
         cell = scores(row)[name]
         assert cell.value == pytest.approx(values.mean(), rel=1e-9)
@@ -183,7 +194,8 @@ def test_networks_that_are_there_are_loaded_once_and_score(
     assert loads == ["AlexNet", "SwAV ResNet-50"]
     row = compare(seen["shown"], seen["decoded"])
     computed = {name for name, cell in row.items() if isinstance(cell, Score)}
-    assert computed == EVERYWHERE | {"AlexNet(2)", "AlexNet(5)", "SwAV"}
+    alexnet = {f"AlexNet({layer}){way}" for layer in (2, 5) for way in ("", " by picture")}
+    assert computed == EVERYWHERE | alexnet | {"SwAV"}
     assert row == compare(seen["shown"], seen["again"])
     formulas: dict[str, Callable[..., NDArray[np.float64]]] = {
         "alexnet_2": two_way,
@@ -198,7 +210,7 @@ def test_networks_that_are_there_are_loaded_once_and_score(
         sets = {"a": shown, "b": few}
         found = {(name, kind): rows for name, kind, rows in features(network, path, sets, "cpu")}
         for kind in network.kinds:
-            (metric,) = [one for one in METRICS if one.kind == kind]
+            metric = next(one for one in METRICS if one.kind == kind)
             cell = row[metric.name]
             assert isinstance(cell, Score)
             expected = formulas[kind](found["a", kind], found["b", kind]).mean()
@@ -266,16 +278,27 @@ def test_the_markdown_names_every_metric_and_what_is_missing(unaided: dict[str, 
     row = full | {"CLIP": clip, "AlexNet(2)": alexnet, "AlexNet(5)": alexnet}
     pixels = Score(value=0.9134, standard_error=0.01, low=0.8919, high=0.93, n_trials=24)
     row |= {"Pixels": pixels, "SwAV": replace_value(pixels, 0.355), "mIoU": alexnet}
-    text = as_markdown({"offline": row, "floor": row})
+    text = as_markdown({"offline": row, "floor": row}, ["Found on disk: all."])
     lines = text.splitlines()
     assert lines[0] == "| metric | better | chance | offline | floor |"
     body = lines[2 : 2 + len(row)]
-    assert [line.split(" | ")[0].removeprefix("| ") for line in body] == list(row)
-    assert "| Pixels | higher | 50.0 % | 91.3 % [89.2, 93.0] | 91.3 % [89.2, 93.0] |" in lines
+    headings = [metric.heading for metric in METRICS]
+    assert [line.split(" | ")[0].removeprefix("| ") for line in body] == headings
+    assert "- Found on disk: all." in lines
+    assert any("by decode: each decode against all pictures" in line for line in lines)
+    assert "| Pixels by decode | higher | 50.0 % | 91.3 % [89.2, 93.0] | 91.3 % [89.2, 93.0] |" in lines
     assert "| SwAV | lower |  | 0.35 [0.89, 0.93] | 0.35 [0.89, 0.93] |" in lines
-    assert "| CLIP | higher | 50.0 % | not computed | not computed |" in lines
+    assert "| CLIP by decode | higher | 50.0 % | not computed | not computed |" in lines
     assert lines.count("- AlexNet(2), AlexNet(5), mIoU: not computed; fetch with `curl alexnet`") == 1
     assert any(line.startswith("- mIoU: maps by Mask2Former") for line in lines)
+
+
+def test_a_row_of_an_earlier_version_has_one_direction(unaided: dict[str, Seen]) -> None:
+    now = compare(unaided["shown"], unaided["decoded"])
+    earlier = {name: cell for name, cell in now.items() if not name.endswith(" by picture")}
+    assert "by picture |" not in as_markdown({"then": earlier})
+    both = as_markdown({"then": earlier, "now": now})
+    assert "| Pixels by picture | higher | 50.0 % | not measured | " in both
 
 
 def replace_value(cell: Score, value: float) -> Score:

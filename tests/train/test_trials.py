@@ -12,7 +12,14 @@ from nsd import Layout, shared_images
 from realtime.bundle.spec import Window
 from train.data.cache import Cache, prepare
 from train.data.dataset import averaged_windows, examples
-from train.data.trials import grouped, held_out_images, inside_run, one_of_each, training_trials
+from train.data.trials import (
+    grouped,
+    held_out_images,
+    inside_run,
+    n_warming,
+    one_of_each,
+    training_trials,
+)
 from train.errors import TrainError
 from train.evaluation.held_out import held_out_groups, images_of
 from train.recipe import Recipe
@@ -94,6 +101,23 @@ def test_the_same_presentations_are_tested_at_every_shift(cache: Cache, tiny_rec
             seed=1,
             n_groups=5,
         )
+
+
+@pytest.mark.parametrize("split", ["time-resolved", "standard"])
+def test_none_is_left_out_for_being_early_and_those_are_counted(
+    cache: Cache, standard: Cache, tiny_recipe: Recipe, split: str
+) -> None:
+    recipe = msgspec.structs.replace(tiny_recipe, split=split)
+    tested = standard if split == "standard" else cache
+    groups = held_out_groups(tested, recipe, [recipe.window], average=True, seed=1, n_groups=1000)
+    trials = np.concatenate(groups)
+    fit = inside_run(tested, np.flatnonzero(tested.is_test), recipe.window)
+    assert np.array_equal(np.sort(trials), fit)
+    warmup = recipe.preprocessing.warmup_volumes
+    onsets = [tested.trials[trial].trial.onset_volume for trial in trials.tolist()]
+    early = [onset for onset in onsets if len(range(onset + 9)) < warmup]  # volumes up to the window's last
+    assert n_warming(tested, trials, recipe.window, warmup) == len(early) > 0
+    assert n_warming(tested, trials, recipe.window, 1) == 0
 
 
 def test_averaged_windows_are_means_over_an_images_presentations(

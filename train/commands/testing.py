@@ -139,8 +139,9 @@ def _score(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(result))
     else:
+        ways = {"by decode": result, "by picture": result["by_picture"]}
+        found = (f"{of['value']:.3f} [{of['low']:.3f}, {of['high']:.3f}] {way}" for way, of in ways.items())
         print(
-            f"EfficientNet-Lite0 two-way identification: {result['value']:.3f} "
-            f"[{result['low']:.3f}, {result['high']:.3f}] over {result['n_trials']} trials, "
-            f"chance {result['chance']}"
+            f"EfficientNet-Lite0 two-way identification: {', '.join(found)} "
+            f"over {result['n_trials']} trials, chance {result['chance']}"
         )

@@ -1,7 +1,7 @@
 """The cache of a subject's recordings: every run is read once, masked, detrended and z-scored.
 
     CACHE/cache.json       what the cache was made from; a cache made from something else is refused
-    CACHE/rows.npy         float32 [runs, 225, V]   ROI as recorded
+    CACHE/rows.npy         float32 [runs, 225, V]   ROI as recorded; NaN in repaired volumes (nsd.repairs)
     CACHE/prior.npz        float32 [V] twice        mean and SD of the training runs
     CACHE/whole_run.npy    float16 [runs, 225, V]   z-scores, detrended over the whole run
     CACHE/causal.npy       float16 [trials, T, V]   window of each presentation, as the runtime computes it
@@ -18,14 +18,24 @@ Legend: V voxels of the ROI, T volumes of a window.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nsd import Layout, RunKey, read_roi, run_trials, runs, shared_images, time_resolved_split
+from nsd import (
+    Layout,
+    RunKey,
+    read_roi,
+    repaired_volumes,
+    run_trials,
+    runs,
+    shared_images,
+    time_resolved_split,
+)
 from nsd.splits import RunTrial
 from realtime.bundle.statistics import VoxelStatistics
 from train.data.cache_arrays import Making, of_sessions, open_array, prior_path
@@ -52,6 +62,8 @@ class Cache:
     """Fingerprint of the recordings (:mod:`train.store.fingerprints`)."""
     n_sessions: int | None = None
     """Prior and causal windows use only this many first sessions; None for all."""
+    repaired: Mapping[RunKey, range] = field(default_factory=dict)
+    """Volumes that NSD's authors filled in, by run: no window that is used holds them."""
 
     @property
     def test_runs(self) -> list[RunKey]:
@@ -110,6 +122,9 @@ def prepare(
     layout = Layout(root)
     keys = runs(layout, subject)
     trials = run_trials(layout, keys)
+    repaired: dict[RunKey, range] = {}
+    if recipe.preprocessing.repaired_volumes == "leave out":
+        repaired = {key: volumes for key in keys if (volumes := repaired_volumes(layout, key))}
     train_keys, is_test = _split(layout, recipe, keys, trials, seed)
     prior_keys = [key for key in train_keys if n_sessions is None or key.session <= n_sessions]
     if not prior_keys:
@@ -124,13 +139,14 @@ def prepare(
         keys=keys,
         prior_keys=prior_keys,
         trials=trials,
+        repaired=repaired,
         n_voxels=read_roi(layout, subject).n_voxels,
         n_sessions=None if prior_keys == train_keys else n_sessions,
         workers=workers,
     )
     data = subject_identity(layout, trials)
     with alone_in(folder, wait=True):
-        settings = required_settings(keys, train_keys, making.n_voxels, data, recipe)
+        settings = required_settings(keys, train_keys, making.n_voxels, data, repaired, recipe)
         claim(folder, settings, optional_settings(layout, trials, recipe))
         making.all()
     return Cache(
@@ -141,6 +157,7 @@ def prepare(
         is_test=is_test,
         data=data,
         n_sessions=making.n_sessions,
+        repaired=repaired,
     )
 
 

@@ -23,6 +23,7 @@ from realtime.preprocessing.stream import z_scored
 from train.data.preprocessing import drift_basis, streamed
 from train.data.prior import measure_prior
 from train.data.workers import over_items
+from train.errors import TrainError
 from train.recipe import Preprocessing, Recipe
 
 
@@ -36,6 +37,8 @@ class Making:
     keys: list[RunKey]
     prior_keys: list[RunKey]
     trials: list[RunTrial]
+    repaired: dict[RunKey, range]
+    """Volumes that are left out, by run."""
     n_voxels: int
     n_sessions: int | None
     workers: int | None
@@ -54,14 +57,21 @@ class Making:
 
     def _rows(self) -> None:
         shape = (len(self.keys), N_DESIGN_ROWS, self.n_voxels)
-        self._make("rows", shape, partial(_read_run, self.layout, self.folder), self.keys, np.float32)
+        work = partial(_read_run, self.layout, self.folder, self.repaired)
+        self._make("rows", shape, work, self.keys, np.float32)
 
     def _prior(self) -> None:
         path = prior_path(self.folder, self.n_sessions)
         if path.exists():
             return
         rows = open_array(self.folder, "rows")
-        trains = tqdm([self.keys.index(key) for key in self.prior_keys], desc="prior", unit="run")
+        whole_keys = [key for key in self.prior_keys if key not in self.repaired]
+        if not whole_keys:
+            raise TrainError(
+                f"expected a run of subject {self.keys[0].subject} without repaired volumes to measure the "
+                "prior on, found none; use more runs"
+            )
+        trains = tqdm([self.keys.index(key) for key in whole_keys], desc="prior", unit="run")
         settings = self.recipe.preprocessing
         prior = measure_prior((rows[index] for index in trains), settings.high_pass_hz, settings.tr_s)
         with whole(path) as unfinished:
@@ -69,14 +79,14 @@ class Making:
 
     def _whole_run(self) -> None:
         shape = (len(self.keys), N_DESIGN_ROWS, self.n_voxels)
-        work = partial(_z_score_run, self.folder, self.recipe.preprocessing)
+        work = partial(_z_score_run, self.folder, self.recipe.preprocessing, self.repaired)
         self._make("whole_run", shape, work, self.keys)
 
     def _causal(self) -> None:
         window, trials = self.recipe.window, self.trials
         ends = [item.trial.onset_volume + window.delay_volumes for item in trials]
         places = _places([item.run for item in trials], self.keys)
-        work = partial(_stream_run, self.folder, self.recipe, self.n_sessions, ends, places)
+        work = partial(_stream_run, self.folder, self.recipe, self.n_sessions, self.repaired, ends, places)
         shape = (len(trials), window.length_volumes, self.n_voxels)
         self._make(of_sessions("causal", self.n_sessions), shape, work, self.keys)
 
@@ -106,27 +116,39 @@ class Making:
         over_items(done, items, work, name=name, unit=unit, workers=self.workers)
 
 
-def _read_run(layout: Layout, folder: Path, index: int, key: RunKey) -> None:
+def _read_run(layout: Layout, folder: Path, repaired: dict[RunKey, range], index: int, key: RunKey) -> None:
     rows = Run(layout, *key).roi_series(read_roi(layout, key.subject))
+    rows[list(repaired.get(key, ()))] = np.nan
     _write(folder, "rows", index, rows)
 
 
-def _z_score_run(folder: Path, preprocessing: Preprocessing, index: int, key: RunKey) -> None:
+def _z_score_run(
+    folder: Path, preprocessing: Preprocessing, repaired: dict[RunKey, range], index: int, key: RunKey
+) -> None:
+    """Z-score what was recorded of a run; repaired volumes have no part in the fit, and become 0."""
     rows = open_array(folder, "rows")[index]
-    _write(folder, "whole_run", index, z_scored(rows, drift_basis(len(rows), preprocessing)))
+    recorded = np.setdiff1d(np.arange(len(rows)), repaired.get(key, ()))
+    z_scores = np.zeros_like(rows)
+    if len(recorded):
+        z_scores[recorded] = z_scored(rows[recorded], drift_basis(len(rows), preprocessing)[recorded])
+    _write(folder, "whole_run", index, z_scores)
 
 
 def _stream_run(
     folder: Path,
     recipe: Recipe,
     n_sessions: int | None,
+    repaired: dict[RunKey, range],
     ends: list[int],
     places: list[slice],
     index: int,
     key: RunKey,
 ) -> None:
     rows = open_array(folder, "rows")[index]
+    if len(repaired.get(key, ())) == len(rows):
+        return  # nothing of the run is used
     prior = VoxelStatistics.read(prior_path(folder, n_sessions), rows.shape[-1])
+    # Repaired volumes are NaN in `rows`, so the stream censors them.
     windows = streamed(rows, recipe, prior, ends[places[index]], recipe.window.length_volumes)
     _write(folder, of_sessions("causal", n_sessions), places[index], windows.transpose(0, 2, 1))
 

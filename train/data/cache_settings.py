@@ -19,14 +19,20 @@ _JSON = "cache.json"
 
 
 def required_settings(
-    keys: list[RunKey], train_keys: list[RunKey], n_voxels: int, data: str, recipe: Recipe
+    keys: list[RunKey],
+    train_keys: list[RunKey],
+    n_voxels: int,
+    data: str,
+    repaired: dict[RunKey, range],
+    recipe: Recipe,
 ) -> dict[str, Any]:
     """Settings that must be equal for every recipe that uses a cache.
 
     :param data: fingerprint of the subject's recordings
+    :param repaired: volumes that are left out, by run
     """
     preprocessing: dict[str, Any] = msgspec.to_builtins(recipe.preprocessing)
-    del preprocessing["train_on"]
+    del preprocessing["train_on"], preprocessing["repaired_volumes"]
     if preprocessing["tr_s"] == TR_S:
         del preprocessing["tr_s"]  # caches that were made when there was no other do not name it
     settings = {
@@ -37,6 +43,8 @@ def required_settings(
         "split": recipe.split,
         "train_runs": train_keys,
         "preprocessing": preprocessing,
+        # None where there are none, as in caches of earlier versions.
+        "repaired volumes": [(key, volumes.start, volumes.stop) for key, volumes in repaired.items()] or None,
     }
     as_read_back: dict[str, Any] = json.loads(msgspec.json.encode(settings))
     return as_read_back

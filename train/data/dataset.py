@@ -18,7 +18,7 @@ from nsd import N_DESIGN_ROWS
 from realtime.bundle.spec import Window
 from train.data.cache import Cache
 from train.data.preprocessing import streamed
-from train.data.trials import Trials, inside_run
+from train.data.trials import Trials, inside_run, recorded
 from train.errors import TrainError
 from train.recipe import Form, Recipe
 
@@ -37,7 +37,7 @@ class Examples:
 def examples(cache: Cache, trials: Trials, window: Window, form: Form, subject: int = 0) -> Examples:
     """The windows of some presentations in a cache.
 
-    :raises TrainError: a window reaches beyond its run
+    :raises TrainError: a window reaches beyond its run, or holds repaired volumes
     """
     images = cache.images[trials]
     values = cache.form(form)
@@ -45,12 +45,12 @@ def examples(cache: Cache, trials: Trials, window: Window, form: Form, subject: 
     if form != "whole_run":
         # These arrays hold the recipe's windows, one after the other.
         return Examples(rows=rows, starts=trials * values.shape[1], images=images, subject=subject)
-    inside = inside_run(cache, trials, window)
-    if len(inside) < len(trials):
-        item = cache.trials[int(np.setdiff1d(trials, inside)[0])]
+    usable = recorded(cache, inside_run(cache, trials, window), window)
+    if len(usable) < len(trials):
+        item = cache.trials[int(np.setdiff1d(trials, usable)[0])]
         raise TrainError(
             f"the window of the picture at volume {item.trial.onset_volume} of {item.run} reaches beyond the "
-            "run; leave out such trials, or take another window"
+            "run, or holds volumes that NSD's authors repaired; leave out such trials, or take another window"
         )
     run_index = {key: index for index, key in enumerate(cache.runs)}
     chosen = [cache.trials[trial] for trial in trials.tolist()]

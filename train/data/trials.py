@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from nsd import N_DESIGN_ROWS
 from realtime.bundle.spec import Window
 from train.data.cache import Cache
+from train.recipe import Recipe
 
 Trials = NDArray[np.int64]
 """Indices of a cache's presentations."""
+BETA_VOLUMES = Window(offset_volumes=0, length_volumes=9)
 
 
 def held_out_images(caches: Iterable[Cache]) -> NDArray[np.int64]:
@@ -38,10 +40,30 @@ def inside_run(cache: Cache, trials: Trials, window: Window) -> Trials:
     return trials[(first >= 0) & (first + window.length_volumes <= N_DESIGN_ROWS)]
 
 
-def ending_after(cache: Cache, trials: Trials, window: Window, n_volumes: int) -> Trials:
-    """The ``trials`` whose window ends after the first ``n_volumes`` of the run, the runtime's warm-up."""
-    onsets = np.array([cache.trials[trial].trial.onset_volume for trial in trials.tolist()], dtype=np.int64)
-    return trials[onsets + window.offset_volumes + window.length_volumes >= n_volumes]
+def recorded(cache: Cache, trials: Trials, window: Window) -> Trials:
+    """The ``trials`` whose window holds no volume that NSD's authors repaired."""
+    return trials[[_is_recorded(cache, trial, window) for trial in trials.tolist()]]
+
+
+def _is_recorded(cache: Cache, trial: int, window: Window) -> bool:
+    item = cache.trials[trial]
+    repaired = cache.repaired.get(item.run, range(0))
+    first = item.trial.onset_volume + window.offset_volumes
+    return not repaired or first >= repaired.stop or first + window.length_volumes <= repaired.start
+
+
+def read_volumes(recipe: Recipe) -> Window:
+    """The volumes after its onset that a presentation's example rests on: those of its window.
+
+    Of a beta, the first 12 s: the response's rise and most of its fall.
+    """
+    return BETA_VOLUMES if "betas" in recipe.preprocessing.train_on else recipe.window
+
+
+def n_warming(cache: Cache, trials: Trials, window: Window, warmup_volumes: int) -> int:
+    """How many ``trials`` have a window that ends within the runtime's warm-up, at the start of a run."""
+    ends = [cache.trials[trial].trial.onset_volume + window.delay_volumes for trial in trials.tolist()]
+    return int(np.count_nonzero(np.array(ends) + 1 < warmup_volumes))
 
 
 def grouped(cache: Cache, trials: Trials) -> list[Trials]:

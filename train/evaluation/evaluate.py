@@ -30,13 +30,14 @@ from realtime.bundle.spec import Window
 from train.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from train.data.cache import Cache, prepare, subject_cache
 from train.data.dataset import averaged_windows
-from train.data.trials import Trials
+from train.data.found import found
+from train.data.trials import Trials, n_warming
 from train.errors import TrainError
 from train.evaluation.decode_cache import array_digest, kept, weights_digest
 from train.evaluation.held_out import decode_pictures, decode_windows, held_out_groups, images_of
 from train.evaluation.results_table import Row, as_markdown, compare, see
 from train.model.sample import Pictures
-from train.recipe import DemoBase, Form
+from train.recipe import DemoBase, Form, Recipe
 from train.store.fingerprints import digest
 from train.store.lock import alone_in
 
@@ -100,20 +101,27 @@ def evaluate(order: Evaluation) -> dict[str, Row]:
     if isinstance(recipe.base, DemoBase):
         decoded["ceiling"] = decode_pictures(checkpoint, shown, order.seed)
     rows = _score(shown, decoded, images, order, checkpoint.null_NW.device)
+    here = found(Layout(order.root), cache, recipe)
+    decodes = np.concatenate(groups)
+    n_early = n_warming(cache, decodes, recipe.window, recipe.preprocessing.warmup_volumes)
     table = {
         "subject": number,
         "split": recipe.split,
         "trials": len(groups),
         "average": order.average,
+        "found": msgspec.to_builtins(here),
+        "presentations": len(decodes),
+        "within_warmup": n_early,
         "rows": msgspec.to_builtins(rows),
     }
+    markdown = as_markdown(rows, [here.in_words(number), *_early(ways, n_early, len(decodes), recipe)])
     drawn = np.sort(np.random.default_rng(order.seed).permutation(len(groups))[:GRID_TRIALS])
     with alone_in(order.out, wait=True):
         write_whole(order.out / "table.json", json.dumps(table, indent=2))
-        write_whole(order.out / "table.md", as_markdown(rows))
+        write_whole(order.out / "table.md", markdown)
         with whole(order.out / "grid.png") as partial:
             write_grid(partial, [shown[drawn], *(pictures[drawn] for pictures in decoded.values())])
-    _log.info("%s", as_markdown(rows))
+    _log.info("%s", markdown)
     return rows
 
 
@@ -150,6 +158,17 @@ def _ways(checkpoint: Checkpoint, order: Evaluation) -> dict[str, tuple[Form, Wi
         )
         for offset in order.offsets
     }
+
+
+def _early(ways: dict[str, tuple[Form, Window]], n_early: int, n_decoded: int, recipe: Recipe) -> list[str]:
+    """A sentence about the streamed presentations of which the runtime would say that it is warming."""
+    if _NAMES["causal"] not in ways:
+        return []
+    warmup = recipe.preprocessing.warmup_volumes
+    return [
+        f"Streaming: of {n_early} of the {n_decoded} presentations the window ends within the run's first "
+        f"{warmup} volumes, in which the runtime is warming. They count here, not in reports of live runs."
+    ]
 
 
 def _score(

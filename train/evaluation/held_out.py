@@ -18,7 +18,7 @@ from realtime.bundle.spec import Window
 from train.checkpoints.checkpoint import Checkpoint
 from train.data.cache import Cache, prepare, subject_cache
 from train.data.dataset import averaged_windows
-from train.data.trials import Trials, ending_after, grouped, inside_run, one_of_each
+from train.data.trials import Trials, grouped, inside_run, one_of_each, read_volumes, recorded
 from train.errors import TrainError
 from train.model.base_model import load_unet
 from train.model.linear_brain import LinearBrain
@@ -35,16 +35,17 @@ def held_out_groups(
 
     Where images are held out, single trials are one presentation of each image (paper 2.3); where runs are
     held out, all presentations of these runs. A presentation is left out when one of its windows reaches
-    beyond the run, or ends within the runtime's warm-up.
+    beyond the run, or holds volumes that NSD's authors repaired. None is left out for being early in its run.
 
     :param windows: the windows that will be decoded
     :raises TrainError: fewer than two groups are left
     """
     trials = np.flatnonzero(cache.is_test)
-    if "betas" not in recipe.preprocessing.train_on:
+    if "betas" in recipe.preprocessing.train_on:
+        trials = recorded(cache, trials, read_volumes(recipe))
+    else:
         for window in windows:
-            trials = inside_run(cache, trials, window)
-        trials = ending_after(cache, trials, recipe.window, recipe.preprocessing.warmup_volumes)
+            trials = recorded(cache, inside_run(cache, trials, window), window)
     if average:
         groups = grouped(cache, trials)
     elif recipe.split == "standard":

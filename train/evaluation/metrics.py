@@ -1,6 +1,6 @@
 """The formulas of the paper's evaluation metrics, each a value per trial. Pure.
 
-Two-way identification is :func:`realtime.report.identification.two_way`.
+Two-way identification is that of :mod:`realtime.report.identification`.
 :mod:`train.evaluation.results_table` lists the features of each metric. Where the paper (2.3) leaves a detail
 open, the authors' evaluation code decides.
 
@@ -57,8 +57,13 @@ def ssim(true: Pictures, decoded: Pictures) -> PerTrial:
 
 
 def two_way(true: NDArray[np.floating], decoded: NDArray[np.floating]) -> PerTrial:
-    """Two-way identification from features ``[n, d]``, correlated in double precision."""
+    """Identification by decode from features ``[n, d]``, correlated in double precision."""
     return identification.two_way(true.astype(np.float64, copy=False), decoded.astype(np.float64, copy=False))
+
+
+def two_way_by_picture(true: NDArray[np.floating], decoded: NDArray[np.floating]) -> PerTrial:
+    """Identification by picture from features ``[n, d]``, correlated in double precision."""
+    return two_way(decoded, true)
 
 
 def correlation_distance(true: NDArray[np.floating], decoded: NDArray[np.floating]) -> PerTrial:

@@ -10,8 +10,8 @@ Legend: n trials, d features.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,15 @@ from PIL import Image
 from realtime.report.identification import hog, stack
 from train.errors import TrainError
 from train.evaluation.bootstrap import PerTrial, Resampling, resample
-from train.evaluation.metrics import correlation_distance, cosine_distance, mean_iou, pixcorr, ssim, two_way
+from train.evaluation.metrics import (
+    correlation_distance,
+    cosine_distance,
+    mean_iou,
+    pixcorr,
+    ssim,
+    two_way,
+    two_way_by_picture,
+)
 from train.evaluation.networks.efficientnet_lite import efficientnet_lite0
 from train.evaluation.networks.registry import NETWORKS, Device, Features, Pictures, features, resized
 
@@ -34,6 +42,13 @@ PIXELS_PX = 64
 N_RESAMPLES = 10_000
 DEFAULT_FOLDER = Path("networks")
 """The folder in messages when the user gave none."""
+
+BY_DECODE, BY_PICTURE = "by decode", "by picture"
+DIRECTIONS = (
+    f"Identification {BY_DECODE}: each decode against all pictures, as in Brain-Diffuser; {BY_PICTURE}: each "
+    "picture against all decodes, as in the code of Dynadiff's authors."
+)
+"""What the two directions are, for below a table."""
 
 _PAPER = "Dynadiff (Careil et al. 2025), 2.3 and table 1"
 _OURS = "computed everywhere; not in the paper"
@@ -54,21 +69,30 @@ class Metric:
     chance: float | None = None
     unit: Literal["", "%"] = ""
     note: str = ""
+    way: str = ""
+    """What follows the name in tables for people: the direction of an identification."""
+
+    @property
+    def heading(self) -> str:
+        """The metric's name in tables for people."""
+        return f"{self.name} {self.way}".strip()
 
 
-def _identification(name: str, kind: str, source: str = _PAPER) -> Metric:
-    return Metric(name=name, kind=kind, formula=two_way, source=source, chance=0.5, unit="%")
+def _identification(name: str, kind: str, source: str = _PAPER) -> tuple[Metric, Metric]:
+    """A two-way identification in both directions; by decode it keeps the name that earlier tables have."""
+    one = Metric(name=name, kind=kind, formula=two_way, source=source, chance=0.5, unit="%", way=BY_DECODE)
+    return one, replace(one, name=f"{name} {BY_PICTURE}", formula=two_way_by_picture, way="")
 
 
 METRICS: tuple[Metric, ...] = (
     Metric(name="SSIM", kind="pictures", formula=ssim),
     Metric(name="PixCorr", kind="pictures", formula=pixcorr),
-    _identification("AlexNet(2)", "alexnet_2"),
-    _identification("AlexNet(5)", "alexnet_5"),
-    _identification(
+    *_identification("AlexNet(2)", "alexnet_2"),
+    *_identification("AlexNet(5)", "alexnet_5"),
+    *_identification(
         "CLIP", "clip"
     ),  # "CLIP-12" in the paper's tables: see train.evaluation.networks.registry
-    _identification("Inception", "inception"),
+    *_identification("Inception", "inception"),
     Metric(name="EffNet", kind="efficientnet_b1", formula=correlation_distance, better="lower"),
     Metric(name="SwAV", kind="swav", formula=correlation_distance, better="lower"),
     Metric(
@@ -79,9 +103,9 @@ METRICS: tuple[Metric, ...] = (
         note="maps by Mask2Former (Swin-L, ADE20K), not the paper's ViT-Adapter: not comparable with it",
     ),
     Metric(name="DreamSim", kind="dreamsim", formula=cosine_distance, better="lower", unit="%"),
-    _identification("EffNet-Lite0", "efficientnet_lite0", _OURS),
-    _identification("HOG", "hog", _OURS),
-    _identification("Pixels", "pixels", _OURS),
+    *_identification("EffNet-Lite0", "efficientnet_lite0", _OURS),
+    *_identification("HOG", "hog", _OURS),
+    *_identification("Pixels", "pixels", _OURS),
 )
 
 
@@ -215,27 +239,31 @@ def _summary(values: PerTrial, resampling: Resampling) -> Score:
     )
 
 
-def as_markdown(rows: Mapping[str, Row]) -> str:
+def as_markdown(rows: Mapping[str, Row], facts: Sequence[str] = ()) -> str:
     """The table in Markdown: a row per metric, a column per way of decoding, with 95 % intervals.
 
-    Notes below it say which metrics are not comparable with the paper's, and what to download for metrics
-    that were not computed.
+    Notes below it say what the two directions of identification are, which metrics are not comparable with
+    the paper's, and what to download for metrics that were not computed.
+
+    :param facts: sentences on what the table rests on
     """
+    known = [metric for metric in METRICS if any(metric.name in row for row in rows.values())]
     lines = [
         f"| metric | better | chance | {' | '.join(rows)} |",
         f"|---|---|---|{'---|' * len(rows)}",
     ]
-    for metric in METRICS:
+    for metric in known:
         chance = "" if metric.chance is None else _number(metric, metric.chance)
-        cells = [cell(metric, row[metric.name]) for row in rows.values()]
-        lines.append(f"| {metric.name} | {metric.better} | {chance} | {' | '.join(cells)} |")
-    notes = [f"- {metric.name}: {metric.note}" for metric in METRICS if metric.note]
+        cells = [cell(metric, row.get(metric.name)) for row in rows.values()]
+        lines.append(f"| {metric.heading} | {metric.better} | {chance} | {' | '.join(cells)} |")
+    notes = [f"- {fact}" for fact in (*facts, DIRECTIONS)]
+    notes += [f"- {metric.name}: {metric.note}" for metric in METRICS if metric.note]
     missing: dict[NotComputed, list[str]] = {}
     for row in rows.values():
         for name, score in row.items():
-            if isinstance(score, NotComputed) and name not in missing.setdefault(score, []):
-                missing[score].append(name)
-    notes += [f"- {', '.join(names)}: {_todo(lack)}" for lack, names in missing.items()]
+            if isinstance(score, NotComputed) and not name.endswith(BY_PICTURE):
+                missing.setdefault(score, []).append(name)
+    notes += [f"- {', '.join(dict.fromkeys(names))}: {_todo(lack)}" for lack, names in missing.items()]
     return "\n".join([*lines, "", *notes]) + "\n"
 
 
@@ -245,8 +273,10 @@ def _todo(lack: NotComputed) -> str:
     return f"not computed; fetch with `{lack.needs}`"
 
 
-def cell(metric: Metric, score: Score | NotComputed) -> str:
-    """A score as text: its value and its 95 % interval."""
+def cell(metric: Metric, score: Score | NotComputed | None) -> str:
+    """A score as text: its value and its 95 % interval; None is of an earlier version without this metric."""
+    if score is None:
+        return "not measured"
     if isinstance(score, NotComputed):
         return "not computed"
     value, low, high = (_number(metric, number) for number in (score.value, score.low, score.high))

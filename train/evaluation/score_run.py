@@ -20,7 +20,7 @@ from train.evaluation.networks.efficientnet_lite import efficientnet_lite0
 
 
 def score_run(folder: Path) -> dict[str, Any]:
-    """Two-way identification with its interval: keys value, low, high, chance, n_trials.
+    """Two-way identification with its interval: keys value, low, high, chance, n_trials, by_picture.
 
     :raises RecordError: ``folder`` is not a complete run folder
     :raises TrainError: fewer than two of its trials were decoded

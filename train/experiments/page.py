@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from train.evaluation.results_table import METRICS, NotComputed, cell
+from train.evaluation.results_table import BY_PICTURE, DIRECTIONS, METRICS, NotComputed, cell
 from train.experiments.entries import HEADLINES, Entry
 from train.experiments.findings import LINEAR, Report
 from train.experiments.verdicts import Verdict
@@ -76,7 +76,12 @@ def _page(report: Report, facts: dict[str, str], figure: str) -> str:
             [_label(entry, report.axis), *(cell(metric, entry.scores[metric.name]) for metric in computed)]
             for entry in report.entries
         ],
-        left_out=[metric.name for metric in METRICS if metric not in computed],
+        left_out=[
+            metric.name
+            for metric in METRICS
+            if metric not in computed and not metric.name.endswith(BY_PICTURE)
+        ],
+        directions=DIRECTIONS,
         facts=facts,
     )
 

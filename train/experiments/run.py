@@ -10,8 +10,14 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+
+from nsd import Layout
+from train.data.cache import subject_cache
+from train.data.found import found
+from train.data.trials import n_warming
 from train.errors import TrainError
-from train.experiments.catalogue import every_window
+from train.experiments.catalogue import SUBJECTS, every_window
 from train.experiments.entries import N_DRAWS
 from train.experiments.findings import Report
 from train.experiments.over_time import time_resolved, window_length
@@ -50,19 +56,21 @@ def run_experiment(
         root=root, base=base, work=work, recipe=recipe, windows=every_window(recipe.window), seed=seed
     )
     report = EXPERIMENTS[name](bench)
-    page = write_page(report, _facts(name, recipe, seed), out)
+    page = write_page(report, _facts(name, bench), out)
     for finding in report.findings:
         _log.info("%s: %s. %s", finding.verdict, finding.claim, finding.here)
     _log.info("%s", page)
     return page
 
 
-def _facts(name: str, recipe: Recipe, seed: int) -> dict[str, str]:
+def _facts(name: str, bench: Workbench) -> dict[str, str]:
     """How the results were made, for the end of the page."""
+    recipe, seed = bench.recipe, bench.seed
     fit, processor = recipe.fit, platform.processor() or platform.machine()
     return {
         "command": shlex.join(["python", "-m", "train", "experiment", name]) + " --nsd … --base … --work …",
         "data": f"synthetic subjects of `python -m sim synthesize`; held out by the {recipe.split} split",
+        "recordings": _recordings(bench),
         "training": f"{fit.steps} steps of {fit.batch} windows, seed {seed}: few, so differences may be of "
         "how fast models learn",
         "verdicts": "by the paired difference of two models on the same trials with its 95 % bootstrap "
@@ -74,6 +82,27 @@ def _facts(name: str, recipe: Recipe, seed: int) -> dict[str, str]:
         "base model": "has seen no picture of subject 1, but some of other subjects",
         "decoding": f"{N_TRIALS} presentations drawn by seed, {recipe.diffusion.inference_steps} DDIM steps, "
         f"guidance {recipe.diffusion.guidance:g}",
+        "warm-up": _early(bench),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{processor}, {platform.system()}, Python {sys.version.split()[0]}",
     }
+
+
+def _recordings(bench: Workbench) -> str:
+    """How much of each subject was found whose recordings are prepared."""
+    subjects = [each for each in SUBJECTS if subject_cache(bench.work / "cache", each).exists()]
+    return " ".join(
+        found(Layout(bench.root), bench.cache(each, bench.recipe), bench.recipe).in_words(each)
+        for each in subjects
+    )
+
+
+def _early(bench: Workbench) -> str:
+    """How many of subject 1's presentations a runtime would decode while it is warming."""
+    cache, warmup = bench.cache(1, bench.recipe), bench.recipe.preprocessing.warmup_volumes
+    trials = np.concatenate(bench.groups(1, bench.recipe))
+    n_early = n_warming(cache, trials, bench.recipe.window, warmup)
+    return (
+        f"of {n_early} of subject 1's {len(trials)} presentations the window ends within the run's first "
+        f"{warmup} volumes, in which a runtime is warming; none is left out for that"
+    )

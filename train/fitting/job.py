@@ -15,7 +15,8 @@ from nsd import Layout, run_trials, runs, shared_images
 from train.checkpoints.checkpoint import CheckpointInfo, Parent, TrainedSubject, read_info, subject_folder
 from train.data.cache import Cache, prepare, subject_cache
 from train.data.dataset import Examples, WindowData, examples
-from train.data.trials import Trials, held_out_images, inside_run, training_trials
+from train.data.found import found
+from train.data.trials import Trials, held_out_images, inside_run, read_volumes, recorded, training_trials
 from train.errors import TrainError
 from train.loop.distributed import main_process_first
 from train.model.base_model import is_on_hub
@@ -104,6 +105,7 @@ def write_subjects(order: Order, trained_on: TrainingSet) -> list[TrainedSubject
             held_out_runs=[(key.subject, key.session, key.run) for key in cache.test_runs],
             n_train_trials=len(trials),
             data=cache.data,
+            found=found(layout, cache, order.recipe),
         )
         subjects.append(trained)
     if (order.root / SYNTHETIC_FILE).exists():
@@ -160,19 +162,23 @@ def _training_trials(caches: Sequence[Cache], order: Order) -> list[Trials]:
         # Only these images are shown to several subjects. The model may be tested on any of them, also with
         # a subject that is added later.
         held_out = np.union1d(held_out, shared_images(Layout(order.root)))
-    window = order.recipe.window
     chosen = []
     for cache, number in zip(caches, order.subjects, strict=True):
         trials = training_trials(cache, held_out, order.n_sessions)
         if "betas" not in order.recipe.preprocessing.train_on:
-            trials = inside_run(cache, trials, window)
+            trials = inside_run(cache, trials, order.recipe.window)
+        trials = recorded(cache, trials, read_volumes(order.recipe))
         if not len(trials):
             raise TrainError(
                 f"expected presentations of subject {number} to train on, found none; use more sessions, or "
                 "another split in the recipe"
             )
         _log.info(
-            "subject %d: %d presentations to train on, %d held out", number, len(trials), cache.is_test.sum()
+            "subject %d: %d presentations to train on, %d held out. %s",
+            number,
+            len(trials),
+            cache.is_test.sum(),
+            found(Layout(order.root), cache, order.recipe).in_words(number),
         )
         chosen.append(trials)
     return chosen

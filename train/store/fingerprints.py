@@ -17,12 +17,13 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from nsd import Layout, read_roi
+import nsd
+from nsd import Layout, betas_path, read_roi
 from nsd.splits import RunTrial
 from train.errors import TrainError
 from train.recipe import Recipe
 
-SYNTHETIC_FILE = "synthetic.json"
+SYNTHETIC_FILE = nsd.SYNTHETIC_FILE
 Method = Literal["dynadiff", "brain-diffuser"]
 _END_BYTES = 1 << 20
 _CHECKPOINT_FILES = ("checkpoint.json", "brain.safetensors", "adapter/*", "image_unet/*")
@@ -97,7 +98,7 @@ def subject_identity(layout: Layout, trials: Sequence[RunTrial]) -> str:
 def betas_identity(layout: Layout, trials: Sequence[RunTrial]) -> str:
     """Fingerprint of the betas of the trials' sessions, as far as they are on disk."""
     sessions = sorted({(item.run.subject, item.run.session) for item in trials})
-    paths = [layout.betas(*session) for session in sessions]
+    paths = [betas_path(layout, *session) for session in sessions]
     return digest([file_identity(path) for path in paths if path.exists()])
 
 

@@ -139,7 +139,8 @@ def test_summary_json_has_the_promised_keys_and_adds_up(
     assert summary["latency_ms"].keys() == {"p50", "p95", "max"}
     assert summary["identification"].keys() == {"pixels", "features"}
     for score in summary["identification"].values():
-        assert score.keys() == {"value", "low", "high", "chance", "n_trials"}
+        assert score.keys() == {"value", "low", "high", "chance", "n_trials", "by_picture"}
+        assert score["by_picture"].keys() == {"value", "low", "high"}
     assert (summary["planned"], summary["received"]) == (40, 38)
     assert (summary["decoded"], summary["warming"]) == (17, 20)
     assert (summary["censored"], summary["skipped"], summary["missing"]) == (1, 0, 2)
@@ -174,6 +175,15 @@ def test_pictures_of_another_size_are_brought_to_that_of_the_frame(run: Path) ->
     large = picture(trial.picture.onset_volume).repeat(2, axis=0).repeat(2, axis=1)
     cv2.imwrite(str(trial.picture.path), cv2.cvtColor(large, cv2.COLOR_RGB2BGR))
     assert np.array_equal(trial.shown_image(), picture(trial.picture.onset_volume))
+
+
+def test_the_page_names_both_directions(run: Path) -> None:
+    write.write_report(run)
+    page = (run / "report.html").read_text()
+    row = re.search(r"<tr><td>pixels \(PixCorr\)</td>(.*?)</tr>", page, re.DOTALL)
+    assert row
+    assert row[1].count("100.0 %</td>") == 4
+    assert page.count(">by decode</th>") == page.count(">by picture</th>") == 1
 
 
 def test_an_open_run_counts_what_has_not_come_as_missing_and_says_so(
@@ -225,7 +235,9 @@ def test_lines_for_the_terminal_name_every_figure(run: Path) -> None:
     assert "40 planned, 38 received: 17 decoded, 20 warming, 1 censored, 0 skipped, 2 missing" in text
     assert "TR 1333 ms" in text
     assert re.search(
-        r"pixels +100.0 % identified, two-way \(95 % interval 100.0 to 100.0, chance 50, 5 trials\)", text
+        r"pixels +100\.0 % \[100\.0, 100\.0\] by decode, 100\.0 % \[100\.0, 100\.0\] by picture "
+        r"\(two-way identification with 95 % intervals, chance 50, 5 trials\)",
+        text,
     )
 
 
