@@ -111,6 +111,9 @@ class Preprocessing(bundle_spec.Preprocessing, frozen=True, kw_only=True):
 
     drift: Literal["cosine", "linear"] = "cosine"
     """What is removed from whole runs: cosines, as in the paper, or a line, as in the released code."""
+    drift_prior: bool = False
+    """Whether the causal fit of the drifts has a prior, measured on the training runs; see
+    :mod:`realtime.preprocessing.drift`. False in checkpoints of earlier versions."""
     train_on: Annotated[tuple[Form, ...], msgspec.Meta(min_length=1)]
     """The forms of each presentation that the decoder is trained on."""
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from realtime.atomic import whole, write_whole
+from realtime.bundle.spec import DriftPrior
 from train.errors import TrainError
 from train.model.base_model import find_base, is_on_hub, load_vae
 from train.model.brain import BrainModule
@@ -40,6 +41,8 @@ class TrainedSubject(msgspec.Struct, frozen=True, kw_only=True):
     n_train_trials: int
     data: str | None = None
     """Fingerprint of the recordings (:mod:`train.store.fingerprints`)."""
+    drift_prior: DriftPrior | None = None
+    """How large drifts are in the training runs, where the recipe asks for it."""
 
 
 class Parent(msgspec.Struct, frozen=True, kw_only=True):

@@ -27,6 +27,8 @@ def required_settings(
     """
     preprocessing: dict[str, Any] = msgspec.to_builtins(recipe.preprocessing)
     del preprocessing["train_on"]
+    if not preprocessing["drift_prior"]:
+        del preprocessing["drift_prior"]  # caches of earlier versions do not know it
     settings = {
         "subject": keys[0].subject,
         "n_voxels": n_voxels,

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nsd import TR_S
-from realtime.bundle.statistics import VoxelStatistics
-from realtime.preprocessing.stream import causal_windows, cosine_basis
+from realtime.preprocessing.drift import cosine_basis
+from realtime.preprocessing.stream import causal_windows
+from train.data.prior import Priors
 from train.recipe import Preprocessing, Recipe
 
 
@@ -24,11 +25,13 @@ def drift_basis(n_volumes: int, preprocessing: Preprocessing) -> NDArray[np.floa
 
 
 def streamed(
-    rows: NDArray[np.float32], recipe: Recipe, prior: VoxelStatistics, ends: Sequence[int], n_volumes: int
+    rows: NDArray[np.float32], recipe: Recipe, priors: Priors, ends: Sequence[int], n_volumes: int
 ) -> NDArray[np.float32]:
     """Windows ``[n, V, T]`` of one run ``[225, V]``, preprocessed as in the runtime.
 
     :param ends: the last volume of each window
     :param n_volumes: T
     """
-    return causal_windows(rows, TR_S, recipe.preprocessing, prior, n_volumes, list(ends))
+    return causal_windows(
+        rows, TR_S, recipe.preprocessing, priors.voxels, n_volumes, list(ends), priors.drift
+    )
