@@ -55,7 +55,8 @@ def make_run(root: Path) -> None:
 def ours(root: Path) -> dict[str, float]:
     """Read, mask, detrend and z-score the run."""
     from nsd import Layout, Run, read_roi
-    from realtime.preprocessing.stream import cosine_basis, z_scored
+    from realtime.preprocessing.drift import cosine_basis
+    from realtime.preprocessing.stream import z_scored
 
     layout = Layout(root)
     begun = time.perf_counter()

@@ -31,8 +31,9 @@ from machine import machine
 
 from realtime.bundle.spec import Preprocessing
 from realtime.bundle.statistics import VoxelStatistics
+from realtime.preprocessing.drift import cosine_basis
 from realtime.preprocessing.spikes import SpikeRule
-from realtime.preprocessing.stream import StreamingPreprocessor, cosine_basis
+from realtime.preprocessing.stream import StreamingPreprocessor
 
 GRID, N_VOXELS, N_VOLUMES, WINDOW, TR_S = (81, 104, 83), 15_724, 226, 6, 4 / 3
 SETTINGS = Preprocessing(high_pass_hz=0.0078125, warmup_volumes=30, prior_volumes=10.0)

@@ -124,6 +124,7 @@ def streamed(bundle: Bundle, layout: Layout, trials: Sequence[RunTrial]) -> NDAr
             bundle.prior,
             window.length_volumes,
             run_ends,
+            spec.drift_prior,
         )
         for key, run_ends in tqdm(ends.items(), "runs")
     ]
@@ -135,10 +136,12 @@ def decode(decoder: Decoder, windows: NDArray[np.float32], sampler: Sampler) -> 
     return np.stack([decoder.decode(window, sampler).image for window in tqdm(windows, sampler.name)])
 
 
-def scores(shown: Pictures, decoded: dict[str, Pictures]) -> dict[str, Values]:
+def scores(
+    shown: Pictures, decoded: dict[str, Pictures], measured: Sequence[str] = MEASURED
+) -> dict[str, Values]:
     """Return the metrics of every trial, by table."""
     seen = see({"shown": shown, **decoded}, None)
-    metrics = [metric for metric in METRICS if metric.name in MEASURED]
+    metrics = [metric for metric in METRICS if metric.name in measured]
     return {
         name: {
             metric.name: metric.formula(seen["shown"].features[metric.kind], seen[name].features[metric.kind])
@@ -198,7 +201,7 @@ def as_markdown(results: dict[str, Any]) -> str:
     ]
     for name, table in results["tables"].items():
         cells = [
-            _cell(metric, table[kind][metric], sign)
+            cell(metric, table[kind][metric], sign)
             for metric in MEASURED
             for kind, sign in (("metrics", ""), ("differences", "+"))
         ]
@@ -212,7 +215,8 @@ def as_markdown(results: dict[str, Any]) -> str:
     return "\n".join([*lines, "", said, ""])
 
 
-def _cell(metric: str, found: dict[str, float], sign: str) -> str:
+def cell(metric: str, found: dict[str, float], sign: str) -> str:
+    """Format a metric with its interval."""
     scale, digits, unit = (1, 3, "") if metric == "PixCorr" else (100, 1, " %")
     mean, low, high = (f"{scale * found[part]:{sign}.{digits}f}" for part in ("mean", "low", "high"))
     return f"{mean}{unit} [{low}, {high}]"

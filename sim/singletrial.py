@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nsd import TR_S
-from realtime.preprocessing.stream import cosine_basis
+from realtime.preprocessing.drift import cosine_basis
 from sim.errors import SimError
 from sim.haemodynamics import double_gamma
 

@@ -114,6 +114,9 @@ class Preprocessing(bundle_spec.Preprocessing, frozen=True, kw_only=True):
     """What is removed from whole runs: cosines, as in the paper, or a line, as in the released code."""
     tr_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = TR_S
     """TR of the recorded runs, and so of the scanner that the decoder can be used with; by default NSD's."""
+    drift_prior: bool = False
+    """Whether the causal fit of the drifts has a prior, measured on the training runs; see
+    :mod:`realtime.preprocessing.drift`. False in checkpoints of earlier versions."""
     train_on: Annotated[tuple[Form, ...], msgspec.Meta(min_length=1)]
     """The forms of each presentation that the decoder is trained on."""
     repaired_volumes: Literal["leave out", "use"] = "leave out"

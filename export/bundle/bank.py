@@ -26,7 +26,10 @@ from realtime.bundle.bundle import Bundle
 from realtime.bundle.files import file_sha256
 from realtime.bundle.spec import Decoder, Stage
 
-_ALIKE = ("subject", "tr_s", "roi", "preprocessing", "latent_shape", "condition_shape", "samplers")
+_ALIKE = (
+    *("subject", "tr_s", "roi", "preprocessing", "drift_prior"),
+    *("latent_shape", "condition_shape", "samplers"),
+)
 """Fields of the specification that all decoders of a bank must share."""
 
 

@@ -36,6 +36,7 @@ def specification(
         roi=export.subject.roi,
         tr_s=checkpoint.info.tr_s,
         preprocessing=_streaming(checkpoint.recipe.preprocessing),
+        drift_prior=checkpoint.subject.drift_prior,
         latent_shape=latent_shape(checkpoint),
         image_size_px=(int(height), int(width)),
         condition_shape=(tokens, token_width),

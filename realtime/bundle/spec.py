@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +19,8 @@ SPEC_FILE = "bundle.json"
 PRIOR_FILE = "prior.npz"
 NULL_CONDITION_FILE = "null_condition.npy"
 MAX_SPEC_BYTES = 2**20
+MIN_RATIO, MAX_RATIO = 1e-6, 1e6
+"""Of noise to drift: the fit of the drift is as good as free, or none."""
 _MAX_FLOAT32 = float(np.finfo(np.float32).max)
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
@@ -81,6 +84,21 @@ class Preprocessing(_Part, frozen=True, kw_only=True):
     warmup_volumes: Positive
     prior_volumes: Annotated[float, msgspec.Meta(ge=0)]
     """Weight, in volumes, of the prior mean and SD against the run's own."""
+
+
+class DriftPrior(_Part, frozen=True, kw_only=True):
+    """How large slow drifts are in training runs: see :mod:`realtime.preprocessing.drift`."""
+
+    frequencies_hz: Annotated[tuple[Annotated[float, msgspec.Meta(gt=0)], ...], msgspec.Meta(min_length=1)]
+    """They rise."""
+    noise_to_drift: tuple[Annotated[float, msgspec.Meta(ge=MIN_RATIO, le=MAX_RATIO)], ...]
+    """At each frequency, the variance of all that is not drift over that of the drift."""
+
+    def __post_init__(self) -> None:
+        if len(self.frequencies_hz) != len(self.noise_to_drift):
+            raise ValueError("prior of the drifts: expected a ratio for each frequency")
+        if any(not before < after < math.inf for before, after in pairwise((0.0, *self.frequencies_hz))):
+            raise ValueError("prior of the drifts: expected rising finite frequencies")
 
 
 class Sampler(_Part, frozen=True, kw_only=True, omit_defaults=True):
@@ -152,6 +170,8 @@ class Spec(_Part, frozen=True, kw_only=True, omit_defaults=True):
     roi: Roi
     tr_s: Annotated[float, msgspec.Meta(gt=0, le=60)]
     preprocessing: Preprocessing
+    drift_prior: DriftPrior | None = None
+    """None: the causal fit of the drifts is free, as in bundles before there was a prior."""
     latent_shape: tuple[Edge, Edge, Edge]
     """c, h, w."""
     image_size_px: tuple[Edge, Edge]

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,16 @@ RANK_TOLERANCE = 100 * float(np.finfo(np.float64).eps)
 
 FLAT = 1e-24
 """A series whose residual sum of squares is below this share of its sum of squares does not vary."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Shrinkage:
+    """Of every regressor, [K]."""
+
+    penalties: Floats
+    """The ridge fit minimises the residual sum of squares and ``sum(penalties * coefficients ** 2)``."""
+    rescale: Floats
+    """Each coefficient of the ridge fit is then multiplied by this."""
 
 
 class StreamingFit:
@@ -131,16 +142,25 @@ class StreamingFit:
         """Sum of squares [V] of the rows fitted."""
         return self._sum_squares
 
-    def z_scores(self, ages: Sequence[int]) -> NDArray[np.float32]:
-        """Residuals of recent rows in the fit so far, over the SD (ddof 1) of all: [V, len(ages)]."""
+    def z_scores(self, ages: Sequence[int], shrinkage: Shrinkage | None = None) -> NDArray[np.float32]:
+        """Residuals of recent rows in the fit so far, over the SD (ddof 1) of all: [V, len(ages)].
+
+        :param shrinkage: the fit is penalised so; the state is that of the free fit in any case
+        """
         slots = self._slots(ages)
         q_rows = self._state[:, self._k + slots].T
-        null = self._null_space()
-        if null.shape[1]:
-            q_rows = q_rows - (q_rows @ null) @ null.T
+        if shrinkage is None:
+            null = self._null_space()
+            if null.shape[1]:
+                q_rows = q_rows - (q_rows @ null) @ null.T
+            left = null.T
+        else:
+            fitted = self._fitted(shrinkage)
+            q_rows = q_rows @ fitted
+            left = np.eye(self._k) - fitted
         residuals = self._recent[slots]
         residuals -= q_rows @ self._projections
-        residuals *= self._inverse_sd(null)
+        residuals *= self._inverse_sd(left)
         return np.ascontiguousarray(residuals.T, dtype=np.float32)
 
     @property
@@ -175,11 +195,22 @@ class StreamingFit:
             self._has_full_rank = True  # for good: more rows never lower the rank
         return np.empty((self._k, 0))
 
-    def _inverse_sd(self, null: Floats) -> Floats:
-        """One over the SD [V] of the residuals, of which the projections on ``null`` are a part."""
+    def _fitted(self, shrinkage: Shrinkage) -> Floats:
+        """What the penalised fit takes of the projections ``Q'Y``: [K, K].
+
+        With ``F = Q R``, the ridge fit of Y on F is that of ``[Q'Y; 0]`` on ``[R; sqrt(penalties)]``.
+        """
+        factor = self._state[:, : self._k]
+        penalised = np.vstack([factor, np.diag(np.sqrt(shrinkage.penalties))])
+        inverse = np.linalg.pinv(penalised, rcond=RANK_TOLERANCE)[:, : self._k]
+        fitted: Floats = factor @ (shrinkage.rescale[:, None] * inverse)
+        return fitted
+
+    def _inverse_sd(self, left: Floats) -> Floats:
+        """One over the SD [V] of the residuals, of which ``left @ Q'Y`` is a part that the fit leaves."""
         rss = self._rss
-        if null.shape[1]:
-            lost = null.T @ self._projections
+        if len(left):
+            lost = left @ self._projections
             rss = rss + np.einsum("rv,rv->v", lost, lost)
         scale = np.zeros_like(rss)
         np.divide(self.n_rows - 1, rss, out=scale, where=rss > FLAT * self._sum_squares)

@@ -8,13 +8,14 @@ At volume n, in this order:
    :mod:`realtime.preprocessing.spikes`);
 3. subtract the run's first volume, for numerical precision only: a fit with a constant is invariant to it;
 4. update the least-squares fit of slow cosine drifts; their basis is that of the whole planned run;
-5. z-score the residuals of the last T volumes by the fit on volumes 0..n.
+5. z-score the residuals of the last T volumes by the fit on volumes 0..n; if the bundle has a prior of the
+   drifts, by the ridge fit (:mod:`realtime.preprocessing.drift`).
 
-The result equals ``nilearn.signal.clean`` on the prefix 0..n with the basis as confounds and ddof 1, to the
-precision that float64 allows: about ``c * 2e-16`` for a basis whose prefix has condition number c. That is
-1e-6 at 0.008 Hz after 15 of 225 volumes, and at 0.01 Hz, which adds two cosines, after 40. Until there are
-more than K + 2 volumes, mean and SD come from a per-voxel prior: ``mean = (sum + k * prior_mean) / (n + k)``,
-and likewise the variance. After that the prior has no influence.
+Without a prior of the drifts, the result equals ``nilearn.signal.clean`` on the prefix 0..n with the basis as
+confounds and ddof 1, to the precision that float64 allows: about ``c * 2e-16`` for a basis whose prefix has
+condition number c. That is 1e-6 at 0.008 Hz after 15 of 225 volumes, and at 0.01 Hz, which adds two cosines,
+after 40. Until there are more than K + 2 volumes, mean and SD come from a per-voxel prior:
+``mean = (sum + k * prior_mean) / (n + k)``, and likewise the variance. After that it has no influence.
 
 A censored or missing volume is not fitted; in windows the row before it takes its place.
 
@@ -32,9 +33,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from realtime.bundle.bundle import Bundle
-from realtime.bundle.spec import Preprocessing
+from realtime.bundle.spec import DriftPrior, Preprocessing
 from realtime.bundle.statistics import VoxelStatistics
 from realtime.errors import PreprocessError
+from realtime.preprocessing.drift import cosine_basis, shrinkage
 from realtime.preprocessing.least_squares import FLAT, Floats, StreamingFit
 from realtime.preprocessing.spikes import SpikeRule, SpikeWatch, rms_sd
 
@@ -66,26 +68,6 @@ class Pushed:
     are enough volumes for a fit."""
 
 
-def cosine_basis(n_volumes: int, tr_s: float, high_pass_hz: float) -> Floats:
-    """Slow drifts of a run: cosines (DCT-II) below ``high_pass_hz`` and, last, a constant; [n_volumes, K].
-
-    Equal to nilearn's ``create_cosine_drift``, also when rounding decides the number of columns.
-
-    :raises PreprocessError: when there is no volume, or the times are not positive
-    """
-    if n_volumes < 1 or not tr_s > 0 or not high_pass_hz > 0:
-        raise PreprocessError(
-            f"expected at least one volume, a positive TR and a positive high-pass frequency, "
-            f"got {n_volumes} volumes, {tr_s} s and {high_pass_hz} Hz"
-        )
-    # Computed as in nilearn: 2 * 225 * 0.01 Hz * 4/3 s is 6, and rounding decides whether the sixth is in.
-    step_s = (n_volumes - 1) * tr_s / (n_volumes - 1) if n_volumes > 1 else tr_s
-    order = min(n_volumes - 1, int(np.floor(2 * n_volumes * high_pass_hz * step_s)))
-    phase = np.pi / n_volumes * (np.arange(n_volumes) + 0.5)
-    cosines = np.sqrt(2.0 / n_volumes) * np.cos(phase[:, None] * np.arange(1, order + 1))
-    return np.hstack([cosines, np.ones((n_volumes, 1))])
-
-
 class StreamingPreprocessor:
     """Preprocesses one run: push volumes in order, and take the window after any of them.
 
@@ -94,6 +76,7 @@ class StreamingPreprocessor:
     :param prior: per-voxel mean and SD of earlier runs
     :param spikes: which finite volumes to censor; None: none
     :param n_confounds: regressors of every volume that are fitted together with the drifts, C
+    :param drift_prior: how large drifts are; None: the fit of the drifts is free
     :raises PreprocessError: when these do not fit each other
     """
 
@@ -107,6 +90,7 @@ class StreamingPreprocessor:
         window_volumes: int,
         spikes: SpikeRule | None = None,
         n_confounds: int = 0,
+        drift_prior: DriftPrior | None = None,
     ) -> None:
         n_voxels = int(np.count_nonzero(mask))
         _check_prior(n_voxels, prior.mean, prior.sd)
@@ -118,6 +102,7 @@ class StreamingPreprocessor:
         self._basis = cosine_basis(n_volumes, tr_s, settings.high_pass_hz)
         # The fit wants regressors of size about 1; their scale does not change what they span.
         self._basis /= np.abs(self._basis).max(axis=0)
+        self._shrinkage = shrinkage(self._basis, tr_s, drift_prior, n_confounds) if drift_prior else None
         self._n_confounds = n_confounds
         n_regressors = n_confounds + self._basis.shape[1]
         self._needed = n_regressors + 3
@@ -155,6 +140,7 @@ class StreamingPreprocessor:
             window_volumes or bundle.window_volumes,
             spikes,
             n_confounds,
+            bundle.spec.drift_prior,
         )
 
     def push(self, index: int, volume: NDArray[Any]) -> Pushed:
@@ -204,7 +190,7 @@ class StreamingPreprocessor:
         if self._first is None or self._index + 1 < len(self._ages):
             return None
         if self._fit.n_rows >= self._needed:
-            return self._fit.z_scores(self._ages)
+            return self._fit.z_scores(self._ages, self._shrinkage)
         return self._prior_z_scores(self._first)
 
     def statistics(self) -> VoxelStatistics | None:
@@ -362,6 +348,7 @@ def causal_windows(
     prior: VoxelStatistics,
     window_volumes: int,
     ends: Sequence[int],
+    drift_prior: DriftPrior | None = None,
 ) -> NDArray[np.float32]:
     """The windows that the runtime would have decoded at volumes ``ends`` of a recorded run [n, V].
 
@@ -376,7 +363,13 @@ def causal_windows(
             f"expected window ends from {window_volumes - 1} to {n_volumes - 1}, got {sorted(ends)}"
         )
     stream = StreamingPreprocessor(
-        np.ones((n_voxels, 1, 1), dtype=bool), n_volumes, tr_s, settings, prior, window_volumes
+        np.ones((n_voxels, 1, 1), dtype=bool),
+        n_volumes,
+        tr_s,
+        settings,
+        prior,
+        window_volumes,
+        drift_prior=drift_prior,
     )
     places: dict[int, list[int]] = {}
     for place, end in enumerate(ends):

@@ -22,6 +22,7 @@ from export.graphs.graphs import Graph, brain_graph, denoise_graph, vae_graph
 from export.graphs.samplers import ddim
 from export.lineage.source import read_checkpoint
 from realtime.bundle.bundle import Bundle
+from realtime.bundle.spec import DriftPrior
 from train.checkpoints.checkpoint import (
     Checkpoint,
     CheckpointInfo,
@@ -87,6 +88,7 @@ def write_checkpoint(root: Path, recipe: Recipe, n_voxels: int = N_VOXELS) -> tu
                 held_out_runs=[(1, 1, 3), (1, 2, 5)],
                 n_train_trials=1234,
                 found=Found(sessions=2, runs=24, presentations=1500, shared_images=71, repaired=0),
+                drift_prior=DriftPrior(frequencies_hz=(1 / 600, 2 / 600), noise_to_drift=(0.2, 0.5)),
             )
         ],
         seed=7,

@@ -44,6 +44,7 @@ def test_the_bundle_is_what_the_checkpoint_says(exported: Exported) -> None:
     assert (spec.name, spec.subject, spec.tr_s) == ("sub-01", 1, 4 / 3)
     assert (spec.latent_shape, spec.image_size_px, spec.condition_shape) == ((4, 16, 16), (64, 64), (3, 8))
     assert spec.preprocessing.high_pass_hz == recipe.preprocessing.high_pass_hz
+    assert spec.drift_prior == exported.checkpoint.subject.drift_prior is not None
     assert spec.decoders[0].window.length_volumes == recipe.window.length_volumes
     assert spec.decoders[0].window.offset_volumes == recipe.window.offset_volumes
     assert spec.samplers == bundle_samplers(recipe.diffusion)

@@ -268,6 +268,7 @@ def bundles() -> Iterator[bytes]:
         roi=bundle_spec.Roi(file="roi.nii.gz", n_voxels=8, shape=(4, 4, 4), affine=AFFINE),
         tr_s=1.5,
         preprocessing=bundle_spec.Preprocessing(high_pass_hz=0.008, warmup_volumes=12, prior_volumes=10.0),
+        drift_prior=bundle_spec.DriftPrior(frequencies_hz=(0.002, 0.004), noise_to_drift=(0.2, 0.5)),
         latent_shape=(4, 8, 8),
         image_size_px=(32, 32),
         condition_shape=(2, 4),

@@ -234,6 +234,37 @@ def test_an_inconsistent_specification_is_refused(folder: Path, changes: dict[st
         Bundle.open(folder)
 
 
+def test_a_bundle_with_a_prior_of_the_drifts_and_one_without_come_back_as_written(
+    make_tiny_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    prior = bundle_spec.DriftPrior(frequencies_hz=(1 / 600, 2 / 600), noise_to_drift=(0.2173, 1e6))
+    with_prior = make_tiny_bundle(tmp_path / "with", drift_prior=prior)
+    without = make_tiny_bundle(tmp_path / "without")
+    assert Bundle.open(with_prior).spec.drift_prior == prior
+    assert Bundle.open(without).spec.drift_prior is None
+    assert "drift_prior" not in json.loads((without / "bundle.json").read_text()), "as in older bundles"
+
+
+@pytest.mark.parametrize(
+    ("frequencies_hz", "ratios", "named"),
+    [
+        ([], [], "length >= 1"),
+        ([0.001, 0.002], [1.0], "a ratio for each frequency"),
+        ([0.002, 0.001], [1.0, 1.0], "rising finite frequencies"),
+        ([0.001, 0.001], [1.0, 1.0], "rising finite frequencies"),
+        ([0.0], [1.0], "> 0"),
+        ([0.001], [0.0], ">= 1e-06"),
+        ([0.001], [1e7], "<= 1000000"),
+    ],
+)
+def test_a_prior_of_the_drifts_that_no_fit_could_use_is_refused(
+    folder: Path, frequencies_hz: list[float], ratios: list[float], named: str
+) -> None:
+    edit_json(folder, drift_prior={"frequencies_hz": frequencies_hz, "noise_to_drift": ratios})
+    with pytest.raises(BundleError, match=named):
+        Bundle.open(folder)
+
+
 def test_initial_latents_are_noise_by_default(folder: Path) -> None:
     opened = Bundle.open(folder)
     assert [sampler.start for sampler in opened.spec.samplers] == [(0.0, 1.0)] * 2

@@ -16,12 +16,12 @@ from scipy.linalg import qr
 from realtime.bundle.spec import Preprocessing
 from realtime.bundle.statistics import VoxelStatistics
 from realtime.errors import PreprocessError
+from realtime.preprocessing.drift import cosine_basis
 from realtime.preprocessing.spikes import SpikeRule
 from realtime.preprocessing.stream import (
     Pushed,
     StreamingPreprocessor,
     causal_windows,
-    cosine_basis,
     z_scored,
 )
 

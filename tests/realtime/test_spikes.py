@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from realtime.bundle.statistics import VoxelStatistics
+from realtime.preprocessing.drift import cosine_basis
 from realtime.preprocessing.least_squares import StreamingFit
 from realtime.preprocessing.spikes import SpikeRule, SpikeWatch, rms_sd
-from realtime.preprocessing.stream import StreamingPreprocessor, cosine_basis
+from realtime.preprocessing.stream import StreamingPreprocessor
 
 from .test_preprocess import TR_S, T, preprocessing, recording
 

@@ -14,7 +14,8 @@ from nilearn.glm.first_level import make_first_level_design_matrix
 import sim.singletrial
 from nsd import Layout, RunKey, read_betas, read_roi, run_trials, task_runs
 from nsd import Run as RecordedRun
-from realtime.preprocessing.stream import cosine_basis, z_scored
+from realtime.preprocessing.drift import cosine_basis
+from realtime.preprocessing.stream import z_scored
 from sim.__main__ import main
 from sim.cortex import Cortex
 from sim.errors import SimError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -18,9 +19,11 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from nsd import Layout, NsdError, Run, read_betas, read_roi
-from realtime.preprocessing.stream import StreamingPreprocessor, cosine_basis
+from realtime.preprocessing.drift import cosine_basis
+from realtime.preprocessing.stream import StreamingPreprocessor, causal_windows
 from train.data.cache import Cache, prepare
 from train.data.dataset import WindowData, examples
+from train.data.prior import measure_priors
 from train.errors import TrainError
 from train.recipe import Recipe
 
@@ -90,8 +93,9 @@ def test_causal_windows_are_the_runtimes(cache: Cache, tiny_nsd: Path, tiny_reci
         225,
         4 / 3,
         tiny_recipe.preprocessing,
-        cache.prior,
+        cache.priors.voxels,
         6,
+        drift_prior=cache.priors.drift,
     )
     windows = {}
     for volume, row in enumerate(rows):
@@ -104,14 +108,41 @@ def test_causal_windows_are_the_runtimes(cache: Cache, tiny_nsd: Path, tiny_reci
         np.testing.assert_allclose(cache.form("causal")[place].T, expected, rtol=FP16, atol=FP16)
 
 
-def test_the_prior_knows_only_runs_that_train(cache: Cache, tiny_nsd: Path) -> None:
+def test_the_priors_know_only_runs_that_train(cache: Cache, tiny_nsd: Path, tiny_recipe: Recipe) -> None:
     assert len(cache.train_runs) == 11
     means = [
         recorded(tiny_nsd, cache, index).mean(axis=0)
         for index, key in enumerate(cache.runs)
         if key in cache.train_runs
     ]
-    np.testing.assert_allclose(cache.prior.mean, np.mean(means, axis=0), rtol=1e-6)
+    np.testing.assert_allclose(cache.priors.voxels.mean, np.mean(means, axis=0), rtol=1e-6)
+    trains = [cache.rows[index] for index, key in enumerate(cache.runs) if key in cache.train_runs]
+    assert cache.priors.drift == measure_priors(trains, tiny_recipe.preprocessing.high_pass_hz).drift
+    assert cache.priors.drift != measure_priors(cache.rows, tiny_recipe.preprocessing.high_pass_hz).drift
+
+
+def test_without_a_prior_of_the_drifts_a_cache_is_as_before_there_was_one(
+    cache: Cache, tiny_nsd: Path, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    replace = msgspec.structs.replace
+    free = replace(tiny_recipe, preprocessing=replace(tiny_recipe.preprocessing, drift_prior=False))
+    without = prepare(tiny_nsd, 1, free, tmp_path / "cache")
+    assert without.priors.drift is None
+    assert "drift_prior" not in json.loads((tmp_path / "cache" / "cache.json").read_text())["preprocessing"]
+    np.testing.assert_array_equal(without.form("whole_run"), cache.form("whole_run"))
+    item = without.trials[7]
+    expected = causal_windows(
+        without.rows[without.runs.index(item.run)],
+        4 / 3,
+        free.preprocessing,
+        without.priors.voxels,
+        6,
+        [item.trial.onset_volume + 8],
+    )
+    np.testing.assert_array_equal(without.form("causal")[7].T, expected[0].astype(np.float16))
+    assert not np.array_equal(without.form("causal")[7], cache.form("causal")[7])
+    with pytest.raises(TrainError, match="was prepared with other preprocessing"):
+        prepare(tiny_nsd, 1, tiny_recipe, tmp_path / "cache")
 
 
 def test_runs_that_were_not_finished_are_made_again(
@@ -219,12 +250,12 @@ def test_the_first_sessions_have_a_prior_of_their_own(
     chosen = [index for index, key in enumerate(first.runs) if key in first.train_runs and key.session == 1]
     assert 0 < len(chosen) < len(first.train_runs)
     means = [recorded(root, first, index).mean(axis=0) for index in chosen]
-    np.testing.assert_allclose(first.prior.mean, np.mean(means, axis=0), rtol=1e-6)
-    assert not np.array_equal(first.prior.mean, every.prior.mean)
+    np.testing.assert_allclose(first.priors.voxels.mean, np.mean(means, axis=0), rtol=1e-6)
+    assert not np.array_equal(first.priors.voxels.mean, every.priors.voxels.mean)
     assert not np.array_equal(first.form("causal"), every.form("causal"))
     np.testing.assert_array_equal(first.form("whole_run"), every.form("whole_run"))
     again = prepare(root, 1, recipe, folder, n_sessions=2)
-    np.testing.assert_array_equal(again.prior.mean, every.prior.mean)
+    np.testing.assert_array_equal(again.priors.voxels.mean, every.priors.voxels.mean)
     with pytest.raises(TrainError, match="expected presentations of subject 1 to train on, found none"):
         prepare(root, 1, recipe, folder, n_sessions=0)
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from realtime.atomic import whole, write_whole
+from realtime.bundle.spec import DriftPrior
 from train.data.found import Found
 from train.errors import TrainError
 from train.model.base_model import find_base, is_on_hub, load_vae
@@ -43,6 +44,8 @@ class TrainedSubject(msgspec.Struct, frozen=True, kw_only=True):
     """Fingerprint of the recordings (:mod:`train.store.fingerprints`)."""
     found: Found | None = None
     """How much of the subject was found on disk; None in files of earlier versions."""
+    drift_prior: DriftPrior | None = None
+    """How large drifts are in the training runs, where the recipe asks for it."""
 
 
 class Parent(msgspec.Struct, frozen=True, kw_only=True):

@@ -33,8 +33,9 @@ from tqdm import tqdm
 
 from nsd import NSDGENERAL_VOXELS, Layout, Run, read_roi, runs
 from nsd.sessions import TR_S
+from realtime.bundle.spec import DriftPrior
 from train.checkpoints.checkpoint import CheckpointInfo, TrainedSubject, save_checkpoint, subject_folder
-from train.data.prior import measure_prior
+from train.data.prior import measure_priors
 from train.errors import TrainError
 from train.model.base_model import find_base, is_on_hub, load_unet, make_unet
 from train.model.brain import BrainModule
@@ -203,7 +204,9 @@ def import_released(
     with alone_in(out, wait=False):
         _check_new(out)
         if layout:
-            _write_subject(layout, subject, recipe, subject_folder(out, subject))
+            drift_prior = _write_subject(layout, subject, recipe, subject_folder(out, subject))
+            trained = msgspec.structs.replace(info.subjects[0], drift_prior=drift_prior)
+            info = msgspec.structs.replace(info, subjects=[trained])
         else:
             _log.warning("without --nsd the checkpoint has no ROI and no prior, and cannot be exported")
         save_checkpoint(out, model, info)
@@ -215,14 +218,18 @@ def _check_new(out: Path) -> None:
         raise TrainError(f"{out} already holds a checkpoint; choose another --out")
 
 
-def _write_subject(layout: Layout, subject: int, recipe: Recipe, folder: Path) -> None:
-    """Write the subject's ROI, and the prior of all runs, because the training runs are not known."""
+def _write_subject(layout: Layout, subject: int, recipe: Recipe, folder: Path) -> DriftPrior | None:
+    """Write the subject's ROI, and the priors of all runs, because the training runs are not known.
+
+    :returns: the prior of the drifts, if the recipe asks for one
+    """
     folder.mkdir(exist_ok=True)
     shutil.copy(layout.roi(subject), folder / "roi.nii.gz")
     roi = read_roi(layout, subject)
     series = (Run(layout, *key).roi_series(roi) for key in tqdm(runs(layout, subject), "prior"))
-    prior = measure_prior(series, recipe.preprocessing.high_pass_hz)
-    (folder / "prior.npz").write_bytes(prior.as_npz())
+    priors = measure_priors(series, recipe.preprocessing.high_pass_hz)
+    (folder / "prior.npz").write_bytes(priors.voxels.as_npz())
+    return priors.drift if recipe.preprocessing.drift_prior else None
 
 
 def _region_size(layout: Layout | None, subject: int, n_voxels: int) -> int:

@@ -3,9 +3,11 @@
     CACHE/cache.json       what the cache was made from; a cache made from something else is refused
     CACHE/rows.npy         float32 [runs, 225, V]   ROI as recorded; NaN in repaired volumes (nsd.repairs)
     CACHE/prior.npz        float32 [V] twice        mean and SD of the training runs
+    CACHE/drift.json       JSON                     size of their drifts, where the recipe asks for it
     CACHE/whole_run.npy    float16 [runs, 225, V]   z-scores, detrended over the whole run
     CACHE/causal.npy       float16 [trials, T, V]   window of each presentation, as the runtime computes it
-    CACHE/prior-first-N.npz, causal-first-N.npy     the same for training on the first N sessions
+    CACHE/prior-first-N.npz, drift-first-N.json, causal-first-N.npy
+                                                     the same for training on the first N sessions
     CACHE/betas.npy        float16 [trials, 1, V]   beta of each presentation, z-scored over its session
     CACHE/….done.npy       uint8   [items]          which runs (or sessions) of an array are finished
 
@@ -37,9 +39,9 @@ from nsd import (
     time_resolved_split,
 )
 from nsd.splits import RunTrial
-from realtime.bundle.statistics import VoxelStatistics
-from train.data.cache_arrays import Making, of_sessions, open_array, prior_path
+from train.data.cache_arrays import Making, of_sessions, open_array, prior_path, read_priors
 from train.data.cache_settings import claim, optional_settings, required_settings
+from train.data.prior import Priors
 from train.errors import TrainError
 from train.recipe import Form, Recipe
 from train.store.fingerprints import subject_identity
@@ -77,14 +79,13 @@ class Cache:
         return np.array([item.trial.image for item in self.trials], dtype=np.int64)
 
     @cached_property
-    def prior(self) -> VoxelStatistics:
-        """Mean and SD of the training runs."""
-        path = prior_path(self.folder, self.n_sessions)
-        return VoxelStatistics.read(path, self.rows.shape[-1])
+    def priors(self) -> Priors:
+        """What the training runs say about other runs."""
+        return read_priors(self.folder, self.n_sessions, self.rows.shape[-1])
 
     @property
-    def has_prior(self) -> bool:
-        """Whether there is a prior: a cache of betas alone has none."""
+    def has_priors(self) -> bool:
+        """Whether there are priors: a cache of betas alone has none."""
         return prior_path(self.folder, self.n_sessions).exists()
 
     @cached_property

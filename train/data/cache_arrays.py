@@ -11,17 +11,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from nsd import N_DESIGN_ROWS, BadFile, Layout, Run, RunKey, read_betas, read_roi
 from nsd.splits import RunTrial
-from realtime.atomic import whole
+from realtime.atomic import whole, write_whole
+from realtime.bundle.spec import DriftPrior
 from realtime.bundle.statistics import VoxelStatistics
 from realtime.preprocessing.stream import z_scored
 from train.data.preprocessing import drift_basis, streamed
-from train.data.prior import measure_prior
+from train.data.prior import Priors, measure_priors
 from train.data.workers import over_items
 from train.errors import TrainError
 from train.recipe import Preprocessing, Recipe
@@ -48,7 +50,7 @@ class Making:
         forms = self.recipe.preprocessing.train_on
         if set(forms) & {"whole_run", "causal"}:
             self._rows()
-            self._prior()
+            self._priors()
             self._whole_run()  # evaluation decodes it, whichever of the two the recipe trains on
         if "causal" in forms:
             self._causal()
@@ -60,7 +62,7 @@ class Making:
         work = partial(_read_run, self.layout, self.folder, self.repaired)
         self._make("rows", shape, work, self.keys, np.float32)
 
-    def _prior(self) -> None:
+    def _priors(self) -> None:
         path = prior_path(self.folder, self.n_sessions)
         if path.exists():
             return
@@ -73,9 +75,11 @@ class Making:
             )
         trains = tqdm([self.keys.index(key) for key in whole_keys], desc="prior", unit="run")
         settings = self.recipe.preprocessing
-        prior = measure_prior((rows[index] for index in trains), settings.high_pass_hz, settings.tr_s)
-        with whole(path) as unfinished:
-            unfinished.write_bytes(prior.as_npz())
+        priors = measure_priors((rows[index] for index in trains), settings.high_pass_hz, settings.tr_s)
+        if settings.drift_prior and priors.drift:
+            write_whole(_drift_path(self.folder, self.n_sessions), msgspec.json.encode(priors.drift).decode())
+        with whole(path) as unfinished:  # last, so that both are there if this one is
+            unfinished.write_bytes(priors.voxels.as_npz())
 
     def _whole_run(self) -> None:
         shape = (len(self.keys), N_DESIGN_ROWS, self.n_voxels)
@@ -147,9 +151,9 @@ def _stream_run(
     rows = open_array(folder, "rows")[index]
     if len(repaired.get(key, ())) == len(rows):
         return  # nothing of the run is used
-    prior = VoxelStatistics.read(prior_path(folder, n_sessions), rows.shape[-1])
+    priors = read_priors(folder, n_sessions, rows.shape[-1])
     # Repaired volumes are NaN in `rows`, so the stream censors them.
-    windows = streamed(rows, recipe, prior, ends[places[index]], recipe.window.length_volumes)
+    windows = streamed(rows, recipe, priors, ends[places[index]], recipe.window.length_volumes)
     _write(folder, of_sessions("causal", n_sessions), places[index], windows.transpose(0, 2, 1))
 
 
@@ -180,6 +184,18 @@ def of_sessions(name: str, n_sessions: int | None) -> str:
 def prior_path(folder: Path, n_sessions: int | None) -> Path:
     """Path of the prior of the first ``n_sessions`` sessions, or of all."""
     return folder / f"{of_sessions('prior', n_sessions)}.npz"
+
+
+def _drift_path(folder: Path, n_sessions: int | None) -> Path:
+    return folder / f"{of_sessions('drift', n_sessions)}.json"
+
+
+def read_priors(folder: Path, n_sessions: int | None, n_voxels: int) -> Priors:
+    """The priors of the first ``n_sessions`` sessions, or of all."""
+    voxels = VoxelStatistics.read(prior_path(folder, n_sessions), n_voxels)
+    path = _drift_path(folder, n_sessions)
+    drift = msgspec.json.decode(path.read_bytes(), type=DriftPrior) if path.exists() else None
+    return Priors(voxels=voxels, drift=drift)
 
 
 def open_array(folder: Path, name: str) -> NDArray[Any]:

@@ -33,8 +33,11 @@ def required_settings(
     """
     preprocessing: dict[str, Any] = msgspec.to_builtins(recipe.preprocessing)
     del preprocessing["train_on"], preprocessing["repaired_volumes"]
+    # Caches of earlier versions do not name these.
     if preprocessing["tr_s"] == TR_S:
-        del preprocessing["tr_s"]  # caches that were made when there was no other do not name it
+        del preprocessing["tr_s"]
+    if not preprocessing["drift_prior"]:
+        del preprocessing["drift_prior"]
     settings = {
         "subject": keys[0].subject,
         "n_voxels": n_voxels,

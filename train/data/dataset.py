@@ -118,6 +118,6 @@ def _causal(cache: Cache, trials: Trials, window: Window, recipe: Recipe) -> NDA
     for run in np.unique(runs).tolist():
         here = trials[np.equal(runs, run)]
         ends = [cache.trials[trial].trial.onset_volume + window.delay_volumes for trial in here.tolist()]
-        windows = streamed(cache.rows[run], recipe, cache.prior, ends, window.length_volumes)
+        windows = streamed(cache.rows[run], recipe, cache.priors, ends, window.length_volumes)
         parts.append(windows.astype(np.float16))
     return np.concatenate(parts)

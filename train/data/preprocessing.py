@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from realtime.bundle.statistics import VoxelStatistics
-from realtime.preprocessing.stream import causal_windows, cosine_basis
+from realtime.preprocessing.drift import cosine_basis
+from realtime.preprocessing.stream import causal_windows
+from train.data.prior import Priors
 from train.recipe import Preprocessing, Recipe
 
 
@@ -23,7 +24,7 @@ def drift_basis(n_volumes: int, preprocessing: Preprocessing) -> NDArray[np.floa
 
 
 def streamed(
-    rows: NDArray[np.float32], recipe: Recipe, prior: VoxelStatistics, ends: Sequence[int], n_volumes: int
+    rows: NDArray[np.float32], recipe: Recipe, priors: Priors, ends: Sequence[int], n_volumes: int
 ) -> NDArray[np.float32]:
     """Windows ``[n, V, T]`` of one run ``[225, V]``, preprocessed as in the runtime.
 
@@ -31,4 +32,4 @@ def streamed(
     :param n_volumes: T
     """
     settings = recipe.preprocessing
-    return causal_windows(rows, settings.tr_s, settings, prior, n_volumes, list(ends))
+    return causal_windows(rows, settings.tr_s, settings, priors.voxels, n_volumes, list(ends), priors.drift)

@@ -106,6 +106,7 @@ def write_subjects(order: Order, trained_on: TrainingSet) -> list[TrainedSubject
             n_train_trials=len(trials),
             data=cache.data,
             found=found(layout, cache, order.recipe),
+            drift_prior=cache.priors.drift if cache.has_priors else None,
         )
         subjects.append(trained)
     if (order.root / SYNTHETIC_FILE).exists():
@@ -197,8 +198,8 @@ def _copy_subject(layout: Layout, number: int, cache: Cache, folder: Path) -> No
     """Write what the runtime needs of a subject: the ROI and, except for betas, the prior."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(layout.roi(number), folder / "roi.nii.gz")
-    if cache.has_prior:
-        (folder / "prior.npz").write_bytes(cache.prior.as_npz())
+    if cache.has_priors:
+        (folder / "prior.npz").write_bytes(cache.priors.voxels.as_npz())
 
 
 def _parent(order: Order) -> Parent | None:

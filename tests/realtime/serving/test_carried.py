@@ -16,7 +16,7 @@ from realtime.cli import main
 from realtime.decoding.decoder import Decoder
 from realtime.decoding.engines.choose import open_engine
 from realtime.errors import RecordError
-from realtime.preprocessing.stream import cosine_basis
+from realtime.preprocessing.drift import cosine_basis
 from realtime.record.journal import JOURNAL, read_journal
 from realtime.record.reader import read_recorded
 from realtime.record.run_json import EngineUsed, read_run_file

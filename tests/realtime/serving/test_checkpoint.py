@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from realtime.bundle.bundle import Bundle
-from realtime.bundle.spec import Preprocessing
+from realtime.bundle.spec import DriftPrior, Preprocessing
 from realtime.bundle.statistics import VoxelStatistics
 from realtime.preprocessing.spikes import SpikeRule
 from realtime.preprocessing.stream import StreamingPreprocessor
@@ -154,15 +154,22 @@ def numbers(ready: Ready) -> tuple[Any, ...]:
     return ready.volume, ready.state, ready.repaired_voxels, ready.window.tobytes()
 
 
-@pytest.fixture(scope="module")
-def bundle(make_tiny_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+@pytest.fixture(
+    scope="module", params=[None, DriftPrior(frequencies_hz=(0.001, 0.01), noise_to_drift=(0.1, 1.0))]
+)
+def bundle(
+    request: pytest.FixtureRequest,
+    make_tiny_bundle: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Bundle:
+    """Without a prior of the drifts, and with one."""
     settings = Preprocessing(high_pass_hz=0.02 / TR_S, warmup_volumes=12, prior_volumes=10.0)
     folder = make_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny", tr_s=TR_S, preprocessing=settings)
     tiny, n_voxels = Bundle.open(folder), int(np.prod(SHAPE))
     prior = VoxelStatistics(mean=np.full(n_voxels, 1000, np.float32), sd=np.full(n_voxels, 10, np.float32))
     # Large enough for a volume with a broken voxel to be repaired, not censored.
     roi = msgspec.structs.replace(tiny.spec.roi, n_voxels=n_voxels)
-    spec = msgspec.structs.replace(tiny.spec, roi=roi)
+    spec = msgspec.structs.replace(tiny.spec, roi=roi, drift_prior=request.param)
     return replace(tiny, spec=spec, roi_mask=np.ones(SHAPE, dtype=bool), prior=prior)
 
 
@@ -180,7 +187,7 @@ def recordings(draw: st.DrawFn) -> tuple[Noisy, list[int]]:
 
 
 @given(recording=recordings(), stops=st.dictionaries(PLACES, STOPS, min_size=1, max_size=8))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_a_restart_changes_no_window_no_row_and_no_event(
     bundle: Bundle,
     make_picture: Callable[..., bytes],
