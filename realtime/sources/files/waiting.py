@@ -47,10 +47,9 @@ class Waiting:
         """For how long neither the file system nor its bytes have told of a change."""
         return now_s - max(self.since_s, self.same_s)
 
-    def holds_up(self, other: Waiting, series: str, *, has_begun: bool) -> bool:
-        """Whether another file, of this series, must not be taken before this one.
+    def holds_up(self, series: str, *, has_begun: bool) -> bool:
+        """Whether files of this series that came later must not be taken before it.
 
         The first files of a series say where it begins, and how many slices a volume has.
         """
-        is_before = self.nth < other.nth
-        return is_before and (self.series == series or (self.series is None and not has_begun))
+        return self.series == series or (self.series is None and not has_begun)

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 
 from realtime.errors import WireError
@@ -315,12 +315,13 @@ class Files:
     def _is_held_up(self, name: str, waiting: Waiting, series: str, now_s: float) -> bool:
         """Whether a file like it that came earlier is to be taken first."""
         has_begun = series in self._begun
+        earlier = takewhile(lambda each: each[1].nth < waiting.nth, self._waiting.items())  # in order
         return any(
-            each.holds_up(waiting, series, has_begun=has_begun)
+            each.holds_up(series, has_begun=has_begun)
             and now_s - each.came_s < self._patience_s
             and _kind(other) == _kind(name)
             and other not in self._runs
-            for other, each in self._waiting.items()
+            for other, each in earlier
         )
 
     def _is_run(self, name: str) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import nibabel
 import numpy as np
+import pytest
 
 from realtime.record.reader import read_recorded
 
@@ -81,3 +83,27 @@ def test_runs_in_subfolders_in_pairs_in_one_file_and_with_echoes_are_recorded_as
     assert "links are not followed" in log
     assert "echo 2 is passed over" in log
     assert "Traceback" not in log
+
+
+@pytest.mark.parametrize(
+    ("form", "series"), [("vol_{:04d}_TR1333.nii", "volTR1333"), ("f{:04d}_3T.nii", "f3T")]
+)
+def test_a_run_whose_first_name_does_not_tell_and_whose_first_bytes_come_late_is_recorded_whole(
+    serve: Callable[..., Served], tmp_path: Path, form: str, series: str
+) -> None:
+    export, scan = tmp_path / "export", Scan(seed=5)
+    export.mkdir()
+    served = serve("--volumes", str(N_VOLUMES), source=f"folder:{export}")
+    data = [
+        nibabel.Nifti1Image(scan.voxels(index), np.array(AFFINE)).to_bytes() for index in range(N_VOLUMES)
+    ]
+    with (export / form.format(0)).open("wb", buffering=0) as late:
+        late.truncate(len(data[0]))
+        late.write(data[0][: len(data[0]) // 2])
+        for index in range(1, N_VOLUMES):
+            (export / form.format(index)).write_bytes(data[index])
+            time.sleep(0.3)  # the bytes of the first are as late as is tested: 1.5 s
+        late.write(data[0][len(data[0]) // 2 :])
+    has_come(served, series, N_VOLUMES)
+    assert_is(served, series, scan)
+    assert len(list(served.out.glob("*/run.json"))) == 1
