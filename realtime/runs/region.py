@@ -46,7 +46,6 @@ class Region:
             info.spikes,
             prior,
             n_confounds=6 if self._fits_motion else 0,
-            drift_prior=bundle.spec.drift_prior,
             window_volumes=self._window_volumes,
         )
         self.quality: Quality | None = None

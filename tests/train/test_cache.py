@@ -58,7 +58,7 @@ def test_recordings_at_another_tr_are_prepared_and_kept_apart(
         rows, confounds=basis, detrend=False, standardize="zscore_sample", standardize_confounds=False
     )
     np.testing.assert_allclose(slower.form("whole_run")[3], expected, rtol=FP16, atol=FP16)
-    assert (slower.prior.sd < cache.prior.sd).all()
+    assert (slower.priors.voxels.sd < cache.priors.voxels.sd).all()
     for recipe, folder in ((at_2_s, cache.folder), (tiny_recipe, slower.folder)):
         with pytest.raises(TrainError, match="other preprocessing"):
             prepare(tiny_nsd, 1, recipe, folder)

@@ -12,11 +12,12 @@ from nilearn.signal import clean
 
 from nsd import SYNTHETIC_FILE, Layout, Run, RunKey, read_roi, repairs
 from realtime.bundle.spec import Window
-from realtime.preprocessing.stream import StreamingPreprocessor, cosine_basis
+from realtime.preprocessing.drift import cosine_basis
+from realtime.preprocessing.stream import StreamingPreprocessor
 from train.data.cache import Cache, prepare
 from train.data.dataset import averaged_windows, examples
 from train.data.found import found
-from train.data.prior import measure_prior
+from train.data.prior import measure_priors
 from train.data.trials import inside_run, read_volumes, recorded
 from train.errors import TrainError
 from train.evaluation.held_out import held_out_groups
@@ -88,7 +89,13 @@ def test_whole_runs_are_fitted_to_what_was_recorded(cache: Cache, root: Path, re
 def test_streams_censor_them(cache: Cache, root: Path, recipe: Recipe) -> None:
     rows = series(root)
     stream = StreamingPreprocessor(
-        np.ones((rows.shape[1], 1, 1), dtype=bool), 225, 4 / 3, recipe.preprocessing, cache.prior, 6
+        np.ones((rows.shape[1], 1, 1), dtype=bool),
+        225,
+        4 / 3,
+        recipe.preprocessing,
+        cache.priors.voxels,
+        6,
+        drift_prior=cache.priors.drift,
     )
     windows = {}
     for volume, row in enumerate(rows):
@@ -105,9 +112,9 @@ def test_streams_censor_them(cache: Cache, root: Path, recipe: Recipe) -> None:
 
 def test_the_prior_is_of_other_runs(cache: Cache, root: Path, recipe: Recipe) -> None:
     others = [series(root, run) for run in cache.runs if run != REPAIRED]
-    expected = measure_prior(others, recipe.preprocessing.high_pass_hz)
-    np.testing.assert_array_equal(cache.prior.mean, expected.mean)
-    np.testing.assert_array_equal(cache.prior.sd, expected.sd)
+    expected = measure_priors(others, recipe.preprocessing.high_pass_hz).voxels
+    np.testing.assert_array_equal(cache.priors.voxels.mean, expected.mean)
+    np.testing.assert_array_equal(cache.priors.voxels.sd, expected.sd)
 
 
 @pytest.mark.parametrize("offset", [-3, 0, 3, 9])

@@ -36,7 +36,7 @@ class Sent:
     def __init__(self, files: Files) -> None:
         self._held = {f"{count:06d}.dcm": read(written(data)) for count, data in enumerate(files)}
         self._to_tell = dict.fromkeys(self._held)
-        self.is_settling = False
+        self.is_settling = self.is_held_up = False
 
     def look(self, now_s: float) -> Iterator[Found]:
         while self._to_tell:
