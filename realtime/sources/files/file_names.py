@@ -195,18 +195,22 @@ def of_all_volumes(name: str) -> tuple[str, str]:
 
 def _rule(names: Sequence[Parts], *, is_last_chance: bool) -> _Rule | None:
     """Return what names mean, if they tell."""
-    plain, labels, stamps = (_of_kind(names, kind) for kind in Kind)
+    plain, labels, stamps, unsure = (_of_kind(names, kind) for kind in Kind)
     enough = is_last_chance or len(names) >= _ENOUGH
     found: _Rule | None = None
     if changing := _changing(names, plain):
         found = _rule_of_changing(names, plain, changing, is_last_chance=is_last_chance)
     elif changing := _changing(names, labels):
         found = _Rule(changing[-1]) if enough else None
-    elif not (plain or labels) or (_changing(names, stamps) and enough):
+    elif unsure and not enough:
+        return None
+    elif changing := [nth for nth in _changing(names, unsure) if _counts(names, nth)]:
+        found = _Rule(changing[-1])
+    elif not (plain or labels) or (_changing(names, stamps + unsure) and enough):
         found = _Rule(None)
     elif is_last_chance or _is_certain(names[0], plain, labels, stamps):
         found = _Rule((plain or labels)[-1])
-    return found and replace(found, beside=found.beside | {*stamps})
+    return found and replace(found, beside=(found.beside | {*stamps, *unsure}) - {found.volume})
 
 
 def _is_certain(name: Parts, plain: list[int], labels: list[int], stamps: list[int]) -> bool:
@@ -268,6 +272,13 @@ def _of_kind(names: Sequence[Parts], kind: Kind) -> list[int]:
 
 def _changing(names: Sequence[Parts], numbers: list[int]) -> list[int]:
     return [nth for nth in numbers if len({name.digits[nth] for name in names}) > 1]
+
+
+def _counts(names: Sequence[Parts], nth: int) -> bool:
+    """Whether a number that may be a time, or part of one, counts files."""
+    digits = [name.digits[nth] for name in names]
+    values = list(map(int, digits))
+    return len(set(map(len, digits))) > 1 or max(values) - min(values) <= len(names)
 
 
 def _n_back(values: list[int]) -> int:

@@ -30,13 +30,16 @@ _PART = re.compile(
 _STAMP = re.compile(
     r"(?<![0-9])(?:"
     r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])"
-    r"(?:[-_T. ]?(?:[01]\d|2[0-3])[0-5]\d[0-5]\d(?:[.,_-]?\d{1,6})?)?Z?"
-    r"|(?:19|20)\d\d-\d\d-\d\d(?:[-_T ]\d\d[-:.h]?\d\d[-:.m]?\d\d(?:[.,]\d+)?)?Z?"
+    r"(?:[-_.](?P<midnight>00[0-5]\d[0-5]\d)(?!\d)"
+    r"|[-_T. ]?(?:[01]\d|2[0-3])[0-5]\d[0-5]\d(?:[.,]?\d{1,6}|[_-](?P<count>\d{1,3}|\d{6}))?)?Z?"
+    r"|(?:19|20)\d\d-\d\d-\d\d"
+    r"(?:[-_](?P<early>00\d{4})(?!\d)|[-_T ]\d\d[-:.h]?\d\d[-:.m]?\d\d(?:[.,]\d+)?)?Z?"
     r"|(?!00)(?:[01]\d|2[0-3])[0-5]\d[0-5]\d(?:[.,]\d+)?"
     r"|\d{10,}(?:[.,]\d+)?"
     r"|(?<=[-_])\d+[.]\d{1,3}$"
     r")(?![0-9])"
 )
+_Span = tuple[int, int]
 MOST_ECHOES = 9
 _LONGEST_NUMBER = 9
 
@@ -48,6 +51,8 @@ class Kind(Enum):
     LABEL = "label"
     STAMP = "stamp"
     """Part of a date or a time."""
+    COUNT_OR_STAMP = "count or stamp"
+    """Behind a date, the volume's number, or a time just after midnight; behind a time, milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +76,11 @@ class Parts:
         spans = [match.span() for match in _DIGITS.finditer(stem)]
         labels = [match.span(match.lastgroup or 0) for match in _LABELLED.finditer(stem)]
         stamps = [match.span() for match in _STAMP.finditer(stem)]
+        unsure = [match.span(match.lastgroup) for match in _STAMP.finditer(stem) if match.lastgroup]
         return cls(
             shape=f"{folder}{slash}{_DIGITS.sub('#', stem)}",
             digits=tuple(stem[start:end] for start, end in spans),
-            kinds=tuple(_kind(span, labels, stamps) for span in spans),
+            kinds=tuple(_kind(span, labels, stamps, unsure) for span in spans),
             acquired=acquired,
         )
 
@@ -86,9 +92,11 @@ class Parts:
         return folder + slash + first + "".join(text + after for text, after in zip(texts, rest, strict=True))
 
 
-def _kind(span: tuple[int, int], labels: list[tuple[int, int]], stamps: list[tuple[int, int]]) -> Kind:
+def _kind(span: _Span, labels: list[_Span], stamps: list[_Span], unsure: list[_Span]) -> Kind:
     if span in labels:
         return Kind.LABEL
+    if span in unsure:
+        return Kind.COUNT_OR_STAMP
     is_in_stamp = any(start <= span[0] and span[1] <= end for start, end in stamps)
     return Kind.STAMP if is_in_stamp or span[1] - span[0] > _LONGEST_NUMBER else Kind.PLAIN
 

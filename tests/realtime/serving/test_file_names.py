@@ -176,6 +176,33 @@ def test_the_number_that_runs_on_is_the_volumes(
         assert len({each.holds.series for each in came}) == 1
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        "20240131_101112_{:04d}.nii",
+        "20240131101112_{:05d}.nii",
+        "epi_20240131_101112_{:03d}.nii",
+        "20240131-101112-{:06d}_bold.nii",
+        "20240131_101112_{}.nii",
+        "20240131_{:06d}.nii",
+        "2024-01-31_{:06d}.nii",
+    ],
+)
+@pytest.mark.parametrize("numbers", [(1, 2, 4, 5), (2, 1, 4, 3), (98, 99, 100, 101)], ids=str)
+def test_a_number_behind_a_date_or_a_time_may_be_the_volumes(form: str, numbers: tuple[int, ...]) -> None:
+    found = placed([form.format(number) for number in numbers])
+    assert [each.number for each in found] == list(numbers)
+    assert len({each.series for each in found}) == 1
+
+
+@pytest.mark.parametrize("form", ["20240131_1011{:02d}_{:03d}.nii", "vol_20240131-1011{:02d}-{:03d}.nii"])
+def test_milliseconds_behind_a_time_are_not_the_volumes_number(form: str) -> None:
+    times_ms = [0, 1_333, 2_667, 4_000, 5_333]
+    found = placed([form.format(*divmod(time_ms, 1_000)) for time_ms in times_ms])
+    assert [each.number for each in found] == [1, 2, 3, 4, 5]
+    assert len({each.series for each in found}) == 1
+
+
 def test_a_copiers_prefix_is_not_the_volumes_number() -> None:
     order = (0, 2, 1, 4, 3, 5, 7, 6, 9, 8, 11, 10)
     found = placed([f"step{nth:02d}__run1_{number + 1:04d}.nii" for nth, number in enumerate(order)])
