@@ -81,7 +81,7 @@ class Echoes:
     def _all(self) -> list[Echo] | None:
         """Return the echoes of a volume, in order of time, once they are known."""
         is_short = isinstance(self._choice, int) and len(self._known or ()) < self._choice
-        if (self._known is None or is_short) and self._numbering.is_known:
+        if (self._known is None or is_short) and self._numbering.has_all_echoes:
             self._known = [echo for echo in self._numbering.echoes if echo.part == "magnitude"] or None
         return self._known
 

@@ -40,6 +40,8 @@ class Numbering:
         """Number of the first volume, if it was needed before the rule was known."""
         self._is_one_volume = False
         """Whether all images so far are taken as one volume, although none came again."""
+        self._is_all = False
+        """Whether no more images came for long, or more cannot wait."""
         self._is_by_place = False
         """Whether all images of a place come before those of the next, as when a series is copied."""
         self._n_slices: int | None = None
@@ -49,8 +51,13 @@ class Numbering:
 
     @property
     def is_known(self) -> bool:
-        """Whether volumes can be numbered, and all echoes and slices of a volume are known."""
+        """Whether volumes can be numbered, and all slices of a volume are known."""
         return self._rule is not None or (self._is_one_volume and not self._has_come_again)
+
+    @property
+    def has_all_echoes(self) -> bool:
+        """Whether all echoes of a volume are known; others may come after the slices of the first."""
+        return self.is_known and (self._rule is not None or self._is_all)
 
     @property
     def _has_come_again(self) -> bool:
@@ -101,8 +108,13 @@ class Numbering:
                 self._decide(is_all=True)
         elif self._has_come_again:
             self._decide(is_all=False)
-        elif len(self._first) == self._n_slices and self._seems_one_volume:
+        elif self._has_all_slices and self._seems_one_volume:
             self._is_one_volume = True
+
+    @property
+    def _has_all_slices(self) -> bool:
+        """Whether each echo so far has as many places as the header says; echoes may come slice by slice."""
+        return set(Counter(echo for echo, _ in self._first).values()) == {self._n_slices}
 
     @property
     def _is_last_place(self) -> bool:
@@ -127,7 +139,7 @@ class Numbering:
         if key not in self._first:
             if same_number.counters != seen.counters:
                 return self._seen[same_number]  # prospective motion correction has moved the slices far
-            if self._is_one_volume and self._n_slices and seen.echo == next(iter(self._seen)).echo:
+            if self._is_one_volume and self._has_all_slices and seen.echo == next(iter(self._seen)).echo:
                 return next(iter(self._seen.values()))
         self._first.setdefault(key, seen)
         return key
@@ -146,7 +158,7 @@ class Numbering:
         """Take all images so far as one volume, or as the whole series, because no more came for long."""
         if not self._rule and self._has_come_again:
             self._decide(is_all=True)
-        self._is_one_volume = bool(self._seen)
+        self._is_one_volume = self._is_all = bool(self._seen)
 
     def number(self, image: Image) -> int | None:
         """Return the number of an image's volume; None means that it is not known yet."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
+from itertools import product
 
 import numpy as np
 import pytest
@@ -359,17 +360,28 @@ def test_phase_images_that_all_come_first_are_no_volumes() -> None:
         Heard(echo=choice).send([*phase, *COUNTED["mosaics"]]).wait(2.1).asserts_volumes(*range(N_VOLUMES))
 
 
-def test_slices_of_several_echoes() -> None:
+@pytest.mark.parametrize("has_count", [False, True])
+@pytest.mark.parametrize("is_slice_by_slice", [False, True])
+def test_slices_of_several_echoes(has_count: bool, is_slice_by_slice: bool) -> None:
+    """The header may say how many slices a volume has; it does not say how many echoes."""
     images = []
     for k in range(N_VOLUMES):
-        for echo in range(2):
-            for slice_ in SLICE_ORDER:
-                data = single(voxels(k, echo), slice_, (2 * k + echo) * N_SLICES + slice_ + 1, None)
-                data.EchoTime = ECHO_TIMES_MS[echo]
-                images.append(data)
+        for echo, slice_ in product(range(2), SLICE_ORDER):
+            nth = 2 * slice_ + echo if is_slice_by_slice else echo * N_SLICES + slice_
+            data = single(voxels(k, echo), slice_, 2 * k * N_SLICES + nth + 1, None)
+            data.EchoTime = ECHO_TIMES_MS[echo]
+            if has_count:
+                philips = data.private_block(0x2001, "Philips Imaging DD 001", create=True)
+                philips.add_new(0x18, "SL", N_SLICES)
+            images.append(data)
+    if is_slice_by_slice:
+        images.sort(key=lambda data: int(data.InstanceNumber))
     Heard().send(images).asserts_volumes(*range(N_VOLUMES))
     Heard(echo=2).send(images).asserts_volumes(*range(N_VOLUMES), echo=1)
-    assert len(Heard(echo="combine").send(images).volumes) == N_VOLUMES
+    combined = Heard(echo="combine").send(images).volumes
+    assert sorted(combined) == list(range(N_VOLUMES))
+    for k, volume in combined.items():
+        assert ((voxels(k) < volume) & (volume < voxels(k, echo=1))).all()
 
 
 @pytest.mark.parametrize("is_phase_first", [True, False])

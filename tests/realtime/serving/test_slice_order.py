@@ -176,6 +176,13 @@ def test_a_pause_in_the_first_volume_does_not_make_two_of_each() -> None:
     assert sorted(heard.volumes) == list(range(N_VOLUMES))
 
 
+@pytest.mark.parametrize("counters", COUNTERS)
+def test_a_pause_in_the_first_volume_changes_nothing_if_the_header_counts_slices(counters: str) -> None:
+    images = [replace(image, n_slices=N_SLICES) for _, _, image in run_of(counters, "still")]
+    heard = heard_of(images[:3]).wait(2.1)
+    heard.add(images[3:]).asserts_volumes(*range(N_VOLUMES))
+
+
 def a_slice(z: int) -> SliceFile:
     return image_at("still", 0, z)
 
