@@ -22,8 +22,8 @@ _Place = tuple[Echo, float | None]
 class Twins:
     """Looks at the first images of a series.
 
-    That one volume seems to have two images of a place may come from a counter that does not count; that two
-    volumes have, does not.
+    That one volume seems to have two images of a place may come from a counter that does not count, or counts
+    places; that two volumes have of the same place, does not.
     """
 
     def __init__(self, tr_s: float) -> None:
@@ -33,8 +33,8 @@ class Twins:
         )
         self._held: dict[Seen, tuple[str, int]] = {}
         """Name of the file, and checksum of its voxels."""
-        self._found: set[tuple[str, object]] = set()
-        """By which counter, and of which volume."""
+        self._found: set[tuple[tuple[str, float | None], object]] = set()
+        """By which counter and at which place, and of which volume."""
         self._n_looked_at = 0
 
     def are_shown_by(self, image: Image, name: str) -> bool:
@@ -47,11 +47,12 @@ class Twins:
         place = image.place if isinstance(image, SliceFile) else None
         at_place = self._at_place[echo_of(image), place]
         if name_before != name:  # otherwise the file has been written again
-            self._found |= {("all", seen)} if crc_before != crc else set()
+            self._found |= {(("all", None), seen)} if crc_before != crc else set()
         else:
             tr_s = min(self._tr_s, image.tr_s or self._tr_s)
             for other, time_s in at_place:
-                self._found.update(_in_common(seen, image.acquired.time_s, other, time_s, tr_s))
+                in_common = _in_common(seen, image.acquired.time_s, other, time_s, tr_s)
+                self._found |= {((counter, place), volume) for counter, volume in in_common}
             at_place.append((seen, image.acquired.time_s))
         return any(sum(kind == each for each, _ in self._found) > 1 for kind, _ in self._found)
 

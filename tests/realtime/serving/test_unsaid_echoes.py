@@ -125,6 +125,21 @@ def test_volumes_of_one_echo_are_not_taken_for_echoes(name: str, make: Any) -> N
     assert heard_indices(files(make, PLAIN[name], 1), tr_s) == (list(range(N_VOLUMES)), "")
 
 
+@pytest.mark.parametrize("has_times", [False, True])
+def test_what_is_the_same_in_all_volumes_at_a_place_does_not_count_them(has_times: bool) -> None:
+    """As where AcquisitionNumber counts slices, or their times are those of the first volume."""
+
+    def made() -> Iterator[FileDataset]:
+        for nth, data in enumerate(files(slices, lambda k, e: {"InstanceNumber": k + 1}, 1)):
+            place = nth % N_SLICES
+            data.AcquisitionNumber = place + 1
+            if has_times:
+                data.AcquisitionTime = clock(place * TR_S / N_SLICES, 4)
+            yield data
+
+    assert heard_indices(made()) == (list(range(N_VOLUMES)), "")
+
+
 def test_a_file_that_is_written_again_is_no_echo() -> None:
     series = Series(TR_S)
     for k in range(4):
