@@ -3,7 +3,8 @@
     python docs/examples/decode_a_run.py runs/sub-01_task-demo bundles/sub-01 frames
 
 The frames are the recorded ones bit for bit if the run was decoded on the same engine with the bundle's first
-sampler, if it began with the bundle's prior, and if faces were shown: the runtime blurs them by default.
+sampler, if it began with the bundle's prior, if volumes were neither registered nor resampled in time, and if
+faces were shown: the runtime blurs them by default.
 `realtime replay` follows a recording in all of this, and compares.
 """
 

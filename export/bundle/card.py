@@ -76,7 +76,8 @@ this bundle under the terms of their data set."""
 _NOT_EVALUATED = "Not measured when this bundle was made: `python -m train evaluate` does."
 
 _LIMITS = (
-    "Made for subject {subject} alone, on this grid, at this TR: the runtime refuses other runs.",
+    "Made for subject {subject} alone, on this grid, at this TR: the runtime refuses other runs. On another "
+    "grid a run needs a bundle with a reference volume, at another TR `--resample`.",
     "Measured where it was exported, on the engines that `parity.html` names, and on no others.",
     "Parity says that the bundle computes what the trained model computes, not that the model is right.",
     "A picture shows what the window of {length} volumes holds; the haemodynamic response alone puts it "

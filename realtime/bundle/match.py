@@ -45,7 +45,8 @@ def resampled_to_s(spec: Spec, start: RunStart) -> float | None:
 
 def can_resample(spec: Spec, start: RunStart) -> bool:
     """Whether the TR of a run is near enough to the decoder's to be resampled to it."""
-    return spec.tr_s / MOST_APART <= start.tr_s <= spec.tr_s * MOST_APART
+    most_apart = MOST_APART * (1 + TR_TOLERANCE)
+    return spec.tr_s / most_apart <= start.tr_s <= spec.tr_s * most_apart
 
 
 def delay_at(window: Window, tr_s: float, scanner_tr_s: float) -> tuple[int, float]:

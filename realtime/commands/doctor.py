@@ -69,7 +69,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     folder, _ = choose_bundle(arguments.bundle, None)
     bundle = Bundle.open(folder, trust_of(arguments))
     heard = _preflight(bundle, arguments) if arguments.source else None
-    found = doctor.diagnose(bundle, arguments.out)
+    found = doctor.diagnose(bundle, arguments.out, heard.volumes.tr_s if heard and heard.volumes else None)
     _print(found, doctor.lines(found), heard, as_json=arguments.json)
     if not found.engine:
         raise EngineError(

@@ -68,12 +68,14 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     """Upper limit of what an hour of scanning writes: volumes as float32, frames uncompressed."""
 
 
-def diagnose(bundle: Bundle, out: Path) -> Diagnosis:
+def diagnose(bundle: Bundle, out: Path, scanner_tr_s: float | None = None) -> Diagnosis:
     """Open each engine that can run the bundle here, one after the other, and measure it.
 
     :param out: folder where runs would be recorded
+    :param scanner_tr_s: by default the decoder's TR
     """
-    findings = tuple(_examine(bundle, name) for name in ENGINES if name != "auto")
+    tr_s = scanner_tr_s or bundle.spec.tr_s
+    findings = tuple(_examine(bundle, name, tr_s) for name in ENGINES if name != "auto")
     running = {finding.name for finding in findings if finding.available}
     folder = next(each for each in (out.absolute(), *out.absolute().parents) if each.is_dir())
     spec = bundle.spec
@@ -83,7 +85,7 @@ def diagnose(bundle: Bundle, out: Path) -> Diagnosis:
         bundle_sha256=bundle.sha256,
         signature=bundle.signed.description,
         signed_by=bundle.signed.by,
-        tr_s=spec.tr_s,
+        tr_s=tr_s,
         machine=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         cores=usable_cores(),
         engines=findings,
@@ -92,11 +94,11 @@ def diagnose(bundle: Bundle, out: Path) -> Diagnosis:
         memory_free_bytes=_memory_free_bytes(),
         disk_folder=str(folder),
         disk_free_bytes=shutil.disk_usage(folder).free,
-        disk_per_hour_bytes=round(_HOUR_S / spec.tr_s * volume_bytes),
+        disk_per_hour_bytes=round(_HOUR_S / tr_s * volume_bytes),
     )
 
 
-def _examine(bundle: Bundle, name: str) -> EngineFinding:
+def _examine(bundle: Bundle, name: str, tr_s: float) -> EngineFinding:
     candidate = probe(bundle, name)
     versions = candidate.versions
     if not candidate.available:
@@ -108,7 +110,7 @@ def _examine(bundle: Bundle, name: str) -> EngineFinding:
     except EngineError as error:
         return EngineFinding(name=name, available=False, reason=str(error), versions=versions)
     times, samplers = decoder.pace.times, bundle.spec.samplers
-    time_s = (1 - MARGIN_TR) * bundle.spec.tr_s
+    time_s = (1 - MARGIN_TR) * tr_s
     chosen = decoder.pace.choose(samplers, time_s)
     return EngineFinding(
         name=name,

@@ -95,6 +95,19 @@ def write_small_subjects(root: Path, *subjects: int) -> Path:
     return root
 
 
+def link_runs(tiny_nsd: Path, root: Path, *runs: tuple[int, int]) -> Layout:
+    """Subject 1's first runs in the places of other (session, run), and nothing that says what they are."""
+    theirs, ours = Layout(tiny_nsd), Layout(root)
+    links = {ours.roi(1): theirs.roi(1), ours.stimuli(): theirs.stimuli()}
+    for number, place in enumerate(runs, start=1):
+        links[ours.timeseries(1, *place)] = theirs.timeseries(1, 1, number)
+        links[ours.design(1, *place)] = theirs.design(1, 1, number)
+    for link, target in links.items():
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(target)
+    return ours
+
+
 @pytest.fixture(scope="session")
 def tiny_nsd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Subject 1."""

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from train.checkpoints.checkpoint import Checkpoint, read_info
+from train.checkpoints.checkpoint import Checkpoint, load_checkpoint, read_info
+from train.data.cache import subject_cache
 from train.errors import TrainError
 from train.evaluation import evaluate as module
 from train.evaluation.decode_cache import kept
 from train.evaluation.evaluate import Evaluation, evaluate
-from train.evaluation.held_out import decode_windows
+from train.evaluation.held_out import decode_windows, held_out_windows
 from train.evaluation.results_table import see
 from train.model.sample import Pictures
+
+from .conftest import link_runs
 
 pytestmark = pytest.mark.usefixtures("offline")
 
@@ -83,6 +88,19 @@ def test_a_second_call_scores_what_was_decoded(
     save_file(weights | {name: weights[name] + 0.1}, checkpoint / "brain.safetensors")
     evaluate(order(n_trials=2, seed=2))
     assert decoded[7:] == ["offline", "streaming"], "by other weights"
+
+
+def test_windows_for_an_export_have_the_priors_of_the_training(
+    checkpoint: Path, tiny_nsd: Path, tmp_path: Path
+) -> None:
+    places = [(session, run) for session in (1, 2) for run in (1, 3, 4)]
+    root = link_runs(tiny_nsd, tmp_path / "nsd", *places).root
+    loaded = load_checkpoint(checkpoint)
+    trained = dataclasses.replace(loaded, info=msgspec.structs.replace(loaded.info, n_sessions=1))
+    held_out_windows(trained, root, tmp_path / "cache", 2, seed=1)
+    folder = subject_cache(tmp_path / "cache", 1)
+    assert (folder / "prior-first-1.npz").exists()
+    assert not (folder / "prior.npz").exists()
 
 
 def test_decodes_of_something_else_are_not_taken(tmp_path: Path) -> None:

@@ -7,11 +7,15 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
+import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from nsd import TR_S, Run, read_roi
+from realtime.bundle.statistics import VoxelStatistics
 from train.__main__ import main
 from train.checkpoints.checkpoint import load_checkpoint
 from train.checkpoints.released import (
@@ -24,12 +28,15 @@ from train.checkpoints.released import (
     import_released,
     read_released,
 )
+from train.data.prior import measure_priors
 from train.errors import TrainError
 from train.evaluation.evaluate import Evaluation, evaluate
 from train.loop.deepspeed_engine import start_engine
 from train.model.base_model import load_unet, make_unet
 from train.model.finetune import set_trainable
 from train.recipe import PAPER, Recipe, Training, read_recipe
+
+from .conftest import link_runs
 
 N_SUBJECTS, N_VOXELS, N_VOLUMES = 2, 120, 6
 """More voxels than the synthetic subject's 100: padding."""
@@ -159,6 +166,23 @@ def test_the_imported_model_is_the_same_function(
         theirs = reference_unet(state, tiny_recipe)(latents, timestep, expected[None]).sample
         ours = checkpoint.unet(latents, timestep, condition).sample
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_the_priors_are_of_nsds_runs_that_nobody_repaired(
+    released: Path, tiny_recipe: Recipe, tiny_base: Path, tiny_nsd: Path, tmp_path: Path
+) -> None:
+    ours = link_runs(tiny_nsd, tmp_path / "as-nsd", (2, 1), (2, 2), (2, 3))  # the authors repaired run 2
+    replace, out = msgspec.structs.replace, tmp_path / "imported"
+    recipe = replace(tiny_recipe, preprocessing=replace(tiny_recipe.preprocessing, tr_s=2.0))
+    info = import_released(released, 1, recipe, tiny_base, out, nsd=ours.root)
+    roi = read_roi(ours, 1)
+    series = [Run(ours, 1, 2, run).roi_series(roi) for run in (1, 3)]
+    expected = measure_priors(series, recipe.preprocessing.high_pass_hz)
+    np.testing.assert_array_equal(
+        VoxelStatistics.read(out / "sub-01" / "prior.npz", roi.n_voxels).mean, expected.voxels.mean
+    )
+    assert info.subjects[0].drift_prior == expected.drift
+    assert info.tr_s == info.recipe.preprocessing.tr_s == TR_S
 
 
 def test_full_size_names_and_shapes_fit() -> None:

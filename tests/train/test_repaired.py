@@ -14,7 +14,7 @@ from nsd import SYNTHETIC_FILE, Layout, Run, RunKey, read_roi, repairs
 from realtime.bundle.spec import Window
 from realtime.preprocessing.drift import cosine_basis
 from realtime.preprocessing.stream import StreamingPreprocessor
-from train.data.cache import Cache, prepare
+from train.data.cache import Cache, left_out, prepare
 from train.data.dataset import averaged_windows, examples
 from train.data.found import found
 from train.data.prior import measure_priors
@@ -192,3 +192,10 @@ def test_a_synthetic_subject_has_none(tiny_cache: Cache, tiny_nsd: Path) -> None
     assert (tiny_nsd / SYNTHETIC_FILE).exists()
     assert not tiny_cache.repaired
     assert np.isfinite(tiny_cache.rows).all()
+
+
+def test_recordings_at_another_tr_are_not_nsds(root: Path, recipe: Recipe) -> None:
+    preprocessing = msgspec.structs.replace(recipe.preprocessing, tr_s=2.0)
+    ours = msgspec.structs.replace(recipe, preprocessing=preprocessing)
+    assert left_out(Layout(root), [REPAIRED], recipe) == {REPAIRED: VOLUMES}
+    assert left_out(Layout(root), [REPAIRED], ours) == {}

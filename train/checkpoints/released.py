@@ -35,6 +35,7 @@ from nsd import NSDGENERAL_VOXELS, Layout, Run, read_roi, runs
 from nsd.sessions import TR_S
 from realtime.bundle.spec import DriftPrior
 from train.checkpoints.checkpoint import CheckpointInfo, TrainedSubject, save_checkpoint, subject_folder
+from train.data.cache import left_out
 from train.data.prior import measure_priors
 from train.errors import TrainError
 from train.model.base_model import find_base, is_on_hub, load_unet, make_unet
@@ -182,11 +183,12 @@ def import_released(
     layout = Layout(nsd) if nsd else None
     n_voxels = _region_size(layout, subject, brain.config.n_voxels)
     brain = brain.of_subject(layer, n_voxels)
-    # The authors test on the shared images and their code removes a line as drift, whatever the recipe says.
+    # The authors test on the shared images of NSD and their code removes a line as drift, whatever the recipe
+    # says.
     recipe = msgspec.structs.replace(
         recipe,
         split="standard",
-        preprocessing=msgspec.structs.replace(recipe.preprocessing, drift="linear"),
+        preprocessing=msgspec.structs.replace(recipe.preprocessing, drift="linear", tr_s=TR_S),
         diffusion=msgspec.structs.replace(recipe.diffusion, null_condition="zeros", guidance=3.5),
     )
     null_NW = torch.zeros(recipe.base.n_tokens, recipe.base.token_width)
@@ -222,11 +224,20 @@ def _write_subject(layout: Layout, subject: int, recipe: Recipe, folder: Path) -
     """Write the subject's ROI, and the priors of all runs, because the training runs are not known.
 
     :returns: the prior of the drifts, if the recipe asks for one
+    :raises TrainError: NSD's authors repaired volumes of all runs, and the recipe leaves these out
     """
+    keys = runs(layout, subject)
+    repaired = left_out(layout, keys, recipe)
+    if len(repaired) == len(keys):
+        raise TrainError(
+            f"expected a run of subject {subject} without repaired volumes to measure the prior on, found "
+            "none; use more runs"
+        )
     folder.mkdir(exist_ok=True)
     shutil.copy(layout.roi(subject), folder / "roi.nii.gz")
     roi = read_roi(layout, subject)
-    series = (Run(layout, *key).roi_series(roi) for key in tqdm(runs(layout, subject), "prior"))
+    kept = [key for key in keys if key not in repaired]
+    series = (Run(layout, *key).roi_series(roi) for key in tqdm(kept, "prior"))
     priors = measure_priors(series, recipe.preprocessing.high_pass_hz)
     (folder / "prior.npz").write_bytes(priors.voxels.as_npz())
     return priors.drift if recipe.preprocessing.drift_prior else None

@@ -20,7 +20,7 @@ Legend: V voxels of the ROI, T volumes of a window.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nsd import (
+    TR_S,
     Layout,
     RunKey,
     read_roi,
@@ -123,9 +124,7 @@ def prepare(
     layout = Layout(root)
     keys = runs(layout, subject)
     trials = run_trials(layout, keys)
-    repaired: dict[RunKey, range] = {}
-    if recipe.preprocessing.repaired_volumes == "leave out":
-        repaired = {key: volumes for key in keys if (volumes := repaired_volumes(layout, key))}
+    repaired = left_out(layout, keys, recipe)
     train_keys, is_test = _split(layout, recipe, keys, trials, seed)
     prior_keys = [key for key in train_keys if n_sessions is None or key.session <= n_sessions]
     if not prior_keys:
@@ -160,6 +159,16 @@ def prepare(
         n_sessions=making.n_sessions,
         repaired=repaired,
     )
+
+
+def left_out(layout: Layout, keys: Iterable[RunKey], recipe: Recipe) -> dict[RunKey, range]:
+    """The volumes that NSD's authors filled in and the recipe leaves out, of the runs that have any.
+
+    Recordings at another TR are not NSD's, only in its layout.
+    """
+    if recipe.preprocessing.repaired_volumes == "use" or recipe.preprocessing.tr_s != TR_S:
+        return {}
+    return {key: volumes for key in keys if (volumes := repaired_volumes(layout, key))}
 
 
 def _split(

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from nsd import N_DESIGN_ROWS, BadFile, Layout, Run, RunKey, read_betas, read_roi
+from nsd import N_DESIGN_ROWS, BadFile, Layout, Run, RunKey, betas_path, read_betas, read_roi
 from nsd.splits import RunTrial
 from realtime.atomic import whole, write_whole
 from realtime.bundle.spec import DriftPrior
@@ -164,7 +164,7 @@ def _read_session(
     n_trials = places[index].stop - places[index].start
     if len(betas) != n_trials:
         expected = f"as many betas as presentations in the session's runs on disk, {n_trials}"
-        raise BadFile(layout.betas(subject, session), expected, str(len(betas)))
+        raise BadFile(betas_path(layout, subject, session), expected, str(len(betas)))
     deviation = betas.std(axis=0, ddof=1)
     z_scores = (betas - betas.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
     _write(folder, "betas", places[index], z_scores[:, None])

@@ -78,7 +78,8 @@ def held_out_windows(
     recipe, number = checkpoint.recipe, checkpoint.subject.number
     try:
         folder = subject_cache(caches or checkpoint.folder / "cache", number)
-        cache = prepare(root, number, recipe, folder, seed=checkpoint.info.seed)
+        info = checkpoint.info  # with the priors that the bundle has: those of the training
+        cache = prepare(root, number, recipe, folder, seed=info.seed, n_sessions=info.n_sessions)
         groups = held_out_groups(cache, recipe, [recipe.window], average=False, seed=seed, n_groups=n)
         with Stimuli(Layout(root)) as stimuli:
             shown = stimuli.images(images_of(cache, groups).tolist())

@@ -60,6 +60,15 @@ def test_it_says_what_the_runtime_will_do(said: tuple[Diagnosis, str]) -> None:
     assert found.disk_per_hour_bytes == 2700 * (6**3 * 4 + 32 * 32 * 3)
 
 
+def test_engines_are_judged_by_the_scanners_tr(tiny_bundle: Path, tmp_path: Path) -> None:
+    """It may be another, with --resample."""
+    found = doctor.diagnose(Bundle.open(tiny_bundle), tmp_path, 1e-6)
+    assert not any(finding.fits for finding in found.engines if finding.available)
+    found = doctor.diagnose(Bundle.open(tiny_bundle), tmp_path, 2.0)
+    assert "ddim-4 for a TR of 2.000 s" in "\n".join(doctor.lines(found))
+    assert found.disk_per_hour_bytes == 1800 * (6**3 * 4 + 32 * 32 * 3)
+
+
 def test_a_model_too_slow_for_the_tr_is_reported(
     make_tiny_bundle: Callable[..., Path], tmp_path: Path
 ) -> None:

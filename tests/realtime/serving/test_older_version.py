@@ -20,7 +20,7 @@ from .in_process import Lockstep
 
 N_VOLUMES, KILLED_AT = 32, 18
 OLDER = {"realtime-dynadiff": "0.0.9", "numpy": "2.0.0", "python": "3.11.0", "system": "another"}
-NEWER_FIELDS = ("owner", "bundle_signed_by", "spikes")
+NEWER_FIELDS = ("owner", "bundle_signed_by", "spikes", "registration", "resampled_to_s")
 """Of ``run.json``, which releases of before did not write."""
 
 
@@ -41,6 +41,8 @@ def as_older_version_left_it(folder: Path) -> None:
     described["versions"] = OLDER
     for name in NEWER_FIELDS:
         described.pop(name, None)
+    for decoder in described["decoders"]:
+        del decoder["added_delay_s"]
     (folder / "run.json").write_bytes(msgspec.json.encode(described))
 
 

@@ -321,11 +321,12 @@ def test_programs_and_people_are_told_and_the_exit_code_is_1_where_a_run_would_f
     source = f"ipc://{tmp_path}/scanner"
     command = ["doctor", "--bundle", str(tiny_bundle), "--source", source, "--out", str(tmp_path / "runs")]
     with ThreadPoolExecutor() as pool:
-        told_programs = pool.submit(cli.main, [*command, "--json"])
-        send(connect(source), make_scan())
+        told_programs = pool.submit(cli.main, [*command, "--json", "--resample"])
+        send(connect(source), make_scan(changes={"tr_s": 1.6}))
         assert told_programs.result(PATIENCE_S) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["engine"]
+    assert told["tr_s"] == 1.6, "engines are judged by the scanner's"
     assert told["preflight"]["problems"] == []
     assert told["preflight"]["volumes"]["dtype"] == "int16"
 

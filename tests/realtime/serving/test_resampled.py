@@ -169,7 +169,8 @@ def test_another_tr_is_refused_with_the_ways_out(
 
 
 @pytest.mark.parametrize(
-    ("tr_s", "is_taken"), [(0.66, False), (2 / 3, True), (1.333, True), (8 / 3, True), (2.7, False)]
+    ("tr_s", "is_taken"),
+    [(0.66, False), (0.666, True), (2 / 3, True), (1.333, True), (8 / 3, True), (2.667, True), (2.7, False)],
 )
 def test_what_is_too_far_from_the_decoders_tr_is_refused(
     tiny_bundle: Path, tr_s: float, is_taken: bool
