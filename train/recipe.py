@@ -38,6 +38,9 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     peak_learning_rate: Annotated[float, msgspec.Meta(gt=0)]
     warmup_steps: Positive
     precision: Literal["auto", "fp16", "bf16", "fp32"] = "auto"
+    ema_decay: Annotated[float, msgspec.Meta(gt=0, lt=1)] | None = None
+    """Decay a step of the weights' moving average (EMA), which is then the result; without it, the result is
+    the last weights. See :mod:`train.loop.average`."""
 
     def accumulation(self, n_devices: int) -> int:
         """Micro-batches that each of ``n_devices`` processes in one step.
@@ -134,12 +137,29 @@ class Finetune(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     layers: Literal["lora", "none", "cross-attention", "linear", "all"] = "lora"
     rank: Positive = 4
     alpha: Positive = 4
+    initialisation: Literal["gaussian", "kaiming"] = "gaussian"
+    """How the adapters' first matrix begins (the second is zero): normal with SD 1 / ``rank``, or uniform
+    with SD 1 / sqrt(3 x inputs), as in LoRA's own code and the released code. Under AdamW, the larger it is,
+    the faster an adapter changes. The paper does not say."""
 
 
 class Diffusion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Training noise and inference settings (paper 2.2)."""
+    """Training noise, loss and inference settings (paper 2.2).
+
+    The base model's own training has the same noise, and always the uniform loss.
+    """
 
     offset_noise: Annotated[float, msgspec.Meta(ge=0)]
+    loss_weight: Literal["uniform", "1/snr"] = "uniform"
+    """How the squared errors on the predicted noise are weighted by timestep: all alike (the paper), or by
+    the inverse signal-to-noise ratio, which makes them the squared errors on the clean latents; see
+    :func:`train.model.diffusion.inverse_snr_weights`."""
+    loss_weight_cap: Annotated[float, msgspec.Meta(gt=0)] = 20.0
+    """Largest 1/SNR that ``loss_weight = "1/snr"`` takes, before the weights are brought to mean 1. A cap of
+    1 / gamma makes it min-SNR-gamma (Hang et al. 2023), whose own gamma is 5: a cap of 0.2."""
+    draws_per_window: Positive = 1
+    """How often a window is used in a step, each time with its own noise, timestep and condition dropout. Its
+    condition is computed once."""
     condition_dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)]
     null_condition: Literal["learned", "zeros"] = "learned"
     """What replaces a dropped condition: a learned embedding (the paper) or zeros (the released code)."""

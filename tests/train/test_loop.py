@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -322,3 +323,64 @@ def test_auto_precision_follows_the_device(caplog: pytest.LogCaptureFixture, tmp
     assert "in bf16, as this device has no fp16 on cpu; batch 16 = 8 x 2 accumulated" in caplog.text
     with pytest.raises(TrainError, match="this device has no fp16"):
         choose_precision("fp16")
+
+
+def averaged(folder: Path, precision: str = "fp32", stop_at: int | None = None) -> tuple[list[Tensor], Line]:
+    """Train with an average; the weights before each step, and what came out."""
+    model, before = Line(), []
+
+    def take(indices: NDArray[np.int64]) -> Batch:
+        before.append(torch.cat([p.detach().double().flatten() for p in model.layer.parameters()]))
+        if len(before) == 2 * (stop_at or 0):
+            os.kill(os.getpid(), signal.SIGINT)
+        return batch_of(indices)
+
+    settings = msgspec.structs.replace(training(precision=precision), ema_decay=0.8)
+    losses = train(folder, settings, model, take=take)
+    assert np.isfinite(losses).all()
+    return before[::2], model
+
+
+def flat(model: Line) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in model.layer.parameters()])
+
+
+def test_the_result_is_the_average_of_the_weights_after_each_step(tmp_path: Path, whole: list[float]) -> None:
+    before, model = averaged(tmp_path / "averaged")
+    assert [loss for _, loss in table(tmp_path / "averaged")] == pytest.approx(whole, rel=1e-8)
+    plain = Line()
+    train(tmp_path / "plain", training(), plain)
+    after = [*before[1:], flat(plain).double()]
+    expected = before[0]
+    for step, weights in enumerate(after):
+        decay = min(0.8, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * weights
+    torch.testing.assert_close(flat(model).double(), expected, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(flat(model), flat(plain), atol=1e-3)
+    assert torch.equal(model.frozen.weight, plain.frozen.weight)
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_interruption_changes_no_digit_of_the_average(tmp_path: Path, precision: str) -> None:
+    _, model = averaged(tmp_path / "whole", precision)
+    assert flat(model).dtype == torch.float32
+    assert not torch.equal(flat(model), flat(model).bfloat16().float()), "of fp32 weights, not rounded"
+    with pytest.raises(KeyboardInterrupt):
+        averaged(tmp_path / "stopped", precision, stop_at=12)
+    assert (tmp_path / "stopped" / "latest").read_text() == "checkpoint-000012"
+    _, again = averaged(tmp_path / "stopped", precision)
+    assert torch.equal(flat(again), flat(model))
+    _, told = averaged(tmp_path / "stopped", precision)
+    assert torch.equal(flat(told), flat(model)), "a finished run gives its average again"
+
+
+@pytest.mark.usefixtures("compiler")
+def test_a_run_of_an_earlier_version_goes_on_and_takes_no_average(tmp_path: Path) -> None:
+    train(tmp_path, training(3))
+    settings = json.loads((tmp_path / "run.json").read_text())
+    del settings["ema_decay"]
+    (tmp_path / "run.json").write_text(json.dumps(settings))
+    assert len(train(tmp_path, training(3))) == 3
+    with pytest.raises(TrainError, match="a run with ema_decay = None, this one has 0.8"):
+        train(tmp_path, msgspec.structs.replace(training(3), ema_decay=0.8))

@@ -2,7 +2,8 @@
 
     FOLDER/run.json            settings of the run; a folder of another run is refused
     FOLDER/latest              name of the last complete checkpoint
-    FOLDER/checkpoint-NNNNNN/  DeepSpeed's: trained parameters, optimizer, scheduler, losses so far
+    FOLDER/checkpoint-NNNNNN/  DeepSpeed's: trained parameters, optimizer, scheduler, losses so far,
+                               and the weights' average (EMA) where the recipe has one
 
 ``deepspeed.json`` is the configuration; "auto" in it stands for the recipe's number. AdamW is torch's fused
 one, as fast on the CPU as DeepSpeed's own. DeepSpeed's own accumulates the powers of its betas and does not
@@ -19,7 +20,7 @@ from typing import Any
 
 import msgspec
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from realtime.atomic import write_whole
 from train.errors import TrainError
@@ -103,8 +104,10 @@ def start_engine(objective: nn.Module, training: Training) -> Any:
     return engine
 
 
-def resume(engine: Any, folder: Path, training: Training, seed: int) -> list[float]:
-    """Load the last complete checkpoint in ``folder``, if any, and return the losses of its steps.
+def resume(
+    engine: Any, folder: Path, training: Training, seed: int
+) -> tuple[list[float], list[Tensor] | None]:
+    """Load the last complete checkpoint in ``folder``, if any; return its losses and its weights' average.
 
     The main process chooses the checkpoint, because hosts may see different states of a shared folder for
     some seconds.
@@ -114,7 +117,7 @@ def resume(engine: Any, folder: Path, training: Training, seed: int) -> list[flo
     ours = {**msgspec.to_builtins(training), "seed": seed, "processes": n_processes()}
     tag = decided_by_main(lambda: _whole_checkpoint(folder, ours))
     if tag is None:
-        return []
+        return [], None
     # Not strict, because frozen weights are the base model's and not in the checkpoint.
     path, state = engine.load_checkpoint(str(folder), tag=tag, load_module_strict=False)
     if path is None:
@@ -124,10 +127,10 @@ def resume(engine: Any, folder: Path, training: Training, seed: int) -> list[flo
         )
     if is_main_process():
         _log.info("continuing at step %d of %d", len(state["losses"]), training.steps)
-    return list(state["losses"])
+    return list(state["losses"]), state.get("average")
 
 
-def save(engine: Any, folder: Path, losses: list[float]) -> None:
+def save(engine: Any, folder: Path, losses: list[float], average: list[Tensor] | None) -> None:
     """Write a checkpoint, then delete the one before, so that one is complete at any moment.
 
     All processes must call this together.
@@ -136,7 +139,7 @@ def save(engine: Any, folder: Path, losses: list[float]) -> None:
     engine.save_checkpoint(
         str(folder),
         tag=tag,
-        client_state={"losses": losses},
+        client_state={"losses": losses} | ({"average": average} if average else {}),
         save_latest=False,  # DeepSpeed's own file is empty for a moment
         exclude_frozen_parameters=True,
     )

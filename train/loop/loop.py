@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from train.errors import TrainError
+from train.loop.average import WeightAverage
 from train.loop.deepspeed_engine import resume, save, start_engine
 from train.loop.distributed import StopRequest, is_main_process
 from train.loop.logbook import Logbook, StepFigures
@@ -46,7 +47,8 @@ def fit(
     """Train ``objective`` in place; return the loss of every step, including those before an interruption.
 
     Checkpoints, ``losses.tsv`` and TensorBoard's files are written to ``folder``. If it holds a checkpoint,
-    training continues from there.
+    training continues from there. With ``ema_decay``, ``objective`` has the weights' average at the end;
+    TensorBoard's pictures are by the weights of their step.
 
     :param batch_of: turns indices of examples into a batch
     :param sample: makes pictures uint8 ``[n, H, W, 3]`` for TensorBoard; called in the main process with the
@@ -56,7 +58,8 @@ def fit(
     :raises KeyboardInterrupt: after Ctrl-C or SIGTERM, when the step is finished and saved
     """
     engine = start_engine(objective, training)
-    losses = resume(engine, folder, training, seed)
+    losses, weights = resume(engine, folder, training, seed)
+    average = WeightAverage(engine, training.ema_decay, weights) if training.ema_decay else None
     steps = _Steps(engine=engine, batch_of=batch_of, n_examples=n_examples, training=training, seed=seed)
     saved_at = time.monotonic()
     with Logbook(folder, losses, training.steps, name) as logbook, StopRequest() as stop:
@@ -64,14 +67,18 @@ def fit(
             due = is_main_process() and time.monotonic() - saved_at > save_every_s
             figures, stops, saves = steps.take(step, stop, due)
             logbook.add(figures)
+            if average:
+                average.update(step)
             if sample and (step + 1) % sample_every_steps == 0 and is_main_process():
                 logbook.show(_draw(engine, sample))
             if stops or saves or step + 1 == training.steps:
                 logbook.flush()
-                save(engine, folder, losses)
+                save(engine, folder, losses, average.weights if average else None)
                 saved_at = time.monotonic()
             if stops:
                 raise KeyboardInterrupt
+    if average:
+        average.replace()
     return losses
 
 

@@ -7,8 +7,14 @@ from torch import Tensor, nn
 
 from train.model.batch import Batch
 from train.model.brain import BrainConfig, BrainModule
-from train.model.diffusion import DiffusionLoss, cubic_timesteps, drop_conditions
-from train.recipe import Recipe
+from train.model.diffusion import (
+    DiffusionLoss,
+    cubic_shares,
+    cubic_timesteps,
+    drop_conditions,
+    inverse_snr_weights,
+)
+from train.recipe import Diffusion, Recipe
 
 
 class Dynadiff(nn.Module):
@@ -21,17 +27,29 @@ class Dynadiff(nn.Module):
         self.brain = brain
         self.unet = unet
         self.null = nn.Parameter(null_NW.clone(), requires_grad=recipe.diffusion.null_condition == "learned")
-        self.loss = DiffusionLoss(recipe.diffusion.offset_noise, cubic_timesteps)
+        self.loss = DiffusionLoss(
+            recipe.diffusion.offset_noise, cubic_timesteps, loss_weights(recipe.diffusion)
+        )
         self.settings = recipe.diffusion
 
     def forward(self, batch: Batch) -> Tensor:
         """The loss of windows ``[B, V, T]``, subject indices ``[B]`` and latents ``[B, c, h, w]``."""
         windows = batch["windows"].to(self.null.dtype)
         tokens = self.brain(windows, batch["subjects"])
+        n_draws = self.settings.draws_per_window
+        drawn = tokens.repeat_interleave(n_draws, dim=0)
+        latents = batch["latents"].repeat_interleave(n_draws, dim=0)
         loss: Tensor = self.loss(
-            self.unet, batch["latents"], drop_conditions(tokens, self.null, self.settings.condition_dropout)
+            self.unet, latents, drop_conditions(drawn, self.null, self.settings.condition_dropout)
         )
         return loss
+
+
+def loss_weights(settings: Diffusion) -> Tensor | None:
+    """The recipe's loss weight of every timestep, ``[1000]``; None for all alike."""
+    if settings.loss_weight == "uniform":
+        return None
+    return inverse_snr_weights(cubic_shares(), settings.loss_weight_cap)
 
 
 def brain_config(recipe: Recipe, n_voxels: int, n_subjects: int = 1) -> BrainConfig:

@@ -33,7 +33,8 @@ def set_trainable(unet: UNet2DConditionModel, finetune: Finetune) -> None:
                 r=finetune.rank,
                 lora_alpha=finetune.alpha,
                 target_modules=CROSS_ATTENTION,
-                init_lora_weights="gaussian",
+                # True is peft's default, LoRA's own.
+                init_lora_weights=True if finetune.initialisation == "kaiming" else "gaussian",
             )
         )
     elif finetune.layers == "all":
