@@ -64,7 +64,7 @@ autodoc_mock_imports = ["cuda", "openvino", "polygraphy", "tensorrt"]  # signatu
 _ours = "|".join(OURS)
 nitpick_ignore_regex = [
     (r"py:.*", rf"(?!({_ours})\.).*"),
-    (r"py:.*", rf"({_ours})\.[\w.]+\.(_\w+|[A-Z]|Item|Kind|Line)"),
+    (r"py:.*", rf"({_ours})\.[\w.]+\.(_\w+|[A-Z]|Item|Key|Kind|Line|Part)"),
 ]
 suppress_warnings = ["ref.python"]  # a short name in a signature that two of our modules have
 
