@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from numpy.typing import NDArray
 
 MAX_PASSED = 8
-"""A volume is given up once more than so many volumes are whole that began after its last part came."""
+"""A volume is told to be missing once more than so many are whole that began after its last part came."""
 MAX_BYTES = 2**30
 """Of all parts that wait; beyond it the volume that has waited longest is given up."""
 _MAX_LINES = 8
@@ -99,11 +99,15 @@ class Begun(Generic[Key, Part]):
             self._begun[number].is_told = True
 
     def _pass(self, whole: _Volume[Key, Part]) -> None:
-        """Give up volumes that too many have passed; tell which they are."""
-        for number, other in list(self._begun.items()):
+        """Tell of volumes that too many have passed.
+
+        They are kept: where files come in order of their names, the rest of volume 17 comes after volume 99.
+        """
+        for number, other in self._begun.items():
             other.n_passed += other.heard < whole.began
-            if other.n_passed > MAX_PASSED:
-                self._give_up(number)
+            if other.n_passed > MAX_PASSED and not other.is_told:
+                self._tell_missing(number)
+                other.is_told = True
 
     def _give_up(self, number: int) -> None:
         if not self._begun[number].is_told:

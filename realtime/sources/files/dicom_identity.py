@@ -60,11 +60,13 @@ def _number(dataset: pydicom.Dataset) -> int:
 def _split_volume(dataset: pydicom.Dataset, number: int) -> int | None:
     """Return which volume it is, if each has a series number of its own, such as 7001 and 7002 in series 7.
 
-    AcquisitionNumber may count volumes too, beyond the 999th, or be 1 in all of them.
+    AcquisitionNumber may count volumes too, beyond the 999th, or be 1 in all of them. What was split and is not
+    marked has one slice a file: in other images of a series 1001 the first volume's number agrees by chance.
     """
     is_marked = _SPLIT in image_type(dataset)
     is_siemens = str(dataset.get("Manufacturer", "")).upper().startswith("SIEMENS")
-    if number <= 1_000 or not (is_marked or is_siemens):
+    is_volume = "MOSAIC" in image_type(dataset) or "PerFrameFunctionalGroupsSequence" in dataset
+    if number <= 1_000 or not (is_marked or (is_siemens and not is_volume)):
         return None
     acquisition = int(dataset.get("AcquisitionNumber") or 0)
     if acquisition and number % 1_000 == acquisition % 1_000:

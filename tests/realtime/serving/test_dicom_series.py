@@ -421,6 +421,16 @@ def test_a_series_number_for_each_volume_may_pass_the_next_thousand() -> None:
     assert len(names) == 1
 
 
+@pytest.mark.parametrize("make", [mosaic, enhanced])
+def test_volumes_of_a_series_beyond_1000_are_one_series(make: Callable[..., FileDataset]) -> None:
+    images = of_volumes(make)
+    for k, data in enumerate(images):
+        data.Manufacturer, data.SeriesNumber, data.AcquisitionNumber = "SIEMENS", 1_001, k + 1
+    heard = Heard().send(images)
+    heard.asserts_volumes(*range(N_VOLUMES))
+    assert len(heard.names) == 1
+
+
 def test_coils_are_series_of_their_own() -> None:
     images = of_volumes(mosaic)[:2]
     for coil, data in zip(("H1", "H2"), images, strict=True):
