@@ -60,8 +60,8 @@ def _number(dataset: pydicom.Dataset) -> int:
 def _split_volume(dataset: pydicom.Dataset, number: int) -> int | None:
     """Return which volume it is, if each has a series number of its own, such as 7001 and 7002 in series 7.
 
-    AcquisitionNumber may count volumes too, beyond the 999th, or be 1 in all of them. What was split and is not
-    marked has one slice a file: in other images of a series 1001 the first volume's number agrees by chance.
+    AcquisitionNumber may count volumes too, beyond the 999th, or be 1 in all of them. What was split and is
+    not marked has one slice a file: other images of a series 1001 agree by chance in the first volume.
     """
     is_marked = _SPLIT in image_type(dataset)
     is_siemens = str(dataset.get("Manufacturer", "")).upper().startswith("SIEMENS")
