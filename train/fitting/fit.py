@@ -173,8 +173,12 @@ def _check_parent(folder: Path, info: CheckpointInfo, recipe: Recipe, base_folde
             f"tested on: one with the recipe's split, {recipe.split}, and of several subjects if that is "
             f"time-resolved; found split {theirs.split} and {len(info.subjects)} subject(s)"
         )
+    # With a prior of the drifts, causal windows are nearer to those of whole runs, which every decoder knows.
+    prior = recipe.preprocessing.drift_prior
+    preprocessing = msgspec.structs.replace(theirs.preprocessing, drift_prior=prior)
+    alike = msgspec.structs.replace(theirs, preprocessing=preprocessing)
     # The length of the training may differ, and the baseline's settings do not matter.
-    different = [name for name in recipe_differences(recipe, theirs) if name not in ("fit", "ridge")]
+    different = [name for name in recipe_differences(recipe, alike) if name not in ("fit", "ridge")]
     if different:
         found = ", ".join(str(getattr(theirs, name)) for name in different)
         raise TrainError(

@@ -15,7 +15,10 @@ from realtime.sources.files.twins import Twins
 from realtime.sources.files.volume_file import VolumeFile
 
 PATIENCE_TR = 2
-"""For so many TR volumes wait for what is not known yet: slices, echoes, and the number of the first."""
+"""For so many TR volumes wait for the number of the first, and what they lack is not told yet."""
+STALL_TR = 4
+"""For so many TR without a file slices and echoes that are not known yet are waited for: longer than a copy
+stalls, and shorter than it takes for a run to end."""
 MAX_HELD_BYTES = 2**30
 """When more waits, what has come is taken as one volume, or as the whole series."""
 _FIRST = (0, 1)
@@ -61,6 +64,7 @@ class Series:
         numbering: Numbering | None = None,
     ) -> None:
         self._patience_s = PATIENCE_TR * tr_s
+        self._stall_s = STALL_TR * tr_s
         self._first_number = first_number
         self._numbering = numbering or Numbering()
         self._echoes = Echoes(echo, self._numbering)
@@ -109,7 +113,7 @@ class Series:
         if now_s - self._heard_s <= self._patience_s:
             return self._ready([], now_s)
         waiting: list[_Held] = []
-        if self._held:
+        if self._held and now_s - self._heard_s > self._stall_s:
             self._numbering.assume_whole()
             waiting, self._held, self._held_bytes = self._held, [], 0
         ready = self._ready(waiting, now_s)

@@ -496,6 +496,6 @@ def test_a_scanners_slice_is_that_of_dcm2niix(name: str, tmp_path: Path) -> None
     voxels, affine = converted(tmp_path)
     series = Series(tr_s=1)
     series.add(read(path.read_bytes())[0], "file", 0, 0)
-    (found,) = series.settle(2.1)
+    (found,) = series.settle(4.1)
     assert np.array_equal(found.volume.voxels, voxels[..., 0])
     assert np.allclose(found.volume.affine, affine, atol=1e-4)

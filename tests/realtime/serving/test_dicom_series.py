@@ -181,7 +181,7 @@ def test_a_series_that_was_copied_place_by_place_is_heard_when_it_is_over() -> N
     images = sorted(COUNTED["slices, through time first"], key=lambda data: int(data.InstanceNumber))
     heard = Heard().send(images)
     heard.asserts_volumes()
-    heard.wait(2.1).asserts_volumes(*range(N_VOLUMES))
+    heard.wait(4.1).asserts_volumes(*range(N_VOLUMES))
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_a_first_volume_is_whole_when_the_next_begins_or_nothing_comes() -> None
     heard.asserts_volumes()
     heard.send(images[N_SLICES : N_SLICES + 1]).asserts_volumes(0)
     waited = Heard().send(images[:N_SLICES])
-    waited.wait(1.9).asserts_volumes()
+    waited.wait(3.9).asserts_volumes()
     waited.wait(0.2).asserts_volumes(0)
     waited.send(images[N_SLICES:]).asserts_volumes(*range(N_VOLUMES))
 
@@ -273,7 +273,7 @@ def test_a_first_number_is_learned_and_the_shift_is_told(
     images = of_volumes(make, first_number=6)
     heard = Heard().send(images[:2])
     heard.asserts_volumes()  # number 5 may still come
-    heard.wait(2.1).asserts_volumes(0, 1)
+    heard.wait(4.1).asserts_volumes(0, 1)
     heard.send(images[2:]).asserts_volumes(*range(N_VOLUMES))
     (said,) = caplog.messages
     assert "has the number 6" in said
@@ -357,7 +357,7 @@ def test_phase_images_that_all_come_first_are_no_volumes() -> None:
     for data in phase:
         data.ImageType = ["ORIGINAL", "PRIMARY", "P", "ND", "MOSAIC"]
     for choice in (None, 1, "combine"):
-        Heard(echo=choice).send([*phase, *COUNTED["mosaics"]]).wait(2.1).asserts_volumes(*range(N_VOLUMES))
+        Heard(echo=choice).send([*phase, *COUNTED["mosaics"]]).wait(4.1).asserts_volumes(*range(N_VOLUMES))
 
 
 @pytest.mark.parametrize("has_count", [False, True])
@@ -396,7 +396,7 @@ def test_phase_images_are_no_volumes(make: Callable[..., FileDataset], is_phase_
         else:
             phase.ImageType = ["ORIGINAL", "PRIMARY", "P", "ND", "MOSAIC"]
         images += [phase, magnitude] if is_phase_first else [magnitude, phase]
-    heard = Heard().send(images).wait(2.1)
+    heard = Heard().send(images).wait(4.1)
     heard.asserts_volumes(*range(N_VOLUMES))
 
 
@@ -444,5 +444,5 @@ def test_a_volume_of_one_slice_takes_its_thickness_from_the_header() -> None:
     data.PixelSpacing, data.SliceThickness = list(GRID["sizes_mm"][:2]), 4.5
     series = Series(TR_S)
     assert series.add(read(written(data))[0], "file", 0, 0) == []
-    (only,) = series.settle(2.1)
+    (only,) = series.settle(4.1)
     assert only.volume.affine[2][2] == 4.5

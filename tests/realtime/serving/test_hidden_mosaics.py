@@ -68,5 +68,5 @@ def test_a_slice_is_no_mosaic_because_it_is_interpolated_or_wide(headers: dict[s
 
 def test_volumes_of_one_slice_may_be_mosaics_and_this_is_told(caplog: pytest.LogCaptureFixture) -> None:
     images = [without_marks(InstanceNumber=number) for number in range(1, 4)]
-    assert len(Heard().send(images).wait(2.1).volumes) == 3
+    assert len(Heard().send(images).wait(4.1).volumes) == 3
     assert "If its images are mosaics" in caplog.text
