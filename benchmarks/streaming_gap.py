@@ -1,6 +1,6 @@
 """Measures what a decoder loses because the runtime knows only the past, with and without a prior of drifts.
 
-    python benchmarks/streaming_gap.py --nsd data/nsd --out docs/results/streaming_gap
+    python benchmarks/streaming_gap.py --nsd data/nsd --out docs/results/streaming-gap
 
 Presentations of held-out runs are decoded from windows of three kinds: *offline*, detrended over the whole
 run; *free*, causal, with a free fit of the drifts; *prior*, causal, with the bundle's prior of the drifts, or

@@ -191,7 +191,9 @@ def test_other_modalities_before_and_within_a_run_do_not_disturb_it(
         assert n_stored(await node.store(*bold[8:])) == 4
 
     asyncio.run(send())
-    (folder,) = served.out.glob(f"{RUN_ID}_series-7x*")
+    found = f"{RUN_ID}_series-7x*"
+    wait_until(lambda: list(served.out.glob(found)), "a run, after the anatomical image was refused")
+    (folder,) = served.out.glob(found)
     assert closed_account(folder)["received"] == N_VOLUMES
     assert_is(folder, scan)
     assert len(list(served.out.glob("*/run.json"))) == 1
