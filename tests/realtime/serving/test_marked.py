@@ -185,7 +185,7 @@ async def marked(tr_s: float) -> AsyncIterator[tuple[QueueSource, QueueSource, M
 
 
 def test_a_marker_waits_for_its_run_and_precedes_volumes(make_scan: type[Scan]) -> None:
-    scan = make_scan(n_volumes=3)
+    scan = make_scan(n_volumes=3, changes={"tr_s": LONG_TR_S})
     marker = wire.Marker(run_id="presentation", onset_volume=0, name="a picture")
 
     async def run() -> None:
@@ -205,7 +205,7 @@ def test_a_marker_waits_for_its_run_and_precedes_volumes(make_scan: type[Scan]) 
 
 def test_a_marker_belongs_to_its_run_even_if_the_first_volume_is_late(make_scan: type[Scan]) -> None:
     """The first volume of a scan can take long; there was no earlier run."""
-    scan = make_scan(n_volumes=3)
+    scan = make_scan(n_volumes=3, changes={"tr_s": LONG_TR_S})
 
     async def run() -> None:
         async with marked(LONG_TR_S) as (volumes, markers, source):
@@ -242,7 +242,9 @@ def test_a_marker_without_a_run_is_refused_after_a_timeout(make_scan: type[Scan]
 
 def test_a_marker_of_a_closed_run_is_not_assigned_to_the_next(make_scan: type[Scan]) -> None:
     """A late marker for volume 2 waits when the next run begins, which has no volume 2 yet."""
-    first, second = make_scan(n_volumes=3), make_scan(n_volumes=3, run_id="next")
+    at_tr = {"tr_s": LONG_TR_S}
+    first = make_scan(n_volumes=3, changes=at_tr)
+    second = make_scan(n_volumes=3, run_id="next", changes=at_tr)
 
     async def run() -> None:
         async with marked(LONG_TR_S) as (volumes, markers, source):
@@ -267,7 +269,9 @@ def test_a_marker_of_a_closed_run_is_not_assigned_to_the_next(make_scan: type[Sc
 
 def test_a_marker_after_a_silent_run_waits_for_the_next_volume(make_scan: type[Scan]) -> None:
     """The run was aborted, which is known only when the next begins."""
-    first, second = make_scan(n_volumes=3), make_scan(n_volumes=3, run_id="next")
+    at_tr = {"tr_s": SHORT_TR_S}
+    first = make_scan(n_volumes=3, changes=at_tr)
+    second = make_scan(n_volumes=3, run_id="next", changes=at_tr)
 
     async def run() -> None:
         async with marked(SHORT_TR_S) as (volumes, markers, source):
@@ -292,7 +296,7 @@ def test_a_marker_after_a_silent_run_waits_for_the_next_volume(make_scan: type[S
 
 
 def test_other_messages_are_refused_at_the_marker_port(make_scan: type[Scan]) -> None:
-    scan = make_scan(n_volumes=3)
+    scan = make_scan(n_volumes=3, changes={"tr_s": LONG_TR_S})
 
     async def run() -> None:
         async with marked(LONG_TR_S) as (_, markers, source):
