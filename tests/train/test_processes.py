@@ -76,7 +76,8 @@ def logged(folder: Path) -> list[float]:
 def as_toml(table: dict[str, Any], name: str = "") -> str:
     """A recipe's numbers, strings, switches and lists are written as in JSON."""
     lines = [f"[{name}]"] if name else []
-    lines += [f"{key} = {json.dumps(value)}" for key, value in table.items() if not isinstance(value, dict)]
+    plain = {key: value for key, value in table.items() if value is not None and not isinstance(value, dict)}
+    lines += [f"{key} = {json.dumps(value)}" for key, value in plain.items()]
     parts = [
         as_toml(value, f"{name}.{key}".lstrip(".")) for key, value in table.items() if isinstance(value, dict)
     ]
