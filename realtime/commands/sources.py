@@ -94,6 +94,11 @@ def add_source_options(parser: argparse.ArgumentParser, default: str | None = DE
         "10.0.0.0/24; may be repeated (default: this machine only). Nothing else authenticates it, and "
         "AFNI's protocol is not encrypted",
     )
+    _add_tls_options(group)
+    _add_marker_options(group)
+
+
+def _add_tls_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--source-tls-cert",
         type=Path,
@@ -108,7 +113,6 @@ def add_source_options(parser: argparse.ArgumentParser, default: str | None = DE
         help="with --source-tls-cert, the certificates of those who may send, or of who issued theirs "
         "(default: a sender needs none)",
     )
-    _add_marker_options(group)
 
 
 def _add_marker_options(group: argparse._ArgumentGroup) -> None:

@@ -112,7 +112,7 @@ def x_fastest(voxels: np.ndarray, dtype: str = "<i2") -> bytes:
 
 @pytest.mark.slow
 def test_the_demos_run_gives_the_same_frames_as_over_our_own_messages(
-    same_as_ours: Callable[..., None], demo_scan: DemoScan
+    frames_over: Callable[..., dict[str, bytes]], demo_frames: dict[str, bytes], demo_scan: DemoScan
 ) -> None:
     """Sent like a scanner may send it: LPS+ axes, slice by slice, interleaved."""
     senders = []
@@ -140,7 +140,7 @@ def test_the_demos_run_gives_the_same_frames_as_over_our_own_messages(
 
         return send
 
-    same_as_ours("afni+tcp://127.0.0.1:0", RUN_ID, connect)
+    assert frames_over("afni+tcp://127.0.0.1:0", RUN_ID, connect) == demo_frames
     senders[0].close()
 
 

@@ -184,7 +184,8 @@ def written(data: FileDataset) -> bytes:
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [mosaic, enhanced, single])
 def test_the_demos_run_gives_the_same_frames_as_over_our_own_messages(
-    same_as_ours: Callable[..., None],
+    frames_over: Callable[..., dict[str, bytes]],
+    demo_frames: dict[str, bytes],
     demo_scan: DemoScan,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -207,7 +208,10 @@ def test_the_demos_run_gives_the_same_frames_as_over_our_own_messages(
         for number, data in files.items():
             (export / f"001_000007_{number:06d}.dcm").write_bytes(written(data))
 
-    same_as_ours(f"folder:{export}", "sub-01_task-realtime_series-7x*", lambda address: send)
+    assert (
+        frames_over(f"folder:{export}", "sub-01_task-realtime_series-7x*", lambda address: send)
+        == demo_frames
+    )
 
 
 @pytest.mark.parametrize(

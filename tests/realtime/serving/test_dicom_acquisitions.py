@@ -10,16 +10,14 @@ import numpy as np
 import pytest
 from pydicom.dataset import FileDataset
 
-from realtime import wire
 from realtime.sources.files.dicom import read
 from realtime.sources.files.folder import SeriesScanner
 from realtime.sources.files.watch import Found
 from realtime.sources.run_boundaries import Plan, RunOver, Scan
 
 from .test_dicom import VOXELS, enhanced, mosaic, single, written
-from .test_dicom_folder import asserts_run, voxels_of
-from .test_dicom_node import PATIENCE_S
-from .test_dicom_series import ECHO_TIMES_MS, N_SLICES, N_VOLUMES, Heard, voxels
+from .test_dicom_folder import asserts_run, news_of, voxels_of
+from .test_dicom_series import ECHO_TIMES_MS, N_SLICES, N_VOLUMES, Heard, set_echo_time, voxels
 from .test_unsaid_echoes import clock
 
 TR_S = 2.0
@@ -55,17 +53,8 @@ def heard(sent: Files, n_scans: int, tr_s: float = LONG_TR_S, **options: Any) ->
     defaults: dict[str, Any] = {"series": "", "first_number": None, "echo": None, "unfinished": None}
 
     async def run() -> list[Scan | RunOver]:
-        scans = SeriesScanner(Sent(sent), plan, **(defaults | options)).scans()
-        news: list[Scan | RunOver] = []
-        async with asyncio.timeout(PATIENCE_S):
-            async for each in scans:
-                news.append(each)
-                if isinstance(each, Scan):
-                    await each.answer(wire.Ack(run_id="r", index=each.index))
-                if sum(isinstance(one, Scan) for one in news) == n_scans:
-                    break
-        await scans.aclose()
-        return news
+        scanner = SeriesScanner(Sent(sent), plan, **(defaults | options))
+        return await news_of(scanner, n_scans)
 
     return asyncio.run(run())
 
@@ -140,12 +129,7 @@ def echo_series(make: Any, *, has_times: bool, names: tuple[str, str], lag: int 
             ]
         )
         for data in sum(of_echo[-1], []):
-            if make is enhanced:
-                timing = type(data.SharedFunctionalGroupsSequence[0])()
-                timing.EffectiveEchoTime = ECHO_TIMES_MS[echo]
-                data.SharedFunctionalGroupsSequence[0].MREchoSequence = [timing]
-            else:
-                data.EchoTime = ECHO_TIMES_MS[echo]
+            set_echo_time(data, echo)
     first, second = of_echo
     order = [(k, first[k]) for k in range(N_VOLUMES)] + [(k + lag + 0.5, second[k]) for k in range(N_VOLUMES)]
     return [data for _, files in sorted(order, key=lambda each: each[0]) for data in files]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from realtime.bundle.match import read_spec
 from realtime.errors import ServeError
 from realtime.sources.files import watch
 from realtime.sources.files.dicom import read
-from realtime.sources.files.folder import FolderScanner
+from realtime.sources.files.folder import FolderScanner, SeriesScanner
 from realtime.sources.open import SourceOptions, open_source
 from realtime.sources.run_boundaries import Plan, RunOver, Scan
 
@@ -32,6 +33,19 @@ def export(tmp_path: Path) -> Path:
     return folder
 
 
+async def news_of(scanner: SeriesScanner, n_volumes: int) -> list[Scan | RunOver]:
+    """Return what comes of a scanner, up to so many volumes, each of which is acknowledged."""
+    news: list[Scan | RunOver] = []
+    async with asyncio.timeout(PATIENCE_S), aclosing(scanner.scans()) as scans:
+        async for each in scans:
+            news.append(each)
+            if isinstance(each, Scan):
+                await each.answer(wire.Ack(run_id="r", index=each.index))
+            if sum(isinstance(one, Scan) for one in news) == n_volumes:
+                break
+    return news
+
+
 def heard(
     export: Path, sent: list[FileDataset], n_volumes: int, first_name: int = 0, **options: Any
 ) -> list[Scan | RunOver]:
@@ -41,19 +55,9 @@ def heard(
 
     async def run() -> list[Scan | RunOver]:
         scanner = FolderScanner(export, plan, **(defaults | options))
-        news: list[Scan | RunOver] = []
         for count, data in enumerate(sent, start=first_name):
             moved_in(export, f"{count:06d}.dcm", written(data))
-        async with asyncio.timeout(PATIENCE_S):
-            scans = scanner.scans()
-            async for each in scans:
-                news.append(each)
-                if isinstance(each, Scan):
-                    await each.answer(wire.Ack(run_id="r", index=each.index))
-                if sum(isinstance(one, Scan) for one in news) == n_volumes:
-                    break
-            await scans.aclose()
-        return news
+        return await news_of(scanner, n_volumes)
 
     return asyncio.run(run())
 

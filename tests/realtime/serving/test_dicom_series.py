@@ -294,6 +294,15 @@ def test_files_in_disorder_wait_for_the_first() -> None:
     heard.send(rest).asserts_volumes(*range(N_VOLUMES))
 
 
+def set_echo_time(data: FileDataset, echo: int) -> None:
+    if "SharedFunctionalGroupsSequence" in data:
+        timing = type(data.SharedFunctionalGroupsSequence[0])()
+        timing.EffectiveEchoTime = ECHO_TIMES_MS[echo]
+        data.SharedFunctionalGroupsSequence[0].MREchoSequence = [timing]
+    else:
+        data.EchoTime = ECHO_TIMES_MS[echo]
+
+
 def with_echoes(
     make: Callable[..., FileDataset], count: Callable[[int, int], tuple[int, int | None]], n_echoes: int
 ) -> list[FileDataset]:
@@ -303,12 +312,7 @@ def with_echoes(
         for echo in range(n_echoes):
             number, acquisition = count(k, echo)
             data = make(voxels(k, echo), number)
-            if make is enhanced:
-                timing = type(data.SharedFunctionalGroupsSequence[0])()
-                timing.EffectiveEchoTime = ECHO_TIMES_MS[echo]
-                data.SharedFunctionalGroupsSequence[0].MREchoSequence = [timing]
-            else:
-                data.EchoTime = ECHO_TIMES_MS[echo]
+            set_echo_time(data, echo)
             if acquisition:
                 data.AcquisitionNumber = acquisition
             images.append(data)

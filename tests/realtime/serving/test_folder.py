@@ -54,12 +54,15 @@ def export(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_the_demos_run_gives_the_same_frames_as_over_our_own_messages(
-    same_as_ours: Callable[..., None], demo_scan: DemoScan, export: Path
+    frames_over: Callable[..., dict[str, bytes]],
+    demo_frames: dict[str, bytes],
+    demo_scan: DemoScan,
+    export: Path,
 ) -> None:
     def send(index: int) -> None:
         put(export, f"demo_{index + 1:03d}.nii", nifti(demo_scan, index))
 
-    same_as_ours(f"folder:{export}", f"{RUN_ID}_series-demo", lambda address: send)
+    assert frames_over(f"folder:{export}", f"{RUN_ID}_series-demo", lambda address: send) == demo_frames
 
 
 @pytest.mark.parametrize("write", [put, moved_in])

@@ -97,7 +97,11 @@ def pyneal() -> Iterator[Callable[[str], Pyneal]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", "uint16"])
 def test_the_demos_run_gives_the_same_frames_as_over_our_own_messages(
-    same_as_ours: Callable[..., None], pyneal: Callable[[str], Pyneal], demo_scan: DemoScan, dtype: str
+    frames_over: Callable[..., dict[str, bytes]],
+    demo_frames: dict[str, bytes],
+    pyneal: Callable[[str], Pyneal],
+    demo_scan: DemoScan,
+    dtype: str,
 ) -> None:
     def connect(address: str) -> Callable[[int], None]:
         scanner, affine = pyneal(address), demo_scan.start.affine
@@ -108,7 +112,7 @@ def test_the_demos_run_gives_the_same_frames_as_over_our_own_messages(
 
         return send
 
-    same_as_ours("pyneal+tcp://127.0.0.1:0", RUN_ID, connect)
+    assert frames_over("pyneal+tcp://127.0.0.1:0", RUN_ID, connect) == demo_frames
 
 
 @pytest.mark.parametrize(("dtype", "tr"), [("int64", "1.3333"), (">i2", "1333.3333")])
