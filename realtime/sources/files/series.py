@@ -52,7 +52,7 @@ class Series:
 
     :param first_number: number of the first volume; None means to learn it
     :param echo: as for :class:`Echoes`
-    :param numbering: what the images told that were passed over before
+    :param numbering: what images tell that are passed over, such as phase images
     """
 
     def __init__(
@@ -79,10 +79,6 @@ class Series:
         """Volumes before the number of the first one is known, with their last files."""
         self._heard_s = 0.0
         self._early_since_s = 0.0
-
-    def pass_over(self, image: Image) -> None:
-        """Learn from an image that is not taken, such as a phase image."""
-        self._numbering.learn(image)
 
     def add(self, image: Image, name: str, whole_s: float, now_s: float) -> list[Numbered]:
         """Add what a file holds and return the volumes that are ready."""

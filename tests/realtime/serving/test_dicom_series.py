@@ -13,6 +13,7 @@ from pydicom.uid import MRImageStorage
 
 from realtime.sources.files.counting import Image
 from realtime.sources.files.dicom import read
+from realtime.sources.files.numbering import Numbering
 from realtime.sources.files.series import Series
 
 from .test_dicom import GRID, VOXELS, base, enhanced, mosaic, single, written
@@ -45,7 +46,8 @@ class Heard:
     """Sends images to a series in virtual time, and notes what comes of them."""
 
     def __init__(self, **options: object) -> None:
-        self.series = Series(TR_S, **options)  # type: ignore[arg-type]
+        self._passed_over = Numbering()
+        self.series = Series(TR_S, numbering=self._passed_over, **options)  # type: ignore[arg-type]
         self.volumes: dict[int, np.ndarray] = {}
         self.names: set[str] = set()
         self._now_s = 0.0
@@ -58,7 +60,7 @@ class Heard:
             self._now_s += 0.01
             self.names.add(image.series)
             if image.acquired.part != "magnitude":
-                self.series.pass_over(image)
+                self._passed_over.learn(image)
                 continue
             for ready in self.series.add(image, "file", self._now_s, self._now_s):
                 before = self.volumes.setdefault(ready.index, ready.volume.voxels)
