@@ -52,10 +52,10 @@ class Interval:
     high: float
 
 
-def main() -> None:
-    """Decode with every table, score, and write the results."""
+def held_out_options(description: str) -> argparse.ArgumentParser:
+    """Options of a measurement on held-out trials."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--nsd", type=Path, required=True, help="root of the data set")
     parser.add_argument("--bundle", type=Path, default=DEMO, help="bundle to measure (default: the demo's)")
@@ -63,7 +63,12 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=320)
     parser.add_argument("--seed", type=int, default=1, help="seed of the trials and the noise")
     parser.add_argument("--out", type=Path, required=True, help="two files: OUT.json, OUT.md")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Decode with every table, score, and write the results."""
+    options = held_out_options(__doc__ or "").parse_args()
     bundle, layout = Bundle.open(options.bundle), Layout(options.nsd)
     trials = drawn(bundle, layout, options.trials, options.seed)
     images = np.array([item.trial.image for item in trials], dtype=np.int64)

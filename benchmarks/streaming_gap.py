@@ -11,17 +11,15 @@ from offline, with 95 % bootstrap intervals. Writes OUT.json and OUT.md.
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from samplers import DEMO, N_RESAMPLES, cell, decode, drawn, held_out_runs, interval, scores
+from samplers import N_RESAMPLES, cell, decode, drawn, held_out_options, held_out_runs, interval, scores
 from tqdm import tqdm
 
 from nsd import Layout, Run, RunKey, RunTrial, Stimuli, read_roi, runs
@@ -42,17 +40,9 @@ Rows = NDArray[np.float32]
 
 def main() -> None:
     """Make the windows, decode them, score, and write the results."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--nsd", type=Path, required=True, help="root of the data set")
-    parser.add_argument("--bundle", type=Path, default=DEMO, help="bundle to measure (default: the demo's)")
+    parser = held_out_options(__doc__ or "")
     parser.add_argument("--sampler", help="name of its sampler (default: its first)")
-    parser.add_argument("--engine", default="auto")
     parser.add_argument("--threads", type=int, help="of the engine")
-    parser.add_argument("--trials", type=int, default=320)
-    parser.add_argument("--seed", type=int, default=1, help="seed of the trials and the noise")
-    parser.add_argument("--out", type=Path, required=True, help="two files: OUT.json, OUT.md")
     options = parser.parse_args()
     bundle, layout = Bundle.open(options.bundle), Layout(options.nsd)
     trials = drawn(bundle, layout, options.trials, options.seed)
