@@ -228,9 +228,12 @@ def wait_until(condition: Callable[[], object], expected: str) -> None:
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Whether it runs; one that its new parent has yet to bury does not."""
+    """Whether any of its threads runs; a process that its new parent has yet to bury has only its first, a zombie.
+
+    The first may be one before another has come out of a write to disk, and as long all its files stay locked.
+    """
     try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
+        return bool(process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1)
     except psutil.NoSuchProcess:
         return False
 
