@@ -130,7 +130,7 @@ def prepare(
     if not prior_keys:
         raise TrainError(
             f"expected presentations of subject {subject} to train on, found none in the first {n_sessions} "
-            "session(s)"
+            "session(s); use more sessions, or another split in the recipe"
         )
     making = Making(
         layout=layout,

@@ -71,7 +71,8 @@ class ClipTokens:
             self._processor: Any = CLIPImageProcessor.from_pretrained(folder / PROCESSOR_FOLDER)
         except (OSError, ValueError, RuntimeError) as error:
             raise TrainError(
-                f"cannot load CLIP's vision model and its settings from {folder}: {error}"
+                f"cannot load CLIP's vision model and its settings from {folder}: {error}; download "
+                f"{ENCODER_FOLDER} and {PROCESSOR_FOLDER} again"
             ) from error
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model: Any = model.float().eval().requires_grad_(False).to(self._device)
