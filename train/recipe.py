@@ -108,6 +108,10 @@ class Brain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     aggregation: Literal["out", "in", "mean"] = "out"
     per_subject_timesteps: bool = False
     residual_blocks: Annotated[int, msgspec.Meta(ge=0)] = 0
+    residual_place: Literal["after aggregation", "before aggregation"] = "after aggregation"
+    """Whether the residual blocks see the merged volumes, or each volume, as in the released code."""
+    residual_dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)] | None = None
+    """Dropout in the residual blocks, 0.15 in the released code; by default ``dropout``."""
 
 
 class Preprocessing(bundle_spec.Preprocessing, frozen=True, kw_only=True):

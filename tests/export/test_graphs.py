@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from export.graphs.graphs import BrainGraph, DenoiseGraph, VaeGraph, denoise_graph, vae_graph
+from export.graphs.graphs import BrainGraph, DenoiseGraph, VaeGraph, brain_graph, denoise_graph, vae_graph
+from export.graphs.onnx_model import onnx_runner, save, trace
 from export.graphs.samplers import ddim
 from train.model.base_model import make_unet, make_vae
 from train.model.brain import BrainConfig, BrainModule
@@ -97,3 +101,20 @@ def test_parity_is_measured_with_and_without_guidance_along_the_whole_table(
     assert [int(case["timestep"]) for case in cases] == [951, 951, 501, 501, 1, 1]
     assert [case["weights"].tolist() for case in cases] == [[-2.0, 3.0], [1.0]] * 3
     assert [len(case["conditions"]) for case in cases] == [2, 1] * 3
+
+
+@pytest.mark.parametrize("place", ["after aggregation", "before aggregation"])
+def test_residual_blocks_are_traced_where_they_are(
+    place: Literal["after aggregation", "before aggregation"], tmp_path: Path
+) -> None:
+    torch.manual_seed(5)
+    config = BrainConfig(
+        n_voxels=7, hidden_width=8, n_tokens=2, token_width=4, residual_blocks=2, residual_place=place
+    )
+    brain = BrainModule(config).eval().requires_grad_(False)
+    graph = brain_graph(brain, seed=0)
+    save(trace(graph), tmp_path / "brain.onnx")
+    for case in graph.cases:
+        found = onnx_runner(tmp_path / "brain.onnx")(case)["condition"]
+        expected = brain(case["window"], torch.tensor([0]))
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

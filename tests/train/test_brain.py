@@ -16,9 +16,14 @@ from train.model.brain import BrainConfig, BrainModule
 SMALL = BrainConfig(n_voxels=10, n_volumes=3, n_subjects=2, hidden_width=8, n_tokens=2, token_width=4)
 LAYERS: tuple[Literal["own", "shared"], ...] = ("own", "shared")
 MERGED: tuple[Literal["out", "in", "mean"], ...] = ("out", "in", "mean")
+RESIDUAL = (
+    SMALL,
+    replace(SMALL, residual_blocks=2),
+    replace(SMALL, residual_blocks=2, residual_place="before aggregation", residual_dropout=0.15),
+)
 SWITCHES = [
-    replace(SMALL, timestep_layers=layers, aggregation=merged, per_subject_timesteps=own, residual_blocks=n)
-    for layers, merged, own, n in itertools.product(LAYERS, MERGED, (False, True), (0, 2))
+    replace(small, timestep_layers=layers, aggregation=merged, per_subject_timesteps=own)
+    for small, layers, merged, own in itertools.product(RESIDUAL, LAYERS, MERGED, (False, True))
 ]
 
 
@@ -37,18 +42,25 @@ def written_out(brain: BrainModule, window_VT: Tensor, subject: int) -> Tensor:
             owner = subject if config.per_subject_timesteps else 0
             layer = t if config.timestep_layers == "own" else 0
             hidden = hidden @ brain.timestep.weight[owner, layer] + brain.timestep.bias[owner, layer]
-        rows.append(torch.nn.functional.gelu(brain.norm(hidden)))
+        hidden = torch.nn.functional.gelu(brain.norm(hidden))
+        rows.append(residual(brain, hidden) if config.residual_place == "before aggregation" else hidden)
     if config.aggregation == "out" and config.n_volumes > 1:
         assert merge is not None
         hidden = sum(w * row for w, row in zip(merge.weight[0], rows, strict=True)) + merge.bias
     else:
         hidden = torch.stack(rows).mean(dim=0)
+    if config.residual_place == "after aggregation":
+        hidden = residual(brain, hidden)
+    tokens: Tensor = brain.output(hidden).view(config.n_tokens, config.token_width)
+    return tokens
+
+
+def residual(brain: BrainModule, hidden: Tensor) -> Tensor:
     for block in brain.residual:
         assert isinstance(block.body, nn.Sequential)
         linear, norm, *_ = block.body
         hidden = hidden + torch.nn.functional.gelu(norm(linear(hidden)))
-    tokens: Tensor = brain.output(hidden).view(config.n_tokens, config.token_width)
-    return tokens
+    return hidden
 
 
 @pytest.mark.parametrize("config", SWITCHES, ids=str)
@@ -93,6 +105,22 @@ def test_only_the_subjects_that_were_seen_learn() -> None:
         assert weight.grad is not None
         assert not weight.grad[0].any()
         assert weight.grad[1].any()
+
+
+def test_the_place_of_residual_blocks_matters_and_their_weights_fit_both() -> None:
+    torch.manual_seed(0)
+    after = BrainModule(replace(SMALL, residual_blocks=1)).eval()
+    before = BrainModule(replace(after.config, residual_place="before aggregation")).eval()
+    before.load_state_dict(after.state_dict())
+    windows, subjects = torch.randn(2, 10, 3), torch.tensor([0, 1])
+    assert not torch.allclose(before(windows, subjects), after(windows, subjects), atol=1e-3)
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, 0.3), (0.15, 0.15), (0.0, 0.0)])
+def test_residual_blocks_may_have_a_dropout_of_their_own(given: float | None, expected: float) -> None:
+    brain = BrainModule(replace(SMALL, dropout=0.3, residual_blocks=1, residual_dropout=given))
+    rates = {name: part.p for name, part in brain.named_modules() if isinstance(part, nn.Dropout)}
+    assert rates == {"dropout": 0.3, "residual.0.body.3": expected}
 
 
 def test_switches_that_contradict_each_other_are_refused() -> None:

@@ -33,6 +33,7 @@ from train.errors import TrainError
 from train.evaluation.evaluate import Evaluation, evaluate
 from train.loop.deepspeed_engine import start_engine
 from train.model.base_model import load_unet, make_unet
+from train.model.brain import BrainModule
 from train.model.finetune import set_trainable
 from train.recipe import PAPER, Recipe, Training, read_recipe
 
@@ -56,6 +57,9 @@ def released_state(recipe: Recipe, base: UNet2DConditionModel, n_voxels: int = N
         "lin1.weight": (tokens, width),
         "lin1.bias": (tokens,),
     }
+    for block in range(recipe.brain.residual_blocks):
+        shapes[f"mlp.{block}.0.weight"] = (width, width)
+        shapes |= {f"mlp.{block}.{name}": (width,) for name in ("0.bias", "1.weight", "1.bias")}
     state = {f"{BRAIN}{name}": torch.randn(shape) / 5 for name, shape in shapes.items()}
     set_trainable(base, recipe.finetune)
     for name, weight in base.state_dict().items():
@@ -109,6 +113,10 @@ def reference_condition(state: Mapping[str, Tensor], window_VT: Tensor, layer: i
     hidden_TH = convolved.view(N_VOLUMES, width)
     normed = nn.functional.layer_norm(hidden_TH, (width,), raw["post_lin0.0.weight"], raw["post_lin0.0.bias"])
     hidden_TH = nn.functional.gelu(normed)
+    for block in range(recipe.brain.residual_blocks):
+        linear = nn.functional.linear(hidden_TH, raw[f"mlp.{block}.0.weight"], raw[f"mlp.{block}.0.bias"])
+        scale, shift = raw[f"mlp.{block}.1.weight"], raw[f"mlp.{block}.1.bias"]
+        hidden_TH = hidden_TH + nn.functional.gelu(nn.functional.layer_norm(linear, (width,), scale, shift))
     merged = nn.functional.linear(hidden_TH.T, raw["out_time_agg.weight"], raw["out_time_agg.bias"])[:, 0]
     tokens = nn.functional.linear(merged, raw["lin1.weight"], raw["lin1.bias"])
     return tokens.view(recipe.base.n_tokens, recipe.base.token_width)
@@ -183,6 +191,42 @@ def test_the_priors_are_of_nsds_runs_that_nobody_repaired(
     )
     assert info.subjects[0].drift_prior == expected.drift
     assert info.tr_s == info.recipe.preprocessing.tr_s == TR_S
+
+
+def test_residual_blocks_come_before_the_aggregation(tiny_recipe: Recipe, tiny_base: Path) -> None:
+    replace = msgspec.structs.replace
+    brain = replace(tiny_recipe.brain, residual_blocks=2, residual_place="before aggregation")
+    recipe = replace(tiny_recipe, brain=brain)
+    torch.manual_seed(6)
+    state = released_state(recipe, load_unet(tiny_base))
+    window = torch.randn(N_VOXELS, N_VOLUMES)
+    found = brain_from_released(state, recipe)(window[None], torch.tensor([1]))
+    expected = reference_condition(state, window, 1, recipe)
+    torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(TrainError, match="give a recipe with residual_blocks = 2"):
+        brain_from_released(state, tiny_recipe)
+    one = replace(recipe, brain=replace(brain, residual_blocks=3))
+    with pytest.raises(TrainError, match=r"expected a weight .*mlp\.2\.0\.weight"):
+        brain_from_released(state, one)
+
+
+def test_a_released_model_with_residual_blocks_is_imported_whatever_the_recipe_says_of_their_place(
+    tiny_recipe: Recipe, tiny_base: Path, tmp_path: Path
+) -> None:
+    recipe = msgspec.structs.replace(
+        tiny_recipe, brain=msgspec.structs.replace(tiny_recipe.brain, residual_blocks=1)
+    )
+    torch.manual_seed(7)
+    state = released_state(recipe, load_unet(tiny_base), n_voxels=15_724)
+    training = Training(
+        steps=1, batch=1, micro_batch=1, peak_learning_rate=1e-3, warmup_steps=1, precision="fp32"
+    )
+    start_engine(module_of(state), training).save_checkpoint(str(tmp_path / "released"), tag=TAG)
+    info = import_released(tmp_path / "released", 1, recipe, tiny_base, tmp_path / "out")
+    assert info.recipe.brain.residual_place == "before aggregation"
+    brain = load_checkpoint(tmp_path / "out").brain
+    assert isinstance(brain, BrainModule)
+    assert brain.config.residual_place == "before aggregation"
 
 
 def test_full_size_names_and_shapes_fit() -> None:

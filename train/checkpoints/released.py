@@ -7,6 +7,7 @@ project's model they become (S subjects, V voxels, T volumes, H hidden width, N 
         subject_layers.weights   [S, V, H]       subject layer
         lin0.weight, .bias       [T H, 1, H]     timestep layers: a grouped convolution as long as its input
         post_lin0.0.*            [H]             norm
+        mlp.K.0.*, mlp.K.1.*     [H, H], [H]     residual block K: its linear layer and norm
         out_time_agg.*           [1, T]          aggregation
         lin1.*                   [N W, H]        output
     model.unet.
@@ -14,7 +15,8 @@ project's model they become (S subjects, V voxels, T volumes, H hidden width, N 
         …attentions.K.transformers.1.…           text attention, with a share of 0: left out
         ….base_layer.*, ….lora_A.default.*, ….lora_B.default.*    peft's
 
-The authors' code replaces dropped conditions by zeros, so zeros are the null condition.
+The authors' code replaces dropped conditions by zeros, so zeros are the null condition. Its residual blocks,
+of which the released models have none, come before the aggregation.
 """
 
 from __future__ import annotations
@@ -74,14 +76,18 @@ def read_released(folder: Path) -> dict[str, Tensor]:
     try:
         state: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=TAG)
     except (OSError, ValueError, KeyError, AssertionError, RuntimeError) as error:
-        raise TrainError(f"cannot read a DeepSpeed checkpoint from {folder / TAG}: {error}") from error
+        raise TrainError(
+            f"cannot read a DeepSpeed checkpoint from {folder / TAG}: {error}; download the folder again, "
+            "with the files of all ranks"
+        ) from error
     return state
 
 
 def brain_from_released(state: State, recipe: Recipe) -> BrainModule:
     """The brain module, with as many subjects and voxels as the weights have.
 
-    :raises TrainError: a weight is missing or does not have the recipe's shape
+    :raises TrainError: a weight is missing or does not have the recipe's shape, or there are more residual
+        blocks than in the recipe
     """
     subjects = _take(state, f"{BRAIN}subject_layers.weights")
     n_subjects, n_voxels, width = subjects.shape
@@ -98,6 +104,8 @@ def brain_from_released(state: State, recipe: Recipe) -> BrainModule:
         "output.weight": _take(state, f"{BRAIN}lin1.weight"),
         "output.bias": _take(state, f"{BRAIN}lin1.bias"),
     }
+    for ours, theirs in _residual_names(state, recipe).items():
+        weights[ours] = _take(state, theirs)
     with torch.device("meta"):
         brain = BrainModule(brain_config(recipe, n_voxels, n_subjects))
     _check_shapes(brain, weights, "the brain module")
@@ -119,7 +127,7 @@ def adapter_from_released(state: State, recipe: Recipe) -> UNet2DConditionModel:
     if missing:
         raise TrainError(
             f"expected LoRA weights for {missing[0]} in the released checkpoint, found none ({len(missing)} "
-            "are missing in all)"
+            "are missing in all); download it again, or give a recipe whose [base] has its UNet"
         )
     weights = {name: state[names[name]].contiguous() for name in wanted}
     _check_shapes(unet, weights, "the adapter")
@@ -177,20 +185,13 @@ def import_released(
     _check_new(out)
     base_folder = find_base(base)
     state = read_released(folder)
+    recipe = _as_released(recipe)
     n_compared = check_base(state, load_unet(base_folder))
     _log.info("%d frozen weights are equal to the base model's", n_compared)
     brain = brain_from_released(state, recipe)
     layout = Layout(nsd) if nsd else None
     n_voxels = _region_size(layout, subject, brain.config.n_voxels)
     brain = brain.of_subject(layer, n_voxels)
-    # The authors test on the shared images of NSD and their code removes a line as drift, whatever the recipe
-    # says.
-    recipe = msgspec.structs.replace(
-        recipe,
-        split="standard",
-        preprocessing=msgspec.structs.replace(recipe.preprocessing, drift="linear", tr_s=TR_S),
-        diffusion=msgspec.structs.replace(recipe.diffusion, null_condition="zeros", guidance=3.5),
-    )
     null_NW = torch.zeros(recipe.base.n_tokens, recipe.base.token_width)
     model = Dynadiff(brain, adapter_from_released(state, recipe), null_NW, recipe)
     info = CheckpointInfo(
@@ -213,6 +214,39 @@ def import_released(
             _log.warning("without --nsd the checkpoint has no ROI and no prior, and cannot be exported")
         save_checkpoint(out, model, info)
     return info
+
+
+def _as_released(recipe: Recipe) -> Recipe:
+    """The recipe with what the authors' code does, whatever the recipe says.
+
+    It tests on the shared images of NSD, removes a line as drift, and has residual blocks before the
+    aggregation.
+    """
+    replace = msgspec.structs.replace
+    return replace(
+        recipe,
+        split="standard",
+        preprocessing=replace(recipe.preprocessing, drift="linear", tr_s=TR_S),
+        brain=replace(recipe.brain, residual_place="before aggregation"),
+        diffusion=replace(recipe.diffusion, null_condition="zeros", guidance=3.5),
+    )
+
+
+def _residual_names(state: State, recipe: Recipe) -> dict[str, str]:
+    """The released name of each weight of the residual blocks, by ours."""
+    n_expected = recipe.brain.residual_blocks
+    found = {int(name.split(".")[1]) for key in state if (name := key.removeprefix(BRAIN)).startswith("mlp.")}
+    if len(found) > n_expected:
+        raise TrainError(
+            f"expected {n_expected} residual blocks, as in the recipe, found {len(found)} in the released "
+            f"checkpoint; give a recipe with residual_blocks = {len(found)}"
+        )
+    return {
+        f"residual.{block}.body.{layer}.{kind}": f"{BRAIN}mlp.{block}.{layer}.{kind}"
+        for block in range(n_expected)
+        for layer in (0, 1)
+        for kind in ("weight", "bias")
+    }
 
 
 def _check_new(out: Path) -> None:
@@ -259,7 +293,8 @@ def _take(state: State, name: str) -> Tensor:
         return state[name]
     except KeyError:
         raise TrainError(
-            f"expected a weight {name} in the released checkpoint, found names such as {sorted(state)[:3]}"
+            f"expected a weight {name} in the released checkpoint, found names such as {sorted(state)[:3]}; "
+            "give a folder of facebook/dynadiff, and a recipe with the layers of its model"
         ) from None
 
 
@@ -268,7 +303,8 @@ def _check_shapes(module: nn.Module, weights: State, what: str) -> None:
         if name in weights and weights[name].shape != expected.shape:
             raise TrainError(
                 f"{what}: expected {name} with the recipe's shape {tuple(expected.shape)}, found "
-                f"{tuple(weights[name].shape)}"
+                f"{tuple(weights[name].shape)}; give the recipe with the released model's sizes (`paper` or "
+                "`authors`), or change them in yours"
             )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from train.errors import TrainError
 
 Aggregation = Literal["out", "in", "mean"]
+ResidualPlace = Literal["after aggregation", "before aggregation"]
 _Layer = Callable[[Tensor, int], Tensor]
 
 
@@ -38,6 +39,11 @@ class BrainConfig:
     per_subject_timesteps: bool = False
     """Whether each subject has its own timestep layers (paper, appendix E); the released code shares them."""
     residual_blocks: int = 0
+    residual_place: ResidualPlace = "after aggregation"
+    """Where the residual blocks are: on the merged volumes, or on each volume before they are merged, as in
+    the released code. The paper does not say. With ``aggregation = "in"`` the two are the same."""
+    residual_dropout: float | None = None
+    """Dropout in the residual blocks (the released code: 0.15); None for ``dropout``."""
 
     @property
     def n_merged(self) -> int:
@@ -85,14 +91,16 @@ class ResidualBlock(nn.Module):
             nn.Linear(width, width), nn.LayerNorm(width), nn.GELU(), nn.Dropout(dropout)
         )
 
-    def forward(self, hidden_BH: Tensor) -> Tensor:
-        """``[B, H]`` to ``[B, H]``."""
-        added: Tensor = self.body(hidden_BH)
-        return hidden_BH + added
+    def forward(self, hidden_xH: Tensor) -> Tensor:
+        """``[B, H]`` or ``[B, T, H]`` to the same."""
+        added: Tensor = self.body(hidden_xH)
+        return hidden_xH + added
 
 
 class BrainModule(nn.Module):
     """Subject layer, timestep layers, norm, GELU, dropout, aggregation over time, output tokens.
+
+    Residual blocks, of which the paper's model has none, come before or after the aggregation.
 
     A window of one volume (betas) has no timestep layers and no aggregation: the norm follows the subject
     layer (paper, appendix C).
@@ -115,9 +123,8 @@ class BrainModule(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         learns_to_merge = config.n_volumes > 1 and config.aggregation != "mean"
         self.aggregate = nn.Linear(config.n_volumes, 1) if learns_to_merge else None
-        self.residual = nn.Sequential(
-            *(ResidualBlock(width, config.dropout) for _ in range(config.residual_blocks))
-        )
+        dropped = config.dropout if config.residual_dropout is None else config.residual_dropout
+        self.residual = nn.Sequential(*(ResidualBlock(width, dropped) for _ in range(config.residual_blocks)))
         self.output = nn.Linear(width, config.n_tokens * config.token_width)
 
     def forward(self, window_BVT: Tensor, subject_B: Tensor) -> Tensor:
@@ -128,11 +135,14 @@ class BrainModule(nn.Module):
         if self.timestep is not None:
             hidden_BTH = self.timestep(hidden_BTH, subject_B)
         hidden_BTH = self.dropout(nn.functional.gelu(self.norm(hidden_BTH)))
+        residual_first = self.config.residual_place == "before aggregation"
+        if residual_first:
+            hidden_BTH = self.residual(hidden_BTH)
         if self.config.aggregation == "in":
             hidden_BH = hidden_BTH[:, 0]
         else:
             hidden_BH = self._merge(hidden_BTH.transpose(1, 2))
-        tokens: Tensor = self.output(self.residual(hidden_BH))
+        tokens: Tensor = self.output(hidden_BH if residual_first else self.residual(hidden_BH))
         return tokens.view(-1, self.config.n_tokens, self.config.token_width)
 
     def _merge(self, series_BxT: Tensor) -> Tensor:

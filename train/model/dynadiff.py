@@ -66,4 +66,6 @@ def brain_config(recipe: Recipe, n_voxels: int, n_subjects: int = 1) -> BrainCon
         aggregation=recipe.brain.aggregation,
         per_subject_timesteps=recipe.brain.per_subject_timesteps,
         residual_blocks=recipe.brain.residual_blocks,
+        residual_place=recipe.brain.residual_place,
+        residual_dropout=recipe.brain.residual_dropout,
     )
