@@ -22,6 +22,8 @@ Form = Literal["whole_run", "causal", "betas"]
 """How a presentation is given to a decoder: as a window of a run that was detrended and z-scored as a whole,
 as the same window preprocessed causally as in the runtime, or as one beta of a general linear model."""
 
+SamplerName = Literal["ddim", "ddpm"]
+
 RECIPES = Path(__file__).parent / "recipes"
 DEMO = RECIPES / "demo.toml"
 PAPER = RECIPES / "paper.toml"
@@ -169,6 +171,9 @@ class Diffusion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """What replaces a dropped condition: a learned embedding (the paper) or zeros (the released code)."""
     guidance: Annotated[float, msgspec.Meta(ge=1)]
     inference_steps: Positive
+    sampler: SamplerName = "ddim"
+    """How pictures are sampled: DDIM (the paper), or DDPM, whose steps add noise (the released code). A
+    bundle's tables have no noise, so the runtime decodes with DDIM and its relatives whatever this says."""
 
 
 class Ridge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

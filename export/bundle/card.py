@@ -12,7 +12,7 @@ from export.lineage.provenance import model_stage
 from export.precision_forms import DESCRIPTIONS, Form
 from realtime.bundle.spec import Sampler, Spec, Stage
 from train.checkpoints.checkpoint import Checkpoint, CheckpointInfo
-from train.recipe import Finetune, Preprocessing
+from train.recipe import Diffusion, Finetune, Preprocessing
 from train.store.fingerprints import SYNTHETIC_FILE
 
 _CARD = """\
@@ -36,7 +36,7 @@ Decodes what subject {subject} was shown from {length} volumes of fMRI (TR {tr_s
 {held_out} Preprocessing: cosine drifts slower
 than {high_pass_hz:g} Hz removed, z-scores, trusted after {warmup} volumes.{drift}
 
-Samplers, best first; the runtime takes the first that the time between volumes allows: {samplers}.
+Samplers, best first; the runtime takes the first that the time between volumes allows: {samplers}.{noise}
 
 ## How well it decodes
 
@@ -133,6 +133,7 @@ def card(
         high_pass_hz=spec.preprocessing.high_pass_hz,
         warmup=spec.preprocessing.warmup_volumes,
         samplers=", ".join(f"`{s.name}` with guidance {_guidance(s)}" for s in spec.samplers),
+        noise=_noise(recipe.diffusion),
         form=DESCRIPTIONS[form],
         quality=quality or _NOT_EVALUATED,
         files=_table(("file", "MB"), [(f"`{name}`", f"{size / 1e6:.2f}") for name, size in sizes.items()]),
@@ -145,6 +146,16 @@ def _guidance(sampler: Sampler) -> str:
     n_guided = sum(guidance != 1 for guidance in sampler.guidance)
     strength = f"{sampler.guidance[0]:g}"
     return strength if n_guided in (0, len(sampler.guidance)) else f"{strength} in {n_guided} steps"
+
+
+def _noise(diffusion: Diffusion) -> str:
+    """A warning about recipes that sample with DDPM, because a bundle's tables add no noise."""
+    if diffusion.sampler == "ddim":
+        return ""
+    return (
+        "\n**Its recipe samples with DDPM, whose steps add noise; these add none:** what `train evaluate` "
+        "measured with\nDDPM is not of what is decoded here; use `train evaluate --sampler ddim`."
+    )
 
 
 def _recordings(folder: Path) -> str:

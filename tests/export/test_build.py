@@ -196,6 +196,9 @@ def test_the_card_says_how_the_decoder_was_made(exported: Exported) -> None:
     recipe = checkpoint.recipe
     linear = replace(recipe, preprocessing=replace(recipe.preprocessing, drift="linear"))
     assert "a line was removed, not cosines" in card_of(recipe=linear)
+    assert "DDPM" not in plain
+    noisy = checkpoint.sampled_by("ddpm").recipe
+    assert "samples with DDPM, whose steps add noise; these add none" in card_of(recipe=noisy)
 
 
 def test_an_imported_checkpoint_is_noted_as_that(exported: Exported) -> None:

@@ -28,7 +28,7 @@ from train.model.brain import BrainModule
 from train.model.dynadiff import Dynadiff, brain_config
 from train.model.finetune import load_tuned, save_tuned
 from train.model.linear_brain import LinearBrain, LinearConfig
-from train.recipe import Recipe
+from train.recipe import Recipe, SamplerName
 from train.store.fingerprints import Method, Terms, base_identity
 
 
@@ -141,6 +141,12 @@ class Checkpoint:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         moved = {part: getattr(self, part).to(device) for part in ("brain", "unet", "vae", "null_NW")}
         return replace(self, **moved)
+
+    def sampled_by(self, sampler: SamplerName) -> Checkpoint:
+        """The same checkpoint with another sampler in its recipe."""
+        diffusion = msgspec.structs.replace(self.recipe.diffusion, sampler=sampler)
+        recipe = msgspec.structs.replace(self.recipe, diffusion=diffusion)
+        return replace(self, info=msgspec.structs.replace(self.info, recipe=recipe))
 
     @property
     def subject_folder(self) -> Path:

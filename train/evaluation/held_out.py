@@ -88,8 +88,17 @@ def held_out_windows(
     return averaged_windows(cache, groups, recipe.window, "causal", recipe), shown
 
 
-def decode_windows(checkpoint: Checkpoint, windows: NDArray[np.float16], seed: int, name: str) -> Pictures:
-    """Decode windows ``[n, V, T]`` in torch."""
+def decode_windows(
+    checkpoint: Checkpoint,
+    windows: NDArray[np.float16],
+    seed: int,
+    name: str,
+    trials: Sequence[int] | None = None,
+) -> Pictures:
+    """Decode windows ``[n, V, T]`` in torch.
+
+    :param trials: a number for each window, which goes into the seed of a sampler that adds noise
+    """
     brain, device = checkpoint.brain, checkpoint.null_NW.device
 
     def window_of(part: slice) -> Tensor:
@@ -111,6 +120,7 @@ def decode_windows(checkpoint: Checkpoint, windows: NDArray[np.float16], seed: i
         name,
         (lambda part: brain.start(window_of(part))) if isinstance(brain, LinearBrain) else None,
         checkpoint.recipe.ridge.diffusion_strength,
+        trials,
     )
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
+
+from train.recipe import SamplerName
 
 
 def make_scheduler() -> DDIMScheduler:
@@ -21,6 +23,16 @@ def make_scheduler() -> DDIMScheduler:
         steps_offset=1,
         prediction_type="epsilon",
     )
+
+
+def make_sampler(name: SamplerName) -> DDIMScheduler | DDPMScheduler:
+    """The scheduler that samples: DDIM (Song et al. 2021, eta 0) or DDPM (Ho et al. 2020).
+
+    Both run through the same timesteps. DDPM is DDIM with eta 1 but for the last step, which ends without
+    noise: at a' = 1, not at the schedule's first value.
+    """
+    scheduler = make_scheduler()
+    return scheduler if name == "ddim" else DDPMScheduler.from_config(scheduler.config)
 
 
 def cubic_timesteps(uniform_B: Tensor, n_timesteps: int = 1000) -> Tensor:

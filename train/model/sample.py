@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from train.model.diffusion import make_scheduler
+from train.model.diffusion import make_sampler
 from train.model.vae import decode_latents
 from train.recipe import Diffusion
 
@@ -31,14 +31,16 @@ def sample(
     settings: Diffusion,
     start: Tensor | None = None,
     strength: float = 1.0,
+    draws: list[torch.Generator] | None = None,
 ) -> Tensor:
-    """DDIM with guidance (paper 2.2), from conditions ``[B, N, W]`` and ``noise`` to latents ``[B, c, h,
-    w]``.
+    """The recipe's sampler with guidance (paper 2.2), from conditions ``[B, N, W]`` and ``noise`` to latents
+    ``[B, c, h, w]``.
 
     :param start: latents to start from, with noise added, ``[B, c, h, w]``, as in diffusers' img2img
     :param strength: share of the steps to run from ``start``, counted from the last
+    :param draws: of the noise that DDPM's steps add to each of the ``B``; DDIM adds none
     """
-    scheduler = make_scheduler()
+    scheduler = make_sampler(settings.sampler)
     scheduler.set_timesteps(settings.inference_steps)
     timesteps, latents = scheduler.timesteps, noise
     if start is not None:
@@ -48,7 +50,7 @@ def sample(
     for timestep in timesteps:
         unguided, guided = unet(torch.cat([latents, latents]), timestep, both).sample.chunk(2)
         predicted = unguided + settings.guidance * (guided - unguided)
-        latents = scheduler.step(predicted, timestep, latents).prev_sample
+        latents = scheduler.step(predicted, timestep, latents, generator=draws).prev_sample
     return latents
 
 
@@ -69,13 +71,16 @@ def decode(
     name: str | None,
     start_of: Callable[[slice], Tensor] | None = None,
     strength: float = 1.0,
+    trials: Sequence[int] | None = None,
 ) -> Pictures:
     """Decode ``n`` conditions, which ``condition_of`` returns by slices, into pictures ``[n, H, W, 3]``.
 
     All start from the same noise, as in the runtime. If ``start_of`` is given, they start from its latents
-    with noise added, and ``strength`` is the share of the steps that are run.
+    with noise added, and ``strength`` is the share of the steps that are run. What DDPM's steps add is drawn
+    for each trial by ``seed`` and its number, so a decode does not depend on the others.
 
     :param name: name of the progress bar; None for no bar
+    :param trials: a number for each trial, by default 0 to n - 1
     """
     size = unet.config.sample_size
     noise = torch.randn(1, unet.config.in_channels, size, size, generator=torch.Generator().manual_seed(seed))
@@ -86,6 +91,12 @@ def decode(
         part = slice(start, min(start + at_once, n))
         conditions, latents = condition_of(part), start_of(part) if start_of else None
         noises = noise.repeat(len(conditions), 1, 1, 1)
-        latents = sample(unet, conditions, null_NW, noises, settings, latents, strength)
+        draws = [_draw(seed, trial) for trial in (range(n) if trials is None else trials)[part]]
+        latents = sample(unet, conditions, null_NW, noises, settings, latents, strength, draws)
         pictures.append(decode_latents(vae, latents))
     return np.concatenate(pictures)
+
+
+def _draw(seed: int, trial: int) -> torch.Generator:
+    # 32 bits, because torch's CPU generator uses no more.
+    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, trial]).generate_state(1)[0]))
