@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -22,6 +23,7 @@ from train.evaluation.decode_cache import kept
 from train.evaluation.evaluate import Evaluation, evaluate
 from train.evaluation.held_out import decode_windows, held_out_windows
 from train.evaluation.results_table import see
+from train.evaluation.scored_pictures import Scoring
 from train.model.sample import Pictures
 
 from .conftest import link_runs
@@ -44,9 +46,11 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Ways that were decoded since, each by its name."""
     names: list[str] = []
 
-    def note(checkpoint: Checkpoint, windows: NDArray[np.float16], seed: int, name: str) -> Pictures:
+    def note(
+        checkpoint: Checkpoint, windows: NDArray[np.float16], seed: int, name: str, trials: Sequence[int]
+    ) -> Pictures:
         names.append(name)
-        return decode_windows(checkpoint, windows, seed, name)
+        return decode_windows(checkpoint, windows, seed, name, trials)
 
     monkeypatch.setattr(module, "decode_windows", note)
     return names
@@ -88,6 +92,34 @@ def test_a_second_call_scores_what_was_decoded(
     save_file(weights | {name: weights[name] + 0.1}, checkpoint / "brain.safetensors")
     evaluate(order(n_trials=2, seed=2))
     assert decoded[7:] == ["offline", "streaming"], "by other weights"
+
+
+def test_it_samples_and_scores_as_the_authors_code_does_when_asked(
+    checkpoint: Path, tiny_nsd: Path, tmp_path: Path, decoded: list[str]
+) -> None:
+    out = tmp_path / "out"
+    plain = Evaluation(root=tiny_nsd, checkpoint=checkpoint, out=out, n_trials=3)
+    theirs = dataclasses.replace(
+        plain, sampler="ddpm", scoring=Scoring(blur_faces="decoded", upsample_truth=True)
+    )
+    evaluate(plain)
+    table = json.loads((out / "table.json").read_text())
+    assert (table["sampler"], table["scoring"]["blur_faces"]) == ("ddim", "none")
+    offline = np.load(out / "decodes/offline.npz")["pictures"]
+    first = evaluate(theirs)
+    assert decoded == ["offline", "streaming"] * 2, "another sampler decodes anew"
+    noisy = np.load(out / "decodes/offline.npz")["pictures"]
+    assert not np.array_equal(noisy, offline)
+    table = json.loads((out / "table.json").read_text())
+    assert (table["sampler"], table["scoring"]) == (
+        "ddpm",
+        {"blur_faces": "decoded", "upsample_truth": True},
+    )
+    said = (out / "table.md").read_text()
+    assert "Sampled by DDPM of 4 steps, guidance 3," in said
+    assert "faces in the decodes were blurred" in said
+    assert evaluate(dataclasses.replace(theirs, out=tmp_path / "again")) == first
+    assert np.array_equal(np.load(tmp_path / "again/decodes/offline.npz")["pictures"], noisy)
 
 
 def test_windows_for_an_export_have_the_priors_of_the_training(

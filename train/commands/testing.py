@@ -58,6 +58,21 @@ def add_evaluate(commands: Commands) -> None:
         metavar="VOLUMES",
         help="window starts after onset to decode instead of the recipe's, such as -3 0 3 6",
     )
+    parser.add_argument(
+        "--sampler", choices=["ddim", "ddpm"], help="sampler of the decodes (default: the recipe's)"
+    )
+    parser.add_argument(
+        "--blur-faces",
+        choices=["none", "decoded", "both"],
+        default="none",
+        help="blur faces before scoring: in no pictures (the default), in the decodes as in the authors' "
+        "code, or in the shown pictures too; found by dlib's detector, not by the authors' RetinaFace",
+    )
+    parser.add_argument(
+        "--upsample-truth",
+        action="store_true",
+        help="before scoring, resize the shown pictures to the decodes' size, as in the authors' code",
+    )
     parser.set_defaults(run=_evaluate)
 
 
@@ -109,6 +124,7 @@ def add_score(commands: Commands) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from train.evaluation.evaluate import Evaluation, evaluate
+    from train.evaluation.scored_pictures import Scoring
 
     evaluate(
         Evaluation(
@@ -121,6 +137,8 @@ def _evaluate(options: argparse.Namespace) -> None:
             n_trials=options.trials,
             average=options.average,
             offsets=options.offsets,
+            sampler=options.sampler,
+            scoring=Scoring(blur_faces=options.blur_faces, upsample_truth=options.upsample_truth),
         )
     )
 

@@ -36,8 +36,9 @@ from train.errors import TrainError
 from train.evaluation.decode_cache import array_digest, kept, weights_digest
 from train.evaluation.held_out import decode_pictures, decode_windows, held_out_groups, images_of
 from train.evaluation.results_table import Row, as_markdown, compare, see
+from train.evaluation.scored_pictures import Scoring, as_scored
 from train.model.sample import Pictures
-from train.recipe import DemoBase, Form, Recipe
+from train.recipe import DemoBase, Diffusion, Form, Recipe, SamplerName
 from train.store.fingerprints import digest
 from train.store.lock import alone_in
 
@@ -66,6 +67,9 @@ class Evaluation:
     offsets: Sequence[int] = ()
     """Window starts in volumes after onset; by default only the recipe's, offline and streaming."""
     seed: int = 1
+    sampler: SamplerName | None = None
+    """Samples the decodes in place of the recipe's sampler."""
+    scoring: Scoring = Scoring()
 
 
 def evaluate(order: Evaluation) -> dict[str, Row]:
@@ -79,6 +83,8 @@ def evaluate(order: Evaluation) -> dict[str, Row]:
         recordings, or there is nothing to decode
     """
     checkpoint = load_checkpoint(order.checkpoint, subject=order.subject).on_device()
+    if order.sampler:
+        checkpoint = checkpoint.sampled_by(order.sampler)
     recipe, number = checkpoint.recipe, checkpoint.subject.number
     folder = subject_cache(order.caches or order.checkpoint / "cache", number)
     info = checkpoint.info
@@ -112,9 +118,13 @@ def evaluate(order: Evaluation) -> dict[str, Row]:
         "found": msgspec.to_builtins(here),
         "presentations": len(decodes),
         "within_warmup": n_early,
+        "sampler": recipe.diffusion.sampler,
+        "scoring": msgspec.to_builtins(order.scoring),
         "rows": msgspec.to_builtins(rows),
     }
-    markdown = as_markdown(rows, [here.in_words(number), *_early(ways, n_early, len(decodes), recipe)])
+    facts = [here.in_words(number), *_early(ways, n_early, len(decodes), recipe)]
+    facts += [_sampled(recipe.diffusion), *order.scoring.in_words]
+    markdown = as_markdown(rows, facts)
     drawn = np.sort(np.random.default_rng(order.seed).permutation(len(groups))[:GRID_TRIALS])
     with alone_in(order.out, wait=True):
         write_whole(order.out / "table.json", json.dumps(table, indent=2))
@@ -138,7 +148,8 @@ def _decode(
     for name, (form, window) in ways.items():
         windows = averaged_windows(cache, groups, window, form, checkpoint.recipe)
         path = order.out / "decodes" / f"{name.replace(' ', '_')}.npz"
-        decode = partial(decode_windows, checkpoint, windows, order.seed, name)
+        trials = [int(group[0]) for group in groups]
+        decode = partial(decode_windows, checkpoint, windows, order.seed, name, trials)
         decoded[name] = kept(path, digest([*of_all, array_digest(windows)]), decode)
     return decoded
 
@@ -171,6 +182,14 @@ def _early(ways: dict[str, tuple[Form, Window]], n_early: int, n_decoded: int, r
     ]
 
 
+def _sampled(diffusion: Diffusion) -> str:
+    noise = "a noise of its own for each trial" if diffusion.sampler == "ddpm" else "no noise in its steps"
+    return (
+        f"Sampled by {diffusion.sampler.upper()} of {diffusion.inference_steps} steps, guidance "
+        f"{diffusion.guidance:g}, from the same noise for every trial, with {noise}."
+    )
+
+
 def _score(
     shown: Pictures,
     decoded: dict[str, Pictures],
@@ -178,7 +197,7 @@ def _score(
     order: Evaluation,
     device: torch.device,
 ) -> dict[str, Row]:
-    seen = see({"shown": shown, **decoded}, order.networks, device)
+    seen = see(as_scored(shown, decoded, order.scoring), order.networks, device)
     shuffled = np.random.default_rng(order.seed).permutation(len(shown))
     seen["floor"] = seen[next(iter(decoded))].reordered(shuffled)
     return {name: compare(seen["shown"], those, images) for name, those in seen.items() if name != "shown"}
