@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 
 Features = NDArray[np.float64]
 """[n, d]"""
+TIE = 1e-10
+"""Correlations that differ by less are equal: rounding moves those of equal rows by some 1e-15, by other
+amounts in other places of the table."""
 Image = NDArray[np.uint8]
 """RGB [H, W, 3]"""
 
@@ -53,15 +56,15 @@ def correlations(true: Features, decoded: Features) -> NDArray[np.float64]:
 def two_way(true: Features, decoded: Features) -> NDArray[np.float64]:
     """By decode: score of each trial j, ``[n]``, each decode against all pictures.
 
-    It is the share of other i with corr(true_i, dec_j) < corr(true_j, dec_j), as in Brain-Diffuser. Chance is
-    0.5.
+    It is the share of other i with corr(true_i, dec_j) < corr(true_j, dec_j), as in Brain-Diffuser; a tie, as
+    with another showing of the same picture, does not count. Chance is 0.5.
 
     :raises ValueError: when the two differ in shape or hold fewer than two trials
     """
     if true.shape != decoded.shape or true.ndim != 2 or len(true) < 2:
         raise ValueError(f"expected two arrays [n >= 2, d], got {true.shape} and {decoded.shape}")
     table = correlations(true, decoded)
-    below = table < np.diagonal(table)
+    below = table < np.diagonal(table) - TIE
     return np.asarray(below.sum(axis=0) / (len(true) - 1), dtype=np.float64)
 
 
