@@ -290,7 +290,7 @@ def test_the_markdown_names_every_metric_and_what_is_missing(unaided: dict[str, 
     assert "| SwAV | lower |  | 0.35 [0.89, 0.93] | 0.35 [0.89, 0.93] |" in lines
     assert "| CLIP by decode | higher | 50.0 % | not computed | not computed |" in lines
     assert lines.count("- AlexNet(2), AlexNet(5), mIoU: not computed; fetch with `curl alexnet`") == 1
-    assert any(line.startswith("- mIoU: maps by Mask2Former") for line in lines)
+    assert any(line.startswith("- mIoU: classes of the true map") for line in lines)
 
 
 def test_a_row_of_an_earlier_version_has_one_direction(unaided: dict[str, Seen]) -> None:

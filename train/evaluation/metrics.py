@@ -91,7 +91,10 @@ def cosine_distance(true: NDArray[np.floating], decoded: NDArray[np.floating]) -
 
 
 def mean_iou(true: NDArray[np.uint8], decoded: NDArray[np.uint8]) -> PerTrial:
-    """Intersection over union of two semantic maps ``[n, pixels]``, averaged over the classes in either.
+    """Intersection over union of two semantic maps ``[n, pixels]``, averaged over the true map's classes.
+
+    A class in the decoded map alone counts only by the pixels that it takes from others, as in the authors'
+    evaluation.
 
     :raises ValueError: the two differ in shape
     """
@@ -102,7 +105,7 @@ def mean_iou(true: NDArray[np.uint8], decoded: NDArray[np.uint8]) -> PerTrial:
 def _iou(true: NDArray[np.uint8], decoded: NDArray[np.uint8]) -> float:
     shared = np.bincount(true[true == decoded], minlength=256)
     either = np.bincount(true, minlength=256) + np.bincount(decoded, minlength=256) - shared
-    present = either > 0
+    present = np.bincount(true, minlength=256) > 0
     return float(np.mean(shared[present] / either[present]))
 
 

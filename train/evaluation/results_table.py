@@ -100,7 +100,8 @@ METRICS: tuple[Metric, ...] = (
         kind="semantic_map",
         formula=mean_iou,
         unit="%",
-        note="maps by Mask2Former (Swin-L, ADE20K), not the paper's ViT-Adapter: not comparable with it",
+        note="classes of the true map, as in the paper, but maps by Mask2Former (Swin-L, COCO panoptic: 133 "
+        "classes) in place of ViT-Adapter (COCO-Stuff: 171): near the paper's, not comparable with it",
     ),
     Metric(name="DreamSim", kind="dreamsim", formula=cosine_distance, better="lower", unit="%"),
     *_identification("EffNet-Lite0", "efficientnet_lite0", _OURS),
@@ -148,7 +149,7 @@ class Seen:
 def see(sets: Mapping[str, Pictures], networks: Path | None, device: Device = "cpu") -> dict[str, Seen]:
     """Features of every set of RGB pictures ``[n, H, W, 3]``, by the set's name.
 
-    One network is in memory at a time. A set of 1 000 pictures takes 1.4 GB, mostly for AlexNet's layer 2,
+    One network is in memory at a time. A set of 1 000 pictures takes 1.6 GB, mostly for AlexNet's layer 2,
     and comparing two sets briefly takes some 6 GB. Weights that cannot be read count as missing, so that one
     damaged file does not stop an evaluation after hours of decoding.
 

@@ -6,16 +6,17 @@
 | CLIP ViT-L/14 | its final image embedding |
 | Inception-v3, EfficientNet-B1, SwAV's ResNet-50 | averages over the last layer (``avgpool``) |
 | DreamSim | the ensemble's embedding |
-| Mask2Former (Swin-L, ADE20K) | the semantic map: a class for each pixel |
+| Mask2Former (Swin-L, COCO panoptic) | the semantic map: a class for each pixel |
 
 The paper's tables call CLIP's column "CLIP-12", its text also says "CLIP", and neither explains the 12:
 ViT-L/14 has 24 layers, ViT-B/32 has 12. The authors' released evaluation takes the final image embedding of
 ViT-L/14, projected into the space shared with text, and so does this module. If the tables' values came from
 a layer 12, ours would not be comparable with them in this row.
 
-The paper's semantic maps come from ViT-Adapter, which no maintained package provides. Mask2Former was trained
-on the same 150 classes and is the head that ViT-Adapter's authors use; its mIoU is not comparable with the
-paper's.
+The paper's semantic maps come from ViT-Adapter (BEiTv2-L) at 512 px, which no maintained package provides,
+and have COCO-Stuff's 171 classes. Mask2Former is the head that ViT-Adapter's authors use. On COCO's panoptic
+classes it has the same 80 kinds of things, and 53 kinds of stuff that merge COCO-Stuff's 91. Its mIoU is near
+the paper's, and not comparable with it.
 
 Legend: n pictures, B batch, d features.
 """
@@ -42,11 +43,12 @@ from train.evaluation.networks.weight_files import DreamSimFolder, File, HubMode
 
 INPUT_PX = 224
 _BATCH = 32
+"""Pictures of 224 px at once, or fewer of a larger size."""
 Pictures = NDArray[np.uint8]
 Features = NDArray[Any]
 """[n, d]: float32, or uint8 for semantic maps"""
 Extract = Callable[[Tensor], tuple[Tensor, ...]]
-"""Pictures [B, 3, 224, 224] in [0, 1] to features [B, d], one array for each kind of the network.
+"""Pictures [B, 3, px, px] in [0, 1] to features [B, d], one array for each kind of the network.
 
 Both are on the device that the network was loaded to.
 """
@@ -63,6 +65,8 @@ class Network:
     kinds: tuple[str, ...]
     weights: Weights
     load: Load
+    px: int = INPUT_PX
+    """Side of the pictures that it sees."""
     resampling: Image.Resampling = Image.Resampling.BILINEAR
 
 
@@ -94,8 +98,9 @@ def resized(pictures: Pictures, px: int, resampling: Image.Resampling) -> Pictur
 
 
 def _batches(pictures: Pictures, network: Network, name: str) -> Iterator[Tensor]:
-    for start in tqdm(range(0, len(pictures), _BATCH), desc=f"{network.name}, {name}", unit="batch"):
-        part = resized(pictures[start : start + _BATCH], INPUT_PX, network.resampling)
+    at_once = max(1, _BATCH * INPUT_PX**2 // network.px**2)
+    for start in tqdm(range(0, len(pictures), at_once), desc=f"{network.name}, {name}", unit="batch"):
+        part = resized(pictures[start : start + at_once], network.px, network.resampling)
         yield torch.tensor(part).permute(0, 3, 1, 2).float() / 255.0
 
 
@@ -154,9 +159,9 @@ def _load_segmentation(path: Path, device: Device) -> Extract:
     network = _load_transformers(Mask2FormerForUniversalSegmentation, path).to(device)
 
     def semantic_map(pictures: Tensor) -> Tensor:
-        """The class of each pixel, ``[B, 224 * 224]``: the queries' masks weighted by their class scores."""
-        found = network(pictures)
-        masks = nn.functional.interpolate(found.masks_queries_logits, (INPUT_PX, INPUT_PX), mode="bilinear")
+        """The class of each pixel, ``[B, px * px]``: the queries' masks weighted by their class scores."""
+        found, size_px = network(pictures), (pictures.shape[2], pictures.shape[3])
+        masks = nn.functional.interpolate(found.masks_queries_logits, size_px, mode="bilinear")
         classes = found.class_queries_logits.softmax(dim=-1)[..., :-1]  # the last is "no object"
         scores = torch.einsum("bqc,bqhw->bchw", classes, masks.sigmoid())
         return scores.argmax(dim=1).flatten(1).to(torch.uint8)
@@ -215,8 +220,9 @@ NETWORKS = (
     Network(
         name="Mask2Former Swin-L",
         kinds=("semantic_map",),
-        weights=HubModel(repository="facebook/mask2former-swin-large-ade-semantic"),
+        weights=HubModel(repository="facebook/mask2former-swin-large-coco-panoptic"),
         load=_load_segmentation,
+        px=512,
     ),
     Network(
         name="DreamSim",
