@@ -176,6 +176,16 @@ class Diffusion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     bundle's tables have no noise, so the runtime decodes with DDIM and its relatives whatever this says."""
 
 
+class Latents(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the shown pictures become latents, the targets of the diffusion loss."""
+
+    posterior: Literal["mode", "sample"] = "mode"
+    """What is taken of the Gaussian that the VAE encodes a picture to: its mode, or a sample, drawn anew for
+    each use of a window, as in the released code. The paper does not say. The baseline predicts the mode."""
+    resampling: Literal["bicubic", "bilinear"] = "bicubic"
+    """How pictures are brought to the base model's size; bilinear in the released code (425 to 512 px)."""
+
+
 class Ridge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The baseline Brain-Diffuser (Ozcelik and VanRullen 2023), as the paper adapts it."""
 
@@ -202,6 +212,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     preprocessing: Preprocessing
     finetune: Finetune
     diffusion: Diffusion
+    latents: Latents = Latents()
     fit: Training
     ridge: Ridge = Ridge()
 

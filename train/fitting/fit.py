@@ -58,7 +58,8 @@ def _fit(order: Order, base_folder: Path) -> None:
     images, place = np.unique(data.images, return_inverse=True)
     with main_process_first():
         latent_px = model.unet.config.sample_size
-        latents = shown_latents(Layout(order.root), images, base_folder, latent_px, order.cache_folder)
+        layout, folder = Layout(order.root), order.cache_folder
+        latents = shown_latents(layout, images, base_folder, latent_px, folder, recipe.latents)
 
     def batch_of(indices: NDArray[np.int64]) -> Batch:
         windows, _, subjects = data.batch(indices)

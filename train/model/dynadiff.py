@@ -14,6 +14,7 @@ from train.model.diffusion import (
     drop_conditions,
     inverse_snr_weights,
 )
+from train.model.vae import draw_latents
 from train.recipe import Diffusion, Recipe
 
 
@@ -31,14 +32,21 @@ class Dynadiff(nn.Module):
             recipe.diffusion.offset_noise, cubic_timesteps, loss_weights(recipe.diffusion)
         )
         self.settings = recipe.diffusion
+        self.draws_latents = recipe.latents.posterior == "sample"
 
     def forward(self, batch: Batch) -> Tensor:
-        """The loss of windows ``[B, V, T]``, subject indices ``[B]`` and latents ``[B, c, h, w]``."""
+        """The loss of windows ``[B, V, T]``, subject indices ``[B]`` and latents ``[B, c, h, w]``.
+
+        Where the recipe takes samples of the VAE's posterior, the latents are its means and SDs, of ``2 c``
+        channels, and each draw of a window has a sample of its own.
+        """
         windows = batch["windows"].to(self.null.dtype)
         tokens = self.brain(windows, batch["subjects"])
         n_draws = self.settings.draws_per_window
         drawn = tokens.repeat_interleave(n_draws, dim=0)
         latents = batch["latents"].repeat_interleave(n_draws, dim=0)
+        if self.draws_latents:
+            latents = draw_latents(latents)
         loss: Tensor = self.loss(
             self.unet, latents, drop_conditions(drawn, self.null, self.settings.condition_dropout)
         )

@@ -43,19 +43,32 @@ class VaeObjective(nn.Module):
         return error + self.kl_weight * divergence
 
 
-@torch.no_grad()
 def encode_latents(vae: AutoencoderKL, pictures: NDArray[np.uint8]) -> Tensor:
-    """Latents of pictures, scaled to unit variance for the UNet: float32 ``[N, c, h, w]``."""
+    """Latents of pictures, scaled to unit variance for the UNet: float32 ``[N, c, h, w]``.
+
+    They are the modes of :func:`encode_posterior`.
+    """
+    return encode_posterior(vae, pictures).chunk(2, dim=1)[0].contiguous()
+
+
+@torch.no_grad()
+def encode_posterior(vae: AutoencoderKL, pictures: NDArray[np.uint8]) -> Tensor:
+    """The Gaussian of each picture's latents: means, then SDs, scaled alike, float32 ``[N, 2 c, h, w]``."""
     vae.eval()
-    shift = vae.config.shift_factor or 0.0
-    parts = [
-        vae.encode(to_tensor(pictures[start : start + _ENCODED_AT_ONCE]).to(vae.device, vae.dtype))
-        .latent_dist.mode()
-        .float()
-        for start in range(0, len(pictures), _ENCODED_AT_ONCE)
-    ]
-    latents: Tensor = (torch.cat(parts) - shift) * vae.config.scaling_factor
-    return latents
+    shift, scale = vae.config.shift_factor or 0.0, vae.config.scaling_factor
+    parts = []
+    for start in range(0, len(pictures), _ENCODED_AT_ONCE):
+        part = to_tensor(pictures[start : start + _ENCODED_AT_ONCE]).to(vae.device, vae.dtype)
+        found = vae.encode(part).latent_dist
+        parts.append(torch.cat([(found.mean.float() - shift) * scale, found.std.float() * scale], dim=1))
+    return torch.cat(parts)
+
+
+def draw_latents(posterior: Tensor) -> Tensor:
+    """A sample ``[N, c, h, w]`` of Gaussians ``[N, 2 c, h, w]``, by torch's global generator."""
+    mean, sd = posterior.chunk(2, dim=1)
+    # Not randn_like, whose numbers depend on how a tensor lies in memory.
+    return mean + sd * torch.randn(mean.shape, dtype=mean.dtype, device=mean.device)
 
 
 @torch.no_grad()

@@ -77,7 +77,10 @@ def _fit(order: Order, base_folder: Path) -> None:
     tokens_of, null_NW = load_token_encoder(base_folder, recipe.base)
     with Stimuli(layout) as stimuli:
         tokens = stimulus_tokens(stimuli, images.tolist(), tokens_of)
-    latents = shown_latents(layout, images, base_folder, latent_size_px(base_folder), order.cache_folder)
+    modes = msgspec.structs.replace(recipe.latents, posterior="mode")
+    latents = shown_latents(
+        layout, images, base_folder, latent_size_px(base_folder), order.cache_folder, modes
+    )
     outputs = {"condition": tokens, "latents": latents.flatten(1).numpy()}
     parts = {
         name: leading_components(array, times.astype(np.float64), recipe.ridge.components)
