@@ -147,6 +147,8 @@ class Finetune(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """How the adapters' first matrix begins (the second is zero): normal with SD 1 / ``rank``, or uniform
     with SD 1 / sqrt(3 x inputs), as in LoRA's own code and the released code. Under AdamW, the larger it is,
     the faster an adapter changes. The paper does not say."""
+    peak_learning_rate: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    """Peak learning rate of this part of the UNet; by default that of ``[fit]``, as in the paper."""
 
 
 class Diffusion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

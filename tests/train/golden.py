@@ -44,6 +44,14 @@ def golden_recipe() -> Recipe:
 
 def losses_of(recipe: Recipe, folder: Path, on_batch: Callable[[], None] = lambda: None) -> list[float]:
     """Train on made-up data; the loss of every step. ``on_batch`` is called before each micro-batch."""
+    model, batch_of, n_examples = made_up(recipe, on_batch)
+    return fit(model, batch_of, n_examples, recipe.fit, folder=folder, seed=SEED, name="golden")
+
+
+def made_up(
+    recipe: Recipe, on_batch: Callable[[], None] = lambda: None
+) -> tuple[Dynadiff, Callable[[NDArray[np.int64]], Batch], int]:
+    """A model before its first step, its batches of made-up data, and how many examples there are."""
     draw = torch.Generator().manual_seed(SEED)
     n_volumes, size = recipe.window.length_volumes, 8
     windows = torch.randn(N_EXAMPLES, N_VOXELS, n_volumes, generator=draw)
@@ -61,7 +69,7 @@ def losses_of(recipe: Recipe, folder: Path, on_batch: Callable[[], None] = lambd
         subjects = torch.zeros(len(chosen), dtype=torch.int64)
         return {"windows": windows[chosen], "subjects": subjects, "latents": latents[chosen]}
 
-    return fit(model, batch_of, N_EXAMPLES, recipe.fit, folder=folder, seed=SEED, name="golden")
+    return model, batch_of, N_EXAMPLES
 
 
 def main() -> None:

@@ -77,6 +77,7 @@ def changed(part: str, **values: object) -> Callable[[Recipe], Recipe]:
         changed("finetune", layers="none"),
         changed("finetune", alpha=8),
         changed("finetune", initialisation="kaiming"),
+        changed("finetune", peak_learning_rate=1e-2),
         changed("fit", warmup_steps=4),
         changed("fit", micro_batch=8),
         changed("fit", peak_learning_rate=0.0205),

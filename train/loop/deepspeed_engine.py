@@ -73,6 +73,8 @@ def deepspeed_config(training: Training, precision: str, n_devices: int = 1) -> 
 def start_engine(objective: nn.Module, training: Training) -> Any:
     """DeepSpeed's engine around ``objective``, in training mode, for one or several processes.
 
+    An objective may have ``learning_rates``: peak rates of its parts, by the beginning of their names.
+
     :raises TrainError: the device lacks the precision, or the batch does not divide
     """
     precision = choose_precision(training.precision)
@@ -81,10 +83,10 @@ def start_engine(objective: nn.Module, training: Training) -> Any:
     import deepspeed  # slow to import, and it reads the environment
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    parameters = [p for p in objective.parameters() if p.requires_grad]
-    engine, *_ = deepspeed.initialize(model=objective, model_parameters=parameters, config=config)
+    groups = parameter_groups(objective, training.peak_learning_rate)
+    engine, *_ = deepspeed.initialize(model=objective, model_parameters=groups, config=config)
     if is_main_process():
-        trained = sum(p.numel() for p in parameters)
+        trained = sum(p.numel() for group in groups for p in group["params"])
         frozen = sum(p.numel() for p in objective.parameters()) - trained
         _log.info(
             "training %.2f M parameters (%.2f M frozen) in %s on %s; batch %d = %d x %d accumulated x %d %s",
@@ -102,6 +104,17 @@ def start_engine(objective: nn.Module, training: Training) -> Any:
         )
     engine.train()
     return engine
+
+
+def parameter_groups(objective: nn.Module, peak_learning_rate: float) -> list[dict[str, Any]]:
+    """The trained parameters by peak learning rate; the first group has ``peak_learning_rate``."""
+    own: dict[str, float] = getattr(objective, "learning_rates", {})
+    groups: dict[float, list[Tensor]] = {peak_learning_rate: []}
+    for name, parameter in objective.named_parameters():
+        if parameter.requires_grad:
+            rates = (rate for part, rate in own.items() if name.startswith(part))
+            groups.setdefault(next(rates, peak_learning_rate), []).append(parameter)
+    return [{"params": parameters, "lr": rate} for rate, parameters in groups.items() if parameters]
 
 
 def resume(

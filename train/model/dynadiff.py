@@ -33,6 +33,8 @@ class Dynadiff(nn.Module):
         )
         self.settings = recipe.diffusion
         self.draws_latents = recipe.latents.posterior == "sample"
+        rate = recipe.finetune.peak_learning_rate
+        self.learning_rates = {} if rate is None else {"unet.": rate}
 
     def forward(self, batch: Batch) -> Tensor:
         """The loss of windows ``[B, V, T]``, subject indices ``[B]`` and latents ``[B, c, h, w]``.
