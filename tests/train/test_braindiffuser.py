@@ -30,7 +30,7 @@ from train.evaluation.evaluate import Evaluation, evaluate
 from train.evaluation.held_out import decode_windows, held_out_groups
 from train.model.base_model import load_unet, load_vae
 from train.model.linear_brain import LinearBrain
-from train.recipe import Recipe
+from train.recipe import Latents, Recipe
 from train.systems.brain_diffuser.tokens import load_token_encoder
 
 
@@ -40,7 +40,9 @@ def ridge_checkpoint(
 ) -> Path:
     folder = tmp_path_factory.mktemp("ridge")
     diffusion = msgspec.structs.replace(tiny_recipe.diffusion, inference_steps=20)
-    recipe = msgspec.structs.replace(tiny_recipe, diffusion=diffusion)
+    # The baseline predicts modes, whatever else a recipe trains on.
+    latents = Latents(posterior="sample")
+    recipe = msgspec.structs.replace(tiny_recipe, diffusion=diffusion, latents=latents)
     command = ["ridge", "--nsd", str(tiny_nsd), "--subject", "1", "--base", str(tiny_base)]
     command += ["--cache", str(folder / "cache"), "--out", str(folder / "sub-01")]
     with pytest.MonkeyPatch.context() as patch:

@@ -120,6 +120,10 @@ def test_it_samples_and_scores_as_the_authors_code_does_when_asked(
     assert "faces in the decodes were blurred" in said
     assert evaluate(dataclasses.replace(theirs, out=tmp_path / "again")) == first
     assert np.array_equal(np.load(tmp_path / "again/decodes/offline.npz")["pictures"], noisy)
+    evaluate(dataclasses.replace(theirs, out=tmp_path / "more", n_trials=5))
+    more = np.load(tmp_path / "more/decodes/offline.npz")["pictures"].astype(int)
+    for picture in noisy:  # the noise of a trial does not depend on the others, nor on its place among them
+        assert np.abs(more - picture).max(axis=(1, 2, 3)).min() <= 1
 
 
 def test_windows_for_an_export_have_the_priors_of_the_training(

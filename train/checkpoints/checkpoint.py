@@ -247,4 +247,7 @@ def read_info(folder: Path) -> CheckpointInfo:
             f"expected {path}, found no file; give a folder in which `python -m train fit` has finished"
         ) from error
     except msgspec.MsgspecError as error:
-        raise TrainError(f"{path}: {error}") from error
+        raise TrainError(
+            f"{path}: expected what `python -m train fit` writes: {error}; use the version that wrote it, or "
+            "train again"
+        ) from error

@@ -70,6 +70,7 @@ class Evaluation:
     sampler: SamplerName | None = None
     """Samples the decodes in place of the recipe's sampler."""
     scoring: Scoring = Scoring()
+    """What becomes of the pictures before every metric."""
 
 
 def evaluate(order: Evaluation) -> dict[str, Row]:
@@ -105,7 +106,7 @@ def evaluate(order: Evaluation) -> dict[str, Row]:
         shown = stimuli.images(images.tolist())
     decoded = _decode(checkpoint, cache, groups, ways, order)
     if isinstance(recipe.base, DemoBase):
-        decoded["ceiling"] = decode_pictures(checkpoint, shown, order.seed)
+        decoded["ceiling"] = decode_pictures(checkpoint, shown, order.seed, _numbers(groups))
     rows = _score(shown, decoded, images, order, checkpoint.null_NW.device)
     here = found(Layout(order.root), cache, recipe)
     decodes = np.concatenate(groups)
@@ -148,10 +149,14 @@ def _decode(
     for name, (form, window) in ways.items():
         windows = averaged_windows(cache, groups, window, form, checkpoint.recipe)
         path = order.out / "decodes" / f"{name.replace(' ', '_')}.npz"
-        trials = [int(group[0]) for group in groups]
-        decode = partial(decode_windows, checkpoint, windows, order.seed, name, trials)
+        decode = partial(decode_windows, checkpoint, windows, order.seed, name, _numbers(groups))
         decoded[name] = kept(path, digest([*of_all, array_digest(windows)]), decode)
     return decoded
+
+
+def _numbers(groups: Sequence[Trials]) -> list[int]:
+    """A number for each decode, its first presentation's, which is the same in an evaluation of others."""
+    return [int(group[0]) for group in groups]
 
 
 def _ways(checkpoint: Checkpoint, order: Evaluation) -> dict[str, tuple[Form, Window]]:

@@ -124,8 +124,13 @@ def decode_windows(
     )
 
 
-def decode_pictures(checkpoint: Checkpoint, pictures: Pictures, seed: int) -> Pictures:
-    """Decode the tokens of the true pictures with the base model, without an adapter: the ceiling."""
+def decode_pictures(
+    checkpoint: Checkpoint, pictures: Pictures, seed: int, trials: Sequence[int] | None = None
+) -> Pictures:
+    """Decode the tokens of the true pictures with the base model, without an adapter: the ceiling.
+
+    :param trials: as for :func:`decode_windows`
+    """
     device = checkpoint.null_NW.device
     encoder, null_NW = load_picture_encoder(checkpoint.base_folder, demo_base(checkpoint.recipe))
     encoder, base = encoder.to(device), load_unet(checkpoint.base_folder).to(device)
@@ -136,5 +141,13 @@ def decode_pictures(checkpoint: Checkpoint, pictures: Pictures, seed: int) -> Pi
 
     settings = checkpoint.recipe.diffusion
     return decode(
-        condition_of, len(pictures), base, checkpoint.vae, null_NW.to(device), settings, seed, "ceiling"
+        condition_of,
+        len(pictures),
+        base,
+        checkpoint.vae,
+        null_NW.to(device),
+        settings,
+        seed,
+        "ceiling",
+        trials=trials,
     )
