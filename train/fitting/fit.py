@@ -193,7 +193,10 @@ def _check_parent(folder: Path, info: CheckpointInfo, recipe: Recipe, base_folde
 
 
 def starting_null(base: Path, recipe: Recipe) -> Tensor:
-    """The null condition before training, ``[N, W]``: the demo base model's own, or zeros."""
-    if isinstance(recipe.base, DemoBase):
+    """The null condition before training, ``[N, W]``: the demo base model's own, or zeros.
+
+    Where the recipe says zeros, it is zeros for any base model.
+    """
+    if isinstance(recipe.base, DemoBase) and recipe.diffusion.null_condition == "learned":
         return load_picture_encoder(base, recipe.base)[1]
     return torch.zeros(recipe.base.n_tokens, recipe.base.token_width)
