@@ -65,7 +65,7 @@ def decode_s(bundle: Bundle, engine: str, limit_s: float | None = None) -> float
 
 
 def _run(bundle: Bundle, engine: str, limit_s: float) -> float:
-    _log.info("trying the graphs of %s, for at most %.0f s", bundle.folder, limit_s)
+    _log.info("trying the graphs of %s on %s, for at most %.0f s", bundle.folder, engine, limit_s)
     spawn = multiprocessing.get_context("spawn")  # a fork would copy the locks of this process's threads
     receiver, sender = spawn.Pipe(duplex=False)
     process = spawn.Process(

@@ -39,6 +39,8 @@ AUTO_GROUPS = (("tensorrt", "onnxruntime-cuda"), ("openvino", "onnxruntime-cpu")
 """The engines that ``auto`` may take: those of a GPU, then those of the CPU."""
 AUTO_ORDER = tuple(name for group in AUTO_GROUPS for name in group)
 """Order in which ``auto`` tries engines where nothing was measured."""
+PASSED_OVER = " (passed over: "
+"""What follows an engine's own description where ``auto`` passed others over."""
 ENGINES = ("auto", *_MODULES)
 """The names that ``--engine`` takes."""
 _log = logging.getLogger(__name__)
@@ -101,7 +103,7 @@ def open_and_use(
             passed_over.append(f"{name}: {error}")
             continue
         if passed_over:
-            engine.description += f" (passed over: {'; '.join(passed_over)})"
+            engine.description += f"{PASSED_OVER}{'; '.join(passed_over)})"
         return name, engine, used
     raise EngineError(f"expected an engine that runs this bundle here, found none: {'; '.join(passed_over)}")
 
