@@ -47,19 +47,21 @@ async def _serve(
         listening(out, "decoder") as heard,
         running(arguments, environment()) as runtime,
     ):
-        following = asyncio.create_task(_say_progress(heard))
+        following = asyncio.create_task(say_progress(heard))
         telling = asyncio.create_task(say_start(runtime, tell, open_browser=open_browser))
         stopped = asyncio.create_task(stop.wait())
-        await asyncio.wait({telling, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if telling.done():
-            telling.result()
-        else:
-            await cancel(telling)
-        await stopped
-        await cancel(following)
+        try:
+            await asyncio.wait({telling, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if telling.done():
+                telling.result()
+            else:
+                await cancel(telling)
+            await stopped
+        finally:
+            await cancel(following)
 
 
-async def _say_progress(heard: Heard) -> None:
+async def say_progress(heard: Heard) -> None:
     """Log now and then how far the open run is."""
     progress, folder = Progress(0, ""), ""
     while True:

@@ -184,9 +184,7 @@ def test_a_disk_that_cannot_lock_is_not_called_another_runtime(
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("realtime.record.journal.lock", refuse)
-    with pytest.raises(
-        RecordError, match="cannot lock .*: No locks available; choose an --out"
-    ):
+    with pytest.raises(RecordError, match="cannot lock .*: No locks available; choose an --out"):
         journal_at(tmp_path / "volumes.journal")
 
 
