@@ -61,7 +61,7 @@ function drawPosition(status, counts) {
 function drawRunFacts(status) {
   put("message", status.alarm || status.message);
   find("message").parentElement.classList.toggle("alarm", Boolean(status.alarm));
-  put("decoding-quality", status.decoding_quality);
+  put("decoding-quality", status.decoding_quality.replaceAll(" %", "\u00a0%"), status.decoding_quality);
   find("decoding-quality").title = status.decoding_quality;
   put("bundle", status.bundle_name);
   find("bundle").title = status.bundle_sha256;
