@@ -179,7 +179,8 @@ def _parser() -> argparse.ArgumentParser:
         "--evaluation",
         type=Path,
         metavar="FILE",
-        help="table.md that `python -m train evaluate` wrote, for the model card",
+        help="table.md that `python -m train evaluate` wrote, for the model card; the table.json beside it "
+        "lets the runtime tell how well the bundle decodes",
     )
     command.add_argument("--name", help="name that the runtime shows (default: the subject, as sub-01)")
     command.set_defaults(run=_bundle)

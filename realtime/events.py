@@ -21,7 +21,18 @@ VolumeState = Literal["decoded", "warming", "censored", "skipped", "missing"]
 STATES: tuple[VolumeState, ...] = get_args(VolumeState)
 
 State = Literal["waiting", "warming", "trusted", "stale", "ended"]
-"""waiting for a scanner; warming up; trusted; no volume for more than 3 TR in an open run; run ended."""
+"""waiting for a scanner; warming up; trusted; no volume for more than 3 TR in an open run; run ended.
+
+*Trusted* are a run's statistics, not its frames: it says nothing of how well the decoder decodes. People read
+:data:`STATE_WORDS`.
+"""
+STATE_WORDS: dict[State, str] = {
+    "waiting": "waiting",
+    "warming": "warming",
+    "trusted": "settled",
+    "stale": "stale",
+    "ended": "ended",
+}
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,6 +111,10 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status", tag_field=
     decoders: tuple[DecoderUsed, ...]
     """In the bundle's order, the general one first."""
     run_folder: str | None
+    decoding_quality: str = ""
+    """How well the bundle's decoder decodes by its own evaluation, in words."""
+    is_near_chance: bool = False
+    """Whether that is hardly better than chance."""
     statistics: str = ""
     """The statistics that the run began with, in words."""
     resampling: str = ""

@@ -105,11 +105,13 @@ def _synthesize(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _add_run_options(parser: argparse.ArgumentParser) -> None:
+def _add_run_options(parser: argparse.ArgumentParser, default: int | None, in_words: str) -> None:
     parser.add_argument("--nsd", type=Path, required=True, metavar="DIR", help="root of the data set")
     parser.add_argument("--subject", type=int, default=1, help="subject number (default 1)")
-    parser.add_argument("--session", type=int, default=1, help="session number (default 1)")
-    parser.add_argument("--run", type=int, default=1, help="number of a task run (default 1)")
+    parser.add_argument("--session", type=int, default=default, help=f"session number (default{in_words} 1)")
+    parser.add_argument(
+        "--run", type=int, default=default, help=f"number of a task run (default{in_words} 1)"
+    )
 
 
 def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -120,9 +122,10 @@ def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "pace, with the pictures that were shown. By this project's own messages, volumes that the runtime "
         "has not acknowledged are sent again after a restart of either side: the same command continues at "
         "the first volume that the runtime lacks. By the other ways, each volume is sent once, and no "
-        "pictures. Ctrl-C ends the run on both sides.",
+        "pictures. Ctrl-C ends the run on both sides. Without --run it is a run that the bundle in "
+        "./bundles/sub-NN held out, if there is one.",
     )
-    _add_run_options(parser)
+    _add_run_options(parser, None, ": a held-out run's, else")
     parser.add_argument(
         "--raw",
         action="store_true",
@@ -191,14 +194,17 @@ def _replay(arguments: argparse.Namespace) -> int:
     from sim.faults import draw_plan, parse_rates
     from sim.recording import RawRecording, Recording
     from sim.transmit import tell, transmit
+    from sim.which_run import choose_run, warn_of_training
 
     if arguments.stop_with_stdin:
         threading.Thread(target=_exit_at_end_of_input, daemon=True).start()
-    numbers = {"subject": arguments.subject, "session": arguments.session, "run": arguments.run}
+    layout, subject = Layout(arguments.nsd), arguments.subject
+    session, run = choose_run(layout, subject, arguments.session, arguments.run, tell)
     kind = RawRecording if arguments.raw else Recording
-    with kind(Layout(arguments.nsd), **numbers, run_id=arguments.run_id) as recording:
+    with kind(layout, subject=subject, session=session, run=run, run_id=arguments.run_id) as recording:
         for note in recording.notes:
             tell(note)
+        warn_of_training(subject, recording.start.run_id, tell)
         return transmit(
             recording,
             recording.markers,
@@ -277,7 +283,7 @@ def _add_excerpt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Copy one run with its ROI, design, motion, mean volume and raw side to a folder in "
         "the same layout. Pictures are omitted; replay draws them from the seed.",
     )
-    _add_run_options(parser)
+    _add_run_options(parser, 1, "")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="root of the new data set")
     parser.set_defaults(command=_excerpt)
 

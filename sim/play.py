@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import parse_qsl
 
-from tqdm import tqdm
-
 from sim.errors import SimError
 from sim.folder_play import Destination, Folder, FolderPlay, Series, read_series
 from sim.played import PlayedSeries
-from sim.transmit import INTERRUPTED, interrupts, tell, transmit
+from sim.transmit import INTERRUPTED, Bar, interrupts, tell, transmit
 
 
 def play_file(
@@ -45,7 +43,7 @@ def play_folder(folder: Path, *, address: str, tr_s: float | None, speed: float,
     if others:
         tell(f"passed over {len(others)} files that are no images, such as {others[0].name}")
     play = FolderPlay(series, _destination(folder, series, address), speed=speed)
-    with tqdm(total=play.n_volumes, unit="volume", desc="play", disable=None) as progress:
+    with Bar(play.n_volumes, "play") as progress:
         with interrupts(play.interrupt):
             is_complete = play.run(progress)
     tell("all files sent" if is_complete else "interrupted")

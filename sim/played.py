@@ -38,14 +38,21 @@ class PlayedSeries:
             image: Any = nib.load(path, keep_file_open=True)
             shape = tuple(int(n) for n in image.shape)
         except Exception as error:  # nibabel raises any exception for a damaged file
-            raise SimError(f"{path}: expected a series that nibabel reads: {error}") from error
+            raise SimError(
+                f"{path}: expected a series that nibabel reads: {error}; give a NIfTI or PAR/REC file"
+            ) from error
         if len(shape) != 4 or shape[3] < 2:
-            raise SimError(f"{path}: expected four dimensions, the last of them time, got the shape {shape}")
+            raise SimError(
+                f"{path}: expected four dimensions, the last of them time, got the shape {shape}; give a "
+                "file of a whole run, or the folder of its volumes"
+            )
         self._image = image
         self._affine = np.asarray(image.affine, dtype=np.float64)
         first, affine = self._turned(0)
         if first.dtype.kind not in "iuf":
-            raise SimError(f"{path}: expected voxels that are integers or floats, got {first.dtype}")
+            raise SimError(
+                f"{path}: expected voxels that are integers or floats, got {first.dtype}; convert the file"
+            )
         self._dtype = wire_dtype(first.dtype)
         x, y, z = first.shape
         self.start = make_start(

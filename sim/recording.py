@@ -39,7 +39,7 @@ class Recording:
         if run not in runs:
             raise SimError(
                 f"run {run}: expected a task run, {runs.start} to {runs.stop - 1} in session {session} "
-                f"of subject {subject}"
+                f"of subject {subject}; give one of these as --run"
             )
         self._run = Run(layout, subject, session, run)
         self._pictures = _open_pictures(layout)
@@ -90,7 +90,10 @@ class Recording:
     def picture_png(self, onset_volume: int) -> bytes:
         """Return the picture that appeared at ``onset_volume`` as PNG."""
         if self._pictures is None:
-            raise SimError(f"{self._run.key}: expected pictures, found neither stimuli nor {FILE_NAME}")
+            raise SimError(
+                f"{self._run.key}: expected pictures, found neither stimuli nor {FILE_NAME}; put NSD's "
+                "stimulus file into the data set, or make the synthetic subject again"
+            )
         picture = self._pictures.picture(self._trials[onset_volume].image)
         _, png = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
         return png.tobytes()
@@ -148,7 +151,10 @@ def make_start(
         )
         wire.decode_to_runtime(wire.encode(start))
     except (WireError, ValueError) as error:
-        raise SimError(f"the start of run {run_id!r} does not fit the wire format: {error}") from error
+        raise SimError(
+            f"the start of run {run_id!r} does not fit the wire format: {error}; choose another --run-id, or "
+            "mend the recording's header"
+        ) from error
     return start
 
 

@@ -6,6 +6,7 @@ import contextlib
 import secrets
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -14,6 +15,7 @@ import msgspec
 from tqdm import tqdm
 
 from realtime import wire
+from realtime.progress import Progress
 from sim.delivery import OWN, Delivery, open_export
 from sim.errors import SimError
 from sim.faults import IN_TRANSIT, FaultyLink, FaultyScan, Plan, StartedRun, describe, late_tr
@@ -28,6 +30,22 @@ INTERRUPTED = 130
 def tell(line: str) -> None:
     """Print a line of the scanner's, beside a progress bar."""
     tqdm.write(f"scanner: {line}", file=sys.stderr)
+
+
+class Bar(tqdm):  # type: ignore[misc]  # it has no types
+    """A progress bar on a terminal; elsewhere a line now and then."""
+
+    def __init__(self, n_volumes: int, what: str) -> None:
+        super().__init__(total=n_volumes, unit="volume", desc=what, disable=None)
+        self._progress = Progress(n_volumes, "volumes")
+
+    def update(self, n: int = 1) -> None:
+        """Count ``n`` more volumes."""
+        super().update(n)
+        if self.disable:
+            self.n += n
+            if line := self._progress.line(self.n, time.monotonic()):
+                tell(line)
 
 
 def transmit(
@@ -50,7 +68,7 @@ def transmit(
     scan = FaultyScan(recording, plan or {})
     for line in describe(plan or {}):
         tell(line)
-    with tqdm(total=scan.start.n_volumes, unit="volume", desc="replay", disable=None) as progress:
+    with Bar(scan.start.n_volumes, "replay") as progress:
         if address.startswith(OWN):
             if markers_to:
                 raise SimError(f"expected no --markers with {address}: its messages contain the pictures")

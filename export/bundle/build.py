@@ -26,6 +26,7 @@ from export.graphs.graphs import Graph, brain_graph, denoise_graph, vae_graph
 from export.graphs.onnx_model import Arrays, outputs_of, torch_runner
 from export.graphs.samplers import bundle_samplers, diffusers_error, diffusers_scheduler
 from export.lineage.provenance import library_versions, model_stage, note_sources, weights_sha256
+from export.lineage.scores import read_scores
 from export.lineage.source import (
     latent_shape,
     read_checkpoint,
@@ -71,7 +72,8 @@ def export_bundle(
     :param base: folder of the base model, if it has been moved since training
     :param subject: number of the subject; needed when the checkpoint has several
     :param name: name of the bundle; by default the subject's, such as ``sub-01``
-    :param evaluation: ``table.md`` that ``python -m train evaluate`` wrote, for the model card
+    :param evaluation: ``table.md`` that ``python -m train evaluate`` wrote, for the model card; the
+        ``table.json`` beside it is for the runtime
     :param nsd: root of the recordings, to measure whether identification changes
     :param cache: folder that ``python -m train prepare`` wrote; by default in the checkpoint's folder
     :raises ExportError: something is missing, ``out`` may not be replaced, or a step exceeds its limit
@@ -92,6 +94,7 @@ def export_bundle(
                 form=form,
                 name=name or f"sub-{checkpoint.subject.number:02d}",
                 quality=quality,
+                evaluation=read_scores(evaluation),
                 limits=limits or Limits(),
                 folder=folder,
                 exact=folder if form == "fp32" else Path(scratch),

@@ -11,6 +11,7 @@ from export.parity.differences import Difference
 from export.parity.limits import Limits, gate, relative
 from export.parity.parity_report import GraphParity, rows
 from export.precision_forms import Form
+from realtime.bundle.spec import Evaluated
 from train.checkpoints.checkpoint import Checkpoint
 
 
@@ -25,6 +26,8 @@ class Export:
     """Of the bundle."""
     quality: str | None
     """How well the model decodes, in Markdown, for the model card."""
+    evaluation: tuple[Evaluated, ...]
+    """The same for the runtime; empty where it is not known."""
     limits: Limits
     folder: Path
     """Of the bundle while it is being written."""

@@ -37,6 +37,7 @@ def specification(
         tr_s=checkpoint.info.tr_s,
         preprocessing=_streaming(checkpoint.recipe.preprocessing),
         drift_prior=checkpoint.subject.drift_prior,
+        evaluation=export.evaluation,
         latent_shape=latent_shape(checkpoint),
         image_size_px=(int(height), int(width)),
         condition_shape=(tokens, token_width),

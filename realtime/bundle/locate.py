@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
 from realtime.bundle.match import read_spec
 from realtime.bundle.spec import SPEC_FILE
-from realtime.errors import ServeError
+from realtime.errors import BundleError, ServeError
 
 
 def choose_bundle(folder: Path | None, subject: int | None) -> tuple[Path, bool]:
@@ -31,6 +33,20 @@ def choose_bundle(folder: Path | None, subject: int | None) -> tuple[Path, bool]
                 f"{chosen}{looked}; export one, or give its folder as --bundle"
             )
     return chosen, is_demo
+
+
+def find_bundle(sha256: str, folders: Sequence[Path], beside: Sequence[Path]) -> Path | None:
+    """Return the folder of the bundle with this SHA-256; None where it is in none of the places.
+
+    :param folders: where it may be
+    :param beside: where a folder ``bundles`` may be that holds it; the demo's is looked at last
+    """
+    around = [path.parent for root in beside for path in sorted((root / "bundles").glob(f"*/{SPEC_FILE}"))]
+    for folder in (*folders, *around, _demo_folder("bundle")):
+        with contextlib.suppress(BundleError):  # no bundle there, or one of another version
+            if read_spec(folder)[1] == sha256:
+                return folder
+    return None
 
 
 def is_shipped(folder: Path) -> bool:

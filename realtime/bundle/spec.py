@@ -28,6 +28,7 @@ Positive = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Edge = Annotated[int, msgspec.Meta(ge=1, le=16_384)]
 Timestep = Annotated[int, msgspec.Meta(ge=0, le=999)]
 """Timestep of the noise schedule, which has 1 000."""
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Row4 = tuple[float, float, float, float]
 
 
@@ -151,6 +152,21 @@ class Decoder(_Part, frozen=True, kw_only=True, omit_defaults=True):
     """File of the null condition for guidance, float32 [tokens, width]."""
 
 
+class Evaluated(_Part, frozen=True, kw_only=True):
+    """Two-way identification of held-out trials by decode, as ``python -m train evaluate`` measured it."""
+
+    metric: str
+    """What pictures are compared in, as the evaluation names it, such as ``HOG``."""
+    decoded_from: str
+    """``streaming``, as in a live run, or ``offline``."""
+    value: Share
+    low: Share
+    high: Share
+    """95 % interval."""
+    chance: Share
+    n_trials: Positive
+
+
 class Stage(_Part, frozen=True, kw_only=True):
     """One step from the checkpoint to the bundle: result, inputs, and differences from the step before."""
 
@@ -172,6 +188,8 @@ class Spec(_Part, frozen=True, kw_only=True, omit_defaults=True):
     preprocessing: Preprocessing
     drift_prior: DriftPrior | None = None
     """None: the causal fit of the drifts is free, as in bundles before there was a prior."""
+    evaluation: tuple[Evaluated, ...] = ()
+    """How well the general decoder decodes; empty where it was not evaluated."""
     latent_shape: tuple[Edge, Edge, Edge]
     """c, h, w."""
     image_size_px: tuple[Edge, Edge]
@@ -184,6 +202,10 @@ class Spec(_Part, frozen=True, kw_only=True, omit_defaults=True):
     reference: FileName | None = None
     """The decoder's reference volume, to which other sessions and grids are registered; None: the bundle
     takes only volumes on the region's own grid."""
+    trained_sessions: tuple[Positive, ...] = ()
+    """Sessions with runs that the decoder was trained on; none in bundles that do not tell."""
+    held_out_runs: tuple[tuple[Positive, Positive], ...] = ()
+    """Session and run of each run in these sessions, and others, that it was not trained on."""
     files: dict[FileName, Sha256]
     """SHA-256 of every file of the bundle except ``bundle.json``."""
     provenance: tuple[Stage, ...]
@@ -206,6 +228,10 @@ class Spec(_Part, frozen=True, kw_only=True, omit_defaults=True):
             predicts = any(output.name == "start" for output in self.graphs[name].outputs)
             if predicts != self.starts_from_brain:
                 raise ValueError(f"graph {name!r} and the samplers disagree on the source of initial latents")
+
+    def was_trained_on(self, session: int, run: int) -> bool:
+        """Whether a run of the subject is one that the decoder was trained on, as far as the bundle tells."""
+        return session in self.trained_sessions and (session, run) not in self.held_out_runs
 
     @property
     def starts_from_brain(self) -> bool:

@@ -46,8 +46,8 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         "--engine",
         default="auto",
         metavar="NAME",
-        help=f"what decodes: {NAMES}; by default the first that can run here except openvino-bf16, whose "
-        "pictures differ a little (see `realtime doctor`)",
+        help=f"what decodes: {NAMES}; by default the one that decodes fastest here, a GPU's before the CPU's "
+        "(see `realtime doctor`); never openvino-bf16, whose pictures differ a little",
     )
     parser.add_argument(
         "--sampler",

@@ -31,7 +31,8 @@ def add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--bundle",
         type=Path,
         metavar="DIR",
-        help="decode with this bundle (default: the recording's, if it is ./bundles/sub-NN or the demo's)",
+        help="decode with this bundle (default: the recording's, where it was, in bundles/ here or beside "
+        "the run, or the demo's)",
     )
     add_signer_options(parser)
     parser.add_argument(

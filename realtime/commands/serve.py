@@ -65,4 +65,4 @@ def _serve(arguments: argparse.Namespace) -> None:
     }
     if not arguments.headless:
         processes["page"] = [*common, *arguments_of(add_viewer_options, arguments)]
-    serve(processes, open_browser=arguments.open, tell=say)
+    serve(processes, arguments.out, open_browser=arguments.open, tell=say)

@@ -6,16 +6,25 @@ import math
 import os
 import platform
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from realtime.bundle.bundle import Bundle
 from realtime.decoding.decoder import Decoder
-from realtime.decoding.engines.choose import AUTO_ORDER, ENGINES, counted, open_engine, probe, usable_cores
+from realtime.decoding.engines.choose import (
+    AUTO_GROUPS,
+    ENGINES,
+    counted,
+    open_engine,
+    probe,
+    usable_cores,
+)
 from realtime.decoding.faces import FaceBlur
 from realtime.decoding.pace import MARGIN_TR
-from realtime.decoding.trial import try_bundle
+from realtime.decoding.rank import by_speed, in_words
+from realtime.decoding.trial import remember, try_bundle
 from realtime.errors import EngineError
 
 _HOUR_S = 3600.0
@@ -58,7 +67,9 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     cores: int
     engines: tuple[EngineFinding, ...]
     engine: str
-    """Engine that ``auto`` chooses; empty if none can run."""
+    """Engine that ``auto`` takes; empty if none can run."""
+    engine_reason: str = ""
+    """Why it takes this one; empty if there was no choice."""
     graphs_bytes: int
     """Size of the graphs on disk; an engine needs at least this much memory, usually several times more."""
     memory_free_bytes: int | None
@@ -76,7 +87,7 @@ def diagnose(bundle: Bundle, out: Path, scanner_tr_s: float | None = None) -> Di
     """
     tr_s = scanner_tr_s or bundle.spec.tr_s
     findings = tuple(_examine(bundle, name, tr_s) for name in ENGINES if name != "auto")
-    running = {finding.name for finding in findings if finding.available}
+    engine, reason = _choice(bundle, findings)
     folder = next(each for each in (out.absolute(), *out.absolute().parents) if each.is_dir())
     spec = bundle.spec
     volume_bytes = math.prod(spec.roi.shape) * _VOXEL_BYTES + math.prod(spec.image_size_px) * 3
@@ -89,13 +100,28 @@ def diagnose(bundle: Bundle, out: Path, scanner_tr_s: float | None = None) -> Di
         machine=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         cores=usable_cores(),
         engines=findings,
-        engine=next((name for name in AUTO_ORDER if name in running), ""),
+        engine=engine,
+        engine_reason=reason,
         graphs_bytes=sum(path.stat().st_size for path in bundle.folder.glob("*.onnx*")),
         memory_free_bytes=_memory_free_bytes(),
         disk_folder=str(folder),
         disk_free_bytes=shutil.disk_usage(folder).free,
         disk_per_hour_bytes=round(_HOUR_S / tr_s * volume_bytes),
     )
+
+
+def _choice(bundle: Bundle, findings: Sequence[EngineFinding]) -> tuple[str, str]:
+    """What ``auto`` takes by these measurements, and why. The runtime keeps to them: they are remembered."""
+    sampler = bundle.sampler().name
+    decode_s = {each.name: each.decode_ms[sampler] / 1e3 for each in findings if each.available}
+    for name, measured_s in decode_s.items():
+        remember(bundle, name, measured_s)
+    for group in AUTO_GROUPS:
+        measured = {name: decode_s[name] for name in group if name in decode_s}
+        if measured:
+            order = by_speed(measured)
+            return order[0], in_words(order, measured, sampler)
+    return "", ""
 
 
 def _examine(bundle: Bundle, name: str, tr_s: float) -> EngineFinding:
@@ -144,6 +170,8 @@ def lines(found: Diagnosis) -> list[str]:
     for finding in found.engines:
         said += _engine_lines(finding, found.tr_s)
     taken = f"the runtime uses {found.engine}" if found.engine else "no engine can run this bundle here"
+    if found.engine_reason:
+        taken += f": {found.engine_reason}"
     return [*said, "", taken]
 
 

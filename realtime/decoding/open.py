@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from realtime.bundle.bundle import Bundle
 from realtime.decoding.decoder import Decoder
-from realtime.decoding.engines.choose import open_and_use
+from realtime.decoding.engines.choose import Ranking, open_and_use
 from realtime.decoding.engines.contract import Engine
 from realtime.decoding.faces import FaceBlur
+from realtime.decoding.rank import rank
 from realtime.decoding.trial import try_bundle
 
 
@@ -26,6 +27,8 @@ class OpenDecoders:
     engine_name: str
     """As ``--engine`` takes it."""
     engine_description: str
+    reason: str
+    """Why this engine, in words; empty where it was asked for, or there was no choice."""
     worker: ThreadPoolExecutor
     """The thread that opened the engine, and must use it."""
 
@@ -42,12 +45,21 @@ def open_decoders(bundle: Bundle, engine: str, seed: int, *, blurs_faces: bool) 
     def make(opened: Engine) -> list[Decoder]:
         return [Decoder(bundle, opened, seed, each.name, blur) for each in bundle.spec.decoders]
 
-    try_bundle(bundle, engine)
+    ranking, reason = Ranking(), ""
+    if engine == "auto":
+        ranked = rank(bundle)
+        ranking, reason = ranked.ranking, ranked.reason
+    else:
+        try_bundle(bundle, engine)
     worker = ThreadPoolExecutor(1, thread_name_prefix="decode")
     with _ended_by_ctrl_c():
-        name, opened, decoders = worker.submit(open_and_use, bundle, engine, make).result()
+        name, opened, decoders = worker.submit(open_and_use, bundle, engine, make, None, ranking).result()
     return OpenDecoders(
-        decoders=decoders, engine_name=name, engine_description=opened.description, worker=worker
+        decoders=decoders,
+        engine_name=name,
+        engine_description=opened.description,
+        reason=reason,
+        worker=worker,
     )
 
 

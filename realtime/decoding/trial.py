@@ -1,8 +1,9 @@
 """Tries a bundle on an engine in a process that can be ended, before the bundle is served.
 
 A graph may come from a stranger: it may compute for ever, take all memory, or crash its engine. An engine
-cannot be interrupted in its own process. So every graph runs once in another process, with a time limit. The
-user's cache remembers what passed, so that a restart does not take twice as long.
+cannot be interrupted in its own process. So every graph runs in another process, with a time limit. That
+process also measures how long a decode takes. The user's cache remembers both, so that a restart does not
+take twice as long.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import faulthandler
 import logging
 import multiprocessing
 import os
+import platform
 import signal
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
@@ -23,7 +25,7 @@ from realtime.bundle.bundle import Bundle
 from realtime.bundle.locate import is_shipped
 from realtime.bundle.user_cache import PACKAGE, cache_folder, make_cache_folder
 from realtime.decoding.decoder import Decoder
-from realtime.decoding.engines.choose import open_and_use
+from realtime.decoding.engines.choose import counted, open_and_use, usable_cores
 from realtime.errors import BundleError, EngineError, RealtimeError
 
 _LIMIT_S = 60.0
@@ -35,27 +37,35 @@ _LIBRARIES = (PACKAGE, "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "t
 _log = logging.getLogger(__name__)
 
 
-def try_bundle(bundle: Bundle, engine: str = "auto", limit_s: float | None = None) -> None:
-    """Run every graph of a bundle once, unless that has been done here with the same libraries.
+def try_bundle(bundle: Bundle, engine: str, limit_s: float | None = None) -> None:
+    """Run every graph of a bundle, unless that has been done here with the same libraries.
 
     The demo's bundle is not tried: it was installed together with this code.
 
-    :param engine: one of :data:`realtime.decoding.engines.choose.ENGINES`
+    :param engine: one of :data:`realtime.decoding.engines.choose.ENGINES` except ``auto``
     :param limit_s: time limit; by default it grows with the size of the graphs
     :raises EngineError: when the graphs do not end in time, crash the engine, or do not run on it
     """
-    if is_shipped(bundle.folder):
-        return
-    passed = _Passed(engine=engine, versions=_versions())
-    if passed in (remembered := _remembered(bundle)):
-        return
+    if not is_shipped(bundle.folder):
+        decode_s(bundle, engine, limit_s)
+
+
+def decode_s(bundle: Bundle, engine: str, limit_s: float | None = None) -> float:
+    """How long a decode with the bundle's first sampler takes here; measured once, by a trial.
+
+    Parameters and errors are those of :func:`try_bundle`.
+    """
+    known = [passed for passed in _remembered(bundle) if passed.is_of(engine)]
+    if known:
+        return known[0].decode_s
     size_gb = sum((bundle.folder / file).stat().st_size for file in bundle.spec.files) / 1e9
-    _run(bundle, engine, limit_s or _LIMIT_S + _LIMIT_S_PER_GB * size_gb)
-    _remember(bundle, [each for each in remembered if each.engine != engine] + [passed])
+    measured_s = _run(bundle, engine, limit_s or _LIMIT_S + _LIMIT_S_PER_GB * size_gb)
+    remember(bundle, engine, measured_s)
+    return measured_s
 
 
-def _run(bundle: Bundle, engine: str, limit_s: float) -> None:
-    _log.info("trying the graphs of %s, for at most %.0f s", bundle.folder, limit_s)
+def _run(bundle: Bundle, engine: str, limit_s: float) -> float:
+    _log.info("trying the graphs of %s on %s, for at most %.0f s", bundle.folder, engine, limit_s)
     spawn = multiprocessing.get_context("spawn")  # a fork would copy the locks of this process's threads
     receiver, sender = spawn.Pipe(duplex=False)
     process = spawn.Process(
@@ -69,7 +79,7 @@ def _run(bundle: Bundle, engine: str, limit_s: float) -> None:
                 f"{bundle.folder}: expected graphs that run once within {limit_s:.0f} s, these did not end; "
                 "do not use this bundle, or export it again"
             )
-        problem = receiver.recv()
+        problem, measured_s = receiver.recv()
     except EOFError:
         process.join()
         raise EngineError(
@@ -82,25 +92,26 @@ def _run(bundle: Bundle, engine: str, limit_s: float) -> None:
         receiver.close()
     if problem:
         raise EngineError(problem)
+    return float(measured_s)
 
 
 def _try(folder: Path, sha256: str, engine: str, limit_s: float, result: Connection) -> None:
-    """Send what is wrong with a bundle, or an empty text; in a process of its own."""
+    """Send what is wrong with a bundle, or an empty text and a decode's seconds; in a process of its own."""
     faulthandler.dump_traceback_later(limit_s + _ORPHAN_S, exit=True, file=open(os.devnull, "w"))  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the process that waits, and it ends this one
     try:
         bundle = Bundle.open(folder)
         if bundle.sha256 != sha256:
             raise BundleError(f"{folder}: the bundle changed while it was opened; start again")
-        open_and_use(
+        _, _, decoders = open_and_use(
             bundle,
             engine,
             lambda opened: [Decoder(bundle, opened, name=each.name) for each in bundle.spec.decoders],
         )
     except RealtimeError as error:
-        result.send(str(error))
+        result.send((str(error), 0.0))
     else:
-        result.send("")
+        result.send(("", decoders[0].pace.decode_s(bundle.sampler())))
 
 
 class _Passed(msgspec.Struct, frozen=True):
@@ -108,6 +119,13 @@ class _Passed(msgspec.Struct, frozen=True):
 
     engine: str
     versions: dict[str, str]
+    hardware: str
+    decode_s: float
+    """With the bundle's first sampler, on the idle machine."""
+
+    def is_of(self, engine: str) -> bool:
+        """Whether it was a trial of this engine as it is now, on this machine."""
+        return (self.engine, self.versions, self.hardware) == (engine, _versions(), _hardware())
 
 
 def _remembered(bundle: Bundle) -> list[_Passed]:
@@ -122,11 +140,24 @@ def _remembered(bundle: Bundle) -> list[_Passed]:
         return []
 
 
-def _remember(bundle: Bundle, passed: list[_Passed]) -> None:
+def remember(bundle: Bundle, engine: str, measured_s: float) -> None:
+    """Note that a bundle runs on an engine here, and how long a decode took."""
+    passed = _Passed(engine=engine, versions=_versions(), hardware=_hardware(), decode_s=measured_s)
+    others = [each for each in _remembered(bundle) if each.engine != engine]
     try:
-        write_whole(make_cache_folder(bundle.sha256) / "tried.json", msgspec.json.encode(passed))
+        write_whole(make_cache_folder(bundle.sha256) / "tried.json", msgspec.json.encode([*others, passed]))
     except (OSError, BundleError) as error:
         _log.warning("the next start tries the bundle's graphs again: %s", error)
+
+
+def _hardware() -> str:
+    """What a measured time depends on besides the libraries."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{next(names, platform.processor())}, {counted(usable_cores(), 'core')}"
 
 
 def _versions() -> dict[str, str]:

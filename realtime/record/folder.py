@@ -38,7 +38,6 @@ from realtime.record.format_1 import upgrade
 from realtime.record.run_json import (
     PACKAGE,
     EngineUsed,
-    Faces,
     RunFile,
     confounds_path,
     events_path,
@@ -140,15 +139,12 @@ class RunFolder:
         if end == 0:
             self._append(table, header)
 
-    def begin(
-        self, engine: EngineUsed, faces: Faces, prior_from: str | None, signed_by: str | None = None
-    ) -> None:
+    def begin(self, **decoded_by: object) -> None:
         """Say in ``run.json`` what decodes a fresh run.
 
-        :param signed_by: the trusted signer of the bundle
+        :param decoded_by: fields of :class:`realtime.record.run_json.RunFile`
         """
-        changes = {"engine": engine, "faces": faces, "prior_from": prior_from, "bundle_signed_by": signed_by}
-        self._save(msgspec.structs.replace(self.info, **changes))
+        self._save(msgspec.structs.replace(self.info, **decoded_by))
 
     @property
     def is_in_place(self) -> bool:

@@ -67,9 +67,14 @@ class Journal:
             self._end = os.fstat(self._descriptor).st_size
             if self._end < len(MAGIC):
                 self.cut(0)
-        except OSError as error:
+        except (BlockingIOError, PermissionError) as error:
             self._close()
             raise RecordError(f"{self.path} is in use by another runtime; choose another --out") from error
+        except OSError as error:
+            self._close()
+            raise RecordError(
+                f"cannot lock {self.path}: {error.strerror or error}; choose an --out on a local disk"
+            ) from error
         except RecordError:
             self._close()
             raise
@@ -211,7 +216,9 @@ class JournalReader:
             if self._at == 0:
                 magic = self._file.read(len(MAGIC))
                 if magic != MAGIC and not MAGIC.startswith(magic):
-                    raise RecordError(f"expected a run's journal in {self.path}, found another file")
+                    raise RecordError(
+                        f"expected a run's journal in {self.path}, found another file; give a run's folder"
+                    )
                 if len(magic) < len(MAGIC):
                     return None
                 self._at = len(MAGIC)
@@ -274,7 +281,7 @@ class JournalReader:
         except OSError as error:
             raise RecordError(f"cannot read {self.path}: {error.strerror or error}") from error
         if entry is None:
-            raise RecordError(f"{self.path} is damaged at byte {start}: a record's checksum does not fit")
+            raise _damaged(self.path, start, "a record's checksum does not fit")
         return entry
 
     @property
@@ -339,19 +346,26 @@ def _read_entry(file: BinaryIO, path: Path, size: int) -> Entry | None:
         return None
     mark, n_header, n_payload, received_utc_s = _HEAD.unpack_from(head)
     if mark != _MARK or n_header > MAX_HEADER_BYTES or n_payload > MAX_VOLUME_BYTES:
-        raise RecordError(f"{path} is damaged at byte {start}: expected the head of a record")
+        raise _damaged(path, start, "expected the head of a record")
     end = start + _OVERHEAD + n_header + n_payload
     if end > size:  # checked before memory is allocated for the payload
         if _holds_another(file, start + 1, size):
-            raise RecordError(f"{path} is damaged at byte {start}: a record overlaps the next")
+            raise _damaged(path, start, "a record overlaps the next")
         return None
     header, payload = file.read(n_header), file.read(n_payload)
     checksum = zlib.crc32(payload, zlib.crc32(header, zlib.crc32(head[: _HEAD.size])))
     if checksum != _CRC.unpack_from(head, _HEAD.size)[0]:
         if end == size or not _holds_another(file, start + 1, size):
             return None
-        raise RecordError(f"{path} is damaged at byte {start}: a record's checksum does not fit")
+        raise _damaged(path, start, "a record's checksum does not fit")
     return Entry(header=header, payload=payload, received_utc_s=received_utc_s, end=end)
+
+
+def _damaged(path: Path, start: int, what: str) -> RecordError:
+    return RecordError(
+        f"{path} is damaged at byte {start}: {what}; put a copy of the file in its place. What was decoded "
+        "before is in the folder's tables and frames"
+    )
 
 
 def _is_blank(head: bytes, file: BinaryIO) -> bool:

@@ -69,6 +69,10 @@ class RunFile(msgspec.Struct, frozen=True, kw_only=True):
     bundle_sha256: str
     bundle_signed_by: str | None = None
     """The trusted signer of the bundle; None: nobody whom the user trusts, or a record from before."""
+    bundle_folder: str = ""
+    """Where the bundle was; empty in earlier records."""
+    decoding_quality: str = ""
+    """How well the bundle's decoder decodes by its own evaluation, in words; empty in earlier records."""
     window_delay_volumes: int
     """Of the first decoder."""
     decoders: tuple[DecoderUsed, ...] = ()
@@ -110,6 +114,8 @@ def new_run_file(
     bundle_name: str,
     bundle_sha256: str,
     bundle_signed_by: str | None = None,
+    bundle_folder: str = "",
+    decoding_quality: str = "",
     decoders: Sequence[DecoderUsed],
     seed: int,
     engine: EngineUsed = EngineUsed(),  # noqa: B008  # frozen
@@ -129,6 +135,8 @@ def new_run_file(
         bundle_name=bundle_name,
         bundle_sha256=bundle_sha256,
         bundle_signed_by=bundle_signed_by,
+        bundle_folder=bundle_folder,
+        decoding_quality=decoding_quality,
         window_delay_volumes=decoders[0].window_delay_volumes,
         decoders=tuple(decoders),
         seed=seed,

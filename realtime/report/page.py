@@ -10,6 +10,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from realtime.bundle.decoding_quality import near_chance
 from realtime.events import STATES
 from realtime.record.reader import Recorded, Trial
 from realtime.record.tables import Row
@@ -20,6 +21,10 @@ from realtime.report.summary import Summary
 WIDTH_PX, HEIGHT_PX = 900, 220
 """Of the plot of latencies."""
 _LEFT_PX, _RIGHT_PX, _BOTTOM_PX = 48, 8, 24
+_UNSAID: dict[str, str] = {"warming": "decoded from statistics that had not settled yet"}
+"""Why a volume is in a state where its row gives no reason."""
+_NO_REASON = "no reason is recorded"
+_NOT_YET = "not accounted for: the run is still open"
 _PICTURES = 12
 """Columns of the table of a bank's frames."""
 
@@ -31,22 +36,25 @@ def page(summary: Summary, recorded: Recorded) -> str:
         summary=summary,
         info=recorded.info,
         states=STATES,
-        reasons=_reasons(rows),
+        reasons=_reasons(rows, summary),
         rows=rows,
         bank=_bank(summary, recorded),
         plot=_plot(summary, rows),
         panels=panels(recorded.quality, summary.planned),
         panel_px=(quality.WIDTH_PX, quality.HEIGHT_PX, quality.LEFT_PX),
         trials=recorded.trials(),
+        near_chance=near_chance,
     )
 
 
-def _reasons(rows: Sequence[Row]) -> dict[str, list[tuple[str, int]]]:
-    """By state: every reason with the number of volumes that have it."""
-    counted = Counter((row.state, row.reason) for row in rows if row.reason)
+def _reasons(rows: Sequence[Row], summary: Summary) -> dict[str, list[tuple[str, int]]]:
+    """By state but for *decoded*: every reason with its number of volumes, which add up to the state's."""
+    counted = Counter((row.state, row.reason or _UNSAID.get(row.state, _NO_REASON)) for row in rows)
+    counted["missing", _NOT_YET] = summary.planned - len(rows)
     return {
-        state: [(reason, n) for (of, reason), n in counted.items() if of == state and reason]
+        state: [(reason, n) for (of, reason), n in counted.items() if of == state and n]
         for state in STATES
+        if state != "decoded"
     }
 
 

@@ -14,6 +14,9 @@ from realtime.record.run_json import resampling_in_words
 from realtime.report.identification import Identification, Interval, hog, identification, pixels, stack
 from realtime.report.quality import QualitySummary, in_words, summarize_quality
 
+PIXELS, HOG = "Pixels", "HOG"
+"""Metrics, by the names that they have in the tables of ``python -m train evaluate``."""
+
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
     """Compute latency over the first decoder's frames; None where there is no frame."""
@@ -30,7 +33,7 @@ class DecoderSummary(msgspec.Struct, frozen=True, kw_only=True):
     warming: int
     skipped: int
     identification: dict[str, Identification]
-    """By kind of features. Trials of trusted frames only."""
+    """By metric: :data:`PIXELS`, :data:`HOG`. Trials of trusted frames only."""
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,7 +101,7 @@ def _summarize_decoder(recorded: Recorded, decoder: str) -> DecoderSummary:
         decoded=states.count("decoded"),
         warming=states.count("warming"),
         skipped=states.count("skipped"),
-        identification={"pixels": _identify(trials, pixels), "features": _identify(trials, hog)},
+        identification={PIXELS: _identify(trials, pixels), HOG: _identify(trials, hog)},
     )
 
 
@@ -124,7 +127,7 @@ def lines(summary: Summary) -> list[str]:
 
 def _decoder_line(found: DecoderSummary) -> str:
     counts = f"{found.decoded} decoded, {found.warming} warming, {found.skipped} skipped"
-    return f"{counts}; pixels {_score_line(found.identification['pixels'])}"
+    return f"{counts}; {PIXELS} {_score_line(found.identification[PIXELS])}"
 
 
 def _score_line(score: Identification) -> str:

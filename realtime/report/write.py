@@ -14,9 +14,10 @@ from realtime.errors import RecordError
 from realtime.record.reader import Recorded, read_recorded
 from realtime.report.identification import Identification
 from realtime.report.page import page
-from realtime.report.summary import Summary, summarize
+from realtime.report.summary import PIXELS, Summary, summarize
 
-NETWORK = "efficientnet_lite0"
+NETWORK = "EffNet-Lite0"
+"""As the tables of ``python -m train evaluate`` name it."""
 _NETWORK_PACKAGE = "efficientnet_lite_pytorch"
 _SCORE_TIMEOUT_S = 600
 
@@ -34,7 +35,7 @@ def write_report(run_folder: Path) -> Summary:
 
 def add_network(summary: Summary, run_folder: Path) -> None:
     """Add the score in features of EfficientNet-Lite0 to a summary, or a note that says why it is missing."""
-    if summary.identification["pixels"].n_trials < 2:
+    if summary.identification[PIXELS].n_trials < 2:
         return
     score = score_with_network(run_folder)
     if isinstance(score, str):
@@ -62,7 +63,7 @@ def score_with_network(run_folder: Path) -> Identification | str:
     The network needs torch, which this package never imports, so it runs in another process.
     """
     if importlib.util.find_spec(_NETWORK_PACKAGE) is None:
-        return f"features of EfficientNet-Lite0 were not scored: {_NETWORK_PACKAGE} is not installed"
+        return f"EffNet-Lite0 was not scored: {_NETWORK_PACKAGE} is not installed"
     command = [sys.executable, "-P", "-m", "train", "score", "--run", str(run_folder), "--json"]
     try:
         done = subprocess.run(command, capture_output=True, check=True, timeout=_SCORE_TIMEOUT_S)
@@ -70,4 +71,4 @@ def score_with_network(run_folder: Path) -> Identification | str:
     except (OSError, subprocess.SubprocessError, msgspec.DecodeError) as error:
         said = getattr(error, "stderr", None) or b""
         reason = said.decode(errors="replace").strip().splitlines()[-1:] or [str(error)]
-        return f"features of EfficientNet-Lite0 were not scored: {reason[0]}"
+        return f"EffNet-Lite0 was not scored: {reason[0]}"

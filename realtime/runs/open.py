@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from realtime.bundle.bundle import Bundle
+from realtime.bundle.decoding_quality import quality_in_words
+from realtime.bundle.trained_on import trained_on
 from realtime.errors import RealtimeError, RecordError
 from realtime.record.folder import RunFolder
 from realtime.record.run_json import EngineUsed, Faces, begins_with, decoders_of, resampling_in_words
@@ -37,6 +39,8 @@ def open_run(path: Path, bundle: Bundle, engine: EngineUsed, faces: Faces, *, ca
         raise RecordError(f"cannot go on with {path}: {error}") from error
     if first_words:
         run.tell(f"{run.start.run_id} begins; {first_words}; it is recorded in {path}")
+        if said := trained_on(bundle.spec, run.start.run_id):
+            run.warn(said)
     return run
 
 
@@ -45,7 +49,14 @@ def _begin(folder: RunFolder, bundle: Bundle, engine: EngineUsed, faces: Faces, 
     carried = last_run(folder.path.parent, bundle) if carry else None
     if carried:
         folder.write_file(PRIOR_FILE, carried.statistics.as_npz())
-    folder.begin(engine, faces, carried.run if carried else None, bundle.signed.by)
+    folder.begin(
+        engine=engine,
+        faces=faces,
+        prior_from=carried.run if carried else None,
+        bundle_signed_by=bundle.signed.by,
+        bundle_folder=str(bundle.folder.absolute()),
+        decoding_quality=quality_in_words(bundle.spec),
+    )
     words = f"its statistics begin with {begins_with(folder.info)}"
     if carry and not carried:
         words += ", because there is no earlier run with this bundle"

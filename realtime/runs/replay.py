@@ -11,6 +11,7 @@ is like any other, with the timings of the replay.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +22,17 @@ from numpy.typing import NDArray
 
 from realtime.atomic import write_whole
 from realtime.bundle.bundle import Bundle
-from realtime.bundle.locate import choose_bundle
+from realtime.bundle.decoding_quality import quality_in_words
+from realtime.bundle.locate import find_bundle
 from realtime.bundle.match import is_on_grid, resampled_to_s
 from realtime.bundle.signers import Trust
 from realtime.bundle.spec import Sampler
+from realtime.bundle.trained_on import trained_on
+from realtime.decoding.engines.choose import PASSED_OVER
 from realtime.decoding.open import open_decoders
 from realtime.errors import BundleError, EngineError, RecordError
 from realtime.events import Event, Frame
+from realtime.progress import Progress
 from realtime.record.folder import RunFolder
 from realtime.record.reader import Recorded, read_image, read_recorded
 from realtime.record.run_journal import copy_run
@@ -107,7 +112,8 @@ def replay(options: Options, tell: Callable[[str], None]) -> Compared:
         frame cannot be decoded or written
     """
     recorded = read_recorded(options.run)
-    bundle = _bundle(options.bundle, options.trust, recorded.info)
+    bundle = _bundle(options.bundle, options.trust, recorded)
+    tell(f"bundle {bundle.spec.name}: {bundle.folder}; {bundle.signed.description}")
     bundle.check_run(recorded.info.start, resamples=True)
     faces = "shown" if options.show_faces else recorded.info.faces
     wanted = options.engine or recorded.info.engine.name or "auto"
@@ -130,13 +136,19 @@ def replay(options: Options, tell: Callable[[str], None]) -> Compared:
     path = copy_run(recorded.path, options.out.absolute(), info, prior)
     folder = RunFolder.open(path, info.decoders)
     frames: list[FrameCompared] = []
+    progress = Progress(sum(row.frame is not None for row in recorded.rows), "frames")
 
     def compare(event: Event) -> None:
         if found := _compared(event, policy, recorded):
             frames.append(found)
             tell(_in_words(found, is_bank=len(bundle.spec.decoders) > 1))
+            if line := progress.line(len(frames), time.monotonic()):
+                tell(line)
 
     try:
+        if said := trained_on(bundle.spec, info.start.run_id):
+            folder.note(said)
+            tell(said)
         _missing(recorded, info.first_decoder, folder)
         run = Run(folder, bundle, InTurn())
         asyncio.run(follow.replay(run, DecodeLoop(opened.decoders, policy, compare, opened.worker), compare))
@@ -250,18 +262,21 @@ def _in_words(frame: FrameCompared, *, is_bank: bool) -> str:
     )
 
 
-def _bundle(folder: Path | None, trust: Trust, info: RunFile) -> Bundle:
-    """The bundle in ``folder``; without one, that of the recording if it is in its usual place."""
+def _bundle(folder: Path | None, trust: Trust, recorded: Recorded) -> Bundle:
+    """The bundle in ``folder``; without one, that of the recording, wherever it is now."""
     if folder is not None:
         return Bundle.open(folder, trust)
-    bundle = Bundle.open(choose_bundle(None, info.start.subject)[0], trust)
-    if bundle.sha256 != info.bundle_sha256:
+    info, runs = recorded.info, recorded.path.absolute().parent
+    then = [Path(info.bundle_folder)] if info.bundle_folder else []
+    found = find_bundle(info.bundle_sha256, then, beside=(Path(), runs, runs.parent))
+    if found is None:
+        looked = [*map(str, then), "the folders bundles/ here and beside the run", "the shipped demo"]
         raise BundleError(
             f"expected the bundle of the recorded run, {info.bundle_name} (SHA-256 {info.bundle_sha256}), "
-            f"found {bundle.spec.name} ({bundle.sha256}) in {bundle.folder}; give the bundle's folder as "
-            "--bundle"
+            f"found it neither in {', nor in '.join(looked)}; give its folder as --bundle, or another bundle "
+            "to decode with that one"
         )
-    return bundle
+    return Bundle.open(found, trust)
 
 
 def _changed(options: Options, info: RunFile, bundle: Bundle, used: EngineUsed) -> list[str]:
@@ -269,7 +284,7 @@ def _changed(options: Options, info: RunFile, bundle: Bundle, used: EngineUsed) 
     changed = []
     if bundle.sha256 != info.bundle_sha256:
         changed.append(f"bundle {bundle.spec.name} ({bundle.sha256}), recorded with {info.bundle_sha256}")
-    if used != info.engine:
+    if _own(used) != _own(info.engine):
         then = info.engine.description or "an engine that run.json does not name"
         changed.append(f"engine {used.description}, recorded with {then}")
     changed += [
@@ -286,6 +301,11 @@ def _changed(options: Options, info: RunFile, bundle: Bundle, used: EngineUsed) 
     return changed
 
 
+def _own(engine: EngineUsed) -> EngineUsed:
+    """An engine without what was passed over for it: that changes no frame."""
+    return EngineUsed(name=engine.name, description=engine.description.partition(PASSED_OVER)[0])
+
+
 def _run_file(recorded: Recorded, bundle: Bundle, used: EngineUsed, faces: Faces) -> RunFile:
     start = recorded.info.start
     info = new_run_file(
@@ -300,6 +320,8 @@ def _run_file(recorded: Recorded, bundle: Bundle, used: EngineUsed, faces: Faces
         spikes=recorded.info.spikes,
         registration=_registration(recorded.info, bundle),
         resampled_to_s=resampled_to_s(bundle.spec, start),
+        bundle_folder=str(bundle.folder.absolute()),
+        decoding_quality=quality_in_words(bundle.spec),
         prior_from=recorded.info.prior_from if bundle.sha256 == recorded.info.bundle_sha256 else None,
     )
     return msgspec.structs.replace(info, replay_of=str(recorded.path.absolute()))

@@ -121,7 +121,7 @@ class Run:
         self.headers.update(entry.header)
         self.journal_end = entry.end
         if said := self.triggers.take(message, entry.received_utc_s):
-            self._warn(said)
+            self.warn(said)
         if isinstance(message, wire.Volume):
             self.heard_s = received_s
             self._take_volume(message, payload, received_s, is_past=is_past)
@@ -377,7 +377,7 @@ class Run:
                 self.alarm = ""
                 self.tell(f"results are recorded again after {self.where()}")
 
-    def _warn(self, message: str) -> None:
+    def warn(self, message: str) -> None:
         """Send the operator a message that belongs into the record."""
         self.message = message
         _log.warning("%s", message, extra={"run_id": self.name})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from realtime.bundle.decoding_quality import is_near_chance, quality_in_words
 from realtime.bundle.spec import Spec
 from realtime.events import Counts, State, Status
 from realtime.record.run_json import begins_with, decoders_of, resampling_in_words
@@ -54,6 +55,8 @@ def status_of(
         bundle_is_demo=is_demo,
         decoders=decoders,
         run_folder=str(run.folder.path) if run else None,
+        decoding_quality=quality_in_words(spec),
+        is_near_chance=is_near_chance(spec),
         quality=run.region.quality if run else None,
         statistics=begins_with(run.folder.info) if run else "",
         resampling=resampling_in_words(run.folder.info) if run else "",

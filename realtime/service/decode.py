@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from realtime.bundle.bundle import Bundle
+from realtime.bundle.decoding_quality import quality_in_words
 from realtime.bundle.signers import Trust
 from realtime.decoding.open import OpenDecoders, open_decoders
 from realtime.errors import RealtimeError, RecordError, ServeError
@@ -97,7 +98,9 @@ async def _decode(options: Options, bundle: Bundle, opened: OpenDecoders) -> Non
         lines = [
             f"decoding with {shipped} {spec.name}, subject {spec.subject}: {bundle.folder}",
             f"the bundle is {bundle.signed.description}",
+            f"by its own evaluation: {quality_in_words(spec)}",
             f"on {opened.engine_description}",
+            *([opened.reason] if opened.reason else []),
             *published_at,
         ]
         service = DecoderService(options, bundle, opened, channel, publisher)

@@ -16,7 +16,7 @@ from typing import Literal
 from tqdm import tqdm
 
 from realtime.errors import ServeError
-from realtime.events import Event, Frame, Reported, Shown, Status
+from realtime.events import STATE_WORDS, Event, Frame, Reported, Shown, Status
 from realtime.network.channel import Heard, listening
 from realtime.record.reader import read_recorded
 from realtime.report import summary as report_summary
@@ -155,7 +155,7 @@ class _Progress:
             if message.run_folder:
                 self.folder = Path(message.run_folder)
             self._bar.total = message.counts.planned or None
-            self._bar.set_description_str(message.state, refresh=False)
+            self._bar.set_description_str(STATE_WORDS[message.state], refresh=False)
             self._bar.set_postfix_str(f"{message.counts.decoded} decoded{self._latency}", refresh=False)
             self._bar.update(message.counts.received - self._bar.n)
 

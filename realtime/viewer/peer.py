@@ -26,6 +26,7 @@ BUFFER_BYTES = 256 * 1024
 STALL_S = 30.0
 """A page whose data channel takes nothing for this long is let go."""
 
+logging.getLogger("aioice").setLevel(logging.WARNING)  # it logs every pair of addresses that it tries
 _log = logging.getLogger(__name__)
 
 

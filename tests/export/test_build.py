@@ -266,3 +266,9 @@ def test_psnr_of_one_level_and_of_none() -> None:
     black = np.zeros((4, 4, 3), dtype=np.uint8)
     assert psnr_db(black + np.uint8(1), black) == pytest.approx(48.13, abs=0.01)
     assert psnr_db(black, black) == 100.0
+
+
+def test_the_runtime_is_told_how_well_the_decoder_decodes(exported: Exported) -> None:
+    told = {(each.decoded_from, each.metric): each.value for each in exported.bundle.spec.evaluation}
+    assert told == {("streaming", "HOG"): 0.857, ("offline", "HOG"): 0.9}, "identification by decode only"
+    assert {each.chance for each in exported.bundle.spec.evaluation} == {0.5}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from export.__main__ import main
 from export.errors import ExportError
+from export.lineage.scores import read_scores
 from export.lineage.source import read_checkpoint, read_subject, write_subject
 
 from .conftest import AFFINE, GRID, N_VOXELS
@@ -73,6 +75,20 @@ def test_no_evaluation_where_one_is_named(
     command = ["bundle", "--checkpoint", str(tiny_checkpoint), "--out", str(tmp_path / "out")]
     assert main([*command, "--evaluation", str(tmp_path / "table.md")]) == 2
     assert "expected the table.md of `python -m train evaluate`" in capsys.readouterr().err
+
+
+def test_an_evaluation_of_averages_or_without_figures_tells_nothing_of_live_frames(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert read_scores(None) == read_scores(tmp_path / "table.md") == ()
+    assert "the runtime will not tell how well the bundle decodes" in caplog.text
+    score = {"value": 0.9, "standard_error": 0.01, "low": 0.8, "high": 1.0, "n_trials": 9}
+    table = {"average": True, "rows": {"streaming": {"HOG": score}}}
+    (tmp_path / "table.json").write_text(json.dumps(table))
+    assert read_scores(tmp_path / "table.md") == ()
+    (tmp_path / "table.json").write_text("{}")
+    with pytest.raises(ExportError, match="expected what `python -m train evaluate` wrote"):
+        read_scores(tmp_path / "table.md")
 
 
 def test_damaged_weights(copied: Path) -> None:

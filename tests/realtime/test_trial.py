@@ -212,7 +212,7 @@ def test_a_cache_that_others_may_write_is_not_believed(
 
 def test_the_shipped_bundle_needs_no_trial() -> None:
     shipped = Bundle.open(demo_data("bundle"))
-    try_bundle(shipped, limit_s=AT_ONCE_S)
+    try_bundle(shipped, "onnxruntime-cpu", limit_s=AT_ONCE_S)
     assert not (cache_folder(shipped.sha256) / "tried.json").exists()
 
 

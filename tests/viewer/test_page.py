@@ -278,7 +278,7 @@ def test_a_runtime_that_dies_is_noticed_and_found_again(
     frame = run.frame(31, COLOURS[0])
     second.send(frame)
     expect_root(page, "connection", "live")
-    expect(page.get_by_test_id("state")).to_have_text("Trusted")
+    expect(page.get_by_test_id("state")).to_have_text("Settled")
     expect(page.get_by_test_id("message")).to_have_text("run resumed")
     expect(page.get_by_test_id("strip")).to_have_attribute("data-count", "1")  # what this server knows
     sent = frame.image.mean((0, 1))
@@ -317,7 +317,7 @@ def test_states_are_words_one_cannot_miss(run: Any, serve: Any, open_page: Any) 
     words: Callable[[str], None] = expect(page.get_by_test_id("state")).to_have_text
     for state, text in [
         ("warming", "Warming"),
-        ("trusted", "Trusted"),
+        ("trusted", "Settled"),
         ("stale", "Stale"),
         ("ended", "Run ended"),
         ("waiting", "Waiting for the scanner"),
@@ -332,6 +332,26 @@ def test_states_are_words_one_cannot_miss(run: Any, serve: Any, open_page: Any) 
         assert page.evaluate("document.documentElement.scrollWidth") == width
     served.send(run.status("trusted", 5, bundle_is_demo=False, run_folder=None))
     expect(page.get_by_test_id("demo-badge")).to_be_hidden()
+
+
+def test_a_decoder_near_chance_gets_no_green_word(run: Any, serve: Any, open_page: Any) -> None:
+    """Settled are the statistics; how well the decoder decodes stands under its frames."""
+    served = serve(run.status("trusted", 31, decoding_quality="identifies 86 % of pictures, chance 50 %"))
+    served.send(run.frame(31))
+    page = open_page(served.url + "&transport=websocket")
+    state, quality = page.get_by_test_id("state"), page.get_by_test_id("decoding-quality")
+    colour = "word => getComputedStyle(word).color"
+    expect(state).to_have_text("Settled")
+    expect(quality).to_have_text("identifies 86 % of pictures, chance 50 %")
+    expect(page.get_by_test_id("frame-state")).to_have_text("settled")
+    green = state.evaluate(colour)
+    facts = {"decoding_quality": "near chance: identifies 52 % of pictures", "is_near_chance": True}
+    served.send(run.status("trusted", 32, **facts))
+    expect(state).to_have_text("Near chance")
+    expect(quality).to_have_text("near chance: identifies 52 % of pictures")
+    assert state.evaluate(colour) == quality.evaluate(colour) != green
+    served.send(run.status("warming", 32, **facts))
+    expect(state).to_have_text("Warming")
 
 
 def test_the_offer_tells_nobody_an_address(run: Any, serve: Any, open_page: Any) -> None:

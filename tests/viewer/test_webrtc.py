@@ -133,6 +133,22 @@ def test_elsewhere_it_comes_from_the_address_the_page_has_reached(
     asyncio.run(check())
 
 
+def test_the_log_says_nothing_of_the_addresses_that_are_tried(
+    with_viewer: Any, run: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+
+    async def check(session: aiohttp.ClientSession, broadcast: Broadcast) -> None:
+        broadcast.send(run.frame(6, (200, 40, 40)))
+        page = Page()
+        await page.connect(session)
+        await page.hear(lambda: page.volumes() == [6])
+        await page.connection.close()
+
+    with_viewer(run.status("waiting"), check)
+    assert not [each for each in caplog.records if each.name.startswith(("aioice", "aiortc"))]
+
+
 def test_a_late_page_is_told_a_long_run(with_viewer: Any, run: Any) -> None:
     async def check(session: aiohttp.ClientSession, broadcast: Broadcast) -> None:
         for volume in range(KEPT):

@@ -1,8 +1,9 @@
 """Chooses and opens an engine.
 
 Each engine is a module of this package, an :class:`~realtime.decoding.engines.contract.EngineModule`, and may
-import a library that is not installed. ``auto`` tries the engines of ``AUTO_ORDER`` in turn. If it passes one
-over, the log and the description of the chosen engine say why.
+import a library that is not installed. ``auto`` tries engines in turn, by default in ``AUTO_ORDER``; what
+decodes runs takes them as :mod:`realtime.decoding.rank` ranks them. If one is passed over, the log and the
+description of the chosen engine say why.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import importlib
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar, cast
 
 from realtime.bundle.bundle import Bundle
@@ -33,11 +35,24 @@ _INSTALL = {
     "openvino-bf16": "pip install 'realtime-dynadiff[openvino]'",
     "onnxruntime-cpu": "pip install onnxruntime",
 }
-AUTO_ORDER = ("tensorrt", "onnxruntime-cuda", "openvino", "onnxruntime-cpu")
-"""Order in which ``auto`` tries engines; the faster one on CPUs first (``benchmarks/cpu_engines.py``)."""
+AUTO_GROUPS = (("tensorrt", "onnxruntime-cuda"), ("openvino", "onnxruntime-cpu"))
+"""The engines that ``auto`` may take: those of a GPU, then those of the CPU."""
+AUTO_ORDER = tuple(name for group in AUTO_GROUPS for name in group)
+"""Order in which ``auto`` tries engines where nothing was measured."""
+PASSED_OVER = " (passed over: "
+"""What follows an engine's own description where ``auto`` passed others over."""
 ENGINES = ("auto", *_MODULES)
 """The names that ``--engine`` takes."""
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """What ``auto`` tries."""
+
+    order: tuple[str, ...] = AUTO_ORDER
+    passed_over: tuple[str, ...] = ()
+    """Engines that are not tried, each with the reason."""
 
 
 def probe(bundle: Bundle, name: str) -> Candidate:
@@ -62,11 +77,16 @@ def open_engine(bundle: Bundle, name: str = "auto", threads: int | None = None) 
 
 
 def open_and_use(
-    bundle: Bundle, name: str, use: Callable[[Engine], T], threads: int | None = None
+    bundle: Bundle,
+    name: str,
+    use: Callable[[Engine], T],
+    threads: int | None = None,
+    ranking: Ranking = Ranking(),  # noqa: B008  # frozen
 ) -> tuple[str, Engine, T]:
     """Open an engine and call ``use`` with it.
 
     :param name: as for :func:`open_engine`; ``auto`` also passes over an engine that fails in ``use``
+    :param ranking: what ``auto`` tries
     :returns: the engine's name, the engine and the result of ``use``
     :raises EngineError: as :func:`open_engine`, and when ``use`` raises it
     """
@@ -74,8 +94,8 @@ def open_and_use(
         raise EngineError(f"expected an engine of {', '.join(ENGINES)}, got {name!r}")
     if name != "auto":
         return name, *_open_then_use(bundle, name, use, threads)
-    passed_over: list[str] = []
-    for name in AUTO_ORDER:
+    passed_over = list(ranking.passed_over)
+    for name in ranking.order:
         try:
             engine, used = _open_then_use(bundle, name, use, threads)
         except EngineError as error:
@@ -83,7 +103,7 @@ def open_and_use(
             passed_over.append(f"{name}: {error}")
             continue
         if passed_over:
-            engine.description += f" (passed over: {'; '.join(passed_over)})"
+            engine.description += f"{PASSED_OVER}{'; '.join(passed_over)})"
         return name, engine, used
     raise EngineError(f"expected an engine that runs this bundle here, found none: {'; '.join(passed_over)}")
 

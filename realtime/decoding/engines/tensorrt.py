@@ -216,7 +216,10 @@ class _BoundGraph:
 
     def _require(self, done: bool, what: str) -> None:
         if not done:
-            raise EngineError(f"{self.graph}: expected that TensorRT {what}; see the log for its errors")
+            raise EngineError(
+                f"{self.graph}: expected that TensorRT {what}, it did not; the log has its reason. Build its "
+                "engines again (`python -m export engines`), or use another engine"
+            )
 
 
 class _Logger(trt.ILogger):  # type: ignore[misc]  # TensorRT has no types

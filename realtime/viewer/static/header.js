@@ -4,8 +4,9 @@ import { find, ms, put, showOnly } from "./dom.js";
 
 const STATES = {
   waiting: ["Waiting for the scanner", "no volume yet"],
-  warming: ["Warming", "frames are shown, not yet to be trusted"],
-  trusted: ["Trusted", "statistics have settled"],
+  warming: ["Warming", "the run's statistics have not settled yet"],
+  trusted: ["Settled", "the run's statistics have settled"], // no word on how well it decodes
+  chance: ["Near chance", "settled, but hardly more than chance"],
   stale: ["Stale", "the run is open, but no volume has come for more than 3 TR"],
   ended: ["Run ended", ""],
   lost: ["No connection", "what you see is old"],
@@ -23,7 +24,9 @@ export function drawHeader(store) {
   const known = link.state === "live" || status ? (status?.state ?? "connecting") : "connecting";
   const state = link.state === "lost" ? "lost" : known;
   document.documentElement.dataset.state = state;
-  const [word, detail] = STATES[state];
+  const isNearChance = Boolean(status?.is_near_chance);
+  document.documentElement.dataset.nearChance = isNearChance;
+  const [word, detail] = STATES[state === "trusted" && isNearChance ? "chance" : state];
   put("state", word, state);
   put("state-detail", state === "ended" ? `${counts.received} of ${counts.planned} volumes received` : detail);
   drawLink(link);
@@ -52,12 +55,14 @@ function drawPosition(status, counts) {
   const progress = find("progress");
   progress.max = counts.planned || 1;
   progress.value = volume === null ? 0 : Math.min(volume + 1, progress.max);
-  document.title = `${STATES[document.documentElement.dataset.state][0]} · realtime`;
+  document.title = `${find("state").textContent} · realtime`;
 }
 
 function drawRunFacts(status) {
   put("message", status.alarm || status.message);
   find("message").parentElement.classList.toggle("alarm", Boolean(status.alarm));
+  put("decoding-quality", status.decoding_quality.replaceAll(" %", "\u00a0%"), status.decoding_quality);
+  find("decoding-quality").title = status.decoding_quality;
   put("bundle", status.bundle_name);
   find("bundle").title = status.bundle_sha256;
   find("bundle").dataset.sha256 = status.bundle_sha256;

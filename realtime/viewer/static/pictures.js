@@ -46,7 +46,7 @@ export function drawPictures(store) {
 
 function drawCaption(frame) {
   put("frame-volume", frame ? `volume ${frame.volume}` : "", frame?.volume);
-  put("frame-state", frame?.state ?? "");
+  put("frame-state", { warming: "warming", trusted: "settled" }[frame?.state] ?? "", frame?.state ?? "");
   const [first, end] = frame?.window ?? [];
   put("frame-window", frame ? `volumes ${first}–${end - 1}` : "", frame?.window.join(" "));
   put("frame-sampler", frame?.sampler ?? "");

@@ -228,9 +228,9 @@ def wait_until(condition: Callable[[], object], expected: str) -> None:
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Whether any of its threads runs; a process that its new parent has yet to bury has only its first, a zombie.
+    """Whether any of its threads runs; a process that its new parent has yet to bury has its first, a zombie.
 
-    The first may be one before another has come out of a write to disk, and as long all its files stay locked.
+    The first may be one before another has come out of a write to disk, and until then its files stay locked.
     """
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1)

@@ -178,6 +178,8 @@ def test_a_runtime_stopped_in_mid_run_reports_what_it_has(
     client.ask(scan.start)
     for index in range(20):
         client.send_volume(scan, index)
+    # The decoder may hear of the run later than the recorder has it; it reports those that it has begun.
+    wait_until((served.run_folder(scan) / "frames").exists, "the decoder at work")
     served.process.send_signal(signal.SIGTERM)
     assert served.process.wait(PATIENCE_S) == 0
     summary = account_of(served.run_folder(scan))

@@ -57,7 +57,7 @@ def test_the_demo_replays_the_run_and_reports(
     summary = account_of(tmp_path)
     assert (summary["planned"], summary["received"], summary["missing"]) == (225, 225, 0)
     assert summary["state"] == "closed"
-    assert summary["identification"]["pixels"]["n_trials"] + 1 >= summary["decoded"] // 6
+    assert summary["identification"]["Pixels"]["n_trials"] + 1 >= summary["decoded"] // 6
     assert "left out of this test" in summary["notes"][-1]
     assert (tmp_path / "report.html").is_file()
     assert account_of(tmp_path / RUN_ID) == summary

@@ -177,6 +177,17 @@ def test_another_file_is_no_journal(tmp_path: Path) -> None:
         list(read_journal(path))
 
 
+def test_a_disk_that_cannot_lock_is_not_called_another_runtime(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("realtime.record.journal.lock", refuse)
+    with pytest.raises(RecordError, match="cannot lock .*: No locks available; choose an --out"):
+        journal_at(tmp_path / "volumes.journal")
+
+
 def test_a_journal_has_one_writer(tmp_path: Path) -> None:
     journal = journal_at(tmp_path / "volumes.journal")
     with pytest.raises(RecordError, match="in use by another runtime"):

@@ -17,6 +17,7 @@ import pytest
 
 from realtime import wire
 from realtime.bundle.bundle import Bundle
+from realtime.bundle.locate import demo_data
 from realtime.cli import main
 from realtime.decoding.decoder import Decoder
 from realtime.decoding.engines.choose import open_engine
@@ -196,7 +197,7 @@ def test_another_engine_is_said_and_its_frames_are_compared(
     options = ["--bundle", str(tiny_bundle), "--out", str(tmp_path), "--engine", "openvino"]
     assert main(["replay", str(recording), *options]) in (0, 1)
     said = capsys.readouterr().out
-    assert said.startswith("engine OpenVINO")
+    assert "\nengine OpenVINO" in said
     assert ", recorded with ONNX Runtime" in said
     assert read_recorded(tmp_path / RUN_ID).info.engine.name == "openvino"
 
@@ -204,12 +205,40 @@ def test_another_engine_is_said_and_its_frames_are_compared(
 def test_another_bundle_than_the_recordings_must_be_asked_for(
     recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["replay", str(recording), "--out", str(tmp_path)]) == 2  # the demo's, of the same subject
-    said = capsys.readouterr().err
-    assert "expected the bundle of the recorded run, tiny" in said
-    assert "give the bundle's folder as --bundle" in said
-    assert main(["replay", str(tmp_path / "nothing"), "--out", str(tmp_path)]) == 2
-    assert not list(tmp_path.iterdir())
+    run, out = tmp_path / RUN_ID, tmp_path / "out"
+    shutil.copytree(recording, run)
+    for folder in ("", str(tmp_path / "gone"), str(demo_data("bundle"))):  # the demo's is of this subject too
+        info = msgspec.structs.replace(read_run_file(run), bundle_folder=folder)
+        (run / "run.json").write_bytes(msgspec.json.encode(info))
+        assert main(["replay", str(run), "--out", str(out)]) == 2
+        said = capsys.readouterr().err
+        assert "expected the bundle of the recorded run, tiny" in said
+        assert folder in said
+        assert "give its folder as --bundle" in said
+    assert main(["replay", str(tmp_path / "nothing"), "--out", str(out)]) == 2
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("moved", ["not moved", "bundles/mine", "runs/bundles/sub-01", "here/bundles/other"])
+def test_the_bundle_of_the_recording_is_found_by_itself(
+    recording: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: str
+) -> None:
+    """Where it was, beside the run, beside the folder of runs, or here; its hash tells it from others."""
+    run = tmp_path / "runs" / RUN_ID
+    shutil.copytree(recording, run)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    if moved != "not moved":
+        info = read_run_file(run)
+        assert info.bundle_folder == str(tiny_bundle)
+        gone = msgspec.structs.replace(info, bundle_folder=str(tmp_path / "gone"))
+        (run / "run.json").write_bytes(msgspec.json.encode(gone))
+        (tmp_path / moved).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(demo_data("bundle"), (tmp_path / moved).with_name("another"))
+        shutil.copytree(tiny_bundle, tmp_path / moved)
+    assert main(["replay", str(run)]) == 0
+    replayed = read_run_file(Path("replays") / RUN_ID)
+    assert replayed.bundle_folder == str(tiny_bundle if moved == "not moved" else tmp_path / moved)
 
 
 def test_a_run_that_the_command_recorded_is_replayed_by_the_command(
@@ -225,6 +254,8 @@ def test_a_run_that_the_command_recorded_is_replayed_by_the_command(
     replays = tmp_path / "replays"
     assert main(["replay", str(folder), "--bundle", str(tiny_bundle), "--out", str(replays)]) == 0
     assert states(replays / RUN_ID) == states(folder)
+    written = json.loads((replays / RUN_ID / "replay.json").read_text())
+    assert written["changed"] == [], "the engine that `auto` took then is the one that is asked for now"
 
 
 def test_a_late_volume_before_a_gap_skips_nothing_in_the_replay(

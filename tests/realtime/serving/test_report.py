@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -14,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
+from realtime.bundle.decoding_quality import near_chance
 from realtime.events import DecoderUsed, Frame, LatencyMs, Motion, Quality
 from realtime.record import tables
 from realtime.record.folder import RunFolder
@@ -23,6 +25,7 @@ from realtime.record.run_json import RunFile, new_run_file
 from realtime.report import summary as report_summary
 from realtime.report import write
 from realtime.report.identification import hog, identification, pixels
+from realtime.report.page import _reasons
 
 from .conftest import Scan
 from .in_process import opened
@@ -137,7 +140,7 @@ def test_summary_json_has_the_promised_keys_and_adds_up(
     summary = account_of(run)
     assert summary.keys() == KEYS
     assert summary["latency_ms"].keys() == {"p50", "p95", "max"}
-    assert summary["identification"].keys() == {"pixels", "features"}
+    assert summary["identification"].keys() == {"Pixels", "HOG"}
     for score in summary["identification"].values():
         assert score.keys() == {"value", "low", "high", "chance", "n_trials", "by_picture"}
         assert score["by_picture"].keys() == {"value", "low", "high"}
@@ -145,6 +148,38 @@ def test_summary_json_has_the_promised_keys_and_adds_up(
     assert (summary["decoded"], summary["warming"]) == (17, 20)
     assert (summary["censored"], summary["skipped"], summary["missing"]) == (1, 0, 2)
     assert summary["bundle_sha256"] == "ab" * 32
+
+
+@pytest.mark.parametrize("rows", [0, 10, 40])
+def test_the_reasons_of_each_state_add_up_to_its_volumes(
+    make_scan: type[Scan], tmp_path: Path, rows: int
+) -> None:
+    """Whether the run is whole, or open and not yet accounted for."""
+    folder = make_run(tmp_path, make_scan())
+    folder.let_go()
+    recorded = read_recorded(folder.path)
+    recorded = dataclasses.replace(recorded, rows=recorded.rows[:rows])
+    summary = report_summary.summarize(recorded)
+    found = _reasons(recorded.rows, summary)
+    for state in ("warming", "censored", "skipped", "missing"):
+        assert sum(n for _, n in found[state]) == getattr(summary, state)
+    assert "decoded" not in found, "a frame needs no excuse"
+    if rows == 40:
+        assert dict(found["warming"]) == {
+            "no full window yet": 6,
+            "decoded from statistics that had not settled yet": 14,
+        }
+
+
+def test_what_is_near_chance_stands_out(make_scan: type[Scan], tmp_path: Path) -> None:
+    for noise, is_near in ((0.0, False), (1e6, True)):
+        folder = make_run(tmp_path / str(noise), make_scan(), noise=noise)
+        folder.close()
+        summary = write.write_report(folder.path)
+        marked = 'class="n near"' in (folder.path / "report.html").read_text()
+        value = summary.identification["Pixels"].value
+        assert value is not None
+        assert (near_chance(value, 0.5), marked) == (is_near, is_near)
 
 
 def test_latency_is_over_all_frames(run: Path) -> None:
@@ -163,11 +198,11 @@ def test_identification_is_over_trusted_trials_of_onset_plus_delay(run: Path) ->
         (onset, onset + 8) for onset in range(15, 30, 3)
     ]
     found = report_summary.summarize(recorded).identification
-    for name, features in (("pixels", pixels), ("features", hog)):
+    for name, features in (("Pixels", pixels), ("HOG", hog)):
         true = np.stack([features(picture(onset)) for onset in range(15, 30, 3)])
         decoded = np.stack([features(trial.decoded_image()) for trial in trials])
         assert found[name] == identification(true, decoded)
-    assert found["pixels"].value == 1.0
+    assert found["Pixels"].value == 1.0
 
 
 def test_pictures_of_another_size_are_brought_to_that_of_the_frame(run: Path) -> None:
@@ -180,7 +215,7 @@ def test_pictures_of_another_size_are_brought_to_that_of_the_frame(run: Path) ->
 def test_the_page_names_both_directions(run: Path) -> None:
     write.write_report(run)
     page = (run / "report.html").read_text()
-    row = re.search(r"<tr><td>pixels \(PixCorr\)</td>(.*?)</tr>", page, re.DOTALL)
+    row = re.search(r"<tr><td>Pixels <small>[^<]*</small></td>(.*?)</tr>", page, re.DOTALL)
     assert row
     assert row[1].count("100.0 %</td>") == 4
     assert page.count(">by decode</th>") == page.count(">by picture</th>") == 1
@@ -194,7 +229,7 @@ def test_an_open_run_counts_what_has_not_come_as_missing_and_says_so(
     folder.let_go()
     assert (summary.state, summary.planned, summary.missing, summary.received) == ("open", 40, 40, 0)
     assert summary.latency_ms.p50 is None
-    assert summary.identification["pixels"].value is None
+    assert summary.identification["Pixels"].value is None
     assert any("still open" in note for note in summary.notes)
     assert any("takes two trials" in note for note in summary.notes)
     assert "no frame" in "\n".join(report_summary.lines(summary))
@@ -235,7 +270,7 @@ def test_lines_for_the_terminal_name_every_figure(run: Path) -> None:
     assert "40 planned, 38 received: 17 decoded, 20 warming, 1 censored, 0 skipped, 2 missing" in text
     assert "TR 1333 ms" in text
     assert re.search(
-        r"pixels +100\.0 % \[100\.0, 100\.0\] by decode, 100\.0 % \[100\.0, 100\.0\] by picture "
+        r"Pixels +100\.0 % \[100\.0, 100\.0\] by decode, 100\.0 % \[100\.0, 100\.0\] by picture "
         r"\(two-way identification with 95 % intervals, chance 50, 5 trials\)",
         text,
     )
@@ -273,7 +308,7 @@ def test_the_networks_score_is_added_where_it_is_installed(
     summary = write.write_report(run)
     write.add_network(summary, run)
     assert network.command[1:] == ["-P", "-m", "train", "score", "--run", str(run), "--json"]
-    added = summary.identification["efficientnet_lite0"]
+    added = summary.identification["EffNet-Lite0"]
     assert (added.value, added.low, added.high, added.n_trials) == (0.8, 0.7, 0.9, 5)
 
 
@@ -290,8 +325,8 @@ def test_where_the_network_fails_a_note_says_so(
     installed(network)
     summary = write.write_report(run)
     write.add_network(summary, run)
-    assert "efficientnet_lite0" not in summary.identification
-    assert "were not scored" in summary.notes[-1]
+    assert "EffNet-Lite0" not in summary.identification
+    assert "EffNet-Lite0 was not scored" in summary.notes[-1]
     assert reason in summary.notes[-1]
 
 

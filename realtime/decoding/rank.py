@@ -1,0 +1,98 @@
+"""Ranks the engines that ``auto`` may take by how fast each decodes a bundle on this machine.
+
+A GPU's engines are measured where one can run here, otherwise the CPU's. Each is measured in the trial of the
+bundle (:mod:`realtime.decoding.trial`), before anything is served, and the user's cache keeps the figure: a
+restart in the middle of a run measures nothing, and takes the same engine.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from realtime.bundle.bundle import Bundle
+from realtime.bundle.locate import is_shipped
+from realtime.decoding import trial
+from realtime.decoding.engines.choose import AUTO_GROUPS, AUTO_ORDER, Ranking, probe
+from realtime.errors import EngineError
+
+CLOSE = 1.05
+"""An engine that takes at most this many times as long as the fastest counts as equally fast."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranked:
+    """What ``auto`` tries, and why in this order."""
+
+    ranking: Ranking
+    reason: str
+    """Empty where there was no choice."""
+
+
+def rank(bundle: Bundle) -> Ranked:
+    """Rank the engines that can run a bundle here.
+
+    :raises EngineError: when none can
+    """
+    failed: dict[str, str] = {}
+    """Why engines are passed over."""
+    for group in AUTO_GROUPS:
+        candidates = [probe(bundle, name) for name in group]
+        failed |= {each.name: each.reason for each in candidates if not each.available}
+        available = [each.name for each in candidates if each.available]
+        if len(available) == 1 and is_shipped(bundle.folder):  # no trial, and nothing to compare
+            return _ranked(available, {}, failed, bundle)
+        if measured_s := _measure(bundle, available, failed):
+            return _ranked(by_speed(measured_s), measured_s, failed, bundle)
+    said = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+    raise EngineError(f"expected an engine that runs this bundle here, found none: {said}")
+
+
+def by_speed(decode_s: Mapping[str, float]) -> list[str]:
+    """Engines by the time that a decode takes, the fastest first.
+
+    Of those that are as good as equally fast, the first of ``AUTO_ORDER`` goes first, so that noise in a
+    measurement changes nothing.
+    """
+    limit_s = CLOSE * min(decode_s.values())
+    first = next(name for name in AUTO_ORDER if decode_s.get(name, limit_s + 1) <= limit_s)
+    return [first, *sorted(decode_s.keys() - {first}, key=decode_s.__getitem__)]
+
+
+def in_words(order: list[str], decode_s: Mapping[str, float], sampler: str) -> str:
+    """Why the first engine is taken; empty where there was no choice."""
+    first, *others = order
+    if not others:
+        return ""
+    slower = ", ".join(f"{name} {1e3 * decode_s[name]:.0f} ms" for name in others)
+    return (
+        f"a decode with {sampler} takes {1e3 * decode_s[first]:.0f} ms on {first}, {slower} "
+        "(measured on this machine)"
+    )
+
+
+def _measure(bundle: Bundle, names: list[str], failed: dict[str, str]) -> dict[str, float]:
+    measured_s = {}
+    for name in names:
+        try:
+            measured_s[name] = trial.decode_s(bundle, name)
+        except EngineError as error:
+            failed[name] = str(error)
+    return measured_s
+
+
+def _ranked(
+    order: list[str], measured_s: Mapping[str, float], failed: Mapping[str, str], bundle: Bundle
+) -> Ranked:
+    for name, reason in failed.items():
+        _log.info("engine %s is passed over: %s", name, reason)
+    others = [name for name in AUTO_ORDER if name not in failed and name not in order]
+    return Ranked(
+        ranking=Ranking(
+            order=(*order, *others),
+            passed_over=tuple(f"{name}: {reason}" for name, reason in failed.items()),
+        ),
+        reason=in_words(order, measured_s, bundle.sampler().name),
+    )
