@@ -184,6 +184,10 @@ class Spec(_Part, frozen=True, kw_only=True, omit_defaults=True):
     reference: FileName | None = None
     """The decoder's reference volume, to which other sessions and grids are registered; None: the bundle
     takes only volumes on the region's own grid."""
+    trained_sessions: tuple[Positive, ...] = ()
+    """Sessions with runs that the decoder was trained on; none in bundles that do not tell."""
+    held_out_runs: tuple[tuple[Positive, Positive], ...] = ()
+    """Session and run of each run in these sessions, and others, that it was not trained on."""
     files: dict[FileName, Sha256]
     """SHA-256 of every file of the bundle except ``bundle.json``."""
     provenance: tuple[Stage, ...]
@@ -206,6 +210,10 @@ class Spec(_Part, frozen=True, kw_only=True, omit_defaults=True):
             predicts = any(output.name == "start" for output in self.graphs[name].outputs)
             if predicts != self.starts_from_brain:
                 raise ValueError(f"graph {name!r} and the samplers disagree on the source of initial latents")
+
+    def was_trained_on(self, session: int, run: int) -> bool:
+        """Whether a run of the subject is one that the decoder was trained on, as far as the bundle tells."""
+        return session in self.trained_sessions and (session, run) not in self.held_out_runs
 
     @property
     def starts_from_brain(self) -> bool:

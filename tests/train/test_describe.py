@@ -71,4 +71,4 @@ def test_a_subject_or_recipe_that_there_is_not(capsys: pytest.CaptureFixture[str
     with pytest.raises(TrainError, match="expected subjects of NSD, 1 to 8, got \\[9\\]"):
         describe(read_recipe(PAPER), [9])
     assert main(["describe", "nothing"]) == 2
-    assert "shipped recipes are: demo, demo-weighted, experiments, paper" in capsys.readouterr().err
+    assert "shipped recipes are: demo, demo-weighted, experiments, paper, quick" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from train.commands.options import Commands, source_of
+from train.commands.options import Commands, base_for, base_options
 from train.recipe import read_recipe
 
 
@@ -34,9 +34,7 @@ def add_released(commands: Commands) -> None:
         default=0,
         help="index of the subject's layer in a checkpoint of several, from 0 (default: %(default)s)",
     )
-    parser.add_argument(
-        "--base", help="folder of the base model, or its name on the hub (default: the recipe's)"
-    )
+    base_options(parser)
     parser.add_argument("--recipe", type=Path, default=Path("paper"), help="recipe (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
     parser.set_defaults(run=_import_released)
@@ -63,7 +61,7 @@ def _import_released(options: argparse.Namespace) -> None:
     from train.checkpoints.released import import_released
 
     recipe = read_recipe(options.recipe)
-    base = options.base or source_of(recipe)
+    base = base_for(options.base, recipe)
     import_released(
         options.checkpoint, options.subject, recipe, base, options.out, layer=options.layer, nsd=options.nsd
     )

@@ -31,6 +31,7 @@ from train.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from train.data.cache import Cache, prepare, subject_cache
 from train.data.dataset import averaged_windows
 from train.data.found import found
+from train.data.replays import held_out_in_words, replay_command
 from train.data.trials import Trials, n_warming
 from train.errors import TrainError
 from train.evaluation.decode_cache import array_digest, kept, weights_digest
@@ -95,6 +96,7 @@ def evaluate(order: Evaluation) -> dict[str, Row]:
         cache, recipe, windows, average=order.average, seed=order.seed, n_groups=order.n_trials
     )
     images = images_of(cache, groups)
+    _log.info("held out: %s; decoding %d trials", held_out_in_words(cache.test_runs), len(groups))
     with Stimuli(Layout(order.root)) as stimuli:
         shown = stimuli.images(images.tolist())
     decoded = _decode(checkpoint, cache, groups, ways, order)
@@ -107,6 +109,7 @@ def evaluate(order: Evaluation) -> dict[str, Row]:
     table = {
         "subject": number,
         "split": recipe.split,
+        "held_out_runs": [(key.session, key.run) for key in cache.test_runs],
         "trials": len(groups),
         "average": order.average,
         "found": msgspec.to_builtins(here),
@@ -122,6 +125,8 @@ def evaluate(order: Evaluation) -> dict[str, Row]:
         with whole(order.out / "grid.png") as partial:
             write_grid(partial, [shown[drawn], *(pictures[drawn] for pictures in decoded.values())])
     _log.info("%s", markdown)
+    if cache.test_runs:
+        _log.info("replay a held-out run: %s", replay_command(cache.test_runs[0], order.root))
     return rows
 
 

@@ -32,6 +32,7 @@ from train.errors import TrainError
 from train.loop.distributed import n_processes
 from train.loop.loop import fit
 from train.model.base_model import UNET_FOLDER, VAE_FOLDER, load_vae, make_unet, make_vae
+from train.model.base_of_recipe import BASE_FILE
 from train.model.batch import Batch
 from train.model.diffusion import DiffusionLoss, drop_conditions, uniform_timesteps
 from train.model.picture_encoder import PictureAutoencoder, PictureEncoder, disturb, encode_tokens
@@ -203,4 +204,4 @@ def _train_base(pictures: BasePictures, base: DemoBase, recipe: Recipe, out: Pat
         "last_loss": float(np.mean(losses[-100:])) if losses else None,
     }
     made = {"recipe": msgspec.to_builtins(recipe), "seed": seed, "figures": figures}
-    write_whole(out / "base.json", json.dumps(made, indent=2))
+    write_whole(out / BASE_FILE, json.dumps(made, indent=2))
