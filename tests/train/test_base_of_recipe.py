@@ -45,17 +45,17 @@ def test_a_folder_comes_before_a_shipped_base_of_its_name(
 
 
 def test_a_recipe_takes_the_shipped_base_that_belongs_to_it() -> None:
-    assert default_base(QUICK) == default_base(read_recipe(Path("experiments"))) == "one-object"
+    assert default_base(QUICK) == default_base(read_recipe(Path("experiments"))) == "plain"
     assert default_base(read_recipe(Path("paper"))) == "shi-labs/versatile-diffusion"
-    with pytest.raises(TrainError, match=r"expected --base.*one-object \(experiments, quick\)"):
+    with pytest.raises(TrainError, match=r"expected --base.*plain \(experiments, quick\)"):
         default_base(read_recipe(Path("demo")))
 
 
 def test_of_several_that_fit_it_is_the_one_that_the_recipe_would_train(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    shutil.copytree(shipped_bases()["one-object"], tmp_path / "other")
-    shutil.copytree(shipped_bases()["one-object"], tmp_path / "same")
+    shutil.copytree(shipped_bases()["plain"], tmp_path / "other")
+    shutil.copytree(shipped_bases()["plain"], tmp_path / "same")
     made = json.loads((tmp_path / "other" / "base.json").read_bytes())
     made["recipe"]["base"]["n_pictures"] += 1
     (tmp_path / "other" / "base.json").write_text(json.dumps(made))
@@ -76,7 +76,7 @@ def test_a_base_that_does_not_belong_to_the_recipe_is_refused_with_the_recipes_t
     command: str, recipe: str, size: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     order = ["--nsd", str(tmp_path), "--subject", "1", "--out", str(tmp_path / "out"), "--recipe", recipe]
-    assert main([command, *order, "--base", str(shipped_bases()["one-object"])]) == 2
+    assert main([command, *order, "--base", str(shipped_bases()["plain"])]) == 2
     told = capsys.readouterr().err
     assert f"expected a base model with the recipe's {size}" in told
     assert "Recipes that belong to it: experiments, quick." in told
@@ -92,7 +92,7 @@ def test_a_folder_that_is_not_there_is_what_the_error_is_about(
     with pytest.raises(TrainError, match="no such folder") as raised:
         base_of_recipe(QUICK, missing)
     assert "hub" not in str(raised.value)
-    assert "one-object" in str(raised.value)
+    assert "plain" in str(raised.value)
     with pytest.raises(TrainError, match=f"expected a base model in {missing}, found no such folder"):
         find_base(missing)
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from nsd import Layout, Stimuli, read_expdesign
+from nsd import N_IMAGES, Layout, Stimuli, read_expdesign
 from realtime.atomic import whole, write_whole
 from train.errors import TrainError
 from train.loop.distributed import n_processes
@@ -60,11 +60,12 @@ def base_pictures(root: Path, subject: int, n_pictures: int, seed: int) -> BaseP
     """
     layout = Layout(root)
     with Stimuli(layout) as stimuli:
-        unseen = np.setdiff1d(np.arange(len(stimuli)), read_expdesign(layout).subject_images[subject - 1])
+        unseen = np.setdiff1d(stimuli.drawn, read_expdesign(layout).subject_images[subject - 1])
         if len(unseen) <= n_pictures:
             raise TrainError(
                 f"expected more than {n_pictures} stimuli that subject {subject} is not shown, to train and "
-                f"to measure on, found {len(unseen)}"
+                f"to measure on, found {len(unseen)}; `python -m sim synthesize --pictures {N_IMAGES}` draws "
+                "all of a synthetic subject"
             )
         rng = np.random.default_rng(seed)
         chosen = rng.choice(unseen, n_pictures, replace=False)
