@@ -34,7 +34,7 @@ def write_stimuli(layout: Layout, scenes: SceneSet, images: npt.NDArray[np.int64
     :raises SimError: when an existing file has other scenes, or cannot take more
     """
     path = layout.stimuli()
-    if path.exists():
+    if len(images) and path.exists():
         images = np.setdiff1d(images, _drawn(layout, scenes))
     if not len(images):
         return

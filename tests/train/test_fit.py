@@ -268,8 +268,14 @@ def test_base_pictures_are_none_that_the_subject_is_shown(
         base_pictures(tiny_nsd, 1, 73_000, seed=1)
 
 
-def test_evaluation_writes_table_and_grid(tiny_checkpoint: Path, tiny_nsd: Path, tmp_path: Path) -> None:
+def test_evaluation_writes_table_and_grid(
+    tiny_checkpoint: Path, tiny_nsd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = evaluate(Evaluation(root=tiny_nsd, checkpoint=tiny_checkpoint, out=tmp_path, n_trials=32))
+    bars = capsys.readouterr().err
+    for way in ("offline", "streaming", "ceiling"):
+        for stage in (way, f"EfficientNet-Lite0, {way}", f"metrics, {way}"):
+            assert f"\r{stage}: 100%" in bars
     table = json.loads((tmp_path / "table.json").read_text())
     assert table["rows"].keys() == rows.keys() == {"offline", "streaming", "ceiling", "floor"}
     for row in table["rows"].values():

@@ -31,7 +31,7 @@ def test_rows_are_named_and_hold_their_pictures_in_order(
         tops, lefts = [], []
         for colour in row.tolist():
             ys, xs = np.nonzero((grid == colour_of(colour)).all(axis=2))
-            assert (np.ptp(ys) + 1, np.ptp(xs) + 1) == size
+            assert (int(np.ptp(ys)) + 1, int(np.ptp(xs)) + 1) == size
             assert len(ys) == size[0] * size[1], "it is whole"
             tops.append(ys.min())
             lefts.append(xs.min())
