@@ -28,7 +28,7 @@ from sim.raw import write_raw
 from sim.raw_settings import RawSettings
 from sim.scenes import SceneSet
 from sim.settings import CortexSettings
-from sim.stimuli import write_stimuli
+from sim.stimulus_file import write_stimuli
 from sim.synthetic_json import Provenance
 
 _GZIP_LEVEL = 1

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-import sim.stimuli
+import sim.stimulus_file
 from nsd import (
     BadRequest,
     Layout,
@@ -27,7 +27,7 @@ from sim.cortex import Cortex
 from sim.errors import SimError
 from sim.experiment import plan_experiment
 from sim.scenes import SceneSet
-from sim.stimuli import write_stimuli
+from sim.stimulus_file import write_stimuli
 from sim.synthesize import synthesize
 from sim.synthetic_json import read_provenance
 
@@ -162,7 +162,7 @@ def test_damaged_provenance_is_named(tmp_path: Path) -> None:
 def test_interrupted_pictures_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layout = Layout(tmp_path)
     images = np.arange(0, 260, 2)
-    monkeypatch.setattr(sim.stimuli, "_FLUSH_IMAGES", 25)
+    monkeypatch.setattr(sim.stimulus_file, "_FLUSH_IMAGES", 25)
     rendered: list[int] = []
 
     class Stopped(SceneSet):

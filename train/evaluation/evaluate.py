@@ -34,8 +34,8 @@ from train.data.replays import held_out_in_words, replay_command
 from train.data.trials import Trials, n_warming
 from train.errors import TrainError
 from train.evaluation.decode_cache import array_digest, kept, weights_digest
-from train.evaluation.grid import write_grid
 from train.evaluation.held_out import decode_pictures, decode_windows, held_out_groups, images_of
+from train.evaluation.picture_grid import write_grid
 from train.evaluation.results_table import Row, as_markdown, compare, see
 from train.model.sample import Pictures
 from train.recipe import DemoBase, Form, Recipe

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from train.evaluation.grid import write_grid
+from train.evaluation.picture_grid import write_grid
 
 
 @pytest.mark.parametrize("n_trials", [2, 5, 8])
