@@ -48,7 +48,7 @@ def _add_synthesize(commands: argparse._SubParsersAction[argparse.ArgumentParser
         description="Write a synthetic subject in NSD's layout: pictures, experimental design, region of "
         "interest, mean functional volume with the head around it, and the runs of the first N sessions. The "
         "result depends on --seed only; an interrupted command continues when it is run again. A session "
-        "takes about 10 s and 24 MB, all 73 000 pictures 2 minutes and 290 MB.",
+        "takes about 10 s and 24 MB, with the pictures that it shows; all 73 000 take 2 minutes and 290 MB.",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="root of the data set")
     parser.add_argument("--subject", type=int, default=1, help="subject number, 1 to 8 (default 1)")
@@ -64,10 +64,9 @@ def _add_synthesize(commands: argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument(
         "--pictures",
         type=int,
-        default=N_IMAGES,
         metavar="N",
-        help="write the first N pictures to the stimulus file; 0 writes none, since replay can draw them "
-        "(default all)",
+        help="write the first N pictures instead of those that the sessions show, which a decoder is trained "
+        f"and tested on: {N_IMAGES} for `train base`, or 0, since replay can draw them",
     )
     parser.add_argument(
         "--raw",

@@ -6,34 +6,31 @@ written atomically and existing files are kept, so an interrupted synthesis cont
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 from pathlib import Path
 from typing import Any
 
-import h5py
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import scipy.io
 from tqdm import tqdm
 
-from nsd import N_IMAGES, TR_S, ExpDesign, Layout, task_runs
+from nsd import TR_S, ExpDesign, Layout, task_runs
+from nsd.expdesign import TRIALS_PER_SESSION
 from realtime.atomic import whole, write_whole
 from sim.anatomy import build_anatomy
 from sim.cortex import N_WRITTEN_VOLUMES, Cortex
-from sim.errors import SimError
 from sim.experiment import design_rows, expdesign_variables, plan_experiment, stim_info_csv
 from sim.head import build_head
 from sim.noise import VoxelNoise, draw_run_noise, draw_voxel_noise
 from sim.raw import write_raw
 from sim.raw_settings import RawSettings
-from sim.scenes import SIZE_PX, SceneSet
+from sim.scenes import SceneSet
 from sim.settings import CortexSettings
+from sim.stimulus_file import write_stimuli
 from sim.synthetic_json import Provenance
 
-CHUNK_IMAGES = 50  # 0.6 MB: fits HDF5's chunk cache of 1 MB
-_FLUSH_IMAGES = 2_000
 _GZIP_LEVEL = 1
 _NON_BRAIN_INTENSITY = 20.0
 
@@ -41,63 +38,6 @@ _NON_BRAIN_INTENSITY = 20.0
 def write_image(path: Path, image: Any) -> None:
     """Write a NIfTI image atomically, without the time in its gzip header."""
     write_whole(path, gzip.compress(image.to_bytes(), compresslevel=_GZIP_LEVEL, mtime=0))
-
-
-def write_stimuli(layout: Layout, seed: int, n_images: int = N_IMAGES) -> None:
-    """Write ``nsd_stimuli.hdf5``: uint8 ``imgBrick`` ``(n_images, 64, 64, 3)``, scenes of ``seed`` in order.
-
-    The file gets its final name when it is complete; an incomplete file is continued.
-
-    :raises SimError: when an existing file has fewer pictures, or scenes of another seed
-    """
-    path = layout.stimuli()
-    if path.exists():
-        _check_stimuli(path, seed, n_images)
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    scenes = SceneSet(seed)
-    with _open_partial(partial, seed, n_images) as file:
-        brick, first = file["imgBrick"], int(file.attrs["n_written"])
-        progress = tqdm(total=n_images, initial=first, desc="pictures", unit="img", mininterval=1)
-        for start in range(first, n_images, CHUNK_IMAGES):
-            stop = min(start + CHUNK_IMAGES, n_images)
-            brick[start:stop] = np.stack([scenes.render(image) for image in range(start, stop)])
-            progress.update(stop - start)
-            if stop % _FLUSH_IMAGES == 0 or stop == n_images:
-                file.flush()
-                file.attrs["n_written"] = stop
-                file.flush()
-        progress.close()
-    partial.replace(path)
-
-
-def _open_partial(partial: Path, seed: int, n_images: int) -> Any:
-    """Open ``partial`` to continue it if it is a valid part of the same file, otherwise create it."""
-    with contextlib.suppress(OSError):  # absent, or damaged by a crash
-        file = h5py.File(partial, "r+")
-        if file.attrs.get("seed") == seed and file.get("imgBrick", np.empty(0)).shape[0] == n_images:
-            return file
-        file.close()
-    file = h5py.File(partial, "w")
-    shape = (n_images, SIZE_PX, SIZE_PX, 3)
-    chunks = (min(CHUNK_IMAGES, n_images), SIZE_PX, SIZE_PX, 3)
-    file.create_dataset("imgBrick", shape, np.uint8, chunks=chunks, compression="gzip", compression_opts=1)
-    file.attrs["seed"] = seed
-    file.attrs["n_written"] = 0
-    return file
-
-
-def _check_stimuli(path: Path, seed: int, n_images: int) -> None:
-    with h5py.File(path, "r") as file:
-        found = int(file["imgBrick"].shape[0])
-        first_matches = np.array_equal(file["imgBrick"][0], SceneSet(seed).render(0))
-    if found < n_images or not first_matches:
-        whose = "the same" if first_matches else "another"
-        raise SimError(
-            f"{path}: expected at least {n_images} pictures of seed {seed}, "
-            f"found {found} of {whose} seed; remove it or choose another folder"
-        )
 
 
 def write_experiment(layout: Layout, seed: int) -> ExpDesign:
@@ -192,11 +132,12 @@ def synthesize(
     seed: int,
     subject: int,
     n_sessions: int,
-    n_stimuli: int = N_IMAGES,
+    n_stimuli: int | None = None,
     raw: RawSettings | None = None,
 ) -> Provenance:
-    """Write or complete a synthetic data set: stimuli, then the design, then ``n_sessions`` sessions.
+    """Write or complete a synthetic data set: the design, then stimuli, then ``n_sessions`` sessions.
 
+    :param n_stimuli: write this many first pictures; None writes those that the sessions show
     :param raw: settings of the sessions' raw side; None writes none
     :raises SimError: when the folder contains data of other settings or seed, or not synthetic data
     :raises NsdError: when NSD has no such subject or session
@@ -204,9 +145,9 @@ def synthesize(
     layout = Layout(root)
     task_runs(subject, n_sessions)  # raises if NSD has no such session, before anything is written
     provenance = Provenance.open(root, settings=settings, seed=seed)
-    if n_stimuli:
-        write_stimuli(layout, seed, n_stimuli)
     plan = write_experiment(layout, seed)
+    shown = plan.trial_images(subject)[: n_sessions * TRIALS_PER_SESSION]
+    write_stimuli(layout, SceneSet(seed), shown if n_stimuli is None else np.arange(n_stimuli))
     missing = [s for s in range(1, n_sessions + 1) if not _is_complete(layout, provenance, subject, s)]
     if missing:
         writer = SubjectWriter(layout, plan, settings, seed, subject)

@@ -65,8 +65,7 @@ def test_an_installation_holds_every_file_of_the_packages() -> None:
         for file in (ROOT / package).rglob("*")
         if file.is_file() and file.suffix != ".pyc"
     }
-    base_model = {file for file in files if file.startswith("train/base_small/")}
-    assert files - installed == base_model, "it is for experiments in the repository"
+    assert not files - installed
     assert {f"{package}/py.typed" for package in PACKAGES} <= installed
 
 

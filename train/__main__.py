@@ -17,7 +17,7 @@ _EPILOG = """\
 the steps of the demo (about two hours on two cores; an interrupted command continues when it is run
 again):
 
-  python -m sim synthesize --out data/nsd --subject 1 --sessions 40 --seed 1
+  python -m sim synthesize --out data/nsd --subject 1 --sessions 40 --seed 1 --pictures 73000
   python -m train base --nsd data/nsd --subject 1 --out checkpoints/base
   python -m train fit --nsd data/nsd --subject 1 --base checkpoints/base --out checkpoints/sub-01
   python -m train evaluate --nsd data/nsd --checkpoint checkpoints/sub-01 --trials 320 --out results

@@ -226,6 +226,11 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 )
 
 
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with this package, by name."""
+    return {file.stem: file for file in sorted(RECIPES.glob("*.toml"), key=lambda file: file.stem)}
+
+
 def demo_base(recipe: Recipe) -> DemoBase:
     """The settings of a recipe's base model, if the base model is trained by this project.
 
@@ -240,19 +245,18 @@ def demo_base(recipe: Recipe) -> DemoBase:
 
 
 def read_recipe(path: Path = DEMO) -> Recipe:
-    """Read a recipe file, or a shipped recipe by its name (``demo``, ``paper``, ``experiments``).
+    """Read a recipe file, or a shipped recipe by its name, such as ``demo``.
 
     :raises TrainError: the file is missing, or a field is missing, unknown or out of range
     """
-    shipped = RECIPES / f"{path}.toml"
-    if path.parent == Path() and shipped.exists() and not path.exists():
-        path = shipped
+    shipped = shipped_recipes()
+    if not path.exists():
+        path = shipped.get(str(path), path)
     try:
         return msgspec.toml.decode(path.read_bytes(), type=Recipe)
     except FileNotFoundError as error:
-        names = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))
         raise TrainError(
-            f"expected a recipe at {path}, found no file; shipped recipes are: {names}"
+            f"expected a recipe at {path}, found no file; shipped recipes are: {', '.join(shipped)}"
         ) from error
     except msgspec.MsgspecError as error:
         raise TrainError(f"recipe {path}: {error}") from error

@@ -65,6 +65,7 @@ class _Bank:
         self._decoders = [decoder]
         self._graphs = dict(general.spec.graphs)
         self._stages = list(general.spec.provenance)
+        self._specs = [general.spec]
         self._denoisers = {_content(general.graph_path(decoder.denoise)): decoder.denoise}
         """Names of denoise graphs by the hash of what they compute."""
         self._rows: list[str] = []
@@ -102,6 +103,7 @@ class _Bank:
                 null_condition=null_condition,
             )
         )
+        self._specs.append(source.spec)
         self._rows.append(f"| `{name}` | {own.window.offset_volumes} | `{source.sha256}` |")
 
     def spec(self) -> bundle_spec.Spec:
@@ -112,9 +114,16 @@ class _Bank:
             self._general.spec,
             decoders=tuple(self._decoders),
             graphs=self._graphs,
+            trained_sessions=tuple(sorted({each for spec in self._specs for each in spec.trained_sessions})),
+            held_out_runs=tuple(sorted(self._held_out_runs())),
             files=hash_files(self._folder),
             provenance=tuple(self._stages),
         )
+
+    def _held_out_runs(self) -> set[tuple[int, int]]:
+        """Session and run of the runs on which none of the decoders was trained."""
+        runs = {run for spec in self._specs for run in spec.held_out_runs}
+        return {run for run in runs if not any(spec.was_trained_on(*run) for spec in self._specs)}
 
     def _chapter(self) -> str:
         rows = "\n".join(self._rows)

@@ -12,6 +12,7 @@ from export.lineage.provenance import model_stage
 from export.precision_forms import DESCRIPTIONS, Form
 from realtime.bundle.spec import Sampler, Spec, Stage
 from train.checkpoints.checkpoint import Checkpoint, CheckpointInfo
+from train.data.replays import held_out_in_words, replay_command
 from train.recipe import Diffusion, Finetune, Preprocessing
 from train.store.fingerprints import SYNTHETIC_FILE
 
@@ -33,8 +34,11 @@ Decodes what subject {subject} was shown from {length} volumes of fMRI (TR {tr_s
 | VAE | latents to pictures of {height} x {width} px; {vae} M parameters with its encoder |
 
 {training}
-{held_out} Preprocessing: cosine drifts slower
-than {high_pass_hz:g} Hz removed, z-scores, trusted after {warmup} volumes.{drift}
+
+{held_out}
+
+Preprocessing: cosine drifts slower than {high_pass_hz:g} Hz removed, z-scores, trusted after {warmup}
+volumes.{drift}
 
 Samplers, best first; the runtime takes the first that the time between volumes allows: {samplers}.{noise}
 
@@ -175,9 +179,9 @@ def _recordings(folder: Path) -> str:
 def _held_out(checkpoint: Checkpoint) -> str:
     if checkpoint.info.imported_from:
         return "Held out, by their account: the images that every subject saw."
-    n_runs = len(checkpoint.subject.held_out_runs)
-    what = f"{n_runs} runs" if n_runs else "the images that every subject saw"
-    return f"Held out: {what}; no picture that is shown there was trained on."
+    runs = sorted(checkpoint.subject.held_out_runs)
+    said = f"Held out: {held_out_in_words(runs)}. No picture that is shown there was trained on."
+    return f"{said}\nReplay one: `{replay_command(runs[0], 'DIR')}`." if runs else said
 
 
 def _drift(preprocessing: Preprocessing) -> str:

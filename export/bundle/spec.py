@@ -44,6 +44,8 @@ def specification(
         decoders=(bundle_spec.Decoder(name="general", graph="brain", window=checkpoint.recipe.window),),
         samplers=samplers,
         graphs=dict(graphs),
+        trained_sessions=tuple(checkpoint.subject.trained_sessions),
+        held_out_runs=tuple((session, run) for _, session, run in checkpoint.subject.held_out_runs),
         files=dict(hashes),
         provenance=export.ledger.stages,
     )

@@ -142,7 +142,7 @@ class Decodes:
                 raise ExportError(
                     f"{way}: cannot decode on this machine: {error}; no bundle was written"
                 ) from error
-            self.rows.append(DecodeParity(way=way, reason=str(error)))
+            self._leave_out(way, str(error))
             return
         description = engine.description
         del decoder, engine
@@ -154,7 +154,7 @@ class Decodes:
         for name in AUTO_ORDER:
             way = f"{form}, {name}"
             if self.is_large and name == _TAKES_TWICE:
-                self.rows.append(DecodeParity(way=way, reason="not tried: it would take more than 18 GB"))
+                self._leave_out(way, "not tried: it would take more than 18 GB")
             else:
                 self.by_engine(way, bundle, name)
 
@@ -187,6 +187,10 @@ class Decodes:
             graphs=graphs,
             decodes=self.rows,
         )
+
+    def _leave_out(self, way: str, reason: str) -> None:
+        self.rows.append(DecodeParity(way=way, reason=reason))
+        _log.info("%-15s left out: %s", way, reason)
 
     def _add(self, way: str, runs_on: str, pictures: Pictures) -> None:
         identified = self._identify(pictures[: len(self.seen.windows)])

@@ -87,6 +87,7 @@ def write_checkpoint(root: Path, recipe: Recipe, n_voxels: int = N_VOXELS) -> tu
                 n_voxels=n_voxels,
                 held_out_runs=[(1, 1, 3), (1, 2, 5)],
                 n_train_trials=1234,
+                trained_sessions=[1, 2],
                 found=Found(sessions=2, runs=24, presentations=1500, shared_images=71, repaired=0),
                 drift_prior=DriftPrior(frequencies_hz=(1 / 600, 2 / 600), noise_to_drift=(0.2, 0.5)),
             )

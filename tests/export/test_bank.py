@@ -32,7 +32,7 @@ Specialise = Callable[..., Path]
 def specialise(exported: Exported, tmp_path: Path) -> Specialise:
     """A bundle as the export of another training would be: another window, other weights in some graphs."""
 
-    def make(offset_volumes: int, tuned: tuple[str, ...], *, beside: bool = False) -> Path:
+    def make(offset_volumes: int, tuned: tuple[str, ...], *, beside: bool = False, **changes: object) -> Path:
         folder = tmp_path / f"from{offset_volumes}"
         shutil.copytree(exported.folder, folder)
         for name in ("brain", "denoise", "vae"):
@@ -50,7 +50,7 @@ def specialise(exported: Exported, tmp_path: Path) -> Specialise:
         decoder = msgspec.structs.replace(exported.bundle.spec.decoders[0], window=window)
         names = sorted(path.name for path in folder.iterdir() if path.name != bundle_spec.SPEC_FILE)
         files = {name: file_sha256(folder / name) for name in names}
-        spec = msgspec.structs.replace(exported.bundle.spec, decoders=(decoder,), files=files)
+        spec = msgspec.structs.replace(exported.bundle.spec, decoders=(decoder,), files=files, **changes)
         bundle_spec.write_spec(folder, spec)
         return folder
 
@@ -89,6 +89,16 @@ def test_each_decoder_makes_the_pictures_that_it_made_alone(
     assert {"checkpoint", "before-2: checkpoint", "after-5: brain onnx"} <= stages
     assert {"parity-before-2.html", "parity-after-5.json", "parity.html"} <= bank.spec.files.keys()
     assert "| `before-2` | -2 |" in (bank.folder / "README.md").read_text()
+
+
+def test_a_run_that_one_decoder_was_trained_on_is_not_held_out_of_the_bank(
+    exported: Exported, specialise: Specialise, tmp_path: Path
+) -> None:
+    other = specialise(5, ("brain",), trained_sessions=(2, 3), held_out_runs=((2, 5), (2, 6), (3, 7)))
+    silent = specialise(-2, ("brain",), trained_sessions=(), held_out_runs=())
+    spec = make_bank(exported.folder, [other, silent], tmp_path / "bank").spec
+    assert spec.trained_sessions == (1, 2, 3)
+    assert spec.held_out_runs == ((1, 3), (2, 5), (3, 7))
 
 
 def test_weights_beside_a_graph_come_along(

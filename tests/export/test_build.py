@@ -25,7 +25,7 @@ from export.parity.differences import psnr_db
 from export.parity.limits import Limits, gate, gate_psnr
 from realtime.bundle.bundle import Bundle
 from realtime.bundle.files import file_sha256
-from realtime.bundle.spec import SPEC_FILE, Stage
+from realtime.bundle.spec import SPEC_FILE, Stage, decode_spec
 from realtime.decoding.decoder import Decoder
 from realtime.decoding.engines.choose import open_engine
 from train.checkpoints.checkpoint import Parent, load_checkpoint
@@ -50,6 +50,18 @@ def test_the_bundle_is_what_the_checkpoint_says(exported: Exported) -> None:
     assert spec.samplers == bundle_samplers(recipe.diffusion)
     assert (spec.samplers[0].name, spec.samplers[0].guidance) == ("ddim-4", (3.0,) * 4)
     np.testing.assert_array_equal(exported.bundle.null_conditions["general"], exported.checkpoint.null_NW)
+
+
+def test_the_bundle_tells_which_runs_the_decoder_was_trained_on(exported: Exported) -> None:
+    spec = exported.bundle.spec
+    trained = {(session, run) for session in range(1, 5) for run in range(1, 13) if session <= 2}
+    trained -= {(1, 3), (2, 5)}
+    for session in range(1, 5):
+        for run in range(1, 13):
+            assert spec.was_trained_on(session, run) == ((session, run) in trained)
+    earlier = msgspec.json.decode((exported.folder / SPEC_FILE).read_bytes())
+    del earlier["trained_sessions"], earlier["held_out_runs"]
+    assert not decode_spec(msgspec.json.encode(earlier)).was_trained_on(1, 1), "it tells nothing"
 
 
 def test_it_holds_what_it_lists_and_nothing_else(exported: Exported) -> None:
@@ -160,6 +172,8 @@ def test_the_card_says_what_a_person_should_know(exported: Exported, tiny_checkp
         "OpenMoji",
         "CC BY-SA 4.0",
         "1234 presentations",
+        "Held out: session 1: run 3; session 2: run 5.",
+        "python -m sim replay --nsd DIR --subject 1 --session 1 --run 3",
         "2 of the 40 sessions",
         "71 of the 1000 shared images",
         "30 voxels",

@@ -53,12 +53,16 @@ def test_a_way_whose_pictures_differ_is_named(exported: Exported) -> None:
         decodes._add("inverted", "nothing", 255 - decodes._reference)
 
 
-def test_an_engine_that_cannot_run_here_is_noted_with_its_reason(exported: Exported) -> None:
+def test_an_engine_that_cannot_run_here_is_noted_with_its_reason(
+    exported: Exported, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     decodes = decodes_of(exported, Limits())
     decodes.by_engine("compact, tensorrt", exported.bundle, "tensorrt")
     row = decodes.rows[-1]
     assert row.runs_on is None
     assert row.reason
+    assert caplog.messages[-1] == f"compact, tensorrt left out: {row.reason}"
     assert row.psnr_db is None
 
 

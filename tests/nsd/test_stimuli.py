@@ -43,6 +43,24 @@ def test_other_contents_are_refused(tmp_path: Path, name: str, values: np.ndarra
         Stimuli(write(tmp_path, name, values))
 
 
+def test_nsds_own_file_has_all_pictures_and_another_those_that_it_says(tmp_path: Path) -> None:
+    layout = write(tmp_path, "imgBrick", np.zeros((7, 4, 5, 3), np.uint8))
+    with Stimuli(layout) as stimuli:
+        assert stimuli.drawn.tolist() == list(range(7))
+    with h5py.File(layout.stimuli(), "r+") as file:
+        file["drawn"] = np.isin(np.arange(7), (2, 5))
+    with Stimuli(layout) as stimuli:
+        assert stimuli.drawn.tolist() == [2, 5]
+        assert stimuli.images([5, 2]).shape == (2, 4, 5, 3)
+        with pytest.raises(BadRequest, match=r"image 3: expected one of the 2 that .* has; `python -m sim"):
+            stimuli.images([5, 3])
+    with h5py.File(layout.stimuli(), "r+") as file:
+        del file["drawn"]
+        file["drawn"] = np.ones(3, np.bool_)
+    with pytest.raises(BadFile, match=r"expected 'drawn' of shape \(7,\)"):
+        Stimuli(layout)
+
+
 def test_missing_and_foreign_files_are_named(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     with pytest.raises(MissingFile, match="expected the stimulus pictures"):

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-import sim.synthesize
+import sim.stimulus_file
 from nsd import (
     BadRequest,
     Layout,
@@ -27,7 +27,8 @@ from sim.cortex import Cortex
 from sim.errors import SimError
 from sim.experiment import plan_experiment
 from sim.scenes import SceneSet
-from sim.synthesize import synthesize, write_stimuli
+from sim.stimulus_file import write_stimuli
+from sim.synthesize import synthesize
 from sim.synthetic_json import read_provenance
 
 from .conftest import N_PICTURES, SEED, Tiny
@@ -75,7 +76,7 @@ def test_standard_split_finds_test_images_in_one_session(tiny: Tiny) -> None:
 
 def test_pictures_are_the_scenes(tiny: Tiny) -> None:
     with Stimuli(Layout(tiny.root)) as stimuli:
-        assert len(stimuli) == N_PICTURES
+        assert stimuli.drawn.tolist() == list(range(N_PICTURES))
         assert np.array_equal(stimuli.image(N_PICTURES - 1), SceneSet(SEED).render(N_PICTURES - 1))
 
 
@@ -160,39 +161,87 @@ def test_damaged_provenance_is_named(tmp_path: Path) -> None:
 
 def test_interrupted_pictures_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layout = Layout(tmp_path)
-    n_images = 130
-    monkeypatch.setattr(sim.synthesize, "CHUNK_IMAGES", 10)
-    monkeypatch.setattr(sim.synthesize, "_FLUSH_IMAGES", 50)
+    images = np.arange(0, 260, 2)
+    monkeypatch.setattr(sim.stimulus_file, "_FLUSH_IMAGES", 25)
     rendered: list[int] = []
 
     class Stopped(SceneSet):
         def render(self, image: int) -> np.ndarray:
-            if image == 75 and image not in rendered:
-                rendered.append(image)
-                raise KeyboardInterrupt
             rendered.append(image)
+            if image == images[60]:
+                raise KeyboardInterrupt
             return super().render(image)
 
-    monkeypatch.setattr(sim.synthesize, "SceneSet", Stopped)
     with pytest.raises(KeyboardInterrupt):
-        write_stimuli(layout, 1, n_images)
+        write_stimuli(layout, Stopped(1), images)
     assert not layout.stimuli().exists()
-    rendered[:] = [75]
-    write_stimuli(layout, 1, n_images)
-    assert min(rendered[1:]) == 50  # what had been written for sure is not drawn again
-    scenes = SceneSet(1)
-    with h5py.File(layout.stimuli(), "r") as file:
-        assert np.array_equal(file["imgBrick"][:], [scenes.render(image) for image in range(n_images)])
+    write_stimuli(layout, Recorded(1, rendered), images)
+    again = rendered[61:]
+    assert min(again) == images[50], "what had been written for sure is drawn again"
+    assert pictures_of(layout, 1) == images.tolist()
+
+
+class Recorded(SceneSet):
+    """Notes which scenes are drawn."""
+
+    def __init__(self, seed: int, rendered: list[int]) -> None:
+        super().__init__(seed)
+        self._rendered = rendered
+
+    def render(self, image: int) -> np.ndarray:
+        self._rendered.append(image)
+        return super().render(image)
+
+
+def pictures_of(layout: Layout, seed: int) -> list[int]:
+    """The pictures that a file has, each of which is the scene of its number."""
+    with Stimuli(layout) as stimuli:
+        scenes, drawn = SceneSet(seed), stimuli.drawn.tolist()
+        assert np.array_equal(stimuli.images(drawn), [scenes.render(image) for image in drawn])
+        return list(drawn)
+
+
+@pytest.mark.parametrize("more", [[5, 9], [3], [2, 3, 72_999]])
+def test_pictures_are_added_to_those_that_are_there(more: list[int], tmp_path: Path) -> None:
+    layout, rendered = Layout(tmp_path), list[int]()
+    write_stimuli(layout, SceneSet(1), np.array([5, 3, 9]))
+    write_stimuli(layout, Recorded(1, rendered), np.array(more))
+    assert pictures_of(layout, 1) == sorted({3, 5, 9, *more})
+    assert set(rendered) - {3} == {*more} - {3, 5, 9}, "only one is drawn again, to compare"
 
 
 def test_pictures_of_another_seed_are_refused(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
-    write_stimuli(layout, 1, 3)
-    write_stimuli(layout, 1, 2)
-    with pytest.raises(SimError, match=r"expected at least 3 pictures of seed 2, found 3 of another seed"):
-        write_stimuli(layout, 2, 3)
-    with pytest.raises(SimError, match=r"expected at least 4 pictures of seed 1, found 3 of the same seed"):
-        write_stimuli(layout, 1, 4)
+    write_stimuli(layout, SceneSet(1), np.arange(3))
+    with pytest.raises(SimError, match=r"expected pictures of seed 2 in 73000 places, found others"):
+        write_stimuli(layout, SceneSet(2), np.arange(3))
+
+
+def test_pictures_of_an_earlier_version_stay_as_they_are(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    layout.stimuli().parent.mkdir(parents=True)
+    with h5py.File(layout.stimuli(), "w") as file:
+        file["imgBrick"] = np.stack([SceneSet(1).render(image) for image in range(4)])
+    with pytest.raises(SimError, match=r"found those in 4 places; remove it or choose another folder"):
+        write_stimuli(layout, SceneSet(1), np.arange(3))
+
+
+def test_the_command_draws_what_the_sessions_show_and_nothing_else(tiny: Tiny, tmp_path: Path) -> None:
+    root = tmp_path / "nsd"
+    shutil.copytree(tiny.root, root)
+    synthesize(root, settings=tiny.settings, seed=SEED, subject=1, n_sessions=1)
+    layout = Layout(root)
+    shown = {item.trial.image for item in run_trials(layout, runs(layout, 1))}
+    assert set(pictures_of(layout, SEED)) == shown | set(range(N_PICTURES))
+    layout.stimuli().unlink()
+    synthesize(root, settings=tiny.settings, seed=SEED, subject=1, n_sessions=1)
+    assert set(pictures_of(layout, SEED)) == shown
+    with Stimuli(layout) as stimuli:
+        missing = np.setdiff1d(np.arange(len(stimuli)), stimuli.drawn)[0]
+        with pytest.raises(
+            BadRequest, match=f"image {missing}: expected one of the {len(shown)} that .* has"
+        ):
+            stimuli.image(int(missing))
 
 
 def test_the_command_reports_errors_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ from realtime.atomic import whole, write_whole
 from realtime.bundle.spec import DriftPrior
 from train.data.found import Found
 from train.errors import TrainError
-from train.model.base_model import find_base, is_on_hub, load_vae
+from train.model.base_model import find_base, is_on_hub, load_vae, shipped_bases
 from train.model.brain import BrainModule
 from train.model.dynadiff import Dynadiff, brain_config
 from train.model.finetune import load_tuned, save_tuned
@@ -40,6 +40,8 @@ class TrainedSubject(msgspec.Struct, frozen=True, kw_only=True):
     held_out_runs: list[tuple[int, int, int]]
     """Subject, session and run of each; empty where images are held out instead of runs."""
     n_train_trials: int
+    trained_sessions: list[int] = []
+    """Sessions of the presentations that it was trained on; none in files of earlier versions."""
     data: str | None = None
     """Fingerprint of the recordings (:mod:`train.store.fingerprints`)."""
     found: Found | None = None
@@ -68,7 +70,8 @@ class CheckpointInfo(msgspec.Struct, frozen=True, kw_only=True):
     tr_s: float
     recipe: Recipe
     base: str
-    """Folder of the base model, relative to the checkpoint's folder, or its name on the hub."""
+    """Folder of the base model, relative to the checkpoint's folder, or its name: of a shipped one, or on the
+    hub."""
     base_identity: str | None = None
     """Fingerprint of the base model that it was trained on."""
     n_sessions: int | None = None
@@ -164,7 +167,7 @@ def load_checkpoint(folder: Path, base: str | Path | None = None, subject: int |
     """
     info = read_info(folder)
     trained = _trained_subject(folder, info, subject)
-    base_folder = find_base(base or (info.base if is_on_hub(info.base) else (folder / info.base).resolve()))
+    base_folder = find_base(base or _base_of(folder, info.base))
     if info.base_identity not in (None, base_identity(base_folder)):
         raise TrainError(
             f"expected the base model that {folder} was trained on, found another one in {base_folder}; give "
@@ -185,6 +188,13 @@ def load_checkpoint(folder: Path, base: str | Path | None = None, subject: int |
         null_NW=null_NW,
         base_folder=base_folder,
     )
+
+
+def _base_of(folder: Path, reference: str) -> str | Path:
+    """The base model that a checkpoint in ``folder`` names: a folder, seen from there, or a name."""
+    beside = folder / reference
+    is_name = is_on_hub(reference) or reference in shipped_bases()
+    return reference if is_name and not beside.exists() else beside.resolve()
 
 
 def _brain_of(

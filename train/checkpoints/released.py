@@ -40,7 +40,8 @@ from train.checkpoints.checkpoint import CheckpointInfo, TrainedSubject, save_ch
 from train.data.cache import left_out
 from train.data.prior import measure_priors
 from train.errors import TrainError
-from train.model.base_model import find_base, is_on_hub, load_unet, make_unet
+from train.model.base_model import is_on_hub, load_unet, make_unet
+from train.model.base_of_recipe import base_of_recipe
 from train.model.brain import BrainModule
 from train.model.dynadiff import Dynadiff, brain_config
 from train.model.finetune import set_trainable
@@ -183,7 +184,7 @@ def import_released(
     :raises TrainError: the released checkpoint does not fit, or ``out`` already holds a checkpoint
     """
     _check_new(out)
-    base_folder = find_base(base)
+    base_folder = base_of_recipe(recipe, base)
     state = read_released(folder)
     recipe = _as_released(recipe)
     n_compared = check_base(state, load_unet(base_folder))

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from train.commands.options import Commands, nsd_options, recipe_options, source_of
+from train.commands.options import Commands, base_for, base_options, nsd_options, recipe_options
 from train.recipe import demo_base, read_recipe
 
 if TYPE_CHECKING:
     from train.fitting.job import Order
-
-_BASE = (
-    "folder of the base model, or its name on the hub (default: the recipe's; the recipes demo and "
-    "experiments have none, so it must be given with them)"
-)
 
 
 def add_base(commands: Commands) -> None:
@@ -86,7 +82,7 @@ def add_fit(commands: Commands) -> None:
         metavar="DIR",
         help="checkpoint of other subjects to start from; the layers that read voxels start from scratch",
     )
-    parser.add_argument("--base", metavar="DIR", help=_BASE)
+    base_options(parser)
     parser.add_argument(
         "--cache", type=Path, metavar="DIR", help="what `prepare` wrote (default: made in --out)"
     )
@@ -105,7 +101,7 @@ def add_ridge(commands: Commands) -> None:
         "from these latents with noise added. Its checkpoint is evaluated, exported and served like others.",
     )
     nsd_options(parser)
-    parser.add_argument("--base", metavar="DIR", help=_BASE)
+    base_options(parser)
     parser.add_argument(
         "--cache", type=Path, metavar="DIR", help="what `prepare` wrote (default: made in --out)"
     )
@@ -132,13 +128,36 @@ def _prepare(options: argparse.Namespace) -> None:
 def _fit(options: argparse.Namespace) -> None:
     from train.fitting.fit import fit_subjects
 
-    fit_subjects(_order(options, options.subject, options.pretrained, options.sessions))
+    order = _order(options, options.subject, options.pretrained, options.sessions)
+    fit_subjects(order)
+    _say_what_next(order)
 
 
 def _ridge(options: argparse.Namespace) -> None:
     from train.systems.brain_diffuser.fit import fit_baseline
 
-    fit_baseline(_order(options, [options.subject]))
+    order = _order(options, [options.subject])
+    fit_baseline(order)
+    _say_what_next(order)
+
+
+def _say_what_next(order: Order) -> None:
+    """Print what was held out, and the commands that test the decoder on it."""
+    from train.checkpoints.checkpoint import read_info
+    from train.data.replays import held_out_in_words, replay_command
+    from train.loop.distributed import is_main_process
+
+    if not is_main_process():
+        return
+    for subject in read_info(order.out).subjects:
+        chosen = ["--subject", str(subject.number)] if len(order.subjects) > 1 else []
+        words = ["--nsd", str(order.root), "--checkpoint", str(order.out), *chosen, "--out", "results"]
+        print(
+            f"{order.out}: held out of subject {subject.number}: {held_out_in_words(subject.held_out_runs)}"
+        )
+        print(f"evaluate it: python -m train evaluate {shlex.join(words)}")
+        if subject.held_out_runs:
+            print(f"replay a held-out run: {replay_command(min(subject.held_out_runs), order.root)}")
 
 
 def _order(
@@ -154,7 +173,7 @@ def _order(
         root=options.nsd,
         subjects=subjects,
         recipe=recipe,
-        base=options.base or source_of(recipe),
+        base=base_for(options.base, recipe),
         out=options.out,
         seed=options.seed,
         caches=options.cache,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from typing import TypeAlias
 
-from train.errors import TrainError
-from train.recipe import DemoBase, Recipe
+from train.recipe import Recipe, shipped_recipes
+
+_log = logging.getLogger(__name__)
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """The parser's subcommands, to which each command adds its own parser."""
@@ -27,18 +29,32 @@ def recipe_options(parser: argparse.ArgumentParser) -> None:
         "--recipe",
         type=Path,
         default=Path("demo"),
-        help="recipe file, or a shipped recipe by name: demo, paper, experiments (default: %(default)s)",
+        help=f"recipe file, or a shipped one by name: {', '.join(shipped_recipes())} (default: %(default)s)",
     )
     parser.add_argument(
         "--seed", type=int, default=1, help="seed of weights, data order and noise (default: %(default)s)"
     )
 
 
-def source_of(recipe: Recipe) -> str:
-    """The source of a recipe's base model, for when --base is not given.
+def base_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--base``."""
+    parser.add_argument(
+        "--base",
+        metavar="BASE",
+        help="base model: a folder, a shipped one by name, or a name on the hub (default: the one that "
+        "belongs to the recipe)",
+    )
 
-    :raises TrainError: the recipe's base model is trained by this project, so --base is needed
+
+def base_for(given: str | None, recipe: Recipe) -> str:
+    """The base model that ``--base`` names; where it was not given, the recipe's, which is said.
+
+    :raises TrainError: none was given, and no shipped one belongs to the recipe
     """
-    if isinstance(recipe.base, DemoBase):
-        raise TrainError("expected --base, the folder that `python -m train base` wrote")
-    return recipe.base.source
+    from train.model.base_of_recipe import default_base  # imports torch
+
+    if given:
+        return given
+    base = default_base(recipe)
+    _log.info("base model: %s, since it belongs to the recipe and no --base was given", base)
+    return base

@@ -7,8 +7,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from train.commands.options import Commands, source_of
-from train.recipe import read_recipe
+from train.commands.options import Commands, base_for, base_options
+from train.recipe import read_recipe, shipped_recipes
 
 
 def add_released(commands: Commands) -> None:
@@ -34,9 +34,7 @@ def add_released(commands: Commands) -> None:
         default=0,
         help="index of the subject's layer in a checkpoint of several, from 0 (default: %(default)s)",
     )
-    parser.add_argument(
-        "--base", help="folder of the base model, or its name on the hub (default: the recipe's)"
-    )
+    base_options(parser)
     parser.add_argument("--recipe", type=Path, default=Path("paper"), help="recipe (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
     parser.set_defaults(run=_import_released)
@@ -47,13 +45,19 @@ def add_describe(commands: Commands) -> None:
     parser = commands.add_parser(
         "describe", help="parameters of a recipe's model by part, without allocating them"
     )
-    parser.add_argument("recipe", type=Path, help="recipe file, or one by name: demo, paper, experiments")
+    parser.add_argument(
+        "recipe", type=Path, help=f"recipe file, or one by name: {', '.join(shipped_recipes())}"
+    )
+    parser.add_argument(
+        "--nsd", type=Path, metavar="DIR", help="root of the data set whose ROIs count (default: NSD's own)"
+    )
     parser.add_argument(
         "--subject",
         type=int,
         nargs="+",
         default=[1],
-        help="subjects of NSD whose ROIs it reads; several share one model (default: 1)",
+        metavar="N",
+        help="subjects whose ROIs it reads; several share one model (default: 1)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
     parser.set_defaults(run=_describe)
@@ -63,17 +67,20 @@ def _import_released(options: argparse.Namespace) -> None:
     from train.checkpoints.released import import_released
 
     recipe = read_recipe(options.recipe)
-    base = options.base or source_of(recipe)
+    base = base_for(options.base, recipe)
     import_released(
         options.checkpoint, options.subject, recipe, base, options.out, layer=options.layer, nsd=options.nsd
     )
 
 
 def _describe(options: argparse.Namespace) -> None:
-    from train.model.describe import as_text, describe
+    from train.model.describe import as_text, describe, region_sizes
 
-    parts = describe(read_recipe(options.recipe), options.subject)
+    n_voxels = region_sizes(options.subject, options.nsd)
+    parts = describe(read_recipe(options.recipe), list(n_voxels.values()))
     if options.json:
         print(json.dumps({part.name: asdict(part) for part in parts}, indent=2))
-    else:
-        print(as_text(parts))
+        return
+    sizes = ", ".join(f"{size:,} voxels of subject {subject}" for subject, size in n_voxels.items())
+    whose = options.nsd or "NSD; --nsd counts those of another data set"
+    print(f"for {sizes} ({whose})\n{as_text(parts)}")

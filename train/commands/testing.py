@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from train.commands.options import Commands
+from train.commands.options import Commands, base_for, base_options
 from train.recipe import read_recipe
 
 _EXPERIMENTS = """\
@@ -86,7 +86,7 @@ def add_experiment(commands: Commands) -> None:
     )
     parser.add_argument("name", help="which of them", metavar="NAME")
     parser.add_argument("--nsd", type=Path, required=True, help="root of the synthetic subjects")
-    parser.add_argument("--base", required=True, help="folder that `base` wrote")
+    base_options(parser)
     parser.add_argument(
         "--work", type=Path, required=True, help="folder in which models and decodes are kept"
     )
@@ -147,7 +147,8 @@ def _experiment(options: argparse.Namespace) -> None:
     from train.experiments.run import run_experiment
 
     recipe = read_recipe(options.recipe)
-    run_experiment(options.name, options.nsd, options.base, options.work, options.out, recipe, options.seed)
+    base = base_for(options.base, recipe)
+    run_experiment(options.name, options.nsd, base, options.work, options.out, recipe, options.seed)
 
 
 def _score(options: argparse.Namespace) -> None:

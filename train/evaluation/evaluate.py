@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import cv2
 import msgspec
 import numpy as np
 import torch
@@ -31,10 +30,12 @@ from train.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from train.data.cache import Cache, prepare, subject_cache
 from train.data.dataset import averaged_windows
 from train.data.found import found
+from train.data.replays import held_out_in_words, replay_command
 from train.data.trials import Trials, n_warming
 from train.errors import TrainError
 from train.evaluation.decode_cache import array_digest, kept, weights_digest
 from train.evaluation.held_out import decode_pictures, decode_windows, held_out_groups, images_of
+from train.evaluation.picture_grid import write_grid
 from train.evaluation.results_table import Row, as_markdown, compare, see
 from train.evaluation.scored_pictures import Scoring, as_scored
 from train.model.sample import Pictures
@@ -102,6 +103,7 @@ def evaluate(order: Evaluation) -> dict[str, Row]:
         cache, recipe, windows, average=order.average, seed=order.seed, n_groups=order.n_trials
     )
     images = images_of(cache, groups)
+    _log.info("held out: %s; decoding %d trials", held_out_in_words(cache.test_runs), len(groups))
     with Stimuli(Layout(order.root)) as stimuli:
         shown = stimuli.images(images.tolist())
     decoded = _decode(checkpoint, cache, groups, ways, order)
@@ -114,6 +116,7 @@ def evaluate(order: Evaluation) -> dict[str, Row]:
     table = {
         "subject": number,
         "split": recipe.split,
+        "held_out_runs": [(key.session, key.run) for key in cache.test_runs],
         "trials": len(groups),
         "average": order.average,
         "found": msgspec.to_builtins(here),
@@ -131,8 +134,10 @@ def evaluate(order: Evaluation) -> dict[str, Row]:
         write_whole(order.out / "table.json", json.dumps(table, indent=2))
         write_whole(order.out / "table.md", markdown)
         with whole(order.out / "grid.png") as partial:
-            write_grid(partial, [shown[drawn], *(pictures[drawn] for pictures in decoded.values())])
+            write_grid(partial, {name: rows[drawn] for name, rows in {"shown": shown, **decoded}.items()})
     _log.info("%s", markdown)
+    if cache.test_runs:
+        _log.info("replay a held-out run: %s", replay_command(cache.test_runs[0], order.root))
     return rows
 
 
@@ -205,19 +210,5 @@ def _score(
     seen = see(as_scored(shown, decoded, order.scoring), order.networks, device)
     shuffled = np.random.default_rng(order.seed).permutation(len(shown))
     seen["floor"] = seen[next(iter(decoded))].reordered(shuffled)
-    return {name: compare(seen["shown"], those, images) for name, those in seen.items() if name != "shown"}
-
-
-def write_grid(path: Path, rows: Sequence[Pictures]) -> None:
-    """Write a picture of the trials in two bands, each with one row per kind of pictures ``[n, H, W, 3]``."""
-    half = (len(rows[0]) + 1) // 2
-    size_px = rows[0].shape[1:3]
-    bands = []
-    for start in (0, half):
-        band = np.full((len(rows), half, *size_px, 3), 255, dtype=np.uint8)
-        for row, pictures in zip(band, rows, strict=True):
-            for place, picture in enumerate(pictures[start : start + half]):
-                row[place] = cv2.resize(picture, size_px[::-1], interpolation=cv2.INTER_AREA)
-        bands.append(np.concatenate([np.concatenate(list(row), axis=1) for row in band]))
-    gap = np.full((8, bands[0].shape[1], 3), 255, dtype=np.uint8)
-    cv2.imwrite(str(path), cv2.cvtColor(np.concatenate([bands[0], gap, bands[1]]), cv2.COLOR_RGB2BGR))
+    ways = {name: those for name, those in seen.items() if name != "shown"}
+    return {name: compare(seen["shown"], those, images, name=name) for name, those in ways.items()}

@@ -1,8 +1,8 @@
 """The table of metrics: the paper's ten, and three that need no download.
 
 Features are computed once: :func:`see` runs every network over all sets of pictures, one network after the
-other, and :func:`compare` scores any two sets. A metric whose network is missing stays in the table, with the
-command that downloads it.
+other, and :func:`compare` scores any two sets. A metric whose network is missing keeps its place, with the
+command that downloads it; tables for people name it in one line.
 
 Legend: n trials, d features.
 """
@@ -10,7 +10,7 @@ Legend: n trials, d features.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from tqdm import tqdm
 
 from realtime.report.identification import hog, stack
 from train.errors import TrainError
@@ -50,6 +51,7 @@ DIRECTIONS = (
 )
 """What the two directions are, for below a table."""
 
+_FETCH = "`table.json` has the commands that fetch them"
 _PAPER = "Dynadiff (Careil et al. 2025), 2.3 and table 1"
 _OURS = "computed everywhere; not in the paper"
 
@@ -156,7 +158,7 @@ def see(sets: Mapping[str, Pictures], networks: Path | None, device: Device = "c
     :param networks: folder of the networks' weights; see :mod:`train.evaluation.networks.registry`
     :param device: where the networks run
     """
-    found = {name: _unaided(pictures, device) for name, pictures in sets.items()}
+    found = {name: _unaided(name, pictures, device) for name, pictures in sets.items()}
     missing: dict[str, NotComputed] = {}
     for network in NETWORKS:
         path, fetch = network.weights.find(networks), network.weights.fetch(networks or DEFAULT_FOLDER)
@@ -172,32 +174,41 @@ def see(sets: Mapping[str, Pictures], networks: Path | None, device: Device = "c
     return {name: Seen(features=kinds, missing=missing) for name, kinds in found.items()}
 
 
-def _unaided(pictures: Pictures, device: Device) -> dict[str, Features]:
+def _unaided(name: str, pictures: Pictures, device: Device) -> dict[str, Features]:
     """The features that need no download."""
     return {
         "pictures": resized(pictures, PIXEL_METRICS_PX, Image.Resampling.BICUBIC),
         "pixels": resized(pictures, PIXELS_PX, Image.Resampling.BOX).reshape(len(pictures), -1),
         "hog": stack([hog(picture) for picture in pictures]),
-        "efficientnet_lite0": efficientnet_lite0(pictures, device),
+        "efficientnet_lite0": efficientnet_lite0(pictures, device, name),
     }
 
 
-def compare(shown: Seen, decoded: Seen, pictures: NDArray[np.int64] | None = None, *, seed: int = 0) -> Row:
+def compare(
+    shown: Seen,
+    decoded: Seen,
+    pictures: NDArray[np.int64] | None = None,
+    *,
+    seed: int = 0,
+    name: str | None = None,
+) -> Row:
     """Score decoded pictures against the shown pictures of the same trials, by every metric.
 
     :param pictures: a number for the picture that each trial showed, ``[n]``; by default all differ
     :param seed: seed of the bootstrap's draws
+    :param name: name of the decoded pictures on the progress bar; None for no bar
     :raises TrainError: the two sets differ in their number of trials, or have fewer than two
     """
-    values = per_trial(shown, decoded)
+    values = per_trial(shown, decoded, name)
     if pictures is None:
         pictures = np.arange(len(shown.features["pictures"]))
     return summarise(values, pictures, seed=seed)
 
 
-def per_trial(shown: Seen, decoded: Seen) -> dict[str, PerTrial | NotComputed]:
+def per_trial(shown: Seen, decoded: Seen, name: str | None = None) -> dict[str, PerTrial | NotComputed]:
     """Every metric's value for each trial ``[n]``, for decoded pictures against the shown ones.
 
+    :param name: name of the decoded pictures on the progress bar; None for no bar
     :raises TrainError: the two sets differ in their number of trials, or have fewer than two
     """
     n_trials, n_decoded = len(shown.features["pictures"]), len(decoded.features["pictures"])
@@ -210,7 +221,7 @@ def per_trial(shown: Seen, decoded: Seen) -> dict[str, PerTrial | NotComputed]:
         metric.name: missing[metric.kind]
         if metric.kind in missing
         else metric.formula(shown.features[metric.kind], decoded.features[metric.kind])
-        for metric in METRICS
+        for metric in tqdm(METRICS, desc=f"metrics, {name}", unit="metric", disable=name is None)
     }
 
 
@@ -244,11 +255,11 @@ def as_markdown(rows: Mapping[str, Row], facts: Sequence[str] = ()) -> str:
     """The table in Markdown: a row per metric, a column per way of decoding, with 95 % intervals.
 
     Notes below it say what the two directions of identification are, which metrics are not comparable with
-    the paper's, and what to download for metrics that were not computed.
+    the paper's and, in one line, which are missing.
 
     :param facts: sentences on what the table rests on
     """
-    known = [metric for metric in METRICS if any(metric.name in row for row in rows.values())]
+    known = [m for m in METRICS if any(isinstance(row.get(m.name), Score) for row in rows.values())]
     lines = [
         f"| metric | better | chance | {' | '.join(rows)} |",
         f"|---|---|---|{'---|' * len(rows)}",
@@ -258,20 +269,27 @@ def as_markdown(rows: Mapping[str, Row], facts: Sequence[str] = ()) -> str:
         cells = [cell(metric, row.get(metric.name)) for row in rows.values()]
         lines.append(f"| {metric.heading} | {metric.better} | {chance} | {' | '.join(cells)} |")
     notes = [f"- {fact}" for fact in (*facts, DIRECTIONS)]
-    notes += [f"- {metric.name}: {metric.note}" for metric in METRICS if metric.note]
-    missing: dict[NotComputed, list[str]] = {}
-    for row in rows.values():
+    notes += [f"- {metric.name}: {metric.note}" for metric in known if metric.note]
+    return "\n".join([*lines, "", *notes, *_missing(rows.values())]) + "\n"
+
+
+def _missing(rows: Iterable[Row]) -> list[str]:
+    """A line on the metrics that were not computed, and one for each damaged file of weights."""
+    lacks: dict[NotComputed, dict[str, None]] = {}
+    for row in rows:
         for name, score in row.items():
             if isinstance(score, NotComputed) and not name.endswith(BY_PICTURE):
-                missing.setdefault(score, []).append(name)
-    notes += [f"- {', '.join(dict.fromkeys(names))}: {_todo(lack)}" for lack, names in missing.items()]
-    return "\n".join([*lines, "", *notes]) + "\n"
-
-
-def _todo(lack: NotComputed) -> str:
-    if lack.damaged:
-        return f"not computed: `{lack.damaged}` is damaged; remove it and fetch again with `{lack.needs}`"
-    return f"not computed; fetch with `{lack.needs}`"
+                lacks.setdefault(score, {})[name] = None
+    damaged = {lack: names for lack, names in lacks.items() if lack.damaged}
+    lines = [
+        f"- Not computed, since `{lack.damaged}` is damaged: {', '.join(names)}; remove it, {_FETCH}"
+        for lack, names in damaged.items()
+    ]
+    absent = {name for lack, names in lacks.items() if lack not in damaged for name in names}
+    if absent:
+        names = ", ".join(metric.name for metric in METRICS if metric.name in absent)
+        lines.append(f"- Not computed, since their networks are not on this machine: {names}; {_FETCH}")
+    return lines
 
 
 def cell(metric: Metric, score: Score | NotComputed | None) -> str:

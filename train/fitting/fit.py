@@ -21,7 +21,8 @@ from train.errors import TrainError
 from train.fitting.job import Order, describe_checkpoint, terms_of, training_set
 from train.loop.distributed import is_main_process, main_process_first
 from train.loop.loop import fit
-from train.model.base_model import find_base, load_unet, load_vae
+from train.model.base_model import load_unet, load_vae
+from train.model.base_of_recipe import base_of_recipe
 from train.model.batch import Batch
 from train.model.brain import BrainModule
 from train.model.dynadiff import Dynadiff, brain_config
@@ -39,10 +40,10 @@ _OF_A_SUBJECT = ("subject.", "timestep.")
 def fit_subjects(order: Order) -> None:
     """Train a decoder and write its checkpoint.
 
-    :raises TrainError: the base model or the pretrained checkpoint cannot be read or does not fit the recipe,
-        or ``out`` holds another training, or one that is still running
+    :raises TrainError: the base model or the pretrained checkpoint cannot be read or does not belong to the
+        recipe, or ``out`` holds another training, or one that is still running
     """
-    base_folder = find_base(order.base)
+    base_folder = base_of_recipe(order.recipe, order.base)
     with ExitStack() as held:
         with main_process_first():
             if is_main_process():

@@ -16,10 +16,11 @@ from train.checkpoints.checkpoint import CheckpointInfo, Parent, TrainedSubject,
 from train.data.cache import Cache, prepare, subject_cache
 from train.data.dataset import Examples, WindowData, examples
 from train.data.found import found
+from train.data.replays import held_out_in_words
 from train.data.trials import Trials, held_out_images, inside_run, read_volumes, recorded, training_trials
 from train.errors import TrainError
 from train.loop.distributed import main_process_first
-from train.model.base_model import is_on_hub
+from train.model.base_model import is_on_hub, shipped_bases
 from train.recipe import Recipe
 from train.store.fingerprints import (
     SYNTHETIC_FILE,
@@ -43,7 +44,7 @@ class Order:
     """Several subjects share one model, except the layers that read voxels (paper, appendix E)."""
     recipe: Recipe
     base: str | Path
-    """Folder of the base model, or its name on the hub."""
+    """Folder of the base model, the name of a shipped one, or its name on the hub."""
     out: Path
     seed: int = 1
     caches: Path | None = None
@@ -104,6 +105,7 @@ def write_subjects(order: Order, trained_on: TrainingSet) -> list[TrainedSubject
             n_voxels=cache.form(order.recipe.preprocessing.train_on[0]).shape[2],
             held_out_runs=[(key.subject, key.session, key.run) for key in cache.test_runs],
             n_train_trials=len(trials),
+            trained_sessions=sorted({cache.trials[trial].run.session for trial in trials.tolist()}),
             data=cache.data,
             found=found(layout, cache, order.recipe),
             drift_prior=cache.priors.drift if cache.has_priors else None,
@@ -175,10 +177,11 @@ def _training_trials(caches: Sequence[Cache], order: Order) -> list[Trials]:
                 "another split in the recipe"
             )
         _log.info(
-            "subject %d: %d presentations to train on, %d held out. %s",
+            "subject %d: %d presentations to train on, %d held out (%s). %s",
             number,
             len(trials),
             cache.is_test.sum(),
+            held_out_in_words(cache.test_runs),
             found(Layout(order.root), cache, order.recipe).in_words(number),
         )
         chosen.append(trials)
@@ -213,5 +216,8 @@ def _parent(order: Order) -> Parent | None:
 
 
 def _reference(base: str | Path, base_folder: Path, out: Path) -> str:
-    """The base model's name in ``checkpoint.json``: its name on the hub, or its path relative to ``out``."""
-    return str(base) if is_on_hub(base) else os.path.relpath(base_folder.resolve(), out.resolve())
+    """The base model in ``checkpoint.json``: its name, or its path relative to ``out``."""
+    if is_on_hub(base):
+        return str(base)
+    names = [name for name, folder in shipped_bases().items() if folder.resolve() == base_folder.resolve()]
+    return names[0] if names else os.path.relpath(base_folder.resolve(), out.resolve())

@@ -26,12 +26,13 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from nsd import Layout, Stimuli, read_expdesign
+from nsd import N_IMAGES, Layout, Stimuli, read_expdesign
 from realtime.atomic import whole, write_whole
 from train.errors import TrainError
 from train.loop.distributed import n_processes
 from train.loop.loop import fit
 from train.model.base_model import UNET_FOLDER, VAE_FOLDER, load_vae, make_unet, make_vae
+from train.model.base_of_recipe import BASE_FILE
 from train.model.batch import Batch
 from train.model.diffusion import DiffusionLoss, drop_conditions, uniform_timesteps
 from train.model.picture_encoder import PictureAutoencoder, PictureEncoder, disturb, encode_tokens
@@ -59,11 +60,12 @@ def base_pictures(root: Path, subject: int, n_pictures: int, seed: int) -> BaseP
     """
     layout = Layout(root)
     with Stimuli(layout) as stimuli:
-        unseen = np.setdiff1d(np.arange(len(stimuli)), read_expdesign(layout).subject_images[subject - 1])
+        unseen = np.setdiff1d(stimuli.drawn, read_expdesign(layout).subject_images[subject - 1])
         if len(unseen) <= n_pictures:
             raise TrainError(
                 f"expected more than {n_pictures} stimuli that subject {subject} is not shown, to train and "
-                f"to measure on, found {len(unseen)}"
+                f"to measure on, found {len(unseen)}; `python -m sim synthesize --pictures {N_IMAGES}` draws "
+                "all of a synthetic subject"
             )
         rng = np.random.default_rng(seed)
         chosen = rng.choice(unseen, n_pictures, replace=False)
@@ -203,4 +205,4 @@ def _train_base(pictures: BasePictures, base: DemoBase, recipe: Recipe, out: Pat
         "last_loss": float(np.mean(losses[-100:])) if losses else None,
     }
     made = {"recipe": msgspec.to_builtins(recipe), "seed": seed, "figures": figures}
-    write_whole(out / "base.json", json.dumps(made, indent=2))
+    write_whole(out / BASE_FILE, json.dumps(made, indent=2))

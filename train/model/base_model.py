@@ -1,9 +1,10 @@
 """The base model: the pretrained latent diffusion model whose UNet the brain conditions.
 
-It has diffusers' layout, with the folders ``image_unet`` and ``vae``, in a local folder or on the hub:
-Versatile Diffusion as its authors published it, or the demo's (:mod:`train.fitting.pretrain`). The UNet is a
-plain ``UNet2DConditionModel`` conditioned on image tokens. Versatile Diffusion's text branch is left out,
-because its share is 0 in the paper.
+It has diffusers' layout, with the folders ``image_unet`` and ``vae``: Versatile Diffusion as its authors
+published it, in a folder or on the hub, or one that was trained here (:mod:`train.fitting.pretrain`), in a
+folder or among those that come with this package (``train/bases``). Which recipes it belongs to:
+:mod:`train.model.base_of_recipe`. The UNet is a plain ``UNet2DConditionModel`` conditioned on image tokens.
+Versatile Diffusion's text branch is left out, because its share is 0 in the paper.
 """
 
 from __future__ import annotations
@@ -22,6 +23,12 @@ from train.recipe import DemoBase, VersatileDiffusion
 
 UNET_FOLDER = "image_unet"
 VAE_FOLDER = "vae"
+BASES = Path(__file__).parent.parent / "bases"
+
+
+def shipped_bases() -> dict[str, Path]:
+    """The base models that come with this package, by name."""
+    return {folder.name: folder for folder in sorted(BASES.iterdir()) if folder.is_dir()}
 
 
 def make_unet(base: DemoBase | VersatileDiffusion) -> UNet2DConditionModel:
@@ -70,36 +77,62 @@ def _make_vae(widths: tuple[int, ...], **settings: Any) -> AutoencoderKL:
 
 
 def find_base(source: str | Path, more: Sequence[str] = ()) -> Path:
-    """The folder of a base model: ``source`` itself, or its folder in the hub's cache, downloaded if missing.
+    """The folder of a base model: ``source`` itself, the shipped one of this name, or its folder in the hub's
+    cache, downloaded if missing.
 
     :param more: folders to download from the hub in addition to UNet and VAE
     :raises TrainError: there is no such folder, or the hub cannot be reached and its cache has no copy
     """
     if not is_on_hub(source):
-        folder = Path(source)
-        for part in (UNET_FOLDER, VAE_FOLDER):
-            if not (folder / part / "config.json").exists():
-                raise TrainError(
-                    f"expected {folder / part / 'config.json'}, found no file; a base model is a folder in "
-                    "diffusers' layout: train the demo's with `python -m train base`, or give one with --base"
-                )
-        return folder
+        return base_in_folder(source)
     patterns = [f"{part}/*" for part in (UNET_FOLDER, VAE_FOLDER, *more)]
     try:
         return Path(snapshot_download(str(source), allow_patterns=patterns))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise TrainError(
-            f"cannot get {source} from the hub or its cache: {error}; download it on a machine with network "
-            f"by `hf download {source} --include {' '.join(map(repr, patterns))}`, and give its folder"
+            f"expected a base model in {source}, found no such folder{_seen_from(Path(source))}; and cannot "
+            f"get it from the hub or its cache: {error}; give its folder, or download it on a machine with "
+            f"network by `hf download {source} --include {' '.join(map(repr, patterns))}`, and give that"
         ) from error
 
 
+def base_in_folder(source: str | Path) -> Path:
+    """The folder that ``source`` names, or the shipped base model of this name.
+
+    :raises TrainError: there is neither, or the folder holds no base model
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        shipped = shipped_bases()
+        if str(source) in shipped:
+            return shipped[str(source)]
+        raise TrainError(
+            f"expected a base model in {folder}, found no such folder{_seen_from(folder)}; give the path of "
+            f"one with --base, or the name of a shipped one: {', '.join(shipped)}"
+        )
+    for part in (UNET_FOLDER, VAE_FOLDER):
+        if not (folder / part / "config.json").exists():
+            raise TrainError(
+                f"expected {folder / part / 'config.json'}, found no file; a base model is a folder in "
+                "diffusers' layout: train one with `python -m train base`, or give another with --base"
+            )
+    return folder
+
+
+def _seen_from(folder: Path) -> str:
+    """Where a relative path was looked for."""
+    return "" if folder.is_absolute() else f" in {Path.cwd()}"
+
+
 def is_on_hub(source: str | Path) -> bool:
-    """Whether ``source`` is the name of a model on the hub (``owner/name``) and not a local folder."""
+    """Whether ``source`` is the name of a model on the hub (``owner/name``) and not a local folder.
+
+    A path whose first folder exists is a local one, though its last be missing.
+    """
     return (
         isinstance(source, str)
         and bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source))
-        and not Path(source).exists()
+        and not Path(source).parent.exists()
     )
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from nsd import NSDGENERAL_VOXELS
+from nsd import NSDGENERAL_VOXELS, Layout, read_roi
 from train.errors import TrainError
 from train.model.base_model import make_unet, make_vae
 from train.model.brain import BrainModule
@@ -26,20 +27,28 @@ class Part:
     trained: int
 
 
-def describe(recipe: Recipe, subjects: Sequence[int]) -> list[Part]:
-    """The parts of a recipe's model for subjects of NSD; adapters are one part.
+def region_sizes(subjects: Sequence[int], root: Path | None) -> dict[int, int]:
+    """Number of voxels in the region of each subject: in the data set in ``root``, or in NSD.
+
+    :raises TrainError: without ``root``, a subject is not one of NSD's
+    :raises NsdError: a region in ``root`` cannot be read
+    """
+    if root is not None:
+        return {subject: read_roi(Layout(root), subject).n_voxels for subject in subjects}
+    unknown = [subject for subject in subjects if subject not in NSDGENERAL_VOXELS]
+    if unknown:
+        raise TrainError(f"expected subjects of NSD, 1 to {len(NSDGENERAL_VOXELS)}, got {list(subjects)}")
+    return {subject: NSDGENERAL_VOXELS[subject] for subject in subjects}
+
+
+def describe(recipe: Recipe, n_voxels: Sequence[int]) -> list[Part]:
+    """The parts of a recipe's model for subjects whose regions have ``n_voxels``; adapters are one part.
 
     Several subjects share all layers except those that the recipe has per subject; their ROIs are padded to
     the largest.
-
-    :raises TrainError: a subject is not one of NSD's
     """
-    unknown = [subject for subject in subjects if subject not in NSDGENERAL_VOXELS]
-    if unknown or not subjects:
-        raise TrainError(f"expected subjects of NSD, 1 to {len(NSDGENERAL_VOXELS)}, got {list(subjects)}")
-    n_voxels = max(NSDGENERAL_VOXELS[subject] for subject in subjects)
     with torch.device("meta"):
-        brain = BrainModule(brain_config(recipe, n_voxels, len(subjects)))
+        brain = BrainModule(brain_config(recipe, max(n_voxels), len(n_voxels)))
         unet, vae = make_unet(recipe.base), make_vae(recipe.base)
         set_trainable(unet, recipe.finetune)
     parts = [_part(f"brain.{name}", module) for name, module in brain.named_children()]

@@ -1,0 +1,94 @@
+"""Writes the pictures of a synthetic data set, those that are needed of NSD's 73 000.
+
+    nsd_stimuli.hdf5   imgBrick  uint8 [73000, 64, 64, 3]  the scenes, each in its place
+                       drawn     bool  [73000]             which of them are there; NSD's own file has all
+
+A picture is a chunk of the file, so that places without one take no room.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from nsd import N_IMAGES, Layout, Stimuli
+from nsd.stimuli import BRICK, DRAWN
+from sim.errors import SimError
+from sim.scenes import SIZE_PX, SceneSet
+
+_FLUSH_IMAGES = 2_000
+
+
+def write_stimuli(layout: Layout, scenes: SceneSet, images: npt.NDArray[np.int64]) -> None:
+    """Add ``images``, 0-based, to the stimulus file, which is made if there is none.
+
+    The file is replaced when all are there; an incomplete one is continued.
+
+    :raises SimError: when an existing file has other scenes, or cannot take more
+    """
+    path = layout.stimuli()
+    if len(images) and path.exists():
+        images = np.setdiff1d(images, _drawn(layout, scenes))
+    if not len(images):
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    with _open_partial(partial, path, scenes) as file:
+        left = np.setdiff1d(images, np.flatnonzero(file[DRAWN][:]))
+        done = len(np.unique(images)) - len(left)
+        with tqdm(total=done + len(left), initial=done, desc="pictures", unit="img", mininterval=1) as bar:
+            for start in range(0, len(left), _FLUSH_IMAGES):
+                _draw(file, scenes, left[start : start + _FLUSH_IMAGES], bar)
+    partial.replace(path)
+
+
+def _draw(file: Any, scenes: SceneSet, images: npt.NDArray[np.int64], bar: Any) -> None:
+    """Write pictures and, once they are on disk, that they are there."""
+    for image in images.tolist():
+        file[BRICK][image] = scenes.render(image)
+        bar.update()
+    file.flush()
+    file[DRAWN][images] = True
+    file.flush()
+
+
+def _drawn(layout: Layout, scenes: SceneSet) -> npt.NDArray[np.int64]:
+    """The pictures that the stimulus file has. :raises SimError: see :func:`write_stimuli`"""
+    with Stimuli(layout) as stimuli:
+        drawn, n_places = stimuli.drawn, len(stimuli)
+        is_same = len(drawn) > 0 and np.array_equal(
+            stimuli.image(int(drawn[0])), scenes.render(int(drawn[0]))
+        )
+    if not is_same or n_places != N_IMAGES:
+        raise SimError(
+            f"{layout.stimuli()}: expected pictures of seed {scenes.seed} in {N_IMAGES} places, found "
+            f"{'those' if is_same else 'others'} in {n_places} places; remove it or choose another folder"
+        )
+    return drawn
+
+
+def _open_partial(partial: Path, path: Path, scenes: SceneSet) -> Any:
+    """Open ``partial`` to continue it if it is one of these scenes; otherwise begin with what there is."""
+    with contextlib.suppress(OSError):  # absent, or damaged by a crash
+        file = h5py.File(partial, "r+")
+        if file.attrs.get("seed") == scenes.seed and DRAWN in file:
+            return file
+        file.close()
+    if path.exists():
+        shutil.copyfile(path, partial)
+        file = h5py.File(partial, "r+")
+    else:
+        file = h5py.File(partial, "w")
+        size = (SIZE_PX, SIZE_PX, 3)
+        form: Any = {"chunks": (1, *size), "compression": "gzip", "compression_opts": 1}
+        file.create_dataset(BRICK, (N_IMAGES, *size), np.uint8, **form)
+        file.create_dataset(DRAWN, N_IMAGES, np.bool_)
+    file.attrs["seed"] = scenes.seed
+    return file
