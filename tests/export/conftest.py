@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import nibabel
@@ -168,7 +169,7 @@ def exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
         table = tiny_checkpoint.parent / "table.md"
         table.write_text("| offline | 0.987 |\n")
         score = {"value": 0.857, "standard_error": 0.01, "low": 0.83, "high": 0.88, "n_trials": 320}
-        rows = {
+        rows: dict[str, Any] = {
             "streaming": {"HOG": score, "HOG by picture": score, "PixCorr": score},
             "floor": {"HOG": score},
         }
