@@ -87,7 +87,7 @@ def test_ddpm_is_its_equations_and_diffusers_scheduler(n_steps: int) -> None:
     draws = [torch.Generator().manual_seed(9)]
     found = sample(Smooth(), conditions, null, noise, settings(n_steps), draws=draws)
     expected = written_out(n_steps, noise, conditions, null, torch.Generator().manual_seed(9))
-    assert (found - expected).abs().max() <= 2e-4 * expected.abs().max()
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
     theirs = DDPMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,
