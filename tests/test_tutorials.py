@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from nsd import TASK_RUNS_PER_SESSION, RunKey, time_resolved_split
+from realtime.service.serve import READY
 from train.recipe import read_recipe, shipped_recipes
 
 ROOT = Path(__file__).parent.parent
@@ -118,7 +119,7 @@ def served(command: list[str], folder: Path) -> Iterator[None]:
     )
     assert process.stdout is not None
     try:
-        assert any("Ctrl-C" in line for line in process.stdout), "it did not start"
+        assert any(READY in line for line in process.stdout), "it did not start"
         yield
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE_S) == 0
