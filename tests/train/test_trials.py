@@ -65,6 +65,22 @@ def test_sessions_are_counted_from_the_first(cache: Cache) -> None:
     assert not len(training_trials(cache, held_out_images([cache]), 0))
 
 
+def test_shared_images_can_be_kept_out_of_the_training_runs_too(
+    cache: Cache, tiny_nsd: Path, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    recipe = msgspec.structs.replace(tiny_recipe, split="runs-and-shared")
+    kept = prepare(tiny_nsd, 1, recipe, tmp_path / "cache")
+    shared = shared_images(Layout(tiny_nsd))
+    assert kept.test_runs == cache.test_runs
+    assert np.array_equal(kept.is_test, cache.is_test)
+    assert np.isin(kept.images[kept.is_test], shared).any()
+    trains = training_trials(kept, held_out_images([kept]))
+    assert not np.isin(kept.images[trains], shared).any()
+    others = training_trials(cache, held_out_images([cache]))
+    assert np.array_equal(trains, others[~np.isin(cache.images[others], shared)])
+    assert len(trains) < len(others)
+
+
 def test_windows_lie_in_their_run(cache: Cache) -> None:
     every = np.arange(len(cache.trials))
     early, late = Window(offset_volumes=-12, length_volumes=6), Window(offset_volumes=200, length_volumes=6)
