@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +21,22 @@ import scipy.io
 from tqdm import tqdm
 
 from nsd import N_IMAGES, TR_S, ExpDesign, Layout, task_runs
+from nsd.expdesign import TRIALS_PER_SESSION
 from realtime.atomic import whole, write_whole
 from sim.anatomy import build_anatomy
-from sim.cortex import N_WRITTEN_VOLUMES, Cortex
 from sim.errors import SimError
 from sim.experiment import design_rows, expdesign_variables, plan_experiment, stim_info_csv
+from sim.forward import N_WRITTEN_VOLUMES, Scenes, Trials
 from sim.head import build_head
 from sim.noise import VoxelNoise, draw_run_noise, draw_voxel_noise
 from sim.raw import write_raw
 from sim.raw_settings import RawSettings
-from sim.scenes import SIZE_PX, SceneSet
+from sim.scenes import SIZE_PX
 from sim.settings import CortexSettings
 from sim.synthetic_json import Provenance
+from sim.world import open_cortex, open_scenes
+
+Ints = npt.NDArray[np.int64]
 
 CHUNK_IMAGES = 50  # 0.6 MB: fits HDF5's chunk cache of 1 MB
 _FLUSH_IMAGES = 2_000
@@ -43,21 +49,20 @@ def write_image(path: Path, image: Any) -> None:
     write_whole(path, gzip.compress(image.to_bytes(), compresslevel=_GZIP_LEVEL, mtime=0))
 
 
-def write_stimuli(layout: Layout, seed: int, n_images: int = N_IMAGES) -> None:
-    """Write ``nsd_stimuli.hdf5``: uint8 ``imgBrick`` ``(n_images, 64, 64, 3)``, scenes of ``seed`` in order.
+def write_stimuli(layout: Layout, scenes: Scenes, n_images: int = N_IMAGES) -> None:
+    """Write ``nsd_stimuli.hdf5``: uint8 ``imgBrick`` ``(n_images, 64, 64, 3)``, the scenes in order.
 
     The file gets its final name when it is complete; an incomplete file is continued.
 
-    :raises SimError: when an existing file has fewer pictures, or scenes of another seed
+    :raises SimError: when an existing file has fewer pictures, or other scenes
     """
     path = layout.stimuli()
     if path.exists():
-        _check_stimuli(path, seed, n_images)
+        _check_stimuli(path, scenes, n_images)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
-    scenes = SceneSet(seed)
-    with _open_partial(partial, seed, n_images) as file:
+    with _open_partial(partial, scenes, n_images) as file:
         brick, first = file["imgBrick"], int(file.attrs["n_written"])
         progress = tqdm(total=n_images, initial=first, desc="pictures", unit="img", mininterval=1)
         for start in range(first, n_images, CHUNK_IMAGES):
@@ -72,31 +77,33 @@ def write_stimuli(layout: Layout, seed: int, n_images: int = N_IMAGES) -> None:
     partial.replace(path)
 
 
-def _open_partial(partial: Path, seed: int, n_images: int) -> Any:
+def _open_partial(partial: Path, scenes: Scenes, n_images: int) -> Any:
     """Open ``partial`` to continue it if it is a valid part of the same file, otherwise create it."""
     with contextlib.suppress(OSError):  # absent, or damaged by a crash
         file = h5py.File(partial, "r+")
-        if file.attrs.get("seed") == seed and file.get("imgBrick", np.empty(0)).shape[0] == n_images:
+        brick = file.get("imgBrick", np.empty(0))
+        is_same = file.attrs.get("seed") == scenes.seed and brick.shape[0] == n_images
+        if is_same and file.attrs["n_written"] and np.array_equal(brick[0], scenes.render(0)):
             return file
         file.close()
     file = h5py.File(partial, "w")
     shape = (n_images, SIZE_PX, SIZE_PX, 3)
     chunks = (min(CHUNK_IMAGES, n_images), SIZE_PX, SIZE_PX, 3)
     file.create_dataset("imgBrick", shape, np.uint8, chunks=chunks, compression="gzip", compression_opts=1)
-    file.attrs["seed"] = seed
+    file.attrs["seed"] = scenes.seed
     file.attrs["n_written"] = 0
     return file
 
 
-def _check_stimuli(path: Path, seed: int, n_images: int) -> None:
+def _check_stimuli(path: Path, scenes: Scenes, n_images: int) -> None:
     with h5py.File(path, "r") as file:
         found = int(file["imgBrick"].shape[0])
-        first_matches = np.array_equal(file["imgBrick"][0], SceneSet(seed).render(0))
+        first_matches = np.array_equal(file["imgBrick"][0], scenes.render(0))
     if found < n_images or not first_matches:
-        whose = "the same" if first_matches else "another"
+        whose = "the same" if first_matches else "another seed or world"
         raise SimError(
-            f"{path}: expected at least {n_images} pictures of seed {seed}, "
-            f"found {found} of {whose} seed; remove it or choose another folder"
+            f"{path}: expected at least {n_images} pictures of seed {scenes.seed}, "
+            f"found {found} of {whose}; remove it or choose another folder"
         )
 
 
@@ -111,6 +118,24 @@ def write_experiment(layout: Layout, seed: int) -> ExpDesign:
     return plan
 
 
+def session_trials(plan: ExpDesign, subject: int, session: int, designs: Sequence[Ints]) -> Trials:
+    """Return the trials of a session from the designs of its runs, each ``int64[225]``."""
+    onsets = [np.flatnonzero(design) for design in designs]
+    images = np.concatenate([design[shown] - 1 for design, shown in zip(designs, onsets, strict=True)])
+    seen = plan.trial_images(subject)[: (session - 1) * TRIALS_PER_SESSION]
+    counts = Counter(seen.tolist())
+    times_seen = []
+    for image in images.tolist():
+        times_seen.append(counts[image])
+        counts[image] += 1
+    return Trials(
+        images=images,
+        run=np.repeat(np.arange(len(designs)), [len(shown) for shown in onsets]),
+        onsets=np.concatenate(onsets),
+        times_seen=np.array(times_seen, dtype=np.int64),
+    )
+
+
 class SubjectWriter:
     """Writes the ROI and the sessions of a subject."""
 
@@ -122,9 +147,9 @@ class SubjectWriter:
         self.settings = settings
         self.seed = seed
         self.subject = subject
-        self.cortex = Cortex(settings, seed, subject)
+        self.cortex = open_cortex(settings, seed, subject)
         rng = np.random.default_rng([seed, subject, 2])
-        self.voxels: VoxelNoise = draw_voxel_noise(settings, rng)
+        self.voxels: VoxelNoise = draw_voxel_noise(settings, rng, self.cortex.signal_factor)
         brain = self.cortex.anatomy.brain
         self.baseline = np.full(settings.grid, _NON_BRAIN_INTENSITY, dtype=np.float32)
         self.baseline[brain] = rng.uniform(*settings.baseline, np.count_nonzero(brain))
@@ -137,15 +162,14 @@ class SubjectWriter:
     def write_session(self, session: int) -> npt.NDArray[np.float64]:
         """Write the 12 task runs of a session; return each voxel's signal share as measured, ``[V]``."""
         designs = [design_rows(self.plan, self.subject, session, index) for index in range(12)]
-        images = np.unique(np.concatenate([design[design > 0] for design in designs]) - 1)
-        responses = self.cortex.responses(images.tolist())
+        trials = session_trials(self.plan, self.subject, session, designs)
+        responses = self.cortex.trial_responses(session, trials)
         evoked_variance = np.zeros(self.settings.n_roi_voxels)
         total_variance = np.zeros(self.settings.n_roi_voxels)
-        for run, design in zip(task_runs(self.subject, session), designs, strict=True):
-            onsets = np.flatnonzero(design)
-            rows = np.searchsorted(images, design[onsets] - 1)
-            evoked = self.cortex.evoked(onsets.tolist(), responses[rows])
-            evoked_units, series = self._write_run(session, run, design, evoked)
+        for index, run in enumerate(task_runs(self.subject, session)):
+            shown = trials.run == index
+            evoked = self.cortex.evoked(trials.onsets[shown].tolist(), responses[shown])
+            evoked_units, series = self._write_run(session, run, designs[index], evoked)
             evoked_variance += evoked_units.var(axis=0, dtype=np.float64)
             total_variance += series.var(axis=0, dtype=np.float64)
         return np.asarray(evoked_variance / total_variance)
@@ -205,7 +229,7 @@ def synthesize(
     task_runs(subject, n_sessions)  # raises if NSD has no such session, before anything is written
     provenance = Provenance.open(root, settings=settings, seed=seed)
     if n_stimuli:
-        write_stimuli(layout, seed, n_stimuli)
+        write_stimuli(layout, open_scenes(settings, seed), n_stimuli)
     plan = write_experiment(layout, seed)
     missing = [s for s in range(1, n_sessions + 1) if not _is_complete(layout, provenance, subject, s)]
     if missing:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import h5py
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -22,12 +23,14 @@ from nsd import (
     runs,
     standard_split,
 )
+from realtime.bundle.locate import demo_data
 from sim.__main__ import main
 from sim.cortex import Cortex
 from sim.errors import SimError
 from sim.experiment import plan_experiment
 from sim.scenes import SceneSet
-from sim.synthesize import synthesize, write_stimuli
+from sim.settings import read_settings
+from sim.synthesize import SubjectWriter, synthesize, write_stimuli
 from sim.synthetic_json import read_provenance
 
 from .conftest import N_PICTURES, SEED, Tiny
@@ -57,8 +60,6 @@ def test_nsd_reads_what_was_synthesized(tiny: Tiny) -> None:
 
 
 def test_series_carry_nsds_header(tiny: Tiny) -> None:
-    import nibabel as nib
-
     image = nib.Nifti1Image.from_filename(Layout(tiny.root).timeseries(1, 1, 1))
     assert image.shape == (*tiny.settings.grid, 226)
     assert image.header.get_zooms() == pytest.approx((1.8, 1.8, 1.8, 4 / 3))
@@ -77,6 +78,22 @@ def test_pictures_are_the_scenes(tiny: Tiny) -> None:
     with Stimuli(Layout(tiny.root)) as stimuli:
         assert len(stimuli) == N_PICTURES
         assert np.array_equal(stimuli.image(N_PICTURES - 1), SceneSet(SEED).render(N_PICTURES - 1))
+
+
+def test_the_plain_world_is_the_one_that_the_demo_was_made_of(tmp_path: Path) -> None:
+    """Its run of seed 1 comes out as it was shipped; processors may differ in how they round."""
+    shipped, layout, key = Layout(demo_data("nsd")), Layout(tmp_path), (1, 1, 10)
+    writer = SubjectWriter(layout, plan_experiment(1), read_settings("plain"), seed=1, subject=1)
+    design = read_design(shipped.design(*key))
+    onsets = np.flatnonzero(design)
+    assert isinstance(writer.cortex, Cortex)
+    evoked = writer.cortex.evoked(onsets.tolist(), writer.cortex.responses((design[onsets] - 1).tolist()))
+    writer._write_run(1, 10, design, evoked)
+    images = [nib.Nifti1Image.from_filename(at.timeseries(*key)) for at in (layout, shipped)]
+    ours, theirs = (np.asanyarray(image.dataobj) for image in images)
+    assert np.abs(ours.astype(np.int64) - theirs).max() <= 1
+    assert (ours == theirs).mean() > 0.999
+    assert np.array_equal(np.loadtxt(layout.motion(*key)), np.loadtxt(shipped.motion(*key)))
 
 
 def test_median_signal_share_is_measured_and_within_what_is_promised(tiny: Tiny) -> None:
@@ -173,13 +190,13 @@ def test_interrupted_pictures_are_continued(tmp_path: Path, monkeypatch: pytest.
             rendered.append(image)
             return super().render(image)
 
-    monkeypatch.setattr(sim.synthesize, "SceneSet", Stopped)
     with pytest.raises(KeyboardInterrupt):
-        write_stimuli(layout, 1, n_images)
+        write_stimuli(layout, Stopped(1), n_images)
     assert not layout.stimuli().exists()
     rendered[:] = [75]
-    write_stimuli(layout, 1, n_images)
-    assert min(rendered[1:]) == 50  # what had been written for sure is not drawn again
+    write_stimuli(layout, Stopped(1), n_images)
+    # The first picture tells whose scenes they are; what else had been written for sure is not drawn again.
+    assert sorted(rendered[1:])[:2] == [0, 50]
     scenes = SceneSet(1)
     with h5py.File(layout.stimuli(), "r") as file:
         assert np.array_equal(file["imgBrick"][:], [scenes.render(image) for image in range(n_images)])
@@ -187,12 +204,14 @@ def test_interrupted_pictures_are_continued(tmp_path: Path, monkeypatch: pytest.
 
 def test_pictures_of_another_seed_are_refused(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
-    write_stimuli(layout, 1, 3)
-    write_stimuli(layout, 1, 2)
-    with pytest.raises(SimError, match=r"expected at least 3 pictures of seed 2, found 3 of another seed"):
-        write_stimuli(layout, 2, 3)
-    with pytest.raises(SimError, match=r"expected at least 4 pictures of seed 1, found 3 of the same seed"):
-        write_stimuli(layout, 1, 4)
+    write_stimuli(layout, SceneSet(1), 3)
+    write_stimuli(layout, SceneSet(1), 2)
+    with pytest.raises(
+        SimError, match=r"expected at least 3 pictures of seed 2, found 3 of another seed or world"
+    ):
+        write_stimuli(layout, SceneSet(2), 3)
+    with pytest.raises(SimError, match=r"expected at least 4 pictures of seed 1, found 3 of the same"):
+        write_stimuli(layout, SceneSet(1), 4)
 
 
 def test_the_command_reports_errors_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
