@@ -10,10 +10,10 @@ from sim.errors import SimError
 from sim.settings import WORLDS, PlainSettings, read_settings, settings_from, world_of
 
 
-def shipped_text(world: str = "plain") -> str:
+def shipped_text(name: str = "worlds/plain.toml") -> str:
     from importlib import resources
 
-    return (resources.files("sim") / "worlds" / f"{world}.toml").read_text(encoding="utf-8")
+    return (resources.files("sim") / name).read_text(encoding="utf-8")
 
 
 def test_shipped_settings_stay_within_what_the_demo_promises() -> None:
@@ -27,7 +27,7 @@ def test_shipped_settings_stay_within_what_the_demo_promises() -> None:
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_every_line_of_the_settings_file_is_explained(world: str) -> None:
-    for line in shipped_text(world).splitlines():
+    for line in shipped_text(f"worlds/{world}.toml").splitlines():
         assert not line.strip() or "#" in line, line
 
 
@@ -86,5 +86,5 @@ def test_missing_settings_are_named(tmp_path: Path) -> None:
 
 def test_a_file_is_a_world_as_good_as_a_shipped_one(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
-    path.write_text(shipped_text("natural"), encoding="utf-8")
+    path.write_text(shipped_text("worlds/natural.toml"), encoding="utf-8")
     assert read_settings(str(path)) == read_settings("natural")
