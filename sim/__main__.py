@@ -49,7 +49,7 @@ def _add_synthesize(commands: argparse._SubParsersAction[argparse.ArgumentParser
         "interest, mean functional volume with the head around it, and the runs of the first N sessions. The "
         "result depends on --world and --seed only; an interrupted command continues when it is run again. "
         "A session takes about 10 s and 24 MB; all 73 000 pictures take 2 minutes and 290 MB, those of the "
-        "natural world 5 minutes and 600 MB.",
+        "natural world 3 minutes and 480 MB.",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="root of the data set")
     parser.add_argument("--subject", type=int, default=1, help="subject number, 1 to 8 (default 1)")
