@@ -57,7 +57,7 @@ Window = NDArray[np.float32]
 
 def still(tr_s: float) -> RawSettings:
     """A scanner on the corrected series' own grid, and a head that lies there and does not move."""
-    edge_mm, no_margin_mm = read_settings(None).voxel_mm, 1e-12
+    edge_mm, no_margin_mm = read_settings().voxel_mm, 1e-12
     return replace(
         read_raw_settings(None),
         voxel_mm=(edge_mm, edge_mm, edge_mm),
@@ -180,7 +180,7 @@ def main() -> None:
     delays = {f"{tr_s:.2f}": delay_at(bundle.decoder().window, TR_S, tr_s) for tr_s in TRS_S}
     images: dict[str, list[Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        root, cortex = Path(folder), read_settings(None)
+        root, cortex = Path(folder), read_settings()
         synthesize(root, settings=cortex, seed=SEED, subject=subject, n_sessions=n_sessions, n_stimuli=0)
         for session in tqdm(range(1, n_sessions + 1), desc="runs", unit="run"):
             run = {"subject": subject, "session": session, "run": options.run}

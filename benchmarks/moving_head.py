@@ -148,7 +148,7 @@ def main() -> None:
         root = Path(folder) / "nsd"
         synthesize(
             root,
-            settings=read_settings(None),
+            settings=read_settings(),
             seed=SEED,
             subject=1,
             n_sessions=options.sessions,

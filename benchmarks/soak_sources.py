@@ -96,7 +96,7 @@ def prepare(work: Path, times: float) -> None:
     raw = dataclasses.replace(read_raw_settings(None), voxel_mm=(VOXEL_MM,) * 3)
     synthesize(
         work / "nsd",
-        settings=read_settings(None),
+        settings=read_settings(),
         seed=1,
         subject=1,
         n_sessions=1,

@@ -2,8 +2,9 @@
 
     python benchmarks/spikes.py
 
-It synthesizes a subject whose head is still and one whose head jerks 1.5 times per run (``sim/cortex.toml``),
-and preprocesses their runs as the runtime does. The motion files show which volumes have jerks.
+It synthesizes a subject whose head is still and one whose head jerks 1.5 times per run
+(``sim/worlds/plain.toml``), and preprocesses their runs as the runtime does. The motion files show which
+volumes have jerks.
 """
 
 from __future__ import annotations

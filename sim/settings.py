@@ -1,4 +1,4 @@
-"""Settings of the simulated cortex; their values are in ``cortex.toml``."""
+"""Settings of the simulated worlds; their values are in ``worlds/``."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import dataclasses
 import hashlib
 import json
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -20,7 +22,7 @@ _SHARES = ("retinotopic_share", "signal_share", "drift_share", "shared_noise_sha
 
 @dataclass(frozen=True, kw_only=True)
 class CortexSettings:
-    """Settings of the simulated cortex; ``sim/cortex.toml`` explains each field."""
+    """Settings that the cortices of all worlds have; the files in ``worlds/`` explain each field."""
 
     grid: tuple[int, int, int]
     voxel_mm: float
@@ -34,14 +36,10 @@ class CortexSettings:
     suppressive_share: float
     compression: float
     object_dimensions: int
-    category_weight: float
     driving_share: float
     size_exponent: float
     position_sigma_px: float
-    peak_s: tuple[float, float]
-    dispersion_s: float
     undershoot_delay_s: float
-    undershoot_share: float
     image_on_s: float
     common_response_sd: float
     signal_share: float
@@ -83,28 +81,106 @@ class CortexSettings:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_settings(path: Path | None = None) -> CortexSettings:
-    """Read settings from a TOML file with exactly the fields of `CortexSettings`; the shipped one by default.
+@dataclass(frozen=True, kw_only=True)
+class PlainSettings(CortexSettings):
+    """Settings of the plain world; ``worlds/plain.toml`` explains each field."""
 
-    :raises SimError: when the file is unreadable, a field is missing or unknown, or a value is invalid
+    category_weight: float
+    peak_s: tuple[float, float]
+    dispersion_s: float
+    undershoot_share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class NaturalSettings(CortexSettings):
+    """Settings of the natural world; ``worlds/natural.toml`` explains each field."""
+
+    objects: tuple[int, int]
+    object_px: tuple[float, float]
+    overlap: float
+    stage_share: tuple[float, float, float]
+    stage_channels: tuple[int, int]
+    stage_rf_growth: float
+    saturation: float
+    family_weight: float
+    competition: float
+    half_area: float
+    fixation_px: float
+    attention_sd: tuple[float, float]
+    attention_time_s: float
+    repetition_loss: tuple[float, float]
+    session_tuning_deg: float
+    session_gain_sd: float
+    library_size: int
+    peak_s: tuple[float, float]
+    dispersion_s: tuple[float, float]
+    undershoot_share: tuple[float, float]
+    onset_s: tuple[float, float]
+    selective_signal: float
+    physiological_share: float
+    breathing_s: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.drift_share + self.shared_noise_share + self.physiological_share >= 1:
+            raise SimError(
+                "cortex settings drift_share + shared_noise_share + physiological_share: expected less than "
+                "1 together"
+            )
+        if not 1 <= self.objects[0] <= self.objects[1]:
+            raise SimError(f"cortex setting objects: expected [fewest, most], got {list(self.objects)}")
+
+
+WORLDS: dict[str, type[CortexSettings]] = {"plain": PlainSettings, "natural": NaturalSettings}
+"""The shipped worlds, and what settings each has."""
+
+
+def world_of(settings: CortexSettings) -> str:
+    """Return the name of the world that has these settings."""
+    return next(name for name, kind in WORLDS.items() if type(settings) is kind)
+
+
+def read_settings(world: str = "plain") -> CortexSettings:
+    """Read the settings of a shipped world by its name, or those in a TOML file with exactly its fields.
+
+    :raises SimError: when there is no such file, a field is missing or unknown, or a value is invalid
     """
-    return read_toml(CortexSettings, "cortex", path)
+    shipped = resources.files("sim") / "worlds" / f"{world}.toml"
+    source = shipped if world in WORLDS else Path(world)
+    values = read_toml(source, f"the settings of a world: {', '.join(WORLDS)}, or a file")
+    name = values.pop("world", None)
+    if name not in WORLDS:
+        raise SimError(f"{source}: expected world = one of {', '.join(WORLDS)}; got {name!r}")
+    return as_settings(WORLDS[name], "cortex", f"worlds/{name}.toml", source, values)
 
 
-def read_toml(kind: type[T], what: str, path: Path | None) -> T:
-    """Read settings from a TOML file with exactly the fields of a dataclass; by default the shipped one.
+def settings_from(world: str, stored: Mapping[str, Any]) -> CortexSettings:
+    """Return the settings of a world from the values in a data set's record."""
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+    return WORLDS[world](**values)
 
-    :param what: what they are settings of, which is also the name of the shipped file
-    """
-    source = path if path is not None else resources.files("sim") / f"{what}.toml"
+
+def read_toml(source: Path | Traversable, what: str) -> dict[str, Any]:
+    """Read a TOML file. :raises SimError: when it cannot be read"""
     try:
-        values = tomllib.loads(source.read_text(encoding="utf-8"))
+        return tomllib.loads(source.read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SimError(f"{source}: expected {what} settings in TOML: {error}") from error
+        raise SimError(f"{source}: expected {what}, in TOML: {error}") from error
+
+
+def as_settings(
+    kind: type[T], what: str, example: str, source: Path | Traversable, values: Mapping[str, Any]
+) -> T:
+    """Make settings of values with exactly the fields of a dataclass.
+
+    :param what: what they are settings of
+    :param example: the shipped file with these fields
+    :raises SimError: when a field is missing or unknown, or a value is invalid
+    """
     fields = {field.name: str(field.type) for field in dataclasses.fields(cast("Any", kind))}
     if values.keys() != fields.keys():
         missing, unknown = sorted(fields.keys() - values.keys()), sorted(values.keys() - fields.keys())
-        raise SimError(f"{source}: expected the fields of {what}.toml; missing {missing}, unknown {unknown}")
+        raise SimError(f"{source}: expected the fields of {example}; missing {missing}, unknown {unknown}")
     return kind(**{name: _typed(what, name, fields[name], values[name]) for name in fields})
 
 

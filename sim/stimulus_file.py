@@ -21,12 +21,13 @@ from tqdm import tqdm
 from nsd import N_IMAGES, Layout, Stimuli
 from nsd.stimuli import BRICK, DRAWN
 from sim.errors import SimError
-from sim.scenes import SIZE_PX, SceneSet
+from sim.forward import Scenes
+from sim.scenes import SIZE_PX
 
 _FLUSH_IMAGES = 2_000
 
 
-def write_stimuli(layout: Layout, scenes: SceneSet, images: npt.NDArray[np.int64]) -> None:
+def write_stimuli(layout: Layout, scenes: Scenes, images: npt.NDArray[np.int64]) -> None:
     """Add ``images``, 0-based, to the stimulus file, which is made if there is none.
 
     The file is replaced when all are there; an incomplete one is continued.
@@ -49,7 +50,7 @@ def write_stimuli(layout: Layout, scenes: SceneSet, images: npt.NDArray[np.int64
     partial.replace(path)
 
 
-def _draw(file: Any, scenes: SceneSet, images: npt.NDArray[np.int64], bar: Any) -> None:
+def _draw(file: Any, scenes: Scenes, images: npt.NDArray[np.int64], bar: Any) -> None:
     """Write pictures and, once they are on disk, that they are there."""
     for image in images.tolist():
         file[BRICK][image] = scenes.render(image)
@@ -59,13 +60,11 @@ def _draw(file: Any, scenes: SceneSet, images: npt.NDArray[np.int64], bar: Any) 
     file.flush()
 
 
-def _drawn(layout: Layout, scenes: SceneSet) -> npt.NDArray[np.int64]:
+def _drawn(layout: Layout, scenes: Scenes) -> npt.NDArray[np.int64]:
     """The pictures that the stimulus file has. :raises SimError: see :func:`write_stimuli`"""
     with Stimuli(layout) as stimuli:
         drawn, n_places = stimuli.drawn, len(stimuli)
-        is_same = len(drawn) > 0 and np.array_equal(
-            stimuli.image(int(drawn[0])), scenes.render(int(drawn[0]))
-        )
+        is_same = len(drawn) > 0 and _is_of(scenes, int(drawn[0]), stimuli.image(int(drawn[0])))
     if not is_same or n_places != N_IMAGES:
         raise SimError(
             f"{layout.stimuli()}: expected pictures of seed {scenes.seed} in {N_IMAGES} places, found "
@@ -74,12 +73,14 @@ def _drawn(layout: Layout, scenes: SceneSet) -> npt.NDArray[np.int64]:
     return drawn
 
 
-def _open_partial(partial: Path, path: Path, scenes: SceneSet) -> Any:
+def _open_partial(partial: Path, path: Path, scenes: Scenes) -> Any:
     """Open ``partial`` to continue it if it is one of these scenes; otherwise begin with what there is."""
     with contextlib.suppress(OSError):  # absent, or damaged by a crash
         file = h5py.File(partial, "r+")
-        if file.attrs.get("seed") == scenes.seed and DRAWN in file:
-            return file
+        if DRAWN in file:
+            drawn = np.flatnonzero(file[DRAWN][:])
+            if len(drawn) and _is_of(scenes, int(drawn[0]), file[BRICK][drawn[0]]):
+                return file
         file.close()
     if path.exists():
         shutil.copyfile(path, partial)
@@ -90,5 +91,9 @@ def _open_partial(partial: Path, path: Path, scenes: SceneSet) -> Any:
         form: Any = {"chunks": (1, *size), "compression": "gzip", "compression_opts": 1}
         file.create_dataset(BRICK, (N_IMAGES, *size), np.uint8, **form)
         file.create_dataset(DRAWN, N_IMAGES, np.bool_)
-    file.attrs["seed"] = scenes.seed
     return file
+
+
+def _is_of(scenes: Scenes, image: int, picture: npt.NDArray[np.uint8]) -> bool:
+    """Whether a picture is the scene of its number."""
+    return np.array_equal(picture, scenes.render(image))

@@ -7,6 +7,8 @@ written atomically and existing files are kept, so an interrupted synthesis cont
 from __future__ import annotations
 
 import gzip
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +22,18 @@ from nsd import TR_S, ExpDesign, Layout, task_runs
 from nsd.expdesign import TRIALS_PER_SESSION
 from realtime.atomic import whole, write_whole
 from sim.anatomy import build_anatomy
-from sim.cortex import N_WRITTEN_VOLUMES, Cortex
 from sim.experiment import design_rows, expdesign_variables, plan_experiment, stim_info_csv
+from sim.forward import N_WRITTEN_VOLUMES, Trials
 from sim.head import build_head
 from sim.noise import VoxelNoise, draw_run_noise, draw_voxel_noise
 from sim.raw import write_raw
 from sim.raw_settings import RawSettings
-from sim.scenes import SceneSet
 from sim.settings import CortexSettings
 from sim.stimulus_file import write_stimuli
 from sim.synthetic_json import Provenance
+from sim.world import open_cortex, open_scenes
+
+Ints = npt.NDArray[np.int64]
 
 _GZIP_LEVEL = 1
 _NON_BRAIN_INTENSITY = 20.0
@@ -51,6 +55,24 @@ def write_experiment(layout: Layout, seed: int) -> ExpDesign:
     return plan
 
 
+def session_trials(plan: ExpDesign, subject: int, session: int, designs: Sequence[Ints]) -> Trials:
+    """Return the trials of a session from the designs of its runs, each ``int64[225]``."""
+    onsets = [np.flatnonzero(design) for design in designs]
+    images = np.concatenate([design[shown] - 1 for design, shown in zip(designs, onsets, strict=True)])
+    seen = plan.trial_images(subject)[: (session - 1) * TRIALS_PER_SESSION]
+    counts = Counter(seen.tolist())
+    times_seen = []
+    for image in images.tolist():
+        times_seen.append(counts[image])
+        counts[image] += 1
+    return Trials(
+        images=images,
+        run=np.repeat(np.arange(len(designs)), [len(shown) for shown in onsets]),
+        onsets=np.concatenate(onsets),
+        times_seen=np.array(times_seen, dtype=np.int64),
+    )
+
+
 class SubjectWriter:
     """Writes the ROI and the sessions of a subject."""
 
@@ -62,9 +84,9 @@ class SubjectWriter:
         self.settings = settings
         self.seed = seed
         self.subject = subject
-        self.cortex = Cortex(settings, seed, subject)
+        self.cortex = open_cortex(settings, seed, subject)
         rng = np.random.default_rng([seed, subject, 2])
-        self.voxels: VoxelNoise = draw_voxel_noise(settings, rng)
+        self.voxels: VoxelNoise = draw_voxel_noise(settings, rng, self.cortex.signal_factor)
         brain = self.cortex.anatomy.brain
         self.baseline = np.full(settings.grid, _NON_BRAIN_INTENSITY, dtype=np.float32)
         self.baseline[brain] = rng.uniform(*settings.baseline, np.count_nonzero(brain))
@@ -77,15 +99,14 @@ class SubjectWriter:
     def write_session(self, session: int) -> npt.NDArray[np.float64]:
         """Write the 12 task runs of a session; return each voxel's signal share as measured, ``[V]``."""
         designs = [design_rows(self.plan, self.subject, session, index) for index in range(12)]
-        images = np.unique(np.concatenate([design[design > 0] for design in designs]) - 1)
-        responses = self.cortex.responses(images.tolist())
+        trials = session_trials(self.plan, self.subject, session, designs)
+        responses = self.cortex.trial_responses(session, trials)
         evoked_variance = np.zeros(self.settings.n_roi_voxels)
         total_variance = np.zeros(self.settings.n_roi_voxels)
-        for run, design in zip(task_runs(self.subject, session), designs, strict=True):
-            onsets = np.flatnonzero(design)
-            rows = np.searchsorted(images, design[onsets] - 1)
-            evoked = self.cortex.evoked(onsets.tolist(), responses[rows])
-            evoked_units, series = self._write_run(session, run, design, evoked)
+        for index, run in enumerate(task_runs(self.subject, session)):
+            shown = trials.run == index
+            evoked = self.cortex.evoked(trials.onsets[shown].tolist(), responses[shown])
+            evoked_units, series = self._write_run(session, run, designs[index], evoked)
             evoked_variance += evoked_units.var(axis=0, dtype=np.float64)
             total_variance += series.var(axis=0, dtype=np.float64)
         return np.asarray(evoked_variance / total_variance)
@@ -147,7 +168,7 @@ def synthesize(
     provenance = Provenance.open(root, settings=settings, seed=seed)
     plan = write_experiment(layout, seed)
     shown = plan.trial_images(subject)[: n_sessions * TRIALS_PER_SESSION]
-    write_stimuli(layout, SceneSet(seed), shown if n_stimuli is None else np.arange(n_stimuli))
+    write_stimuli(layout, open_scenes(settings, seed), shown if n_stimuli is None else np.arange(n_stimuli))
     missing = [s for s in range(1, n_sessions + 1) if not _is_complete(layout, provenance, subject, s)]
     if missing:
         writer = SubjectWriter(layout, plan, settings, seed, subject)

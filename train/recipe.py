@@ -206,8 +206,9 @@ class Ridge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The content of a recipe file."""
 
-    split: Literal["time-resolved", "standard"]
-    """What is held out: whole runs, or the images that every subject saw (paper 2.3)."""
+    split: Literal["time-resolved", "standard", "runs-and-shared"]
+    """What is held out: whole runs, or the images that every subject saw (paper 2.3). With
+    ``runs-and-shared`` runs are held out, and the model is trained on none of these images either."""
     base: DemoBase | VersatileDiffusion
     brain: Brain
     window: bundle_spec.Window

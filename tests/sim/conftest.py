@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sim.settings import CortexSettings, read_settings
+from sim.settings import NaturalSettings, PlainSettings, read_settings
 from sim.synthesize import synthesize
 
 SEED = 3
@@ -17,12 +17,20 @@ N_PICTURES = 120
 @dataclass(frozen=True)
 class Tiny:
     root: Path
-    settings: CortexSettings
+    settings: PlainSettings
     seed: int
 
 
-def tiny_settings() -> CortexSettings:
-    return replace(read_settings(), grid=(8, 8, 8), n_roi_voxels=100, shell_voxels=2.0)
+def tiny_settings() -> PlainSettings:
+    settings = read_settings("plain")
+    assert isinstance(settings, PlainSettings)
+    return replace(settings, grid=(8, 8, 8), n_roi_voxels=100, shell_voxels=2.0)
+
+
+def tiny_natural_settings() -> NaturalSettings:
+    settings = read_settings("natural")
+    assert isinstance(settings, NaturalSettings)
+    return replace(settings, grid=(8, 8, 8), n_roi_voxels=100, shell_voxels=2.0)
 
 
 @pytest.fixture(scope="session")

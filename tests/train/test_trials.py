@@ -7,8 +7,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from nsd import Layout, shared_images
+from nsd import Layout, Stimuli, shared_images
 from realtime.bundle.spec import Window
 from train.data.cache import Cache, prepare
 from train.data.dataset import averaged_windows, examples
@@ -22,6 +23,7 @@ from train.data.trials import (
 )
 from train.errors import TrainError
 from train.evaluation.held_out import held_out_groups, images_of
+from train.fitting.pretrain import base_pictures
 from train.recipe import Recipe
 
 
@@ -63,6 +65,39 @@ def test_sessions_are_counted_from_the_first(cache: Cache) -> None:
     every = training_trials(cache, held_out_images([cache]))
     assert np.array_equal(training_trials(cache, held_out_images([cache]), 1), every)  # there is one session
     assert not len(training_trials(cache, held_out_images([cache]), 0))
+
+
+def test_shared_images_can_be_kept_out_of_the_training_runs_too(
+    cache: Cache, tiny_nsd: Path, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    recipe = msgspec.structs.replace(tiny_recipe, split="runs-and-shared")
+    kept = prepare(tiny_nsd, 1, recipe, tmp_path / "cache")
+    shared = shared_images(Layout(tiny_nsd))
+    assert kept.test_runs == cache.test_runs
+    assert np.array_equal(kept.is_test, cache.is_test)
+    assert np.isin(kept.images[kept.is_test], shared).any()
+    trains = training_trials(kept, held_out_images([kept]))
+    assert not np.isin(kept.images[trains], shared).any()
+    others = training_trials(cache, held_out_images([cache]))
+    assert np.array_equal(trains, others[~np.isin(cache.images[others], shared)])
+    assert len(trains) < len(others)
+
+
+def test_the_base_model_is_trained_on_no_shared_image(
+    tiny_nsd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the natural world's objects, some are in the shared images only."""
+    seen: list[int] = []
+
+    def pictures(_: Stimuli, images: list[int]) -> NDArray[np.uint8]:
+        seen.extend(images)
+        return np.zeros((len(images), 64, 64, 3), dtype=np.uint8)
+
+    monkeypatch.setattr(Stimuli, "images", pictures)
+    for subject in (1, 8):
+        base_pictures(tiny_nsd, subject, 9000, seed=1)
+    assert len(seen) == 2 * (9000 + 256)
+    assert not np.isin(seen, shared_images(Layout(tiny_nsd))).any()
 
 
 def test_windows_lie_in_their_run(cache: Cache) -> None:

@@ -61,6 +61,8 @@ class Cache:
     """All presentations of all runs in order; row i of ``causal`` and ``betas`` belongs to the i-th."""
     is_test: NDArray[np.bool_]
     """Whether a presentation is held out, ``[trials]``."""
+    withheld: NDArray[np.int64]
+    """Images that no presentation of is trained on, whether it tests or not, sorted."""
     data: str
     """Fingerprint of the recordings (:mod:`train.store.fingerprints`)."""
     n_sessions: int | None = None
@@ -155,6 +157,7 @@ def prepare(
         train_runs=train_keys,
         trials=trials,
         is_test=is_test,
+        withheld=_withheld(layout, recipe),
         data=data,
         n_sessions=making.n_sessions,
         repaired=repaired,
@@ -169,6 +172,11 @@ def left_out(layout: Layout, keys: Iterable[RunKey], recipe: Recipe) -> dict[Run
     if recipe.preprocessing.repaired_volumes == "use" or recipe.preprocessing.tr_s != TR_S:
         return {}
     return {key: volumes for key in keys if (volumes := repaired_volumes(layout, key))}
+
+
+def _withheld(layout: Layout, recipe: Recipe) -> NDArray[np.int64]:
+    """The images that the split keeps out of the training set, beside those that are tested."""
+    return np.sort(shared_images(layout)) if recipe.split == "runs-and-shared" else np.empty(0, np.int64)
 
 
 def _split(

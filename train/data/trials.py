@@ -18,8 +18,9 @@ BETA_VOLUMES = Window(offset_volumes=0, length_volumes=9)
 
 
 def held_out_images(caches: Iterable[Cache]) -> NDArray[np.int64]:
-    """Images that are held out for any of the subjects, sorted."""
-    return np.unique(np.concatenate([cache.images[cache.is_test] for cache in caches]))
+    """Images that are held out for any of the subjects, sorted; with those that the split withholds."""
+    kept_out = [(cache.images[cache.is_test], cache.withheld) for cache in caches]
+    return np.unique(np.concatenate([images for both in kept_out for images in both]))
 
 
 def training_trials(cache: Cache, held_out: NDArray[np.int64], n_sessions: int | None = None) -> Trials:
