@@ -194,9 +194,7 @@ def test_interrupted_pictures_are_continued(tmp_path: Path, monkeypatch: pytest.
     assert not layout.stimuli().exists()
     write_stimuli(layout, Recorded(1, rendered), images)
     again = rendered[61:]
-    assert sorted(again)[:2] == [0, images[50]], (
-        "of what had been written for sure only one is drawn, to compare"
-    )
+    assert sorted(again)[:2] == [0, images[50]], "of what had been written one is drawn, to compare"
     assert pictures_of(layout, 1) == images.tolist()
 
 
