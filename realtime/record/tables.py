@@ -60,8 +60,8 @@ COLUMNS: dict[str, dict[str, Any]] = {
         "missing: a window of another decoder that ends at such a volume is skipped.",
         "Levels": {
             "decoded": "a frame was decoded, from statistics of enough volumes to have settled",
-            "warming": "the run was too young for its statistics to have settled; a frame was decoded if a full "
-            "window existed",
+            "warming": "the run was too young for its statistics to have settled; a frame was decoded if a "
+            "full window existed",
             "skipped": "no frame was decoded; the reason tells why",
             "censored": "too many voxels were not finite, or it is a spike (the reason tells); no frame",
             "missing": "the volume did not come, or came after its gap had been given up",
