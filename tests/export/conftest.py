@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import nibabel
@@ -169,11 +168,11 @@ def exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
         table = tiny_checkpoint.parent / "table.md"
         table.write_text("| offline | 0.987 |\n")
         score = {"value": 0.857, "standard_error": 0.01, "low": 0.83, "high": 0.88, "n_trials": 320}
-        rows: dict[str, Any] = {
+        rows: dict[str, object] = {
+            "offline": {"CLIP": {"needs": "a download"}, "HOG": score | {"value": 0.9}},
             "streaming": {"HOG": score, "HOG by picture": score, "PixCorr": score},
             "floor": {"HOG": score},
         }
-        rows["offline"] = {"CLIP": {"needs": "a download"}, "HOG": score | {"value": 0.9}}
         table.with_name("table.json").write_text(json.dumps({"average": False, "rows": rows}))
         command = ["bundle", "--checkpoint", str(tiny_checkpoint), "--out", str(root / "sub-01")]
         code = main([*command, "--evaluation", str(table)])
