@@ -29,10 +29,29 @@ DEMO = RECIPES / "demo.toml"
 PAPER = RECIPES / "paper.toml"
 
 
+class Plateau(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A training's end where the loss on held-out presentations falls no more (:mod:`train.loop.plateau`)."""
+
+    every_steps: Positive
+    """Steps between two measurements."""
+    measurements: Positive
+    """How many last measurements are looked at."""
+    fall: Annotated[float, msgspec.Meta(gt=0, lt=1)]
+    """The plateau is reached when in these the loss fell by less than this share of its whole fall."""
+    presentations: Positive = 256
+    """Held-out presentations to measure on, shared among the subjects; no decoder is tested on them
+    (:mod:`train.data.validation`)."""
+
+
 class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One training with AdamW, linear warm-up and cosine decay; ``deepspeed.json`` has the other settings."""
+    """One training with AdamW and linear warm-up; ``deepspeed.json`` has the other settings.
+
+    After the warm-up the learning rate falls as a cosine until the last step, or, where a training ends at a
+    ``plateau``, remains as it is.
+    """
 
     steps: Positive
+    """Number of steps; the largest one where a training ends at a plateau."""
     batch: Positive
     """Examples in one optimizer step, over all devices."""
     micro_batch: Positive
@@ -43,6 +62,12 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ema_decay: Annotated[float, msgspec.Meta(gt=0, lt=1)] | None = None
     """Decay a step of the weights' moving average (EMA), which is then the result; without it, the result is
     the last weights. See :mod:`train.loop.average`."""
+    plateau: Plateau | None = None
+    """Only for decoders; without it, a training ends after ``steps``."""
+
+    def __post_init__(self) -> None:
+        if self.plateau and not self.ema_decay:
+            raise ValueError("a plateau is measured with averaged weights: expected ema_decay beside it")
 
     def accumulation(self, n_devices: int) -> int:
         """Micro-batches that each of ``n_devices`` processes in one step.

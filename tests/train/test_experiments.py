@@ -28,26 +28,31 @@ from train.experiments.catalogue import (
     finetunings,
     general,
     linear,
+    models_of,
     new_subject,
     of_betas,
     several_subjects,
     specialised,
 )
 from train.experiments.entries import HEADLINES, Entry, entry_of
+from train.experiments.figures import Learned
 from train.experiments.findings import Report
 from train.experiments.page import write_page
-from train.experiments.run import EXPERIMENTS, run_experiment
+from train.experiments.run import EXPERIMENTS, run_experiments
+from train.experiments.schedule import jobs_of, soonest_first
 from train.experiments.verdicts import Finding
 from train.experiments.workbench import Probe, Workbench
 from train.model.base_model import load_unet
-from train.recipe import Recipe, read_recipe
+from train.recipe import Plateau, Recipe, read_recipe
 
 
 @pytest.fixture(scope="module")
 def recipe(tiny_recipe: Recipe) -> Recipe:
     replace = msgspec.structs.replace
+    plateau = Plateau(every_steps=2, measurements=2, fall=0.01, presentations=20)
     return replace(
         tiny_recipe,
+        fit=replace(tiny_recipe.fit, ema_decay=0.9, plateau=plateau),
         preprocessing=replace(tiny_recipe.preprocessing, train_on=("whole_run",)),
         diffusion=replace(tiny_recipe.diffusion, inference_steps=2),
     )
@@ -57,17 +62,25 @@ def test_an_experiment_ends_with_a_page_and_is_not_made_twice(
     tiny_nsd_with_betas: Path, tiny_base: Path, recipe: Recipe, tmp_path: Path
 ) -> None:
     work, out = tmp_path / "work", tmp_path / "out"
-    page = run_experiment("betas", tiny_nsd_with_betas, tiny_base, work, out, recipe)
-    assert page == out / "betas.html"
-    text = page.read_text()
+    run_experiments(["betas"], tiny_nsd_with_betas, tiny_base, work, out, recipe)
+    text = (out / "betas.html").read_text()
     assert "<div class='finding" in text
-    assert text.count("<svg") == 1
+    assert text.count("<svg") == 2, "results, and how the models learned"
+    assert "That a loss still fell" not in text
     assert "data:image/webp" in text
+    assert "until the loss of the averaged weights on 20 held-out presentations" in text
     assert "Found on disk: 1 of the 40 sessions of subject 1" in text
     assert "in which a runtime is warming" in text
     assert "by picture: each picture against all decodes" in text
     assert "<th>Pixels by decode ↑</th><th>Pixels by picture ↑</th>" in text
     result = json.loads((out / "betas.json").read_text())
+    bench = bench_of(work, recipe, tiny_base, tiny_nsd_with_betas)
+    planned = {m.folder(n) for m in models_of("betas", bench) for n in m.repetitions}
+    assert {path.name for path in (work / "models").iterdir()} == planned, "as announced, and no others"
+    assert set(result["curves"]) == {name for name in planned if "baseline" not in name}
+    for curve in result["curves"].values():
+        assert [step for step, _ in curve["losses"]] == [0, 2, 4]
+        assert curve["reached"] is not None
     assert [entry["series"] for entry in result["entries"]] == [
         "Dynadiff, windows of 6 volumes",
         "Dynadiff, betas",
@@ -80,21 +93,44 @@ def test_an_experiment_ends_with_a_page_and_is_not_made_twice(
     for finding in result["findings"]:
         assert finding["verdict"] in {"appears", "does not appear", "cannot be said"}
         for each in finding["differences"]:
+            assert each["n_seeds"] == (1 if "Brain-Diffuser, windows" in each["one"] else 3)
             assert each["low"] <= each["value"] <= each["high"]
             interval = f"{100 * each['value']:+.1f} [{100 * each['low']:+.1f}, {100 * each['high']:+.1f}]"
             assert f"<td>{each['metric']}</td><td>{interval}</td>" in text
     lost = work / "decodes" / "betas--sub-01_betas_+0_1.npz"
     lost.unlink()  # as if interrupted while it decoded
     made = {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.is_file()}
-    run_experiment("betas", tiny_nsd_with_betas, tiny_base, work, out, recipe)
+    run_experiments(["betas"], tiny_nsd_with_betas, tiny_base, work, out, recipe)
     again = {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.is_file()}
     assert again.pop(lost)
     assert again == made
     assert json.loads((out / "betas.json").read_text())["entries"] == result["entries"]
 
     longer = msgspec.structs.replace(recipe, fit=msgspec.structs.replace(recipe.fit, steps=5))
-    with pytest.raises(TrainError, match="holds a model with other fit than"):
-        run_experiment("betas", tiny_nsd_with_betas, tiny_base, work, out, longer)
+    with pytest.raises(TrainError, match="not everything could be made.* holds a model with other fit than"):
+        run_experiments(["betas"], tiny_nsd_with_betas, tiny_base, work, out, longer)
+
+
+def bench_of(work: Path, recipe: Recipe, base: Path, root: Path) -> Workbench:
+    windows = every_window(recipe.window)
+    return Workbench(root=root, base=base, work=work, recipe=recipe, windows=windows)
+
+
+def test_what_completes_soonest_comes_first_and_parents_before_children(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    assert soonest_first({"many": "abcd", "few": "ax", "none": ""}) == ["none", "few", "many"]
+    assert soonest_first({"shares": "abcd", "few": "xyz", "all": "abc"}) == ["few", "all", "shares"]
+    bench = bench_of(tmp_path, read_recipe(Path("experiments")), tiny_base, tmp_path)
+    jobs = jobs_of({name: models_of(name, bench) for name in EXPERIMENTS})
+    names = [job.name for job in jobs]
+    assert len(set(names)) == len(names), "models are shared"
+    assert {name for name in names if name.startswith("page")} == {f"page {name}" for name in EXPERIMENTS}
+    for place, job in enumerate(jobs):
+        assert job.after <= set(names[:place])
+    models = [job for job in jobs if job.variant and not job.variant.is_baseline]
+    assert len(models) == 3 * len({job.variant.name for job in models if job.variant})
+    assert names.index("page baseline") < names.index("page time-resolved")
 
 
 def test_models_and_decodes_of_another_making_are_not_taken_for_the_right_ones(
@@ -104,14 +140,14 @@ def test_models_and_decodes_of_another_making_are_not_taken_for_the_right_ones(
         root=tiny_nsd, base=tiny_base, work=tmp_path / "work", recipe=recipe, windows=(recipe.window,)
     )
     model, probe = bench.variant("general"), Probe(window=recipe.window)
-    pictures = bench.decodes(model, probe)
+    pictures = bench.pictures(model, probe)
     (path,) = (tmp_path / "work" / "decodes").iterdir()
     before = path.stat().st_mtime_ns
-    assert np.array_equal(bench.decodes(model, probe), pictures)
+    assert np.array_equal(bench.pictures(model, probe), pictures)
     assert path.stat().st_mtime_ns == before
     fewer = replace(bench, windows=(recipe.window, Window(offset_volumes=40, length_volumes=6)))
-    assert len(fewer.decodes(model, probe)) < len(pictures), "the same file, of other trials"
-    assert np.array_equal(bench.decodes(model, probe), pictures)
+    assert len(fewer.pictures(model, probe)) < len(pictures), "the same file, of other trials"
+    assert np.array_equal(bench.pictures(model, probe), pictures)
 
     for other, changed in (
         (replace(bench, seed=2), "seed"),
@@ -205,7 +241,7 @@ def test_a_linear_reference_is_of_what_its_model_learns_from(tiny_base: Path, tm
         assert reference.recipe.preprocessing == model.recipe.preprocessing
     names = {reference.name: reference for _, _, reference in references}
     assert all(names[reference.name] == reference for _, _, reference in references), "a name is of one model"
-    assert len(names) == 7 + 1 + 5 + 2 + 1 + 3 + 3, (
+    assert len(names) == 9 + 1 + 5 + 2 + 1 + 3 + 3, (
         "starts, general, lengths, causal, betas, sessions, others"
     )
     rows = [*brain_modules(bench).values(), *finetunings(bench).values()]
@@ -225,26 +261,31 @@ def test_a_page_tells_three_verdicts_apart_without_colour(tmp_path: Path) -> Non
         Finding(claim="grass is green", verdict="appears", here="it was."),
         Finding(claim="it will rain", verdict="cannot be said", here="we saw no cloud."),
     ]
+    curves = {
+        "fallen": Learned(losses=[(0, 2.0), (5, 1.0), (10, 1.0)], reached=True),
+        "falling": Learned(losses=[(0, 2.0), (5, 1.5)], reached=False),
+    }
     lines = [entry("one", 0.6 + 0.1 * x, x) for x in range(3)]
     report = Report(
         name="weather", title="Weather", question="How is it?", entries=lines, findings=findings, axis="days"
     )
-    text = write_page(report, {"command": "look out"}, tmp_path).read_text()
+    text = write_page(report, curves, {"command": "look out"}, tmp_path).read_text()
     assert "the sky is &lt;blue&gt;" in text
     for words in (
         "<b>✗ It does not appear in the synthetic data.</b> it was grey.",
         "<b>✓ It appears in the synthetic data.</b> it was.",
-        "<b>? It cannot be said from what was trained here.</b> we saw no cloud.",
+        "<b>? It cannot be said from what was made here.</b> we saw no cloud.",
     ):
         assert text.count(words) == 1
     borders = [
         re.search(r"border-left(?:-style)?: [^;]*(solid|double|dashed)", rule) for rule in _rules(text)
     ]
     assert sorted(border[1] for border in borders if border) == ["dashed", "double", "solid"]
+    assert "A cross marks a loss that still fell when the training ended: falling." in text
     assert "Not computed, for want of their networks" in text
     result = json.loads((tmp_path / "weather.json").read_text())
     assert [finding["verdict"] for finding in result["findings"]] == [each.verdict for each in findings]
-    again = write_page(report, {"command": "look out"}, tmp_path / "again").read_text()
+    again = write_page(report, curves, {"command": "look out"}, tmp_path / "again").read_text()
     assert text == again
     assert (tmp_path / "weather.svg").read_text() in text
 

@@ -140,9 +140,11 @@ def _n_lines(folder: Path) -> int:
 
 @pytest.mark.usefixtures("compiler")
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
-    train(tmp_path, training(3))
-    with pytest.raises(TrainError, match="steps = 3, this one has 4; .* choose another --out"):
-        train(tmp_path, training(4))
+    train(tmp_path, training(4))
+    with pytest.raises(TrainError, match="steps = 4, this one has 3; .* choose another --out"):
+        train(tmp_path, training(3))
+    with pytest.raises(TrainError, match="batch = 16, this one has 8; .* choose another --out"):
+        train(tmp_path, training(4, batch=8))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -1,4 +1,5 @@
-"""Intervals over pictures: what a loop over draws gives, and scipy's where every trial shows another."""
+"""Intervals over pictures and seeds: against a loop over draws, scipy, and simulations whose truth is
+known."""
 
 from __future__ import annotations
 
@@ -56,3 +57,37 @@ def test_trials_of_one_picture_are_not_independent() -> None:
     assert thrice.standard_error(repeated) == pytest.approx(once.standard_error(values))
     low, high = resample(np.arange(180), 2000, 0).interval(repeated)
     assert high - low < 0.7 * (once.interval(values)[1] - once.interval(values)[0])
+
+
+def test_a_single_training_is_one_of_many() -> None:
+    values = values_of(np.arange(40), 1)
+    found = resample(np.arange(40), 500, 0)
+    assert found.interval(values[None]) == found.interval(values)
+    assert found.standard_error(values[None]) == found.standard_error(values)
+    assert found.error_of_seeds(values) == 0
+    alike = np.tile(values, (3, 1))
+    assert found.interval(alike) == pytest.approx(found.interval(values))
+
+
+@pytest.mark.parametrize("of_seeds", [0.0, 0.1, 0.3])
+@pytest.mark.parametrize("of_both", [0.3, 1.0])
+@pytest.mark.parametrize("trials_a_picture", [1, 2])
+def test_an_interval_covers_the_truth_whatever_seeds_and_pictures_contribute(
+    of_seeds: float, of_both: float, trials_a_picture: int
+) -> None:
+    """Pictures contribute an SD of 0.12 to the mean. The truth is 0."""
+    rng, n_pictures, n_seeds, n_runs = np.random.default_rng(5), 70, 3, 400
+    pictures = np.arange(n_pictures).repeat(trials_a_picture)
+    found = resample(pictures, 400, 0)
+    covered, errors = 0, []
+    for _ in range(n_runs):
+        seeds = rng.normal(0, of_seeds, (n_seeds, 1))
+        values = (
+            seeds + rng.normal(0, 1, n_pictures)[pictures] + rng.normal(0, of_both, (n_seeds, len(pictures)))
+        )
+        low, high = found.interval(values)
+        covered += low < 0 < high
+        errors.append(found.standard_error(values))
+    assert covered / n_runs == pytest.approx(0.95, abs=0.03)
+    true = np.sqrt(of_seeds**2 / n_seeds + 1 / n_pictures + of_both**2 / n_seeds / len(pictures))
+    assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(true, rel=0.1)

@@ -80,6 +80,14 @@ class CheckpointInfo(msgspec.Struct, frozen=True, kw_only=True):
     imported_from: str | None = None
     """Name of the released checkpoint it was imported from (:mod:`train.checkpoints.released`), if any."""
     last_loss: float | None
+    repetition: int = 0
+    """As in :class:`Terms`, like ``extended``."""
+    extended: list[tuple[int, int]] = []
+    held_out_losses: list[tuple[int, float]] = []
+    """Steps, and the loss of the averaged weights on held-out presentations after them, where the recipe has
+    a plateau; the weights of the lowest loss are the decoder's."""
+    reached_plateau: bool | None = None
+    """Whether that loss had ceased to fall when the training ended; None where it was not measured."""
 
     @property
     def terms(self) -> Terms:
@@ -93,6 +101,8 @@ class CheckpointInfo(msgspec.Struct, frozen=True, kw_only=True):
             seed=self.seed,
             base=self.base_identity,
             parent=self.parent.identity if self.parent else None,
+            repetition=self.repetition,
+            extended=self.extended,
         )
 
 
@@ -102,7 +112,11 @@ def subject_folder(folder: Path, number: int) -> Path:
 
 
 def save_checkpoint(folder: Path, model: Dynadiff, info: CheckpointInfo) -> None:
-    """Write the weights and, last, ``checkpoint.json``, so that a folder with this file is complete."""
+    """Write the weights and, last, ``checkpoint.json``, so that a folder with this file is complete.
+
+    That of a training that was extended is removed first.
+    """
+    (folder / "checkpoint.json").unlink(missing_ok=True)
     save_tuned(model.unet, info.recipe.finetune, folder)
     write_checkpoint(folder, model.brain, model.null.detach(), info)
 

@@ -59,7 +59,8 @@ def add_fit(commands: Commands) -> None:
         help="Dynadiff's single stage: brain module and LoRA, jointly",
         description="Train the brain module and the tuned part of the UNet together, in one stage, in one "
         "process; `deepspeed --module train fit …` uses all GPUs of a machine. Run it again after an "
-        "interruption: it continues from the last checkpoint, with the losses of an uninterrupted training.",
+        "interruption: it continues from the last checkpoint, with the losses of an uninterrupted training. "
+        "With more steps in the recipe, and nothing else changed, it extends a training.",
     )
     parser.add_argument(
         "--nsd", type=Path, required=True, metavar="DIR", help="root of NSD or of a synthetic subject"

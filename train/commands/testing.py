@@ -10,11 +10,13 @@ from train.commands.options import Commands, base_for, base_options
 from train.recipe import read_recipe
 
 _EXPERIMENTS = """\
-Trains the models of an experiment for minutes each and decodes held-out runs with them. Writes NAME.html, its
-figure as NAME.svg, and NAME.json with the numbers and whether the paper's finding appears in the synthetic
-data. Experiments share models through --work; existing models are not trained again. Run an interrupted
-experiment again to continue it.
+Trains the models of an experiment, three times each, until their loss on held-out presentations falls no more,
+and decodes held-out runs with them. Writes NAME.html, its figure as NAME.svg, and NAME.json with the numbers
+and whether the paper's finding appears in the synthetic data. Experiments share models through --work;
+existing models are not trained again. As many models as there are cores are trained at the same time. Stop it
+as you like (Ctrl-C, kill), and run it again to continue it.
 
+  all             all of these, those first whose results are complete soonest
   time-resolved   a general model on shifted windows, and specialised models (figures 4, 5)
   window-length   windows of 1 to 6 volumes (figure 6)
   baseline        comparison with Brain-Diffuser (table 1)
@@ -144,11 +146,12 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _experiment(options: argparse.Namespace) -> None:
-    from train.experiments.run import run_experiment
+    from train.experiments.run import EXPERIMENTS, run_experiments
 
+    names = list(EXPERIMENTS) if options.name == "all" else [options.name]
     recipe = read_recipe(options.recipe)
     base = base_for(options.base, recipe)
-    run_experiment(options.name, options.nsd, base, options.work, options.out, recipe, options.seed)
+    run_experiments(names, options.nsd, base, options.work, options.out, recipe, options.seed)
 
 
 def _score(options: argparse.Namespace) -> None:

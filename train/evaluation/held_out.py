@@ -19,6 +19,7 @@ from train.checkpoints.checkpoint import Checkpoint
 from train.data.cache import Cache, prepare, subject_cache
 from train.data.dataset import averaged_windows
 from train.data.trials import Trials, grouped, inside_run, one_of_each, read_volumes, recorded
+from train.data.validation import validation_trials
 from train.errors import TrainError
 from train.model.base_model import load_unet
 from train.model.linear_brain import LinearBrain
@@ -36,11 +37,12 @@ def held_out_groups(
     Where images are held out, single trials are one presentation of each image (paper 2.3); where runs are
     held out, all presentations of these runs. A presentation is left out when one of its windows reaches
     beyond the run, or holds volumes that NSD's authors repaired. None is left out for being early in its run.
+    Those that a training was measured on while it went on are left out as well.
 
     :param windows: the windows that will be decoded
     :raises TrainError: fewer than two groups are left
     """
-    trials = np.flatnonzero(cache.is_test)
+    trials = np.setdiff1d(np.flatnonzero(cache.is_test), validation_trials(cache, recipe))
     if "betas" in recipe.preprocessing.train_on:
         trials = recorded(cache, trials, read_volumes(recipe))
     else:

@@ -230,6 +230,8 @@ def summarise(
 ) -> Row:
     """Each metric's mean over trials with its interval; repetitions of a picture are drawn together.
 
+    Values are ``[n]``, or of several trainings ``[s, n]``.
+
     :param pictures: a number for the picture that each trial showed, ``[n]``
     :param seed: seed of the bootstrap's draws
     """
@@ -247,7 +249,7 @@ def _summary(values: PerTrial, resampling: Resampling) -> Score:
         standard_error=resampling.standard_error(values),
         low=low,
         high=high,
-        n_trials=len(values),
+        n_trials=values.shape[-1],
     )
 
 

@@ -10,7 +10,7 @@ from train.experiments.workbench import Variant, Workbench
 
 OFFSETS = tuple(range(-5, 10))
 """Window starts of the shift curve, in volumes after onset; windows end 1.3 s to 20 s after it (figure 5)."""
-SPECIALISED_OFFSETS = (-4, -2, 0, 2, 5, 7, 9)
+SPECIALISED_OFFSETS = (-4, -3, -2, -1, 0, 2, 5, 7, 9)
 LENGTHS = (1, 2, 3, 4, 5)
 SESSIONS_OF_NEW_SUBJECT = (1, 3, 10)
 SUBJECTS = (1, 2, 5, 7)
@@ -18,9 +18,9 @@ N_SESSIONS = 10
 """Sessions of each subject in experiments with several subjects."""
 OWN_TIMESTEPS = {"per_subject_timesteps": True}
 """Every subject has its own subject and timestep layers (appendix E); no change for a single subject."""
-RATE_OF_WEIGHTS = 0.25
-"""Share of the recipe's peak learning rate that is used where the UNet's own weights are tuned: at the full
-rate they first lose what the base model has learned, and the loss starts a third higher."""
+RATE_OF_WEIGHTS = 0.5
+"""Share of the recipe's peak learning rate that is used where the UNet's own weights are tuned: at 2e-3 they
+first lose what the base model has learned, and the loss starts a third higher."""
 
 
 def shifted(window: Window, offset_volumes: int) -> Window:
@@ -38,6 +38,13 @@ def general(bench: Workbench) -> Variant:
     return bench.variant("general")
 
 
+def as_in_the_paper(bench: Workbench) -> Variant:
+    """The control arm: all noise levels weigh alike, and half of the hidden values are dropped, as in the
+    paper.
+    """
+    return bench.variant("as-in-the-paper", diffusion={"loss_weight": "uniform"}, brain={"dropout": 0.5})
+
+
 def baseline(bench: Workbench) -> Variant:
     """Brain-Diffuser on the general model's windows (table 1)."""
     return linear(bench, general(bench))
@@ -47,7 +54,7 @@ def linear(bench: Workbench, model: Variant, subject: int = 1) -> Variant:
     """A model's linear reference: Brain-Diffuser for one subject, on the windows that the model is trained
     on.
 
-    The recordings contain what the reference decodes. A model that does not decode it has not learned it.
+    The recordings contain what the reference decodes, whatever the model makes of it.
     """
     window, forms = model.recipe.window, model.recipe.preprocessing.train_on
     parts = ["baseline"]
@@ -91,7 +98,7 @@ def by_length(bench: Workbench) -> dict[int, Variant]:
 def brain_modules(bench: Workbench) -> dict[str, Variant]:
     """The rows of table 2."""
     return {
-        "as in the paper": general(bench),
+        "a layer for each volume, merged late": general(bench),
         "one layer for all volumes": bench.variant("shared-timesteps", brain={"timestep_layers": "shared"}),
         "merged before the subject layer": bench.variant("merge-in", brain={"aggregation": "in"}),
         "merged by the mean": bench.variant("merge-mean", brain={"aggregation": "mean"}),
@@ -148,3 +155,25 @@ def new_subject(bench: Workbench) -> tuple[dict[int, Variant], dict[int, Variant
         for n in SESSIONS_OF_NEW_SUBJECT
     }
     return from_nothing, from_others
+
+
+def models_of(experiment: str, bench: Workbench) -> list[Variant]:
+    """The models of an experiment, and their linear references, in the order in which they are to be made."""
+    fresh, tuned = new_subject(bench)
+    together, alone = several_subjects(bench)
+    paper = as_in_the_paper(bench)
+    models: dict[str, list[Variant]] = {
+        "time-resolved": list(specialised(bench).values()),
+        "window-length": list(by_length(bench).values()),
+        "baseline": [general(bench), paper],
+        "brain-module": list(brain_modules(bench).values()),
+        "finetuning": list(finetunings(bench).values()),
+        "preprocessing": list(by_preprocessing(bench).values()),
+        "multi-subject": [together, *alone.values()],
+        "new-subject": [*fresh.values(), *tuned.values()],
+        "betas": [general(bench), of_betas(bench)],
+    }
+    chosen = models[experiment]
+    parents = [model.pretrained for model in chosen if model.pretrained]
+    references = [linear(bench, model, subject) for model in chosen for subject in model.subjects]
+    return list({model.name: model for model in (*references, *parents, *chosen)}.values())

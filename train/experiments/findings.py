@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from train.evaluation.results_table import Seen, per_trial, see
+import numpy as np
+
+from train.evaluation.bootstrap import PerTrial
+from train.evaluation.results_table import NotComputed, Seen, per_trial, see
 from train.experiments.catalogue import linear
 from train.experiments.entries import Entry, entry_of
 from train.experiments.verdicts import Finding
@@ -50,14 +53,26 @@ class Judge:
         x: float | None = None,
         reference: Entry | None = None,
     ) -> Entry:
-        """Decode a test with a model, and score the decodes."""
-        decoded = self._see(self.bench.decodes(variant, test))
-        return entry_of(series, per_trial(self.shown, decoded), self.images, x, reference)
+        """Decode a test with a model of every seed, and score the decodes."""
+        values = self.values(self.shown, self.bench.decodes(variant, test))
+        return entry_of(series, values, self.images, x, reference, self.bench.unfinished(variant))
 
     def reference(self, series: str, variant: Variant, test: Probe, x: float | None = None) -> Entry:
         """The same test with the linear reference, fitted to the windows that ``variant`` was trained on."""
         return self.entry(series, linear(self.bench, variant, self.subject), test, x)
 
+    @classmethod
+    def values(cls, shown: Seen, decodes: Sequence[Pictures]) -> dict[str, PerTrial | NotComputed]:
+        """Every metric's value ``[s, n]`` for the decodes of each seed, ``[n, H, W, 3]``."""
+        of_seeds = [per_trial(shown, cls._see(pictures)) for pictures in decodes]
+        return {name: _stacked([each[name] for each in of_seeds]) for name in of_seeds[0]}
+
     @staticmethod
     def _see(pictures: Pictures) -> Seen:
         return see({"pictures": pictures}, None)["pictures"]
+
+
+def _stacked(of_seeds: Sequence[PerTrial | NotComputed]) -> PerTrial | NotComputed:
+    missing = [each for each in of_seeds if isinstance(each, NotComputed)]
+    computed = [each for each in of_seeds if not isinstance(each, NotComputed)]
+    return missing[0] if missing else np.stack(computed)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from nsd import TR_S
-from train.evaluation.results_table import per_trial, see
+from train.evaluation.results_table import see
 from train.experiments.catalogue import (
     OFFSETS,
     baseline,
@@ -105,14 +105,15 @@ def _each_on_its_own(judge: Judge, series: str, models: dict[int, Variant], refe
 
 def _against_neighbour(judge: Judge, step: int, series: str) -> ByOffset:
     """The general model's decodes, scored against the picture before or after their own."""
-    bench, window = judge.bench, judge.bench.recipe.window
+    bench, window, model = judge.bench, judge.bench.recipe.window, general(judge.bench)
     has_one, images, neighbours = bench.neighbours(step)
     shown = see({"shown": neighbours}, None)["shown"]
     entries = {}
     for offset in OFFSETS:
-        decoded = bench.decodes(general(bench), Probe(window=shifted(window, offset)))[has_one]
-        values = per_trial(shown, see({"decoded": decoded}, None)["decoded"])
-        entries[offset] = entry_of(series, values, images, end_s(offset, window.length_volumes))
+        decoded = bench.decodes(model, Probe(window=shifted(window, offset)))
+        values = judge.values(shown, [pictures[has_one] for pictures in decoded])
+        end = end_s(offset, window.length_volumes)
+        entries[offset] = entry_of(series, values, images, end, unfinished=bench.unfinished(model))
     return entries
 
 
@@ -122,9 +123,9 @@ def _strips(judge: Judge, models: dict[int, Variant]) -> list[Strip]:
     for offset in STRIP_OFFSETS:
         test = Probe(window=shifted(window, offset))
         name = f"window ends {end_s(offset, window.length_volumes):.1f} s after onset"
-        strips.append((f"general, {name}", bench.decodes(general(bench), test)))
+        strips.append((f"general, {name}", bench.pictures(general(bench), test)))
         if offset in models:
-            strips.append((f"specialised, {name}", bench.decodes(models[offset], test)))
+            strips.append((f"specialised, {name}", bench.pictures(models[offset], test)))
     return strips
 
 
@@ -132,12 +133,16 @@ def begins(own: ByOffset, length_volumes: int, whose: str) -> Finding:
     """Whether the first decodable window is the first one that ends after the paper's 3 s."""
     found = {end_s(offset, length_volumes): decodes(own[offset]) for offset in sorted(own)}
     judgement = _began({end: each.verdict for end, each in found.items()})
-    near = [found[end].why for end in found if abs(end - BEGINS_S) < ROWS_PER_TRIAL * TR_S]
+    near = [end for end in found if abs(end - BEGINS_S) < ROWS_PER_TRIAL * TR_S]
+    if judgement.verdict == "cannot be said":
+        near += [end for end in found if found[end].verdict == "cannot be said"]
     return Finding.of(
         f"decoding begins to work about 3 s after onset, as the haemodynamic response lets expect: {whose}",
-        Judgement(verdict=judgement.verdict, why="; ".join([judgement.why, *near])),
-        f"Windows end at {', '.join(f'{end:.1f}' for end in found)} s after onset; the simulated responses "
-        "peak 4.5 to 7.5 s after it.",
+        Judgement(
+            verdict=judgement.verdict,
+            why="; ".join([judgement.why, *(found[end].why for end in dict.fromkeys(near))]),
+        ),
+        f"Windows end at {', '.join(f'{end:.1f}' for end in found)} s after onset.",
     )
 
 
@@ -221,7 +226,7 @@ def window_length(bench: Workbench) -> Report:
         axis="length of the window, seconds",
         chance_at="Chance is 50 % in identification.",
         strips=[("shown", judge.pictures)]
-        + [(names[length], bench.decodes(model, tests[length])) for length, model in models.items()],
+        + [(names[length], bench.pictures(model, tests[length])) for length, model in models.items()],
         notes=[
             "All windows start 3 volumes (4 s) after onset, as the paper's; each length has its own model, "
             "and its own linear reference."

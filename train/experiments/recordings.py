@@ -57,7 +57,7 @@ def preprocessing(bench: Workbench) -> Report:
         ],
         strips=[("shown", judge.pictures)]
         + [
-            (f"trained on {name}, streaming", bench.decodes(model, tests["streaming"]))
+            (f"trained on {name}, streaming", bench.pictures(model, tests["streaming"]))
             for name, model in models.items()
         ],
         chance_at="Chance is 50 % in identification.",
@@ -102,7 +102,7 @@ def betas(bench: Workbench) -> Report:
             ),
         ],
         strips=[("shown", judge.pictures)]
-        + [(name, bench.decodes(model, probe)) for name, model, probe in [*rows[2:], *rows[:2]]],
+        + [(name, bench.pictures(model, probe)) for name, model, probe in [*rows[2:], *rows[:2]]],
         chance_at="Chance is 50 % in identification.",
         notes=[
             "Betas of single trials, as `python -m sim betas` estimates them from the recorded runs; the "

@@ -1,32 +1,35 @@
-"""``python -m train experiment NAME``: trains the models, decodes, writes the page."""
+"""``python -m train experiment NAME``: trains the models, decodes, writes the pages."""
 
 from __future__ import annotations
 
-import logging
 import platform
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from nsd import Layout
+from train.checkpoints.checkpoint import read_info
 from train.data.cache import subject_cache
 from train.data.found import found
 from train.data.trials import n_warming
 from train.errors import TrainError
-from train.experiments.catalogue import SUBJECTS, every_window
+from train.experiments.catalogue import SUBJECTS, every_window, models_of
 from train.experiments.entries import N_DRAWS
+from train.experiments.figures import Learned
 from train.experiments.findings import Report
 from train.experiments.over_time import time_resolved, window_length
 from train.experiments.page import write_page
 from train.experiments.parts import brain_module, comparison, finetuning
 from train.experiments.recordings import betas, preprocessing
+from train.experiments.schedule import jobs_of, make_all
 from train.experiments.subjects import fine_tuning, multi_subject
 from train.experiments.verdicts import MARGIN
-from train.experiments.workbench import N_TRIALS, Workbench
+from train.experiments.workbench import N_SEEDS, N_TRIALS, Workbench
 from train.recipe import Recipe
 
 EXPERIMENTS: dict[str, Callable[[Workbench], Report]] = {
@@ -40,52 +43,82 @@ EXPERIMENTS: dict[str, Callable[[Workbench], Report]] = {
     "new-subject": fine_tuning,
     "betas": betas,
 }
-_log = logging.getLogger(__name__)
 
 
-def run_experiment(
-    name: str, root: Path, base: str | Path, work: Path, out: Path, recipe: Recipe, seed: int = 1
-) -> Path:
-    """Make an experiment's missing models and decodes, and write its page, whose path is returned.
+def run_experiments(
+    names: Sequence[str], root: Path, base: str | Path, work: Path, out: Path, recipe: Recipe, seed: int = 1
+) -> None:
+    """Make the missing models and decodes of experiments, and write the page of each once it is complete.
 
-    :raises TrainError: there is no such experiment, or ``work`` holds models of another recipe
+    :raises TrainError: there is no such experiment, ``work`` holds models of another recipe, or something
+    that
+        some experiments need could not be made, after the others have been
     """
-    if name not in EXPERIMENTS:
-        raise TrainError(f"expected one of the experiments {', '.join(EXPERIMENTS)}, got {name!r}")
+    for name in names:
+        if name not in EXPERIMENTS:
+            raise TrainError(f"expected one of the experiments {', '.join(EXPERIMENTS)}, got {name!r}")
     bench = Workbench(
         root=root, base=base, work=work, recipe=recipe, windows=every_window(recipe.window), seed=seed
     )
+    jobs = jobs_of({name: models_of(name, bench) for name in names})
+    make_all(bench, jobs, partial(_write, bench, out))
+
+
+def _write(bench: Workbench, out: Path, name: str) -> list[str]:
+    """In a worker: decode, judge, write an experiment's page; what it says, in lines."""
     report = EXPERIMENTS[name](bench)
-    page = write_page(report, _facts(name, bench), out)
-    for finding in report.findings:
-        _log.info("%s: %s. %s", finding.verdict, finding.claim, finding.here)
-    _log.info("%s", page)
-    return page
+    page = write_page(report, _curves(name, bench), _facts(name, bench), out)
+    findings = [f"{each.verdict}: {each.claim}. {each.here}" for each in report.findings]
+    return [*findings, str(page)]
+
+
+def _curves(name: str, bench: Workbench) -> dict[str, Learned]:
+    """How the loss on held-out presentations fell, by the name of the model's folder."""
+    curves = {}
+    for variant in models_of(name, bench):
+        for repetition in () if variant.is_baseline else variant.repetitions:
+            folder = bench.folder(variant, repetition)
+            info = read_info(folder)
+            curves[folder.name] = Learned(losses=info.held_out_losses, reached=info.reached_plateau)
+    return curves
 
 
 def _facts(name: str, bench: Workbench) -> dict[str, str]:
     """How the results were made, for the end of the page."""
-    recipe, seed = bench.recipe, bench.seed
-    fit, processor = recipe.fit, platform.processor() or platform.machine()
+    recipe = bench.recipe
+    processor = platform.processor() or platform.machine()
     return {
         "command": shlex.join(["python", "-m", "train", "experiment", name]) + " --nsd … --base … --work …",
         "data": f"synthetic subjects of `python -m sim synthesize`; held out by the {recipe.split} split",
         "recordings": _recordings(bench),
-        "training": f"{fit.steps} steps of {fit.batch} windows, seed {seed}: few, so differences may be of "
-        "how fast models learn",
-        "verdicts": "by the paired difference of two models on the same trials with its 95 % bootstrap "
-        f"interval ({N_DRAWS} draws of pictures, each with all its trials). A difference appears where the "
-        f"interval excludes 0; equal is what lies within {100 * MARGIN:.0f} points (0.05 of PixCorr) "
-        "whole; all else cannot be said here. They are of one training of each model, by one seed",
-        "linear reference": "Brain-Diffuser's ridge regressions on the windows that the model learns from; a "
-        "model at chance where it is not has not learned what its windows hold",
-        "base model": "has seen no picture of subject 1, but some of other subjects",
+        "training": _training(bench),
+        "verdicts": "by the difference of two models, paired by trial and seed, with its 95 % interval over "
+        f"pictures and seeds ({N_DRAWS} draws of pictures, each with all its trials, each shifted by a draw "
+        "of the seeds' error). A difference appears where the interval excludes 0; equal is what lies whole "
+        f"within {100 * MARGIN:.0f} points (0.05 of PixCorr); all else cannot be said here, and nothing is "
+        "said of a model whose loss still fell",
+        "linear reference": "Brain-Diffuser's ridge regressions on the windows that the model learns from",
         "decoding": f"{N_TRIALS} presentations drawn by seed, {recipe.diffusion.inference_steps} DDIM steps, "
         f"guidance {recipe.diffusion.guidance:g}",
         "warm-up": _early(bench),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{processor}, {platform.system()}, Python {sys.version.split()[0]}",
     }
+
+
+def _training(bench: Workbench) -> str:
+    """How long models are trained, and how often."""
+    fit = bench.recipe.fit
+    times = f"each model {N_SEEDS} times, by seed {bench.seed} and others that follow from it"
+    if fit.plateau is None:
+        return f"{fit.steps} steps of {fit.batch} windows, {times}"
+    plateau = fit.plateau
+    return (
+        f"until the loss of the averaged weights on {plateau.presentations} held-out presentations, which "
+        f"test nothing, falls no more: in {plateau.measurements * plateau.every_steps} steps by less than "
+        f"{100 * plateau.fall:g} % of its whole fall, or until step {fit.steps}; the weights of the lowest "
+        f"loss are used; {fit.batch} windows a step; {times}"
+    )
 
 
 def _recordings(bench: Workbench) -> str:

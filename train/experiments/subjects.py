@@ -42,7 +42,7 @@ def multi_subject(bench: Workbench) -> Report:
             Finding.of(
                 "a multi-subject model is on par with single-subject models",
                 all_of(*(on_par(shared[subject], own[subject]) for subject in own)),
-                "Both train for as many steps: the shared one sees each subject a quarter as often.",
+                "Each is trained until its loss on held-out presentations falls no more.",
             )
         ],
         strips=[
@@ -50,7 +50,7 @@ def multi_subject(bench: Workbench) -> Report:
             for subject, judge in judges.items()
             for strip in (
                 (f"shown to subject {subject}", judge.pictures),
-                ("of a model of four", bench.decodes(together, tests[subject])),
+                ("of a model of four", bench.pictures(together, tests[subject])),
             )
         ],
         notes=[
@@ -99,7 +99,7 @@ def fine_tuning(bench: Workbench) -> Report:
         chance_at="Chance is 50 % in identification.",
         strips=[("shown", judge.pictures)]
         + [
-            (f"{n} session{'s' * (n > 1)}, {how}", bench.decodes(model, test))
+            (f"{n} session{'s' * (n > 1)}, {how}", bench.pictures(model, test))
             for n in from_nothing
             for how, model in (("from nothing", from_nothing[n]), ("from others", from_others[n]))
         ],

@@ -3,8 +3,9 @@
 Both positive and negative verdicts need evidence. A difference appears when the 95 % interval of the paired
 difference excludes 0; it does not appear when the interval shows the opposite, or equality within a margin.
 Equality appears when the interval lies within the margin, and does not appear when it lies outside.
-Everything else cannot be said, and neither can a statement about a model that has not learned what its
-windows contain, as the linear reference shows.
+Everything else cannot be said. Two things can stand in the way, and a reason tells them apart: a model whose
+loss on held-out presentations still fell when its training ended, of which nothing is said, because a longer
+training could decide; and an interval that is too wide, which no longer training makes narrower.
 """
 
 from __future__ import annotations
@@ -16,7 +17,14 @@ from typing import Literal
 import msgspec
 
 from train.evaluation.results_table import Score
-from train.experiments.entries import Difference, Entry, chance_of, difference, difference_of_gains
+from train.experiments.entries import (
+    Difference,
+    Entry,
+    chance_of,
+    contrast,
+    difference,
+    difference_of_gains,
+)
 
 Verdict = Literal["appears", "does not appear", "cannot be said"]
 MARGIN = 0.05
@@ -61,8 +69,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 def better(one: Entry, other: Entry, metrics: Sequence[str] = BOTH) -> Judgement:
     """Whether ``one`` is better in some metric and worse in none.
 
-    If the linear reference is better but the model is not, the models have not learned what the recordings
-    contain, and nothing can be said.
+    If the linear reference is better but the model is not, the reason says so.
 
     :raises TrainError: the two entries have different trials
     """
@@ -71,8 +78,11 @@ def better(one: Entry, other: Entry, metrics: Sequence[str] = BOTH) -> Judgement
     if found.verdict == "does not appear" and references[0] and references[1]:
         held = _better(references[0], references[1], metrics)
         if held.verdict == "appears":
-            why = f"{found.why}; but the recordings hold a difference that the models have not learned, as "
-            return _unsaid(why + held.why, found.differences + held.differences)
+            return Judgement(
+                verdict=found.verdict,
+                why=f"{found.why}; the recordings do hold a difference that a linear map finds: {held.why}",
+                differences=found.differences + held.differences,
+            )
     return found
 
 
@@ -106,7 +116,7 @@ def gains_more(first: tuple[Entry, Entry], second: tuple[Entry, Entry], metric: 
 
 def decodes(entry: Entry, metric: str = LOW_LEVEL) -> Judgement:
     """Whether a model identifies better than chance; it does not when it is within the margin of chance."""
-    if reason := _not_learned(entry):
+    if reason := _unfinished(entry):
         return _unsaid(reason)
     score, chance = entry.score(metric), chance_of(metric)
     if score.low > chance:
@@ -115,16 +125,17 @@ def decodes(entry: Entry, metric: str = LOW_LEVEL) -> Judgement:
     elif score.high < chance + MARGIN:
         verdict, words = "does not appear", f"within {_MARGIN} of chance, or below"
     else:
-        verdict, words = "cannot be said", "neither above chance nor shown to be at it"
+        verdict, words = "cannot be said", "neither above chance nor shown to be at it. "
+        words += _narrower(contrast_with_chance(entry, metric))
+    if verdict != "appears" and entry.reference and entry.reference.score(metric).low > chance:
+        words += f", where the linear reference reaches {percent(entry.reference.score(metric))}"
     return Judgement(verdict=verdict, why=f"{entry.label}: {metric} {percent(score)}, {words}")
 
 
-def has_not_learned(entry: Entry, metric: str = LOW_LEVEL) -> bool:
-    """Whether the linear reference decodes the same windows above chance but the model does not."""
-    reference, chance = entry.reference, chance_of(metric)
-    if reference is None or entry.score(metric).low > chance:
-        return False
-    return reference.score(metric).low > chance
+def contrast_with_chance(entry: Entry, metric: str) -> Difference:
+    """An entry's difference to chance."""
+    chance = chance_of(metric)
+    return contrast(entry.label, "chance", metric, entry.values[metric] - chance, entry)
 
 
 def all_of(*parts: Judgement) -> Judgement:
@@ -158,9 +169,11 @@ def _judged(
     differences: tuple[Difference, ...],
     rule: Callable[[Sequence[Difference]], tuple[Verdict, str]],
 ) -> Judgement:
-    if reason := _not_learned(*entries):
+    if reason := _unfinished(*entries):
         return _unsaid(reason, differences)
     verdict, words = rule(differences)
+    if verdict == "cannot be said":
+        words += f". {_narrower(max(differences, key=lambda each: each.high - each.low))}"
     return Judgement(verdict=verdict, why=f"{_told(differences)}: {words}", differences=differences)
 
 
@@ -211,13 +224,22 @@ def _unsaid(why: str, differences: tuple[Difference, ...] = ()) -> Judgement:
     return Judgement(verdict="cannot be said", why=why, differences=differences)
 
 
-def _not_learned(*entries: Entry) -> str:
-    """A sentence about models that have not learned what their windows contain; empty if there are none."""
+def _unfinished(*entries: Entry) -> str:
+    """A sentence about models of which a longer training may make others; empty if there are none."""
     return "; ".join(
-        f"{entry.label} is at chance ({percent(entry.score(LOW_LEVEL))}) where the linear reference reaches "
-        f"{percent(entry.reference.score(LOW_LEVEL))}: it has not learned what its windows hold"
-        for entry in dict.fromkeys(entries)
-        if entry.reference and has_not_learned(entry)
+        f"{entry.label}: {entry.unfinished}" for entry in dict.fromkeys(entries) if entry.unfinished
+    )
+
+
+def _narrower(each: Difference) -> str:
+    """What would make the interval of a difference narrower."""
+    seeds = f"{each.n_seeds} seed{'s' * (each.n_seeds > 1)}"
+    more = "seeds" if each.share_of_seeds > 0.5 else "held-out pictures"
+    return (
+        f"No longer training decides it, but more {more} could: with {each.n_trials} trials of "
+        f"{each.n_pictures} pictures and {seeds} the interval of {each.metric} is "
+        f"{100 * (each.high - each.low):.1f} points wide, {100 * each.share_of_seeds:.0f} % of its variance "
+        "from the seeds"
     )
 
 

@@ -1,6 +1,6 @@
 """Models and decodes of experiments. Each is made once, and shared by experiments.
 
-WORK/models/<variant>/           a checkpoint, as `train fit` writes it
+WORK/models/<variant>/           a checkpoint, as `train fit` writes it; <variant>.2, … of further seeds
 WORK/cache/sub-01/, …            prepared recordings
 WORK/decodes/<variant>--<test>.npz   pictures uint8 [trials, H, W, 3], and the fingerprint of their inputs
 
@@ -10,7 +10,6 @@ Experiments that run at the same time wait for one another where they need the s
 from __future__ import annotations
 
 import dataclasses
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,9 +37,10 @@ from train.store.lock import alone_in
 from train.systems.brain_diffuser.fit import fit_baseline
 
 N_TRIALS = 192
+N_SEEDS = 3
+"""Trainings of each model, alike but for weights, data order and noise."""
 ROWS_PER_TRIAL = 3
 """Volumes between two pictures, which are 4 s apart."""
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,15 @@ class Variant:
     pretrained: Variant | None = None
     is_baseline: bool = False
     """Whether the model is Brain-Diffuser instead of Dynadiff."""
+
+    @property
+    def repetitions(self) -> range:
+        """Those of the seeds; one where nothing is drawn but the pictures that choose a ridge's strength."""
+        return range(1 if self.is_baseline else N_SEEDS)
+
+    def folder(self, repetition: int) -> str:
+        """The name of a model's folder."""
+        return f"{self.name}.{repetition + 1}" if repetition else self.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,12 +114,16 @@ class Workbench:
         folder = subject_cache(self.work / "cache", subject)
         return prepare(self.root, subject, recipe, folder, seed=self.seed, n_sessions=n_sessions)
 
-    def model(self, variant: Variant) -> Path:
+    def folder(self, variant: Variant, repetition: int = 0) -> Path:
+        """The folder of a model."""
+        return self.work / "models" / variant.folder(repetition)
+
+    def model(self, variant: Variant, repetition: int = 0) -> Path:
         """The checkpoint of a variant, trained if it does not exist yet.
 
         :raises TrainError: the folder holds a model with other terms
         """
-        folder = self.work / "models" / variant.name
+        folder = self.folder(variant, repetition)
         order = Order(
             root=self.root,
             subjects=variant.subjects,
@@ -118,20 +131,31 @@ class Workbench:
             base=self.base,
             out=folder,
             seed=self.seed,
+            repetition=repetition,
             caches=self.work / "cache",
-            pretrained=self.model(variant.pretrained) if variant.pretrained else None,
+            pretrained=self.model(variant.pretrained, repetition) if variant.pretrained else None,
             n_sessions=variant.n_sessions,
         )
         with alone_in(folder, wait=True):
             if (folder / "checkpoint.json").exists():
                 self._check(order, variant)
             elif variant.is_baseline:
-                _log.info("model %s", variant.name)
                 fit_baseline(order)
             else:
-                _log.info("model %s", variant.name)
                 fit_subjects(order)
         return folder
+
+    def unfinished(self, variant: Variant) -> str:
+        """Why a model has not learned what it can, if its training was measured; empty when it has."""
+        infos = [read_info(self.model(variant, repetition)) for repetition in variant.repetitions]
+        still = [info for info in infos if info.reached_plateau is False]
+        if not still:
+            return ""
+        return (
+            f"the loss on held-out presentations still fell when training ended, after "
+            f"{variant.recipe.fit.steps} steps, with {len(still)} of {len(infos)} seeds; a longer training "
+            "could decide"
+        )
 
     def _check(self, order: Order, variant: Variant) -> None:
         method: Method = "brain-diffuser" if variant.is_baseline else "dynadiff"
@@ -177,19 +201,26 @@ class Workbench:
         with Stimuli(Layout(self.root)) as stimuli:
             return stimuli.images(images.tolist())
 
-    def decodes(self, variant: Variant, test: Probe) -> Pictures:
-        """A model's decodes of a test, decoded if they do not exist yet."""
-        folder = self.model(variant)
+    def decodes(self, variant: Variant, test: Probe) -> list[Pictures]:
+        """The decodes of a test by a model of every seed, decoded if they do not exist yet."""
+        return [self._decodes(variant, test, repetition) for repetition in variant.repetitions]
+
+    def pictures(self, variant: Variant, test: Probe) -> Pictures:
+        """The decodes of a test by the model of the first seed."""
+        return self._decodes(variant, test, 0)
+
+    def _decodes(self, variant: Variant, test: Probe, repetition: int) -> Pictures:
+        folder = self.model(variant, repetition)
         cache = self.cache(test.subject, variant.recipe, variant.n_sessions)
         groups = self.groups(test.subject, variant.recipe)
         trials = [group.tolist() for group in groups]
         made_from = digest([checkpoint_identity(folder), cache.data, trials, self.seed])
-        path = self.work / "decodes" / f"{variant.name}--{test.name}.npz"
+        path = self.work / "decodes" / f"{folder.name}--{test.name}.npz"
 
         def decode() -> Pictures:
             checkpoint = load_checkpoint(folder, subject=test.subject).on_device()
             windows = averaged_windows(cache, groups, test.window, test.form, variant.recipe)
-            return decode_windows(checkpoint, windows, self.seed, f"{variant.name}, {test.name}")
+            return decode_windows(checkpoint, windows, self.seed, f"{folder.name}, {test.name}")
 
         with alone_in(folder, wait=True):
             return kept(path, made_from, decode)

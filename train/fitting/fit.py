@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -18,9 +20,11 @@ from train.checkpoints.checkpoint import CheckpointInfo, read_info, read_weights
 from train.data.dataset import WindowData
 from train.data.latents import shown_latents
 from train.errors import TrainError
-from train.fitting.job import Order, describe_checkpoint, terms_of, training_set
+from train.fitting.job import Order, describe_checkpoint, terms_of, training_set, validation_set
+from train.loop.deepspeed_engine import steps_taken
 from train.loop.distributed import is_main_process, main_process_first
 from train.loop.loop import fit
+from train.loop.plateau import HeldOut
 from train.model.base_model import load_unet, load_vae
 from train.model.base_of_recipe import base_of_recipe
 from train.model.batch import Batch
@@ -29,11 +33,13 @@ from train.model.dynadiff import Dynadiff, brain_config
 from train.model.finetune import set_trainable, trainable_again
 from train.model.picture_encoder import load_picture_encoder
 from train.model.sample import Pictures, decode
-from train.recipe import DemoBase, Recipe
+from train.recipe import DemoBase, Recipe, Training
 from train.store.fingerprints import Terms, base_identity, recipe_differences
 from train.store.lock import alone_in
 
 N_SAMPLES = 8
+_MEASURED_AT_ONCE = 64
+_log = logging.getLogger(__name__)
 _OF_A_SUBJECT = ("subject.", "timestep.")
 
 
@@ -54,39 +60,79 @@ def fit_subjects(order: Order) -> None:
 def _fit(order: Order, base_folder: Path) -> None:
     recipe = order.recipe
     trained_on = training_set(order)
-    data, n_subjects = trained_on.data, len(order.subjects)
-    model = untrained_model(recipe, base_folder, data.n_voxels, order.seed, n_subjects, order.pretrained)
-    images, place = np.unique(data.images, return_inverse=True)
+    data, validation = trained_on.data, validation_set(order, trained_on)
+    seed, n_subjects = order.training_seed, len(order.subjects)
+    model = untrained_model(recipe, base_folder, data.n_voxels, seed, n_subjects, order.pretrained)
+    images = np.unique(np.concatenate([part.images for part in (data, validation) if part]))
     with main_process_first():
         latent_px = model.unet.config.sample_size
         layout, folder = Layout(order.root), order.cache_folder
         latents = shown_latents(layout, images, base_folder, latent_px, folder, recipe.latents)
 
-    def batch_of(indices: NDArray[np.int64]) -> Batch:
-        windows, _, subjects = data.batch(indices)
-        return {"windows": windows.float(), "subjects": subjects, "latents": latents[place[indices]]}
+    def batch_from(part: WindowData, indices: NDArray[np.int64]) -> Batch:
+        windows, shown, subjects = part.batch(indices)
+        place = np.searchsorted(images, shown)
+        return {"windows": windows.float(), "subjects": subjects, "latents": latents[place]}
 
     with main_process_first():
-        if is_main_process():
-            _claim(order, terms_of(order, base_folder))
+        terms = _claim(order, terms_of(order, base_folder)) if is_main_process() else None
+    held_out = None
+    if recipe.fit.plateau and validation:
+        held_out = HeldOut(
+            recipe.fit.plateau, partial(_steady_loss, model, partial(batch_from, validation), len(validation))
+        )
     losses = fit(
         model,
-        batch_of,
+        partial(batch_from, data),
         len(data),
         recipe.fit,
         folder=order.out / "training",
-        seed=order.seed,
+        seed=seed,
         name=f"subject {' '.join(map(str, order.subjects))}",
         sample=_sampler(model, data, base_folder),
+        held_out=held_out,
     )
-    if is_main_process():
-        last_loss = float(np.mean(losses[-200:]))
-        info = describe_checkpoint(order, trained_on, base_folder, recipe, "dynadiff", last_loss)
+    if terms:
+        if held_out:
+            _log.info(*_ended(held_out, len(losses)))
+        info = describe_checkpoint(
+            order,
+            trained_on,
+            base_folder,
+            recipe,
+            "dynadiff",
+            float(np.mean(losses[-200:])),
+            terms.extended,
+            held_out,
+        )
         save_checkpoint(order.out, model.float(), info)
 
 
-def _claim(order: Order, terms: Terms) -> None:
-    """Write the terms of a new training, or check those of the training in the folder.
+def _steady_loss(model: Dynadiff, batch_of: Callable[[NDArray[np.int64]], Batch], n: int) -> float:
+    """The mean loss of ``n`` examples, alike at every call but for the model."""
+    total = 0.0
+    for start in range(0, n, _MEASURED_AT_ONCE):
+        indices = np.arange(start, min(start + _MEASURED_AT_ONCE, n))
+        batch = {name: values.to(model.null.device) for name, values in batch_of(indices).items()}
+        total += len(indices) * float(model.steady_loss(batch, start))
+    return total / n
+
+
+def _ended(held_out: HeldOut, n_steps: int) -> tuple[str, int, float, int]:
+    """A sentence on the end of a training that was measured, for the log."""
+    best, loss = min(held_out.curve, key=lambda each: each[1])
+    if held_out.reached:
+        words = "on held-out presentations the loss falls no more after %d steps; lowest: %.4f, after %d"
+    else:
+        words = "on held-out presentations the loss still falls after %d steps; lowest: %.4f, after %d"
+    return words, n_steps, loss, best
+
+
+def _claim(order: Order, terms: Terms) -> Terms:
+    """Write the terms of a new training, or check those of the training in the folder; return what they are.
+
+    A training can be extended: terms that differ by more steps alone are written in place of those in the
+    folder, and say where that was, if the learning rate depends on it.
 
     :raises TrainError: the folder holds a training with other terms; the message names the differences
     """
@@ -94,20 +140,41 @@ def _claim(order: Order, terms: Terms) -> None:
     if not path.exists():
         if (order.out / "checkpoint.json").exists() or (order.out / "training" / "latest").exists():
             raise TrainError(f"{order.out} holds a checkpoint of another training; choose another --out")
-        write_whole(path, msgspec.json.format(msgspec.json.encode(terms), indent=1).decode())
-        return
+        _write_terms(path, terms)
+        return terms
     try:
-        different = terms.differences(msgspec.json.decode(path.read_bytes(), type=Terms))
+        theirs = msgspec.json.decode(path.read_bytes(), type=Terms)
     except msgspec.MsgspecError as error:
         raise TrainError(
             f"{path}: expected a file written by this version of `train fit`: {error}; choose another --out, "
             "or remove the folder to start again"
         ) from error
-    if different:
+    longer = _extended(theirs, terms.recipe.fit, steps_taken(order.out / "training"))
+    terms = msgspec.structs.replace(terms, extended=longer.extended)
+    if different := terms.differences(longer):
         raise TrainError(
             f"{order.out} holds a training with other {', '.join(different)}; choose another --out, or "
-            "remove the folder to start again"
+            "remove the folder to start again. A training can be given more steps, and nothing else"
         )
+    _write_terms(path, terms)
+    return terms
+
+
+def _extended(terms: Terms, wanted: Training, taken: int) -> Terms:
+    """The terms with as many steps as are wanted now, if these are more."""
+    planned = terms.recipe.fit.steps
+    if wanted.steps <= planned:
+        return terms
+    training = msgspec.structs.replace(terms.recipe.fit, steps=wanted.steps)
+    recipe, extended = msgspec.structs.replace(terms.recipe, fit=training), list(terms.extended)
+    falls = training.plateau is None
+    if falls and taken and (taken not in dict(extended)):
+        extended.append((taken, planned))
+    return msgspec.structs.replace(terms, recipe=recipe, extended=extended)
+
+
+def _write_terms(path: Path, terms: Terms) -> None:
+    write_whole(path, msgspec.json.format(msgspec.json.encode(terms), indent=1).decode())
 
 
 def _sampler(model: Dynadiff, data: WindowData, base_folder: Path) -> Callable[[], Pictures]:

@@ -18,8 +18,10 @@ from train.data.dataset import Examples, WindowData, examples
 from train.data.found import found
 from train.data.replays import held_out_in_words
 from train.data.trials import Trials, held_out_images, inside_run, read_volumes, recorded, training_trials
+from train.data.validation import validation_trials
 from train.errors import TrainError
 from train.loop.distributed import main_process_first
+from train.loop.plateau import HeldOut
 from train.model.base_model import is_on_hub, shipped_bases
 from train.recipe import Recipe
 from train.store.fingerprints import (
@@ -47,12 +49,23 @@ class Order:
     """Folder of the base model, the name of a shipped one, or its name on the hub."""
     out: Path
     seed: int = 1
+    """Seed of weights, data order and noise, and of the split."""
+    repetition: int = 0
+    """Which of several trainings on the same split: above 0, weights, data order and noise have a seed of
+    their own."""
     caches: Path | None = None
     """Folder of the prepared recordings, prepared if missing; by default in ``out``."""
     pretrained: Path | None = None
     """Checkpoint of other subjects to start from; the layers that read voxels start from scratch."""
     n_sessions: int | None = None
     """Train on this many first sessions only."""
+
+    @property
+    def training_seed(self) -> int:
+        """Seed of weights, data order and noise."""
+        if not self.repetition:
+            return self.seed
+        return int(np.random.SeedSequence([self.seed, self.repetition]).generate_state(1)[0])
 
     @property
     def cache_folder(self) -> Path:
@@ -95,6 +108,24 @@ def training_set(order: Order) -> TrainingSet:
     return TrainingSet(caches=caches, trials=trials, data=data)
 
 
+def validation_set(order: Order, trained_on: TrainingSet) -> WindowData | None:
+    """The windows to measure a training on while it goes on; None where its number of steps is fixed.
+
+    :raises TrainError: no presentation is left
+    """
+    recipe = order.recipe
+    if recipe.fit.plateau is None:
+        return None
+    share = -(-recipe.fit.plateau.presentations // len(order.subjects))
+    chosen = [_usable(cache, validation_trials(cache, recipe), recipe)[:share] for cache in trained_on.caches]
+    if not all(map(len, chosen)):
+        raise TrainError(
+            "expected held-out presentations of each subject to measure the training on, found none; use "
+            "more sessions, or a recipe without a plateau"
+        )
+    return WindowData(_forms(trained_on.caches, chosen, recipe), recipe.window.length_volumes)
+
+
 def write_subjects(order: Order, trained_on: TrainingSet) -> list[TrainedSubject]:
     """Write each subject's ROI and prior into the checkpoint, and describe the subjects."""
     layout, subjects = Layout(order.root), []
@@ -133,6 +164,7 @@ def terms_of(order: Order, base_folder: Path, method: Method = "dynadiff") -> Te
         seed=order.seed,
         base=base_identity(base_folder),
         parent=checkpoint_identity(order.pretrained) if order.pretrained else None,
+        repetition=order.repetition,
     )
 
 
@@ -143,6 +175,8 @@ def describe_checkpoint(
     recipe: Recipe,
     method: Method,
     last_loss: float | None = None,
+    extended: Sequence[tuple[int, int]] = (),
+    held_out: HeldOut | None = None,
 ) -> CheckpointInfo:
     """The content of ``checkpoint.json``; also writes the subjects' files into the checkpoint's folder."""
     return CheckpointInfo(
@@ -156,6 +190,10 @@ def describe_checkpoint(
         n_sessions=order.n_sessions,
         parent=_parent(order),
         last_loss=last_loss,
+        repetition=order.repetition,
+        extended=list(extended),
+        held_out_losses=held_out.curve if held_out else [],
+        reached_plateau=held_out.reached if held_out else None,
     )
 
 
@@ -168,9 +206,7 @@ def _training_trials(caches: Sequence[Cache], order: Order) -> list[Trials]:
     chosen = []
     for cache, number in zip(caches, order.subjects, strict=True):
         trials = training_trials(cache, held_out, order.n_sessions)
-        if "betas" not in order.recipe.preprocessing.train_on:
-            trials = inside_run(cache, trials, order.recipe.window)
-        trials = recorded(cache, trials, read_volumes(order.recipe))
+        trials = _usable(cache, trials, order.recipe)
         if not len(trials):
             raise TrainError(
                 f"expected presentations of subject {number} to train on, found none; use more sessions, or "
@@ -186,6 +222,13 @@ def _training_trials(caches: Sequence[Cache], order: Order) -> list[Trials]:
         )
         chosen.append(trials)
     return chosen
+
+
+def _usable(cache: Cache, trials: Trials, recipe: Recipe) -> Trials:
+    """The ``trials`` of which a recipe can make examples."""
+    if "betas" not in recipe.preprocessing.train_on:
+        trials = inside_run(cache, trials, recipe.window)
+    return recorded(cache, trials, read_volumes(recipe))
 
 
 def _forms(caches: Sequence[Cache], chosen: Sequence[Trials], recipe: Recipe) -> list[Examples]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ class WeightAverage:
     """
 
     def __init__(self, engine: Any, decay: float, weights: list[Tensor] | None) -> None:
+        self._engine = engine
         self._parameters = [p for p in engine.module.parameters() if p.requires_grad]
         self._decay = decay
         self.weights = (
@@ -35,10 +38,25 @@ class WeightAverage:
         for weight, parameter in zip(self.weights, self._parameters, strict=True):
             weight.lerp_(self._stepped(parameter), share)
 
-    @torch.no_grad()
-    def replace(self) -> None:
-        """Put the average into the network, in fp32. Training cannot go on after that."""
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """In the block, the network has the average in its own precision, and is in evaluation mode."""
+        kept = [parameter.data for parameter in self._parameters]
         for weight, parameter in zip(self.weights, self._parameters, strict=True):
+            parameter.data = weight.to(parameter.dtype)
+        self._engine.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self._engine.train()
+            for data, parameter in zip(kept, self._parameters, strict=True):
+                parameter.data = data
+
+    @torch.no_grad()
+    def replace(self, weights: list[Tensor] | None = None) -> None:
+        """Put the average into the network, or an earlier one, in fp32. Training cannot go on after that."""
+        for weight, parameter in zip(weights or self.weights, self._parameters, strict=True):
             parameter.data = weight
 
     def _stepped(self, parameter: Tensor) -> Tensor:

@@ -2,12 +2,19 @@
 
     FOLDER/run.json            settings of the run; a folder of another run is refused
     FOLDER/latest              name of the last complete checkpoint
-    FOLDER/checkpoint-NNNNNN/  DeepSpeed's: trained parameters, optimizer, scheduler, losses so far,
-                               and the weights' average (EMA) where the recipe has one
+    FOLDER/checkpoint-NNNNNN/  DeepSpeed's: trained parameters, optimizer, scheduler, losses so far, and where
+                               the recipe has them the weights' average (EMA) and the losses on held-out
+                               examples, with the average whose loss is the lowest
 
 ``deepspeed.json`` is the configuration; "auto" in it stands for the recipe's number. AdamW is torch's fused
 one, as fast on the CPU as DeepSpeed's own. DeepSpeed's own accumulates the powers of its betas and does not
 save them, so the losses after a resume would differ in their last digits.
+
+A training can be extended: with more steps, and nothing else changed, it goes on from its last checkpoint.
+Where the learning rate falls until the last step, it had fallen further there than in a longer training, and
+goes on with what the longer one has at this step: it rises once, and falls again until the new end. The
+result then depends on where that happened, and is not that of as many steps from the start. Where the rate
+does not fall (``plateau``), it is, bit for bit.
 """
 
 from __future__ import annotations
@@ -29,6 +36,7 @@ from train.recipe import Training
 
 DEEPSPEED_JSON = Path(__file__).parent / "deepspeed.json"
 _TAG = "checkpoint"
+_STATE = ("losses", "average", "held_out")
 _log = logging.getLogger(__name__)
 
 
@@ -67,6 +75,8 @@ def deepspeed_config(training: Training, precision: str, n_devices: int = 1) -> 
     config["optimizer"]["params"]["lr"] = training.peak_learning_rate
     config["scheduler"]["params"]["total_num_steps"] = training.steps
     config["scheduler"]["params"]["warmup_num_steps"] = training.warmup_steps
+    if training.plateau:  # when that comes is not known before
+        config["scheduler"]["params"]["cos_min_ratio"] = 1.0
     return config
 
 
@@ -117,10 +127,8 @@ def parameter_groups(objective: nn.Module, peak_learning_rate: float) -> list[di
     return [{"params": parameters, "lr": rate} for rate, parameters in groups.items() if parameters]
 
 
-def resume(
-    engine: Any, folder: Path, training: Training, seed: int
-) -> tuple[list[float], list[Tensor] | None]:
-    """Load the last complete checkpoint in ``folder``, if any; return its losses and its weights' average.
+def resume(engine: Any, folder: Path, training: Training, seed: int) -> dict[str, Any]:
+    """Load the last complete checkpoint in ``folder``, if any; return the state that was saved with it.
 
     The main process chooses the checkpoint, because hosts may see different states of a shared folder for
     some seconds.
@@ -130,7 +138,7 @@ def resume(
     ours = {**msgspec.to_builtins(training), "seed": seed, "processes": n_processes()}
     tag = decided_by_main(lambda: _whole_checkpoint(folder, ours))
     if tag is None:
-        return [], None
+        return {}
     # Not strict, because frozen weights are the base model's and not in the checkpoint.
     path, state = engine.load_checkpoint(str(folder), tag=tag, load_module_strict=False)
     if path is None:
@@ -138,21 +146,40 @@ def resume(
             f"expected a checkpoint in {folder / tag}, which {folder / 'latest'} names, found none; remove "
             f"{folder} to start again"
         )
+    left = engine.get_lr()[0]
+    # The optimizer comes with the rate of the schedule that the checkpoint was written by.
+    engine.lr_scheduler.step(engine.lr_scheduler.last_batch_iteration)
     if is_main_process():
-        _log.info("continuing at step %d of %d", len(state["losses"]), training.steps)
-    return list(state["losses"]), state.get("average")
+        _tell(len(state["losses"]), training, left, engine.get_lr()[0])
+    return {name: state[name] for name in _STATE if name in state}
 
 
-def save(engine: Any, folder: Path, losses: list[float], average: list[Tensor] | None) -> None:
+def _tell(step: int, training: Training, left: float, rate: float) -> None:
+    _log.info("continuing at step %d of %d", step, training.steps)
+    if rate != left:
+        _log.info(
+            "the training is extended: its learning rate had fallen to %.2g, for an earlier end. It goes on "
+            "with %.2g, which a training of %d steps has here, and falls again until the last step. So the "
+            "result is not that of %d steps from the start",
+            left,
+            rate,
+            training.steps,
+            training.steps,
+        )
+
+
+def save(engine: Any, folder: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint, then delete the one before, so that one is complete at any moment.
 
     All processes must call this together.
+
+    :param state: what goes into it beside the engine's own: ``losses`` of all steps, and others of ``_STATE``
     """
-    tag = f"{_TAG}-{len(losses):06d}"
+    tag = f"{_TAG}-{len(state['losses']):06d}"
     engine.save_checkpoint(
         str(folder),
         tag=tag,
-        client_state={"losses": losses} | ({"average": average} if average else {}),
+        client_state=state,
         save_latest=False,  # DeepSpeed's own file is empty for a moment
         exclude_frozen_parameters=True,
     )
@@ -164,14 +191,19 @@ def save(engine: Any, folder: Path, losses: list[float], average: list[Tensor] |
     dist.barrier()
 
 
-def _whole_checkpoint(folder: Path, ours: dict[str, Any]) -> str | None:
-    """The tag of the last complete checkpoint; None for a new run, whose ``run.json`` is written."""
+def steps_taken(folder: Path) -> int:
+    """Steps of the training in ``folder`` that its last complete checkpoint has behind it."""
     latest = folder / "latest"
-    if not latest.exists():
-        write_whole(folder / "run.json", json.dumps(ours, indent=1) + "\n")
-        return None
-    _check_same_run(folder, ours)
-    return latest.read_text().strip()
+    return int(latest.read_text().strip().removeprefix(f"{_TAG}-")) if latest.exists() else 0
+
+
+def _whole_checkpoint(folder: Path, ours: dict[str, Any]) -> str | None:
+    """The tag of the last complete checkpoint; None for a new run. Writes ``run.json``."""
+    latest = folder / "latest"
+    if latest.exists():
+        _check_same_run(folder, ours)
+    write_whole(folder / "run.json", json.dumps(ours, indent=1) + "\n")
+    return latest.read_text().strip() if latest.exists() else None
 
 
 def _check_same_run(folder: Path, ours: dict[str, Any]) -> None:
@@ -181,9 +213,11 @@ def _check_same_run(folder: Path, ours: dict[str, Any]) -> None:
         raise TrainError(
             f"cannot read {folder / 'run.json'}: {error}; remove {folder} to start again"
         ) from error
+    if ours["steps"] > theirs.get("steps", 0):  # an extension
+        theirs["steps"] = ours["steps"]
     for name, value in ours.items():
         if theirs.get(name) != value:
             raise TrainError(
                 f"{folder} holds a run with {name} = {theirs.get(name)}, this one has {value}; "
-                "continue with the same settings, or choose another --out"
+                "continue with the same settings, or with more steps, or choose another --out"
             )

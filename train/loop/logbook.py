@@ -1,7 +1,8 @@
-"""The log of a training: progress bar, ``losses.tsv``, TensorBoard."""
+"""The log of a training: progress bar, ``losses.tsv``, ``held_out.tsv``, TensorBoard."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from realtime.atomic import write_whole
 from train.loop.distributed import is_main_process
 
 _BAR_MEAN_STEPS = 100
@@ -36,6 +38,7 @@ class Logbook:
 
     def __init__(self, folder: Path, losses: list[float], n_steps: int, name: str) -> None:
         self.losses = losses
+        self._folder, self._name = folder, name
         self._writes = is_main_process()
         self._bar = tqdm(
             initial=len(losses), total=n_steps, desc=name, mininterval=2, disable=not self._writes
@@ -70,6 +73,15 @@ class Logbook:
         if step % 20 == 0:
             self._bar.set_postfix(loss=f"{np.mean(self.losses[-_BAR_MEAN_STEPS:]):.4f}", refresh=False)
         self._bar.update()
+
+    def measured(self, curve: Sequence[tuple[int, float]]) -> None:
+        """Log the losses on held-out examples, of which the last is new."""
+        if not self._writes:
+            return
+        write_whole(self._folder / "held_out.tsv", "".join(_line(*each) for each in curve))
+        steps, loss = curve[-1]
+        self._board.add_scalar("held_out_loss", loss, steps)
+        self._bar.set_description(f"{self._name}, held out {loss:.4f}", refresh=False)
 
     def show(self, pictures: NDArray[np.uint8]) -> None:
         """Log pictures ``[n, H, W, 3]`` with the last step."""

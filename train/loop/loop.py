@@ -25,6 +25,7 @@ from train.loop.average import WeightAverage
 from train.loop.deepspeed_engine import resume, save, start_engine
 from train.loop.distributed import StopRequest, is_main_process
 from train.loop.logbook import Logbook, StepFigures
+from train.loop.plateau import HeldOut
 from train.model.batch import Batch
 from train.recipe import Training
 
@@ -43,12 +44,18 @@ def fit(
     save_every_s: float = 300,
     sample: Callable[[], Pictures] | None = None,
     sample_every_steps: int = 500,
+    held_out: HeldOut | None = None,
 ) -> list[float]:
     """Train ``objective`` in place; return the loss of every step, including those before an interruption.
 
     Checkpoints, ``losses.tsv`` and TensorBoard's files are written to ``folder``. If it holds a checkpoint,
     training continues from there. With ``ema_decay``, ``objective`` has the weights' average at the end;
     TensorBoard's pictures are by the weights of their step.
+
+    With ``held_out``, training ends at its plateau, if that comes before ``steps``; ``objective`` then has
+    the average whose loss was the lowest.
+
+    If ``folder`` holds a training of fewer steps, it is extended: see :mod:`train.loop.deepspeed_engine`.
 
     :param batch_of: turns indices of examples into a batch
     :param sample: makes pictures uint8 ``[n, H, W, 3]`` for TensorBoard; called in the main process with the
@@ -58,28 +65,47 @@ def fit(
     :raises KeyboardInterrupt: after Ctrl-C or SIGTERM, when the step is finished and saved
     """
     engine = start_engine(objective, training)
-    losses, weights = resume(engine, folder, training, seed)
-    average = WeightAverage(engine, training.ema_decay, weights) if training.ema_decay else None
+    state = resume(engine, folder, training, seed)
+    losses: list[float] = list(state.get("losses", ()))
+    average = WeightAverage(engine, training.ema_decay, state.get("average")) if training.ema_decay else None
+    if held_out and "held_out" in state:
+        held_out.resume(state["held_out"], engine.device)
     steps = _Steps(engine=engine, batch_of=batch_of, n_examples=n_examples, training=training, seed=seed)
     saved_at = time.monotonic()
     with Logbook(folder, losses, training.steps, name) as logbook, StopRequest() as stop:
-        for step in range(len(losses), training.steps):
+        if held_out and average and not held_out.curve:
+            held_out.measure(0, average)
+            logbook.measured(held_out.curve)
+        while len(losses) < training.steps and not (held_out and held_out.reached):
+            step = len(losses)
             due = is_main_process() and time.monotonic() - saved_at > save_every_s
             figures, stops, saves = steps.take(step, stop, due)
             logbook.add(figures)
             if average:
                 average.update(step)
+                if held_out and held_out.is_due(step + 1):
+                    held_out.measure(step + 1, average)
+                    logbook.measured(held_out.curve)
             if sample and (step + 1) % sample_every_steps == 0 and is_main_process():
                 logbook.show(_draw(engine, sample))
-            if stops or saves or step + 1 == training.steps:
+            if stops or saves or step + 1 == training.steps or (held_out and held_out.reached):
                 logbook.flush()
-                save(engine, folder, losses, average.weights if average else None)
+                save(engine, folder, _state(losses, average, held_out))
                 saved_at = time.monotonic()
             if stops:
                 raise KeyboardInterrupt
     if average:
-        average.replace()
+        average.replace(held_out.best if held_out else None)
     return losses
+
+
+def _state(losses: list[float], average: WeightAverage | None, held_out: HeldOut | None) -> dict[str, Any]:
+    state: dict[str, Any] = {"losses": losses}
+    if average:
+        state["average"] = average.weights
+    if held_out:
+        state["held_out"] = held_out.state
+    return state
 
 
 def batch_indices(seed: int, number: int, size: int, n_examples: int) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
@@ -53,6 +54,24 @@ class Dynadiff(nn.Module):
             self.unet, latents, drop_conditions(drawn, self.null, self.settings.condition_dropout)
         )
         return loss
+
+    def steady_loss(self, batch: Batch, seed: int) -> Tensor:
+        """The loss of a batch with the same noise and timesteps at every call, and no condition dropped.
+
+        Timesteps are spread evenly over their distribution, so that a few hundred windows say how well a
+        decoder does. To be called in evaluation mode.
+        """
+        torch.manual_seed(seed)
+        evenly = DiffusionLoss(self.loss.strength, _evenly, self.loss.weights)
+        tokens = self.brain(batch["windows"].to(self.null.dtype), batch["subjects"])
+        loss: Tensor = evenly(self.unet, batch["latents"], tokens)
+        return loss
+
+
+def _evenly(uniform_B: Tensor) -> Tensor:
+    """Timesteps at even places of their distribution, in an order drawn by ``uniform_B``."""
+    places = uniform_B.argsort().argsort()
+    return cubic_timesteps((places + 0.5) / len(uniform_B))
 
 
 def loss_weights(settings: Diffusion) -> Tensor | None:

@@ -47,6 +47,11 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     """Fingerprint of the base model."""
     parent: str | None
     """Fingerprint of the checkpoint that the training started from."""
+    repetition: int = 0
+    """Which of several trainings that are alike but for weights, data order and noise."""
+    extended: list[tuple[int, int]] = []
+    """Where a training with a falling learning rate was given more steps: those that it had taken, and those
+    that it was to take until then (:mod:`train.loop.deepspeed_engine`)."""
 
     def differences(self, theirs: Terms) -> list[str]:
         """Names of the fields that differ; for recipes, names of their sections."""
