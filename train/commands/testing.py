@@ -10,11 +10,11 @@ from train.commands.options import Commands, base_for, base_options
 from train.recipe import read_recipe
 
 _EXPERIMENTS = """\
-Trains the models of an experiment, three times each, until their loss on held-out presentations falls no more,
-and decodes held-out runs with them. Writes NAME.html, its figure as NAME.svg, and NAME.json with the numbers
-and whether the paper's finding appears in the synthetic data. Experiments share models through --work;
-existing models are not trained again. As many models as there are cores are trained at the same time. Stop it
-as you like (Ctrl-C, kill), and run it again to continue it.
+Trains the models of an experiment, three times each, until their loss on held-out presentations falls no
+more, and decodes held-out runs with them. Writes NAME.html, its figure as NAME.svg, and NAME.json with the
+numbers and whether the paper's finding appears in the synthetic data. Experiments share models through
+--work; existing models are not trained again. As many models as there are cores are trained at the same time.
+Stop it as you like (Ctrl-C, kill), and run it again to continue it.
 
   all             all of these, those first whose results are complete soonest
   time-resolved   a general model on shifted windows, and specialised models (figures 4, 5)
