@@ -33,6 +33,8 @@ from train.model.linear_brain import LinearBrain
 from train.recipe import Latents, Recipe
 from train.systems.brain_diffuser.tokens import load_token_encoder
 
+from .test_processes import as_toml
+
 
 @pytest.fixture(scope="module")
 def ridge_checkpoint(
@@ -156,10 +158,18 @@ def test_many_processes_are_refused(tiny_nsd: Path, tiny_base: Path, tmp_path: P
 
 
 def test_a_checkpoint_is_not_written_over(
-    ridge_checkpoint: Path, tiny_nsd: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
+    ridge_checkpoint: Path,
+    tiny_nsd: Path,
+    tiny_base: Path,
+    tiny_recipe: Recipe,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     before = json.loads((ridge_checkpoint / "checkpoint.json").read_text())
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(as_toml(msgspec.to_builtins(tiny_recipe)))
     command = ["ridge", "--nsd", str(tiny_nsd), "--subject", "1", "--base", str(tiny_base)]
+    command += ["--recipe", str(recipe)]
     assert main([*command, "--out", str(ridge_checkpoint)]) == 2
     assert "already holds a checkpoint" in capsys.readouterr().err
     assert json.loads((ridge_checkpoint / "checkpoint.json").read_text()) == before

@@ -98,6 +98,5 @@ def _trained_as(folder: Path) -> DemoBase | None:
 def _recipes_of(folder: Path) -> str:
     """The shipped recipes that belong to a base model, as text."""
     recipes = {name: read_recipe(path) for name, path in shipped_recipes().items()}
-    return (
-        ", ".join(name for name, recipe in recipes.items() if not _differences(recipe.base, folder)) or "none"
-    )
+    belong = [name for name, recipe in recipes.items() if not _differences(recipe.base, folder)]
+    return ", ".join(belong) or "none of the shipped ones"
