@@ -50,9 +50,8 @@ def run_experiments(
 ) -> None:
     """Make the missing models and decodes of experiments, and write the page of each once it is complete.
 
-    :raises TrainError: there is no such experiment, ``work`` holds models of another recipe, or something
-    that
-        some experiments need could not be made, after the others have been
+    :raises TrainError: there is no such experiment, ``work`` holds models of another recipe, or
+        something that some experiments need could not be made, after the others have been
     """
     for name in names:
         if name not in EXPERIMENTS:
