@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from realtime.atomic import write_whole
 from train.errors import TrainError
+from train.loop.compiling import tell_of_compiling
 from train.loop.distributed import decided_by_main, is_main_process, join_processes, n_processes
 from train.recipe import Training
 
@@ -93,6 +94,8 @@ def start_engine(objective: nn.Module, training: Training) -> Any:
     import deepspeed  # slow to import, and it reads the environment
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    if is_main_process():
+        tell_of_compiling()
     groups = parameter_groups(objective, training.peak_learning_rate)
     engine, *_ = deepspeed.initialize(model=objective, model_parameters=groups, config=config)
     if is_main_process():
