@@ -136,7 +136,8 @@ def test_a_folder_of_another_training_is_refused_and_left_alone(order: Order, tm
         fit_subjects(moved)
     assert (order.out / "brain.safetensors").read_bytes() == weights
     assert read_info(order.out).recipe == order.recipe
-    longer = msgspec.structs.replace(order.recipe, fit=msgspec.structs.replace(order.recipe.fit, steps=5))
+    steps = msgspec.structs.replace(order.recipe.fit, steps=5, warmup_steps=2)  # steps alone would extend it
+    longer = msgspec.structs.replace(order.recipe, fit=steps)
     with pytest.raises(TrainError, match="holds a training with other fit, seed, sessions;"):
         fit_subjects(replace(order, recipe=longer, seed=2, n_sessions=1, caches=tmp_path / "seed-2"))
     assert (order.out / "brain.safetensors").read_bytes() == weights
