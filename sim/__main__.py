@@ -69,7 +69,7 @@ def _add_synthesize(commands: argparse._SubParsersAction[argparse.ArgumentParser
     )
     parser.add_argument(
         "--pictures",
-        type=int,
+        type=_number_of_pictures,
         metavar="N",
         help="write the first N pictures instead of those that the sessions show, which a decoder is trained "
         f"and tested on: {N_IMAGES} for `train base`, or 0, since replay can draw them",
@@ -86,6 +86,12 @@ def _add_synthesize(commands: argparse._SubParsersAction[argparse.ArgumentParser
         "position, motion, TR and slice timing (default: sim/raw.toml)",
     )
     parser.set_defaults(command=_synthesize)
+
+
+def _number_of_pictures(text: str) -> int:
+    if not text.isdecimal() or int(text) > N_IMAGES:
+        raise argparse.ArgumentTypeError(f"expected a number of pictures from 0 to {N_IMAGES}, got {text}")
+    return int(text)
 
 
 def _synthesize(arguments: argparse.Namespace) -> int:
@@ -209,7 +215,7 @@ def _replay(arguments: argparse.Namespace) -> int:
     with kind(layout, subject=subject, session=session, run=run, run_id=arguments.run_id) as recording:
         for note in recording.notes:
             tell(note)
-        warn_of_training(subject, recording.start.run_id, tell)
+        warn_of_training(recording.run, tell)
         return transmit(
             recording,
             recording.markers,

@@ -42,19 +42,20 @@ class Recording:
                 f"run {run}: expected a task run, {runs.start} to {runs.stop - 1} in session {session} "
                 f"of subject {subject}; give one of these as --run"
             )
-        self._run = Run(layout, subject, session, run)
+        self.run = Run(layout, subject, session, run)
+        """Which run of the data set it is, whatever ``start.run_id`` calls it."""
         self._pictures = _open_pictures(layout)
-        self._dtype = wire_dtype(self._run.dtype)
+        self._dtype = wire_dtype(self.run.dtype)
         self.start = make_start(
-            run_id=run_id or default_run_id(self._run),
+            run_id=run_id or default_run_id(self.run),
             subject=subject,
-            tr_s=self._run.tr_s,
-            n_volumes=self._run.n_volumes,
-            shape=self._run.shape,
-            affine=self._run.affine,
+            tr_s=self.run.tr_s,
+            n_volumes=self.run.n_volumes,
+            shape=self.run.shape,
+            affine=self.run.affine,
             dtype=self._dtype,
         )
-        self._trials = {trial.onset_volume: trial for trial in self._run.trials}
+        self._trials = {trial.onset_volume: trial for trial in self.run.trials}
 
     def __enter__(self) -> Recording:
         return self
@@ -75,7 +76,7 @@ class Recording:
     @property
     def notes(self) -> list[str]:
         """What the user should know of this run before it is sent."""
-        repaired = repaired_volumes(self._run.layout, self._run.key)
+        repaired = repaired_volumes(self.run.layout, self.run.key)
         if not repaired:
             return []
         return [
@@ -86,13 +87,13 @@ class Recording:
 
     def volume(self, index: int) -> bytes:
         """Return the voxels of a volume in the wire format: C order, little endian."""
-        return np.ascontiguousarray(self._run.volume(index), dtype=self._dtype).tobytes()
+        return np.ascontiguousarray(self.run.volume(index), dtype=self._dtype).tobytes()
 
     def picture_png(self, onset_volume: int) -> bytes:
         """Return the picture that appeared at ``onset_volume`` as PNG."""
         if self._pictures is None:
             raise SimError(
-                f"{self._run.key}: expected pictures, found neither stimuli nor {FILE_NAME}; put NSD's "
+                f"{self.run.key}: expected pictures, found neither stimuli nor {FILE_NAME}; put NSD's "
                 "stimulus file into the data set, or make the synthetic subject again"
             )
         picture = self._pictures.picture(self._trials[onset_volume].image)

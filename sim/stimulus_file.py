@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +23,13 @@ from tqdm import tqdm
 
 from nsd import N_IMAGES, Layout, Stimuli
 from nsd.stimuli import BRICK, DRAWN
+from realtime.record.storage import lock
 from sim.errors import SimError
 from sim.forward import Scenes
 from sim.scenes import SIZE_PX
 
 _FLUSH_IMAGES = 2_000
+_POLL_S = 0.5
 
 
 def write_stimuli(layout: Layout, scenes: Scenes, images: npt.NDArray[np.int64]) -> None:
@@ -32,14 +37,40 @@ def write_stimuli(layout: Layout, scenes: Scenes, images: npt.NDArray[np.int64])
 
     The file is replaced when all are there; an incomplete one is continued.
 
+    Another process that adds to the file is waited for.
+
     :raises SimError: when an existing file has other scenes, or cannot take more
     """
+    path = layout.stimuli()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _alone_with(path):
+        _write(layout, scenes, images)
+
+
+@contextlib.contextmanager
+def _alone_with(path: Path) -> Iterator[None]:
+    """Wait until no other process writes the file; subjects may be made side by side."""
+    lock_path = path.with_name(path.name + ".lock")
+    with lock_path.open("ab") as file:
+        is_told = False
+        while True:
+            try:
+                lock(file.fileno())
+                break
+            except (BlockingIOError, PermissionError):
+                if not is_told:
+                    tqdm.write(f"waiting for another process, which writes pictures to {path}", sys.stderr)
+                is_told = True
+                time.sleep(_POLL_S)
+        yield
+
+
+def _write(layout: Layout, scenes: Scenes, images: npt.NDArray[np.int64]) -> None:
     path = layout.stimuli()
     if len(images) and path.exists():
         images = np.setdiff1d(images, _drawn(layout, scenes))
     if not len(images):
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
     with _open_partial(partial, path, scenes) as file:
         left = np.setdiff1d(images, np.flatnonzero(file[DRAWN][:]))

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from nsd import SYNTHETIC_FILE
 from realtime.atomic import write_whole
 from sim.errors import SimError
-from sim.settings import CortexSettings, settings_from, world_of
+from sim.settings import WORLDS, CortexSettings, settings_from, world_of
 
 FILE_NAME = SYNTHETIC_FILE
 PLAIN = "plain"
@@ -123,10 +123,15 @@ def read_provenance(root: Path) -> Provenance:
             raise SimError(
                 f"{path}: expected format {LATEST_FORMAT} or older, found {found}; update this package"
             )
+        world = str(content.get("world", PLAIN))
+        if world not in WORLDS:
+            raise SimError(
+                f"{path}: expected a world of {', '.join(WORLDS)}, found {world}; update this package"
+            )
         shares = content["signal_share_quartiles"]
         return Provenance(
             seed=int(content["seed"]),
-            world=str(content.get("world", PLAIN)),
+            world=world,
             settings=dict(content["settings"]),
             settings_sha256=str(content["settings_sha256"]),
             versions=dict(content["versions"]),

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from nsd import Layout
+from nsd import Layout, Run
 from realtime.bundle.locate import choose_bundle
 from realtime.bundle.match import read_spec
 from realtime.bundle.spec import Spec
 from realtime.bundle.trained_on import held_out_runs, trained_on
 from realtime.errors import RealtimeError
+from sim.recording import default_run_id
 
 
 def choose_run(
@@ -27,11 +28,11 @@ def choose_run(
     return session or 1, run or 1
 
 
-def warn_of_training(subject: int, run_id: str, tell: Callable[[str], None]) -> None:
-    """Say so if the subject's bundle may have been trained on a run."""
-    spec = _spec(subject)
-    if spec and (said := trained_on(spec, run_id)):
-        tell(said)
+def warn_of_training(run: Run, tell: Callable[[str], None]) -> None:
+    """Say so if the subject's bundle may have been trained on a run, whatever it is called on the way."""
+    spec = _spec(run.subject)
+    if spec and (said := trained_on(spec, default_run_id(run))):
+        tell(f"bundles/sub-{run.subject:02d}: {said}")
 
 
 def _spec(subject: int) -> Spec | None:

@@ -69,6 +69,27 @@ def test_an_installation_holds_every_file_of_the_packages() -> None:
     assert {f"{package}/py.typed" for package in PACKAGES} <= installed
 
 
+def test_every_file_of_data_is_declared_to_belong_to_an_installation() -> None:
+    """The same without an installation: by the patterns, each of which starts at the top of a package."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    everywhere = declared.pop("*")
+    found = {
+        file
+        for package in PACKAGES
+        for init in (ROOT / package).rglob("__init__.py")
+        for pattern in ["*.py", *everywhere]
+        for file in init.parent.glob(pattern)
+    }
+    found |= {
+        file for name, patterns in declared.items() for each in patterns for file in (ROOT / name).glob(each)
+    }
+    tracked = subprocess.run(
+        ["git", "ls-files", *PACKAGES], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    files = {ROOT / name for name in tracked.stdout.splitlines() if (ROOT / name).exists()}
+    assert not files - found
+
+
 def test_citation_and_changelog_are_of_this_version() -> None:
     version = PROJECT["version"]
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()

@@ -43,7 +43,7 @@ def find_bundle(sha256: str, folders: Sequence[Path], beside: Sequence[Path]) ->
     """
     around = [path.parent for root in beside for path in sorted((root / "bundles").glob(f"*/{SPEC_FILE}"))]
     for folder in (*folders, *around, _demo_folder("bundle")):
-        with contextlib.suppress(BundleError):  # no bundle there, or one of another version
+        with contextlib.suppress(BundleError, ValueError):  # no bundle there, one of another version, no path
             if read_spec(folder)[1] == sha256:
                 return folder
     return None

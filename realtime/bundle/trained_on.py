@@ -34,8 +34,9 @@ def trained_on(spec: Spec, run_id: str) -> str:
         return ""
     example = "; it held out, for example, session {}, run {}".format(*held_out[0]) if held_out else ""
     return (
-        f"this run may have been trained on: {spec.name} did not hold out session {session}, run {run}, so "
-        f"its frames may look better than those of a new run{example}"
+        f"this run may have been trained on, if it is of the data set that {spec.name} was trained on, which "
+        f"did not hold out session {session}, run {run}: its frames may look better than those of a new "
+        f"run{example}"
     )
 
 

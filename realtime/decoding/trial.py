@@ -140,6 +140,11 @@ def _remembered(bundle: Bundle) -> list[_Passed]:
         return []
 
 
+def was_tried(bundle: Bundle) -> bool:
+    """Whether this user has tried a bundle before, by whatever engine."""
+    return bool(_remembered(bundle))
+
+
 def remember(bundle: Bundle, engine: str, measured_s: float) -> None:
     """Note that a bundle runs on an engine here, and how long a decode took."""
     passed = _Passed(engine=engine, versions=_versions(), hardware=_hardware(), decode_s=measured_s)

@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 from realtime.atomic import write_whole
 from realtime.bundle.bundle import Bundle
 from realtime.bundle.decoding_quality import quality_in_words
-from realtime.bundle.locate import find_bundle
+from realtime.bundle.locate import find_bundle, is_shipped
 from realtime.bundle.match import is_on_grid, resampled_to_s
 from realtime.bundle.signers import Trust
 from realtime.bundle.spec import Sampler
 from realtime.bundle.trained_on import trained_on
 from realtime.decoding.engines.choose import PASSED_OVER
 from realtime.decoding.open import open_decoders
+from realtime.decoding.trial import was_tried
 from realtime.errors import BundleError, EngineError, RecordError
 from realtime.events import Event, Frame
 from realtime.progress import Progress
@@ -276,7 +277,15 @@ def _bundle(folder: Path | None, trust: Trust, recorded: Recorded) -> Bundle:
             f"found it neither in {', nor in '.join(looked)}; give its folder as --bundle, or another bundle "
             "to decode with that one"
         )
-    return Bundle.open(found, trust)
+    bundle = Bundle.open(found, trust)
+    is_ours = is_shipped(found) or found.absolute().parent == Path("bundles").absolute()
+    if not (is_ours or bundle.signed.by or was_tried(bundle)):
+        raise BundleError(
+            f"the run was recorded with the bundle in {found}. The recording names it itself, it is "
+            f"{bundle.signed.description}, and you have never decoded with it; if you trust who made it, "
+            f"give it as --bundle {found}"
+        )
+    return bundle
 
 
 def _changed(options: Options, info: RunFile, bundle: Bundle, used: EngineUsed) -> list[str]:

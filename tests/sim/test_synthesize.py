@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import h5py
@@ -225,6 +226,47 @@ def test_pictures_are_added_to_those_that_are_there(more: list[int], tmp_path: P
     write_stimuli(layout, Recorded(1, rendered), np.array(more))
     assert pictures_of(layout, 1) == sorted({3, 5, 9, *more})
     assert set(rendered) - {3} == {*more} - {3, 5, 9}, "only one is drawn again, to compare"
+
+
+def test_a_second_process_waits_and_adds_its_pictures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout = Layout(tmp_path)
+    write_stimuli(layout, SceneSet(1), np.array([4]))
+    other: list[threading.Thread] = []
+
+    class Meanwhile(SceneSet):
+        def render(self, image: int) -> np.ndarray:
+            if not other:
+                more = (layout, SceneSet(1), np.array([6, 7]))
+                other.append(threading.Thread(target=write_stimuli, args=more))
+                other[0].start()
+                while "waiting for another process" not in capsys.readouterr().err:
+                    assert other[0].is_alive()
+            return super().render(image)
+
+    write_stimuli(layout, Meanwhile(1), np.array([2, 3]))
+    other[0].join()
+    assert pictures_of(layout, 1) == [2, 3, 4, 6, 7]
+
+
+@pytest.mark.parametrize("n", ["-1", "73001", "many"])
+def test_a_number_of_pictures_that_there_is_not(
+    n: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["synthesize", "--out", str(tmp_path / "nsd"), "--pictures", n])
+    assert "expected a number of pictures from 0 to 73000" in capsys.readouterr().err
+    assert not (tmp_path / "nsd").exists()
+
+
+def test_a_world_of_a_later_version_is_named(tiny: Tiny, tmp_path: Path) -> None:
+    content = json.loads((tiny.root / "synthetic.json").read_text()) | {"format": 2, "world": "other"}
+    (tmp_path / "synthetic.json").write_text(json.dumps(content))
+    with pytest.raises(
+        SimError, match="expected a world of plain, natural, found other; update this package"
+    ):
+        read_provenance(tmp_path)
 
 
 def test_pictures_of_another_seed_are_refused(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_weights_of_one_are_the_uniform_loss() -> None:
 
 
 def test_the_shipped_recipes_say_their_weight() -> None:
-    for name in ("paper", "authors", "demo", "experiments"):
+    for name in ("paper", "authors", "demo"):
         recipe = read_recipe(Path(name))
         assert loss_weights(recipe.diffusion) is None
         assert recipe.brain.dropout == 0.5

@@ -21,6 +21,7 @@ from realtime.bundle.locate import demo_data
 from realtime.cli import main
 from realtime.decoding.decoder import Decoder
 from realtime.decoding.engines.choose import open_engine
+from realtime.decoding.trial import remember
 from realtime.record.journal import read_journal
 from realtime.record.reader import read_recorded
 from realtime.record.run_journal import open_folders
@@ -221,9 +222,15 @@ def test_another_bundle_than_the_recordings_must_be_asked_for(
 
 @pytest.mark.parametrize("moved", ["not moved", "bundles/mine", "runs/bundles/sub-01", "here/bundles/other"])
 def test_the_bundle_of_the_recording_is_found_by_itself(
-    recording: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: str
+    recording: Path,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    moved: str,
 ) -> None:
     """Where it was, beside the run, beside the folder of runs, or here; its hash tells it from others."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     run = tmp_path / "runs" / RUN_ID
     shutil.copytree(recording, run)
     (tmp_path / "here").mkdir()
@@ -236,6 +243,10 @@ def test_the_bundle_of_the_recording_is_found_by_itself(
         (tmp_path / moved).parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(demo_data("bundle"), (tmp_path / moved).with_name("another"))
         shutil.copytree(tiny_bundle, tmp_path / moved)
+    if moved != "here/bundles/other":
+        assert main(["replay", str(run)]) == 2, "the recording alone does not make its bundle one to trust"
+        assert "you have never decoded with it" in capsys.readouterr().err
+        remember(Bundle.open(tiny_bundle), "onnxruntime-cpu", 1.0)
     assert main(["replay", str(run)]) == 0
     replayed = read_run_file(Path("replays") / RUN_ID)
     assert replayed.bundle_folder == str(tiny_bundle if moved == "not moved" else tmp_path / moved)

@@ -70,9 +70,9 @@ def test_each_bad_message_is_refused_and_a_good_run_follows(
     assert client.ask(scan.end("aborted")) == wire.RunClosed(run_id=scan.run_id)
     good = make_scan(run_id="sub-01_task-good", n_volumes=20)
     client.send_run(good)
+    assert account_of(served.closed(scan))["received"] == 3
+    assert account_of(served.closed(good))["received"] == 20
     assert served.interrupt() == 0
-    assert account_of(served.run_folder(scan))["received"] == 3
-    assert account_of(served.run_folder(good))["received"] == 20
     assert "Traceback" not in served.log()
 
 
