@@ -130,7 +130,7 @@ def _examine(bundle: Bundle, name: str, tr_s: float) -> EngineFinding:
     if not candidate.available:
         return EngineFinding(name=name, available=False, reason=candidate.reason, versions=versions)
     try:
-        try_bundle(bundle, name)
+        try_bundle(bundle, name, again=True)
         engine = open_engine(bundle, name)
         decoder = Decoder(bundle, engine, blur=FaceBlur())  # `serve` blurs faces by default
     except EngineError as error:

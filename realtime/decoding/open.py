@@ -33,11 +33,14 @@ class OpenDecoders:
     """The thread that opened the engine, and must use it."""
 
 
-def open_decoders(bundle: Bundle, engine: str, seed: int, *, blurs_faces: bool) -> OpenDecoders:
+def open_decoders(
+    bundle: Bundle, engine: str, seed: int, *, blurs_faces: bool, begun_on: str = ""
+) -> OpenDecoders:
     """Open an engine, and on it every decoder of the bundle.
 
     :param engine: one of :data:`realtime.decoding.engines.choose.ENGINES`
     :param seed: of the initial noise
+    :param begun_on: the engine of a run that is gone on with; ``auto`` keeps to it
     :raises EngineError: when the engine does not run here, or a graph does not run in time
     """
     blur = FaceBlur() if blurs_faces else None
@@ -47,7 +50,7 @@ def open_decoders(bundle: Bundle, engine: str, seed: int, *, blurs_faces: bool) 
 
     ranking, reason = Ranking(), ""
     if engine == "auto":
-        ranked = rank(bundle)
+        ranked = rank(bundle, begun_on)
         ranking, reason = ranked.ranking, ranked.reason
     else:
         try_bundle(bundle, engine)

@@ -2,8 +2,8 @@
 
 A graph may come from a stranger: it may compute for ever, take all memory, or crash its engine. An engine
 cannot be interrupted in its own process. So every graph runs in another process, with a time limit. That
-process also measures how long a decode takes. The user's cache remembers both, so that a restart does not
-take twice as long.
+process also measures how long a decode takes. The user's cache remembers how the trial ended and what it
+measured, so that a restart does not take twice as long, and finds the same.
 """
 
 from __future__ import annotations
@@ -33,38 +33,48 @@ _LIMIT_S_PER_GB = 120.0
 """A decode of the full-size model, 4 GB, takes minutes on a CPU."""
 _ORPHAN_S = 10.0
 """How much longer than the limit the trial's process lives if this one was killed."""
+_TRIED_FILE = "tried.json"
 _LIBRARIES = (PACKAGE, "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt")
 _log = logging.getLogger(__name__)
 
 
-def try_bundle(bundle: Bundle, engine: str, limit_s: float | None = None) -> None:
+def try_bundle(bundle: Bundle, engine: str, limit_s: float | None = None, *, again: bool = False) -> None:
     """Run every graph of a bundle, unless that has been done here with the same libraries.
 
     The demo's bundle is not tried: it was installed together with this code.
 
     :param engine: one of :data:`realtime.decoding.engines.choose.ENGINES` except ``auto``
     :param limit_s: time limit; by default it grows with the size of the graphs
+    :param again: also where an earlier trial failed; without it, that one's error is raised again
     :raises EngineError: when the graphs do not end in time, crash the engine, or do not run on it
+    :raises BundleError: when the bundle changes meanwhile
     """
     if not is_shipped(bundle.folder):
-        decode_s(bundle, engine, limit_s)
+        decode_s(bundle, engine, limit_s, again=again)
 
 
-def decode_s(bundle: Bundle, engine: str, limit_s: float | None = None) -> float:
+def decode_s(bundle: Bundle, engine: str, limit_s: float | None = None, *, again: bool = False) -> float:
     """How long a decode with the bundle's first sampler takes here; measured once, by a trial.
 
     Parameters and errors are those of :func:`try_bundle`.
     """
-    known = [passed for passed in _remembered(bundle) if passed.is_of(engine)]
-    if known:
-        return known[0].decode_s
-    size_gb = sum((bundle.folder / file).stat().st_size for file in bundle.spec.files) / 1e9
-    measured_s = _run(bundle, engine, limit_s or _LIMIT_S + _LIMIT_S_PER_GB * size_gb)
-    remember(bundle, engine, measured_s)
-    return measured_s
+    tried = _known(bundle, engine)
+    if tried is None or (again and tried.problem):
+        size_gb = sum((bundle.folder / file).stat().st_size for file in bundle.spec.files) / 1e9
+        problem, measured_s = _run(bundle, engine, limit_s or _LIMIT_S + _LIMIT_S_PER_GB * size_gb)
+        tried = remember(bundle, engine, measured_s, problem)
+    if tried.problem:
+        # The same words at the next start: the record of a run names what was passed over, and why.
+        raise EngineError(f"{tried.problem} (tried once; `realtime doctor` tries again)")
+    return tried.decode_s
 
 
-def _run(bundle: Bundle, engine: str, limit_s: float) -> float:
+def _run(bundle: Bundle, engine: str, limit_s: float) -> tuple[str, float]:
+    """What is wrong with a bundle on an engine, and a decode's seconds.
+
+    :raises EngineError: when the trial says nothing of the engine, because it was stopped
+    :raises BundleError: when it says nothing of the engine, because the bundle changed
+    """
     _log.info("trying the graphs of %s on %s, for at most %.0f s", bundle.folder, engine, limit_s)
     spawn = multiprocessing.get_context("spawn")  # a fork would copy the locks of this process's threads
     receiver, sender = spawn.Pipe(duplex=False)
@@ -75,28 +85,30 @@ def _run(bundle: Bundle, engine: str, limit_s: float) -> float:
     sender.close()
     try:
         if not receiver.poll(limit_s):
-            raise EngineError(
+            return (
                 f"{bundle.folder}: expected graphs that run once within {limit_s:.0f} s, these did not end; "
                 "do not use this bundle, or export it again"
-            )
-        problem, measured_s = receiver.recv()
+            ), 0.0
+        outcome: float | RealtimeError = receiver.recv()
     except EOFError:
         process.join()
-        raise EngineError(
+        if process.exitcode == -signal.SIGTERM:
+            raise EngineError(f"{bundle.folder}: its trial on {engine} was stopped; start again") from None
+        return (
             f"{bundle.folder}: expected graphs that run, but they ended the engine's process (exit code "
             f"{process.exitcode}); do not use this bundle, or export it again"
-        ) from None
+        ), 0.0
     finally:
         process.kill()
         process.join()
         receiver.close()
-    if problem:
-        raise EngineError(problem)
-    return float(measured_s)
+    if isinstance(outcome, BundleError):
+        raise outcome
+    return (str(outcome), 0.0) if isinstance(outcome, RealtimeError) else ("", outcome)
 
 
 def _try(folder: Path, sha256: str, engine: str, limit_s: float, result: Connection) -> None:
-    """Send what is wrong with a bundle, or an empty text and a decode's seconds; in a process of its own."""
+    """Send what is wrong with a bundle, or a decode's seconds; in a process of its own."""
     faulthandler.dump_traceback_later(limit_s + _ORPHAN_S, exit=True, file=open(os.devnull, "w"))  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the process that waits, and it ends this one
     try:
@@ -109,29 +121,45 @@ def _try(folder: Path, sha256: str, engine: str, limit_s: float, result: Connect
             lambda opened: [Decoder(bundle, opened, name=each.name) for each in bundle.spec.decoders],
         )
     except RealtimeError as error:
-        result.send((str(error), 0.0))
+        result.send(error)
     else:
-        result.send(("", decoders[0].pace.decode_s(bundle.sampler())))
+        result.send(decoders[0].pace.decode_s(bundle.sampler()))
 
 
-class _Passed(msgspec.Struct, frozen=True):
-    """A trial that a bundle passed."""
+class _Tried(msgspec.Struct, frozen=True):
+    """How a trial of a bundle ended."""
 
     engine: str
     versions: dict[str, str]
     hardware: str
     decode_s: float
-    """With the bundle's first sampler, on the idle machine."""
+    """With the bundle's first sampler, on the idle machine; 0 where it failed."""
+    problem: str = ""
+    """Why it failed; empty where it passed."""
 
     def is_of(self, engine: str) -> bool:
         """Whether it was a trial of this engine as it is now, on this machine."""
         return (self.engine, self.versions, self.hardware) == (engine, _versions(), _hardware())
 
 
-def _remembered(bundle: Bundle) -> list[_Passed]:
+def is_known(bundle: Bundle, engine: str) -> bool:
+    """Whether the next start finds how a trial of this engine ended."""
+    return _known(bundle, engine) is not None
+
+
+def can_remember(bundle: Bundle) -> bool:
+    """Whether the user's cache takes what is found out; tried by writing what it has again."""
+    return _write(bundle, _remembered(bundle))
+
+
+def _known(bundle: Bundle, engine: str) -> _Tried | None:
+    return next((tried for tried in _remembered(bundle) if tried.is_of(engine)), None)
+
+
+def _remembered(bundle: Bundle) -> list[_Tried]:
     try:
         return msgspec.json.decode(
-            (cache_folder(bundle.sha256) / "tried.json").read_bytes(), type=list[_Passed]
+            (cache_folder(bundle.sha256) / _TRIED_FILE).read_bytes(), type=list[_Tried]
         )
     except FileNotFoundError:
         return []
@@ -145,14 +173,22 @@ def was_tried(bundle: Bundle) -> bool:
     return bool(_remembered(bundle))
 
 
-def remember(bundle: Bundle, engine: str, measured_s: float) -> None:
-    """Note that a bundle runs on an engine here, and how long a decode took."""
-    passed = _Passed(engine=engine, versions=_versions(), hardware=_hardware(), decode_s=measured_s)
-    others = [each for each in _remembered(bundle) if each.engine != engine]
+def remember(bundle: Bundle, engine: str, measured_s: float, problem: str = "") -> _Tried:
+    """Note how long a decode took on an engine here, or why a bundle does not run on it."""
+    tried = _Tried(
+        engine=engine, versions=_versions(), hardware=_hardware(), decode_s=measured_s, problem=problem
+    )
+    _write(bundle, [*(each for each in _remembered(bundle) if each.engine != engine), tried])
+    return tried
+
+
+def _write(bundle: Bundle, tried: list[_Tried]) -> bool:
     try:
-        write_whole(make_cache_folder(bundle.sha256) / "tried.json", msgspec.json.encode([*others, passed]))
+        write_whole(make_cache_folder(bundle.sha256) / _TRIED_FILE, msgspec.json.encode(tried))
     except (OSError, BundleError) as error:
-        _log.warning("the next start tries the bundle's graphs again: %s", error)
+        _log.warning("what a trial of the bundle's graphs finds out cannot be kept: %s", error)
+        return False
+    return True
 
 
 def _hardware() -> str:

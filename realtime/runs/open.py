@@ -7,6 +7,7 @@ from pathlib import Path
 from realtime.bundle.bundle import Bundle
 from realtime.bundle.decoding_quality import quality_in_words
 from realtime.bundle.trained_on import trained_on
+from realtime.decoding.engines.choose import PASSED_OVER
 from realtime.errors import RealtimeError, RecordError
 from realtime.record.folder import RunFolder
 from realtime.record.run_json import EngineUsed, Faces, begins_with, decoders_of, resampling_in_words
@@ -29,7 +30,7 @@ def open_run(path: Path, bundle: Bundle, engine: EngineUsed, faces: Faces, *, ca
         if folder.is_fresh:
             first_words = _begin(folder, bundle, engine, faces, carry=carry)
         else:
-            if engine != folder.info.engine:
+            if engine_alone(engine) != engine_alone(folder.info.engine):
                 folder.changes("engine", f"from here on decoded on another engine: {engine.description}")
             if faces != folder.info.faces:
                 folder.changes("faces", f"from here on faces are {faces}")
@@ -42,6 +43,11 @@ def open_run(path: Path, bundle: Bundle, engine: EngineUsed, faces: Faces, *, ca
         if said := trained_on(bundle.spec, run.start.run_id):
             run.warn(said)
     return run
+
+
+def engine_alone(engine: EngineUsed) -> EngineUsed:
+    """An engine without what was passed over for it: that changes no frame."""
+    return EngineUsed(name=engine.name, description=engine.description.partition(PASSED_OVER)[0])
 
 
 def _begin(folder: RunFolder, bundle: Bundle, engine: EngineUsed, faces: Faces, *, carry: bool) -> str:

@@ -28,7 +28,6 @@ from realtime.bundle.match import is_on_grid, resampled_to_s
 from realtime.bundle.signers import Trust
 from realtime.bundle.spec import Sampler
 from realtime.bundle.trained_on import trained_on
-from realtime.decoding.engines.choose import PASSED_OVER
 from realtime.decoding.open import open_decoders
 from realtime.decoding.trial import was_tried
 from realtime.errors import BundleError, EngineError, RecordError
@@ -50,6 +49,7 @@ from realtime.record.run_json import (
 from realtime.record.tables import Row, read_table
 from realtime.runs import follow
 from realtime.runs.decode_loop import Decode, DecodeLoop, Skip
+from realtime.runs.open import engine_alone
 from realtime.runs.queue import InTurn, Ready
 from realtime.runs.run import Run
 from realtime.runs.statistics import PRIOR_FILE, read_statistics
@@ -293,7 +293,7 @@ def _changed(options: Options, info: RunFile, bundle: Bundle, used: EngineUsed) 
     changed = []
     if bundle.sha256 != info.bundle_sha256:
         changed.append(f"bundle {bundle.spec.name} ({bundle.sha256}), recorded with {info.bundle_sha256}")
-    if _own(used) != _own(info.engine):
+    if engine_alone(used) != engine_alone(info.engine):
         then = info.engine.description or "an engine that run.json does not name"
         changed.append(f"engine {used.description}, recorded with {then}")
     changed += [
@@ -308,11 +308,6 @@ def _changed(options: Options, info: RunFile, bundle: Bundle, used: EngineUsed) 
     if options.show_faces and info.faces == "blurred":
         changed.append("faces shown, recorded blurred")
     return changed
-
-
-def _own(engine: EngineUsed) -> EngineUsed:
-    """An engine without what was passed over for it: that changes no frame."""
-    return EngineUsed(name=engine.name, description=engine.description.partition(PASSED_OVER)[0])
 
 
 def _run_file(recorded: Recorded, bundle: Bundle, used: EngineUsed, faces: Faces) -> RunFile:

@@ -68,8 +68,22 @@ def decode(options: Options) -> None:
         _check_can_seal(options)
     set_budget("decode")
     bundle = Bundle.open(options.bundle, options.trust)
-    opened = open_decoders(bundle, options.engine, SEED, blurs_faces=not options.show_faces)
+    opened = open_decoders(
+        bundle,
+        options.engine,
+        SEED,
+        blurs_faces=not options.show_faces,
+        begun_on=_begun_on(options.out.absolute(), bundle),
+    )
     asyncio.run(_decode(options, bundle, opened))
+
+
+def _begun_on(out: Path, bundle: Bundle) -> str:
+    """The engine of the newest run that is open; empty where there is none, or nothing has decoded it yet."""
+    for path in open_folders(out, bundle.sha256)[:1]:
+        with contextlib.suppress(RecordError):
+            return read_run_file(path).engine.name
+    return ""
 
 
 def _check_can_seal(options: Options) -> None:

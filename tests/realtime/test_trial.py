@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -22,7 +24,7 @@ from realtime.bundle.user_cache import cache_folder
 from realtime.decoding import doctor
 from realtime.decoding.decoder import Decoder
 from realtime.decoding.engines.choose import open_engine
-from realtime.decoding.trial import try_bundle
+from realtime.decoding.trial import is_known, try_bundle
 from realtime.errors import BundleError, EngineError
 
 GRAPHS = ("brain", "denoise", "vae")
@@ -31,7 +33,9 @@ AT_ONCE_S = 1e-6
 
 
 @pytest.fixture
-def folder(make_tiny_bundle: Callable[..., Path], tmp_path: Path) -> Path:
+def folder(make_tiny_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle that nothing is remembered of."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return make_tiny_bundle(tmp_path / "bundle")
 
 
@@ -156,26 +160,53 @@ def test_a_graph_that_computes_for_ever_is_ended(folder: Path) -> None:
     assert not multiprocessing.active_children()
 
 
-def test_a_graph_that_takes_the_engine_down_takes_nothing_else_down(folder: Path) -> None:
-    bundle = change(folder, "brain", add_work)
+def ended_by(number: signal.Signals, bundle: Bundle) -> str:
+    """What is said of a bundle whose trial a signal ends."""
 
-    def kill() -> None:
-        while not (children := multiprocessing.active_children()):
+    def end() -> None:
+        end_s = time.monotonic() + 60
+        while not (children := multiprocessing.active_children()) and time.monotonic() < end_s:
             time.sleep(0.01)
         for child in children:
-            child.kill()
+            os.kill(child.pid or 0, number)
 
-    killing = threading.Thread(target=kill)
-    killing.start()
-    with pytest.raises(EngineError, match=r"they ended the engine's process \(exit code -9\)"):
+    ending = threading.Thread(target=end)
+    ending.start()
+    with pytest.raises(EngineError) as failed:
         try_bundle(bundle, "onnxruntime-cpu")
-    killing.join()
+    ending.join()
+    return str(failed.value)
+
+
+def test_a_graph_that_takes_the_engine_down_takes_nothing_else_down(folder: Path) -> None:
+    bundle = change(folder, "brain", add_work)
+    said = ended_by(signal.SIGKILL, bundle)
+    assert "they ended the engine's process (exit code -9)" in said
+    with pytest.raises(EngineError) as again:
+        try_bundle(bundle, "onnxruntime-cpu", limit_s=AT_ONCE_S)
+    assert str(again.value) == said, "the failure is remembered with its reason"
+    with pytest.raises(EngineError, match="did not end"):
+        try_bundle(bundle, "onnxruntime-cpu", limit_s=AT_ONCE_S, again=True)
+
+
+def test_a_trial_that_is_stopped_says_nothing_of_the_engine(folder: Path) -> None:
+    bundle = change(folder, "brain", add_work)
+    assert "was stopped; start again" in ended_by(signal.SIGTERM, bundle)
+    with pytest.raises(EngineError, match="did not end"):
+        try_bundle(bundle, "onnxruntime-cpu", limit_s=AT_ONCE_S)
+
+
+def test_a_bundle_that_changes_meanwhile_says_nothing_of_the_engine(folder: Path) -> None:
+    bundle = Bundle.open(folder)
+    change(folder, "brain", spoil)
+    with pytest.raises(BundleError, match="changed while it was opened"):
+        try_bundle(bundle, "openvino-bf16")
+    assert not is_known(bundle, "openvino-bf16")
 
 
 def test_what_passed_is_remembered_for_the_bundle_and_the_engine(
-    make_tiny_bundle: Callable[..., Path], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_tiny_bundle: Callable[..., Path], folder: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     bundle = Bundle.open(folder)
     try_bundle(bundle, "onnxruntime-cpu")
     try_bundle(bundle, "onnxruntime-cpu", limit_s=AT_ONCE_S)
@@ -192,11 +223,12 @@ def test_what_passed_is_remembered_for_the_bundle_and_the_engine(
 
 
 def test_a_cache_that_others_may_write_is_not_believed(
-    folder: Path, user_cache: Path, caplog: pytest.LogCaptureFixture
+    folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bundle = Bundle.open(folder)
     try_bundle(bundle, "onnxruntime-cpu")
     place = cache_folder(bundle.sha256)
+    user_cache = place.parent
     assert [path.stat().st_mode & 0o777 for path in (user_cache, place)] == [0o700, 0o700]
     place.chmod(0o777)
     with pytest.raises(BundleError, match=r"others may write \(mode 0777\)"):

@@ -20,7 +20,7 @@ from realtime.bundle.bundle import Bundle
 from realtime.bundle.locate import demo_data
 from realtime.cli import main
 from realtime.decoding.decoder import Decoder
-from realtime.decoding.engines.choose import open_engine
+from realtime.decoding.engines.choose import PASSED_OVER, open_engine
 from realtime.decoding.trial import remember
 from realtime.record.journal import read_journal
 from realtime.record.reader import read_recorded
@@ -322,3 +322,17 @@ def test_a_recording_that_changed_midway_says_so(
     assert resumed.faces == "shown"  # a folder with frames that are not blurred does not say that they are
     main(["replay", str(folder), "--bundle", str(tiny_bundle), "--out", str(tmp_path / "now")])
     assert "the same engine throughout, recorded with another after a restart" in capsys.readouterr().out
+
+
+def test_an_engine_for_which_more_is_passed_over_is_no_other_engine(
+    recording: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "then" / RUN_ID
+    shutil.copytree(recording, folder)
+    info = read_run_file(folder)
+    (folder / "run.json").write_bytes(msgspec.json.encode(msgspec.structs.replace(info, state="open")))
+    again = EngineUsed(
+        name=info.engine.name, description=f"{info.engine.description}{PASSED_OVER}openvino: too slow)"
+    )
+    Lockstep.reopen(folder, Bundle.open(tiny_bundle), engine=again, faces=info.faces).let_go()
+    assert read_run_file(folder).changed_midway == ()

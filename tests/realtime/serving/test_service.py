@@ -9,6 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pytest
+
+from realtime import wire
+from realtime.bundle.bundle import Bundle
+from realtime.decoding.trial import remember
+from realtime.record.reader import read_recorded
+from realtime.record.run_json import read_run_file
+
 from .conftest import PATIENCE_S, Client, Scan, Served, is_alive, wait_until
 
 
@@ -70,3 +78,37 @@ def test_a_folder_of_runs_has_one_runtime(
     client.ask(scan.end())
     served.closed(scan)
     assert served.children().keys() == {"record", "decode"}
+
+
+def test_a_run_is_gone_on_with_on_its_engine_though_another_is_faster_by_now(
+    serve: Callable[..., Served],
+    connect: Callable[..., Client],
+    make_scan: type[Scan],
+    tiny_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("openvino")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bundle, scan = Bundle.open(tiny_bundle), make_scan(n_volumes=20)
+    remember(bundle, "openvino", 1.0)
+    for faster_s in (0.1, 10.0):
+        remember(bundle, "onnxruntime-cpu", faster_s)
+        served = serve("--engine", "auto")
+        client = connect(served.address)
+        held = client.ask(scan.start)
+        assert isinstance(held, wire.RunAccepted)
+        first = held.held[-1][1] if held.held else 0
+        for index in range(first, first + 10):
+            client.send_volume(scan, index)
+        wait_until(
+            lambda: any(row.volume == first + 9 for row in read_recorded(served.run_folder(scan)).rows),  # noqa: B023
+            "that the volumes are decoded",
+        )
+        if faster_s < 1:
+            served.kill()
+    client.ask(scan.end())
+    info = read_run_file(served.closed(scan))
+    assert info.engine.name == "onnxruntime-cpu"
+    assert info.changed_midway == ()
+    assert "a run that is still open was begun on onnxruntime-cpu" in served.said
