@@ -109,6 +109,14 @@ class DemoBase(
     encoder_training: Training
     unet_training: Training
 
+    def __post_init__(self) -> None:
+        for name in ("vae_training", "encoder_training", "unet_training"):
+            if getattr(self, name).plateau:
+                raise ValueError(
+                    f"expected no plateau in {name}: only decoders are measured on held-out presentations; "
+                    "give the number of steps, and the plateau in [fit]"
+                )
+
 
 class VersatileDiffusion(
     msgspec.Struct,

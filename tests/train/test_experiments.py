@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,10 @@ import pytest
 from nsd import Layout
 from realtime.bundle.spec import Window
 from train.__main__ import main
+from train.checkpoints.checkpoint import read_info
 from train.errors import TrainError
 from train.evaluation.results_table import METRICS, NotComputed
+from train.experiments import workbench
 from train.experiments.catalogue import (
     OFFSETS,
     SUBJECTS,
@@ -33,17 +36,20 @@ from train.experiments.catalogue import (
     of_betas,
     several_subjects,
     specialised,
+    with_the_papers_loss_and_dropout,
 )
 from train.experiments.entries import HEADLINES, Entry, entry_of
 from train.experiments.figures import Learned
 from train.experiments.findings import Report
+from train.experiments.headway import Progress, is_made
 from train.experiments.page import write_page
 from train.experiments.run import EXPERIMENTS, run_experiments
-from train.experiments.schedule import jobs_of, soonest_first
+from train.experiments.schedule import Job, _State, jobs_of, soonest_first
 from train.experiments.verdicts import Finding
 from train.experiments.workbench import Probe, Workbench
 from train.model.base_model import load_unet
 from train.recipe import Plateau, Recipe, read_recipe
+from train.store.fingerprints import recipe_differences
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +112,89 @@ def test_an_experiment_ends_with_a_page_and_is_not_made_twice(
     assert again == made
     assert json.loads((out / "betas.json").read_text())["entries"] == result["entries"]
 
-    longer = msgspec.structs.replace(recipe, fit=msgspec.structs.replace(recipe.fit, steps=5))
     with pytest.raises(TrainError, match="not everything could be made.* holds a model with other fit than"):
-        run_experiments(["betas"], tiny_nsd_with_betas, tiny_base, work, out, longer)
+        run_experiments(["betas"], tiny_nsd_with_betas, tiny_base, work, out, with_steps(recipe, 3))
+
+
+def with_steps(recipe: Recipe, steps: int) -> Recipe:
+    return msgspec.structs.replace(recipe, fit=msgspec.structs.replace(recipe.fit, steps=steps))
+
+
+def test_with_more_steps_only_models_that_still_learned_go_on(
+    tiny_nsd: Path, tiny_base: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    never = Plateau(every_steps=2, measurements=50, fall=0.01, presentations=20)
+    recipe = msgspec.structs.replace(recipe, fit=msgspec.structs.replace(recipe.fit, plateau=never))
+    short = bench_of(tmp_path / "work", recipe, tiny_base, tiny_nsd)
+    long = replace(short, recipe=with_steps(recipe, 6))
+    folder, reference = short.model(general(short)), short.model(baseline(short))
+    assert is_made(folder, 4)
+    assert not is_made(folder, 6)
+    assert is_made(reference, 6), "it takes no steps"
+    with pytest.raises(TrainError, match="holds a model with other brain, fit than"):
+        long.model(long.variant("general", brain={"dropout": 0.3}, fit={"warmup_steps": 2}))
+    info = read_info(folder)
+
+    reached = msgspec.structs.replace(info, reached_plateau=True)
+    (folder / "checkpoint.json").write_bytes(msgspec.json.encode(reached))
+    long.model(general(long))
+    assert read_info(folder) == reached, "more steps would have changed nothing"
+    assert is_made(folder, 6)
+
+    (folder / "checkpoint.json").write_bytes(msgspec.json.encode(info))
+    progress = Progress(folders=[folder], most_steps=6, begun_s=0)
+    assert progress.n_made == 0
+    long.model(general(long))
+    at_once = replace(long, work=tmp_path / "at once")
+    other = at_once.model(general(at_once))
+    assert msgspec.structs.replace(read_info(folder), base="") == msgspec.structs.replace(
+        read_info(other), base=""
+    )
+    assert (folder / "brain.safetensors").read_bytes() == (other / "brain.safetensors").read_bytes()
+    assert progress.n_made == 1
+    made = (reference / "checkpoint.json").stat().st_mtime_ns
+    assert long.model(baseline(long)) == reference
+    assert (reference / "checkpoint.json").stat().st_mtime_ns == made
+    with pytest.raises(TrainError, match="holds a model with other fit than"):
+        short.model(general(short))
+
+
+def test_what_was_not_measured_is_not_said_to_have_learned(
+    tiny_nsd: Path, tiny_base: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workbench, "N_SEEDS", 1)
+    fixed = msgspec.structs.replace(recipe, fit=msgspec.structs.replace(recipe.fit, plateau=None))
+    bench = bench_of(tmp_path, fixed, tiny_base, tiny_nsd)
+    assert bench.unfinished(general(bench)) is None
+    assert bench.unfinished(baseline(bench)) == "", "it is computed"
+    path = bench.folder(general(bench)) / "checkpoint.json"
+    info = read_info(path.parent)
+    for is_reached, words in ((True, ""), (False, "still fell when training ended, after 4 steps")):
+        path.write_bytes(msgspec.json.encode(msgspec.structs.replace(info, reached_plateau=is_reached)))
+        said = bench.unfinished(general(bench))
+        assert said is not None
+        assert words in said
+        assert bool(said) == bool(words)
+    longer = replace(bench, recipe=with_steps(fixed, 6))
+    with pytest.raises(TrainError, match="holds a model with other fit than"):
+        longer.model(general(longer))  # because the rate had fallen
+
+
+def test_what_needs_a_model_that_failed_is_dropped_once(tmp_path: Path) -> None:
+    parent, child, page, other = (
+        Job(name="others"),
+        Job(name="tuned", after=frozenset({"others"})),
+        Job(name="page new-subject", after=frozenset({"others", "tuned"})),
+        Job(name="page betas"),
+    )
+    state = _State(left=[child, page, other], progress=Progress(folders=[], most_steps=1, begun_s=0))
+    failed: Future[list[str]] = Future()
+    failed.set_exception(TrainError("subject 2 is missing"))
+    state.running[failed] = parent
+    state.end(failed)
+    assert state.failed == {"others": "others: subject 2 is missing"}
+    assert state.left == [other]
+    assert state.next_ready() == other
 
 
 def bench_of(work: Path, recipe: Recipe, base: Path, root: Path) -> Workbench:
@@ -205,9 +291,15 @@ def test_variants_differ_in_what_they_are_for(tiny_base: Path, tmp_path: Path) -
     assert set(own) <= set(OFFSETS)
     assert sorted(by_length(bench)) == [1, 2, 3, 4, 5, 6]
     rows = [*brain_modules(bench).values(), *finetunings(bench).values()]
-    assert len({(row.recipe.brain, row.recipe.finetune, row.recipe.fit) for row in rows}) == len(rows) - 1
-    rates = {row.name: row.recipe.fit.peak_learning_rate for row in rows}  # the general model is in both
-    assert rates["tune-lora-low"] == rates["tune-all-low"] < rates["tune-none"] == rates["general"]
+    assert len({(row.recipe.brain, row.recipe.finetune) for row in rows}) == len(rows) - 1
+    assert {row.recipe.fit for row in rows} == {recipe.fit}, "the brain module learns alike in all"
+    rates = {row.name: row.recipe.finetune.peak_learning_rate for row in rows}  # the general model is in both
+    assert rates["tune-cross-low"] == rates["tune-linear-low"] == rates["tune-all-low"]
+    assert rates["tune-all-low"] == 0.5 * recipe.fit.peak_learning_rate
+    assert rates["general"] is rates["tune-none"] is None
+    control = with_the_papers_loss_and_dropout(bench)
+    assert control.name == "papers-loss-and-dropout"
+    assert recipe_differences(control.recipe, recipe) == ["brain", "diffusion"]
     fresh, tuned = new_subject(bench)
     for n_sessions, model in tuned.items():
         assert model.n_sessions == fresh[n_sessions].n_sessions == n_sessions

@@ -80,6 +80,22 @@ def test_the_loss_is_that_of_samples_which_each_draw_has_of_its_own(
     torch.testing.assert_close(found, expected)
 
 
+def test_a_training_on_samples_is_measured_on_modes(tiny_recipe: Recipe) -> None:
+    recipe = msgspec.structs.replace(tiny_recipe, latents=SAMPLES)
+    torch.manual_seed(2)
+    brain = BrainModule(brain_config(recipe, 10)).eval()
+    null = torch.zeros(recipe.base.n_tokens, recipe.base.token_width)
+    posterior = torch.rand(4, 8, 8, 8)
+    batch = {
+        "windows": torch.randn(4, 10, recipe.window.length_volumes),
+        "subjects": torch.zeros(4, dtype=torch.int64),
+    }
+    modes = batch | {"latents": posterior.chunk(2, dim=1)[0]}
+    expected = Dynadiff(brain, Guess(), null, tiny_recipe).steady_loss(modes, 5)
+    found = Dynadiff(brain, Guess(), null, recipe).steady_loss(batch | {"latents": posterior}, 5)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("resampling", ["bilinear", "bicubic"])
 def test_pictures_are_enlarged_as_the_recipe_says(resampling: str, tiny_base: Path, tmp_path: Path) -> None:
     """By 1.2, as from NSD's 425 px to 512; Pillow's bilinear is what the authors' code calls."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from nsd import Layout, run_trials, runs
+from nsd import Layout, run_trials, runs, shared_images
 from train.checkpoints.checkpoint import read_info
-from train.data.cache import Cache
+from train.data.cache import Cache, prepare
 from train.data.validation import validation_trials
 from train.errors import TrainError
 from train.evaluation.held_out import held_out_groups, images_of
@@ -25,7 +26,7 @@ from train.fitting.fit import fit_subjects
 from train.fitting.job import Order, training_set, validation_set
 from train.loop.loop import fit
 from train.loop.plateau import HeldOut, reached
-from train.recipe import Plateau, Recipe, Training
+from train.recipe import RECIPES, Plateau, Recipe, Training, read_recipe
 
 from .line import Line, X, batch_of, training
 
@@ -75,6 +76,11 @@ def weights_of(model: Line) -> list[float]:
         ([10, 6, 4, 3.5, 3.3], False),
         ([10, 6, 4, 5, 6], True),  # it rises
         ([10, 10, 10], True),  # there is nothing to learn
+        ([10, 13, 12, 11], False),  # it falls after a rise at the start
+        ([10, 13, 12.5, 11.5, 10.1], False),
+        ([10, 4, 8, 7, 6], False),  # or later
+        ([10, 4, 8, 4.5, 4.4, 4.4], True),
+        ([10, 13, 13, 13], True),  # it has risen, and stays there
         ([110, 106, 104, 103.6, 103.5], True),  # what cannot be learned has no part
     ],
 )
@@ -90,6 +96,14 @@ def test_a_plateau_is_where_little_of_the_whole_fall_is_left(losses: list[float]
 def test_a_plateau_does_not_depend_on_the_unit_of_the_loss(losses: list[float], scale: float) -> None:
     curve = list(enumerate(losses))
     assert reached(curve, PLATEAU) == reached([(n, scale * loss) for n, loss in curve], PLATEAU)
+
+
+def test_a_rise_at_the_start_is_no_plateau() -> None:
+    settings = Plateau(every_steps=50, measurements=6, fall=0.03)
+    curve = list(enumerate([1, 1.33, 1.25, 1.18, 1.12, 1.06, 1.01]))
+    assert not reached(curve, settings)
+    assert not reached([*curve, (7, 0.97), (8, 0.94)], settings)
+    assert reached([*curve, *((step, 0.9) for step in range(7, 14))], settings)
 
 
 def test_training_ends_at_the_plateau_with_the_weights_of_the_lowest_loss(tmp_path: Path) -> None:
@@ -153,6 +167,17 @@ def test_a_plateau_needs_averaged_weights() -> None:
         msgspec.structs.replace(training(), plateau=PLATEAU)
 
 
+@pytest.mark.parametrize("training_of", ["vae_training", "encoder_training", "unet_training"])
+def test_a_base_model_has_no_plateau(training_of: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    section = f"[base.{training_of}]"
+    written = (RECIPES / "experiments.toml").read_text()
+    plateau = "{every_steps = 5, measurements = 2, fall = 0.1}"
+    path.write_text(written.replace(section, f"{section}\nema_decay = 0.9\nplateau = {plateau}"))
+    with pytest.raises(TrainError, match=f"expected no plateau in {training_of}: only decoders"):
+        read_recipe(path)
+
+
 def test_more_steps_at_a_constant_rate_are_as_if_asked_for_at_once(tmp_path: Path) -> None:
     never = Plateau(every_steps=5, measurements=50, fall=0.1)
     whole, held_out, losses = train(tmp_path / "whole", measured(40, never))
@@ -211,6 +236,36 @@ def test_no_picture_is_trained_on_measured_on_and_tested_on(
     assert not tested & trained
     items = run_trials(Layout(tiny_nsd), runs(Layout(tiny_nsd), 1))
     assert measured_on <= {item.trial.image for item in items}
+
+
+@pytest.fixture(scope="module")
+def two_caches(
+    tiny_nsd_of_two: Path, tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory
+) -> list[Cache]:
+    folder = tmp_path_factory.mktemp("two")
+    return [prepare(tiny_nsd_of_two, n, tiny_recipe, folder / str(n)) for n in (1, 2)]
+
+
+@pytest.mark.parametrize("split", ["time-resolved", "runs-and-shared", "standard"])
+def test_no_subject_is_tested_on_what_another_is_measured_on(
+    split: str, two_caches: list[Cache], tiny_nsd_of_two: Path, tiny_recipe: Recipe
+) -> None:
+    recipe = with_plateau(msgspec.structs.replace(tiny_recipe, split=split), 4)
+    plateau = Plateau(every_steps=2, measurements=2, fall=0.05, presentations=900)  # more than there are
+    recipe = msgspec.structs.replace(recipe, fit=msgspec.structs.replace(recipe.fit, plateau=plateau))
+    measured_on, tested = set[int](), set[int]()
+    shared = shared_images(Layout(tiny_nsd_of_two))
+    for every, cache in zip((1, 2), two_caches, strict=True):  # subject 2 has half as many presentations
+        there = np.arange(len(cache.trials)) % every == 0
+        is_test = np.isin(cache.images, shared) if split == "standard" else cache.is_test
+        cache = replace(cache, is_test=is_test & there)
+        drawn = validation_trials(cache, recipe)
+        assert 0 < len(drawn) < cache.is_test.sum()
+        measured_on |= set(cache.images[drawn].tolist())
+        tested |= set(cache.images[np.setdiff1d(np.flatnonzero(cache.is_test), drawn)].tolist())
+    assert not measured_on & tested
+    assert np.isin(list(measured_on), shared).any() == (split == "standard")
+    assert np.isin(list(tested), shared).any()
 
 
 def test_a_decoder_says_whether_it_reached_its_plateau_and_can_be_extended(

@@ -20,6 +20,7 @@ from train.experiments.verdicts import (
     Finding,
     Judgement,
     Verdict,
+    all_have_learned,
     all_of,
     any_of,
     at_least_as_good,
@@ -46,7 +47,7 @@ def entry(
     reference: Entry | None = None,
     x: float | None = None,
     series: str = "model",
-    unfinished: str = "",
+    unfinished: str | None = "",
 ) -> Entry:
     means = {name: pixels if lite0 is None or name != "EffNet-Lite0" else lite0 for name in HEADLINES}
     values: dict[str, Array | NotComputed] = {
@@ -194,12 +195,31 @@ def test_what_cannot_be_said_tells_what_would_decide() -> None:
     wide = better(entry(0.7, spread=0.4), entry(0.7))
     assert wide.verdict == UNSAID
     assert (
-        "No longer training decides it, but more held-out pictures could: with 100 trials of 100" in wide.why
+        "No longer training decides it, but more held-out pictures could decide it: with 100 trials of 100"
+        in wide.why
     )
     torn = better(of_seeds(-0.1, 0.0, 0.1), of_seeds(0.0, 0.0, 0.0, spread=0))
     assert torn.verdict == UNSAID
     assert "more seeds could" in torn.why
     assert "3 seeds" in torn.why
+
+
+def test_of_longer_trainings_nothing_is_said_where_the_loss_was_not_measured() -> None:
+    unmeasured, wide = entry(0.7, unfinished=None), entry(0.7, spread=0.4)
+    for judged in (
+        better(wide, unmeasured),
+        on_par(unmeasured, wide),
+        at_least_as_good(entry(0.7, spread=0.4, unfinished=None), entry(0.7)),
+        gains_more((wide, unmeasured), (wide, wide), "Pixels"),
+        decodes(entry(0.5, spread=0.4, unfinished=None)),
+    ):
+        assert judged.verdict == UNSAID
+        assert "longer training" not in judged.why
+        assert ". More held-out pictures could decide it: with 100 trials of 100 pictures" in judged.why
+    assert better(entry(0.9), unmeasured).verdict == YES, "the difference is there"
+    assert all_have_learned([entry(0.7)])
+    assert not all_have_learned([entry(0.7), unmeasured])
+    assert not all_have_learned([entry(0.7), entry(0.7, unfinished="the loss still fell")])
 
 
 def test_differences_pair_seeds() -> None:

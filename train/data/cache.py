@@ -54,6 +54,8 @@ class Cache:
     """A finished cache, opened for reading."""
 
     folder: Path
+    root: Path
+    """Root of the data set that it was made from."""
     runs: list[RunKey]
     train_runs: list[RunKey]
     """Runs with training presentations: all runs in the standard split."""
@@ -85,6 +87,12 @@ class Cache:
     def priors(self) -> Priors:
         """What the training runs say about other runs."""
         return read_priors(self.folder, self.n_sessions, self.rows.shape[-1])
+
+    @cached_property
+    def shared(self) -> NDArray[np.int64]:
+        """The images that every subject is shown, sorted; none where no design says so."""
+        layout = Layout(self.root)
+        return np.sort(shared_images(layout)) if layout.expdesign().is_file() else np.empty(0, np.int64)
 
     @property
     def has_priors(self) -> bool:
@@ -153,6 +161,7 @@ def prepare(
         making.all()
     return Cache(
         folder=folder,
+        root=root,
         runs=keys,
         train_runs=train_keys,
         trials=trials,

@@ -42,8 +42,8 @@ class Entry:
     """A number for the picture that each trial showed, ``[n]``."""
     reference: Entry | None = None
     """The linear reference on the same windows: a lower bound on what the recordings contain."""
-    unfinished: str = ""
-    """Why the model has not learned what it can, as far as is known; empty when it has."""
+    unfinished: str | None = ""
+    """Why the model has not learned what it can; empty when it has, None where that was not measured."""
 
     @property
     def label(self) -> str:
@@ -63,7 +63,7 @@ def entry_of(
     pictures: NDArray[np.int64],
     x: float | None = None,
     reference: Entry | None = None,
-    unfinished: str = "",
+    unfinished: str | None = "",
 ) -> Entry:
     """An entry from the values of all metrics by trial, ``[n]``, or by seed and trial, ``[s, n]``."""
     computed = {name: those for name in HEADLINES if not isinstance(those := values[name], NotComputed)}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from nsd import NsdError
 from train.errors import TrainError
-from train.experiments.progress import Progress, is_made, state_of
+from train.experiments.headway import Progress, is_made, state_of
 from train.experiments.workbench import Variant, Workbench
 from train.experiments.workers import end_if_orphaned, n_workers, workers
 
@@ -80,7 +80,7 @@ def make_all(bench: Workbench, jobs: Sequence[Job], write_page: Callable[[str], 
         left=list(jobs),
         progress=Progress(folders=folders, most_steps=bench.recipe.fit.steps, begun_s=time.monotonic()),
     )
-    _log.info("%d models, of which %d are made; %d at a time", len(folders), sum(map(is_made, folders)), n)
+    _log.info("%d models, of which %d are made; %d at a time", len(folders), state.progress.n_made, n)
     with workers(n) as pool:
         while state.left or state.running:
             while len(state.running) < n and (job := state.next_ready()):
@@ -101,7 +101,7 @@ def make_all(bench: Workbench, jobs: Sequence[Job], write_page: Callable[[str], 
 def _make_model(bench: Workbench, variant: Variant, repetition: int) -> list[str]:
     """In a worker: make a model, and describe it."""
     folder = bench.folder(variant, repetition)
-    was_made = is_made(folder)
+    was_made = is_made(folder, variant.recipe.fit.steps)
     try:
         bench.model(variant, repetition)  # which checks one that is there
     except KeyboardInterrupt:
@@ -144,14 +144,14 @@ class _State:
 
     def _drop(self, failed: str) -> None:
         for job in [job for job in self.left if failed in job.after]:
-            self.left.remove(job)
-            self._drop(job.name)
+            if job in self.left:  # not one that went with another that it needs too
+                self.left.remove(job)
+                self._drop(job.name)
 
     def said(self, models: Path) -> str:
         """What is made, what runs, and how long the rest may take."""
-        folders = self.progress.folders
         running = [state_of(models / job.name) if job.variant else job.name for job in self.running.values()]
         hours = self.progress.hours_left(time.monotonic())
         rest = "" if hours is None else f"; about {hours:.1f} h of training left"
-        made = sum(map(is_made, folders))
-        return f"{made} of {len(folders)} models; now {' | '.join(running) or 'nothing'}{rest}"
+        made = f"{self.progress.n_made} of {len(self.progress.folders)} models"
+        return f"{made}; now {' | '.join(running) or 'nothing'}{rest}"

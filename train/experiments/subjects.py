@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from train.experiments.catalogue import N_SESSIONS, new_subject, several_subjects
+from train.experiments.entries import Entry
 from train.experiments.findings import LINEAR, Judge, Report
-from train.experiments.verdicts import LOW_LEVEL, Finding, all_of, better, gains_more, on_par, said
+from train.experiments.verdicts import (
+    LOW_LEVEL,
+    Finding,
+    all_have_learned,
+    all_of,
+    better,
+    gains_more,
+    on_par,
+    said,
+)
 from train.experiments.workbench import Probe, Workbench
 
 
@@ -42,7 +54,7 @@ def multi_subject(bench: Workbench) -> Report:
             Finding.of(
                 "a multi-subject model is on par with single-subject models",
                 all_of(*(on_par(shared[subject], own[subject]) for subject in own)),
-                "Each is trained until its loss on held-out presentations falls no more.",
+                _trained([*(shared[subject] for subject in own), *own.values()]),
             )
         ],
         strips=[
@@ -59,6 +71,13 @@ def multi_subject(bench: Workbench) -> Report:
         ],
         chance_at="Chance is 50 % in identification.",
     )
+
+
+def _trained(entries: Sequence[Entry]) -> str:
+    """How long models were trained, if all have learned what they can."""
+    if not all_have_learned(entries):
+        return ""
+    return "Each is trained until its loss on held-out presentations falls no more."
 
 
 def fine_tuning(bench: Workbench) -> Report:

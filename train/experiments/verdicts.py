@@ -5,12 +5,13 @@ difference excludes 0; it does not appear when the interval shows the opposite, 
 Equality appears when the interval lies within the margin, and does not appear when it lies outside.
 Everything else cannot be said. Two things can stand in the way, and a reason tells them apart: a model whose
 loss on held-out presentations still fell when its training ended, of which nothing is said, because a longer
-training could decide; and an interval that is too wide, which no longer training makes narrower.
+training could decide; and an interval that is too wide, which no longer training makes narrower. Where that
+loss was not measured, nothing is said of longer trainings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -126,7 +127,7 @@ def decodes(entry: Entry, metric: str = LOW_LEVEL) -> Judgement:
         verdict, words = "does not appear", f"within {_MARGIN} of chance, or below"
     else:
         verdict, words = "cannot be said", "neither above chance nor shown to be at it. "
-        words += _narrower(contrast_with_chance(entry, metric))
+        words += _narrower(contrast_with_chance(entry, metric), [entry])
     if verdict != "appears" and entry.reference and entry.reference.score(metric).low > chance:
         words += f", where the linear reference reaches {percent(entry.reference.score(metric))}"
     return Judgement(verdict=verdict, why=f"{entry.label}: {metric} {percent(score)}, {words}")
@@ -154,6 +155,11 @@ def any_of(*parts: Judgement) -> Judgement:
     return _joined("does not appear" if refuted else "cannot be said", parts)
 
 
+def all_have_learned(entries: Iterable[Entry]) -> bool:
+    """Whether each model is known to have learned what it can."""
+    return all(entry.unfinished == "" for entry in entries)
+
+
 def said(entry: Entry, metrics: Sequence[str] = BOTH) -> str:
     """An entry's headline scores as text."""
     return ", ".join(f"{metric} {percent(entry.score(metric))}" for metric in metrics)
@@ -173,7 +179,7 @@ def _judged(
         return _unsaid(reason, differences)
     verdict, words = rule(differences)
     if verdict == "cannot be said":
-        words += f". {_narrower(max(differences, key=lambda each: each.high - each.low))}"
+        words += f". {_narrower(max(differences, key=lambda each: each.high - each.low), entries)}"
     return Judgement(verdict=verdict, why=f"{_told(differences)}: {words}", differences=differences)
 
 
@@ -231,13 +237,14 @@ def _unfinished(*entries: Entry) -> str:
     )
 
 
-def _narrower(each: Difference) -> str:
-    """What would make the interval of a difference narrower."""
+def _narrower(each: Difference, entries: Sequence[Entry]) -> str:
+    """What would make the interval of a difference between entries narrower."""
     seeds = f"{each.n_seeds} seed{'s' * (each.n_seeds > 1)}"
     more = "seeds" if each.share_of_seeds > 0.5 else "held-out pictures"
+    no_longer = "No longer training decides it, but more" if all_have_learned(entries) else "More"
     return (
-        f"No longer training decides it, but more {more} could: with {each.n_trials} trials of "
-        f"{each.n_pictures} pictures and {seeds} the interval of {each.metric} is "
+        f"{no_longer} {more} could decide it: with {each.n_trials} trials of {each.n_pictures} pictures and "
+        f"{seeds} the interval of {each.metric} is "
         f"{100 * (each.high - each.low):.1f} points wide, {100 * each.share_of_seeds:.0f} % of its variance "
         "from the seeds"
     )

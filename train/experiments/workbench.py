@@ -27,6 +27,7 @@ from train.data.trials import Trials
 from train.errors import TrainError
 from train.evaluation.decode_cache import kept
 from train.evaluation.held_out import decode_windows, held_out_groups, images_of
+from train.experiments.headway import is_made
 from train.fitting.fit import fit_subjects
 from train.fitting.job import Order, terms_of
 from train.model.base_model import find_base
@@ -119,7 +120,8 @@ class Workbench:
         return self.work / "models" / variant.folder(repetition)
 
     def model(self, variant: Variant, repetition: int = 0) -> Path:
-        """The checkpoint of a variant, trained if it does not exist yet.
+        """The checkpoint of a variant, trained if it does not exist yet, and trained on if it was given fewer
+        steps and did not reach its plateau in them.
 
         :raises TrainError: the folder holds a model with other terms
         """
@@ -139,18 +141,22 @@ class Workbench:
         with alone_in(folder, wait=True):
             if (folder / "checkpoint.json").exists():
                 self._check(order, variant)
-            elif variant.is_baseline:
-                fit_baseline(order)
-            else:
-                fit_subjects(order)
+            if not is_made(folder, variant.recipe.fit.steps):
+                make = fit_baseline if variant.is_baseline else fit_subjects
+                make(order)
         return folder
 
-    def unfinished(self, variant: Variant) -> str:
-        """Why a model has not learned what it can, if its training was measured; empty when it has."""
+    def unfinished(self, variant: Variant) -> str | None:
+        """Why a model has not learned what it can; empty when it has, None where that was not measured.
+
+        The linear reference is computed, so it has.
+        """
+        if variant.is_baseline:
+            return ""
         infos = [read_info(self.model(variant, repetition)) for repetition in variant.repetitions]
         still = [info for info in infos if info.reached_plateau is False]
         if not still:
-            return ""
+            return None if any(info.reached_plateau is None for info in infos) else ""
         return (
             f"the loss on held-out presentations still fell when training ended, after "
             f"{variant.recipe.fit.steps} steps, with {len(still)} of {len(infos)} seeds; a longer training "
@@ -160,7 +166,12 @@ class Workbench:
     def _check(self, order: Order, variant: Variant) -> None:
         method: Method = "brain-diffuser" if variant.is_baseline else "dynadiff"
         terms = terms_of(order, find_base(self.base), method)
-        different = terms.differences(read_info(order.out).terms)
+        theirs, steps = read_info(order.out).terms, order.recipe.fit.steps
+        # A ridge regression takes no steps, and a training to a plateau is the same with more of them.
+        if (variant.is_baseline or theirs.recipe.fit.plateau) and theirs.recipe.fit.steps < steps:
+            fit = msgspec.structs.replace(theirs.recipe.fit, steps=steps)
+            theirs = msgspec.structs.replace(theirs, recipe=msgspec.structs.replace(theirs.recipe, fit=fit))
+        different = terms.differences(theirs)
         if different:
             raise TrainError(
                 f"{order.out} holds a model with other {', '.join(different)} than this experiment's; remove "

@@ -17,17 +17,20 @@ Curve = list[tuple[int, float]]
 
 
 def reached(curve: Sequence[tuple[int, float]], settings: Plateau) -> bool:
-    """Whether a plateau is reached: the last measurements gained little on those before them.
+    """Whether a plateau is reached: the last measurements gained little on those before them, and the loss
+    does not fall now, as it may after a rise, from above what it was.
 
-    Gains are falls of the lowest loss so far. They are compared with the whole fall since the first step, and
-    not with the loss, most of which no decoder can take away: noise cannot be predicted.
+    Both falls, of the lowest loss so far and since the highest of the last measurements, are compared with
+    the whole fall since the first step, and not with the loss, most of which no decoder can take away: noise
+    cannot be predicted.
     """
     losses = [loss for _, loss in curve]
     if len(losses) <= settings.measurements:
         return False
     before = min(losses[: -settings.measurements])
     lowest = min(losses)
-    return before - lowest <= settings.fall * (losses[0] - lowest)
+    recent = losses[-settings.measurements - 1 :]
+    return max(before - lowest, max(recent) - recent[-1]) <= settings.fall * (losses[0] - lowest)
 
 
 class HeldOut:

@@ -59,12 +59,13 @@ class Dynadiff(nn.Module):
         """The loss of a batch with the same noise and timesteps at every call, and no condition dropped.
 
         Timesteps are spread evenly over their distribution, so that a few hundred windows say how well a
-        decoder does. To be called in evaluation mode.
+        decoder does. To be called in evaluation mode. Of latents that are means and SDs, it takes the means.
         """
         torch.manual_seed(seed)
         evenly = DiffusionLoss(self.loss.strength, _evenly, self.loss.weights)
         tokens = self.brain(batch["windows"].to(self.null.dtype), batch["subjects"])
-        loss: Tensor = evenly(self.unet, batch["latents"], tokens)
+        latents = batch["latents"].chunk(2, dim=1)[0] if self.draws_latents else batch["latents"]
+        loss: Tensor = evenly(self.unet, latents, tokens)
         return loss
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from train.experiments.progress import Progress, is_made, state_of, steps_of
+from train.experiments.headway import Progress, is_made, state_of, steps_of
 
 
 def put(folder: Path, steps: int, made: bool = False) -> None:
@@ -36,7 +36,7 @@ def test_trainings_of_which_none_has_ended_may_take_the_most_steps(tmp_path: Pat
 
 
 def test_a_training_is_told_by_its_steps_and_its_newest_loss(tmp_path: Path) -> None:
-    assert (is_made(tmp_path / "x"), steps_of(tmp_path / "x")) == (False, 0)
+    assert (is_made(tmp_path / "x", 3000), steps_of(tmp_path / "x")) == (False, 0)
     assert state_of(tmp_path / "x") == "x step 0"
     put(tmp_path / "x", 7)
     (tmp_path / "x" / "training" / "held_out.tsv").write_text("0\t0.9\n5\t0.54321\n")
