@@ -97,6 +97,24 @@ def test_a_folder_that_is_not_there_is_what_the_error_is_about(
         find_base(missing)
 
 
+@pytest.mark.usefixtures("offline")
+def test_a_folder_of_the_owners_name_does_not_hide_the_hubs_model(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "shi-labs/versatile-diffusion"
+    (tmp_path / "shi-labs" / "other").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TrainError, match="cannot get it from the hub or its cache"):
+        find_base(name)
+    cached = tmp_path / "hub" / "models--shi-labs--versatile-diffusion"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("abc")
+    shutil.copytree(tiny_base, cached / "snapshots" / "abc")
+    assert find_base(name) == cached / "snapshots" / "abc"
+    shutil.copytree(tiny_base, name)
+    assert find_base(name) == Path(name), "a folder of the whole name comes first"
+
+
 @pytest.mark.slow
 def test_a_checkpoint_names_its_shipped_base_and_finds_it_where_the_package_is(
     tiny_nsd: Path, tiny_base: Path, tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
