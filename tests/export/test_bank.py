@@ -123,7 +123,8 @@ def test_a_bank_claims_nothing_that_an_older_decoder_does_not_say(
         (older(6, held_out_runs="1/7", sessions="1"), ((2, 5),)),
     ):
         spec = make_bank(exported.folder, [source], tmp_path / f"bank-{source.name}").spec
-        assert spec.trained_sessions == spec.held_out_runs == ()
+        assert not spec.trained_sessions
+        assert not spec.held_out_runs
         assert held_out_runs(spec) == expected
         assert bool(trained_on(spec, name(1, 7))) == (expected is not None), (
             "the general one did not hold it out"

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from nsd import Layout, shared_images
+from train.__main__ import main
 from train.checkpoints.checkpoint import Checkpoint, load_checkpoint, read_info
 from train.data.cache import prepare, subject_cache
 from train.errors import TrainError
@@ -215,6 +216,12 @@ def test_networks_run_where_the_decoder_does(
     monkeypatch.setattr(module, "see", note)
     evaluate(Evaluation(root=tiny_nsd, checkpoint=checkpoint, out=tmp_path / "out", n_trials=2))
     assert devices == [torch.device("cuda" if torch.cuda.is_available() else "cpu")]
+
+
+def test_help_says_where_the_commands_are_that_fetch_networks(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    assert "`table.json` has the commands that download" in " ".join(capsys.readouterr().out.split())
 
 
 def test_one_trial_is_not_enough(checkpoint: Path, tiny_nsd: Path, tmp_path: Path) -> None:
