@@ -110,15 +110,22 @@ class _Bank:
         """Complete the bank's model card, and return the content of its ``bundle.json``."""
         card = self._folder / CARD_FILE
         card.write_text(card.read_text(encoding="utf-8") + self._chapter(), encoding="utf-8")
+        trained_sessions = self._trained_sessions()
         return msgspec.structs.replace(
             self._general.spec,
             decoders=tuple(self._decoders),
             graphs=self._graphs,
-            trained_sessions=tuple(sorted({each for spec in self._specs for each in spec.trained_sessions})),
-            held_out_runs=tuple(sorted(self._held_out_runs())),
+            trained_sessions=trained_sessions,
+            held_out_runs=tuple(sorted(self._held_out_runs())) if trained_sessions else (),
             files=hash_files(self._folder),
             provenance=tuple(self._stages),
         )
+
+    def _trained_sessions(self) -> tuple[int, ...]:
+        """The sessions of which any decoder was trained on runs; empty where one decoder does not say."""
+        if not all(spec.trained_sessions for spec in self._specs):
+            return ()
+        return tuple(sorted({each for spec in self._specs for each in spec.trained_sessions}))
 
     def _held_out_runs(self) -> set[tuple[int, int]]:
         """Session and run of the runs on which none of the decoders was trained."""

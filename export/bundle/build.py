@@ -94,7 +94,7 @@ def export_bundle(
                 form=form,
                 name=name or f"sub-{checkpoint.subject.number:02d}",
                 quality=quality,
-                evaluation=read_scores(evaluation),
+                evaluation=read_scores(evaluation, checkpoint.subject.number),
                 limits=limits or Limits(),
                 folder=folder,
                 exact=folder if form == "fp32" else Path(scratch),

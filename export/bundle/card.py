@@ -37,7 +37,7 @@ Decodes what subject {subject} was shown from {length} volumes of fMRI (TR {tr_s
 
 {held_out}
 
-Preprocessing: cosine drifts slower than {high_pass_hz:g} Hz removed, z-scores, trusted after {warmup}
+Preprocessing: cosine drifts slower than {high_pass_hz:g} Hz removed, z-scores, settled after {warmup}
 volumes.{drift}
 
 Samplers, best first; the runtime takes the first that the time between volumes allows: {samplers}.{noise}
@@ -180,7 +180,8 @@ def _held_out(checkpoint: Checkpoint) -> str:
     if checkpoint.info.imported_from:
         return "Held out, by their account: the images that every subject saw."
     runs = sorted(checkpoint.subject.held_out_runs)
-    said = f"Held out: {held_out_in_words(runs)}. No picture that is shown there was trained on."
+    # The base model's training is not the decoder's: it may have seen what other subjects are shown.
+    said = f"Held out: {held_out_in_words(runs)}. The decoder's training used no picture that is shown there."
     return f"{said}\nReplay one: `{replay_command(runs[0], 'DIR')}`." if runs else said
 
 

@@ -15,13 +15,17 @@ _NOTED = re.compile(r"(\d+)/(\d+)")
 
 
 def held_out_runs(spec: Spec) -> tuple[tuple[int, int], ...] | None:
-    """Session and run of what was held out; None where a bundle does not say what it was trained on."""
+    """Session and run of what was held out; None where a bundle does not say what it was trained on.
+
+    A bank says it where each of its decoders does.
+    """
     if spec.trained_sessions:
         return spec.held_out_runs
-    noted = _notes(spec).get("held_out_runs")
-    if noted is None:
+    notes = _notes(spec)
+    if not notes or not all("held_out_runs" in each for each in notes):
         return None
-    return tuple((int(session), int(run)) for session, run in _NOTED.findall(noted))
+    runs = {run for each in notes for run in _noted_runs(each)}
+    return tuple(sorted(run for run in runs if all(_held_out_by(each, run) for each in notes)))
 
 
 def trained_on(spec: Spec, run_id: str) -> str:
@@ -44,10 +48,23 @@ def _trained_in(spec: Spec, session: int) -> bool:
     """Whether a session has runs that may have been trained on."""
     if spec.trained_sessions:
         return session in spec.trained_sessions
-    n_sessions = _notes(spec).get("sessions", "")
+    return any(_notes_allow(each, session) for each in _notes(spec))
+
+
+def _held_out_by(notes: dict[str, str], run: tuple[int, int]) -> bool:
+    return run in _noted_runs(notes) or not _notes_allow(notes, run[0])
+
+
+def _notes_allow(notes: dict[str, str], session: int) -> bool:
+    """Whether a session is not later than all that a decoder was trained on."""
+    n_sessions = notes.get("sessions", "")
     return not n_sessions.isdecimal() or session <= int(n_sessions)
 
 
-def _notes(spec: Spec) -> dict[str, str]:
-    """What the provenance says of the training; earlier bundles say it nowhere else."""
-    return next((stage.notes for stage in spec.provenance if stage.name == "checkpoint"), {})
+def _noted_runs(notes: dict[str, str]) -> set[tuple[int, int]]:
+    return {(int(session), int(run)) for session, run in _NOTED.findall(notes["held_out_runs"])}
+
+
+def _notes(spec: Spec) -> list[dict[str, str]]:
+    """What the provenance says of each decoder's training; earlier bundles say it nowhere else."""
+    return [stage.notes for stage in spec.provenance if stage.name.split(": ")[-1] == "checkpoint"]

@@ -20,6 +20,7 @@ from realtime.bundle import spec as bundle_spec
 from realtime.bundle.bundle import Bundle
 from realtime.bundle.files import file_sha256
 from realtime.bundle.spec import Window
+from realtime.bundle.trained_on import held_out_runs, trained_on
 from realtime.decoding.decoder import Decoder
 from realtime.decoding.engines.choose import open_engine
 
@@ -95,10 +96,41 @@ def test_a_run_that_one_decoder_was_trained_on_is_not_held_out_of_the_bank(
     exported: Exported, specialise: Specialise, tmp_path: Path
 ) -> None:
     other = specialise(5, ("brain",), trained_sessions=(2, 3), held_out_runs=((2, 5), (2, 6), (3, 7)))
-    silent = specialise(-2, ("brain",), trained_sessions=(), held_out_runs=())
-    spec = make_bank(exported.folder, [other, silent], tmp_path / "bank").spec
+    spec = make_bank(exported.folder, [other], tmp_path / "bank").spec
     assert spec.trained_sessions == (1, 2, 3)
-    assert spec.held_out_runs == ((1, 3), (2, 5), (3, 7))
+    assert held_out_runs(spec) == spec.held_out_runs == ((1, 3), (2, 5), (3, 7))
+
+
+def test_a_bank_claims_nothing_that_an_older_decoder_does_not_say(
+    exported: Exported, specialise: Specialise, tmp_path: Path
+) -> None:
+    """Of decoders without a list of sessions, only the notes on the checkpoint tell, if any."""
+
+    def older(offset_volumes: int, **notes: str) -> Path:
+        stages = [
+            msgspec.structs.replace(each, notes=notes) if each.name == "checkpoint" else each
+            for each in exported.bundle.spec.provenance
+        ]
+        silent = {"trained_sessions": (), "held_out_runs": ()}
+        return specialise(offset_volumes, ("brain",), provenance=tuple(stages), **silent)
+
+    general = exported.bundle.spec
+    assert held_out_runs(general) == ((1, 3), (2, 5))
+    name = "sub-01_ses-nsd{:02d}_task-nsdcore_run-{:02d}".format
+    for source, expected in (
+        (older(-2), None),
+        (older(5, held_out_runs="1/3 1/7"), ((1, 3),)),
+        (older(6, held_out_runs="1/7", sessions="1"), ((2, 5),)),
+    ):
+        spec = make_bank(exported.folder, [source], tmp_path / f"bank-{source.name}").spec
+        assert not spec.trained_sessions
+        assert not spec.held_out_runs
+        assert held_out_runs(spec) == expected
+        assert bool(trained_on(spec, name(1, 7))) == (expected is not None), (
+            "the general one did not hold it out"
+        )
+        for run in expected or ():
+            assert trained_on(spec, name(*run)) == ""
 
 
 def test_weights_beside_a_graph_come_along(

@@ -173,7 +173,9 @@ def test_the_card_says_what_a_person_should_know(exported: Exported, tiny_checkp
         "CC BY-SA 4.0",
         "1234 presentations",
         "Held out: session 1: run 3; session 2: run 5.",
+        "The decoder's training used no picture that is shown there.",
         "python -m sim replay --nsd DIR --subject 1 --session 1 --run 3",
+        "settled after 30\nvolumes",
         "2 of the 40 sessions",
         "71 of the 1000 shared images",
         "30 voxels",
@@ -182,6 +184,7 @@ def test_the_card_says_what_a_person_should_know(exported: Exported, tiny_checkp
         "| offline | 0.987 |",
     ):
         assert fact in card
+    assert "trusted" not in card, "the page's word is settled"
     for stage in exported.bundle.spec.provenance:
         for what, value in stage.parity.items():
             row = rf"\| {re.escape(stage.name)} \|[^|]*\| {re.escape(what)} \| {re.escape(f'{value:.2g}')} \|"

@@ -80,15 +80,40 @@ def test_no_evaluation_where_one_is_named(
 def test_an_evaluation_of_averages_or_without_figures_tells_nothing_of_live_frames(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert read_scores(None) == read_scores(tmp_path / "table.md") == ()
+    assert read_scores(None, 1) == read_scores(tmp_path / "table.md", 1) == ()
     assert "the runtime will not tell how well the bundle decodes" in caplog.text
     score = {"value": 0.9, "standard_error": 0.01, "low": 0.8, "high": 1.0, "n_trials": 9}
-    table = {"average": True, "rows": {"streaming": {"HOG": score}}}
-    (tmp_path / "table.json").write_text(json.dumps(table))
-    assert read_scores(tmp_path / "table.md") == ()
+    earlier = {"average": False, "rows": {"streaming": {"HOG": score}}}
+    plain = {"blur_faces": "none", "upsample_truth": False}
+    table = earlier | {"subject": 1, "sampler": "ddim", "scoring": plain}
+    for of_live in (earlier, table):
+        (tmp_path / "table.json").write_text(json.dumps(of_live))
+        (told,) = read_scores(tmp_path / "table.md", 1)
+        assert (told.metric, told.decoded_from, told.value) == ("HOG", "streaming", 0.9)
+    for change, reason in (
+        ({"average": True}, "of averaged presentations"),
+        ({"sampler": "ddpm"}, "of decodes by DDPM"),
+        ({"scoring": plain | {"blur_faces": "decoded"}}, "blurred faces"),
+        ({"scoring": plain | {"upsample_truth": True}}, "enlarged truth"),
+    ):
+        caplog.clear()
+        (tmp_path / "table.json").write_text(json.dumps(table | change))
+        assert read_scores(tmp_path / "table.md", 1) == ()
+        assert reason in caplog.text
     (tmp_path / "table.json").write_text("{}")
     with pytest.raises(ExportError, match="expected what `python -m train evaluate` wrote"):
-        read_scores(tmp_path / "table.md")
+        read_scores(tmp_path / "table.md", 1)
+
+
+def test_an_evaluation_of_another_subject_is_refused(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "table.md").write_text("| offline | 0.987 |")
+    (tmp_path / "table.json").write_text(json.dumps({"average": False, "rows": {}, "subject": 2}))
+    command = ["bundle", "--checkpoint", str(tiny_checkpoint), "--out", str(tmp_path / "out")]
+    assert main([*command, "--evaluation", str(tmp_path / "table.md")]) == 2
+    assert "expected an evaluation of subject 1, found one of subject 2" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_damaged_weights(copied: Path) -> None:

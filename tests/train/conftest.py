@@ -73,7 +73,8 @@ def tiny_base(
     compiler: str,
 ) -> Path:
     folder = tmp_path_factory.mktemp("base")
-    train_base(BasePictures(train=pictures, held_out=scenes_of(range(24, 28))), tiny_recipe, folder, seed=1)
+    base_pictures = BasePictures(train=pictures, held_out=scenes_of(range(24, 28)), subject=1)
+    train_base(base_pictures, tiny_recipe, folder, seed=1)
     return folder
 
 

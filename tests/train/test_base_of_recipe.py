@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from nsd import NsdError
 from train.__main__ import main
 from train.checkpoints.checkpoint import load_checkpoint, read_info
 from train.errors import TrainError
 from train.fitting.fit import fit_subjects
 from train.fitting.job import Order
 from train.model.base_model import find_base, load_unet, load_vae, shipped_bases
-from train.model.base_of_recipe import base_of_recipe, default_base
+from train.model.base_of_recipe import base_of_recipe, default_base, unseen_subject
 from train.model.picture_encoder import load_picture_encoder
 from train.recipe import Recipe, demo_base, read_recipe
 from train.store.fingerprints import base_identity
+from train.systems.brain_diffuser.fit import fit_baseline
 
 QUICK = read_recipe(Path("quick"))
 
@@ -70,6 +73,30 @@ def test_of_several_that_fit_it_is_the_one_that_the_recipe_would_train(
         default_base(msgspec.structs.replace(QUICK, base=neither))
 
 
+@pytest.mark.parametrize("train", [fit_subjects, fit_baseline])
+def test_who_trains_for_a_subject_whose_pictures_the_base_has_seen_is_told(
+    train: Callable[[Order], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(shipped_bases()["plain"], tmp_path / "earlier")
+    made = json.loads((tmp_path / "earlier" / "base.json").read_bytes())
+    assert made.pop("subject") == unseen_subject(shipped_bases()["plain"]) == 1
+    (tmp_path / "earlier" / "base.json").write_text(json.dumps(made))
+    for base, subject in (("plain", 1), (tmp_path / "earlier", 2), ("plain", 2)):
+        assert "has seen no picture" not in caplog.text
+        out = tmp_path / f"out-{subject}"
+        with pytest.raises(NsdError):  # there are no recordings
+            train(Order(root=tmp_path, subjects=[subject], recipe=QUICK, base=base, out=out))
+    assert "has seen no picture of subject 1, but may have seen pictures that subject(s) 2" in caplog.text
+
+
+def test_a_base_says_whose_pictures_it_has_not_seen(tiny_base: Path, tmp_path: Path) -> None:
+    assert unseen_subject(tiny_base) == 1
+    assert unseen_subject(tmp_path) is None
+    for damaged in ("", "[]", '{"subject": "one"}'):
+        (tmp_path / "base.json").write_text(damaged)
+        assert unseen_subject(tmp_path) is None
+
+
 @pytest.mark.parametrize("command", ["fit", "ridge"])
 @pytest.mark.parametrize(("recipe", "size"), [("demo", "unet_widths"), ("paper", "token_width = 768")])
 def test_a_base_that_does_not_belong_to_the_recipe_is_refused_with_the_recipes_that_do(
@@ -95,6 +122,24 @@ def test_a_folder_that_is_not_there_is_what_the_error_is_about(
     assert "plain" in str(raised.value)
     with pytest.raises(TrainError, match=f"expected a base model in {missing}, found no such folder"):
         find_base(missing)
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_folder_of_the_owners_name_does_not_hide_the_hubs_model(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "shi-labs/versatile-diffusion"
+    (tmp_path / "shi-labs" / "other").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TrainError, match="cannot get it from the hub or its cache"):
+        find_base(name)
+    cached = tmp_path / "hub" / "models--shi-labs--versatile-diffusion"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("abc")
+    shutil.copytree(tiny_base, cached / "snapshots" / "abc")
+    assert find_base(name) == cached / "snapshots" / "abc"
+    shutil.copytree(tiny_base, name)
+    assert find_base(name) == Path(name), "a folder of the whole name comes first"
 
 
 @pytest.mark.slow

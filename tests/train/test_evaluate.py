@@ -15,14 +15,16 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
+from nsd import Layout, shared_images
+from train.__main__ import main
 from train.checkpoints.checkpoint import Checkpoint, load_checkpoint, read_info
-from train.data.cache import subject_cache
+from train.data.cache import prepare, subject_cache
 from train.errors import TrainError
 from train.evaluation import evaluate as module
 from train.evaluation.decode_cache import kept
 from train.evaluation.evaluate import Evaluation, evaluate
 from train.evaluation.held_out import decode_windows, held_out_windows
-from train.evaluation.results_table import see
+from train.evaluation.results_table import Score, see
 from train.evaluation.scored_pictures import Scoring
 from train.model.sample import Pictures
 
@@ -126,6 +128,35 @@ def test_it_samples_and_scores_as_the_authors_code_does_when_asked(
         assert np.abs(more - picture).max(axis=(1, 2, 3)).min() <= 1
 
 
+def test_images_that_the_split_withholds_are_scored_apart(
+    checkpoint: Path, tiny_nsd: Path, tmp_path: Path
+) -> None:
+    """What is pooled hides how kinds of objects are decoded that the decoder never saw."""
+    loaded = load_checkpoint(checkpoint).info
+    recipe = msgspec.structs.replace(loaded.recipe, split="runs-and-shared")
+    changed = msgspec.structs.replace(loaded, recipe=recipe)
+    (checkpoint / "checkpoint.json").write_bytes(msgspec.json.encode(changed))
+    caches, out = tmp_path / "caches", tmp_path / "apart"
+    rows = evaluate(Evaluation(root=tiny_nsd, checkpoint=checkpoint, out=out, caches=caches))
+    cache = prepare(tiny_nsd, 1, recipe, subject_cache(caches, 1))
+    is_shared = np.isin(cache.images[cache.is_test], shared_images(Layout(tiny_nsd)))
+    assert 2 <= is_shared.sum() < len(is_shared) / 2
+    for way in ("offline", "streaming"):
+        shared, others = rows[f"{way}, shared images"]["Pixels"], rows[f"{way}, other images"]["Pixels"]
+        whole = rows[way]["Pixels"]
+        assert isinstance(shared, Score)
+        assert isinstance(others, Score)
+        assert isinstance(whole, Score)
+        assert (shared.n_trials, others.n_trials) == (is_shared.sum(), (~is_shared).sum())
+        sums = [each.value * each.n_trials for each in (shared, others, whole)]
+        assert sums[0] + sums[1] == pytest.approx(sums[2])
+        assert shared.low <= shared.value <= shared.high
+    assert [name for name in rows if "," not in name] == ["offline", "streaming", "ceiling", "floor"]
+    said = (out / "table.md").read_text()
+    assert f"{is_shared.sum()} of the trials show shared images" in said
+    assert "| streaming, shared images | streaming, other images |" in said
+
+
 def test_windows_for_an_export_have_the_priors_of_the_training(
     checkpoint: Path, tiny_nsd: Path, tmp_path: Path
 ) -> None:
@@ -185,6 +216,12 @@ def test_networks_run_where_the_decoder_does(
     monkeypatch.setattr(module, "see", note)
     evaluate(Evaluation(root=tiny_nsd, checkpoint=checkpoint, out=tmp_path / "out", n_trials=2))
     assert devices == [torch.device("cuda" if torch.cuda.is_available() else "cpu")]
+
+
+def test_help_says_where_the_commands_are_that_fetch_networks(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    assert "`table.json` has the commands that download" in " ".join(capsys.readouterr().out.split())
 
 
 def test_one_trial_is_not_enough(checkpoint: Path, tiny_nsd: Path, tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ def test_an_experiment_ends_with_a_page_and_is_not_made_twice(
     assert "until the loss of the averaged weights on 20 held-out presentations" in text
     assert "Found on disk: 1 of the 40 sessions of subject 1" in text
     assert "in which a runtime is warming" in text
+    assert "base model: has seen no picture of subject 1, but some of other subjects" in text
     assert "by picture: each picture against all decodes" in text
     assert "<th>Pixels by decode ↑</th><th>Pixels by picture ↑</th>" in text
     result = json.loads((out / "betas.json").read_text())

@@ -205,8 +205,9 @@ def test_a_base_model_is_gone_on_with_for_the_same_pictures_alone(
 ) -> None:
     unet = (tiny_base / "image_unet" / "config.json").stat().st_mtime_ns
     for train, seed, other in ((pictures[::-1], 1, "pictures"), (pictures, 2, "seed")):
+        other_pictures = BasePictures(train=train, held_out=pictures[:2], subject=1)
         with pytest.raises(TrainError, match=f"holds a base model with other {other};"):
-            train_base(BasePictures(train=train, held_out=pictures[:2]), tiny_recipe, tiny_base, seed)
+            train_base(other_pictures, tiny_recipe, tiny_base, seed)
     figures = json.loads((tiny_base / "base.json").read_text())["figures"]
     expected = rebuilt_psnr_db(load_vae(tiny_base), scenes_of(range(24, 28)))
     assert figures["vae_psnr_db_held_out"] == pytest.approx(expected, rel=1e-3)
@@ -259,6 +260,7 @@ def test_base_pictures_are_none_that_the_subject_is_shown(
     monkeypatch.setattr(Stimuli, "images", note)
     found = base_pictures(tiny_nsd, 1, 5, seed=1)
     assert np.array_equal(found.train, expected)
+    assert found.subject == 1
     train, held_out = asked
     assert train == drawn.tolist()
     assert len(found.held_out) == len(set(held_out)) == 256

@@ -35,10 +35,11 @@ from train.loop.deepspeed_engine import start_engine
 from train.model.base_model import load_unet, make_unet
 from train.model.brain import BrainModule
 from train.model.finetune import set_trainable
-from train.recipe import PAPER, Recipe, Training, read_recipe
+from train.recipe import PAPER, RECIPES, Recipe, Training, read_recipe
 
 from .conftest import link_runs
 
+PAPER_RECIPE = read_recipe(PAPER)
 N_SUBJECTS, N_VOXELS, N_VOLUMES = 2, 120, 6
 """More voxels than the synthetic subject's 100: padding."""
 
@@ -176,15 +177,15 @@ def test_the_imported_model_is_the_same_function(
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
-def test_the_priors_are_of_nsds_runs_that_nobody_repaired(
+def test_the_priors_are_of_all_runs_at_nsds_tr(
     released: Path, tiny_recipe: Recipe, tiny_base: Path, tiny_nsd: Path, tmp_path: Path
 ) -> None:
-    ours = link_runs(tiny_nsd, tmp_path / "as-nsd", (2, 1), (2, 2), (2, 3))  # the authors repaired run 2
+    ours = link_runs(tiny_nsd, tmp_path / "as-nsd", (2, 1), (2, 2), (2, 3))  # NSD's repaired run 2
     replace, out = msgspec.structs.replace, tmp_path / "imported"
     recipe = replace(tiny_recipe, preprocessing=replace(tiny_recipe.preprocessing, tr_s=2.0))
     info = import_released(released, 1, recipe, tiny_base, out, nsd=ours.root)
     roi = read_roi(ours, 1)
-    series = [Run(ours, 1, 2, run).roi_series(roi) for run in (1, 3)]
+    series = [Run(ours, 1, 2, run).roi_series(roi) for run in (1, 2, 3)]
     expected = measure_priors(series, recipe.preprocessing.high_pass_hz)
     np.testing.assert_array_equal(
         VoxelStatistics.read(out / "sub-01" / "prior.npz", roi.n_voxels).mean, expected.voxels.mean
@@ -223,7 +224,21 @@ def test_a_released_model_with_residual_blocks_is_imported_whatever_the_recipe_s
     )
     start_engine(module_of(state), training).save_checkpoint(str(tmp_path / "released"), tag=TAG)
     info = import_released(tmp_path / "released", 1, recipe, tiny_base, tmp_path / "out")
-    assert info.recipe.brain.residual_place == "before aggregation"
+    ours, theirs = info.recipe, read_recipe(RECIPES / "authors.toml")
+    assert (ours.brain.residual_place, ours.brain.residual_dropout) == ("before aggregation", 0.15)
+    assert (ours.diffusion.sampler, ours.diffusion.guidance) == ("ddpm", 3.5)
+    for part in ("preprocessing", "brain", "finetune", "diffusion", "latents"):
+        changed = {
+            name
+            for name in getattr(tiny_recipe, part).__struct_fields__
+            if getattr(getattr(ours, part), name) != getattr(getattr(recipe, part), name)
+        }
+        differ = {
+            name
+            for name in getattr(PAPER_RECIPE, part).__struct_fields__
+            if getattr(getattr(theirs, part), name) != getattr(getattr(PAPER_RECIPE, part), name)
+        }
+        assert changed == differ, f"what the authors do otherwise than the paper, in [{part}]"
     brain = load_checkpoint(tmp_path / "out").brain
     assert isinstance(brain, BrainModule)
     assert brain.config.residual_place == "before aggregation"
@@ -279,3 +294,6 @@ def test_the_command_says_what_it_misses(tmp_path: Path, capsys: pytest.CaptureF
     arguments = ["--checkpoint", str(tmp_path), "--subject", "1", "--base", str(tmp_path)]
     assert main(["import-released", *arguments, "--out", str(tmp_path / "out")]) == 2
     assert "a base model is a folder in diffusers' layout" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["import-released", "--help"])
+    assert "(default: authors)" in " ".join(capsys.readouterr().out.split())

@@ -37,7 +37,6 @@ from nsd import NSDGENERAL_VOXELS, Layout, Run, read_roi, runs
 from nsd.sessions import TR_S
 from realtime.bundle.spec import DriftPrior
 from train.checkpoints.checkpoint import CheckpointInfo, TrainedSubject, save_checkpoint, subject_folder
-from train.data.cache import left_out
 from train.data.prior import measure_priors
 from train.errors import TrainError
 from train.model.base_model import is_on_hub, load_unet, make_unet
@@ -45,7 +44,7 @@ from train.model.base_of_recipe import base_of_recipe
 from train.model.brain import BrainModule
 from train.model.dynadiff import Dynadiff, brain_config
 from train.model.finetune import set_trainable
-from train.recipe import Recipe
+from train.recipe import RECIPES, Recipe, read_recipe
 from train.store.fingerprints import base_identity
 from train.store.lock import alone_in
 
@@ -218,18 +217,33 @@ def import_released(
 
 
 def _as_released(recipe: Recipe) -> Recipe:
-    """The recipe with what the authors' code does, whatever the recipe says.
+    """The recipe with what the authors' code does, as the recipe ``authors`` says, whatever it says itself.
 
-    It tests on the shared images of NSD, removes a line as drift, and has residual blocks before the
-    aggregation.
+    Sizes remain the recipe's: those of the weights are checked against them.
     """
-    replace = msgspec.structs.replace
+    replace, theirs = msgspec.structs.replace, read_recipe(RECIPES / "authors.toml")
     return replace(
         recipe,
-        split="standard",
-        preprocessing=replace(recipe.preprocessing, drift="linear", tr_s=TR_S),
-        brain=replace(recipe.brain, residual_place="before aggregation"),
-        diffusion=replace(recipe.diffusion, null_condition="zeros", guidance=3.5),
+        split=theirs.split,
+        preprocessing=replace(
+            recipe.preprocessing,
+            drift=theirs.preprocessing.drift,
+            repaired_volumes=theirs.preprocessing.repaired_volumes,
+            tr_s=TR_S,
+        ),
+        brain=replace(
+            recipe.brain,
+            residual_place=theirs.brain.residual_place,
+            residual_dropout=theirs.brain.residual_dropout,
+        ),
+        finetune=replace(recipe.finetune, initialisation=theirs.finetune.initialisation),
+        diffusion=replace(
+            recipe.diffusion,
+            null_condition=theirs.diffusion.null_condition,
+            guidance=theirs.diffusion.guidance,
+            sampler=theirs.diffusion.sampler,
+        ),
+        latents=theirs.latents,
     )
 
 
@@ -258,21 +272,14 @@ def _check_new(out: Path) -> None:
 def _write_subject(layout: Layout, subject: int, recipe: Recipe, folder: Path) -> DriftPrior | None:
     """Write the subject's ROI, and the priors of all runs, because the training runs are not known.
 
+    Volumes that NSD's authors repaired are used like others, as in the authors' code.
+
     :returns: the prior of the drifts, if the recipe asks for one
-    :raises TrainError: NSD's authors repaired volumes of all runs, and the recipe leaves these out
     """
-    keys = runs(layout, subject)
-    repaired = left_out(layout, keys, recipe)
-    if len(repaired) == len(keys):
-        raise TrainError(
-            f"expected a run of subject {subject} without repaired volumes to measure the prior on, found "
-            "none; use more runs"
-        )
     folder.mkdir(exist_ok=True)
     shutil.copy(layout.roi(subject), folder / "roi.nii.gz")
     roi = read_roi(layout, subject)
-    kept = [key for key in keys if key not in repaired]
-    series = (Run(layout, *key).roi_series(roi) for key in tqdm(kept, "prior"))
+    series = (Run(layout, *key).roi_series(roi) for key in tqdm(runs(layout, subject), "prior"))
     priors = measure_priors(series, recipe.preprocessing.high_pass_hz)
     (folder / "prior.npz").write_bytes(priors.voxels.as_npz())
     return priors.drift if recipe.preprocessing.drift_prior else None

@@ -35,7 +35,13 @@ def add_released(commands: Commands) -> None:
         help="index of the subject's layer in a checkpoint of several, from 0 (default: %(default)s)",
     )
     base_options(parser)
-    parser.add_argument("--recipe", type=Path, default=Path("paper"), help="recipe (default: %(default)s)")
+    parser.add_argument(
+        "--recipe",
+        type=Path,
+        default=Path("authors"),
+        help="recipe with the released model's sizes; what their code does is theirs whatever it says "
+        "(default: %(default)s)",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
     parser.set_defaults(run=_import_released)
 

@@ -36,9 +36,9 @@ def add_evaluate(commands: Commands) -> None:
     parser = commands.add_parser(
         "evaluate",
         help="decode held-out presentations and compare with the shown pictures, by the paper's metrics",
-        description="Metrics whose networks are missing are reported as not computed, with the command that "
-        "downloads the network. mIoU uses another segmentation network than the paper's, so the two are not "
-        "comparable.",
+        description="Metrics whose networks are missing are reported as not computed; `table.json` has the "
+        "commands that download the networks. mIoU uses another segmentation network than the paper's, so "
+        "the two are not comparable.",
     )
     parser.add_argument("--nsd", type=Path, required=True, help="root of NSD or of a synthetic subject")
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder that `fit` or `ridge` wrote")

@@ -6,7 +6,8 @@ OUT/decodes                the decodes, for a second call: see :mod:`train.evalu
 
 *offline* and *streaming* differ in preprocessing. The *ceiling* is the base model conditioned on the true
 picture, the *floor* is the first way's decodes shuffled over trials. Where other window starts than the
-recipe's are given, each start is one way of decoding (figures 4, 5).
+recipe's are given, each start is one way of decoding (figures 4, 5). Where the split withholds images from
+the training in all runs, the decodes of these and of the others have rows of their own.
 """
 
 from __future__ import annotations
@@ -33,10 +34,11 @@ from train.data.found import found
 from train.data.replays import held_out_in_words, replay_command
 from train.data.trials import Trials, n_warming
 from train.errors import TrainError
+from train.evaluation.bootstrap import PerTrial
 from train.evaluation.decode_cache import array_digest, kept, weights_digest
 from train.evaluation.held_out import decode_pictures, decode_windows, held_out_groups, images_of
 from train.evaluation.picture_grid import write_grid
-from train.evaluation.results_table import Row, as_markdown, compare, see
+from train.evaluation.results_table import NotComputed, Row, as_markdown, per_trial, see, summarise
 from train.evaluation.scored_pictures import Scoring, as_scored
 from train.model.sample import Pictures
 from train.recipe import DemoBase, Diffusion, Form, Recipe, SamplerName
@@ -109,7 +111,8 @@ def evaluate(order: Evaluation) -> dict[str, Row]:
     decoded = _decode(checkpoint, cache, groups, ways, order)
     if isinstance(recipe.base, DemoBase):
         decoded["ceiling"] = decode_pictures(checkpoint, shown, order.seed, _numbers(groups))
-    rows = _score(shown, decoded, images, order, checkpoint.null_NW.device)
+    parts = _parts(images, cache.withheld)
+    rows = _score(shown, decoded, images, parts, order, checkpoint.null_NW.device)
     here = found(Layout(order.root), cache, recipe)
     decodes = np.concatenate(groups)
     n_early = n_warming(cache, decodes, recipe.window, recipe.preprocessing.warmup_volumes)
@@ -127,7 +130,7 @@ def evaluate(order: Evaluation) -> dict[str, Row]:
         "rows": msgspec.to_builtins(rows),
     }
     facts = [here.in_words(number), *_early(ways, n_early, len(decodes), recipe)]
-    facts += [_sampled(recipe.diffusion), *order.scoring.in_words]
+    facts += [*_in_parts(parts), _sampled(recipe.diffusion), *order.scoring.in_words]
     markdown = as_markdown(rows, facts)
     drawn = np.sort(np.random.default_rng(order.seed).permutation(len(groups))[:GRID_TRIALS])
     with alone_in(order.out, wait=True):
@@ -204,11 +207,45 @@ def _score(
     shown: Pictures,
     decoded: dict[str, Pictures],
     images: NDArray[np.int64],
+    parts: dict[str, NDArray[np.bool_]],
     order: Evaluation,
     device: torch.device,
 ) -> dict[str, Row]:
+    """The rows of the table; those of a part of the trials follow that of all, which they are averaged to."""
     seen = see(as_scored(shown, decoded, order.scoring), order.networks, device)
     shuffled = np.random.default_rng(order.seed).permutation(len(shown))
     seen["floor"] = seen[next(iter(decoded))].reordered(shuffled)
     ways = {name: those for name, those in seen.items() if name != "shown"}
-    return {name: compare(seen["shown"], those, images, name=name) for name, those in ways.items()}
+    rows: dict[str, Row] = {}
+    for name, those in ways.items():
+        values = per_trial(seen["shown"], those, name)
+        rows[name] = summarise(values, images)
+        for part, chosen in parts.items() if name in _NAMES.values() else ():
+            if len(np.unique(images[chosen])) > 1:  # a single picture has no interval
+                rows[f"{name}, {part}"] = summarise(_of(values, chosen), images[chosen])
+    return rows
+
+
+def _parts(images: NDArray[np.int64], withheld: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
+    """Which trials show an image that the split withholds, and which another; empty if it withholds none."""
+    is_shared = np.isin(images, withheld)
+    return {"shared images": is_shared, "other images": ~is_shared} if len(withheld) else {}
+
+
+def _in_parts(parts: dict[str, NDArray[np.bool_]]) -> list[str]:
+    """A sentence about the trials of each part."""
+    if not parts:
+        return []
+    n_shared, n_others = (int(chosen.sum()) for chosen in parts.values())
+    return [
+        f"{n_shared} of the trials show shared images, of which the split trains on no presentation: in the "
+        f"natural world, kinds of objects that the decoder never saw. {n_others} show other images, of kinds "
+        "that it knows. Each decode is compared with the pictures of all trials."
+    ]
+
+
+def _of(
+    values: dict[str, PerTrial | NotComputed], chosen: NDArray[np.bool_]
+) -> dict[str, PerTrial | NotComputed]:
+    """Every metric's values for the chosen trials."""
+    return {name: each if isinstance(each, NotComputed) else each[chosen] for name, each in values.items()}

@@ -30,6 +30,7 @@ from train.experiments.schedule import jobs_of, make_all
 from train.experiments.subjects import fine_tuning, multi_subject
 from train.experiments.verdicts import MARGIN
 from train.experiments.workbench import N_SEEDS, N_TRIALS, Workbench
+from train.model.base_of_recipe import base_of_recipe, unseen_subject
 from train.recipe import Recipe
 
 EXPERIMENTS: dict[str, Callable[[Workbench], Report]] = {
@@ -90,6 +91,7 @@ def _facts(name: str, bench: Workbench) -> dict[str, str]:
         "command": shlex.join(["python", "-m", "train", "experiment", name]) + " --nsd … --base … --work …",
         "data": f"synthetic subjects of `python -m sim synthesize`; held out by the {recipe.split} split",
         "recordings": _recordings(bench),
+        "base model": _base_saw(bench),
         "training": _training(bench),
         "verdicts": "by the difference of two models, paired by trial and seed, with its 95 % interval over "
         f"pictures and seeds ({N_DRAWS} draws of pictures, each with all its trials, each shifted by a draw "
@@ -103,6 +105,14 @@ def _facts(name: str, bench: Workbench) -> dict[str, str]:
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{processor}, {platform.system()}, Python {sys.version.split()[0]}",
     }
+
+
+def _base_saw(bench: Workbench) -> str:
+    """Whose pictures the base model, which every model starts from, has seen."""
+    unseen = unseen_subject(base_of_recipe(bench.recipe, bench.base))
+    if unseen is None:
+        return "does not say whose pictures it has seen"
+    return f"has seen no picture of subject {unseen}, but some of other subjects"
 
 
 def _training(bench: Workbench) -> str:

@@ -26,7 +26,7 @@ from train.loop.distributed import is_main_process, main_process_first
 from train.loop.loop import fit
 from train.loop.plateau import HeldOut
 from train.model.base_model import load_unet, load_vae
-from train.model.base_of_recipe import base_of_recipe
+from train.model.base_of_recipe import base_of_recipe, warn_of_seen_pictures
 from train.model.batch import Batch
 from train.model.brain import BrainModule
 from train.model.dynadiff import Dynadiff, brain_config
@@ -50,6 +50,8 @@ def fit_subjects(order: Order) -> None:
         recipe, or ``out`` holds another training, or one that is still running
     """
     base_folder = base_of_recipe(order.recipe, order.base)
+    if is_main_process():
+        warn_of_seen_pictures(base_folder, order.subjects)
     with ExitStack() as held:
         with main_process_first():
             if is_main_process():

@@ -4,7 +4,7 @@ It takes the place of Versatile Diffusion in the paper, and has diffusers' class
 
     OUT/vae, OUT/image_unet          as save_pretrained writes them
     OUT/picture_encoder.safetensors  with the null condition
-    OUT/base.json                    recipe and figures
+    OUT/base.json                    recipe, subject whose pictures it has not seen, and figures
 
 Three trainings follow one another: the VAE, the picture encoder, and the UNet on the latents and the tokens
 of these two, which are frozen then.
@@ -51,6 +51,8 @@ class BasePictures:
 
     train: NDArray[np.uint8]
     held_out: NDArray[np.uint8]
+    subject: int
+    """The subject who is shown none of them; others may be."""
 
 
 def base_pictures(root: Path, subject: int, n_pictures: int, seed: int) -> BasePictures:
@@ -72,7 +74,7 @@ def base_pictures(root: Path, subject: int, n_pictures: int, seed: int) -> BaseP
         others = np.setdiff1d(unseen, chosen)
         held_out = rng.choice(others, min(_HELD_OUT, len(others)), replace=False)
         train, measured = (stimuli.images(np.sort(images).tolist()) for images in (chosen, held_out))
-        return BasePictures(train=train, held_out=measured)
+        return BasePictures(train=train, held_out=measured, subject=subject)
 
 
 class BaseObjective(nn.Module):
@@ -204,5 +206,10 @@ def _train_base(pictures: BasePictures, base: DemoBase, recipe: Recipe, out: Pat
         "vae_psnr_db_held_out": psnr_db,
         "last_loss": float(np.mean(losses[-100:])) if losses else None,
     }
-    made = {"recipe": msgspec.to_builtins(recipe), "seed": seed, "figures": figures}
+    made = {
+        "recipe": msgspec.to_builtins(recipe),
+        "subject": pictures.subject,
+        "seed": seed,
+        "figures": figures,
+    }
     write_whole(out / BASE_FILE, json.dumps(made, indent=2))

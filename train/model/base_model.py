@@ -127,12 +127,12 @@ def _seen_from(folder: Path) -> str:
 def is_on_hub(source: str | Path) -> bool:
     """Whether ``source`` is the name of a model on the hub (``owner/name``) and not a local folder.
 
-    A path whose first folder exists is a local one, though its last be missing.
+    A folder with the owner's name alone, such as one of other models of this owner, does not make it local.
     """
     return (
         isinstance(source, str)
         and bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source))
-        and not Path(source).parent.exists()
+        and not Path(source).exists()
     )
 
 

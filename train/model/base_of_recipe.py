@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from train.model.base_model import UNET_FOLDER, VAE_FOLDER, base_in_folder, find
 from train.recipe import DemoBase, Recipe, VersatileDiffusion, read_recipe, shipped_recipes
 
 BASE_FILE = "base.json"
-"""Beside a base model that was trained here: its recipe and figures."""
+"""Beside a base model that was trained here: its recipe, its subject and figures."""
+_log = logging.getLogger(__name__)
 
 
 def default_base(recipe: Recipe) -> str:
@@ -59,6 +61,33 @@ def base_of_recipe(recipe: Recipe, source: str | Path, more: Sequence[str] = ())
             f"belong to it: {_recipes_of(folder)}. Choose one with --recipe, or another base with --base"
         )
     return folder
+
+
+def unseen_subject(folder: Path) -> int | None:
+    """The subject of whose pictures a base model that was trained here has seen none; None if it is unknown.
+
+    Base models of earlier versions do not say it, and those that were not trained here saw other pictures.
+    """
+    try:
+        subject = json.loads((folder / BASE_FILE).read_bytes())["subject"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return subject if isinstance(subject, int) else None
+
+
+def warn_of_seen_pictures(folder: Path, subjects: Iterable[int]) -> None:
+    """Warn where a base model may have seen pictures that some of ``subjects`` are tested on."""
+    unseen = unseen_subject(folder)
+    others = [subject for subject in subjects if subject != unseen]
+    if unseen is not None and others:
+        _log.warning(
+            "the base model in %s has seen no picture of subject %d, but may have seen pictures that "
+            "subject(s) %s are tested on, so that their decodes look better than those of new pictures; "
+            "`python -m train base --subject N` trains one that has not",
+            folder,
+            unseen,
+            ", ".join(map(str, others)),
+        )
 
 
 def _differences(base: DemoBase | VersatileDiffusion, folder: Path) -> dict[str, tuple[Any, Any]]:

@@ -29,7 +29,7 @@ from train.errors import TrainError
 from train.fitting.job import Order, describe_checkpoint, training_set
 from train.loop.distributed import n_processes
 from train.model.base_model import latent_size_px
-from train.model.base_of_recipe import base_of_recipe
+from train.model.base_of_recipe import base_of_recipe, warn_of_seen_pictures
 from train.model.linear_brain import LinearBrain, LinearConfig, LowRank, flattened
 from train.recipe import Recipe
 from train.store.lock import alone_in
@@ -64,6 +64,7 @@ def fit_baseline(order: Order) -> None:
             "expected one subject and no --from; the baseline is linear, so fit each subject alone"
         )
     base_folder = base_of_recipe(order.recipe, order.base, (ENCODER_FOLDER, PROCESSOR_FOLDER))
+    warn_of_seen_pictures(base_folder, order.subjects)
     with alone_in(order.out, wait=False):
         _fit(order, base_folder)
 
