@@ -38,7 +38,10 @@ def test_region_prior_and_null_condition_come_through(copied: Path, tmp_path: Pa
 
 def test_a_moved_base_model_is_named(copied: Path, tmp_path: Path) -> None:
     moved = (tmp_path / "base").rename(tmp_path / "elsewhere")
-    with pytest.raises(ExportError, match=r"base.*config\.json, found no file; .* give one with --base"):
+    with pytest.raises(
+        ExportError,
+        match=r"expected a base model in .*base, found no such folder; give the path of one with --base",
+    ):
         read_checkpoint(copied)
     assert read_checkpoint(copied, moved).base_folder == moved
 
