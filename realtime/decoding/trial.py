@@ -33,6 +33,8 @@ _LIMIT_S_PER_GB = 120.0
 """A decode of the full-size model, 4 GB, takes minutes on a CPU."""
 _ORPHAN_S = 10.0
 """How much longer than the limit the trial's process lives if this one was killed."""
+_MAX_BYTES = 1_000_000
+"""What the trial's process says is shorter."""
 _TRIED_FILE = "tried.json"
 _LIBRARIES = (PACKAGE, "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt")
 _log = logging.getLogger(__name__)
@@ -89,7 +91,8 @@ def _run(bundle: Bundle, engine: str, limit_s: float) -> tuple[str, float]:
                 f"{bundle.folder}: expected graphs that run once within {limit_s:.0f} s, these did not end; "
                 "do not use this bundle, or export it again"
             ), 0.0
-        outcome: float | RealtimeError = receiver.recv()
+        # Not as pickled objects: the sender has run a stranger's graphs.
+        outcome = msgspec.json.decode(receiver.recv_bytes(_MAX_BYTES), type=_Outcome)
     except EOFError:
         process.join()
         if process.exitcode == -signal.SIGTERM:
@@ -98,13 +101,18 @@ def _run(bundle: Bundle, engine: str, limit_s: float) -> tuple[str, float]:
             f"{bundle.folder}: expected graphs that run, but they ended the engine's process (exit code "
             f"{process.exitcode}); do not use this bundle, or export it again"
         ), 0.0
+    except (OSError, msgspec.MsgspecError) as error:
+        return (
+            f"{bundle.folder}: expected its trial to say how it ended, got something else: {error}; do not "
+            "use this bundle"
+        ), 0.0
     finally:
         process.kill()
         process.join()
         receiver.close()
-    if isinstance(outcome, BundleError):
-        raise outcome
-    return (str(outcome), 0.0) if isinstance(outcome, RealtimeError) else ("", outcome)
+    if outcome.is_of_bundle:
+        raise BundleError(outcome.problem)
+    return outcome.problem, outcome.decode_s
 
 
 def _try(folder: Path, sha256: str, engine: str, limit_s: float, result: Connection) -> None:
@@ -121,9 +129,19 @@ def _try(folder: Path, sha256: str, engine: str, limit_s: float, result: Connect
             lambda opened: [Decoder(bundle, opened, name=each.name) for each in bundle.spec.decoders],
         )
     except RealtimeError as error:
-        result.send(error)
+        outcome = _Outcome(problem=str(error), is_of_bundle=isinstance(error, BundleError))
     else:
-        result.send(decoders[0].pace.decode_s(bundle.sampler()))
+        outcome = _Outcome(decode_s=decoders[0].pace.decode_s(bundle.sampler()))
+    result.send_bytes(msgspec.json.encode(outcome))
+
+
+class _Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What the trial's process found out."""
+
+    problem: str = ""
+    is_of_bundle: bool = False
+    """Whether the problem is the bundle's, and says nothing of the engine."""
+    decode_s: float = 0.0
 
 
 class _Tried(msgspec.Struct, frozen=True):
