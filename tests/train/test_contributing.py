@@ -17,6 +17,8 @@ from train.evaluation.evaluate import Evaluation, evaluate
 from train.fitting.job import Order
 from train.recipe import Recipe
 
+from .compared import compare
+
 Example = Callable[[str], str]
 
 
@@ -62,7 +64,7 @@ def test_the_example_of_a_metric_stands_in_the_table(
         formula(pictures, decoded[:1])
     monkeypatch.setattr(results_table, "METRICS", (*results_table.METRICS, row))
     seen = results_table.see({"shown": pictures, "decoded": decoded}, None)
-    scores = results_table.compare(seen["shown"], seen["decoded"])
+    scores = compare(seen["shown"], seen["decoded"])
     score = scores["MAE"]
     assert isinstance(score, results_table.Score)
     assert score.value > 0

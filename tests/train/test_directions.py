@@ -13,7 +13,9 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from realtime.report.identification import identification
-from train.evaluation.results_table import METRICS, Metric, NotComputed, Score, Seen, compare, per_trial
+from train.evaluation.results_table import METRICS, Metric, NotComputed, Score, Seen, per_trial
+
+from .compared import compare
 
 Rows = list[list[Fraction]]
 IDENTIFICATIONS = [metric for metric in METRICS if metric.chance == 0.5]

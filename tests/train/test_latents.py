@@ -54,6 +54,18 @@ class Guess(nn.Module):
         return self
 
 
+def drawn(recipe: Recipe) -> tuple[BrainModule, Tensor, Tensor, dict[str, Tensor]]:
+    """A brain module, a null condition, four pictures' means and SDs of latents, and windows."""
+    torch.manual_seed(2)
+    brain = BrainModule(brain_config(recipe, 10)).eval()
+    null = torch.zeros(recipe.base.n_tokens, recipe.base.token_width)
+    batch = {
+        "windows": torch.randn(4, 10, recipe.window.length_volumes),
+        "subjects": torch.zeros(4, dtype=torch.int64),
+    }
+    return brain, null, torch.rand(4, 8, 8, 8), batch
+
+
 @pytest.mark.parametrize("draws_per_window", [1, 3])
 def test_the_loss_is_that_of_samples_which_each_draw_has_of_its_own(
     tiny_recipe: Recipe, draws_per_window: int
@@ -62,14 +74,7 @@ def test_the_loss_is_that_of_samples_which_each_draw_has_of_its_own(
     diffusion = replace(tiny_recipe.diffusion, draws_per_window=draws_per_window)
     recipe = replace(tiny_recipe, diffusion=diffusion, latents=SAMPLES)
     as_modes = replace(recipe, latents=Latents(), diffusion=replace(diffusion, draws_per_window=1))
-    torch.manual_seed(2)
-    brain = BrainModule(brain_config(recipe, 10)).eval()
-    null = torch.zeros(recipe.base.n_tokens, recipe.base.token_width)
-    posterior = torch.rand(4, 8, 8, 8)
-    batch = {
-        "windows": torch.randn(4, 10, recipe.window.length_volumes),
-        "subjects": torch.zeros(4, dtype=torch.int64),
-    }
+    brain, null, posterior, batch = drawn(recipe)
     repeated = {name: value.repeat_interleave(draws_per_window, dim=0) for name, value in batch.items()}
     torch.manual_seed(7)
     samples = draw_latents(posterior.repeat_interleave(draws_per_window, dim=0))
@@ -82,14 +87,7 @@ def test_the_loss_is_that_of_samples_which_each_draw_has_of_its_own(
 
 def test_a_training_on_samples_is_measured_on_modes(tiny_recipe: Recipe) -> None:
     recipe = msgspec.structs.replace(tiny_recipe, latents=SAMPLES)
-    torch.manual_seed(2)
-    brain = BrainModule(brain_config(recipe, 10)).eval()
-    null = torch.zeros(recipe.base.n_tokens, recipe.base.token_width)
-    posterior = torch.rand(4, 8, 8, 8)
-    batch = {
-        "windows": torch.randn(4, 10, recipe.window.length_volumes),
-        "subjects": torch.zeros(4, dtype=torch.int64),
-    }
+    brain, null, posterior, batch = drawn(recipe)
     modes = batch | {"latents": posterior.chunk(2, dim=1)[0]}
     expected = Dynadiff(brain, Guess(), null, tiny_recipe).steady_loss(modes, 5)
     found = Dynadiff(brain, Guess(), null, recipe).steady_loss(batch | {"latents": posterior}, 5)

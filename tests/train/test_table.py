@@ -21,8 +21,9 @@ from train.evaluation.metrics import correlation_distance, pixcorr, ssim, two_wa
 from train.evaluation.networks.backbones import AlexNet, ResNet50
 from train.evaluation.networks.dreamsim import FILES
 from train.evaluation.networks.registry import NETWORKS, Device, Extract, Network, features, resized
-from train.evaluation.results_table import METRICS, NotComputed, Row, Score, Seen, as_markdown, compare, see
+from train.evaluation.results_table import METRICS, NotComputed, Row, Score, Seen, as_markdown, see
 
+from .compared import compare
 from .test_networks import write_clip
 
 pytestmark = pytest.mark.usefixtures("offline")

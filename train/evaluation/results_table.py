@@ -184,27 +184,6 @@ def _unaided(name: str, pictures: Pictures, device: Device) -> dict[str, Feature
     }
 
 
-def compare(
-    shown: Seen,
-    decoded: Seen,
-    pictures: NDArray[np.int64] | None = None,
-    *,
-    seed: int = 0,
-    name: str | None = None,
-) -> Row:
-    """Score decoded pictures against the shown pictures of the same trials, by every metric.
-
-    :param pictures: a number for the picture that each trial showed, ``[n]``; by default all differ
-    :param seed: seed of the bootstrap's draws
-    :param name: name of the decoded pictures on the progress bar; None for no bar
-    :raises TrainError: the two sets differ in their number of trials, or have fewer than two
-    """
-    values = per_trial(shown, decoded, name)
-    if pictures is None:
-        pictures = np.arange(len(shown.features["pictures"]))
-    return summarise(values, pictures, seed=seed)
-
-
 def per_trial(shown: Seen, decoded: Seen, name: str | None = None) -> dict[str, PerTrial | NotComputed]:
     """Every metric's value for each trial ``[n]``, for decoded pictures against the shown ones.
 

@@ -6,35 +6,18 @@ import asyncio
 import logging
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from realtime import progress
-from realtime.events import Counts, DecoderUsed, Event, State, Status
+from realtime.events import Event
 from realtime.network.channel import ChannelSender, listening
 from realtime.service.process import cancel
 from realtime.service.serve import say_progress
 
+from ..test_metrics import status
+
 PATIENCE_S = 60.0
-
-
-def status(run: str, received: int, state: State = "trusted") -> Event:
-    return Event(
-        Status(
-            state=state,
-            run_id=run,
-            subject=1,
-            volume=received - 1,
-            counts=Counts(planned=200, received=received, decoded=received // 2),
-            tr_s=4 / 3,
-            decode_delay_s=12.0,
-            bundle_name="tiny",
-            bundle_sha256="ab" * 32,
-            bundle_is_demo=False,
-            decoders=(DecoderUsed(name="general", window_delay_volumes=8),),
-            run_folder=f"/runs/{run}",
-            message="",
-        )
-    )
 
 
 def test_each_run_is_told_how_far_it_is(
@@ -52,13 +35,14 @@ def test_each_run_is_told_how_far_it_is(
                         received = 0
                         while f"{run}: " not in caplog.text:
                             received = received % 190 + 10
-                            sender.send_event(status(run, received))
+                            sender.send_event(status(received - 1, run, received=received))
                             await asyncio.sleep(0.01)
-                    sender.send_event(status("over", 200, "ended"))
+                    over = msgspec.structs.replace(status(199, "over", received=200).message, state="ended")
+                    sender.send_event(Event(over))
             await cancel(telling)
 
     asyncio.run(serve())
     said = [record.getMessage() for record in caplog.records if "volumes, " in record.getMessage()]
     assert said[0].startswith("first: ")
-    assert all(" of 200 volumes, " in line and line.endswith(" decoded") for line in said)
+    assert all(" of 225 volumes, " in line and line.endswith(" decoded") for line in said)
     assert not any(line.startswith("over: ") for line in said)
